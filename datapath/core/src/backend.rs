@@ -1,0 +1,112 @@
+//! Volumes, and the backends through which an engine uses them.
+
+use crate::{ByteRange, Completion, Io, IoDone, Nanos, Op, Outcome, Payload, Result, Tag};
+
+/// Block sizes in bytes (NBD: "block size constraints").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// Every offset and length is a multiple of this power of two, at most 64 KiB.
+    pub minimum: u32,
+    /// Best unit of I/O: a power of two, at least `minimum` and 512.
+    pub preferred: u32,
+    /// The longest read or write.
+    pub maximum_payload: u32,
+}
+
+impl Default for BlockSizes {
+    fn default() -> Self {
+        Self { minimum: 1, preferred: 4096, maximum_payload: 32 << 20 }
+    }
+}
+
+/// Which ops a volume has. A front advertises exactly these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent capabilities, each with a name")]
+pub struct Capabilities {
+    /// [`Op::Flush`], and it means something.
+    pub flush: bool,
+    /// The `fua` field of writing ops.
+    pub fua: bool,
+    /// [`Op::Trim`].
+    pub trim: bool,
+    /// [`Op::WriteZeroes`].
+    pub write_zeroes: bool,
+    /// The `fast` field of [`Op::WriteZeroes`].
+    pub fast_zero: bool,
+    /// [`Op::Cache`].
+    pub cache: bool,
+    /// [`Op::BlockStatus`] knows more than "allocated".
+    pub block_status: bool,
+    /// A flush on one backend covers the writes completed on every other backend of the volume.
+    pub multi_conn: bool,
+}
+
+/// What a volume is. Constant while it is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Size in bytes.
+    pub size: u64,
+    /// Block sizes.
+    pub block: BlockSizes,
+    /// Writing ops are refused.
+    pub read_only: bool,
+    /// On rotating media.
+    pub rotational: bool,
+    /// Which ops it has.
+    pub can: Capabilities,
+}
+
+/// An open volume, shared by all threads that serve it.
+pub trait Volume: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &VolumeInfo;
+
+    /// A backend for one thread.
+    ///
+    /// # Errors
+    /// When the volume can no longer be used.
+    fn backend(&self) -> Result<Box<dyn Backend>>;
+}
+
+/// What became of a submitted op.
+#[derive(Debug)]
+pub enum Submitted {
+    /// It has ended.
+    Done(Outcome),
+    /// It will end; [`Backend::reap`] tells.
+    Queued,
+    /// No room: the op comes back untouched. Try again after the next completion or deadline.
+    Full(Op),
+}
+
+/// One thread's access to a volume. Layers are backends around a backend.
+///
+/// The owner submits ops, passes on the ends of the file I/O that the backend started, and reaps
+/// completions after each batch of either and when [`Backend::deadline`] has passed.
+pub trait Backend: Send {
+    /// What the volume is.
+    fn info(&self) -> &VolumeInfo;
+
+    /// Memory to receive the data of a write to `range` into. A backend that keeps its data in
+    /// memory answers with that memory itself, so that the write needs no copy; contents may then
+    /// change before the op is submitted.
+    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
+        let len = usize::try_from(range.len()).expect("a payload fits into memory");
+        io.buffer(len).into()
+    }
+
+    /// Starts an op, whose range lies inside the volume and, unless the volume says otherwise, is
+    /// aligned to its minimum block.
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted;
+
+    /// Takes the end of a request that this backend started through [`Io::start`].
+    fn io_done(&mut self, done: IoDone, io: &mut dyn Io);
+
+    /// The next completion, if one is ready.
+    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion>;
+
+    /// When the owner should call [`Backend::reap`] although nothing has ended.
+    fn deadline(&self) -> Option<Nanos> {
+        None
+    }
+}

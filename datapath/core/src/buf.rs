@@ -1,0 +1,443 @@
+//! Payload memory that threads and the kernel share.
+//!
+//! A volume in memory is read and written by several shards and, through `recvmsg` and `sendmsg`,
+//! by the kernel while other requests run. Block devices promise nothing about overlapping writes
+//! in flight, but Rust forbids data races on plain bytes, so the words are atomics: every access
+//! is a relaxed load or store, which costs the same instructions as a plain one. A kernel that
+//! fills such memory behind our back is then just one more writer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use smallvec::SmallVec;
+
+/// Alignment of every buffer, in bytes: enough for `O_DIRECT` on any device.
+pub const PAGE_SIZE: usize = 4096;
+const WORD: usize = size_of::<u64>();
+const WORDS_PER_PAGE: usize = PAGE_SIZE / WORD;
+
+/// One aligned page of shared memory.
+#[repr(C, align(4096))]
+pub struct Page([AtomicU64; WORDS_PER_PAGE]);
+
+const _: () = assert!(size_of::<Page>() == PAGE_SIZE && align_of::<Page>() == PAGE_SIZE);
+
+impl Page {
+    fn zeroed() -> Self {
+        Self([const { AtomicU64::new(0) }; WORDS_PER_PAGE])
+    }
+}
+
+/// A view of some bytes of a shared block of pages. Cloning shares the memory.
+#[derive(Clone)]
+pub struct Buf {
+    pages: Arc<Box<[Page]>>,
+    start: usize,
+    len: usize,
+}
+
+impl Buf {
+    /// A page-aligned buffer of `len` zero bytes.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Self {
+        let pages = (0..len.div_ceil(PAGE_SIZE)).map(|_| Page::zeroed()).collect();
+        Self { pages: Arc::new(pages), start: 0, len }
+    }
+
+    /// A buffer that holds a copy of `bytes`.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let buf = Self::zeroed(bytes.len());
+        buf.copy_in(0, bytes);
+        buf
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes that the underlying block of pages holds in all.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.pages.len() * PAGE_SIZE
+    }
+
+    /// The block of pages this buffer is a view of, for whoever hands its address to the kernel.
+    #[must_use]
+    pub fn pages(&self) -> &[Page] {
+        &self.pages
+    }
+
+    /// Where the view begins in [`Buf::pages`], in bytes.
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Whether both are views of the same bytes.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pages, &other.pages) && self.start == other.start && self.len == other.len
+    }
+
+    /// The whole block as a view of `len` bytes, if nobody else holds it: how a pool takes a
+    /// buffer back.
+    #[must_use]
+    pub fn reclaim(mut self, len: usize) -> Option<Self> {
+        let unique = Arc::get_mut(&mut self.pages).is_some() && len <= self.capacity();
+        unique.then(|| Self { pages: self.pages, start: 0, len })
+    }
+
+    /// A view of `len` bytes that begins `skip` bytes in.
+    ///
+    /// # Panics
+    /// When that is not inside the view: a bug of the caller.
+    #[must_use]
+    pub fn slice(&self, skip: usize, len: usize) -> Self {
+        assert!(skip <= self.len && len <= self.len - skip, "slice inside the buffer");
+        Self { pages: Arc::clone(&self.pages), start: self.start + skip, len }
+    }
+
+    /// Stores `bytes` at `at`.
+    ///
+    /// # Panics
+    /// When they do not fit: a bug of the caller.
+    pub fn copy_in(&self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at, "copy_in inside the buffer");
+        let mut from = bytes;
+        for (words, skip, len) in self.runs(at, bytes.len()) {
+            let (now, later) = from.split_at(len);
+            store_run(words, skip, now);
+            from = later;
+        }
+    }
+
+    /// Loads bytes at `at` into `out`.
+    ///
+    /// # Panics
+    /// When the buffer ends before `out` is full: a bug of the caller.
+    pub fn copy_out(&self, at: usize, out: &mut [u8]) {
+        assert!(at <= self.len && out.len() <= self.len - at, "copy_out inside the buffer");
+        let mut to = out;
+        for (words, skip, len) in self.runs(at, to.len()) {
+            let (now, later) = to.split_at_mut(len);
+            load_run(words, skip, now);
+            to = later;
+        }
+    }
+
+    /// Copies all of `from`, a buffer of the same length, into this one.
+    ///
+    /// # Panics
+    /// When the lengths differ: a bug of the caller.
+    pub fn copy_from(&self, from: &Self) {
+        assert_eq!(self.len, from.len, "copy between buffers of one length");
+        let mut bounce = [0; PAGE_SIZE];
+        let mut at = 0;
+        while at < self.len {
+            let piece = &mut bounce[..(self.len - at).min(PAGE_SIZE)];
+            from.copy_out(at, piece);
+            self.copy_in(at, piece);
+            at += piece.len();
+        }
+    }
+
+    /// Overwrites `len` bytes at `at` with zeroes.
+    ///
+    /// # Panics
+    /// When they are not inside the buffer: a bug of the caller.
+    pub fn zero(&self, at: usize, len: usize) {
+        const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+        assert!(at <= self.len && len <= self.len - at, "zero inside the buffer");
+        for (words, skip, len) in self.runs(at, len) {
+            store_run(words, skip, &ZEROES[..len]);
+        }
+    }
+
+    /// Whether every byte is zero.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        let mut out = [0; PAGE_SIZE];
+        self.runs(0, self.len).all(|(words, skip, len)| {
+            load_run(words, skip, &mut out[..len]);
+            out[..len].iter().all(|byte| *byte == 0)
+        })
+    }
+
+    /// A copy of the bytes.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = vec![0; self.len];
+        self.copy_out(0, &mut out);
+        out
+    }
+
+    /// The pages that `len` bytes at `at` touch: their words, the first byte in them, the count.
+    fn runs(&self, at: usize, len: usize) -> impl Iterator<Item = (&[AtomicU64], usize, usize)> {
+        let mut at = self.start + at;
+        let end = at + len;
+        std::iter::from_fn(move || {
+            (at < end).then(|| {
+                let skip = at % PAGE_SIZE;
+                let len = (PAGE_SIZE - skip).min(end - at);
+                let words = &self.pages[at / PAGE_SIZE].0[..];
+                at += len;
+                (words, skip, len)
+            })
+        })
+    }
+}
+
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buf({} bytes)", self.len)
+    }
+}
+
+/// Stores `bytes` into a page, `skip` bytes in.
+fn store_run(words: &[AtomicU64], skip: usize, bytes: &[u8]) {
+    let head = (skip.next_multiple_of(WORD) - skip).min(bytes.len());
+    let (head, rest) = bytes.split_at(head);
+    let first = skip / WORD;
+    store_part(words, skip, head);
+    let (whole, tail) = rest.as_chunks::<WORD>();
+    let first = first + usize::from(!skip.is_multiple_of(WORD));
+    for (word, bytes) in words[first.min(words.len())..].iter().zip(whole) {
+        word.store(u64::from_le_bytes(*bytes).to_le(), Relaxed);
+    }
+    store_part(words, (first + whole.len()) * WORD, tail);
+}
+
+/// Stores less than a word, inside one word.
+fn store_part(words: &[AtomicU64], skip: usize, bytes: &[u8]) {
+    if bytes.is_empty() {
+        return;
+    }
+    let shift = skip % WORD;
+    // The closure always answers Some, so this cannot fail.
+    let _ = words[skip / WORD].fetch_update(Relaxed, Relaxed, |old| {
+        let mut word = u64::from_le(old).to_le_bytes();
+        word[shift..shift + bytes.len()].copy_from_slice(bytes);
+        Some(u64::from_le_bytes(word).to_le())
+    });
+}
+
+/// Loads from a page, `skip` bytes in, until `out` is full.
+fn load_run(words: &[AtomicU64], skip: usize, out: &mut [u8]) {
+    let head = (skip.next_multiple_of(WORD) - skip).min(out.len());
+    let (head, rest) = out.split_at_mut(head);
+    load_part(words, skip, head);
+    let first = skip.div_ceil(WORD);
+    let (whole, tail) = rest.as_chunks_mut::<WORD>();
+    let count = whole.len();
+    for (word, bytes) in words[first.min(words.len())..].iter().zip(whole) {
+        *bytes = u64::from_le(word.load(Relaxed)).to_le_bytes();
+    }
+    load_part(words, (first + count) * WORD, tail);
+}
+
+/// Loads less than a word, from one word.
+fn load_part(words: &[AtomicU64], skip: usize, out: &mut [u8]) {
+    if out.is_empty() {
+        return;
+    }
+    let shift = skip % WORD;
+    let word = u64::from_le(words[skip / WORD].load(Relaxed)).to_le_bytes();
+    out.copy_from_slice(&word[shift..shift + out.len()]);
+}
+
+/// A piece of a payload.
+#[derive(Clone, Debug)]
+pub enum Segment {
+    /// That many zero bytes, which take no memory.
+    Zero(usize),
+    /// Bytes in shared memory.
+    Data(Buf),
+}
+
+impl Segment {
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Zero(len) => *len,
+            Self::Data(buf) => buf.len(),
+        }
+    }
+
+    /// Whether it covers no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The bytes of a read or a write, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Payload {
+    segments: SmallVec<[Segment; 1]>,
+}
+
+impl Payload {
+    /// A payload without bytes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a segment; empty ones and adjacent zeroes are folded.
+    pub fn push(&mut self, segment: Segment) {
+        match (self.segments.last_mut(), segment) {
+            (_, segment) if segment.is_empty() => {}
+            (Some(Segment::Zero(have)), Segment::Zero(more)) => *have += more,
+            (_, segment) => self.segments.push(segment),
+        }
+    }
+
+    /// The segments in order.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The segments in order, by value.
+    pub fn into_segments(self) -> impl Iterator<Item = Segment> {
+        self.segments.into_iter()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.segments.iter().map(Segment::len).sum()
+    }
+
+    /// Whether it holds no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// A payload of the `len` bytes that begin `skip` bytes in.
+    ///
+    /// # Panics
+    /// When that is not inside the payload: a bug of the caller.
+    #[must_use]
+    pub fn slice(&self, skip: usize, len: usize) -> Self {
+        let (mut skip, mut left) = (skip, len);
+        let mut out = Self::new();
+        for segment in &self.segments {
+            let from = skip.min(segment.len());
+            let take = left.min(segment.len() - from);
+            skip -= from;
+            left -= take;
+            out.push(match segment {
+                Segment::Zero(_) => Segment::Zero(take),
+                Segment::Data(buf) => Segment::Data(buf.slice(from, take)),
+            });
+        }
+        assert!(skip == 0 && left == 0, "slice inside the payload");
+        out
+    }
+
+    /// Stores `bytes` at `at`. Zero segments take no store, so a payload to be filled has none.
+    ///
+    /// # Panics
+    /// When they do not fit or would land in a zero segment: a bug of the caller.
+    pub fn copy_in(&self, at: usize, bytes: &[u8]) {
+        let (mut at, mut from) = (at, bytes);
+        for segment in &self.segments {
+            let skip = at.min(segment.len());
+            let (now, later) = from.split_at(from.len().min(segment.len() - skip));
+            at -= skip;
+            from = later;
+            match segment {
+                Segment::Data(buf) => buf.copy_in(skip, now),
+                Segment::Zero(_) => assert!(now.is_empty(), "no store into a zero segment"),
+            }
+        }
+        assert!(at == 0 && from.is_empty(), "copy_in inside the payload");
+    }
+
+    /// Copies all bytes into `out`, which has the payload's length.
+    ///
+    /// # Panics
+    /// When the lengths differ: a bug of the caller.
+    pub fn copy_out(&self, out: &mut [u8]) {
+        let mut to = out;
+        for segment in &self.segments {
+            let (now, later) = to.split_at_mut(segment.len());
+            to = later;
+            match segment {
+                Segment::Zero(_) => now.fill(0),
+                Segment::Data(buf) => buf.copy_out(0, now),
+            }
+        }
+        assert!(to.is_empty(), "copy_out of the whole payload");
+    }
+
+    /// A copy of the bytes.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = vec![0; self.len()];
+        self.copy_out(&mut out);
+        out
+    }
+}
+
+impl From<Buf> for Payload {
+    fn from(buf: Buf) -> Self {
+        let mut payload = Self::new();
+        payload.push(Segment::Data(buf));
+        payload
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_at_every_alignment() {
+        let model: Vec<u8> = (0..3 * PAGE_SIZE).map(|i| (i * 7 + i / 255) as u8).collect();
+        for skip in [0, 1, 7, 8, 9, 4090, 4095, 4096, 4097] {
+            for len in [0, 1, 3, 7, 8, 9, 15, 4096, 5000] {
+                let buf = Buf::zeroed(3 * PAGE_SIZE);
+                buf.copy_in(skip, &model[skip..skip + len]);
+                let mut want = vec![0; 3 * PAGE_SIZE];
+                want[skip..skip + len].copy_from_slice(&model[skip..skip + len]);
+                assert_eq!(buf.to_vec(), want, "skip {skip} len {len}");
+                assert_eq!(buf.slice(skip, len).to_vec(), &model[skip..skip + len]);
+                buf.zero(skip, len);
+                assert!(buf.is_zero(), "skip {skip} len {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn payload_folds_zeroes_and_slices_across_segments() {
+        let mut payload = Payload::new();
+        payload.push(Segment::Zero(3));
+        payload.push(Segment::Zero(2));
+        payload.push(Segment::Data(Buf::from_bytes(b"abcdef")));
+        payload.push(Segment::Zero(0));
+        assert_eq!(payload.segments().len(), 2);
+        assert_eq!(payload.to_vec(), b"\0\0\0\0\0abcdef");
+        assert_eq!(payload.slice(4, 4).to_vec(), b"\0abc");
+    }
+
+    #[test]
+    fn a_shared_block_is_not_reclaimed() {
+        let buf = Buf::zeroed(100);
+        let other = buf.slice(3, 4);
+        assert!(buf.reclaim(100).is_none());
+        assert!(other.reclaim(4096).is_some_and(|buf| buf.start() == 0 && buf.len() == 4096));
+    }
+}

@@ -1,0 +1,218 @@
+//! Errors, and the one table that maps them to the outside.
+
+use std::error::Error as StdError;
+use std::{fmt, io};
+
+use rustix::io::Errno;
+
+/// Short for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What the caller can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Somebody else holds it; try later or make them let go.
+    Busy,
+    /// Stored data failed its check; do not use it.
+    Corrupt,
+    /// The request is wrong; correct it.
+    Invalid,
+    /// The device or file failed; look there.
+    Io,
+    /// Out of memory; free some.
+    NoMemory,
+    /// Out of space; make some.
+    NoSpace,
+    /// It does not exist; check the name.
+    NotFound,
+    /// Not allowed, or the volume is read-only.
+    Permission,
+    /// Being shut down; go elsewhere or wait.
+    Shutdown,
+    /// Larger than can be handled; split it.
+    TooLarge,
+    /// Not available here; do without.
+    Unsupported,
+}
+
+/// Error numbers that exist on the NBD wire (NBD proto.md, "Error values").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[expect(missing_docs, reason = "the errno names say it")]
+pub enum NbdErrno {
+    Perm = 1,
+    Io = 5,
+    NoMem = 12,
+    Inval = 22,
+    NoSpc = 28,
+    Overflow = 75,
+    NotSup = 95,
+    Shutdown = 108,
+}
+
+/// How one kind looks to each front.
+struct Mapping {
+    nbd: NbdErrno,
+    linux: Errno,
+    grpc: i32,
+}
+
+impl ErrorKind {
+    /// All kinds.
+    pub const ALL: [Self; 11] = [
+        Self::Busy,
+        Self::Corrupt,
+        Self::Invalid,
+        Self::Io,
+        Self::NoMemory,
+        Self::NoSpace,
+        Self::NotFound,
+        Self::Permission,
+        Self::Shutdown,
+        Self::TooLarge,
+        Self::Unsupported,
+    ];
+
+    /// The one table. gRPC codes: <https://grpc.io/docs/guides/status-codes/>.
+    fn mapping(self) -> Mapping {
+        let map = |nbd, linux, grpc| Mapping { nbd, linux, grpc };
+        match self {
+            Self::Busy => map(NbdErrno::Io, Errno::BUSY, 9),
+            Self::Corrupt => map(NbdErrno::Io, Errno::IO, 15),
+            Self::Invalid => map(NbdErrno::Inval, Errno::INVAL, 3),
+            Self::Io => map(NbdErrno::Io, Errno::IO, 14),
+            Self::NoMemory => map(NbdErrno::NoMem, Errno::NOMEM, 8),
+            Self::NoSpace => map(NbdErrno::NoSpc, Errno::NOSPC, 8),
+            Self::NotFound => map(NbdErrno::Inval, Errno::NOENT, 5),
+            Self::Permission => map(NbdErrno::Perm, Errno::PERM, 7),
+            Self::Shutdown => map(NbdErrno::Shutdown, Errno::SHUTDOWN, 14),
+            Self::TooLarge => map(NbdErrno::Overflow, Errno::OVERFLOW, 11),
+            Self::Unsupported => map(NbdErrno::NotSup, Errno::OPNOTSUPP, 12),
+        }
+    }
+
+    /// Its number on the NBD wire.
+    #[must_use]
+    pub fn nbd_errno(self) -> NbdErrno {
+        self.mapping().nbd
+    }
+
+    /// Its Linux errno, as a ublk server answers it (negated).
+    #[must_use]
+    pub fn linux_errno(self) -> i32 {
+        self.mapping().linux.raw_os_error()
+    }
+
+    /// Its gRPC status code.
+    #[must_use]
+    pub fn grpc_code(self) -> i32 {
+        self.mapping().grpc
+    }
+
+    /// The kind of a system call's error.
+    #[must_use]
+    pub fn of_io(error: &io::Error) -> Self {
+        match Errno::from_io_error(error) {
+            Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Self::NoSpace,
+            Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Self::Permission,
+            Some(Errno::INVAL) => Self::Invalid,
+            Some(Errno::NOMEM) => Self::NoMemory,
+            Some(Errno::NOENT | Errno::NXIO | Errno::NODEV) => Self::NotFound,
+            Some(Errno::BUSY | Errno::TXTBSY | Errno::WOULDBLOCK) => Self::Busy,
+            Some(Errno::OPNOTSUPP | Errno::NOSYS) => Self::Unsupported,
+            _ => Self::Io,
+        }
+    }
+}
+
+/// An error: what the caller can do, what was being done, on what, and why.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    op: &'static str,
+    context: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error without a deeper cause. `op` is a verb ("open"), `context` says on what and why.
+    #[must_use]
+    pub fn new(kind: ErrorKind, op: &'static str, context: impl Into<String>) -> Self {
+        Self { kind, op, context: context.into(), source: None }
+    }
+
+    /// A system call's error; its errno decides the kind.
+    #[must_use]
+    pub fn from_io(op: &'static str, context: impl Into<String>, source: io::Error) -> Self {
+        Self::new(ErrorKind::of_io(&source), op, context).because(source)
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the caller can do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.op, self.context)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // Display already tells the direct cause; a chain printer must not tell it twice.
+        self.source.as_deref().and_then(StdError::source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_numbers() {
+        let table = ErrorKind::ALL
+            .map(|kind| (kind.nbd_errno() as u32, kind.linux_errno(), kind.grpc_code()));
+        let want = [
+            (5, 16, 9),
+            (5, 5, 15),
+            (22, 22, 3),
+            (5, 5, 14),
+            (12, 12, 8),
+            (28, 28, 8),
+            (22, 2, 5),
+            (1, 1, 7),
+            (108, 108, 14),
+            (75, 75, 11),
+            (95, 95, 12),
+        ];
+        assert_eq!(table, want);
+    }
+
+    #[test]
+    fn quota_and_file_size_count_as_no_space() {
+        for errno in [Errno::DQUOT, Errno::FBIG, Errno::NOSPC] {
+            let error = Error::from_io("write", "a.img", io::Error::from(errno));
+            assert_eq!(error.kind().nbd_errno(), NbdErrno::NoSpc);
+        }
+    }
+
+    #[test]
+    fn display_tells_what_on_what_and_why() {
+        let error = Error::from_io("open", "a.img", io::Error::from(Errno::NOENT));
+        assert_eq!(error.to_string(), "open: a.img: No such file or directory (os error 2)");
+    }
+}

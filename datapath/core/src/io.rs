@@ -1,0 +1,94 @@
+//! What an engine does for a backend: buffers, time and file I/O.
+//!
+//! The backend decides what is to be done; the engine (a ring, or plain system calls) decides how.
+//! This keeps backends free of io_uring and lets one backend run on every engine.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use crate::{Buf, Payload};
+
+/// Nanoseconds on a monotonic clock.
+pub type Nanos = u64;
+
+/// The backend's name for a request in flight, echoed in [`IoDone`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IoToken(pub u64);
+
+/// How [`IoRequest::Allocate`] changes a range of a file (`fallocate(2)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocate {
+    /// Deallocate; it reads as zeroes afterwards (`PUNCH_HOLE|KEEP_SIZE`).
+    PunchHole,
+    /// Make it read as zeroes and keep it allocated (`ZERO_RANGE|KEEP_SIZE`).
+    ZeroRange,
+}
+
+/// File I/O that an engine carries out. It owns file and buffers until its [`IoDone`].
+#[derive(Clone, Debug)]
+pub enum IoRequest {
+    /// Fill `into` from the file at `at`.
+    Read {
+        /// The file.
+        file: Arc<File>,
+        /// Offset in bytes.
+        at: u64,
+        /// Where to put the bytes.
+        into: Buf,
+    },
+    /// Write `from`, which has no zero segments, to the file at `at`.
+    Write {
+        /// The file.
+        file: Arc<File>,
+        /// Offset in bytes.
+        at: u64,
+        /// The bytes.
+        from: Payload,
+        /// Return only when they are stable (`RWF_DSYNC`).
+        dsync: bool,
+    },
+    /// `fdatasync(2)`.
+    Sync {
+        /// The file.
+        file: Arc<File>,
+    },
+    /// `fallocate(2)`.
+    Allocate {
+        /// The file.
+        file: Arc<File>,
+        /// How.
+        mode: Allocate,
+        /// Offset in bytes.
+        at: u64,
+        /// Length in bytes, at least 1.
+        len: u64,
+    },
+}
+
+/// The end of an [`IoRequest`].
+#[derive(Debug)]
+pub struct IoDone {
+    /// As given to [`Io::start`].
+    pub token: IoToken,
+    /// The request, given back with its buffers.
+    pub request: IoRequest,
+    /// Bytes moved (may be short; 0 at the end of file), or the kernel's error.
+    pub result: io::Result<usize>,
+}
+
+/// An engine, as a backend sees it.
+pub trait Io {
+    /// The time at which the engine last woke. Constant while it works through one batch.
+    fn now(&self) -> Nanos;
+
+    /// A page-aligned buffer of `len` bytes with arbitrary content.
+    fn buffer(&mut self, len: usize) -> Buf;
+
+    /// Starts a request; its end is reported to [`crate::Backend::io_done`].
+    ///
+    /// # Errors
+    /// Hands the request back when the engine's queue is full; try again after a completion.
+    #[expect(clippy::result_large_err, reason = "the request comes back, that is the point")]
+    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest>;
+}

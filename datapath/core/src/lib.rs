@@ -1,0 +1,19 @@
+//! The contract between fronts (NBD, ublk) and backends (memory, file, …).
+//!
+//! A front parses a request into an [`Op`] and hands it to a [`Backend`]; the backend answers with
+//! a [`Completion`]. Nothing here does I/O: a backend asks its engine for it through [`Io`].
+#![forbid(unsafe_code)]
+
+mod backend;
+mod buf;
+mod error;
+mod io;
+mod op;
+mod range;
+
+pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeInfo};
+pub use buf::{Buf, PAGE_SIZE, Page, Payload, Segment};
+pub use error::{Error, ErrorKind, NbdErrno, Result};
+pub use io::{Allocate, Io, IoDone, IoRequest, IoToken, Nanos};
+pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
+pub use range::{ByteRange, RangeError};
