@@ -1,1 +1,48 @@
-//! placeholder
+//! What the end-to-end tests share: a running `sheave serve`, bounded commands, hostile peers.
+//!
+//! The binary under test is `$SHEAVE_BIN`, else the one that cargo built beside the tests.
+//! Everything here panics on failure: it runs only inside tests.
+#![forbid(unsafe_code)]
+
+mod certs;
+mod command;
+mod files;
+mod server;
+mod skip;
+mod wire;
+
+pub use certs::Certificates;
+pub use command::{Output, Run, have, python, sheave};
+pub use files::{Scratch, compare, pattern};
+pub use server::{Serve, Server};
+pub use skip::{skip, uring_or_skip};
+pub use wire::{
+    Chunk, GoReply, Wire, cmd, errno, flag, go_data, magic, opt, option_header, reply,
+    request_header,
+};
+
+/// Runs a test with each engine: `both_engines! { fn name(engine) { … } }` makes the tests
+/// `name::uring` and `name::threads`.
+#[macro_export]
+macro_rules! both_engines {
+    ($(fn $name:ident($engine:ident) $body:block)*) => {$(
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn run($engine: &str) $body
+
+            #[test]
+            fn uring() {
+                if $crate::uring_or_skip(concat!(stringify!($name), "::uring")) {
+                    run("uring");
+                }
+            }
+
+            #[test]
+            fn threads() {
+                run("threads");
+            }
+        }
+    )*};
+}

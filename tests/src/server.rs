@@ -1,0 +1,281 @@
+//! A running `sheave serve`.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::command::wait;
+use crate::{Certificates, Scratch, sheave};
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A free port may be taken by another test between its choice and its use.
+const PORT_ATTEMPTS: usize = 5;
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    args: Vec<String>,
+    wrapper: Vec<String>,
+}
+
+/// A server on a unix socket or a TCP port. Dropping it ends it and checks that it ended well.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    address: Address,
+    log: PathBuf,
+    scratch: Scratch,
+    ended: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl Serve {
+    /// Serves one volume.
+    #[must_use]
+    pub fn new(volume: impl AsRef<Path>) -> Self {
+        let volume = volume.as_ref().to_str().expect("UTF-8 path").to_owned();
+        Self { args: vec![volume], wrapper: Vec::new() }
+    }
+
+    /// Adds arguments, divided at white space.
+    #[must_use]
+    pub fn args(mut self, args: &str) -> Self {
+        self.args.extend(args.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// Chooses the engine.
+    #[must_use]
+    pub fn engine(self, engine: &str) -> Self {
+        self.args("--engine").args(engine)
+    }
+
+    /// TLS; with `mutual`, clients need a certificate.
+    #[must_use]
+    pub fn tls(mut self, certificates: &Certificates, mutual: bool) -> Self {
+        let args = if mutual { certificates.mutual_args() } else { certificates.server_args() };
+        self.args.extend(args);
+        self
+    }
+
+    /// Runs the server through another command, which must `exec` it.
+    #[must_use]
+    pub fn through(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Starts it on a unix socket and waits until it accepts.
+    #[must_use]
+    pub fn unix(&self) -> Server {
+        let scratch = Scratch::new();
+        let socket = scratch.path().join("s");
+        let args = ["--socket".to_owned(), socket.to_str().expect("UTF-8 path").to_owned()];
+        self.start(&args, Address::Unix(socket), scratch)
+            .unwrap_or_else(|log| panic!("{:?} did not start:\n{log}", self.args))
+    }
+
+    /// Starts it on a free TCP port of the loopback interface and waits until it accepts.
+    #[must_use]
+    pub fn tcp(&self) -> Server {
+        let mut log = String::new();
+        for _ in 0..PORT_ATTEMPTS {
+            let address = free_port();
+            let args = ["--listen".to_owned(), address.to_string()];
+            match self.start(&args, Address::Tcp(address), Scratch::new()) {
+                Ok(server) => return server,
+                Err(text) => log = text,
+            }
+        }
+        panic!("{:?} did not start:\n{log}", self.args);
+    }
+
+    fn start(&self, listen: &[String], to: Address, scratch: Scratch) -> Result<Server, String> {
+        let log = scratch.path().join("log");
+        let stderr = File::create(&log).expect("log file");
+        // However the test ends, its server ends with it.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(&self.wrapper)
+            .arg(sheave())
+            .arg("serve")
+            .args(&self.args)
+            .args(listen)
+            .stdin(Stdio::null())
+            .stdout(stderr.try_clone().expect("log file"))
+            .stderr(stderr)
+            .spawn()
+            .expect("setpriv (util-linux)");
+        let mut server = Server { child, address: to, log, scratch, ended: false };
+        match server.wait_until_it_accepts() {
+            Ok(()) => Ok(server),
+            Err(why) => {
+                server.ended = true;
+                server.child.kill().expect("our own child");
+                server.child.wait().expect("our own child");
+                Err(format!("{why}\n{}", server.log()))
+            }
+        }
+    }
+}
+
+impl Server {
+    /// The default export's URI.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        self.uri_of("")
+    }
+
+    /// An export's URI.
+    #[must_use]
+    pub fn uri_of(&self, export: &str) -> String {
+        match &self.address {
+            Address::Unix(socket) => {
+                format!("nbd+unix:///{export}?socket={}", socket.display())
+            }
+            Address::Tcp(address) => format!("nbd://{address}/{export}"),
+        }
+    }
+
+    /// The unix socket.
+    ///
+    /// # Panics
+    /// When it listens on TCP.
+    #[must_use]
+    pub fn socket(&self) -> &str {
+        match &self.address {
+            Address::Unix(socket) => socket.to_str().expect("UTF-8 path"),
+            Address::Tcp(address) => panic!("listens on {address}"),
+        }
+    }
+
+    /// The TCP port.
+    ///
+    /// # Panics
+    /// When it listens on a unix socket.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        match &self.address {
+            Address::Unix(socket) => panic!("listens on {}", socket.display()),
+            Address::Tcp(address) => address.port(),
+        }
+    }
+
+    /// A directory of its own, for files of the test.
+    #[must_use]
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// What it has printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).expect("log file")).into_owned()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether its process runs.
+    #[must_use]
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_none()
+    }
+
+    /// Resident memory in KiB.
+    #[must_use]
+    pub fn rss_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(path).expect("the server runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("VmRSS in KiB")
+    }
+
+    /// Open file descriptors.
+    #[must_use]
+    pub fn fds(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the server runs").count()
+    }
+
+    /// Ends it as Ctrl-C does and returns its status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn interrupt(&mut self) -> ExitStatus {
+        self.end(Signal::INT)
+    }
+
+    fn end(&mut self, signal: Signal) -> ExitStatus {
+        self.ended = true;
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
+        if let Some(status) = wait(&mut self.child, STOP_TIMEOUT) {
+            return status;
+        }
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+        panic!("the server did not end within {STOP_TIMEOUT:?} of {signal:?}\n{}", self.log());
+    }
+
+    fn wait_until_it_accepts(&mut self) -> Result<(), String> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return Err(format!("ended with {status}"));
+            }
+            let last = match self.address.connect() {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if start.elapsed() > START_TIMEOUT {
+                return Err(format!("no connection after {START_TIMEOUT:?}: {last}"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- log of the server\n{}", self.log());
+            drop(self.child.kill());
+            drop(self.child.wait());
+            return;
+        }
+        if !self.ended {
+            let status = self.end(Signal::TERM);
+            assert!(status.success(), "the server ended with {status}\n{}", self.log());
+        }
+        assert!(!self.log().contains("panicked at"), "the server panicked\n{}", self.log());
+    }
+}
+
+impl Address {
+    fn connect(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(socket) => UnixStream::connect(socket).map(drop),
+            Self::Tcp(address) => TcpStream::connect(address).map(drop),
+        }
+    }
+}
+
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its address")
+}

@@ -1,0 +1,97 @@
+//! Who may import whom, and how much the data path may pull in (see ARCHITECTURE.md).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value;
+use sheave_tests::Run;
+
+/// Crates of the workspace, and what each may import. Nothing else may be imported.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("sheave-core", &[]),
+    ("sheave-proto", &["sheave-core"]),
+    ("sheave-ring", &["sheave-core"]),
+    ("sheave-telemetry", &["sheave-core"]),
+    ("sheave-shard", &["sheave-core", "sheave-ring", "sheave-telemetry"]),
+    (
+        "sheave-nbd",
+        &["sheave-core", "sheave-proto", "sheave-ring", "sheave-telemetry", "sheave-shard"],
+    ),
+    ("sheave-backends", &["sheave-core"]),
+];
+
+/// These wire the others together, and nothing imports them but the binary `sheave`.
+const IMPORT_ANYTHING: &[&str] = &["sheave", "sheave-bench", "sheave-tests"];
+
+/// The data path builds without an S3 client and without gRPC.
+const DATA_PATH_CRATES_MAX: usize = 60;
+const NOT_IN_DATA_PATH: &[&str] = &["aws-", "tonic", "prost", "hyper", "axum", "clap", "ratatui"];
+
+#[test]
+fn imports_follow_the_layout() {
+    let allowed: BTreeMap<_, _> = MAY_IMPORT.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (name, imports) in workspace() {
+        if IMPORT_ANYTHING.contains(&name.as_str()) {
+            let upward = ["sheave", "sheave-tests"].iter().find(|&&top| imports.contains(top));
+            wrong.extend(upward.map(|top| format!("{name} -> {top}")));
+            continue;
+        }
+        let Some(allowed) = allowed.get(name.as_str()) else {
+            panic!("crate {name} has no place in the layout: give it one here and in the document");
+        };
+        let extra = imports.iter().filter(|import| !allowed.contains(&import.as_str()));
+        wrong.extend(extra.map(|import| format!("{name} -> {import}")));
+    }
+    assert!(wrong.is_empty(), "imports against the layout: {wrong:?}");
+}
+
+#[test]
+fn the_layout_names_only_crates_that_exist() {
+    let workspace = workspace();
+    let known = MAY_IMPORT.iter().map(|(name, _)| name).chain(IMPORT_ANYTHING);
+    let gone: Vec<_> = known.filter(|&&name| !workspace.contains_key(name)).collect();
+    assert!(gone.is_empty(), "no such crates: {gone:?}");
+}
+
+#[test]
+fn the_data_path_stays_small() {
+    let tree = cargo("tree --package sheave-nbd --edges normal,build --prefix none --no-dedupe");
+    let crates: BTreeSet<_> = tree
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| !name.starts_with("sheave-"))
+        .collect();
+    assert!(crates.contains("io-uring"), "the tree of the data path has a ring:\n{tree}");
+    assert!(
+        crates.len() < DATA_PATH_CRATES_MAX,
+        "the data path pulls in {} crates: {crates:?}",
+        crates.len()
+    );
+    let banned: Vec<_> = crates
+        .iter()
+        .filter(|name| NOT_IN_DATA_PATH.iter().any(|banned| name.starts_with(banned)))
+        // The cryptography of rustls shares a prefix with the S3 client.
+        .filter(|&&name| !matches!(name, "aws-lc-rs" | "aws-lc-sys"))
+        .collect();
+    assert!(banned.is_empty(), "not for the data path: {banned:?}");
+}
+
+/// Each crate of the workspace with the crates of the workspace that it imports.
+fn workspace() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata: Value =
+        serde_json::from_str(&cargo("metadata --no-deps --format-version 1")).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let name = |value: &Value| value["name"].as_str().expect("name").to_owned();
+    let known: BTreeSet<_> = packages.iter().map(name).collect();
+    let imports = |package: &Value| {
+        let dependencies = package["dependencies"].as_array().expect("dependencies");
+        dependencies.iter().map(name).filter(|import| known.contains(import)).collect()
+    };
+    packages.iter().map(|package| (name(package), imports(package))).collect()
+}
+
+fn cargo(args: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace");
+    Run::new(env!("CARGO")).args(args).args("--offline --locked").in_dir(root).ok()
+}

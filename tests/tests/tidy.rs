@@ -1,0 +1,160 @@
+//! Rules for the repository itself that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sheave_tests::Run;
+
+const FILE_LINES_MAX: usize = 500;
+const LINE_CHARS_MAX: usize = 100;
+
+/// The only crates with `unsafe` code. Every other one forbids it.
+const UNSAFE_CRATES: &[&str] = &["datapath/ring/src/lib.rs"];
+
+/// What is fine while one works, but never in a commit. Written so as not to find itself.
+const BANNED: &[&str] = &["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME", "XXX:"];
+
+#[test]
+fn source_files_and_lines_are_short() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let count = text.lines().count();
+        if count >= FILE_LINES_MAX {
+            wrong.push(format!("{path}: {count} lines"));
+        }
+        for (index, line) in text.lines().enumerate() {
+            if line.chars().count() > LINE_CHARS_MAX {
+                wrong.push(format!("{path}:{}: over {LINE_CHARS_MAX} columns", index + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_leftovers() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources().into_iter().filter(|(path, _)| path != "tests/tests/tidy.rs") {
+        for (index, line) in text.lines().enumerate() {
+            let found = BANNED.iter().filter(|banned| line.contains(**banned));
+            wrong.extend(found.map(|banned| format!("{path}:{}: {banned}", index + 1)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn crates_forbid_unsafe_code() {
+    let roots: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, _)| path.ends_with("src/lib.rs") || path.ends_with("src/main.rs"))
+        .collect();
+    assert!(roots.len() >= 9, "the roots of all crates: {roots:?}");
+    let unsafe_allowed = |path: &str| UNSAFE_CRATES.contains(&path);
+    let wrong: Vec<_> = roots
+        .iter()
+        .filter(|(path, text)| {
+            text.lines().any(|line| line == "#![forbid(unsafe_code)]") == unsafe_allowed(path)
+        })
+        .map(|(path, _)| path)
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "#![forbid(unsafe_code)] belongs into all but {UNSAFE_CRATES:?}: \
+         {wrong:?}"
+    );
+}
+
+#[test]
+fn the_changelog_keeps_its_form() {
+    const SECTIONS: &[&str] =
+        &["Added", "Changed", "Deprecated", "Fixed", "Performance", "Removed", "Security"];
+    let text = read("CHANGELOG.md");
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("# Changelog"));
+    let mut releases = Vec::new();
+    for line in lines {
+        if let Some(release) = line.strip_prefix("## ") {
+            releases.push(release.to_owned());
+        } else if let Some(section) = line.strip_prefix("### ") {
+            assert!(SECTIONS.contains(&section), "section {section:?}");
+            assert!(!releases.is_empty(), "section {section:?} before any release");
+        } else {
+            let known = line.is_empty() || line.starts_with("- ") || line.starts_with("  ");
+            assert!(known || releases.is_empty(), "neither heading nor entry: {line:?}");
+        }
+    }
+    assert_eq!(releases.first().map(String::as_str), Some("[Unreleased]"));
+    for release in &releases[1..] {
+        let (version, date) = release.split_once(" - ").expect("version and date");
+        assert!(version.starts_with('[') && version.ends_with(']'), "{release}");
+        assert!(date.len() == 10 && date.matches('-').count() == 2, "{release}");
+    }
+}
+
+#[test]
+fn decisions_are_numbered_without_gaps() {
+    let files = tracked("docs/decisions");
+    assert!(!files.is_empty());
+    for (index, path) in files.iter().enumerate() {
+        let want = format!("docs/decisions/{:04}-", index + 1);
+        assert!(path.starts_with(&want) && path.ends_with(".md"), "{path} is not {want}….md");
+        let text = read(path);
+        let title = format!("# {:04}. ", index + 1);
+        assert!(text.starts_with(&title), "{path} does not begin with {title:?}");
+    }
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = read("Cargo.toml");
+    let section = manifest
+        .split_once("[workspace.dependencies]")
+        .and_then(|(_, rest)| rest.split("\n[").next())
+        .expect("[workspace.dependencies]");
+    let architecture = read("ARCHITECTURE.md");
+    let names = section.lines().filter_map(|line| line.split_once(" =")).map(|(name, _)| name);
+    let missing: Vec<_> = names
+        .filter(|name| !name.starts_with("sheave-"))
+        .filter(|name| !architecture.contains(&format!("`{name}`")))
+        .collect();
+    assert!(missing.is_empty(), "ARCHITECTURE.md gives no reason for {missing:?}");
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for path in tracked("").into_iter().filter(|path| path.ends_with(".md")) {
+        let dir = Path::new(&path).parent().expect("a file is in a directory").to_owned();
+        for target in read(&path).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap_or_default();
+            let outside = target.contains("://") || file.is_empty();
+            if !outside && !root().join(&dir).join(file).exists() {
+                wrong.push(format!("{path}: {target}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// All Rust files and their text.
+fn sources() -> Vec<(String, String)> {
+    let paths = tracked("").into_iter().filter(|path| path.ends_with(".rs"));
+    let sources: Vec<_> = paths.map(|path| (path.clone(), read(&path))).collect();
+    assert!(sources.len() > 10, "the sources were found");
+    sources
+}
+
+/// Files of the repository below `dir`, sorted; those that are being deleted are left out.
+fn tracked(dir: &str) -> Vec<String> {
+    let list = Run::new("git").args("ls-files").arg(format!("./{dir}")).in_dir(&root()).ok();
+    list.lines().filter(|path| root().join(path).exists()).map(str::to_owned).collect()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace").to_owned()
+}
