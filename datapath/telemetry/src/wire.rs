@@ -1,0 +1,204 @@
+//! Snapshots for other processes.
+//!
+//! ```json
+//! {"name": "disk", "connections": 1, "bytes_in_flight": 0, "ops": [
+//!   {"op": "read", "bytes": 8192, "errors": 0, "stages": [
+//!     {"stage": "total", "count": 2, "mean_ns": 21000.0, "p50_ns": 20479, "p90_ns": 22015,
+//!      "p99_ns": 22015, "p999_ns": 22015, "max_ns": 22015, "counts": [[20479, 1], [22015, 1]]}]}]}
+//! ```
+//! `counts` holds each latency that occurred, as the highest value that its counter counts, and how
+//! often. It is the whole histogram: whoever knows no HdrHistogram can still merge two of them. The
+//! figures before it are for those who only want to look, and are ignored on reading.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sheave_core::OpKind;
+
+use crate::layout::{LEN, new_histogram};
+use crate::{OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
+
+#[derive(Serialize, Deserialize)]
+struct VolumeWire {
+    name: String,
+    connections: i64,
+    bytes_in_flight: i64,
+    ops: Vec<OpWire>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OpWire {
+    op: String,
+    bytes: u64,
+    errors: u64,
+    stages: Vec<StageWire>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StageWire {
+    stage: String,
+    #[serde(flatten, skip_deserializing)]
+    summary: Summary,
+    counts: Vec<(u64, u64)>,
+}
+
+#[derive(Default, Serialize)]
+struct Summary {
+    count: u64,
+    mean_ns: f64,
+    p50_ns: u64,
+    p90_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+    max_ns: u64,
+}
+
+impl Serialize for VolumeSnapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        VolumeWire::from(self).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for VolumeSnapshot {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        VolumeWire::deserialize(deserializer)?.try_into().map_err(de::Error::custom)
+    }
+}
+
+impl From<&VolumeSnapshot> for VolumeWire {
+    fn from(volume: &VolumeSnapshot) -> Self {
+        let VolumeGauges { connections, bytes_in_flight } = volume.gauges;
+        let ops = volume.ops.iter().map(OpWire::from).collect();
+        Self { name: volume.name.clone(), connections, bytes_in_flight, ops }
+    }
+}
+
+impl From<&OpSnapshot> for OpWire {
+    fn from(op: &OpSnapshot) -> Self {
+        let stages = op.stages().map(|(stage, histogram)| StageWire {
+            stage: stage.name().to_owned(),
+            summary: summary(histogram),
+            counts: counts(histogram),
+        });
+        let name = op.kind.name().to_owned();
+        Self { op: name, bytes: op.bytes, errors: op.errors, stages: stages.collect() }
+    }
+}
+
+impl TryFrom<VolumeWire> for VolumeSnapshot {
+    type Error = String;
+
+    fn try_from(wire: VolumeWire) -> Result<Self, String> {
+        let VolumeWire { name, connections, bytes_in_flight, ops } = wire;
+        let ops = ops.into_iter().map(OpSnapshot::try_from).collect::<Result<_, _>>()?;
+        Ok(Self { name, gauges: VolumeGauges { connections, bytes_in_flight }, ops })
+    }
+}
+
+impl TryFrom<OpWire> for OpSnapshot {
+    type Error = String;
+
+    fn try_from(wire: OpWire) -> Result<Self, String> {
+        let mut kinds = OpKind::ALL.into_iter();
+        let kind = kinds.find(|kind| kind.name() == wire.op);
+        let mut op = Self::empty(kind.ok_or_else(|| format!("unknown op {:?}", wire.op))?);
+        (op.bytes, op.errors) = (wire.bytes, wire.errors);
+        for StageWire { stage: name, counts, .. } in wire.stages {
+            let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name);
+            let stage = stage.ok_or_else(|| format!("unknown stage {name:?}"))?;
+            op.stages[stage as usize] = Some(histogram(&counts)?);
+        }
+        Ok(op)
+    }
+}
+
+fn summary(histogram: &Histogram<u64>) -> Summary {
+    let at = |quantile| histogram.value_at_quantile(quantile);
+    Summary {
+        count: histogram.len(),
+        mean_ns: histogram.mean(),
+        p50_ns: at(0.5),
+        p90_ns: at(0.9),
+        p99_ns: at(0.99),
+        p999_ns: at(0.999),
+        max_ns: histogram.max(),
+    }
+}
+
+fn counts(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
+    histogram.iter_recorded().map(|v| (v.value_iterated_to(), v.count_at_value())).collect()
+}
+
+fn histogram(counts: &[(u64, u64)]) -> Result<Histogram<u64>, String> {
+    if counts.len() > LEN {
+        return Err(format!("{} latencies, at most {LEN} can differ", counts.len()));
+    }
+    let mut histogram = new_histogram();
+    for &(value_ns, count) in counts {
+        // As recorders' counters are merged, so that equal histograms compare equal.
+        let lowest_ns = histogram.lowest_equivalent(value_ns);
+        histogram.record_n(lowest_ns, count).map_err(|error| format!("{value_ns} ns: {error}"))?;
+    }
+    Ok(histogram)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::Registry;
+
+    fn sample() -> VolumeSnapshot {
+        let volume = Registry::new().volume("disk");
+        let recorder = volume.recorder();
+        recorder.record(OpKind::Read, Stage::Total, 20_000);
+        recorder.record_n(OpKind::Read, Stage::Total, 300_000_000_000, 2);
+        recorder.record(OpKind::Read, Stage::Store, 0);
+        recorder.add_bytes(OpKind::Read, 8192);
+        recorder.add_error(OpKind::WriteZeroes);
+        recorder.add_connections(1);
+        volume.snapshot()
+    }
+
+    #[test]
+    fn comes_back_as_it_went() {
+        let snapshot = sample();
+        let text = serde_json::to_string(&snapshot).unwrap();
+        assert_eq!(serde_json::from_str::<VolumeSnapshot>(&text).unwrap(), snapshot);
+    }
+
+    #[test]
+    fn other_programs_find_their_figures() {
+        let value = serde_json::to_value(sample()).unwrap();
+        assert_eq!(value["name"], "disk");
+        assert_eq!(value["connections"], 1);
+        let read = &value["ops"][0];
+        assert_eq!((&read["op"], &read["bytes"]), (&json!("read"), &json!(8192)));
+        let total = &read["stages"][0];
+        assert_eq!((&total["stage"], &total["count"]), (&json!("total"), &json!(3)));
+        assert_eq!(total["counts"][0], json!([20_479, 1]));
+        assert_eq!(total["p50_ns"], total["max_ns"]);
+        assert_eq!(
+            (&value["ops"][1]["op"], &value["ops"][1]["errors"]),
+            (&json!("write_zeroes"), &json!(1))
+        );
+    }
+
+    #[test]
+    fn strange_input_is_refused() {
+        let good = serde_json::to_value(sample()).unwrap();
+        let refused = |path: &str, value: Value| {
+            let mut bad = good.clone();
+            *bad.pointer_mut(path).unwrap() = value;
+            serde_json::from_value::<VolumeSnapshot>(bad).unwrap_err().to_string()
+        };
+        assert_eq!(refused("/ops/0/op", json!("chew")), "unknown op \"chew\"");
+        assert_eq!(refused("/ops/0/stages/0/stage", json!("x")), "unknown stage \"x\"");
+        assert!(
+            refused("/ops/0/stages/0/counts/0/0", json!(u64::MAX))
+                .contains("18446744073709551615 ns")
+        );
+        let many: Vec<_> = (0..=LEN).map(|_| (1, 1)).collect();
+        assert!(refused("/ops/0/stages/0/counts", json!(many)).contains("at most"));
+    }
+}
