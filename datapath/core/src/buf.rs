@@ -92,8 +92,10 @@ impl Buf {
     /// buffer back.
     #[must_use]
     pub fn reclaim(mut self, len: usize) -> Option<Self> {
-        let unique = Arc::get_mut(&mut self.pages).is_some() && len <= self.capacity();
-        unique.then(|| Self { pages: self.pages, start: 0, len })
+        if Arc::get_mut(&mut self.pages).is_none() || len > self.capacity() {
+            return None;
+        }
+        Some(Self { pages: self.pages, start: 0, len })
     }
 
     /// A view of `len` bytes that begins `skip` bytes in.

@@ -89,6 +89,5 @@ pub trait Io {
     ///
     /// # Errors
     /// Hands the request back when the engine's queue is full; try again after a completion.
-    #[expect(clippy::result_large_err, reason = "the request comes back, that is the point")]
     fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest>;
 }

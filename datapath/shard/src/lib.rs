@@ -1,1 +1,18 @@
-//! placeholder
+//! Shards: one thread and one ring each, many sessions, one backend a volume.
+//!
+//! A [`Session`] is the protocol state of one connection; it moves no bytes itself. The engine
+//! that owns it, a ring shard or a plain thread, receives, sends and runs the backend.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod engine;
+mod io;
+mod poll;
+mod pool;
+mod session;
+mod shard;
+mod threads;
+
+pub use clock::Clock;
+pub use engine::{Assignment, Engine, EngineChoice, EngineConfig};
+pub use session::{Cx, NextRead, Session};

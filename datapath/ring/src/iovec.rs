@@ -1,0 +1,84 @@
+//! Addresses of shared buffers, as the kernel wants them.
+
+use libc::{c_void, iovec};
+use sheave_core::{Buf, Payload, Segment};
+
+/// The kernel takes at most this many vectors a call (`UIO_MAXIOV`).
+pub(crate) const IOV_MAX: usize = 1024;
+
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A list of vectors. The pointers are only followed by the kernel, while their owner keeps the
+/// memory alive.
+#[derive(Default)]
+pub(crate) struct IoVecs(pub(crate) Vec<iovec>);
+
+// SAFETY: the raw pointers are plain addresses to whoever holds the list; memory behind them is
+// either shared atomics (`Buf`), immutable, or owned by the same struct that owns the list.
+// JUSTIFICATION: `iovec` is a kernel type that holds raw pointers, and batches move with sessions.
+unsafe impl Send for IoVecs {}
+
+impl IoVecs {
+    pub(crate) fn push_buf(&mut self, buf: &Buf, skip: usize) {
+        if buf.len() > skip {
+            let base = address(buf).wrapping_add(skip).cast::<c_void>();
+            self.0.push(iovec { iov_base: base, iov_len: buf.len() - skip });
+        }
+    }
+
+    /// Bytes that outlive the list and do not move; the kernel only reads them.
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            let base = bytes.as_ptr().cast_mut().cast::<c_void>();
+            self.0.push(iovec { iov_base: base, iov_len: bytes.len() });
+        }
+    }
+
+    /// Zeroes to be sent, never to be received into.
+    pub(crate) fn push_zeroes(&mut self, len: usize) {
+        let mut left = len;
+        while left > 0 && self.0.len() < IOV_MAX {
+            let take = left.min(ZEROES.len());
+            self.push_bytes(&ZEROES[..take]);
+            left -= take;
+        }
+    }
+
+    /// The data segments of a payload from byte `skip` on, at most [`IOV_MAX`] of them.
+    ///
+    /// # Panics
+    /// On a zero segment: a payload given to the kernel has none.
+    pub(crate) fn set_payload(&mut self, payload: &Payload, mut skip: usize) {
+        self.0.clear();
+        for segment in payload.segments() {
+            let Segment::Data(buf) = segment else { panic!("payload for the kernel is all data") };
+            let from = skip.min(buf.len());
+            skip -= from;
+            if self.0.len() < IOV_MAX {
+                self.push_buf(buf, from);
+            }
+        }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= IOV_MAX
+    }
+
+    /// A message header that points at the list, valid while the list neither moves nor changes.
+    pub(crate) fn header(&mut self) -> libc::msghdr {
+        // SAFETY: all zeroes is a valid `msghdr`: null pointers with zero lengths.
+        // JUSTIFICATION: the struct has private padding on some targets, so no literal.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = self.0.as_mut_ptr();
+        header.msg_iovlen = self.0.len() as _;
+        header
+    }
+}
+
+/// Where the bytes of a buffer begin.
+///
+/// The pages are atomics, so writing through this pointer while others hold the buffer is allowed;
+/// they are contiguous, so `start` bytes in is still inside the same allocation.
+pub(crate) fn address(buf: &Buf) -> *mut u8 {
+    buf.pages().as_ptr().cast::<u8>().cast_mut().wrapping_add(buf.start())
+}

@@ -1,0 +1,101 @@
+//! The same I/O by ordinary system calls, for the thread engine.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use sheave_core::{Allocate, IoRequest, Payload};
+
+use crate::SendBatch;
+use crate::iovec::{IoVecs, address};
+
+/// Carries out a file request; the count may be short.
+///
+/// # Errors
+/// What the kernel says.
+pub fn file(request: &IoRequest) -> io::Result<usize> {
+    match request {
+        IoRequest::Read { file, at, into } => {
+            let offset = offset(*at)?;
+            // SAFETY: the pointer covers `into.len()` bytes of shared atomics that `into` keeps
+            // alive during the call.
+            // JUSTIFICATION: std can read only into exclusive bytes.
+            retry(|| unsafe {
+                libc::pread(file.as_raw_fd(), address(into).cast(), into.len(), offset)
+            })
+        }
+        IoRequest::Write { file, at, from, dsync } => write(file, *at, from, *dsync),
+        IoRequest::Sync { file } => file.sync_data().map(|()| 0),
+        IoRequest::Allocate { file, mode, at, len } => {
+            let (at, len) = (offset(*at)?, offset(*len)?);
+            // SAFETY: takes numbers only; the descriptor is open while `file` lives.
+            // JUSTIFICATION: keeps the mode bits beside those given to the ring.
+            retry(|| unsafe {
+                libc::fallocate(file.as_raw_fd(), mode_bits(*mode), at, len) as isize
+            })
+        }
+    }
+}
+
+fn write(file: &File, at: u64, from: &Payload, dsync: bool) -> io::Result<usize> {
+    let offset = offset(at)?;
+    let mut iov = IoVecs::default();
+    iov.set_payload(from, 0);
+    let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+    let count = iov.0.len() as i32;
+    // SAFETY: the vectors point into memory that `from` keeps alive during the call.
+    // JUSTIFICATION: std can write only from exclusive or frozen bytes.
+    retry(|| unsafe { libc::pwritev2(file.as_raw_fd(), iov.0.as_ptr(), count, offset, flags) })
+}
+
+/// Receives into `payload` from byte `skip` on; 0 is the end of the stream.
+///
+/// # Errors
+/// What the kernel says, `EAGAIN` included.
+pub fn recv_into(socket: BorrowedFd<'_>, payload: &Payload, skip: usize) -> io::Result<usize> {
+    let mut iov = IoVecs::default();
+    iov.set_payload(payload, skip);
+    let mut header = iov.header();
+    // SAFETY: header and vectors live through the call and point into memory that `payload` keeps
+    // alive.
+    // JUSTIFICATION: std can read only into exclusive bytes.
+    retry(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) })
+}
+
+/// Sends what is unsent of a batch, as far as one call can; returns how much that was.
+///
+/// # Errors
+/// What the kernel says, `EAGAIN` included.
+pub fn send(socket: BorrowedFd<'_>, batch: &mut SendBatch) -> io::Result<usize> {
+    let header = batch.prepare();
+    // SAFETY: `prepare` made the header; the batch, which holds all it points at, is borrowed
+    // through the call.
+    // JUSTIFICATION: std cannot send shared atomics.
+    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), header, libc::MSG_NOSIGNAL) })
+}
+
+pub(crate) fn mode_bits(mode: Allocate) -> i32 {
+    match mode {
+        Allocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        Allocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+    }
+}
+
+fn offset(at: u64) -> io::Result<libc::off_t> {
+    at.try_into().map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// Repeats a call that a signal interrupted.
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Receive buffers that the kernel picks from when data arrives, so that an idle connection holds
+//! none (provided buffer rings, io_uring_register(2) `IORING_REGISTER_PBUF_RING`).
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering::Release};
+
+use io_uring::{IoUring, types::BufRingEntry};
+
+pub(crate) const GROUP: u16 = 0;
+
+/// Bytes that arrived, in a buffer that goes back to the ring by [`crate::Ring::give_back`].
+pub struct Received {
+    id: u16,
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+impl Received {
+    /// What arrived. Writable, because TLS decrypts in place.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+}
+
+/// The buffers, and the ring through which the kernel takes them.
+pub(crate) struct Provided {
+    entries: NonNull<BufRingEntry>,
+    count: u16,
+    tail: u16,
+    /// `None` while the bytes are with their reader; else they belong to the kernel.
+    lent: Vec<Option<Box<[u8]>>>,
+}
+
+// SAFETY: the entries are owned by this struct alone; the kernel reads them, whichever thread
+// stores. JUSTIFICATION: a ring is made before the thread that will own it starts.
+unsafe impl Send for Provided {}
+
+impl Provided {
+    /// Registers `count` (a power of two) buffers of `len` bytes.
+    ///
+    /// Must be dropped after the ring, which may write to the buffers until it is gone.
+    pub(crate) fn register(uring: &IoUring, count: u16, len: usize) -> io::Result<Self> {
+        assert!(count.is_power_of_two());
+        let layout = layout(count);
+        // SAFETY: the layout has a size above zero.
+        // JUSTIFICATION: the kernel wants the ring on a page boundary.
+        let Some(entries) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        let mut provided = Self {
+            entries: entries.cast(),
+            count,
+            tail: 0,
+            lent: (0..count).map(|_| None).collect(),
+        };
+        // SAFETY: the memory is page-aligned, `count` entries long, zeroed, and lives until this
+        // struct is dropped, which is after the ring is closed.
+        // JUSTIFICATION: sharing memory with the kernel is the point.
+        unsafe {
+            uring.submitter().register_buf_ring_with_flags(
+                entries.as_ptr() as u64,
+                count,
+                GROUP,
+                0,
+            )?;
+        }
+        for id in 0..count {
+            provided.lend(id, vec![0; len].into_boxed_slice());
+        }
+        Ok(provided)
+    }
+
+    /// The buffer that a completion names.
+    pub(crate) fn take(&mut self, id: u16, len: usize) -> Received {
+        let bytes = self.lent[usize::from(id)].take().expect("the kernel had this buffer");
+        assert!(len <= bytes.len(), "the kernel filled no more than the buffer");
+        Received { id, bytes, len }
+    }
+
+    pub(crate) fn give_back(&mut self, received: Received) {
+        self.lend(received.id, received.bytes);
+    }
+
+    fn lend(&mut self, id: u16, mut bytes: Box<[u8]>) {
+        let slot = usize::from(self.tail & (self.count - 1));
+        // SAFETY: `slot` is below `count`, and the entries live as long as this struct. The kernel
+        // reads an entry only once the tail has passed it.
+        // JUSTIFICATION: sharing memory with the kernel is the point.
+        unsafe {
+            let entry = self.entries.add(slot).as_mut();
+            entry.set_addr(bytes.as_mut_ptr() as u64);
+            entry.set_len(u32::try_from(bytes.len()).expect("a receive buffer is small"));
+            entry.set_bid(id);
+        }
+        self.lent[usize::from(id)] = Some(bytes);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the tail lies in the reserved field of the first entry, is aligned, and only
+        // this thread stores to it. Release makes the entry visible before the tail.
+        // JUSTIFICATION: as above.
+        unsafe {
+            let tail = BufRingEntry::tail(self.entries.as_ptr()).cast::<AtomicU16>();
+            (*tail).store(self.tail, Release);
+        }
+    }
+}
+
+impl Drop for Provided {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `register` with the same layout; the ring is closed by now.
+        // JUSTIFICATION: pairs with `alloc_zeroed`.
+        unsafe { dealloc(self.entries.as_ptr().cast(), layout(self.count)) }
+    }
+}
+
+fn layout(count: u16) -> Layout {
+    Layout::from_size_align(usize::from(count) * size_of::<BufRingEntry>(), 4096)
+        .expect("a few pages")
+}

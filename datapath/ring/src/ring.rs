@@ -1,0 +1,400 @@
+//! One io_uring and everything it has in flight.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use sheave_core::{IoRequest, Payload};
+use slab::Slab;
+
+use crate::SendBatch;
+use crate::iovec::{IoVecs, address};
+use crate::plain::mode_bits;
+use crate::probe::{Probe, open};
+use crate::provided::{GROUP, Provided, Received};
+
+/// Sizes of a ring; each is the named maximum of a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct RingConfig {
+    /// Submission queue entries; the completion queue has eight times as many.
+    pub entries: u32,
+    /// Shared receive buffers, a power of two.
+    pub receive_buffers: u16,
+    /// Bytes in each of them.
+    pub receive_buffer_len: usize,
+    /// File requests in flight.
+    pub file_requests_max: usize,
+    /// Sockets that can be registered; more are used unregistered.
+    pub registered_max: u32,
+}
+
+impl Default for RingConfig {
+    fn default() -> Self {
+        Self {
+            entries: 256,
+            receive_buffers: 8,
+            receive_buffer_len: 128 << 10,
+            file_requests_max: 1024,
+            registered_max: 1024,
+        }
+    }
+}
+
+/// A socket that a ring uses. Give it back by [`Ring::close`].
+pub struct Socket {
+    fd: OwnedFd,
+    slot: Option<u32>,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What ended. `user` is what the starter gave.
+pub enum Event {
+    /// A [`Ring::recv`]; `None` at the end of the stream.
+    Received {
+        /// The starter's name.
+        user: u64,
+        /// The bytes.
+        result: io::Result<Option<Received>>,
+    },
+    /// A [`Ring::recv`] found no free buffer; give some back and try again.
+    NoBuffer {
+        /// The starter's name.
+        user: u64,
+    },
+    /// A [`Ring::recv_into`]; zero bytes at the end of the stream, and it may be short.
+    Landed {
+        /// The starter's name.
+        user: u64,
+        /// How many bytes.
+        result: io::Result<usize>,
+        /// The memory they are in.
+        payload: Payload,
+    },
+    /// A [`Ring::send`], advanced by what was sent, which may be short.
+    Sent {
+        /// The starter's name.
+        user: u64,
+        /// How it went.
+        result: io::Result<()>,
+        /// The batch.
+        batch: Box<SendBatch>,
+    },
+    /// A [`Ring::start`].
+    File {
+        /// The starter's name.
+        user: (u32, u64),
+        /// Bytes moved.
+        result: io::Result<usize>,
+        /// The request.
+        request: IoRequest,
+    },
+}
+
+/// What the kernel holds until the completion. The slab owns it, whatever becomes of the starter.
+#[expect(dead_code, reason = "the kernel reads `vectors`, nobody else does")]
+enum InFlight {
+    Recv { user: u64 },
+    RecvInto { user: u64, payload: Payload, vectors: Box<Landing> },
+    Send { user: u64, batch: Box<SendBatch> },
+    File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
+}
+
+/// Vectors and header of a `recvmsg`, boxed because the kernel holds their address.
+struct Landing {
+    #[expect(dead_code, reason = "the kernel reads it through `header`")]
+    iov: IoVecs,
+    header: libc::msghdr,
+}
+
+/// An io_uring, used by the thread that made it.
+pub struct Ring {
+    // Dropped by hand, in this order: the kernel may write to what follows until the ring is gone.
+    uring: ManuallyDrop<IoUring>,
+    in_flight: ManuallyDrop<Slab<InFlight>>,
+    provided: ManuallyDrop<Provided>,
+    files_in_flight: usize,
+    free_slots: Vec<u32>,
+    config: RingConfig,
+}
+
+impl Ring {
+    /// A ring of the mode that [`crate::probe`] found.
+    ///
+    /// # Errors
+    /// What the kernel says, mostly for want of memory or descriptors.
+    pub fn new(probe: &Probe, config: RingConfig) -> io::Result<Self> {
+        let uring = open(probe.mode, config.entries)?;
+        let count = if probe.registered_files { config.registered_max } else { 0 };
+        let registered = count > 0 && uring.submitter().register_files_sparse(count).is_ok();
+        let provided =
+            Provided::register(&uring, config.receive_buffers, config.receive_buffer_len)?;
+        Ok(Self {
+            uring: ManuallyDrop::new(uring),
+            in_flight: ManuallyDrop::new(Slab::new()),
+            provided: ManuallyDrop::new(provided),
+            files_in_flight: 0,
+            free_slots: if registered { (0..count).rev().collect() } else { Vec::new() },
+            config,
+        })
+    }
+
+    /// Takes a socket in, registered if there is room.
+    pub fn adopt(&mut self, fd: OwnedFd) -> Socket {
+        let slot = self.free_slots.pop().filter(|slot| {
+            self.uring.submitter().register_files_update(*slot, &[fd.as_raw_fd()]).is_ok()
+        });
+        Socket { fd, slot }
+    }
+
+    /// Closes a socket that has nothing in flight.
+    pub fn close(&mut self, socket: Socket) {
+        if let Some(slot) = socket.slot
+            && self.uring.submitter().register_files_update(slot, &[-1]).is_ok()
+        {
+            self.free_slots.push(slot);
+        }
+    }
+
+    /// Receives what arrives next into a buffer of the ring's.
+    pub fn recv(&mut self, socket: &Socket, user: u64) {
+        let len = 0; // As much as the buffer that the kernel picks can hold.
+        let null = std::ptr::null_mut();
+        let entry = match socket.slot {
+            Some(slot) => opcode::Recv::new(Fixed(slot), null, len).buf_group(GROUP).build(),
+            None => {
+                opcode::Recv::new(Fd(socket.fd.as_raw_fd()), null, len).buf_group(GROUP).build()
+            }
+        };
+        self.push(entry.flags(squeue::Flags::BUFFER_SELECT), InFlight::Recv { user });
+    }
+
+    /// Receives exactly the payload's bytes from `skip` on, in place.
+    pub fn recv_into(&mut self, socket: &Socket, payload: Payload, skip: usize, user: u64) {
+        let mut iov = IoVecs::default();
+        iov.set_payload(&payload, skip);
+        let header = iov.header();
+        let mut vectors = Box::new(Landing { iov, header });
+        let header = &raw mut vectors.header;
+        let flags = libc::MSG_WAITALL as u32;
+        let entry = match socket.slot {
+            Some(slot) => opcode::RecvMsg::new(Fixed(slot), header).flags(flags).build(),
+            None => opcode::RecvMsg::new(Fd(socket.fd.as_raw_fd()), header).flags(flags).build(),
+        };
+        self.push(entry, InFlight::RecvInto { user, payload, vectors });
+    }
+
+    /// Sends what is unsent of the batch.
+    pub fn send(&mut self, socket: &Socket, mut batch: Box<SendBatch>, user: u64) {
+        let header = batch.prepare();
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let entry = match socket.slot {
+            Some(slot) => opcode::SendMsg::new(Fixed(slot), header).flags(flags).build(),
+            None => opcode::SendMsg::new(Fd(socket.fd.as_raw_fd()), header).flags(flags).build(),
+        };
+        self.push(entry, InFlight::Send { user, batch });
+    }
+
+    /// Starts file I/O. `user` names the starter and its request.
+    ///
+    /// # Errors
+    /// Hands the request back when [`RingConfig::file_requests_max`] are in flight.
+    pub fn start(&mut self, request: IoRequest, user: (u32, u64)) -> Result<(), IoRequest> {
+        if self.files_in_flight >= self.config.file_requests_max {
+            return Err(request);
+        }
+        self.start_unbounded(request, user);
+        Ok(())
+    }
+
+    /// Starts file I/O whatever else is in flight: for the few requests of the ring's owner.
+    pub fn start_unbounded(&mut self, request: IoRequest, user: (u32, u64)) {
+        self.files_in_flight += 1;
+        let mut vectors = IoVecs::default();
+        let entry = file_entry(&request, &mut vectors);
+        self.push(entry, InFlight::File { user, request, vectors });
+    }
+
+    /// Whether a completion is ready now; submits what is pending, and enters the kernel only if
+    /// something is pending or the kernel asks for it.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) says.
+    pub fn poll(&mut self) -> io::Result<bool> {
+        let queue = self.uring.submission();
+        let (pending, wanted) = (!queue.is_empty(), queue.taskrun() || queue.cq_overflow());
+        drop(queue);
+        if pending || wanted {
+            self.enter(0, None)?;
+        }
+        Ok(!self.uring.completion().is_empty())
+    }
+
+    /// Submits what is pending and sleeps until a completion is ready or the time is over.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) says.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.enter(1, timeout)
+    }
+
+    /// The next thing that ended.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let entry = self.uring.completion().next()?;
+        let key = usize::try_from(entry.user_data()).expect("user data is a slab key");
+        // Not `remove`: a key that is not ours would be memory the kernel holds for nobody.
+        let in_flight = self.in_flight.try_remove(key).expect("the kernel completes what we sent");
+        Some(self.event(in_flight, &entry))
+    }
+
+    /// Gives the bytes of an [`Event::Received`] back to the kernel.
+    pub fn give_back(&mut self, received: Received) {
+        self.provided.give_back(received);
+    }
+
+    fn event(&mut self, in_flight: InFlight, entry: &cqueue::Entry) -> Event {
+        let result = match usize::try_from(entry.result()) {
+            Ok(count) => Ok(count),
+            Err(_) => Err(io::Error::from_raw_os_error(-entry.result())),
+        };
+        match in_flight {
+            InFlight::Recv { user } => self.received(user, result, entry.flags()),
+            InFlight::RecvInto { user, payload, vectors: _ } => {
+                Event::Landed { user, result, payload }
+            }
+            InFlight::Send { user, mut batch } => {
+                let result = result.map(|count| batch.advance(count));
+                Event::Sent { user, result, batch }
+            }
+            InFlight::File { user, request, vectors: _ } => {
+                self.files_in_flight -= 1;
+                Event::File { user, result, request }
+            }
+        }
+    }
+
+    fn received(&mut self, user: u64, result: io::Result<usize>, flags: u32) -> Event {
+        let taken = cqueue::buffer_select(flags)
+            .map(|id| self.provided.take(id, *result.as_ref().unwrap_or(&0)));
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Event::NoBuffer { user },
+            Ok(count) if count > 0 => Event::Received { user, result: Ok(taken) },
+            other => {
+                if let Some(buffer) = taken {
+                    self.provided.give_back(buffer);
+                }
+                Event::Received { user, result: other.map(|_| None) }
+            }
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry, in_flight: InFlight) {
+        let key = self.in_flight.insert(in_flight);
+        let entry = entry.user_data(key as u64);
+        // SAFETY: whatever the entry points at is owned by the slab entry just made, at an address
+        // that does not change when the slab grows, and stays there until the completion.
+        // JUSTIFICATION: handing memory to the kernel is what a ring does.
+        while unsafe { self.uring.submission().push(&entry) }.is_err() {
+            // The queue is full: the kernel takes it all and makes room.
+            self.enter(0, None).expect("the kernel takes submissions");
+        }
+    }
+
+    fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+        let submitter = self.uring.submitter();
+        let entered = match timeout {
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                submitter.submit_with_args(want, &SubmitArgs::new().timespec(&timespec))
+            }
+            None => submitter.submit_and_wait(want),
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Time over, a signal, or completions to be taken first: the caller looks anyway.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Cancels and takes back all that the kernel holds. False if it kept something.
+    fn drain(&mut self) -> bool {
+        const ROUNDS_MAX: u32 = 50;
+        let round = Duration::from_millis(100);
+        for _ in 0..ROUNDS_MAX {
+            if self.in_flight.is_empty() {
+                return true;
+            }
+            let timeout = Some(Timespec::from(round));
+            let _ = self.uring.submitter().register_sync_cancel(timeout, CancelBuilder::any());
+            if self.wait(Some(round)).is_err() {
+                return false;
+            }
+            while let Some(event) = self.next_event() {
+                if let Event::Received { result: Ok(Some(received)), .. } = event {
+                    self.give_back(received);
+                }
+            }
+        }
+        self.in_flight.is_empty()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let drained = self.drain();
+        // SAFETY: each is dropped once, here, and not used again.
+        // JUSTIFICATION: the order matters, and what the kernel keeps must be leaked, not freed.
+        unsafe {
+            ManuallyDrop::drop(&mut self.uring);
+            if drained {
+                ManuallyDrop::drop(&mut self.in_flight);
+                ManuallyDrop::drop(&mut self.provided);
+            }
+        }
+    }
+}
+
+fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
+    match request {
+        IoRequest::Read { file, at, into } => {
+            let len = u32::try_from(into.len()).expect("a buffer is below 4 GiB");
+            opcode::Read::new(fd(file), address(into), len).offset(*at).build()
+        }
+        IoRequest::Write { file, at, from, dsync } => {
+            let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+            vectors.set_payload(from, 0);
+            match vectors.0[..] {
+                [one] => {
+                    let len = u32::try_from(one.iov_len).expect("a buffer is below 4 GiB");
+                    let from = one.iov_base.cast_const().cast();
+                    opcode::Write::new(fd(file), from, len).offset(*at).rw_flags(flags).build()
+                }
+                ref many => opcode::Writev::new(fd(file), many.as_ptr(), many.len() as u32)
+                    .offset(*at)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        IoRequest::Sync { file } => {
+            opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build()
+        }
+        IoRequest::Allocate { file, mode, at, len } => {
+            opcode::Fallocate::new(fd(file), *len).offset(*at).mode(mode_bits(*mode)).build()
+        }
+    }
+}
+
+fn fd(file: &impl AsRawFd) -> Fd {
+    let raw: RawFd = file.as_raw_fd();
+    Fd(raw)
+}

@@ -1,0 +1,234 @@
+//! Engines: how sessions are run, and which one this node can have.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::JoinHandle;
+
+use crossbeam::queue::ArrayQueue;
+use rustix::event::{EventfdFlags, eventfd};
+use sheave_core::{Error, Volume};
+use sheave_telemetry::VolumeStats;
+
+use crate::shard::Shard;
+use crate::threads::ThreadEngine;
+use crate::{Clock, Session};
+
+/// Connections that wait for a shard to take them.
+const INBOX_MAX: usize = 1024;
+
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// The ring where the kernel has it, else threads.
+    #[default]
+    Auto,
+    /// The ring, or fail.
+    Uring,
+    /// A thread a connection.
+    Threads,
+}
+
+/// How an engine is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Which one.
+    pub choice: EngineChoice,
+    /// Shards; the thread engine has none.
+    pub shards: usize,
+    /// How long a busy shard polls before it sleeps, in microseconds; 0 = never.
+    pub poll_us: u32,
+}
+
+/// A negotiated connection, ready for the data path.
+pub struct Assignment {
+    /// The socket, in blocking or non-blocking mode.
+    pub socket: OwnedFd,
+    /// Its protocol state.
+    pub session: Box<dyn Session>,
+    /// What it serves.
+    pub volume: Arc<dyn Volume>,
+    /// Where its latencies go.
+    pub stats: Arc<VolumeStats>,
+}
+
+pub(crate) enum Command {
+    Serve(Assignment),
+    Stop,
+}
+
+/// How a shard is told things, and what is known about its load from outside.
+pub(crate) struct Inbox {
+    commands: ArrayQueue<Command>,
+    wake: OwnedFd,
+    connections: AtomicUsize,
+}
+
+impl Inbox {
+    pub(crate) fn take(&self) -> Option<Command> {
+        self.commands.pop()
+    }
+
+    pub(crate) fn closed(&self) {
+        self.connections.fetch_sub(1, Relaxed);
+    }
+
+    fn send(&self, command: Command) -> Result<(), Command> {
+        self.commands.push(command)?;
+        // The counter overflows, and the write would block, after 2^64 - 1 wakes.
+        let _ = rustix::io::write(&self.wake, &1u64.to_le_bytes());
+        Ok(())
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    kind: Kind,
+    reason: String,
+}
+
+enum Kind {
+    Ring(Vec<ShardHandle>),
+    Threads(ThreadEngine),
+}
+
+struct ShardHandle {
+    inbox: Arc<Inbox>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Engine {
+    /// Starts the engine that is wanted and can be had.
+    ///
+    /// # Errors
+    /// When the ring is demanded and the kernel does not have it, or threads cannot be started.
+    pub fn start(config: EngineConfig, clock: Clock) -> Result<Self, Error> {
+        let probed = match config.choice {
+            EngineChoice::Threads => None,
+            EngineChoice::Auto | EngineChoice::Uring => Some(sheave_ring::probe()),
+        };
+        match probed {
+            None => Ok(Self::threads(clock, "asked for".to_owned())),
+            Some(Ok(probe)) => {
+                let shards = (0..config.shards.max(1))
+                    .map(|index| start_shard(index, &probe, config.poll_us, clock))
+                    .collect::<io::Result<Vec<_>>>()
+                    .map_err(|error| Error::from_io("start", "shard thread", error))?;
+                let reason = format!("{:?}", probe.mode);
+                Ok(Self { kind: Kind::Ring(shards), reason })
+            }
+            Some(Err(error)) if config.choice == EngineChoice::Uring => {
+                let what = "io_uring cannot be used here; `--engine threads` works without it";
+                Err(Error::from_io("start", what, error))
+            }
+            Some(Err(error)) => Ok(Self::threads(clock, format!("no io_uring here: {error}"))),
+        }
+    }
+
+    fn threads(clock: Clock, reason: String) -> Self {
+        Self { kind: Kind::Threads(ThreadEngine::new(clock)), reason }
+    }
+
+    /// Hands a connection to the shard that has the fewest.
+    ///
+    /// # Errors
+    /// Drops the connection when that shard does not take what it has been handed before.
+    pub fn serve(&self, assignment: Assignment) -> Result<(), Error> {
+        // On a non-blocking socket a ring would answer EAGAIN instead of waiting.
+        rustix::io::ioctl_fionbio(&assignment.socket, false)
+            .map_err(|errno| Error::from_io("serve", "socket mode", errno.into()))?;
+        match &self.kind {
+            Kind::Threads(threads) => threads.serve(assignment),
+            Kind::Ring(shards) => {
+                let inbox = &shards
+                    .iter()
+                    .min_by_key(|shard| shard.inbox.connections.load(Relaxed))
+                    .expect("an engine has a shard")
+                    .inbox;
+                inbox.connections.fetch_add(1, Relaxed);
+                inbox.send(Command::Serve(assignment)).map_err(|_| {
+                    inbox.closed();
+                    let what = format!("a shard has {INBOX_MAX} connections waiting");
+                    Error::new(sheave_core::ErrorKind::Busy, "serve", what)
+                })
+            }
+        }
+    }
+
+    /// Connections being served.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        match &self.kind {
+            Kind::Threads(threads) => threads.connections(),
+            Kind::Ring(shards) => {
+                shards.iter().map(|shard| shard.inbox.connections.load(Relaxed)).sum()
+            }
+        }
+    }
+
+    /// Lets connections finish what they have in flight, within a bound, and ends all threads.
+    pub fn stop(self) {
+        match self.kind {
+            Kind::Threads(threads) => threads.stop(),
+            Kind::Ring(shards) => {
+                for shard in &shards {
+                    let mut command = Command::Stop;
+                    while let Err(back) = shard.inbox.send(command) {
+                        if shard.thread.is_finished() {
+                            break;
+                        }
+                        command = back;
+                        std::thread::yield_now();
+                    }
+                }
+                for shard in shards {
+                    if let Ok(Err(error)) = shard.thread.join() {
+                        tracing::error!(%error, "shard failed");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Ring(shards) => write!(f, "io_uring, {} shards ({})", shards.len(), self.reason),
+            Kind::Threads(_) => write!(f, "threads ({})", self.reason),
+        }
+    }
+}
+
+fn start_shard(
+    index: usize,
+    probe: &sheave_ring::Probe,
+    poll_us: u32,
+    clock: Clock,
+) -> io::Result<ShardHandle> {
+    let wake = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let inbox = Arc::new(Inbox {
+        commands: ArrayQueue::new(INBOX_MAX),
+        wake: wake.try_clone()?,
+        connections: AtomicUsize::new(0),
+    });
+    let (mine, probe) = (Arc::clone(&inbox), probe.clone());
+    let poll_limit = u64::from(poll_us) * 1000;
+    let (started, outcome) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+        // The ring belongs to the thread that makes it.
+        let shard = match Shard::new(&probe, poll_limit, clock, mine, wake) {
+            Ok(shard) => shard,
+            Err(error) => {
+                let _ = started.send(Err(error));
+                return Ok(());
+            }
+        };
+        let _ = started.send(Ok(()));
+        shard.run()
+    })?;
+    outcome.recv().map_err(|_| io::Error::other("shard thread ended early"))??;
+    Ok(ShardHandle { inbox, thread })
+}

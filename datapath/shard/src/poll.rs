@@ -1,0 +1,87 @@
+//! Whether to poll before sleeping.
+//!
+//! Waking a thread on another virtual CPU costs tens of microseconds each way, so a busy shard does
+//! better to look a little longer. A slow or idle one must not pay for that: polls have to earn
+//! their keep.
+
+use sheave_core::Nanos;
+
+/// A poll that found something adds 1; one that did not takes `MISS_COST`.
+const SCORE_MAX: i32 = 16;
+const MISS_COST: i32 = 4;
+/// While polling does not pay, one sleep in this many is preceded by a trial.
+const TRIAL_EVERY: u32 = 32;
+/// A trial is worth it only if the last pause was shorter than this many poll limits.
+const TRIAL_GAP_MAX: Nanos = 4;
+
+/// Decides by the recent past.
+pub(crate) struct AdaptivePoll {
+    limit: Nanos,
+    score: i32,
+    sleeps: u32,
+    last_pause: Nanos,
+}
+
+impl AdaptivePoll {
+    /// Polls at most `limit` before a sleep; never if that is 0.
+    pub(crate) fn new(limit: Nanos) -> Self {
+        Self { limit, score: 0, sleeps: 0, last_pause: Nanos::MAX }
+    }
+
+    /// How long to poll now.
+    pub(crate) fn budget(&mut self) -> Nanos {
+        if self.limit == 0 || self.score > 0 {
+            return self.limit;
+        }
+        self.sleeps = self.sleeps.wrapping_add(1);
+        let brisk = self.last_pause < self.limit * TRIAL_GAP_MAX;
+        if brisk && self.sleeps.is_multiple_of(TRIAL_EVERY) { self.limit } else { 0 }
+    }
+
+    /// Tells how a pause ended: how long it was, and whether a poll had been made and found it.
+    pub(crate) fn paused(&mut self, pause: Nanos, budget: Nanos, hit: bool) {
+        self.last_pause = pause;
+        if budget == 0 {
+            return;
+        }
+        let step = if hit { 1 } else { -MISS_COST };
+        self.score = (self.score + step).clamp(0, SCORE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Nanos = 50_000;
+
+    /// Runs pauses of one length and returns how many polls were made.
+    fn polls(poll: &mut AdaptivePoll, pause: Nanos, count: u32) -> u32 {
+        (0..count)
+            .filter(|_| {
+                let budget = poll.budget();
+                poll.paused(pause, budget, pause <= budget);
+                budget > 0
+            })
+            .count() as u32
+    }
+
+    #[test]
+    fn a_busy_connection_polls_and_a_slow_one_does_not() {
+        let mut poll = AdaptivePoll::new(LIMIT);
+        polls(&mut poll, 10_000, 2 * TRIAL_EVERY);
+        assert_eq!(polls(&mut poll, 10_000, 100), 100);
+        assert!(polls(&mut poll, 1_000_000, 1000) <= SCORE_MAX as u32 / MISS_COST as u32);
+    }
+
+    #[test]
+    fn zero_means_never() {
+        assert_eq!(polls(&mut AdaptivePoll::new(0), 10, 1000), 0);
+    }
+
+    #[test]
+    fn pauses_just_above_the_limit_cost_a_trial_now_and_then() {
+        let mut poll = AdaptivePoll::new(LIMIT);
+        assert!(polls(&mut poll, LIMIT + 1, 3200) <= 3200 / TRIAL_EVERY + 1);
+    }
+}

@@ -1,0 +1,105 @@
+//! What a front's connection looks like to the engine that runs it.
+
+use sheave_core::{Backend, Io, Nanos, Op, Outcome, Payload, Submitted, Tag};
+use sheave_ring::SendBatch;
+use sheave_telemetry::Recorder;
+
+/// What a session wants to receive next.
+#[derive(Debug)]
+pub enum NextRead {
+    /// Whatever comes: [`Session::received`].
+    Stream,
+    /// Exactly this payload from byte `skip` on, in place: [`Session::landed`].
+    Into {
+        /// The memory.
+        payload: Payload,
+        /// Bytes of it that are there already.
+        skip: usize,
+    },
+    /// Nothing before an op has completed or replies have been sent.
+    Paused,
+    /// Nothing any more; close once the last reply is sent.
+    Finished,
+}
+
+/// The protocol state of one connection.
+///
+/// Calls come in turns: any number of `received`, `landed`, `completed`, `retry`; then `gather`
+/// and `next_read` once.
+pub trait Session: Send {
+    /// Bytes arrived. All are taken.
+    fn received(&mut self, bytes: &mut [u8], cx: &mut Cx<'_>);
+
+    /// `count` more bytes of the [`NextRead::Into`] payload, given back here, are there.
+    fn landed(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>);
+
+    /// An op that was queued has ended. `request` is what [`Cx::submit`] was given.
+    fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>);
+
+    /// Room may have come: submits again what the backend had no room for.
+    fn retry(&mut self, cx: &mut Cx<'_>);
+
+    /// Moves all replies that are ready into the (empty) batch. `now` is the time of sending.
+    fn gather(&mut self, batch: &mut SendBatch, now: Nanos, recorder: &Recorder);
+
+    /// `bytes` of gathered replies have been sent.
+    fn sent(&mut self, bytes: usize);
+
+    /// What to receive next. Called again only when it was served or after [`NextRead::Paused`].
+    fn next_read(&mut self) -> NextRead;
+
+    /// The stream has ended, in order (`None`) or by an error. No more calls but `completed`.
+    fn ended(&mut self, error: Option<&std::io::Error>);
+
+    /// Ops that a backend has and this session has not been told the end of.
+    fn in_flight(&self) -> usize;
+
+    /// Whether the backend had no room for an op, see [`Session::retry`].
+    fn is_stalled(&self) -> bool;
+
+    /// Stops taking requests; what is in flight is still answered.
+    fn shut_down(&mut self);
+}
+
+/// The engine, as a session sees it during a call.
+pub struct Cx<'a> {
+    pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) io: &'a mut dyn Io,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) connection: u32,
+}
+
+impl Cx<'_> {
+    /// The time at which this turn began.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.io.now()
+    }
+
+    /// Where latencies go.
+    #[must_use]
+    pub fn recorder(&self) -> &Recorder {
+        self.recorder
+    }
+
+    /// Memory for the data of a write, see [`Backend::write_buffer`].
+    pub fn write_buffer(&mut self, range: sheave_core::ByteRange) -> Payload {
+        self.backend.write_buffer(range, self.io)
+    }
+
+    /// Starts an op that the session calls `request`.
+    pub fn submit(&mut self, op: Op, request: u32) -> Submitted {
+        self.backend.submit(op, tag(self.connection, request), self.io)
+    }
+}
+
+/// Connection and request in one tag. Bit 63 stays clear for layers.
+pub(crate) fn tag(connection: u32, request: u32) -> Tag {
+    debug_assert!(connection <= u32::MAX >> 1);
+    Tag(u64::from(connection) << 32 | u64::from(request))
+}
+
+/// The reverse of [`tag`].
+pub(crate) fn untag(tag: Tag) -> (u32, u32) {
+    ((tag.0 >> 32) as u32, tag.0 as u32)
+}

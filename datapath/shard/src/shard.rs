@@ -1,0 +1,416 @@
+//! A shard: take all completions, work through them, send all replies, wait.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{Shutdown, shutdown};
+use sheave_core::{Backend, Buf, IoDone, IoRequest, IoToken, Nanos, Volume};
+use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
+use sheave_telemetry::{Recorder, VolumeStats};
+use slab::Slab;
+
+use crate::engine::{Assignment, Command, Inbox};
+use crate::io::RingIo;
+use crate::poll::AdaptivePoll;
+use crate::pool::Pool;
+use crate::session::untag;
+use crate::{Clock, Cx, NextRead, Session};
+
+/// File requests of this "volume" are the shard's own: reads of its wake-up descriptor.
+const WAKE: u32 = u32::MAX;
+/// How long connections may finish what they have begun when the shard stops.
+const STOP_GRACE: Nanos = 5_000_000_000;
+
+pub(crate) struct Shard {
+    ring: Ring,
+    pool: Pool,
+    clock: Clock,
+    now: Nanos,
+    poll: AdaptivePoll,
+    inbox: Arc<Inbox>,
+    wake: Arc<File>,
+    connections: Slab<Connection>,
+    volumes: Slab<Mounted>,
+    /// Connections that something happened to in this turn.
+    touched: Vec<usize>,
+    /// Connections whose backend had no room.
+    stalled: Vec<usize>,
+    /// Set when the shard is to stop: until when connections may finish.
+    stop_by: Option<Nanos>,
+}
+
+struct Connection {
+    socket: Socket,
+    session: Box<dyn Session>,
+    volume: usize,
+    receiving: bool,
+    /// `None` while a send is in flight.
+    batch: Option<Box<SendBatch>>,
+    /// The stream has failed or ended; nothing more is sent or received.
+    dead: bool,
+    touched: bool,
+}
+
+/// A volume that connections of this shard use.
+struct Mounted {
+    volume: Arc<dyn Volume>,
+    backend: Box<dyn Backend>,
+    recorder: Recorder,
+    users: usize,
+}
+
+impl Shard {
+    pub(crate) fn new(
+        probe: &Probe,
+        poll_limit: Nanos,
+        clock: Clock,
+        inbox: Arc<Inbox>,
+        wake: OwnedFd,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            ring: Ring::new(probe, RingConfig::default())?,
+            pool: Pool::default(),
+            clock,
+            now: clock.now(),
+            poll: AdaptivePoll::new(poll_limit),
+            inbox,
+            wake: Arc::new(File::from(wake)),
+            connections: Slab::new(),
+            volumes: Slab::new(),
+            touched: Vec::new(),
+            stalled: Vec::new(),
+            stop_by: None,
+        })
+    }
+
+    /// Serves until told to stop.
+    ///
+    /// # Errors
+    /// When the ring itself fails, which ends all its connections.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        self.watch_wake();
+        loop {
+            self.pause()?;
+            self.now = self.clock.now();
+            while let Some(event) = self.ring.next_event() {
+                self.dispatch(event);
+            }
+            self.reap();
+            self.settle();
+            if self.stop_by.is_some_and(|by| self.connections.is_empty() || self.now >= by) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for a completion: by polling while that pays, else asleep.
+    fn pause(&mut self) -> io::Result<()> {
+        if self.ring.poll()? {
+            return Ok(());
+        }
+        let began = self.clock.now();
+        let due = self.deadline();
+        if due.is_some_and(|due| due <= began) {
+            return Ok(());
+        }
+        let budget = self.poll.budget();
+        let mut now = began;
+        while now - began < budget {
+            std::hint::spin_loop();
+            let hit = self.ring.poll()?;
+            now = self.clock.now();
+            if hit || due.is_some_and(|due| due <= now) {
+                self.poll.paused(now - began, budget, true);
+                return Ok(());
+            }
+        }
+        self.ring.wait(due.map(|due| Duration::from_nanos(due - now)))?;
+        self.poll.paused(self.clock.now() - began, budget, false);
+        Ok(())
+    }
+
+    /// When to wake although nothing has ended.
+    fn deadline(&self) -> Option<Nanos> {
+        let backends = self.volumes.iter().filter_map(|(_, mounted)| mounted.backend.deadline());
+        backends.chain(self.stop_by).min()
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event {
+            Event::Received { user, result } => {
+                let key = user as usize;
+                self.connections[key].receiving = false;
+                match result {
+                    Ok(Some(received)) => self.received(key, received),
+                    Ok(None) => self.end_of_stream(key),
+                    Err(error) => self.fail(key, &error),
+                }
+            }
+            Event::NoBuffer { user } => {
+                self.connections[user as usize].receiving = false;
+                self.touch(user as usize);
+            }
+            Event::Landed { user, result, payload } => self.landed(user as usize, payload, result),
+            Event::Sent { user, result, batch } => self.sent(user as usize, result, batch),
+            Event::File { user: (WAKE, _), .. } => self.take_commands(),
+            Event::File { user: (volume, token), result, request } => {
+                let done = IoDone { token: IoToken(token), request, result };
+                let Self { ring, pool, now, volumes, .. } = self;
+                let mut io = RingIo { ring, pool, now: *now, volume };
+                volumes[volume as usize].backend.io_done(done, &mut io);
+            }
+        }
+    }
+
+    fn received(&mut self, key: usize, mut received: Received) {
+        if !self.connections[key].dead {
+            self.call(key, |session, cx| session.received(received.bytes(), cx));
+        }
+        self.ring.give_back(received);
+        self.touch(key);
+    }
+
+    fn landed(&mut self, key: usize, payload: sheave_core::Payload, result: io::Result<usize>) {
+        self.connections[key].receiving = false;
+        match result {
+            Ok(0) => self.end_of_stream(key),
+            Err(error) => self.fail(key, &error),
+            Ok(count) if !self.connections[key].dead => {
+                self.call(key, |session, cx| session.landed(payload, count, cx));
+            }
+            Ok(_) => {}
+        }
+        self.touch(key);
+    }
+
+    fn sent(&mut self, key: usize, result: io::Result<()>, mut batch: Box<SendBatch>) {
+        let connection = &mut self.connections[key];
+        match result {
+            Ok(()) if batch.unsent() > 0 && !connection.dead => {
+                self.ring.send(&connection.socket, batch, key as u64);
+                return;
+            }
+            Ok(()) => connection.session.sent(batch.len()),
+            Err(error) => self.fail(key, &error),
+        }
+        batch.clear(|buf| self.pool.give(buf));
+        self.connections[key].batch = Some(batch);
+        self.touch(key);
+    }
+
+    /// Hands completions of the backends to their sessions, and lets stalled ones try again.
+    fn reap(&mut self) {
+        for index in 0..self.volumes.capacity() {
+            while let Some(mounted) = self.volumes.get_mut(index) {
+                let (ring, pool, now) = (&mut self.ring, &mut self.pool, self.now);
+                let mut io = RingIo { ring, pool, now, volume: index as u32 };
+                let Some(completion) = mounted.backend.reap(&mut io) else { break };
+                let (connection, request) = untag(completion.tag);
+                let key = connection as usize;
+                self.call(key, |session, cx| session.completed(request, completion.outcome, cx));
+                self.touch(key);
+            }
+        }
+    }
+
+    /// Sends, receives and closes as the sessions that were touched want it.
+    fn settle(&mut self) {
+        // A session that found its backend full tries again in every turn.
+        for index in 0..self.stalled.len() {
+            self.touch(self.stalled[index]);
+        }
+        self.stalled.clear();
+        let mut touched = std::mem::take(&mut self.touched);
+        for key in touched.drain(..) {
+            self.connections[key].touched = false;
+            if self.connections[key].session.is_stalled() {
+                self.call(key, |session, cx| session.retry(cx));
+            }
+            if self.connections[key].session.is_stalled() {
+                self.stalled.push(key);
+            }
+            self.serve(key);
+        }
+        // Keeps the allocation; serving a connection touches none.
+        self.touched = touched;
+    }
+
+    fn serve(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        let recorder = &self.volumes[connection.volume].recorder;
+        if !connection.dead {
+            if let Some(mut batch) = connection.batch.take() {
+                connection.session.gather(&mut batch, self.clock.now(), recorder);
+                if batch.is_empty() {
+                    connection.batch = Some(batch);
+                } else {
+                    self.ring.send(&connection.socket, batch, key as u64);
+                }
+            }
+            if !connection.receiving {
+                self.receive(key);
+            }
+        }
+        self.close_if_done(key);
+    }
+
+    fn receive(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        let socket = &connection.socket;
+        match connection.session.next_read() {
+            NextRead::Stream => self.ring.recv(socket, key as u64),
+            NextRead::Into { payload, skip } => {
+                self.ring.recv_into(socket, payload, skip, key as u64);
+            }
+            NextRead::Paused => return,
+            NextRead::Finished => {
+                let idle = connection.session.in_flight() == 0 && connection.batch.is_some();
+                connection.dead |= idle;
+                return;
+            }
+        }
+        connection.receiving = true;
+    }
+
+    /// The client sends nothing more; what it has asked for is still answered.
+    fn end_of_stream(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        if !connection.dead {
+            connection.session.ended(None);
+        }
+        self.touch(key);
+    }
+
+    fn fail(&mut self, key: usize, error: &io::Error) {
+        let connection = &mut self.connections[key];
+        if !connection.dead {
+            connection.dead = true;
+            connection.session.ended(Some(error));
+            // Whatever the kernel still has in flight on the socket ends now.
+            let _ = shutdown(connection.socket.as_fd(), Shutdown::Both);
+        }
+        self.touch(key);
+    }
+
+    /// Forgets a dead connection once neither kernel nor backend holds anything of it.
+    fn close_if_done(&mut self, key: usize) {
+        let connection = &self.connections[key];
+        let busy = connection.receiving
+            || connection.batch.is_none()
+            || connection.session.in_flight() > 0;
+        if !connection.dead || busy {
+            return;
+        }
+        let connection = self.connections.remove(key);
+        self.ring.close(connection.socket);
+        self.inbox.closed();
+        let mounted = &mut self.volumes[connection.volume];
+        mounted.users -= 1;
+        mounted.recorder.add_connections(-1);
+        if mounted.users == 0 {
+            self.volumes.remove(connection.volume);
+        }
+        if self.connections.is_empty() {
+            self.pool.release();
+        }
+    }
+
+    fn take_commands(&mut self) {
+        while let Some(command) = self.inbox.take() {
+            match command {
+                Command::Serve(assignment) => self.open(assignment),
+                Command::Stop => self.begin_stop(),
+            }
+        }
+        self.watch_wake();
+    }
+
+    fn open(&mut self, assignment: Assignment) {
+        let Assignment { socket, session, volume, stats } = assignment;
+        let index = match self.mount(&volume, &stats) {
+            Ok(index) => index,
+            Err(error) => {
+                tracing::warn!(%error, "connection refused: its volume cannot be used");
+                self.inbox.closed();
+                return;
+            }
+        };
+        let socket = self.ring.adopt(socket);
+        let batch = Some(Box::default());
+        let key = self.connections.insert(Connection {
+            socket,
+            session,
+            volume: index,
+            receiving: false,
+            batch,
+            dead: false,
+            touched: false,
+        });
+        let mounted = &mut self.volumes[index];
+        mounted.users += 1;
+        mounted.recorder.add_connections(1);
+        // The client may have sent requests right behind its last option.
+        self.call(key, |session, cx| session.received(&mut [], cx));
+        if self.stop_by.is_some() {
+            self.connections[key].session.shut_down();
+        }
+        self.touch(key);
+    }
+
+    fn mount(
+        &mut self,
+        volume: &Arc<dyn Volume>,
+        stats: &VolumeStats,
+    ) -> sheave_core::Result<usize> {
+        let known = self.volumes.iter().find(|(_, have)| Arc::ptr_eq(&have.volume, volume));
+        if let Some((index, _)) = known {
+            return Ok(index);
+        }
+        let backend = volume.backend()?;
+        let (volume, recorder) = (Arc::clone(volume), stats.recorder());
+        Ok(self.volumes.insert(Mounted { volume, backend, recorder, users: 0 }))
+    }
+
+    fn begin_stop(&mut self) {
+        self.stop_by = Some(self.now + STOP_GRACE);
+        let keys: Vec<usize> = self.connections.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let connection = &mut self.connections[key];
+            connection.session.shut_down();
+            // Ends a receive that waits for a request; replies can still be sent.
+            let _ = shutdown(connection.socket.as_fd(), Shutdown::Read);
+            self.touch(key);
+        }
+    }
+
+    fn call(&mut self, key: usize, call: impl FnOnce(&mut dyn Session, &mut Cx<'_>)) {
+        let Self { ring, pool, now, connections, volumes, .. } = self;
+        let connection = &mut connections[key];
+        let mounted = &mut volumes[connection.volume];
+        let mut io = RingIo { ring, pool, now: *now, volume: connection.volume as u32 };
+        let mut cx = Cx {
+            backend: &mut *mounted.backend,
+            io: &mut io,
+            recorder: &mounted.recorder,
+            connection: key as u32,
+        };
+        call(&mut *connection.session, &mut cx);
+    }
+
+    fn touch(&mut self, key: usize) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.touched
+        {
+            connection.touched = true;
+            self.touched.push(key);
+        }
+    }
+
+    fn watch_wake(&mut self) {
+        let request = IoRequest::Read { file: Arc::clone(&self.wake), at: 0, into: Buf::zeroed(8) };
+        self.ring.start_unbounded(request, (WAKE, 0));
+    }
+}

@@ -1,0 +1,259 @@
+//! The plain engine: a thread a connection, blocking calls. The fallback where io_uring is
+//! disabled, and what the ring is compared with.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use sheave_core::{Backend, Error, Nanos};
+use sheave_ring::{SendBatch, plain};
+use sheave_telemetry::Recorder;
+
+use crate::engine::Assignment;
+use crate::io::PlainIo;
+use crate::session::untag;
+use crate::{Clock, Cx, NextRead, Session};
+
+const RECEIVE_LEN: usize = 64 << 10;
+/// How long connections may finish what they have begun when the engine stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+pub(crate) struct ThreadEngine {
+    clock: Clock,
+    open: Arc<OpenSockets>,
+}
+
+/// Sockets of running threads, so that stopping can end their reads.
+#[derive(Default)]
+struct OpenSockets {
+    sockets: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    closed: Condvar,
+    next: AtomicU64,
+}
+
+impl ThreadEngine {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self { clock, open: Arc::default() }
+    }
+
+    pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
+        let Assignment { socket, session, volume, stats } = assignment;
+        let backend = volume.backend()?;
+        let socket = Arc::new(socket);
+        let id = self.open.next.fetch_add(1, Relaxed);
+        let (open, clock) = (Arc::clone(&self.open), self.clock);
+        self.open.lock().insert(id, Arc::clone(&socket));
+        let thread = Connection {
+            socket,
+            session,
+            backend,
+            io: PlainIo::default(),
+            recorder: stats.recorder(),
+            clock,
+            batch: SendBatch::new(),
+            receive: vec![0; RECEIVE_LEN].into_boxed_slice(),
+        };
+        let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
+            thread.run();
+            open.remove(id);
+        });
+        spawned.map(|_| ()).map_err(|error| {
+            self.open.remove(id);
+            Error::from_io("serve", "connection thread", error)
+        })
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.open.lock().len()
+    }
+
+    pub(crate) fn stop(self) {
+        for (how, wait) in [(Shutdown::Read, STOP_GRACE), (Shutdown::Both, STOP_GRACE)] {
+            let sockets = self.open.lock();
+            for socket in sockets.values() {
+                let _ = shutdown(socket.as_fd(), how);
+            }
+            let waited = self
+                .open
+                .closed
+                .wait_timeout_while(sockets, wait, |sockets| !sockets.is_empty())
+                .unwrap_or_else(PoisonError::into_inner);
+            if waited.0.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl OpenSockets {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<OwnedFd>>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, id: u64) {
+        self.lock().remove(&id);
+        self.closed.notify_all();
+    }
+}
+
+struct Connection {
+    socket: Arc<OwnedFd>,
+    session: Box<dyn Session>,
+    backend: Box<dyn Backend>,
+    io: PlainIo,
+    recorder: Recorder,
+    clock: Clock,
+    batch: SendBatch,
+    receive: Box<[u8]>,
+}
+
+impl Connection {
+    fn run(mut self) {
+        self.recorder.add_connections(1);
+        self.io.now = self.clock.now();
+        self.call(|session, cx| session.received(&mut [], cx));
+        loop {
+            match self.turn() {
+                Ok(true) => {}
+                Ok(false) => return self.drain(),
+                Err(error) => {
+                    self.session.ended(Some(&error));
+                    return self.drain();
+                }
+            }
+        }
+    }
+
+    /// Works through what is there, replies, receives. False when the session has finished.
+    fn turn(&mut self) -> io::Result<bool> {
+        self.io.now = self.clock.now();
+        self.work();
+        self.reply()?;
+        match self.session.next_read() {
+            NextRead::Stream => {
+                if self.wait_readable()? {
+                    let (count, _) =
+                        retry(|| recv(&self.socket, &mut *self.receive, RecvFlags::empty()))?;
+                    self.io.now = self.clock.now();
+                    self.received(count);
+                }
+            }
+            NextRead::Into { payload, skip } => {
+                let count = plain::recv_into(self.socket.as_fd(), &payload, skip)?;
+                self.io.now = self.clock.now();
+                match count {
+                    0 => self.session.ended(None),
+                    _ => self.call(|session, cx| session.landed(payload, count, cx)),
+                }
+            }
+            NextRead::Paused => self.sleep_until_due(),
+            NextRead::Finished if self.session.in_flight() == 0 => return Ok(false),
+            NextRead::Finished => self.sleep_until_due(),
+        }
+        Ok(true)
+    }
+
+    fn received(&mut self, count: usize) {
+        if count == 0 {
+            return self.session.ended(None);
+        }
+        let mut receive = std::mem::take(&mut self.receive);
+        self.call(|session, cx| session.received(&mut receive[..count], cx));
+        self.receive = receive;
+    }
+
+    /// Runs file I/O and backend until neither has anything more to say.
+    fn work(&mut self) {
+        loop {
+            let mut quiet = true;
+            while let Some(done) = self.io.done.pop_front() {
+                self.backend.io_done(done, &mut self.io);
+                quiet = false;
+            }
+            while let Some(completion) = self.backend.reap(&mut self.io) {
+                let (_, request) = untag(completion.tag);
+                self.io.now = self.clock.now();
+                self.call(|session, cx| session.completed(request, completion.outcome, cx));
+                quiet = false;
+            }
+            if quiet && self.session.is_stalled() {
+                self.call(|session, cx| session.retry(cx));
+                quiet = self.io.done.is_empty();
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn reply(&mut self) -> io::Result<()> {
+        self.session.gather(&mut self.batch, self.clock.now(), &self.recorder);
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        while self.batch.unsent() > 0 {
+            let count = plain::send(self.socket.as_fd(), &mut self.batch)?;
+            self.batch.advance(count);
+        }
+        self.session.sent(self.batch.len());
+        self.batch.clear(|buf| self.io.pool.give(buf));
+        Ok(())
+    }
+
+    /// Sleeps until bytes arrive (true) or the backend's deadline has passed.
+    fn wait_readable(&self) -> io::Result<bool> {
+        let timeout =
+            self.backend.deadline().map(|due| timespec(due.saturating_sub(self.clock.now())));
+        let mut fds = [PollFd::new(&*self.socket, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn sleep_until_due(&mut self) {
+        if let Some(due) = self.backend.deadline() {
+            std::thread::sleep(Duration::from_nanos(due.saturating_sub(self.clock.now())));
+        }
+        self.io.now = self.clock.now();
+    }
+
+    /// Waits for what the backend still holds of a connection that has ended.
+    fn drain(mut self) {
+        while self.session.in_flight() > 0 {
+            self.work();
+            self.sleep_until_due();
+        }
+        self.recorder.add_connections(-1);
+    }
+
+    fn call(&mut self, call: impl FnOnce(&mut dyn Session, &mut Cx<'_>)) {
+        let mut cx = Cx {
+            backend: &mut *self.backend,
+            io: &mut self.io,
+            recorder: &self.recorder,
+            connection: 0,
+        };
+        call(&mut *self.session, &mut cx);
+    }
+}
+
+fn timespec(nanos: Nanos) -> Timespec {
+    Timespec { tv_sec: (nanos / 1_000_000_000) as i64, tv_nsec: (nanos % 1_000_000_000) as _ }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
