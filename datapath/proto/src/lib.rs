@@ -1,1 +1,41 @@
-//! placeholder
+//! The NBD protocol, both sides, without I/O: bytes go in, bytes and decisions come out.
+//!
+//! A server makes a [`ServerHandshake`] for each connection and feeds it until it yields
+//! [`Negotiated`]; from then on it decodes a [`Request`], asks [`Negotiated::check`] for the
+//! [`Verdict`] and answers with the functions of [`reply`] and [`read_chunks`].
+//! A client makes a [`ClientHandshake`], encodes [`Request`]s and reads replies with a
+//! [`ReplyDecoder`].
+#![forbid(unsafe_code)]
+
+mod bytes;
+mod client;
+mod context;
+mod decoder;
+mod exports;
+mod negotiated;
+pub mod reply;
+mod request;
+mod server;
+mod sparse;
+mod verdict;
+pub mod wire;
+
+pub use client::{
+    CONTEXTS_MAX, ClientConfig, ClientError, ClientHandshake, ClientNegotiated, ClientNext,
+    ClientStep, ExportEntry, Goal, OPTION_REPLIES_MAX, OPTION_REPLY_LEN_MAX,
+};
+pub use context::{ContextSet, MetaContext};
+pub use decoder::{
+    Decoded, Descriptors, REPLY_LEN_MAX, ReplyBody, ReplyDecoder, ReplyError, ReplyEvent,
+};
+pub use exports::{Export, ExportInfo, Exports};
+pub use negotiated::{Negotiated, check_exportable, minimum_block, transmission_flags};
+pub use reply::{ReplyTo, StatusQuery};
+pub use request::{BadMagic, Request};
+pub use server::{
+    CloseReason, HandshakeLimits, Next, OPTION_LEN_MAX, OPTION_SKIP_MAX, OPTIONS_MAX,
+    ServerHandshake, Step, TlsMode,
+};
+pub use sparse::{HOLE_LEN_MIN, ReadChunk, read_chunks};
+pub use verdict::{PAYLOAD_SKIP_MAX, Verdict};
+pub use wire::ReplyStyle;

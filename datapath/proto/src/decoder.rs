@@ -1,0 +1,364 @@
+//! Replies of the transmission phase, client side. For their layout see [`crate::reply`].
+
+use sheave_core::NbdErrno;
+
+use crate::bytes::{Reader, truncated};
+use crate::request::Request;
+use crate::wire::{
+    BLOCK_STATUS_EXTENTS_MAX, ReplyStyle, STRING_LEN_MAX, chunk_flag, chunk_type, command,
+    command_flag, errno_from_wire, header_len, magic,
+};
+
+/// The longest part of a reply in bytes, read payloads aside, that a client must hold at once.
+pub const REPLY_LEN_MAX: usize =
+    header_len::EXTENDED_REPLY + STATUS_HEAD_LEN + BLOCK_STATUS_EXTENTS_MAX * WIDE_DESCRIPTOR_LEN;
+
+/// Decodes replies. It keeps no bytes: the payload of a read is announced, and the caller receives
+/// it wherever it wants to have it.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyDecoder {
+    style: ReplyStyle,
+}
+
+/// What the front of some input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded<'a> {
+    /// Try again with at least so many bytes, at most [`REPLY_LEN_MAX`].
+    NeedMore(usize),
+    /// A reply, or a part of one.
+    Event {
+        /// Bytes of the input that it took. A payload that is announced comes after them.
+        consumed: usize,
+        /// What it says.
+        event: ReplyEvent<'a>,
+    },
+}
+
+/// A reply, or a part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyEvent<'a> {
+    /// Which request it answers.
+    pub cookie: u64,
+    /// The reply ends with it (and with the payload that it announces).
+    pub done: bool,
+    /// What it says.
+    pub body: ReplyBody<'a>,
+}
+
+/// What a reply, or a part of one, says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyBody<'a> {
+    /// Nothing more: it is a success if no error came before.
+    Success,
+    /// `len` bytes of the volume from `at` on follow in the input. They lie inside the request.
+    Data {
+        /// Offset in the volume.
+        at: u64,
+        /// Length in bytes, not zero.
+        len: u32,
+    },
+    /// `len` bytes of the volume from `at` on are zeroes. They lie inside the request.
+    Hole {
+        /// Offset in the volume.
+        at: u64,
+        /// Length in bytes, not zero.
+        len: u32,
+    },
+    /// What a metadata context says, from the request's offset on.
+    BlockStatus {
+        /// The context.
+        context: u32,
+        /// Lengths and statuses; at least one.
+        extents: Descriptors<'a>,
+    },
+    /// The request failed.
+    Error {
+        /// Why.
+        errno: NbdErrno,
+        /// Why, in words; may be empty.
+        message: &'a str,
+        /// The byte of the volume it is about, which lies inside the request.
+        at: Option<u64>,
+    },
+}
+
+/// The server broke the protocol; only a disconnect helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// It is no reply.
+    #[error("a reply begins with {0:#010x} instead of a magic number")]
+    BadMagic(u32),
+    /// It answers nothing that was asked.
+    #[error("a reply to an unknown request ({0:#x})")]
+    UnknownCookie(u64),
+    /// It contradicts its request or itself.
+    #[error("{0}")]
+    Violation(&'static str),
+}
+
+/// The descriptors of a block status chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors<'a> {
+    bytes: &'a [u8],
+    is_wide: bool,
+}
+
+impl Descriptors<'_> {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytes.len() / if self.is_wide { WIDE_DESCRIPTOR_LEN } else { DESCRIPTOR_LEN }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Lengths in bytes, not zero, and statuses.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        let mut fields = Reader::new(self.bytes);
+        let is_wide = self.is_wide;
+        std::iter::from_fn(move || match is_wide {
+            true => Some((fields.u64()?, fields.u64()?)),
+            false => Some((u64::from(fields.u32()?), u64::from(fields.u32()?))),
+        })
+    }
+}
+
+/// A chunk's header.
+#[derive(Clone, Copy)]
+struct Header {
+    done: bool,
+    kind: u16,
+    cookie: u64,
+    len: usize,
+    payload_len: u64,
+}
+
+impl ReplyDecoder {
+    /// A decoder of replies of that style.
+    #[must_use]
+    pub fn new(style: ReplyStyle) -> Self {
+        Self { style }
+    }
+
+    /// Decodes what is at the front of `input`. `pending` looks up the request that has a cookie
+    /// and is in flight; it tells what may be answered, and how long.
+    ///
+    /// # Errors
+    /// When the server broke the protocol.
+    #[inline]
+    pub fn decode<'a>(
+        &self,
+        input: &'a [u8],
+        pending: impl FnOnce(u64) -> Option<Request>,
+    ) -> Result<Decoded<'a>, ReplyError> {
+        let mut fields = Reader::new(input);
+        let Some(found) = fields.u32() else {
+            return Ok(Decoded::NeedMore(self.header_len_min()));
+        };
+        let header_len = match (self.style, found) {
+            (ReplyStyle::Simple | ReplyStyle::Structured, magic::SIMPLE_REPLY) => {
+                return decode_simple(self.style, input, fields, pending);
+            }
+            (ReplyStyle::Structured, magic::STRUCTURED_REPLY) => header_len::STRUCTURED_REPLY,
+            (ReplyStyle::Extended, magic::EXTENDED_REPLY) => header_len::EXTENDED_REPLY,
+            _ => return Err(ReplyError::BadMagic(found)),
+        };
+        if input.len() < header_len {
+            return Ok(Decoded::NeedMore(header_len));
+        }
+        let mut read = || Some((fields.u16()?, fields.u16()?, fields.u64()?));
+        let (flags, kind, cookie) = read().expect("the header's length was checked");
+        let request = pending(cookie).ok_or(ReplyError::UnknownCookie(cookie))?;
+        let payload_len = if self.style == ReplyStyle::Extended {
+            if fields.u64() != Some(request.offset) {
+                return Err(ReplyError::Violation("a reply with the wrong offset"));
+            }
+            fields.u64().expect("the header's length was checked")
+        } else {
+            u64::from(fields.u32().expect("the header's length was checked"))
+        };
+        let done = flags & chunk_flag::DONE != 0;
+        let header = Header { done, kind, cookie, len: header_len, payload_len };
+        self.decode_chunk(header, input, &request)
+    }
+
+    /// The fewest bytes with which [`ReplyDecoder::decode`] can do anything.
+    #[must_use]
+    pub fn header_len_min(&self) -> usize {
+        match self.style {
+            // Structured replies may be mixed with simple ones, which are shorter.
+            ReplyStyle::Simple | ReplyStyle::Structured => header_len::SIMPLE_REPLY,
+            ReplyStyle::Extended => header_len::EXTENDED_REPLY,
+        }
+    }
+
+    fn decode_chunk<'a>(
+        &self,
+        header: Header,
+        input: &'a [u8],
+        request: &Request,
+    ) -> Result<Decoded<'a>, ReplyError> {
+        let needed = self.payload_needed(&header, request)?;
+        let Some(payload) = input.get(header.len..header.len + needed) else {
+            return Ok(Decoded::NeedMore(header.len + needed));
+        };
+        let body = match header.kind {
+            chunk_type::NONE if header.done => ReplyBody::Success,
+            chunk_type::NONE => return Err(ReplyError::Violation("an empty chunk in mid-reply")),
+            chunk_type::OFFSET_DATA => decode_data(header.payload_len, payload, request)?,
+            chunk_type::OFFSET_HOLE => decode_hole(payload, request)?,
+            chunk_type::BLOCK_STATUS => decode_status(payload, false, request)?,
+            chunk_type::BLOCK_STATUS_EXT => decode_status(payload, true, request)?,
+            kind => decode_error(kind, payload, request)?,
+        };
+        let event = ReplyEvent { cookie: header.cookie, done: header.done, body };
+        Ok(Decoded::Event { consumed: header.len + needed, event })
+    }
+
+    /// Bytes after the header that must be at hand: all of the payload, unless it is data. Also
+    /// checks that the chunk fits its request, so that nothing absurd is waited for.
+    fn payload_needed(&self, header: &Header, request: &Request) -> Result<usize, ReplyError> {
+        let is_read = request.command == command::READ;
+        let is_status = request.command == command::BLOCK_STATUS;
+        let is_wide = self.style == ReplyStyle::Extended;
+        let (fits, len_max) = match header.kind {
+            chunk_type::NONE => (true, 0),
+            chunk_type::OFFSET_DATA => (is_read && header.payload_len > 8, u64::from(u32::MAX)),
+            chunk_type::OFFSET_HOLE => (is_read && header.payload_len == 12, 12),
+            chunk_type::BLOCK_STATUS => (is_status && !is_wide, STATUS_LEN_MAX),
+            chunk_type::BLOCK_STATUS_EXT => (is_status && is_wide, WIDE_STATUS_LEN_MAX),
+            kind => (kind & chunk_type::ERROR_BIT != 0, ERROR_LEN_MAX),
+        };
+        if !fits {
+            return Err(ReplyError::Violation("a chunk that does not fit its request"));
+        }
+        if header.payload_len > len_max {
+            return Err(ReplyError::Violation("a chunk that is too long"));
+        }
+        Ok(match header.kind {
+            chunk_type::OFFSET_DATA => 8,
+            _ => usize::try_from(header.payload_len).expect("chunks but data are bounded"),
+        })
+    }
+}
+
+const STATUS_HEAD_LEN: usize = 8;
+const DESCRIPTOR_LEN: usize = 8;
+const WIDE_DESCRIPTOR_LEN: usize = 16;
+const STATUS_LEN_MAX: u64 = 4 + (BLOCK_STATUS_EXTENTS_MAX * DESCRIPTOR_LEN) as u64;
+const WIDE_STATUS_LEN_MAX: u64 =
+    (STATUS_HEAD_LEN + BLOCK_STATUS_EXTENTS_MAX * WIDE_DESCRIPTOR_LEN) as u64;
+/// An error's fixed fields and message, with room for kinds of errors that are not invented yet.
+const ERROR_LEN_MAX: u64 = 4 * STRING_LEN_MAX as u64;
+
+fn decode_simple<'a>(
+    style: ReplyStyle,
+    input: &'a [u8],
+    mut fields: Reader<'a>,
+    pending: impl FnOnce(u64) -> Option<Request>,
+) -> Result<Decoded<'a>, ReplyError> {
+    if input.len() < header_len::SIMPLE_REPLY {
+        return Ok(Decoded::NeedMore(header_len::SIMPLE_REPLY));
+    }
+    let mut read = || Some((fields.u32()?, fields.u64()?));
+    let (error, cookie) = read().expect("the header's length was checked");
+    let request = pending(cookie).ok_or(ReplyError::UnknownCookie(cookie))?;
+    let is_read = request.command == command::READ;
+    if style == ReplyStyle::Structured && is_read {
+        return Err(ReplyError::Violation("a simple reply to a read"));
+    }
+    let body = match (error, u32::try_from(request.length)) {
+        (0, Ok(len)) if is_read && len > 0 => ReplyBody::Data { at: request.offset, len },
+        (0, _) if request.command == command::BLOCK_STATUS => {
+            return Err(ReplyError::Violation("a simple reply to a block status request"));
+        }
+        (0, _) => ReplyBody::Success,
+        (error, _) => ReplyBody::Error { errno: errno_from_wire(error), message: "", at: None },
+    };
+    let event = ReplyEvent { cookie, done: true, body };
+    Ok(Decoded::Event { consumed: header_len::SIMPLE_REPLY, event })
+}
+
+fn decode_data<'a>(
+    payload_len: u64,
+    payload: &[u8],
+    request: &Request,
+) -> Result<ReplyBody<'a>, ReplyError> {
+    let at = Reader::new(payload).u64();
+    let len = u32::try_from(payload_len - 8).ok();
+    let (at, len) = at.zip(len).expect("the chunk's length was checked");
+    check_inside(at, u64::from(len), request)?;
+    Ok(ReplyBody::Data { at, len })
+}
+
+fn decode_hole<'a>(payload: &[u8], request: &Request) -> Result<ReplyBody<'a>, ReplyError> {
+    let mut fields = Reader::new(payload);
+    let mut read = || Some((fields.u64()?, fields.u32()?));
+    let (at, len) = read().expect("the chunk's length was checked");
+    if len == 0 {
+        return Err(ReplyError::Violation("a hole without length"));
+    }
+    check_inside(at, u64::from(len), request)?;
+    Ok(ReplyBody::Hole { at, len })
+}
+
+fn decode_status<'a>(
+    payload: &'a [u8],
+    is_wide: bool,
+    request: &Request,
+) -> Result<ReplyBody<'a>, ReplyError> {
+    let malformed = ReplyError::Violation("a malformed block status chunk");
+    let mut fields = Reader::new(payload);
+    let context = fields.u32().ok_or(malformed)?;
+    let told = if is_wide { Some(fields.u32().ok_or(malformed)?) } else { None };
+    let bytes = fields.rest();
+    let extents = Descriptors { bytes, is_wide };
+    let descriptor_len = if is_wide { WIDE_DESCRIPTOR_LEN } else { DESCRIPTOR_LEN };
+    // A count of zero means that the server did not count.
+    let is_counted = told.is_none_or(|told| told == 0 || told as usize == extents.len());
+    let is_whole = !bytes.is_empty() && bytes.len().is_multiple_of(descriptor_len);
+    if !is_whole || !is_counted || extents.iter().any(|(len, _)| len == 0) {
+        return Err(malformed);
+    }
+    let req_one = request.flags & command_flag::REQ_ONE != 0;
+    if req_one && extents.len() != 1 {
+        return Err(ReplyError::Violation("more than the one extent that was asked for"));
+    }
+    Ok(ReplyBody::BlockStatus { context, extents })
+}
+
+fn decode_error<'a>(
+    kind: u16,
+    payload: &'a [u8],
+    request: &Request,
+) -> Result<ReplyBody<'a>, ReplyError> {
+    let malformed = ReplyError::Violation("a malformed error chunk");
+    let mut fields = Reader::new(payload);
+    let error = fields.u32().ok_or(malformed)?;
+    let message_len = fields.u16().ok_or(malformed)?;
+    let message = fields.bytes(usize::from(message_len)).ok_or(malformed)?;
+    if error == 0 {
+        return Err(ReplyError::Violation("an error chunk without an error"));
+    }
+    let at = match kind {
+        chunk_type::ERROR_OFFSET => {
+            let at = fields.u64().ok_or(malformed)?;
+            check_inside(at, 1, request)?;
+            Some(at)
+        }
+        _ => None,
+    };
+    // What cannot be read is not worth a disconnect.
+    let message = truncated(std::str::from_utf8(message).unwrap_or(""), STRING_LEN_MAX);
+    Ok(ReplyBody::Error { errno: errno_from_wire(error), message, at })
+}
+
+fn check_inside(at: u64, len: u64, request: &Request) -> Result<(), ReplyError> {
+    let end = request.offset.saturating_add(request.length);
+    let is_inside = at >= request.offset && at.checked_add(len).is_some_and(|stop| stop <= end);
+    is_inside.then_some(()).ok_or(ReplyError::Violation("a chunk outside of its request"))
+}

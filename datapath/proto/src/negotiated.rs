@@ -1,0 +1,101 @@
+//! What server and client agreed on, and what follows from a volume's properties.
+
+use sheave_core::VolumeInfo;
+
+use crate::context::ContextSet;
+use crate::wire::{
+    BLOCK_STATUS_EXTENTS_MAX, MINIMUM_BLOCK_MAX, PAYLOAD_MAX_MIN, PREFERRED_BLOCK_MIN, ReplyStyle,
+    transmission_flag,
+};
+
+/// What a server negotiated with one client: all that the transmission phase needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Index of the export, as [`crate::Exports::find`] gave it.
+    pub export: usize,
+    /// How requests and replies look.
+    pub style: ReplyStyle,
+    /// The contexts that a block status request without a filter asks for.
+    pub contexts: ContextSet,
+    /// The client asked for the block sizes, so it promised to keep to them. The requests of one
+    /// that did not may be of any alignment; a layer below must cope.
+    pub block_size_asked: bool,
+    /// Flags that the client was told ([`transmission_flag`]).
+    pub transmission_flags: u16,
+    /// The volume as the client was told.
+    pub info: VolumeInfo,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+}
+
+impl Negotiated {
+    /// The most extents that one answer to a block status request can carry; feed for
+    /// [`sheave_core::Op::BlockStatus`].
+    #[must_use]
+    pub fn extents_max(&self, req_one: bool) -> usize {
+        const DESCRIPTOR_LEN: usize = 16;
+        if req_one {
+            return 1;
+        }
+        let payload_max = usize::try_from(self.info.block.maximum_payload).unwrap_or(usize::MAX);
+        (payload_max / DESCRIPTOR_LEN).clamp(1, BLOCK_STATUS_EXTENTS_MAX)
+    }
+}
+
+/// The flags that tell a client what a volume can do.
+#[must_use]
+pub fn transmission_flags(info: &VolumeInfo, style: ReplyStyle, contexts: ContextSet) -> u16 {
+    use transmission_flag as flag;
+    let can = &info.can;
+    let writable = !info.read_only;
+    let flags = [
+        (true, flag::HAS_FLAGS),
+        (info.read_only, flag::READ_ONLY),
+        (can.flush, flag::SEND_FLUSH),
+        (can.fua, flag::SEND_FUA),
+        (info.rotational, flag::ROTATIONAL),
+        (writable && can.trim, flag::SEND_TRIM),
+        (writable && can.write_zeroes, flag::SEND_WRITE_ZEROES),
+        (style != ReplyStyle::Simple, flag::SEND_DF),
+        // Where nothing is written there is nothing that a flush could make visible.
+        (info.read_only || can.multi_conn, flag::CAN_MULTI_CONN),
+        (can.cache, flag::SEND_CACHE),
+        (writable && can.write_zeroes && can.fast_zero, flag::SEND_FAST_ZERO),
+        (style == ReplyStyle::Extended && !contexts.is_empty(), flag::BLOCK_STATUS_PAYLOAD),
+    ];
+    flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag)
+}
+
+/// The minimum block size that clients are told: the volume's, or less where the volume's size is
+/// not a multiple of it, since clients could not reach the end otherwise. Requests that keep to
+/// the smaller one need the same layer as those of clients that did not ask.
+#[must_use]
+pub fn minimum_block(info: &VolumeInfo) -> u32 {
+    let fits_size = 1_u32.checked_shl(info.size.trailing_zeros()).unwrap_or(u32::MAX);
+    info.block.minimum.min(fits_size)
+}
+
+/// Why a volume cannot be told to clients: its numbers have no place in the protocol.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_exportable(info: &VolumeInfo) -> Result<(), &'static str> {
+    let block = &info.block;
+    let checks = [
+        (i64::try_from(info.size).is_ok(), "the volume is larger than 2^63-1 bytes"),
+        (
+            block.minimum.is_power_of_two() && block.minimum <= MINIMUM_BLOCK_MAX,
+            "the minimum block size is not a power of two up to 64 KiB",
+        ),
+        (
+            block.preferred.is_power_of_two()
+                && block.preferred >= block.minimum.max(PREFERRED_BLOCK_MIN),
+            "the preferred block size is not a power of two from 512 and the minimum up",
+        ),
+        (
+            block.maximum_payload >= block.preferred.max(PAYLOAD_MAX_MIN),
+            "the maximum payload is below 64 KiB or the preferred block size",
+        ),
+    ];
+    checks.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, message)| Err(message))
+}
