@@ -23,4 +23,9 @@ impl Clock {
         // 2^64 ns are 584 years.
         self.start.elapsed().as_nanos() as Nanos
     }
+
+    /// Sleeps until `due`, if that is still to come.
+    pub(crate) fn sleep_until(&self, due: Nanos) {
+        std::thread::sleep(Duration::from_nanos(due.saturating_sub(self.now())));
+    }
 }

@@ -4,6 +4,7 @@
 //! that owns it, a ring shard or a plain thread, receives, sends and runs the backend.
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod clock;
 mod engine;
 mod io;
@@ -13,6 +14,7 @@ mod session;
 mod shard;
 mod threads;
 
+pub use blocking::Blocking;
 pub use clock::Clock;
 pub use engine::{Assignment, Engine, EngineChoice, EngineConfig};
 pub use session::{Cx, NextRead, Session};

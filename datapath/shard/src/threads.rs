@@ -220,7 +220,7 @@ impl Connection {
 
     fn sleep_until_due(&mut self) {
         if let Some(due) = self.backend.deadline() {
-            std::thread::sleep(Duration::from_nanos(due.saturating_sub(self.clock.now())));
+            self.clock.sleep_until(due);
         }
         self.io.now = self.clock.now();
     }

@@ -1,0 +1,122 @@
+//! Where clients come in.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+
+use sheave_core::{Error, ErrorKind};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// A bound socket. A unix socket's path is removed on drop, if it is ours.
+pub struct Listener {
+    socket: Socket,
+    name: String,
+    path: Option<PathBuf>,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A client that has not negotiated yet.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Listens on `HOST:PORT`; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// When the address is not one, or is in use.
+    pub fn tcp(address: &str) -> Result<Self, Error> {
+        let fail = |error| Error::from_io("listen", address, error);
+        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(fail)?.collect();
+        let listener = std::net::TcpListener::bind(&addresses[..]).map_err(fail)?;
+        Self::from_tcp(listener).map_err(fail)
+    }
+
+    /// Listens on a unix socket. A socket file that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// When somebody does listen there, or something else is there, or the path cannot be used.
+    pub fn unix(path: &Path) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let fail = |error| Error::from_io("listen", name.as_str(), error);
+        if path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
+            if StdUnixStream::connect(path).is_ok() {
+                let what = format!("{name}: another server listens there");
+                return Err(Error::new(ErrorKind::Busy, "listen", what));
+            }
+            std::fs::remove_file(path).map_err(fail)?;
+        }
+        let listener = std::os::unix::net::UnixListener::bind(path).map_err(fail)?;
+        let mut listener = Self::from_unix(listener).map_err(fail)?;
+        listener.path = Some(path.to_owned());
+        listener.name = format!("unix:{name}");
+        Ok(listener)
+    }
+
+    /// Takes a bound TCP socket over, as socket activation passes one.
+    ///
+    /// # Errors
+    /// When it cannot be used in the running tokio runtime.
+    pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let name = listener.local_addr()?.to_string();
+        let socket = Socket::Tcp(TcpListener::from_std(listener)?);
+        Ok(Self { socket, name, path: None })
+    }
+
+    /// Takes a bound unix socket over.
+    ///
+    /// # Errors
+    /// When it cannot be used in the running tokio runtime.
+    pub fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let path = address.as_pathname().map(|path| path.display().to_string());
+        let name = format!("unix:{}", path.unwrap_or_default());
+        let socket = Socket::Unix(UnixListener::from_std(listener)?);
+        Ok(Self { socket, name, path: None })
+    }
+
+    /// What it listens on, for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<Stream> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Replies are gathered already; Nagle would only hold them back.
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Stream {
+    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(stream) => stream.into_std()?.into(),
+            Self::Unix(stream) => stream.into_std()?.into(),
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! Replies, composed of headers from the protocol crate and payload that is not copied.
+
+use sheave_core::{ByteRange, Extent, NbdErrno, Payload, Reply};
+use sheave_proto::reply::{self, ReplyTo, StatusQuery};
+use sheave_proto::{ContextSet, ReplyStyle, read_chunks};
+use sheave_ring::SendBatch;
+
+/// What a request asked for, as far as its reply needs to know.
+#[derive(Clone, Copy)]
+pub(crate) enum Asked {
+    /// The bytes of a range.
+    Read { range: ByteRange, df: bool },
+    /// Its block status.
+    Status { query: StatusQuery, contexts: ContextSet },
+    /// Only whether it was done; `bytes` of data were written.
+    Done { bytes: u64 },
+}
+
+impl Asked {
+    /// Bytes of data that it moves when it succeeds.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Read { range, .. } => range.len(),
+            Self::Status { .. } => 0,
+            Self::Done { bytes } => *bytes,
+        }
+    }
+}
+
+/// Appends the reply to a request that succeeded.
+pub(crate) fn success(out: &mut SendBatch, to: ReplyTo, asked: Asked, answer: Reply) {
+    match (asked, answer) {
+        (Asked::Read { range, df }, Reply::Data(payload)) => read(out, to, range, df, payload),
+        (Asked::Status { query, contexts }, Reply::Extents(extents)) => {
+            status(out, to, query, contexts, &extents);
+        }
+        (Asked::Done { .. }, _) => out.head(|head| reply::success(head, to)),
+        (Asked::Read { .. } | Asked::Status { .. }, _) => {
+            // A backend that answers something else is broken, but no reason to hang the client.
+            debug_assert!(false, "a backend answers what it was asked");
+            failure(out, to, NbdErrno::Io, "the volume gave a wrong answer");
+        }
+    }
+}
+
+/// Appends the reply to a request that failed.
+pub(crate) fn failure(out: &mut SendBatch, to: ReplyTo, errno: NbdErrno, message: &str) {
+    out.head(|head| reply::failure(head, to, errno, message));
+}
+
+fn read(out: &mut SendBatch, to: ReplyTo, range: ByteRange, df: bool, payload: Payload) {
+    if payload.len() as u64 != range.len() {
+        debug_assert!(false, "a backend reads as much as it was asked for");
+        return failure(out, to, NbdErrno::Io, "the volume gave a short answer");
+    }
+    if to.style == ReplyStyle::Simple {
+        out.head(|head| reply::simple(head, to.cookie, None));
+        return out.payload(payload);
+    }
+    for chunk in read_chunks(to.style, df, range, &payload) {
+        out.head(|head| chunk.encode(head, to));
+        if !chunk.hole {
+            out.payload(payload.slice(chunk.skip, chunk.len as usize));
+        }
+    }
+}
+
+fn status(
+    out: &mut SendBatch,
+    to: ReplyTo,
+    query: StatusQuery,
+    contexts: ContextSet,
+    extents: &[Extent],
+) {
+    let count = contexts.len();
+    for (index, context) in contexts.iter().enumerate() {
+        let done = index + 1 == count;
+        out.head(|head| reply::block_status_chunk(head, to, context, extents, query, done));
+    }
+}

@@ -1,0 +1,322 @@
+//! One NBD connection in its transmission phase.
+
+use std::io;
+
+use sheave_core::{
+    Error, ErrorKind, Nanos, NbdErrno, Op, OpKind, Outcome, Payload, Reply, Submitted,
+};
+use sheave_proto::reply::{ReplyTo, StatusQuery};
+use sheave_proto::{Negotiated, Request, Verdict};
+use sheave_ring::SendBatch;
+use sheave_shard::{Cx, NextRead, Session};
+use sheave_telemetry::{Recorder, Stage};
+use slab::Slab;
+
+use crate::incoming::{Arrived, Broken, Incoming};
+use crate::replies::{self, Asked};
+use crate::tls::TlsStream;
+
+/// Requests of one connection that a backend may have at once.
+const REQUESTS_MAX: usize = 1024;
+/// Payload bytes of one connection, in flight or in replies that wait for a slow reader. One
+/// request is always let in, however long.
+const HELD_BYTES_MAX: usize = 64 << 20;
+/// Extents in one block status reply; proto.md allows 2^20.
+const EXTENTS_MAX: usize = 2048;
+
+/// The protocol state of one connection.
+pub(crate) struct NbdSession {
+    negotiated: Negotiated,
+    tls: Option<TlsStream>,
+    incoming: Incoming,
+    /// Bytes that arrived and cannot be looked at before something completes.
+    backlog: Vec<u8>,
+    requests: Slab<InFlight>,
+    /// An op that the backend had no room for.
+    stalled: Option<(Op, u32)>,
+    ready: SendBatch,
+    /// Payload bytes, see [`HELD_BYTES_MAX`].
+    held: usize,
+    finished: bool,
+    /// The stream is broken: replies are of no use any more.
+    gone: bool,
+    times: Vec<Timed>,
+}
+
+/// What is remembered of a request until its reply.
+struct InFlight {
+    to: ReplyTo,
+    asked: Asked,
+    kind: OpKind,
+    /// When its header arrived.
+    start: Nanos,
+    /// When the backend took it.
+    submitted: Nanos,
+    /// Payload bytes it holds.
+    held: usize,
+}
+
+/// Ops that ended in this turn and began together; recorded when their replies are sent.
+struct Timed {
+    kind: OpKind,
+    start: Nanos,
+    submitted: Nanos,
+    count: u64,
+}
+
+impl NbdSession {
+    /// A session that begins with the bytes the client sent right behind its last option.
+    pub(crate) fn new(negotiated: Negotiated, tls: Option<TlsStream>, early: Vec<u8>) -> Self {
+        Self {
+            incoming: Incoming::new(&negotiated),
+            negotiated,
+            tls,
+            backlog: early,
+            requests: Slab::new(),
+            stalled: None,
+            ready: SendBatch::new(),
+            held: 0,
+            finished: false,
+            gone: false,
+            times: Vec::new(),
+        }
+    }
+
+    fn parse(&mut self, bytes: &[u8], cx: &mut Cx<'_>) {
+        let mut input = bytes;
+        while !input.is_empty() && !self.finished {
+            if self.is_blocked() {
+                return self.backlog.extend_from_slice(input);
+            }
+            let arrived = self.incoming.take(&mut input, &self.negotiated, cx);
+            self.arrived(arrived, cx);
+        }
+    }
+
+    fn parse_backlog(&mut self, cx: &mut Cx<'_>) {
+        if !self.backlog.is_empty() && !self.is_blocked() {
+            let backlog = std::mem::take(&mut self.backlog);
+            self.parse(&backlog, cx);
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.stalled.is_some() || self.requests.len() >= REQUESTS_MAX || self.held >= HELD_BYTES_MAX
+    }
+
+    fn arrived(&mut self, arrived: Result<Option<Arrived>, Broken>, cx: &mut Cx<'_>) {
+        match arrived {
+            Ok(None) => {}
+            Ok(Some(arrived)) => self.execute(arrived, cx),
+            Err(Broken(reason)) => {
+                tracing::info!(reason, "connection dropped");
+                self.finish();
+            }
+        }
+    }
+
+    fn execute(&mut self, arrived: Arrived, cx: &mut Cx<'_>) {
+        let Arrived { request, verdict, start, data } = arrived;
+        let (op, asked) = match verdict {
+            Verdict::Read { range, df } => (Op::Read { range }, Asked::Read { range, df }),
+            Verdict::Write { range, fua } => {
+                let data = data.expect("a write arrives with its data");
+                (Op::Write { range, data, fua }, Asked::Done { bytes: range.len() })
+            }
+            Verdict::Flush => (Op::Flush, Asked::Done { bytes: 0 }),
+            Verdict::Trim { range, fua } => {
+                (Op::Trim { range, fua }, Asked::Done { bytes: range.len() })
+            }
+            Verdict::WriteZeroes { range, fua, no_hole, fast } => {
+                let op = Op::WriteZeroes { range, fua, no_hole, fast };
+                (op, Asked::Done { bytes: range.len() })
+            }
+            Verdict::Cache { range } => (Op::Cache { range }, Asked::Done { bytes: 0 }),
+            Verdict::BlockStatus { range, req_one, contexts } => {
+                let extents_max = self.negotiated.extents_max(req_one).min(EXTENTS_MAX);
+                let query = StatusQuery { range, req_one };
+                (Op::BlockStatus { range, extents_max }, Asked::Status { query, contexts })
+            }
+            Verdict::Done => return self.answer(&request),
+            Verdict::Refuse { error, message, .. } => return self.refuse(&request, error, message),
+            Verdict::Disconnect => return self.finish(),
+            Verdict::Drop(_) | Verdict::BlockStatusFilter { .. } => {
+                unreachable!("what is incomplete or to be dropped does not arrive")
+            }
+        };
+        let held = match asked {
+            Asked::Read { range, .. } => range.len() as usize,
+            _ if op.kind() == OpKind::Write => asked.bytes() as usize,
+            _ => 0,
+        };
+        self.held += held;
+        let (kind, submitted) = (op.kind(), cx.now());
+        let to = ReplyTo::new(self.negotiated.style, &request);
+        let request = self.requests.insert(InFlight { to, asked, kind, start, submitted, held });
+        self.submit(op, request as u32, cx);
+    }
+
+    fn submit(&mut self, op: Op, request: u32, cx: &mut Cx<'_>) {
+        match cx.submit(op, request) {
+            Submitted::Done(outcome) => self.end(request, outcome, cx.recorder()),
+            Submitted::Queued => {}
+            Submitted::Full(op) => self.stalled = Some((op, request)),
+        }
+    }
+
+    /// Puts the reply to a request that has ended into the next batch.
+    fn end(&mut self, request: u32, outcome: Outcome, recorder: &Recorder) {
+        let InFlight { to, asked, kind, start, submitted, held } =
+            self.requests.remove(request as usize);
+        self.held -= held;
+        if self.gone {
+            return;
+        }
+        let before = self.ready.len();
+        match outcome {
+            Ok(answer) => {
+                recorder.add_bytes(kind, asked.bytes());
+                replies::success(&mut self.ready, to, asked, answer);
+            }
+            Err(error) => {
+                recorder.add_error(kind);
+                tracing::debug!(%error, op = kind.name(), "request failed");
+                let errno = error.kind().nbd_errno();
+                replies::failure(&mut self.ready, to, errno, &error.to_string());
+            }
+        }
+        self.held += self.ready.len() - before;
+        self.note_time(kind, start, submitted);
+    }
+
+    fn note_time(&mut self, kind: OpKind, start: Nanos, submitted: Nanos) {
+        match self.times.last_mut() {
+            Some(last)
+                if last.kind == kind && last.start == start && last.submitted == submitted =>
+            {
+                last.count += 1;
+            }
+            _ => self.times.push(Timed { kind, start, submitted, count: 1 }),
+        }
+    }
+
+    fn answer(&mut self, request: &Request) {
+        let before = self.ready.len();
+        let to = ReplyTo::new(self.negotiated.style, request);
+        replies::success(&mut self.ready, to, Asked::Done { bytes: 0 }, Reply::Done);
+        self.held += self.ready.len() - before;
+    }
+
+    fn refuse(&mut self, request: &Request, errno: NbdErrno, message: &str) {
+        let before = self.ready.len();
+        let to = ReplyTo::new(self.negotiated.style, request);
+        replies::failure(&mut self.ready, to, errno, message);
+        self.held += self.ready.len() - before;
+    }
+
+    /// Takes no more requests.
+    fn finish(&mut self) {
+        self.finished = true;
+        self.backlog = Vec::new();
+    }
+}
+
+impl Session for NbdSession {
+    fn received(&mut self, bytes: &mut [u8], cx: &mut Cx<'_>) {
+        self.parse_backlog(cx);
+        let Some(mut tls) = self.tls.take() else { return self.plain(bytes, cx) };
+        let outcome = tls.decrypt(bytes, |plain| self.plain(plain, cx));
+        self.tls = Some(tls);
+        if let Err(error) = outcome {
+            tracing::info!(%error, "TLS connection dropped");
+            self.finish();
+        }
+    }
+
+    fn landed(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>) {
+        let arrived = self.incoming.landed(payload, count, &self.negotiated, cx);
+        self.arrived(arrived, cx);
+    }
+
+    fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>) {
+        self.end(request, outcome, cx.recorder());
+        self.parse_backlog(cx);
+    }
+
+    fn retry(&mut self, cx: &mut Cx<'_>) {
+        if let Some((op, request)) = self.stalled.take() {
+            if self.gone {
+                let error = Error::new(ErrorKind::Shutdown, op.kind().name(), "client is gone");
+                self.end(request, Err(error), cx.recorder());
+            } else {
+                self.requests[request as usize].submitted = cx.now();
+                self.submit(op, request, cx);
+            }
+        }
+        self.parse_backlog(cx);
+    }
+
+    fn gather(&mut self, batch: &mut SendBatch, now: Nanos, recorder: &Recorder) {
+        for Timed { kind, start, submitted, count } in self.times.drain(..) {
+            recorder.record_n(kind, Stage::Total, now.saturating_sub(start), count);
+            recorder.record_n(kind, Stage::Backend, now.saturating_sub(submitted), count);
+            recorder.record_n(kind, Stage::Queue, submitted.saturating_sub(start), count);
+        }
+        match &mut self.tls {
+            None => std::mem::swap(batch, &mut self.ready),
+            Some(tls) => {
+                let idle = self.finished && self.requests.is_empty();
+                tls.encrypt(&self.ready, idle, batch);
+                // What TLS adds is not counted as held, so it must not be given back either.
+                self.held -= self.ready.len();
+                self.ready.clear(drop);
+            }
+        }
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        if self.tls.is_none() {
+            self.held -= bytes;
+        }
+    }
+
+    fn next_read(&mut self) -> NextRead {
+        if self.finished {
+            return NextRead::Finished;
+        }
+        if self.is_blocked() || !self.backlog.is_empty() {
+            return NextRead::Paused;
+        }
+        self.incoming.next_read(self.tls.is_none())
+    }
+
+    fn ended(&mut self, error: Option<&io::Error>) {
+        if let Some(error) = error {
+            tracing::info!(%error, "connection lost");
+            self.gone = true;
+        }
+        self.finish();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.stalled.is_some() || (!self.backlog.is_empty() && !self.is_blocked())
+    }
+
+    fn shut_down(&mut self) {
+        self.finish();
+    }
+}
+
+impl NbdSession {
+    fn plain(&mut self, bytes: &[u8], cx: &mut Cx<'_>) {
+        if self.backlog.is_empty() {
+            self.parse(bytes, cx);
+        } else if !self.finished {
+            self.backlog.extend_from_slice(bytes);
+        }
+    }
+}

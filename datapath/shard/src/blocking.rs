@@ -1,0 +1,70 @@
+//! One op at a time, waited for: for tools and tests.
+
+use sheave_core::{Backend, Buf, ByteRange, Io, Op, Outcome, Payload, Submitted, Tag, Volume};
+
+use crate::Clock;
+use crate::io::PlainIo;
+
+/// A backend that is used by plain calls.
+pub struct Blocking {
+    backend: Box<dyn Backend>,
+    io: PlainIo,
+    clock: Clock,
+}
+
+const TAG: Tag = Tag(0);
+
+impl Blocking {
+    /// Uses the volume from this thread.
+    ///
+    /// # Errors
+    /// When the volume can no longer be used.
+    pub fn open(volume: &dyn Volume) -> sheave_core::Result<Self> {
+        let backend = volume.backend()?;
+        Ok(Self { backend, io: PlainIo::default(), clock: Clock::start() })
+    }
+
+    /// Memory for the data of a write, see [`Backend::write_buffer`].
+    pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
+        self.backend.write_buffer(range, &mut self.io)
+    }
+
+    /// A buffer from the pool.
+    pub fn buffer(&mut self, len: usize) -> Buf {
+        self.io.buffer(len)
+    }
+
+    /// Gives a buffer back to the pool.
+    pub fn recycle(&mut self, buf: Buf) {
+        self.io.pool.give(buf);
+    }
+
+    /// Runs an op to its end.
+    ///
+    /// # Errors
+    /// As the volume says.
+    pub fn run(&mut self, op: Op) -> Outcome {
+        let mut waiting = Some(op);
+        loop {
+            self.io.now = self.clock.now();
+            if let Some(op) = waiting.take() {
+                match self.backend.submit(op, TAG, &mut self.io) {
+                    Submitted::Done(outcome) => return outcome,
+                    Submitted::Queued => {}
+                    Submitted::Full(op) => waiting = Some(op),
+                }
+            }
+            while let Some(done) = self.io.done.pop_front() {
+                self.backend.io_done(done, &mut self.io);
+            }
+            if let Some(completion) = self.backend.reap(&mut self.io) {
+                return completion.outcome;
+            }
+            if self.io.done.is_empty()
+                && let Some(due) = self.backend.deadline()
+            {
+                self.clock.sleep_until(due);
+            }
+        }
+    }
+}
