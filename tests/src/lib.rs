@@ -4,6 +4,7 @@
 //! Everything here panics on failure: it runs only inside tests.
 #![forbid(unsafe_code)]
 
+mod bystander;
 mod certs;
 mod command;
 mod files;
@@ -11,6 +12,7 @@ mod server;
 mod skip;
 mod wire;
 
+pub use bystander::Bystander;
 pub use certs::Certificates;
 pub use command::{Output, Run, have, python, sheave};
 pub use files::{Scratch, compare, pattern};

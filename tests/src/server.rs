@@ -12,10 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::wait;
-use crate::{Certificates, Scratch, sheave};
+use crate::{Certificates, Run, Scratch, sheave};
+
+/// Names the directory in which `sheave stats` finds a server. Each has its own here.
+const RUNTIME_DIR: &str = "SHEAVE_RUNTIME_DIR";
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const LOG_LINES_SHOWN: usize = 30;
 /// A free port may be taken by another test between its choice and its use.
 const PORT_ATTEMPTS: usize = 5;
 
@@ -36,8 +40,9 @@ pub struct Server {
     ended: bool,
 }
 
+/// Where a server listens.
 #[derive(Clone, Debug)]
-enum Address {
+pub(crate) enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
 }
@@ -114,6 +119,7 @@ impl Serve {
             .arg("serve")
             .args(&self.args)
             .args(listen)
+            .env(RUNTIME_DIR, scratch.path())
             .stdin(Stdio::null())
             .stdout(stderr.try_clone().expect("log file"))
             .stderr(stderr)
@@ -174,6 +180,16 @@ impl Server {
         }
     }
 
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// A command of `sheave` that finds this server and no other.
+    #[must_use]
+    pub fn sheave(&self, command: &str) -> Run {
+        Run::new(sheave()).args(command).env(RUNTIME_DIR, self.scratch.path())
+    }
+
     /// A directory of its own, for files of the test.
     #[must_use]
     pub fn scratch(&self) -> &Scratch {
@@ -221,6 +237,13 @@ impl Server {
         self.end(Signal::INT)
     }
 
+    /// Kills it, as power loss does.
+    pub fn kill(&mut self) {
+        self.ended = true;
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
+    }
+
     fn end(&mut self, signal: Signal) -> ExitStatus {
         self.ended = true;
         kill_process(Pid::from_child(&self.child), signal).expect("our own child");
@@ -253,7 +276,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- log of the server\n{}", self.log());
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines.len().saturating_sub(LOG_LINES_SHOWN);
+            eprintln!("--- end of the server's log\n{}", lines[tail..].join("\n"));
             drop(self.child.kill());
             drop(self.child.wait());
             return;

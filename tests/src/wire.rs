@@ -4,11 +4,12 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::Server;
+use crate::server::Address;
 
 /// A server that says nothing for this long is stuck.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -106,14 +107,19 @@ pub struct Chunk {
     pub data: Vec<u8>,
 }
 
-trait Stream: Read + Write {
+trait Stream: Read + Write + Send {
     fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
+    fn stop_sending(&self) -> io::Result<()>;
 }
 
 impl Stream for UnixStream {
     fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(timeout))?;
         self.set_write_timeout(Some(timeout))
+    }
+
+    fn stop_sending(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
     }
 }
 
@@ -123,21 +129,22 @@ impl Stream for TcpStream {
         self.set_read_timeout(Some(timeout))?;
         self.set_write_timeout(Some(timeout))
     }
+
+    fn stop_sending(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
 }
 
 impl Wire {
-    /// Connects to the server's unix socket.
-    #[must_use]
-    pub fn unix(server: &Server) -> Self {
-        Self::try_unix(server.socket()).expect("connect")
-    }
-
-    /// Connects to a unix socket that may refuse.
+    /// Connects to a server, wherever it listens.
     ///
     /// # Errors
     /// The system's.
-    pub fn try_unix(socket: &str) -> io::Result<Self> {
-        Self::over(UnixStream::connect(socket)?)
+    pub fn connect(server: &Server) -> io::Result<Self> {
+        match server.address() {
+            Address::Unix(socket) => Self::over(UnixStream::connect(socket)?),
+            Address::Tcp(address) => Self::over(TcpStream::connect(address)?),
+        }
     }
 
     /// Speaks over a TCP connection.
@@ -149,12 +156,14 @@ impl Wire {
     }
 
     /// A negotiated connection to the default export, with simple replies.
-    #[must_use]
-    pub fn ready(server: &Server) -> Self {
-        let mut wire = Self::unix(server);
-        wire.handshake().expect("handshake");
-        wire.go("").expect("go");
-        wire
+    ///
+    /// # Errors
+    /// The system's, and when the server refuses.
+    pub fn ready(server: &Server) -> io::Result<Self> {
+        let mut wire = Self::connect(server)?;
+        wire.handshake()?;
+        wire.go("")?;
+        Ok(wire)
     }
 
     fn over(stream: impl Stream + 'static) -> io::Result<Self> {
@@ -165,6 +174,11 @@ impl Wire {
     /// Waits no longer than this for the server.
     pub fn set_timeout(&self, timeout: Duration) {
         self.stream.set_timeout(timeout).expect("set a timeout");
+    }
+
+    /// Closes its own direction only.
+    pub fn stop_sending(&self) {
+        self.stream.stop_sending().expect("shut down a socket");
     }
 
     /// Sends any bytes.

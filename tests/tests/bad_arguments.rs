@@ -1,0 +1,113 @@
+//! Command lines that cannot work: one clear line and the right exit code.
+
+use std::net::TcpListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use sheave_tests::{Run, Scratch, sheave};
+
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+
+#[test]
+fn wrong_usage_is_told_with_code_2() {
+    let wrong = [
+        "",
+        "no-such-command",
+        "serve",
+        "serve memory:?size=1M --no-such-flag",
+        "serve memory:?size=1M --engine fast",
+        "serve memory:?size=1M --shards 0",
+        "serve memory:?size=1M --shards many",
+        "serve memory:?size=1M --poll-us -1",
+        "serve memory:?size=1M --listen 127.0.0.1:0 --socket /tmp/s",
+        "serve memory:?size=1M --tls-cert cert.pem",
+        "serve memory:?size=1M --tls-key key.pem",
+        "copy memory:?size=1M",
+        "stats --no-such-flag",
+    ];
+    for args in wrong {
+        let output = Run::new(sheave()).args(args).output();
+        assert_eq!(output.status.code(), Some(USAGE), "{}", output.describe());
+        assert!(!output.stderr.is_empty(), "{args:?} says nothing");
+    }
+}
+
+#[test]
+fn volumes_that_cannot_be_opened_are_named_on_one_line() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.file("directory")).expect("make a directory");
+    let missing = scratch.file("missing.img");
+    let wrong = [
+        (missing.clone(), "missing.img"),
+        (format!("file://{missing}"), "missing.img"),
+        (scratch.file("directory"), "directory"),
+        ("memory:".to_owned(), "size"),
+        ("memory:?size=".to_owned(), "size"),
+        ("memory:?size=-1".to_owned(), "size"),
+        ("memory:?size=1Q".to_owned(), "1Q"),
+        ("memory:?size=99999999999999999999".to_owned(), "size"),
+        ("memory:?size=16E".to_owned(), "16E"),
+        ("memory:?size=1M&colour=red".to_owned(), "colour"),
+        ("gopher://example.com/disk".to_owned(), "gopher"),
+        ("null:".to_owned(), "size"),
+    ];
+    for (volume, named) in wrong {
+        let error = fails(&scratch, &[&volume, "--socket", &scratch.file("s")]);
+        assert!(error.contains(named), "{volume:?} does not name {named:?}: {error}");
+    }
+}
+
+#[test]
+fn addresses_that_cannot_be_used_are_named_on_one_line() {
+    let scratch = Scratch::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("its address").to_string();
+    let socket = scratch.file("socket");
+    let _live = UnixListener::bind(&socket).expect("a socket");
+    let long = format!("/tmp/{}", "s".repeat(200));
+    let missing = scratch.file("missing/socket");
+    let file = scratch.filled("file", 100);
+    let wrong = [
+        ["--listen", "nowhere"],
+        ["--listen", "127.0.0.1:99999"],
+        ["--listen", "192.0.2.1:10809"],
+        ["--socket", &long],
+        ["--socket", &missing],
+        // Somebody listens there.
+        ["--socket", &socket],
+        // Not a socket: it must not be removed.
+        ["--socket", &file],
+    ];
+    for args in wrong {
+        let error = fails(&scratch, &["memory:?size=1M", args[0], args[1]]);
+        assert!(error.contains(args[1]), "{args:?} is not named: {error}");
+    }
+    let error = fails(&scratch, &["memory:?size=1M", "--listen", &taken]);
+    assert!(error.contains(&taken), "{error}");
+    assert_eq!(std::fs::read(&file).expect("the file").len(), 100, "the file is untouched");
+    UnixStream::connect(&socket).expect("the other server's socket is where it was");
+}
+
+#[test]
+fn certificates_that_cannot_be_used_are_named_on_one_line() {
+    let scratch = Scratch::new();
+    let garbage = scratch.filled("garbage.pem", 1000);
+    let missing = scratch.file("missing.pem");
+    for (cert, key) in [(&missing, &missing), (&garbage, &garbage)] {
+        let args =
+            ["memory:?size=1M", "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key];
+        let error = fails(&scratch, &args);
+        assert!(error.contains(".pem"), "{error}");
+    }
+}
+
+/// `sheave serve` fails with these arguments; returns its one line.
+#[track_caller]
+fn fails(scratch: &Scratch, args: &[&str]) -> String {
+    let run = Run::new(sheave()).arg("serve").env("SHEAVE_RUNTIME_DIR", scratch.path());
+    let run = run.timeout(std::time::Duration::from_secs(15));
+    let output = args.iter().fold(run, |run, arg| run.arg(arg)).output();
+    assert_eq!(output.status.code(), Some(FAILED), "{}", output.describe());
+    assert_eq!(output.stderr.lines().count(), 1, "one line: {}", output.stderr);
+    output.stderr
+}

@@ -1,0 +1,157 @@
+//! Images that vanish, shrink, are in use, or have no room.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use sheave_tests::{
+    Bystander, Run, Scratch, Serve, Server, Wire, both_engines, cmd, errno, pattern,
+    request_header, sheave, skip,
+};
+
+const MIB: u64 = 1 << 20;
+
+both_engines! {
+    fn an_image_that_shrinks_is_an_error_not_a_lie(engine) {
+        let scratch = Scratch::new();
+        let image = scratch.filled("disk.img", 8 << 20);
+        let mut server = Serve::new(&image).args("--read-only").engine(engine).unix();
+        let mut wire = Wire::ready(&server).expect("a client");
+        wire.read(0, 4096).expect("a reply").expect("data");
+        let file = File::options().write(true).open(&image).expect("the image");
+        file.set_len(4 << 20).expect("shrink");
+        let lost = wire.read(6 << 20, 65536).expect("a reply");
+        assert_eq!(lost, Err(errno::EIO), "what is gone cannot be read");
+        let half = wire.read((4 << 20) - 4096, 8192).expect("a reply");
+        assert_eq!(half, Err(errno::EIO), "what is half gone cannot be read");
+        let there = wire.read(MIB, 65536).expect("a reply").expect("the rest is there");
+        assert!(there == pattern(8 << 20, 1)[1 << 20..][..65536]);
+        assert!(server.is_alive());
+    }
+
+    fn an_image_that_vanishes_is_served_to_the_end(engine) {
+        let scratch = Scratch::new();
+        let image = scratch.filled("disk.img", 8 << 20);
+        let mut server = Serve::new(&image).engine(engine).unix();
+        let mut bystander = Bystander::new(&server);
+        fs::remove_file(&image).expect("remove");
+        bystander.check(&mut server);
+        fs::write(&image, "another file of this name").expect("write");
+        bystander.check(&mut server);
+        assert!(server.interrupt().success(), "{}", server.log());
+        let other = fs::read_to_string(&image).expect("read");
+        assert_eq!(other, "another file of this name");
+    }
+
+    fn a_full_disk_reaches_the_client(engine) {
+        let Some((_disk, mut server)) = server_on_a_small_disk(engine) else { return };
+        let mut bystander = Bystander::new(&server);
+        let mut wire = Wire::ready(&server).expect("a client");
+        let data = pattern(1 << 20, 9);
+        let mut written = Vec::new();
+        let mut refused = Vec::new();
+        for mib in 8..32 {
+            match wire.write(mib * MIB, &data).expect("a reply") {
+                0 => written.push(mib),
+                error => {
+                    assert_eq!(error, errno::ENOSPC, "a full disk");
+                    refused.push(mib);
+                }
+            }
+        }
+        assert!(written.len() >= 8, "only {written:?} fitted");
+        assert!(refused.len() >= 8, "{written:?} fitted into 16 MiB");
+        // A small write without room is refused, too, and fast.
+        wire.send(&request_header(0, cmd::WRITE, 1, 31 * MIB + 4096, 4096)).expect("send");
+        wire.send(&data[..4096]).expect("send");
+        assert_eq!(wire.simple_reply(1).expect("a reply"), errno::ENOSPC);
+        for &mib in &written {
+            let read = wire.read(mib * MIB, 1 << 20).expect("a reply").expect("data");
+            assert!(read == data, "data written before the disk was full, at {mib} MiB");
+        }
+        bystander.check(&mut server);
+        // Room made is room used.
+        for &mib in &written[..4] {
+            wire.request(cmd::TRIM, 2, mib * MIB, MIB as u32).expect("send");
+            assert_eq!(wire.simple_reply(2).expect("a reply"), 0, "trim");
+        }
+        let at = refused[0] * MIB;
+        assert_eq!(wire.write(at, &data).expect("a reply"), 0, "a write into the room");
+        assert!(wire.read(at, 1 << 20).expect("a reply").expect("data") == data);
+        bystander.check(&mut server);
+    }
+
+    fn an_image_in_use_is_refused(engine) {
+        let scratch = Scratch::new();
+        let image = scratch.filled("disk.img", 8 << 20);
+        let mut server = Serve::new(&image).engine(engine).unix();
+        let mut bystander = Bystander::new(&server);
+        let output = Run::new(sheave()).arg("serve").arg(&image).arg("--socket")
+            .arg(scratch.file("second")).args("--engine").arg(engine)
+            .env("SHEAVE_RUNTIME_DIR", scratch.path()).output();
+        assert_eq!(output.status.code(), Some(1), "{}", output.describe());
+        assert_eq!(output.stderr.lines().count(), 1, "one line: {}", output.stderr);
+        assert!(output.stderr.contains("disk.img"), "names it: {}", output.stderr);
+        bystander.check(&mut server);
+        drop(bystander);
+        drop(server);
+        // Whoever comes after the first one gets it.
+        let mut server = Serve::new(&image).engine(engine).unix();
+        Bystander::new(&server).check(&mut server);
+    }
+}
+
+#[test]
+fn a_killed_server_leaves_nothing_in_the_way() {
+    let scratch = Scratch::new();
+    let image = scratch.filled("disk.img", 8 << 20);
+    let mut server = Serve::new(&image).unix();
+    Bystander::new(&server).check(&mut server);
+    let mut wire = Wire::ready(&server).expect("a client");
+    assert_eq!(wire.write(0, &pattern(65536, 2)).expect("a reply"), 0);
+    wire.request(cmd::FLUSH, 1, 0, 0).expect("send");
+    assert_eq!(wire.simple_reply(1).expect("a reply"), 0);
+    let socket = server.socket().to_owned();
+    server.kill();
+    assert!(Path::new(&socket).exists(), "a killed server cannot remove its socket");
+    let mut second = std::process::Command::new(sheave())
+        .args(["serve", &image, "--socket", &socket])
+        .env("SHEAVE_RUNTIME_DIR", scratch.path())
+        .spawn()
+        .expect("a second server");
+    let start = std::time::Instant::now();
+    let mut wire = loop {
+        assert!(start.elapsed().as_secs() < 10, "the second server does not serve");
+        match Wire::connect(&server) {
+            Ok(wire) => break wire,
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    };
+    wire.handshake().expect("greeting");
+    wire.go("").expect("go");
+    let read = wire.read(0, 65536).expect("a reply").expect("data");
+    second.kill().expect("our own child");
+    second.wait().expect("our own child");
+    assert!(read == pattern(65536, 2), "what was flushed before the kill");
+}
+
+/// A sparse image of 32 MiB on a file system of 16 MiB, which goes away with the server. The
+/// directory must outlive it: removing a directory unmounts what others have mounted there.
+fn server_on_a_small_disk(engine: &str) -> Option<(Scratch, Server)> {
+    let scratch = Scratch::new();
+    let mount = scratch.path().to_str().expect("UTF-8 path");
+    let root = rustix::process::geteuid().is_root();
+    let unshare: &[&str] =
+        if root { &["unshare", "-m"] } else { &["unshare", "--map-root-user", "-m"] };
+    let probe = unshare.iter().skip(1).fold(Run::new(unshare[0]), |run, arg| run.arg(arg));
+    let probe = probe.args("mount -t tmpfs -o size=16M none").arg(mount).output();
+    if !probe.status.success() {
+        skip("a_full_disk_reaches_the_client", "may not mount a tmpfs");
+        return None;
+    }
+    let prepare = r#"mount -t tmpfs -o size=16M none "$0" && truncate -s 32M "$0/disk.img" &&
+                     exec "$@""#;
+    let wrapper = [unshare, &["sh", "-c", prepare, mount]].concat();
+    let image = scratch.file("disk.img");
+    let server = Serve::new(image).through(&wrapper).engine(engine).unix();
+    Some((scratch, server))
+}
