@@ -1,0 +1,31 @@
+# The two that matter on a fresh Debian machine with Rust: make demo, make test.
+
+.PHONY: help setup build demo test lint fuzz bench clean
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+setup: ## install what the other targets need
+	scripts/setup-debian
+
+build: ## the release binary
+	cargo build --release --locked
+
+demo: ## serve a file system, use it with foreign clients, show the latencies
+	scripts/demo
+
+test: ## all tests
+	scripts/test
+
+lint: ## rustfmt, clippy, cargo-deny
+	scripts/lint
+
+fuzz: ## each fuzz target for a short time (needs a nightly toolchain)
+	scripts/fuzz
+
+bench: build ## compare with other NBD servers
+	scripts/setup-debian
+	scripts/bench
+
+clean:
+	cargo clean
