@@ -24,7 +24,7 @@ both_engines! {
         assert_eq!(export["is_read_only"], false);
         assert!(export["block_size_maximum"].as_u64().is_some_and(|max| max >= 32 * MIB));
         assert_eq!(nbdinfo("--size", &uri).trim(), (64 * MIB).to_string());
-        for can in ["connect", "flush", "fua", "multi-conn", "trim", "zero", "df", "read", "write"] {
+        for can in "connect flush fua multi-conn trim zero df read write".split(' ') {
             Run::new("nbdinfo").args("--can").arg(can).arg(&uri).ok();
         }
         let output = Run::new("nbdinfo").args("--is read-only").arg(&uri).output();
@@ -120,8 +120,8 @@ both_engines! {
     }
 
     fn libnbd_starts_the_server_by_socket_activation(engine) {
-        let info = Run::new("nbdinfo").args("--size -- [").arg(sheave()).args("serve memory:?size=3M")
-            .args("--engine").arg(engine).arg("]").ok();
+        let info = Run::new("nbdinfo").args("--size -- [").arg(sheave())
+            .args("serve memory:?size=3M --engine").arg(engine).arg("]").ok();
         assert_eq!(info.trim(), (3 * MIB).to_string());
         let scratch = Scratch::new();
         let image = scratch.islands("disk.img", 8 * MIB);
