@@ -109,6 +109,21 @@ impl ErrorKind {
         self.mapping().grpc
     }
 
+    /// What a client can do about an error that a server answered.
+    #[must_use]
+    pub fn of_nbd(errno: NbdErrno) -> Self {
+        match errno {
+            NbdErrno::Perm => Self::Permission,
+            NbdErrno::Io => Self::Io,
+            NbdErrno::NoMem => Self::NoMemory,
+            NbdErrno::Inval => Self::Invalid,
+            NbdErrno::NoSpc => Self::NoSpace,
+            NbdErrno::Overflow => Self::TooLarge,
+            NbdErrno::NotSup => Self::Unsupported,
+            NbdErrno::Shutdown => Self::Shutdown,
+        }
+    }
+
     /// The kind of a system call's error.
     #[must_use]
     pub fn of_io(error: &io::Error) -> Self {

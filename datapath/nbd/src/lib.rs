@@ -1,14 +1,18 @@
-//! The NBD server: listeners, handshake, TLS, and the session that a shard runs.
+//! The NBD server: listeners, handshake, TLS, and the session that a shard runs; and a plain
+//! client for tools.
 #![forbid(unsafe_code)]
 
+mod client;
 mod handshake;
 mod incoming;
 mod listener;
+mod remote;
 mod replies;
 mod server;
 mod session;
 mod tls;
 
 pub use listener::Listener;
+pub use remote::Remote;
 pub use server::{Export, Limits, Server, ServerConfig};
 pub use tls::{TlsFiles, server_tls};

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
 use sheave_core::{Error, ErrorKind};
+use sheave_proto::uri::{TlsKind, TlsOptions};
 use sheave_ring::SendBatch;
 
 /// Bytes of plain text taken out of a record at once: the longest record.
@@ -33,21 +34,15 @@ pub struct TlsFiles {
 pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = certificates(&files.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
-        .map_err(|error| invalid(&files.key, "no private key in PEM").because(error))?;
+    let key = private_key(&files.key)?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new(ErrorKind::Invalid, "tls", "versions").because(error))?;
+        .map_err(no_versions)?;
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for cert in certificates(path)? {
-                roots
-                    .add(cert)
-                    .map_err(|error| invalid(path, "not a certificate authority").because(error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            let roots = Arc::new(authorities(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
                 .build()
                 .map_err(|error| invalid(path, "cannot verify clients").because(error))?;
             builder.with_client_cert_verifier(verifier)
@@ -59,6 +54,57 @@ pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     // Tickets would come as records in the middle of the transmission phase; nobody resumes.
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// A client's configuration, from the directory that an NBD URI's `tls-certificates` names: the
+/// authority in `ca-cert.pem` and, if the server wants one, the client's own certificate in
+/// `client-cert.pem` and `client-key.pem` (the names libnbd uses).
+pub(crate) fn client_tls(options: &TlsOptions) -> Result<Arc<ClientConfig>, Error> {
+    let unsupported = |what| Err(Error::new(ErrorKind::Unsupported, "tls", what));
+    if options.psk_file.is_some() || matches!(options.kind, Some(TlsKind::Psk | TlsKind::Anon)) {
+        return unsupported("only certificates (tls-type=x509) are supported");
+    }
+    if options.verify_peer == Some(false) {
+        return unsupported("servers are always verified; leave tls-verify-peer out");
+    }
+    let Some(directory) = &options.certificates else {
+        return unsupported("add ?tls-certificates=DIR with ca-cert.pem in it to the URI");
+    };
+    let roots = authorities(&directory.join("ca-cert.pem"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(no_versions)?
+        .with_root_certificates(roots);
+    let own = directory.join("client-cert.pem");
+    let config = if own.exists() {
+        let key = private_key(&directory.join("client-key.pem"))?;
+        builder
+            .with_client_auth_cert(certificates(&own)?, key)
+            .map_err(|error| invalid(&own, "does not go with its key").because(error))?
+    } else {
+        builder.with_no_client_auth()
+    };
+    Ok(Arc::new(config))
+}
+
+fn no_versions(error: rustls::Error) -> Error {
+    Error::new(ErrorKind::Unsupported, "tls", "TLS 1.2 and 1.3").because(error)
+}
+
+fn authorities(path: &Path) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for cert in certificates(path)? {
+        roots
+            .add(cert)
+            .map_err(|error| invalid(path, "not a certificate authority").because(error))?;
+    }
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(&read(path)?)
+        .map_err(|error| invalid(path, "no private key in PEM").because(error))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

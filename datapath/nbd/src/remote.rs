@@ -1,0 +1,76 @@
+//! A volume on another NBD server, by blocking calls: for tools, not for shards.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ClientConfig as TlsClientConfig;
+use sheave_core::{
+    Backend, Completion, Error, ErrorKind, Io, IoDone, Op, Result, Submitted, Tag, Volume,
+    VolumeInfo,
+};
+use sheave_proto::uri::NbdUri;
+
+use crate::client::Connection;
+use crate::tls::client_tls;
+
+/// An export of an NBD server. Every backend is a connection of its own.
+pub struct Remote {
+    uri: NbdUri,
+    tls: Option<Arc<TlsClientConfig>>,
+    info: VolumeInfo,
+    /// The connection that told what the volume is, for the first backend.
+    first: Mutex<Option<Connection>>,
+}
+
+impl Remote {
+    /// Connects to the server that an NBD URI names.
+    ///
+    /// # Errors
+    /// When it is no such URI, nobody answers, or the server has no such export.
+    pub fn open(uri: &str) -> Result<Self> {
+        let uri: NbdUri = uri
+            .parse()
+            .map_err(|error| Error::new(ErrorKind::Invalid, "connect", uri).because(error))?;
+        let tls = if uri.tls { Some(client_tls(&uri.tls_options)?) } else { None };
+        let first = Connection::open(&uri, tls.as_ref())?;
+        let info = first.negotiated().volume_info();
+        Ok(Self { uri, tls, info, first: Mutex::new(Some(first)) })
+    }
+}
+
+impl Volume for Remote {
+    fn info(&self) -> &VolumeInfo {
+        &self.info
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let connection = match first {
+            Some(connection) => connection,
+            None => Connection::open(&self.uri, self.tls.as_ref())?,
+        };
+        Ok(Box::new(RemoteBackend { info: self.info.clone(), connection }))
+    }
+}
+
+struct RemoteBackend {
+    info: VolumeInfo,
+    connection: Connection,
+}
+
+impl Backend for RemoteBackend {
+    fn info(&self) -> &VolumeInfo {
+        &self.info
+    }
+
+    fn submit(&mut self, op: Op, _: Tag, _: &mut dyn Io) -> Submitted {
+        Submitted::Done(self.connection.run(&op))
+    }
+
+    fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {
+        unreachable!("a blocking client starts no file I/O")
+    }
+
+    fn reap(&mut self, _: &mut dyn Io) -> Option<Completion> {
+        None
+    }
+}
