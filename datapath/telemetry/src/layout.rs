@@ -20,7 +20,11 @@ pub const SIGNIFICANT_DIGITS: u8 = 3;
 /// Counters below the first doubling.
 pub(crate) const SUB_BUCKETS: u64 = 1 << SUB_BUCKET_MAGNITUDE;
 /// Counters of a histogram.
-pub(crate) const LEN: usize = (BUCKETS as usize + 1) * SUB_BUCKETS as usize / 2;
+pub(crate) const LEN: usize = BLOCKS * BLOCK_LEN;
+/// Counters are provided in blocks: two up to the first doubling, one for each doubling.
+pub(crate) const BLOCK_LEN: usize = SUB_BUCKETS as usize / 2;
+/// Blocks of a histogram.
+pub(crate) const BLOCKS: usize = BUCKETS as usize + 1;
 
 const UNIT_MAGNITUDE: u32 = LOWEST_NS.ilog2();
 const SUB_BUCKET_MAGNITUDE: u32 =
@@ -51,16 +55,14 @@ pub(crate) const fn index_of(value_ns: u64) -> usize {
 
 /// The smallest value that a counter counts.
 pub(crate) const fn lowest_value_at(index: usize) -> u64 {
-    let index = index as u64;
-    let half = SUB_BUCKETS / 2;
-    let bucket = (index / half).saturating_sub(1);
-    (index - bucket * half) << (bucket + UNIT_MAGNITUDE as u64)
+    let bucket = (index / BLOCK_LEN).saturating_sub(1);
+    ((index - bucket * BLOCK_LEN) as u64) << (bucket as u32 + UNIT_MAGNITUDE)
 }
 
 const fn unbounded_index_of(value_ns: u64) -> usize {
     let bucket = u64::BITS - FIRST_DOUBLING - (value_ns | SUB_BUCKET_MASK).leading_zeros();
     let step = value_ns >> (bucket + UNIT_MAGNITUDE);
-    bucket as usize * (SUB_BUCKETS as usize / 2) + step as usize
+    bucket as usize * BLOCK_LEN + step as usize
 }
 
 #[cfg(test)]
@@ -103,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_value_is_counted_where_the_crate_counts_it(bits in any::<u64>(), shift in 0_u32..64) {
+        fn any_value_is_counted_as_by_the_crate(bits in any::<u64>(), shift in 0_u32..64) {
             // Shifting makes every magnitude equally likely.
             let value = bits >> shift;
             prop_assert_eq!(index_of(value), reference_index_of(value));
