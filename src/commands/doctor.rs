@@ -1,0 +1,416 @@
+//! `sheave doctor`: what this node can do, and what to do about what it cannot.
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, getrlimit};
+use serde::Serialize;
+use sheave_ring::{Probe, Support};
+
+/// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
+const KERNEL_URING: (u32, u32) = (5, 19);
+const KERNEL_FULL: (u32, u32) = (6, 1);
+/// File descriptors that a busy server needs: one or two for each connection.
+const NOFILE_WANTED: u64 = 4096;
+/// Memory that four shards may want to lock.
+const MEMLOCK_WANTED: u64 = 64 << 20;
+
+/// Tell what this node can do, and what to do about what it cannot.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Print JSON: a list of findings
+    #[arg(long)]
+    json: bool,
+}
+
+/// How well something is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// All of it.
+    Ok,
+    /// It works, with less than there could be.
+    Limited,
+    /// Not at all.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    /// What.
+    pub(crate) name: &'static str,
+    /// How well it is there.
+    pub(crate) status: Status,
+    /// What was found.
+    pub(crate) detail: String,
+    /// What to do about it, and what it is good for; unless all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) advice: Option<String>,
+}
+
+impl Finding {
+    pub(crate) fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, status: Status::Ok, detail: detail.into(), advice: None }
+    }
+
+    pub(crate) fn limited(
+        name: &'static str,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        let (detail, advice) = (detail.into(), Some(advice.into()));
+        Self { name, status: Status::Limited, detail, advice }
+    }
+
+    pub(crate) fn missing(
+        name: &'static str,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { status: Status::Missing, ..Self::limited(name, detail, advice) }
+    }
+}
+
+/// Prints what is found out by trying, and what can be seen from files and limits.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let mut findings = vec![uring(sheave_ring::probe())];
+    findings.extend(Node::this().findings());
+    let colored = io::stdout().is_terminal();
+    let text = if args.json {
+        serde_json::to_string_pretty(&findings).context("doctor")? + "\n"
+    } else {
+        findings.iter().map(|finding| lines(finding, colored)).collect()
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("doctor: cannot write to standard output"),
+    }
+}
+
+fn lines(finding: &Finding, colored: bool) -> String {
+    let Finding { name, status, detail, advice } = finding;
+    let (word, color) = match status {
+        Status::Ok => ("ok", "32"),
+        Status::Limited => ("limited", "33"),
+        Status::Missing => ("missing", "31"),
+    };
+    let word = format!("{word:8}");
+    let word = if colored { format!("\x1b[{color}m{word}\x1b[0m") } else { word };
+    let advice = advice.iter().map(|advice| format!("{:25}→ {advice}\n", ""));
+    format!("{word} {name:15} {detail}\n{}", advice.collect::<String>())
+}
+
+/// What trying io_uring came to.
+fn uring(probed: io::Result<Probe>) -> Finding {
+    let name = "io_uring";
+    let threads = "until then `sheave serve` uses threads, at more CPU per request";
+    match probed {
+        Ok(Probe { mode: Support::DeferTaskrun, registered_files: true }) => {
+            Finding::ok(name, "works, with DEFER_TASKRUN and registered files")
+        }
+        Ok(Probe { mode, registered_files }) => {
+            let mode = match mode {
+                Support::DeferTaskrun => "DEFER_TASKRUN",
+                Support::CoopTaskrun => "COOP_TASKRUN",
+            };
+            let files = if registered_files { "registered" } else { "plain" };
+            let detail = format!("works, with {mode} and {files} files");
+            Finding::limited(name, detail, "Linux 6.1 or later does the same at less CPU")
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let advice = format!(
+                "see the sysctl below; in a container allow the io_uring_* calls in its seccomp \
+                 profile; {threads}"
+            );
+            Finding::missing(name, error.to_string(), advice)
+        }
+        Err(error) => {
+            let advice = format!("use Linux 5.19 or later, 6.1 at best; {threads}");
+            Finding::missing(name, error.to_string(), advice)
+        }
+    }
+}
+
+/// What is looked at.
+struct Node {
+    /// Where `proc`, `sys` and `dev` are.
+    root: PathBuf,
+    release: String,
+    memlock: Rlimit,
+    nofile: Rlimit,
+    is_root: bool,
+}
+
+impl Node {
+    fn this() -> Self {
+        Self {
+            root: PathBuf::from("/"),
+            release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            memlock: getrlimit(Resource::Memlock),
+            nofile: getrlimit(Resource::Nofile),
+            is_root: rustix::process::geteuid().is_root(),
+        }
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        vec![
+            self.kernel(),
+            self.uring_sysctl(),
+            self.nbd(),
+            self.ublk(),
+            self.ktls(),
+            self.memlock(),
+            self.nofile(),
+        ]
+    }
+
+    fn kernel(&self) -> Finding {
+        let name = "kernel";
+        let detail = format!("Linux {}", self.release);
+        match kernel_version(&self.release) {
+            Some(version) if version >= KERNEL_FULL => Finding::ok(name, detail),
+            Some(version) if version >= KERNEL_URING => {
+                let advice = "6.1 and later deliver completions at less CPU; nothing must be done";
+                Finding::limited(name, detail, advice)
+            }
+            Some(_) => {
+                let advice = "io_uring needs Linux 5.19 or later; until then `sheave serve` uses \
+                              threads";
+                Finding::missing(name, detail, advice)
+            }
+            None => Finding::limited(name, detail, "its version is not understood; just try"),
+        }
+    }
+
+    fn uring_sysctl(&self) -> Finding {
+        let name = "io_uring sysctl";
+        let off =
+            "`sysctl kernel.io_uring_disabled=0` as root; until then `sheave serve` uses threads";
+        match self.read("proc/sys/kernel/io_uring_disabled").as_deref() {
+            None => Finding::ok(name, "this kernel has no switch that disables io_uring"),
+            Some("0") => Finding::ok(name, "kernel.io_uring_disabled = 0"),
+            Some("1") if self.is_root => {
+                Finding::ok(name, "kernel.io_uring_disabled = 1, which exempts root")
+            }
+            Some("1") => {
+                let detail = "kernel.io_uring_disabled = 1: only for root and one group";
+                let advice = format!("join the group kernel.io_uring_group, or {off}");
+                Finding::limited(name, detail, advice)
+            }
+            Some(value) => {
+                Finding::missing(name, format!("kernel.io_uring_disabled = {value}"), off)
+            }
+        }
+    }
+
+    fn nbd(&self) -> Finding {
+        let name = "nbd device";
+        if self.exists("sys/module/nbd") || self.exists("dev/nbd0") {
+            return Finding::ok(name, "the nbd driver is loaded");
+        }
+        let advice = "`modprobe nbd` as root; needed for /dev/nbdN, not for serving";
+        Finding::missing(name, "the nbd driver is not loaded", advice)
+    }
+
+    fn ublk(&self) -> Finding {
+        let name = "ublk device";
+        if self.exists("dev/ublk-control") {
+            return Finding::ok(name, "/dev/ublk-control is there");
+        }
+        let advice = "`modprobe ublk_drv` as root (Linux 6.0 or later); needed for /dev/ublkbN, \
+                      not for serving";
+        Finding::missing(name, "there is no /dev/ublk-control", advice)
+    }
+
+    fn ktls(&self) -> Finding {
+        let name = "kernel TLS";
+        let ulps = self.read("proc/sys/net/ipv4/tcp_available_ulp").unwrap_or_default();
+        if ulps.split_whitespace().any(|ulp| ulp == "tls") {
+            return Finding::ok(name, "the tls module is loaded");
+        }
+        let advice = "`modprobe tls` as root; without it TLS is done in user space";
+        Finding::missing(name, "tcp_available_ulp has no tls", advice)
+    }
+
+    fn memlock(&self) -> Finding {
+        let advice = "`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the systemd unit; for \
+                      registered buffers, and memory that must not be paged out";
+        let limit = self.memlock.current;
+        let detail = match limit {
+            None => "unlimited memory may be locked".to_owned(),
+            Some(bytes) => format!("{} KiB of memory may be locked", bytes >> 10),
+        };
+        if limit.is_none_or(|bytes| bytes >= MEMLOCK_WANTED) {
+            return Finding::ok("locked memory", detail);
+        }
+        if self.is_root {
+            return Finding::ok("locked memory", detail + ", but any amount by root");
+        }
+        Finding::limited("locked memory", detail, advice)
+    }
+
+    fn nofile(&self) -> Finding {
+        let (current, maximum) = (self.nofile.current, self.nofile.maximum);
+        let tell = |limit: Option<u64>| match limit {
+            Some(files) => files.to_string(),
+            None => "any number".to_owned(),
+        };
+        let detail = format!("{} may be open, at most {}", tell(current), tell(maximum));
+        if current.is_none_or(|files| files >= NOFILE_WANTED) {
+            return Finding::ok("open files", detail);
+        }
+        let advice = format!(
+            "`ulimit -n {NOFILE_WANTED}`, or LimitNOFILE={NOFILE_WANTED} in the systemd unit; each \
+             connection takes one or two"
+        );
+        Finding::limited("open files", detail, advice)
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        self.root.join(path).exists()
+    }
+
+    fn read(&self, path: &str) -> Option<String> {
+        let text = fs::read_to_string(self.root.join(path)).ok()?;
+        Some(text.trim().to_owned())
+    }
+}
+
+/// Major and minor number of a release such as `6.12.43+deb13-amd64`.
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(root: &std::path::Path) -> Node {
+        let limit = |limit| Rlimit { current: Some(limit), maximum: None };
+        Node {
+            root: root.to_owned(),
+            release: "6.12.43+deb13-amd64".to_owned(),
+            memlock: limit(8 << 20),
+            nofile: limit(1024),
+            is_root: false,
+        }
+    }
+
+    fn statuses(node: &Node) -> Vec<(&'static str, Status)> {
+        node.findings().iter().map(|finding| (finding.name, finding.status)).collect()
+    }
+
+    fn put(root: &std::path::Path, path: &str, text: &str) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn a_bare_node_lacks_drivers_and_limits() {
+        use Status::{Limited, Missing, Ok};
+        let root = tempfile::tempdir().unwrap();
+        let bare = node(root.path());
+        let expected = [
+            ("kernel", Ok),
+            ("io_uring sysctl", Ok),
+            ("nbd device", Missing),
+            ("ublk device", Missing),
+            ("kernel TLS", Missing),
+            ("locked memory", Limited),
+            ("open files", Limited),
+        ];
+        assert_eq!(statuses(&bare), expected);
+        for finding in bare.findings() {
+            assert_eq!(finding.status == Ok, finding.advice.is_none(), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_prepared_node_lacks_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        put(root.path(), "proc/sys/kernel/io_uring_disabled", "0\n");
+        put(root.path(), "sys/module/nbd/refcnt", "0\n");
+        put(root.path(), "dev/ublk-control", "");
+        put(root.path(), "proc/sys/net/ipv4/tcp_available_ulp", "espintcp mptcp tls\n");
+        let unlimited = Rlimit { current: None, maximum: None };
+        let prepared = Node { memlock: unlimited, nofile: unlimited, ..node(root.path()) };
+        let statuses = statuses(&prepared);
+        assert!(statuses.iter().all(|(_, status)| *status == Status::Ok), "{statuses:?}");
+    }
+
+    #[test]
+    fn the_switch_of_io_uring_is_understood() {
+        let root = tempfile::tempdir().unwrap();
+        for (value, is_root, expected) in [
+            ("0", false, Status::Ok),
+            ("1", false, Status::Limited),
+            ("1", true, Status::Ok),
+            ("2", false, Status::Missing),
+            ("2", true, Status::Missing),
+        ] {
+            put(root.path(), "proc/sys/kernel/io_uring_disabled", value);
+            let finding = Node { is_root, ..node(root.path()) }.uring_sysctl();
+            assert_eq!(finding.status, expected, "{value} {is_root}");
+        }
+    }
+
+    #[test]
+    fn what_trying_io_uring_came_to_is_told() {
+        let probe = |mode, registered_files| Ok(Probe { mode, registered_files });
+        let denied = io::Error::from(rustix::io::Errno::PERM);
+        let absent = io::Error::from(rustix::io::Errno::NOSYS);
+        let findings = [
+            probe(Support::DeferTaskrun, true),
+            probe(Support::DeferTaskrun, false),
+            probe(Support::CoopTaskrun, true),
+            Err(denied),
+            Err(absent),
+        ]
+        .map(uring);
+        let statuses = findings.each_ref().map(|finding| finding.status);
+        use Status::{Limited, Missing, Ok as Fine};
+        assert_eq!(statuses, [Fine, Limited, Limited, Missing, Missing]);
+        assert!(findings[1].detail.ends_with("DEFER_TASKRUN and plain files"));
+        assert!(findings[3].advice.as_ref().is_some_and(|advice| advice.contains("seccomp")));
+        assert!(findings[4].detail.contains("os error 38"), "{:?}", findings[4]);
+    }
+
+    #[test]
+    fn kernels_are_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        for (release, expected) in [
+            ("4.19.0", Status::Missing),
+            ("5.18.19", Status::Missing),
+            ("5.19-rc1", Status::Limited),
+            ("6.0.1", Status::Limited),
+            ("6.1", Status::Ok),
+            ("10.0", Status::Ok),
+            ("weird", Status::Limited),
+        ] {
+            let node = Node { release: release.to_owned(), ..node(root.path()) };
+            assert_eq!(node.kernel().status, expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn people_and_programs_can_read_a_finding() {
+        let finding = Finding::missing("kernel TLS", "no tls", "`modprobe tls`");
+        let text = lines(&finding, false);
+        assert_eq!(
+            text,
+            "missing  kernel TLS      no tls\n                         → `modprobe tls`\n"
+        );
+        assert!(lines(&finding, true).starts_with("\x1b[31mmissing \x1b[0m "));
+        let json = serde_json::to_value(Finding::ok("kernel", "Linux 6.1")).unwrap();
+        let expected = serde_json::json!({"name": "kernel", "status": "ok", "detail": "Linux 6.1"});
+        assert_eq!(json, expected);
+    }
+}

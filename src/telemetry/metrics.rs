@@ -1,0 +1,318 @@
+//! `/metrics` for Prometheus, in the OpenMetrics text format.
+
+use std::fmt;
+#[cfg(test)]
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{self, Unit};
+use sheave_telemetry::{Histogram, OpSnapshot, Registry, VolumeSnapshot};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::listener::BoundedListener;
+
+/// Scrapes at a time.
+const CONNECTIONS_MAX: usize = 16;
+/// How long a scrape may take. A connection serves no more than one.
+const LIFETIME: Duration = Duration::from_secs(10);
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of the histograms' buckets in microseconds; one for the rest follows.
+const BOUNDS_US: [u64; 23] = [
+    5, 10, 25, 50, 75, 100, 150, 250, 500, 750, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000,
+    100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000, 60_000_000,
+];
+const NS_PER_SECOND: f64 = 1e9;
+
+/// Answers `GET /metrics` until it is dropped.
+#[derive(Debug)]
+pub(crate) struct MetricsServer {
+    #[cfg(test)]
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl MetricsServer {
+    /// Listens at `HOST:PORT`, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// When the address is none, or cannot be listened at.
+    pub(crate) async fn start(address: &str, registry: Arc<Registry>) -> Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "metrics: cannot listen at {address}; give --metrics a free HOST:PORT of this host"
+            )
+        })?;
+        let address = listener.local_addr().context("metrics: the listener has no address")?;
+        let mut metrics = registry::Registry::default();
+        metrics.register_collector(Box::new(VolumeCollector { registry, started: Instant::now() }));
+        let router = Router::new()
+            .route("/", get(|| async { "The metrics of sheave are at /metrics.\n" }))
+            .route("/metrics", get(scrape))
+            .layer(map_response(close))
+            .with_state(Arc::new(metrics));
+        let listener = BoundedListener::new(listener, CONNECTIONS_MAX, LIFETIME);
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "metrics: no longer served");
+            }
+        });
+        tracing::info!("metrics at http://{address}/metrics");
+        Ok(Self {
+            #[cfg(test)]
+            address,
+            task,
+        })
+    }
+
+    #[cfg(test)]
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn scrape(State(metrics): State<Arc<registry::Registry>>) -> Response {
+    let mut text = String::new();
+    match text::encode(&mut text, &metrics) {
+        Ok(()) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Ends the connection behind an answer, to free its place for the next client.
+async fn close(mut answer: Response) -> Response {
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+/// Reads the counters when it is asked to.
+#[derive(Debug)]
+struct VolumeCollector {
+    registry: Arc<Registry>,
+    started: Instant,
+}
+
+impl Collector for VolumeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let volumes = self.registry.snapshot();
+        encode_process(&mut encoder, self.started.elapsed())?;
+        encode_gauges(&mut encoder, &volumes)?;
+        let mut counter = |name, help, unit, value: fn(&OpSnapshot) -> u64| {
+            encode_counter(&mut encoder, &volumes, (name, help, unit), value)
+        };
+        counter("sheave_ops", "Requests that ended", None, OpSnapshot::count)?;
+        counter("sheave_op_errors", "Requests that failed", None, |op| op.errors)?;
+        counter("sheave_op", "Payload bytes of requests", Some(&Unit::Bytes), |op| op.bytes)?;
+        encode_latencies(&mut encoder, &volumes)
+    }
+}
+
+fn encode_process(encoder: &mut DescriptorEncoder<'_>, uptime: Duration) -> fmt::Result {
+    let build = [("version", env!("CARGO_PKG_VERSION"))];
+    encoder
+        .encode_descriptor("sheave_build", "The running program", None, MetricType::Info)?
+        .encode_info(&build)?;
+    let help = "Time since the process began to serve";
+    let unit = Some(&Unit::Seconds);
+    encoder
+        .encode_descriptor("sheave_uptime", help, unit, MetricType::Gauge)?
+        .encode_gauge(&uptime.as_secs_f64())
+}
+
+fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]) -> fmt::Result {
+    let help = "Connections served now";
+    let mut gauge =
+        encoder.encode_descriptor("sheave_connections", help, None, MetricType::Gauge)?;
+    for volume in volumes {
+        let labels = [("volume", volume.name.as_str())];
+        gauge.encode_family(&labels)?.encode_gauge(&volume.gauges.connections)?;
+    }
+    let (help, unit) = ("Payload bytes of requests in flight", Some(&Unit::Bytes));
+    let mut gauge = encoder.encode_descriptor("sheave_in_flight", help, unit, MetricType::Gauge)?;
+    for volume in volumes {
+        let labels = [("volume", volume.name.as_str())];
+        gauge.encode_family(&labels)?.encode_gauge(&volume.gauges.bytes_in_flight)?;
+    }
+    Ok(())
+}
+
+fn encode_counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    volumes: &[VolumeSnapshot],
+    (name, help, unit): (&str, &str, Option<&Unit>),
+    value: fn(&OpSnapshot) -> u64,
+) -> fmt::Result {
+    let mut counter = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+    for volume in volumes {
+        for op in &volume.ops {
+            let labels = [("volume", volume.name.as_str()), ("op", op.kind.name())];
+            let mut of_op = counter.encode_family(&labels)?;
+            of_op.encode_counter::<NoLabelSet, _, u64>(&value(op), None)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_latencies(
+    encoder: &mut DescriptorEncoder<'_>,
+    volumes: &[VolumeSnapshot],
+) -> fmt::Result {
+    let (help, unit) = ("How long requests and their stages took", Some(&Unit::Seconds));
+    let mut metric =
+        encoder.encode_descriptor("sheave_op_latency", help, unit, MetricType::Histogram)?;
+    for volume in volumes {
+        for op in &volume.ops {
+            for (stage, histogram) in op.stages() {
+                let labels = [
+                    ("volume", volume.name.as_str()),
+                    ("op", op.kind.name()),
+                    ("stage", stage.name()),
+                ];
+                let (sum, buckets) = buckets(histogram);
+                let count = histogram.len();
+                metric
+                    .encode_family(&labels)?
+                    .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The sum in seconds, and how many latencies lie in each bucket (not cumulated), by their upper
+/// bound in seconds. A latency is taken for the highest that its counter counts.
+fn buckets(histogram: &Histogram<u64>) -> (f64, Vec<(f64, u64)>) {
+    let bounds = BOUNDS_US.iter().map(|bound_us| *bound_us as f64 / 1e6);
+    let mut buckets: Vec<_> = bounds.chain([f64::INFINITY]).map(|bound| (bound, 0)).collect();
+    let mut sum_ns = 0.0;
+    for step in histogram.iter_recorded() {
+        let (value_ns, count) = (step.value_iterated_to(), step.count_at_value());
+        sum_ns += histogram.median_equivalent(value_ns) as f64 * count as f64;
+        let bucket = BOUNDS_US.partition_point(|bound_us| bound_us * 1_000 < value_ns);
+        buckets[bucket].1 += count;
+    }
+    (sum_ns / NS_PER_SECOND, buckets)
+}
+
+#[cfg(test)]
+mod tests {
+    use sheave_core::OpKind;
+    use sheave_telemetry::Stage;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn fetch(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_scrape_tells_what_was_counted() {
+        let registry = Arc::new(Registry::new());
+        let recorder = registry.volume("a \"disk\"").recorder();
+        recorder.record_n(OpKind::Read, Stage::Total, 20_000, 3);
+        recorder.record(OpKind::Read, Stage::Total, 70_000_000_000);
+        recorder.record(OpKind::Read, Stage::Store, 4_000);
+        recorder.add_bytes(OpKind::Read, 4096);
+        recorder.add_error(OpKind::Flush);
+        recorder.add_connections(2);
+        recorder.add_bytes_in_flight(512);
+        let endpoint = MetricsServer::start("127.0.0.1:0", registry).await.unwrap();
+
+        let answer = fetch(endpoint.address(), "/metrics").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        let volume = r#"volume="a \"disk\"""#;
+        let read = format!("{volume},op=\"read\"");
+        for line in [
+            format!("content-type: {CONTENT_TYPE}\r"),
+            format!("sheave_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+            format!("sheave_connections{{{volume}}} 2"),
+            format!("sheave_in_flight_bytes{{{volume}}} 512"),
+            format!("sheave_ops_total{{{read}}} 4"),
+            format!("sheave_op_bytes_total{{{read}}} 4096"),
+            format!("sheave_op_errors_total{{{volume},op=\"flush\"}} 1"),
+            format!("sheave_op_latency_seconds_count{{{read},stage=\"total\"}} 4"),
+            format!("sheave_op_latency_seconds_bucket{{le=\"0.00001\",{read},stage=\"total\"}} 0"),
+            format!("sheave_op_latency_seconds_bucket{{le=\"0.000025\",{read},stage=\"total\"}} 3"),
+            format!("sheave_op_latency_seconds_bucket{{le=\"60.0\",{read},stage=\"total\"}} 3"),
+            format!("sheave_op_latency_seconds_bucket{{le=\"+Inf\",{read},stage=\"total\"}} 4"),
+            format!("sheave_op_latency_seconds_bucket{{le=\"0.000005\",{read},stage=\"store\"}} 1"),
+            "# EOF".to_owned(),
+        ] {
+            assert!(answer.lines().any(|have| have == line.trim_end()), "no {line} in\n{answer}");
+        }
+        assert!(fetch(endpoint.address(), "/else").await.starts_with("HTTP/1.1 404"));
+    }
+
+    #[tokio::test]
+    async fn silent_clients_do_not_keep_scrapes_out_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let bounded = BoundedListener::new(listener, 1, Duration::from_millis(200));
+        let server = tokio::spawn(async move { axum::serve(bounded, router).await });
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(b"GET").await.unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(10), async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                .await
+                .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        });
+        assert!(answer.await.unwrap().ends_with("here"));
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named() {
+        let first = MetricsServer::start("127.0.0.1:0", Arc::default()).await.unwrap();
+        let address = first.address().to_string();
+        for bad in [address.as_str(), "no-port", "256.0.0.1:1"] {
+            let error = MetricsServer::start(bad, Arc::default()).await.unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.starts_with(&format!("metrics: cannot listen at {bad}; give")), "{text}");
+        }
+    }
+
+    #[test]
+    fn sums_and_bounds_are_in_seconds() {
+        let volume = Registry::new().volume("a");
+        let recorder = volume.recorder();
+        recorder.record_n(OpKind::Read, Stage::Total, 1_000_000, 1_000);
+        let snapshot = volume.snapshot();
+        let histogram = snapshot.ops[0].stage(Stage::Total).unwrap();
+        let (sum, buckets) = buckets(histogram);
+        assert!((sum - 1.0).abs() < 0.001, "{sum} s");
+        assert_eq!(buckets.len(), BOUNDS_US.len() + 1);
+        assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u64>(), 1_000);
+        assert!(BOUNDS_US.is_sorted());
+    }
+}

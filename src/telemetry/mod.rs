@@ -1,0 +1,13 @@
+//! How a process that serves volumes shows its statistics, and how others read them.
+
+mod listener;
+mod metrics;
+mod rates;
+mod runtime_dir;
+mod servers;
+mod socket;
+
+pub(crate) use metrics::MetricsServer;
+pub(crate) use rates::{COLUMNS, Row, op_rows, stage_rows};
+pub(crate) use servers::{ServerSnapshot, Servers};
+pub(crate) use socket::StatsSocket;

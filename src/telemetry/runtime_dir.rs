@@ -1,0 +1,137 @@
+//! Where the processes of one user meet.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+const OVERRIDE: &str = "SHEAVE_RUNTIME_DIR";
+
+/// The directory of the sockets of this user's processes.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeDir {
+    path: PathBuf,
+    /// Whose it must be. One that the user named is taken as it is.
+    owner: Option<u32>,
+}
+
+impl RuntimeDir {
+    /// `$SHEAVE_RUNTIME_DIR`, else `/run/sheave` for root, else `$XDG_RUNTIME_DIR/sheave`, else
+    /// `/tmp/sheave-UID`.
+    pub(crate) fn locate() -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        Self::choose(uid, env::var_os(OVERRIDE), env::var_os("XDG_RUNTIME_DIR"))
+    }
+
+    fn choose(uid: u32, named: Option<OsString>, xdg: Option<OsString>) -> Self {
+        let set = |value: Option<OsString>| value.filter(|value| !value.is_empty());
+        if let Some(path) = set(named) {
+            return Self { path: path.into(), owner: None };
+        }
+        let path = match (uid, set(xdg)) {
+            (0, _) => PathBuf::from("/run/sheave"),
+            (_, Some(xdg)) => Path::new(&xdg).join("sheave"),
+            (uid, None) => PathBuf::from(format!("/tmp/sheave-{uid}")),
+        };
+        Self { path, owner: Some(uid) }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory, for this user only, unless it exists.
+    ///
+    /// # Errors
+    /// When it cannot be made, or others could have put something into it.
+    pub(crate) fn create(&self) -> Result<()> {
+        let made = match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        };
+        made.with_context(|| {
+            format!("cannot make directory {}; name another by {OVERRIDE}", self.path.display())
+        })?;
+        self.exists().map(|_| ())
+    }
+
+    /// Whether the directory exists.
+    ///
+    /// # Errors
+    /// When it cannot be looked at, or others could have put something into it.
+    pub(crate) fn exists(&self) -> Result<bool> {
+        let found = match self.owner {
+            // In /tmp anybody could have made a link.
+            Some(_) => fs::symlink_metadata(&self.path),
+            None => fs::metadata(&self.path),
+        };
+        let found = match found {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            found => found.with_context(|| format!("cannot look at {}", self.path.display()))?,
+        };
+        let path = self.path.display();
+        ensure!(found.is_dir(), "{path} is not a directory; remove it or set {OVERRIDE}");
+        if let Some(owner) = self.owner {
+            let private = found.uid() == owner && found.mode() & 0o022 == 0;
+            ensure!(private, "{path} belongs to or can be written by others; set {OVERRIDE}");
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+impl RuntimeDir {
+    /// A directory that a test made.
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), owner: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn chosen(uid: u32, named: &str, xdg: &str) -> String {
+        let dir = RuntimeDir::choose(uid, Some(named.into()), Some(xdg.into()));
+        dir.path.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_named_directory_comes_first_and_tmp_last() {
+        assert_eq!(chosen(0, "/x", "/run/user/0"), "/x");
+        assert_eq!(chosen(1000, "/x", "/run/user/1000"), "/x");
+        assert_eq!(chosen(0, "", "/run/user/0"), "/run/sheave");
+        assert_eq!(chosen(1000, "", "/run/user/1000"), "/run/user/1000/sheave");
+        assert_eq!(chosen(1000, "", ""), "/tmp/sheave-1000");
+    }
+
+    #[test]
+    fn a_directory_that_others_could_write_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("sheave");
+        let owner = Some(rustix::process::geteuid().as_raw());
+        let dir = RuntimeDir { path: path.clone(), owner };
+        assert!(!dir.exists().unwrap());
+        dir.create().unwrap();
+        dir.create().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o720)).unwrap();
+        assert!(dir.create().unwrap_err().to_string().contains("written by others"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        dir.create().unwrap();
+        let other = RuntimeDir { path: path.clone(), owner: owner.map(|uid| uid + 1) };
+        assert!(other.exists().is_err());
+
+        let link = parent.path().join("link");
+        symlink(&path, &link).unwrap();
+        let linked = RuntimeDir { path: link, owner };
+        assert!(linked.exists().unwrap_err().to_string().contains("not a directory"));
+    }
+}

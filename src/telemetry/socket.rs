@@ -1,0 +1,188 @@
+//! The socket at which a serving process tells its statistics.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+use sheave_telemetry::Registry;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::runtime_dir::RuntimeDir;
+use super::servers::{Probe, ServerSnapshot, probe, socket_name};
+
+/// Readers served at a time; more wait to be accepted.
+const READERS_MAX: usize = 8;
+/// Readers that the kernel lets wait.
+const BACKLOG: i32 = 64;
+/// How long a reader may take.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// The wait after a failed accept, most likely for want of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Tells each who connects to `serve-PID.sock` one JSON snapshot. Dropping it removes the socket.
+#[derive(Debug)]
+pub(crate) struct StatsSocket {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl StatsSocket {
+    /// Listens in the runtime directory of this user, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// When the directory or the socket cannot be made.
+    pub(crate) fn start(registry: Arc<Registry>) -> Result<Self> {
+        Self::start_in(&RuntimeDir::locate(), registry)
+    }
+
+    pub(crate) fn start_in(dir: &RuntimeDir, registry: Arc<Registry>) -> Result<Self> {
+        let started = Instant::now();
+        let path = dir.path().join(socket_name(process::id()));
+        let what = || format!("statistics socket {}", path.display());
+        dir.create().with_context(what)?;
+        if let Probe::Answers(_) = probe(&path).with_context(what)? {
+            bail!("{} is in use; set SHEAVE_RUNTIME_DIR to another directory", what());
+        }
+        let listener = listen_at(&path).with_context(|| format!("cannot make {}", what()))?;
+        let listener = UnixListener::from_std(listener).with_context(what)?;
+        let task = tokio::spawn(answer(listener, registry, started));
+        Ok(Self { path, task })
+    }
+
+    #[cfg(test)]
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for StatsSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+        // If it is gone already, somebody did what is to be done here.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Listens at `path`, for this user only, replacing a socket that nobody listens at.
+fn listen_at(path: &Path) -> io::Result<StdListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // On Linux the file that bind makes gets the socket's mode, so it is never open to others.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    // Under its own name it must be found listening, or a reader would take it for a dead one's.
+    let unfinished = path.with_extension("new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    bind(&socket, &SocketAddrUnix::new(&unfinished)?)?;
+    listen(&socket, BACKLOG)?;
+    fs::rename(&unfinished, path)?;
+    Ok(StdListener::from(socket))
+}
+
+async fn answer(listener: UnixListener, registry: Arc<Registry>, started: Instant) {
+    let mut readers = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if readers.len() < READERS_MAX => match accepted {
+                Ok((stream, _)) => {
+                    let snapshot = ServerSnapshot::of(&registry, started.elapsed());
+                    readers.spawn(send(stream, snapshot));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "statistics socket: cannot accept");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+            Some(_) = readers.join_next() => {}
+        }
+    }
+}
+
+async fn send(mut stream: UnixStream, snapshot: ServerSnapshot) {
+    let text = snapshot.to_json();
+    let sent = tokio::time::timeout(SEND_TIMEOUT, stream.write_all(text.as_bytes())).await;
+    if !matches!(sent, Ok(Ok(()))) {
+        tracing::debug!("statistics socket: a reader left before the end");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use sheave_core::OpKind;
+    use sheave_telemetry::Stage;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::telemetry::Servers;
+
+    #[tokio::test]
+    async fn tells_each_reader_a_snapshot_and_goes_with_its_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime_dir = RuntimeDir::at(&dir.path().join("made"));
+        let registry = Arc::new(Registry::new());
+        let recorder = registry.volume("disk").recorder();
+        recorder.record(OpKind::Read, Stage::Total, 20_000);
+        let socket = StatsSocket::start_in(&runtime_dir, Arc::clone(&registry)).unwrap();
+        let mode = fs::metadata(socket.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        for expected in 1..=3 {
+            let reading = runtime_dir.clone();
+            let read = move || Servers::read_in(&reading);
+            let servers = tokio::task::spawn_blocking(read).await.unwrap().unwrap();
+            assert_eq!((servers.snapshots.len(), servers.failures.len()), (1, 0));
+            let server = &servers.snapshots[0];
+            assert_eq!(server.pid, process::id());
+            assert_eq!(server.volumes[0].op(OpKind::Read).unwrap().count(), expected);
+            recorder.record(OpKind::Read, Stage::Total, 20_000);
+        }
+        drop(socket);
+        assert_eq!(fs::read_dir(runtime_dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn readers_that_do_not_read_hold_up_no_more_than_themselves() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Registry::new());
+        // More than a socket's buffer holds, so that sending waits for the reader.
+        let recorder = registry.volume(&"v".repeat(4 << 20)).recorder();
+        recorder.record(OpKind::Read, Stage::Total, 20_000);
+        let socket = StatsSocket::start_in(&RuntimeDir::at(dir.path()), registry).unwrap();
+        let mut idle = Vec::new();
+        for _ in 1..READERS_MAX {
+            idle.push(UnixStream::connect(socket.path()).await.unwrap());
+        }
+        let mut text = String::new();
+        let mut reader = UnixStream::connect(socket.path()).await.unwrap();
+        let reading = reader.read_to_string(&mut text);
+        tokio::time::timeout(SEND_TIMEOUT / 2, reading).await.unwrap().unwrap();
+        assert!(text.ends_with("}\n"));
+    }
+
+    #[tokio::test]
+    async fn replaces_a_dead_socket_but_not_a_living_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime_dir = RuntimeDir::at(dir.path());
+        let path = dir.path().join(socket_name(process::id()));
+        drop(StdListener::bind(&path).unwrap());
+        let _socket = StatsSocket::start_in(&runtime_dir, Arc::default()).unwrap();
+        let error = StatsSocket::start_in(&runtime_dir, Arc::default()).unwrap_err();
+        assert!(format!("{error:#}").contains("is in use"), "{error:#}");
+        assert!(path.exists());
+    }
+}
