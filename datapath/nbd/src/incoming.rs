@@ -100,7 +100,7 @@ impl Incoming {
                 }
                 State::Data { request, verdict, start, payload, have } => {
                     let bytes = split(input, payload.len() - have);
-                    payload.copy_in(have, bytes);
+                    sheave_ring::copy_in(&payload, have, bytes);
                     let have = have + bytes.len();
                     if have == payload.len() {
                         let data = Some(payload);

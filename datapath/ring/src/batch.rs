@@ -115,7 +115,7 @@ impl SendBatch {
                 Part::Data(buf) => {
                     bounce.clear();
                     bounce.resize(buf.len(), 0);
-                    buf.copy_out(0, bounce);
+                    crate::copy::load(buf, bounce);
                     each(bounce);
                 }
             }

@@ -7,6 +7,7 @@
 //! Sources: io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_setup(2).
 
 mod batch;
+mod copy;
 mod iovec;
 pub mod plain;
 mod probe;
@@ -14,6 +15,7 @@ mod provided;
 mod ring;
 
 pub use batch::SendBatch;
+pub use copy::copy_in;
 pub use probe::{Probe, Support, probe};
 pub use provided::Received;
 pub use ring::{Event, Ring, RingConfig, Socket};

@@ -1,0 +1,42 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+
+/// Turns network and object storage into block devices.
+#[derive(Parser)]
+#[command(name = "sheave", version, max_term_width = 100, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+VOLUME is a URL or a path: memory:?size=1G, null:?size=1T, /images/a.img,
+file:///images/a.img?direct=true
+
+Examples:
+  sheave serve disk.img --socket /tmp/disk.sock
+  nbdinfo 'nbd+unix:///?socket=/tmp/disk.sock'
+  sheave stats";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Serve volumes to NBD clients
+    Serve(commands::serve::Args),
+    /// Copy a volume or image to another, sparse
+    Copy(commands::copy::Args),
+    /// Show latencies and throughput of running servers
+    Stats(commands::stats::Args),
+    /// Watch running servers
+    Top(commands::top::Args),
+    /// Generate load, compare servers, write a report
+    Bench(commands::bench::Args),
+    /// Tell what this node can do, and what to do about what it cannot
+    Doctor(commands::doctor::Args),
+    /// Print shell completions
+    Completions(commands::generate::Completions),
+    /// Write man pages
+    Man(commands::generate::Man),
+}

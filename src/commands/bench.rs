@@ -1,0 +1,3 @@
+//! `sheave bench`: measuring.
+
+pub(crate) use sheave_bench::{Args, run};

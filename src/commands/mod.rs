@@ -1,0 +1,24 @@
+//! One file a command.
+
+pub(crate) mod bench;
+pub(crate) mod copy;
+pub(crate) mod doctor;
+pub(crate) mod generate;
+pub(crate) mod serve;
+pub(crate) mod stats;
+pub(crate) mod top;
+
+use crate::cli::Command;
+
+pub(crate) fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve::run(args),
+        Command::Copy(args) => copy::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => generate::completions(args),
+        Command::Man(args) => generate::man(args),
+    }
+}

@@ -1,0 +1,205 @@
+//! `sheave serve`: volumes to NBD clients.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use listenfd::ListenFd;
+use sheave_backends::{OpenOptions, VolumeSpec};
+use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
+use sheave_shard::{EngineChoice, EngineConfig};
+use sheave_telemetry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::telemetry::{MetricsServer, StatsSocket};
+
+/// More shards than this gain nothing for one node's volumes.
+const SHARDS_MAX: usize = 4;
+const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Volumes: URLs or paths
+    #[arg(required = true, value_name = "VOLUME")]
+    volumes: Vec<String>,
+    /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
+    listen: Option<String>,
+    /// Unix socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Export name of a single volume [default: its file name]
+    #[arg(long, value_name = "EXPORT")]
+    name: Option<String>,
+    /// Refuse all writes
+    #[arg(long)]
+    read_only: bool,
+    /// Certificate chain (PEM); with it clients must use TLS
+    #[arg(long, value_name = "F", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "F", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Authorities (PEM) of which clients must show a certificate
+    #[arg(long, value_name = "F", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Threads that serve connections [default: CPUs, at most 4]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    shards: Option<u8>,
+    /// Microseconds that a busy shard looks for work before it sleeps; 0 = never
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    poll_us: u32,
+    /// Serve Prometheus metrics over HTTP at this address
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
+    /// How connections are run
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sheave serve disk.img --socket /run/disk.sock
+  sheave serve 'memory:?size=1G' --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
+  sheave serve a.img b.img --listen 127.0.0.1:0        # exports a.img and b.img
+  sheave serve 'disk.img?fault=read:delay=200ms:probability=0.01' --socket /tmp/slow.sock
+
+With a socket passed by systemd (LISTEN_FDS), --listen and --socket are not needed.";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EngineArg {
+    /// io_uring where the kernel has it, else threads
+    Auto,
+    /// io_uring or fail
+    Uring,
+    /// A thread a connection
+    Threads,
+}
+
+impl From<EngineArg> for EngineChoice {
+    fn from(arg: EngineArg) -> Self {
+        match arg {
+            EngineArg::Auto => Self::Auto,
+            EngineArg::Uring => Self::Uring,
+            EngineArg::Threads => Self::Threads,
+        }
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    start_log();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("serve: runtime")?
+        .block_on(serve(args))
+        .context("serve")
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let exports = open_volumes(&args)?;
+    let names: Vec<String> = exports.iter().map(|export| export.description.clone()).collect();
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => {
+            let client_ca = args.tls_client_ca.clone();
+            Some(server_tls(&TlsFiles { cert: cert.clone(), key: key.clone(), client_ca })?)
+        }
+        _ => None,
+    };
+    let listeners = listeners(&args)?;
+    let registry = Arc::new(Registry::new());
+    let engine = EngineConfig {
+        choice: args.engine.into(),
+        shards: args.shards.map_or_else(default_shards, usize::from),
+        poll_us: args.poll_us,
+    };
+    let config = ServerConfig { exports, tls, engine, limits: Limits::default() };
+    let mut server = Server::start(config, &registry)?;
+    let _metrics = match &args.metrics {
+        Some(address) => Some(MetricsServer::start(address, Arc::clone(&registry)).await?),
+        None => None,
+    };
+    let _stats = match StatsSocket::start(registry) {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            // Serving matters more than being watched.
+            tracing::warn!("no statistics for `sheave stats`: {error:#}");
+            None
+        }
+    };
+    for listener in listeners {
+        let (volumes, engine) = (names.join(", "), server.engine());
+        tracing::info!(volumes, listener = listener.name(), engine, "serving");
+        server.listen(listener);
+    }
+    wait_for_signal().await?;
+    server.stop().await;
+    Ok(())
+}
+
+fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
+    if args.name.is_some() && args.volumes.len() > 1 {
+        bail!("--name goes with one volume; several are exported by their file names");
+    }
+    let options = OpenOptions { read_only: args.read_only };
+    let mut exports = Vec::with_capacity(args.volumes.len());
+    for text in &args.volumes {
+        let spec: VolumeSpec = text.parse()?;
+        let volume = spec.open(&options)?;
+        let name = args.name.clone().unwrap_or_else(|| spec.name().to_owned());
+        exports.push(Export { name, description: text.clone(), volume });
+    }
+    Ok(exports)
+}
+
+/// Sockets passed by the service manager, else what the command line says.
+fn listeners(args: &Args) -> anyhow::Result<Vec<Listener>> {
+    let mut passed = ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for index in 0..passed.len() {
+        let listener = match passed.take_unix_listener(index) {
+            Ok(Some(listener)) => Listener::from_unix(listener),
+            _ => match passed.take_tcp_listener(index)? {
+                Some(listener) => Listener::from_tcp(listener),
+                None => continue,
+            },
+        };
+        listeners.push(listener.context("a socket passed by the service manager")?);
+    }
+    if let Some(path) = &args.socket {
+        listeners.push(Listener::unix(path)?);
+    } else if let Some(address) = &args.listen {
+        listeners.push(Listener::tcp(address)?);
+    } else if listeners.is_empty() {
+        listeners.push(Listener::tcp(DEFAULT_LISTEN)?);
+    }
+    Ok(listeners)
+}
+
+fn default_shards() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX)
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SHEAVE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
