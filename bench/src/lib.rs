@@ -1,1 +1,33 @@
-//! placeholder
+//! `sheave bench`: a load generator, and the comparison with other servers.
+#![forbid(unsafe_code)]
+
+mod load;
+mod process;
+mod run;
+mod stats;
+mod units;
+
+use anyhow::Result;
+
+/// Measure NBD servers.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Put a load on a server
+    Run(run::RunArgs),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When it fails, or what it measured does not hold.
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Run(args) => run::run(&args),
+    }
+}

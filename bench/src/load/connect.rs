@@ -1,0 +1,176 @@
+//! Where the server is, and the way to a negotiated connection.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use sheave_proto::uri::{NbdUri, Transport};
+use sheave_proto::wire::transmission_flag as flag;
+use sheave_proto::{
+    ClientConfig as NbdConfig, ClientHandshake, ClientNegotiated, ClientNext, Goal, ReplyStyle,
+};
+
+use super::stream::{Stream, Wait};
+use super::tls;
+use crate::process::ProcessTree;
+
+/// Bytes of a handshake taken at once.
+const HANDSHAKE_RECEIVE_SIZE: usize = 16 << 10;
+
+/// A server and an export of it.
+#[derive(Clone)]
+pub(crate) struct Target {
+    uri: NbdUri,
+    style: ReplyStyle,
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+/// A negotiated connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Stream,
+    negotiated: ClientNegotiated,
+}
+
+impl Target {
+    /// The target that a URL names. `style` is the best style of replies to ask for.
+    ///
+    /// # Errors
+    /// When it is not one, or its certificates cannot be read.
+    pub(crate) fn parse(url: &str, style: ReplyStyle) -> Result<Self> {
+        let uri: NbdUri = url.parse().with_context(|| format!("{url} is no NBD URL"))?;
+        if let Some(unknown) = uri.unknown_parameters().next() {
+            bail!("{url} has an unknown parameter: {unknown}");
+        }
+        let tls = uri.tls.then(|| tls::client(&uri)).transpose()?;
+        Ok(Self { uri, style, tls })
+    }
+
+    /// Connects and negotiates.
+    ///
+    /// # Errors
+    /// When nobody answers, or not as an NBD server does.
+    pub(crate) fn connect(&self) -> Result<Connection> {
+        self.negotiate().with_context(|| format!("connect to {self}"))
+    }
+
+    fn negotiate(&self) -> Result<Connection> {
+        let mut stream = Stream::new(self.open()?)?;
+        let config = NbdConfig {
+            export: self.uri.export.clone(),
+            goal: Goal::Go,
+            style: self.style,
+            contexts: Vec::new(),
+            block_sizes: true,
+            tls: self.tls.is_some(),
+        };
+        let mut handshake = ClientHandshake::new(config)?;
+        let mut input = vec![0; HANDSHAKE_RECEIVE_SIZE];
+        loop {
+            let count = stream.receive(&mut input, Wait::Sleep)?;
+            if count == 0 {
+                return Err(handshake.closed().into());
+            }
+            let mut rest = &input[..count];
+            while !rest.is_empty() {
+                let step = handshake.step(rest);
+                rest = &rest[step.consumed..];
+                send_all(&mut stream, &step.output)?;
+                match step.next {
+                    ClientNext::NeedMore => {}
+                    ClientNext::StartTls => {
+                        let (config, name) = self.tls.clone().context("TLS was not asked for")?;
+                        stream.start_tls(config, name).context("TLS handshake")?;
+                        send_all(&mut stream, &handshake.tls_started())?;
+                    }
+                    ClientNext::Ready(negotiated) => {
+                        return Ok(Connection { stream, negotiated: *negotiated });
+                    }
+                    ClientNext::Failed(error) => return Err(error.into()),
+                    ClientNext::Info(_) | ClientNext::Listed(_) => bail!("not asked for"),
+                }
+            }
+        }
+    }
+
+    fn open(&self) -> Result<OwnedFd> {
+        match &self.uri.transport {
+            Transport::Unix { path } => Ok(UnixStream::connect(path)?.into()),
+            Transport::Tcp { host, port } => {
+                let socket = TcpStream::connect((host.as_str(), *port))?;
+                socket.set_nodelay(true)?;
+                Ok(socket.into())
+            }
+            Transport::Vsock { .. } => Err(anyhow!("vsock is not supported")),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.uri.fmt(f)
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({})", self.uri)
+    }
+}
+
+impl Connection {
+    /// The process that listens, which only unix sockets tell.
+    pub(crate) fn server(&self) -> Option<ProcessTree> {
+        let peer = rustix::net::sockopt::socket_peercred(self.stream.fd()).ok()?;
+        Some(ProcessTree::new(peer.pid.as_raw_nonzero().get().unsigned_abs()))
+    }
+
+    /// How requests and replies look.
+    pub(crate) fn style(&self) -> ReplyStyle {
+        self.negotiated.style
+    }
+
+    /// Size of the export in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.negotiated.size
+    }
+
+    /// The longest read or write in bytes.
+    pub(crate) fn payload_max(&self) -> usize {
+        usize::try_from(self.negotiated.block.maximum_payload).unwrap_or(usize::MAX)
+    }
+
+    /// The server has flushes.
+    pub(crate) fn can_flush(&self) -> bool {
+        self.negotiated.has(flag::SEND_FLUSH)
+    }
+
+    /// The server refuses writes.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.negotiated.has(flag::READ_ONLY)
+    }
+
+    /// All connections see the same data.
+    pub(crate) fn is_multi_conn(&self) -> bool {
+        self.negotiated.has(flag::CAN_MULTI_CONN)
+    }
+
+    /// The stream, at the start of the transmission phase.
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream
+    }
+}
+
+fn send_all(stream: &mut Stream, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        let count = stream.send(&[IoSlice::new(bytes)], Wait::Sleep)?;
+        bytes = &bytes[count..];
+    }
+    Ok(stream.flush(Wait::Sleep)?)
+}

@@ -1,0 +1,167 @@
+//! The load generator against a server that others wrote.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sheave_proto::ReplyStyle;
+use tempfile::TempDir;
+
+use super::*;
+
+/// An nbdkit that ends with the test.
+struct Nbdkit {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Nbdkit {
+    fn start(arguments: &[&str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        let child = Command::new("nbdkit")
+            .args(["--foreground", "--unix"])
+            .arg(dir.path().join("socket"))
+            .args(arguments)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nbdkit is installed");
+        let server = Self { child, dir };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !server.socket().exists() {
+            assert!(Instant::now() < deadline, "nbdkit does not listen");
+            thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn target(&self, style: ReplyStyle) -> Target {
+        let url = format!("nbd+unix:///?socket={}", self.socket().display());
+        Target::parse(&url, style).unwrap()
+    }
+
+    /// Mixed random requests, all verified.
+    fn plan(&self) -> Plan {
+        Plan {
+            target: self.target(ReplyStyle::Simple),
+            workload: Workload {
+                read_percent: 50,
+                order: Order::Random,
+                block_size: 4096,
+                queue_depth: 16,
+                rate_per_connection: None,
+                flush_every: None,
+            },
+            connections: 1,
+            threads: 1,
+            length: Length::Ops(5000),
+            span: None,
+            verify: true,
+            seed: 1,
+            server: None,
+        }
+    }
+}
+
+impl Drop for Nbdkit {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_sound_server_passes_over_several_connections() {
+    let server = Nbdkit::start(&["memory", "8M"]);
+    for style in [ReplyStyle::Simple, ReplyStyle::Structured] {
+        let plan = Plan { connections: 3, threads: 2, ..server.plan() };
+        let outcome = run(&Plan { target: server.target(style), ..plan }).unwrap();
+        let Recorder { reads, writes, flushes, errors, .. } = &outcome.recorder;
+        assert_eq!(reads.len() + writes.len(), 5000);
+        assert_eq!(flushes.len(), 3, "each connection flushes before it ends");
+        assert!(errors.is_empty(), "{errors:?}");
+        // Every block written was read back once more.
+        assert!(outcome.recorder.checked_count > reads.len());
+        assert_eq!(outcome.recorder.fault_count, 0, "{:?}", outcome.recorder.faults);
+    }
+}
+
+#[test]
+fn sequential_writes_cover_the_volume_once() {
+    let server = Nbdkit::start(&["memory", "8M"]);
+    let mut plan = server.plan();
+    plan.workload.read_percent = 0;
+    plan.workload.order = Order::Sequential;
+    plan.workload.block_size = 64 << 10;
+    plan.length = Length::Ops((8 << 20) / (64 << 10));
+    let outcome = run(&plan).unwrap();
+    assert_eq!(outcome.recorder.writes.len(), 128);
+    assert_eq!(outcome.recorder.checked_count, 128);
+    assert_eq!(outcome.recorder.fault_count, 0, "{:?}", outcome.recorder.faults);
+}
+
+#[test]
+fn a_server_that_forgets_writes_is_found_out() {
+    let server = Nbdkit::start(&["null", "8M"]);
+    let outcome = run(&server.plan()).unwrap();
+    assert!(outcome.recorder.fault_count > 0);
+    assert!(outcome.recorder.faults[0].to_string().contains("no pattern"));
+}
+
+#[test]
+fn errors_of_the_server_are_counted_and_do_not_end_the_load() {
+    const EIO: u32 = 5;
+    let server = Nbdkit::start(&["--filter=error", "memory", "8M", "error-pread-rate=100%"]);
+    let outcome = run(&Plan { verify: false, ..server.plan() }).unwrap();
+    assert_eq!(outcome.recorder.count(), 5000);
+    assert_eq!(outcome.recorder.errors.get(&EIO), Some(&outcome.recorder.reads.len()));
+}
+
+#[test]
+fn a_server_that_dies_is_an_error_and_not_a_hang() {
+    let mut server = Nbdkit::start(&["--filter=delay", "memory", "8M", "delay-read=50ms"]);
+    let plan = Plan {
+        verify: false,
+        length: Length::Time { warmup: Duration::ZERO, measure: Duration::from_secs(20) },
+        ..server.plan()
+    };
+    let start = Instant::now();
+    let load = thread::spawn(move || run(&plan));
+    thread::sleep(Duration::from_millis(200));
+    server.child.kill().unwrap();
+    assert!(load.join().unwrap().is_err());
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_timed_load_knows_what_the_server_used() {
+    let server = Nbdkit::start(&["memory", "8M"]);
+    let plan = Plan {
+        verify: false,
+        length: Length::Time {
+            warmup: Duration::from_millis(50),
+            measure: Duration::from_millis(300),
+        },
+        ..server.plan()
+    };
+    let outcome = run(&plan).unwrap();
+    let us = outcome.server_cpu_us_per_op().expect("a unix socket tells the process");
+    assert!(us > 0.1 && us < 1000.0, "{us}");
+    assert!(outcome.ops_per_s() > 100.0);
+    assert_eq!(outcome.server.unwrap(), ProcessTree::new(server.child.id()));
+}
+
+#[test]
+fn a_paced_load_keeps_its_pace() {
+    let server = Nbdkit::start(&["memory", "8M"]);
+    let mut plan = server.plan();
+    plan.verify = false;
+    plan.workload.rate_per_connection = Some(500.0);
+    plan.connections = 2;
+    plan.length = Length::Time { warmup: Duration::ZERO, measure: Duration::from_millis(500) };
+    let count = run(&plan).unwrap().recorder.count();
+    assert!((450..=550).contains(&count), "{count} requests instead of 500");
+}
