@@ -1,0 +1,96 @@
+//! Runs ops on a backend to their ends.
+
+use std::collections::VecDeque;
+
+use sheave_core::{Backend, ByteRange, Completion, Op, Outcome, Payload, Submitted, Tag};
+
+use super::Engine;
+
+/// Turns without any progress after which an op counts as lost.
+const IDLE_TURNS_MAX: usize = 100_000;
+
+/// A backend and the engine that it runs on.
+pub struct Driver<E> {
+    backend: Box<dyn Backend>,
+    /// The engine.
+    pub engine: E,
+    /// How often the backend had no room.
+    pub full_count: usize,
+}
+
+impl<E: Engine> Driver<E> {
+    /// Drives `backend` on `engine`.
+    pub fn new(backend: Box<dyn Backend>, engine: E) -> Self {
+        Self { backend, engine, full_count: 0 }
+    }
+
+    /// See [`Backend::write_buffer`].
+    pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
+        self.backend.write_buffer(range, self.engine.io())
+    }
+
+    /// Submits all ops at once and answers with their outcomes in the same order.
+    ///
+    /// # Panics
+    /// When the backend loses an op, or ends one twice.
+    pub fn run(&mut self, ops: Vec<Op>) -> Vec<Outcome> {
+        let mut outcomes: Vec<Option<Outcome>> = ops.iter().map(|_| None).collect();
+        let mut queue: VecDeque<(usize, Op)> = ops.into_iter().enumerate().collect();
+        let mut idle_turns = 0;
+        loop {
+            let had = queue.len();
+            self.submit(&mut queue, &mut outcomes);
+            let mut progress = queue.len() < had;
+            while let Some(Completion { tag, outcome }) = self.backend.reap(self.engine.io()) {
+                let slot = outcomes.get_mut(tag.0 as usize).expect("a tag that was submitted");
+                assert!(slot.replace(outcome).is_none(), "op {tag:?} has ended twice");
+                progress = true;
+            }
+            if outcomes.iter().all(Option::is_some) {
+                return outcomes.into_iter().flatten().collect();
+            }
+            if !progress {
+                progress = self.wait();
+            }
+            idle_turns = if progress { 0 } else { idle_turns + 1 };
+            assert!(idle_turns < IDLE_TURNS_MAX, "an op neither ends nor makes progress");
+        }
+    }
+
+    /// Runs one op.
+    pub fn run_one(&mut self, op: Op) -> Outcome {
+        self.run(vec![op]).remove(0)
+    }
+
+    fn submit(&mut self, queue: &mut VecDeque<(usize, Op)>, outcomes: &mut [Option<Outcome>]) {
+        while let Some((index, op)) = queue.pop_front() {
+            let kind = op.kind();
+            match self.backend.submit(op, Tag(index as u64), self.engine.io()) {
+                Submitted::Done(outcome) => outcomes[index] = Some(outcome),
+                Submitted::Queued => {}
+                Submitted::Full(op) => {
+                    assert_eq!(op.kind(), kind, "the op comes back untouched");
+                    self.full_count += 1;
+                    queue.push_front((index, op));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for the engine or the backend's deadline; whether any I/O has ended.
+    fn wait(&mut self) -> bool {
+        let until = self.backend.deadline();
+        if until.is_none() && self.engine.in_flight() == 0 {
+            // Nothing can wake the backend but a fresh submit: the caller counts these turns.
+            return false;
+        }
+        let mut done = Vec::new();
+        self.engine.wait(until, &mut done);
+        let progress = !done.is_empty();
+        for end in done {
+            self.backend.io_done(end, self.engine.io());
+        }
+        progress
+    }
+}

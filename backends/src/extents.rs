@@ -1,0 +1,73 @@
+//! A list of extents with a bound, and the answer to ops that touch no byte.
+
+use sheave_core::{Error, ErrorKind, Extent, Op, Outcome, Payload, Reply};
+
+/// Extents in order, equal neighbours merged, at most so many.
+pub(crate) struct ExtentList {
+    extents: Vec<Extent>,
+    count_max: usize,
+}
+
+impl ExtentList {
+    pub(crate) fn new(count_max: usize) -> Self {
+        Self { extents: Vec::new(), count_max: count_max.max(1) }
+    }
+
+    /// Appends a run; false when the list is full without it.
+    pub(crate) fn push(&mut self, run: Extent) -> bool {
+        if run.len == 0 {
+            return true;
+        }
+        let is_full = self.extents.len() >= self.count_max;
+        match self.extents.last_mut() {
+            Some(last) if last.hole == run.hole && last.zero == run.zero => last.len += run.len,
+            _ if is_full => return false,
+            _ => self.extents.push(run),
+        }
+        true
+    }
+
+    pub(crate) fn into_reply(self) -> Reply {
+        Reply::Extents(self.extents)
+    }
+}
+
+/// A run that is not allocated and reads as zeroes.
+pub(crate) fn hole(len: u64) -> Extent {
+    Extent { len, hole: true, zero: true }
+}
+
+/// A run of which nothing is known but that it may hold data: always a safe answer.
+pub(crate) fn data(len: u64) -> Extent {
+    Extent { len, hole: false, zero: false }
+}
+
+/// The outcome of an op whose range is empty, so that nobody below has to think of it.
+pub(crate) fn empty_range_outcome(op: &Op) -> Option<Outcome> {
+    if !op.range()?.is_empty() {
+        return None;
+    }
+    Some(match op {
+        Op::Read { .. } => Ok(Reply::Data(Payload::new())),
+        Op::BlockStatus { .. } => {
+            let why = "an empty range has no extents; ask for at least one byte";
+            Err(Error::new(ErrorKind::Invalid, op.kind().name(), why))
+        }
+        _ => Ok(Reply::Done),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merges_and_stops_when_full() {
+        let mut list = ExtentList::new(2);
+        assert!(list.push(hole(3)) && list.push(hole(4)) && list.push(hole(0)));
+        assert!(list.push(data(5)) && list.push(data(1)));
+        assert!(!list.push(hole(9)));
+        let Reply::Extents(extents) = list.into_reply() else { panic!("extents") };
+        assert_eq!(extents, [hole(7), data(6)]);
+    }
+}

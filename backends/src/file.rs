@@ -1,0 +1,161 @@
+//! A raw image file or a block device.
+//!
+//! All data I/O goes through the engine. Every backend has an open file description of its own,
+//! because the kernel tells each description once of a failed write-back: with a shared one, the
+//! flush of one thread could swallow the error that belongs to another's.
+
+mod backend;
+mod claim;
+mod holders;
+mod open;
+mod seek;
+mod sync;
+mod work;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, Result, Volume, VolumeInfo};
+
+use claim::Claim;
+
+/// Longest piece in which zeroes are written where the file system can't make them.
+const ZEROES: usize = 1 << 20;
+
+/// How to open a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileOptions {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// Open it for reading only; others may do the same.
+    pub read_only: bool,
+    /// Bypass the page cache (`O_DIRECT`). The volume then takes whole blocks only.
+    pub direct: bool,
+    /// Refuse it when another program has it open for writing, and lock it against others.
+    pub lock: bool,
+}
+
+impl FileOptions {
+    /// Opens `path` for reading and writing, locked, through the page cache.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), read_only: false, direct: false, lock: true }
+    }
+}
+
+/// A file or block device. It keeps working when its name is removed.
+pub struct FileVolume {
+    image: Arc<Image>,
+}
+
+impl FileVolume {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another program has it open for writing (for reading and writing:
+    /// at all, if it says so by a lock), [`ErrorKind::Invalid`] for what is neither file nor block
+    /// device, [`ErrorKind::Unsupported`] where `direct` is not to be had, and what the system says.
+    pub fn open(options: &FileOptions) -> Result<Self> {
+        Ok(Self { image: Arc::new(open::open(options)?) })
+    }
+}
+
+impl Volume for FileVolume {
+    fn info(&self) -> &VolumeInfo {
+        &self.image.info
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        let handle = self.image.handle()?;
+        Ok(Box::new(backend::FileBackend::new(Arc::clone(&self.image), handle)))
+    }
+}
+
+/// An open file, shared by the backends of its volume.
+struct Image {
+    /// For messages.
+    name: String,
+    info: VolumeInfo,
+    /// The end of the last whole block. What goes beyond it can't be direct.
+    whole_end: u64,
+    direct: bool,
+    /// `fallocate` takes multiples of this: 1 for files, the logical block of a device.
+    hole_block: u64,
+    /// What the file system has turned out to be able to do.
+    features: Features,
+    /// A flush has failed: what was written since the one before may be lost, and the kernel has
+    /// forgotten it. Set once, never cleared.
+    poisoned: AtomicBool,
+    zeroes: OnceLock<Buf>,
+    /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
+    /// file drops the process's POSIX lock on it.
+    idle: Mutex<Vec<Handle>>,
+    /// The description that was opened by name and holds the locks.
+    main: File,
+    // Last, so that the file is closed before another opener in this process is let in.
+    _claim: Option<Claim>,
+}
+
+/// Features that are taken for granted until the first refusal.
+#[derive(Default)]
+struct Features {
+    no_punch_hole: AtomicBool,
+    no_zero_range: AtomicBool,
+}
+
+/// The descriptions of one backend.
+#[derive(Clone)]
+struct Handle {
+    file: Arc<File>,
+    /// Through the page cache, for the part of a direct volume beyond its last whole block.
+    tail: Option<Arc<File>>,
+}
+
+impl Handle {
+    /// The description for I/O on a range.
+    fn of(&self, range: ByteRange, image: &Image) -> &Arc<File> {
+        self.tail.as_ref().filter(|_| image.is_tail(range)).unwrap_or(&self.file)
+    }
+}
+
+impl Image {
+    fn handle(&self) -> Result<Handle> {
+        // Adding and taking whole entries: nothing can be half done.
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle.pop();
+        drop(idle);
+        found.map_or_else(|| open::handle(self), Ok)
+    }
+
+    fn give_back(&self, handle: Handle) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    }
+
+    /// Whether a range goes beyond the last whole block of a direct volume.
+    fn is_tail(&self, range: ByteRange) -> bool {
+        self.direct && range.end() > self.whole_end
+    }
+
+    /// A megabyte of zeroes, which nobody ever writes to.
+    fn zeroes(&self) -> &Buf {
+        self.zeroes.get_or_init(|| Buf::zeroed(ZEROES))
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::SeqCst);
+    }
+
+    fn check_poison(&self, op: &'static str) -> Result<()> {
+        if !self.poisoned.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let why = format!(
+            "{}: an earlier flush failed, so data written before it may be lost; \
+             check the disk, then open the volume again",
+            self.name
+        );
+        Err(Error::new(ErrorKind::Io, op, why))
+    }
+}

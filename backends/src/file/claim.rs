@@ -1,0 +1,130 @@
+//! Who may use a file. Four means, because programs differ in how they say that they use one:
+//!
+//! 1. a table of the files that this process has open (POSIX locks do not hold within one);
+//! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer;
+//! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
+//!    so keeps qemu out as well as us;
+//! 4. a look at who has it open for writing ([`super::holders`]), for those that lock nothing.
+
+use std::fs::{File, Metadata, TryLockError};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, fcntl_lock, fstatfs};
+use rustix::io::Errno;
+use sheave_core::{Error, ErrorKind, Result};
+
+use super::holders::{self, Holder};
+
+/// What to do about a file that is in use.
+const ADVICE: &str = "stop it, or add lock=false if you know that it does not write";
+/// File systems that turn `flock` into a POSIX lock, which would collide with our own (statfs(2)).
+const NETWORK_FILE_SYSTEMS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+
+/// What makes a file the same file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) dev: u64,
+    pub(super) ino: u64,
+    /// The device behind a device file, which may have several names.
+    pub(super) rdev: Option<u64>,
+}
+
+impl Identity {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        let is_device = metadata.file_type().is_block_device();
+        let rdev = is_device.then(|| metadata.rdev());
+        Self { dev: metadata.dev(), ino: metadata.ino(), rdev }
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self.rdev, other.rdev) {
+            (None, None) => self == other,
+            (mine, theirs) => mine == theirs,
+        }
+    }
+}
+
+/// An entry in the table of files that this process has open.
+pub(super) struct Claim {
+    identity: Identity,
+    read_only: bool,
+}
+
+static CLAIMS: Mutex<Vec<(Identity, bool)>> = Mutex::new(Vec::new());
+
+impl Claim {
+    /// Enters a file: any number of readers, or one writer.
+    pub(super) fn new(identity: &Identity, name: &str, read_only: bool) -> Result<Self> {
+        let mut claims = claims();
+        let collides =
+            claims.iter().any(|(other, reads)| identity.is_same(other) && !(read_only && *reads));
+        if collides {
+            let why = format!("{name}: this process has it open already; close that volume first");
+            return Err(Error::new(ErrorKind::Busy, "open", why));
+        }
+        claims.push((*identity, read_only));
+        Ok(Self { identity: *identity, read_only })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claims = claims();
+        let own = claims.iter().position(|entry| *entry == (self.identity, self.read_only));
+        if let Some(own) = own {
+            claims.swap_remove(own);
+        }
+    }
+}
+
+fn claims() -> MutexGuard<'static, Vec<(Identity, bool)>> {
+    // Entries are added and removed whole.
+    CLAIMS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks an open file against other processes, or says who has it.
+pub(super) fn lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
+    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(busy(identity, path, "has locked it")),
+        // A file system without locks: there is nothing to go by but the look at who has it open.
+        Err(TryLockError::Error(_)) => {}
+    }
+    if !read_only && !is_on_network(file) {
+        // Any other error means that this file system has no locks.
+        let locked = fcntl_lock(file, FlockOperation::NonBlockingLockExclusive);
+        if matches!(locked, Err(Errno::AGAIN | Errno::ACCESS)) {
+            return Err(busy(identity, path, "has locked it"));
+        }
+    }
+    if holders::qemu_writes(identity) {
+        return Err(busy(identity, path, "has it open for writing"));
+    }
+    let writer = holders::find(identity).into_iter().find(|holder| holder.writes);
+    let writer = writer.map(|holder| holder.to_string()).or_else(|| holders::loop_device(identity));
+    match writer {
+        Some(who) => Err(refusal(path, &who, "has it open for writing")),
+        None => Ok(()),
+    }
+}
+
+fn is_on_network(file: &File) -> bool {
+    // The magic numbers have 32 bits, whatever the type of the field.
+    fstatfs(file).is_ok_and(|stat| NETWORK_FILE_SYSTEMS.contains(&(stat.f_type as u32)))
+}
+
+fn busy(identity: &Identity, path: &Path, what: &str) -> Error {
+    let mut holders = holders::find(identity);
+    // Whoever writes is the likelier owner of a lock.
+    holders.sort_by_key(|holder| !holder.writes);
+    let who = holders.first().map_or_else(|| "another program".to_owned(), Holder::to_string);
+    refusal(path, &who, what)
+}
+
+fn refusal(path: &Path, who: &str, what: &str) -> Error {
+    let why = format!("{}: {who} {what}; {ADVICE}", path.display());
+    Error::new(ErrorKind::Busy, "open", why)
+}

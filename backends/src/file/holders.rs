@@ -1,0 +1,167 @@
+//! Who has a file open, as far as /proc and /sys tell.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::process::parent_id;
+use std::path::Path;
+
+use super::claim::Identity;
+
+/// Open files that are looked at in all, so that a busy machine does not delay us without bound.
+const FILES_MAX: usize = 1 << 17;
+/// Parents of parents that are looked at.
+const ANCESTORS_MAX: usize = 64;
+/// The byte that a qemu which writes holds a lock on (100 + BLK_PERM_WRITE's bit), and the one for
+/// resizing.
+const QEMU_WRITE_BYTES: [u64; 2] = [101, 103];
+
+/// A process that has the file open.
+#[derive(Debug)]
+pub(super) struct Holder {
+    pid: u32,
+    name: String,
+    pub(super) writes: bool,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.name, self.pid)
+    }
+}
+
+/// Other processes that have the file open, but those that started this one: a shell or a test
+/// that hands us a file it made knows what it does.
+pub(super) fn find(identity: &Identity) -> Vec<Holder> {
+    let family = family();
+    let mut budget = FILES_MAX;
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| !family.contains(pid))
+        .filter_map(|pid| holder(pid, identity, &mut budget))
+        .collect()
+}
+
+fn holder(pid: u32, identity: &Identity, budget: &mut usize) -> Option<Holder> {
+    let process = Path::new("/proc").join(pid.to_string());
+    // Not ours to read, or gone: nothing to be learnt.
+    let entries = fs::read_dir(process.join("fdinfo")).ok()?;
+    let mut writes = None;
+    for entry in entries.flatten() {
+        *budget = budget.checked_sub(1)?;
+        let Ok(info) = fs::read_to_string(entry.path()) else { continue };
+        let Some(open) = OpenFile::parse(&info) else { continue };
+        // A stat may hang on a dead network file system, so it is made only where it may match.
+        let may_match = identity.rdev.is_some() || open.ino.is_none_or(|ino| ino == identity.ino);
+        if !may_match {
+            continue;
+        }
+        let Ok(metadata) = fs::metadata(process.join("fd").join(entry.file_name())) else {
+            continue;
+        };
+        if identity.is_same(&Identity::of(&metadata)) {
+            writes = Some(writes.unwrap_or(false) | open.writes);
+        }
+    }
+    let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    Some(Holder { pid, name: name.trim().to_owned(), writes: writes? })
+}
+
+/// This process and those it descends from.
+fn family() -> Vec<u32> {
+    let mut family = vec![std::process::id()];
+    let mut next = Some(parent_id());
+    while let Some(pid) = next.filter(|pid| *pid != 0 && family.len() < ANCESTORS_MAX) {
+        family.push(pid);
+        next = fs::read_to_string(format!("/proc/{pid}/stat")).ok().as_deref().and_then(parent_in);
+    }
+    family
+}
+
+/// The parent in the text of /proc/PID/stat: the second field after the name in parentheses.
+fn parent_in(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What fdinfo tells of an open file.
+struct OpenFile {
+    /// Since Linux 5.14.
+    ino: Option<u64>,
+    writes: bool,
+}
+
+impl OpenFile {
+    fn parse(info: &str) -> Option<Self> {
+        const ACCESS_MODE: u32 = 0o3;
+        const PATH_ONLY: u32 = 0o10_000_000;
+        let field = |name| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value: &str| value.trim())
+        };
+        let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
+        let ino = field("ino:").and_then(|ino| ino.parse().ok());
+        (flags & PATH_ONLY == 0).then_some(Self { ino, writes: flags & ACCESS_MODE != 0 })
+    }
+}
+
+/// Whether a qemu program has the file open for writing, by its locks in /proc/locks. They show
+/// also where its process is hidden from us.
+pub(super) fn qemu_writes(identity: &Identity) -> bool {
+    fs::read_to_string("/proc/locks").is_ok_and(|locks| has_qemu_writer(&locks, identity))
+}
+
+fn has_qemu_writer(locks: &str, identity: &Identity) -> bool {
+    let (major, minor) = (rustix::fs::major(identity.dev), rustix::fs::minor(identity.dev));
+    let file = format!("{major:02x}:{minor:02x}:{}", identity.ino);
+    locks.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "OFDLCK", _, _, _, inode, first, last] = fields[..] else { return false };
+        let (Ok(first), Ok(last)) = (first.parse::<u64>(), last.parse::<u64>()) else {
+            return false;
+        };
+        inode == file && QEMU_WRITE_BYTES.iter().any(|byte| (first..=last).contains(byte))
+    })
+}
+
+/// A loop device that writes to the file.
+pub(super) fn loop_device(identity: &Identity) -> Option<String> {
+    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+        let device = entry.path();
+        let backing = fs::read_to_string(device.join("loop/backing_file")).ok()?;
+        let read_only = fs::read_to_string(device.join("ro")).is_ok_and(|ro| ro.trim() == "1");
+        let metadata = fs::metadata(backing.trim_end_matches('\n')).ok()?;
+        let same = identity.is_same(&Identity::of(&metadata)) && !read_only;
+        same.then(|| format!("/dev/{}", entry.file_name().to_string_lossy()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_qemu_locks() {
+        // As shown by qemu-nbd 7.2, with and without --read-only.
+        let writer = "1: POSIX  ADVISORY  WRITE 8968 fe:00:9977948 0 EOF\n\
+                      2: OFDLCK ADVISORY  READ -1 fe:00:9977946 203 203\n\
+                      3: OFDLCK ADVISORY  READ -1 fe:00:9977946 100 101\n";
+        let reader = "2: OFDLCK ADVISORY  READ -1 fe:00:9977946 203 203\n\
+                      3: OFDLCK ADVISORY  READ -1 fe:00:9977946 100 100\n";
+        let file = |ino| Identity { dev: rustix::fs::makedev(0xfe, 0), ino, rdev: None };
+        assert!(has_qemu_writer(writer, &file(9_977_946)));
+        assert!(!has_qemu_writer(writer, &file(9_977_948)));
+        assert!(!has_qemu_writer(reader, &file(9_977_946)));
+        assert!(!has_qemu_writer("", &file(1)));
+    }
+
+    #[test]
+    fn reads_fdinfo_and_stat() {
+        let open = OpenFile::parse("pos:\t0\nflags:\t02100002\nmnt_id:\t27\nino:\t42\n").unwrap();
+        assert!(open.writes && open.ino == Some(42));
+        assert!(!OpenFile::parse("flags:\t0100000\n").unwrap().writes);
+        assert!(OpenFile::parse("flags:\t012000002\n").is_none(), "O_PATH");
+        assert_eq!(parent_in("17 (a ) b) S 4 17 17 0"), Some(4));
+        assert_eq!(family()[..2], [std::process::id(), parent_id()]);
+    }
+}

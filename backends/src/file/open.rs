@@ -1,0 +1,197 @@
+//! Opening a file: what it is, what it can do, and whom else it belongs to.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use rustix::fs::{AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
+use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo};
+
+use super::claim::{Claim, Identity};
+use super::{Features, FileOptions, Handle, Image, seek};
+use crate::parse::invalid;
+
+/// The largest minimum block that a volume may state.
+const BLOCK_MAX: u32 = 64 << 10;
+/// Alignment that every device and file system of today takes, where the kernel does not tell.
+const DIRECT_BLOCK_DEFAULT: u32 = 4096;
+
+pub(super) fn open(options: &FileOptions) -> Result<Image> {
+    let path = &options.path;
+    let name = path.display().to_string();
+    let failed = |error| Error::from_io("open", &*name, error);
+    // Looked at before it is opened: to open a FIFO would wait for its other end.
+    let metadata = path.metadata().map_err(failed)?;
+    let is_device = metadata.file_type().is_block_device();
+    if !is_device && !metadata.is_file() {
+        let why = format!("{name}: a volume is a regular file or a block device; this is neither");
+        return Err(invalid("open", why));
+    }
+    let identity = Identity::of(&metadata);
+    let claim =
+        options.lock.then(|| Claim::new(&identity, &name, options.read_only)).transpose()?;
+    let mut file = open_file(options, is_device).map_err(|error| explain(error, &name, options))?;
+    if Identity::of(&file.metadata().map_err(failed)?) != identity {
+        let why = format!("{name}: it was replaced while it was being opened; try again");
+        return Err(Error::new(ErrorKind::Busy, "open", why));
+    }
+    if options.lock {
+        super::claim::lock(&file, &identity, path, options.read_only)?;
+    }
+    let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let block = block_sizes(&file, &metadata, &name, options.direct, size)?;
+    let minimum = u64::from(block.minimum);
+    let hole_block = if is_device { logical_block(&file).map_err(failed)?.into() } else { 1 };
+    Ok(Image {
+        info: VolumeInfo {
+            size,
+            block,
+            read_only: options.read_only,
+            rotational: is_device && is_rotational(&metadata),
+            can: capabilities(options, seek::is_supported(&file)),
+        },
+        name,
+        whole_end: size - size % minimum,
+        direct: options.direct,
+        hole_block,
+        features: Features::default(),
+        poisoned: AtomicBool::new(false),
+        zeroes: OnceLock::new(),
+        idle: Mutex::default(),
+        main: file,
+        _claim: claim,
+    })
+}
+
+/// Opens the file once more, as a description of its own. By way of /proc, since the name may be
+/// gone or another file's by now.
+pub(super) fn handle(image: &Image) -> Result<Handle> {
+    let path = format!("/proc/self/fd/{}", image.main.as_raw_fd());
+    let reopen = |direct: bool| {
+        let flags = if direct { OFlags::DIRECT.bits() as i32 } else { 0 };
+        let mut options = OpenOptions::new();
+        options.read(true).write(!image.info.read_only).custom_flags(flags);
+        let file = options.open(&path).map_err(|error| {
+            Error::from_io("open", format!("{} again, through {path}", image.name), error)
+        })?;
+        Ok::<_, Error>(Arc::new(file))
+    };
+    let has_tail = image.direct && image.whole_end < image.info.size;
+    let tail = has_tail.then(|| reopen(false)).transpose()?;
+    Ok(Handle { file: reopen(image.direct)?, tail })
+}
+
+fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
+    let mut flags = OFlags::empty();
+    flags.set(OFlags::DIRECT, options.direct);
+    // On a device: not while it is mounted or part of another device.
+    flags.set(OFlags::EXCL, is_device && !options.read_only && options.lock);
+    OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(flags.bits() as i32)
+        .open(&options.path)
+}
+
+/// Says what to do where the errno alone would not.
+fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
+    let kind = ErrorKind::of_io(&error);
+    let hint = match kind {
+        ErrorKind::Permission if !options.read_only => {
+            " (read-only=true serves it without write access)"
+        }
+        ErrorKind::Invalid if options.direct => {
+            " (its file system has no O_DIRECT; leave out direct=true)"
+        }
+        ErrorKind::Busy => {
+            " (mounted, or part of another device; unmount it, or use read-only=true)"
+        }
+        _ => "",
+    };
+    let kind = match kind {
+        ErrorKind::Invalid if options.direct => ErrorKind::Unsupported,
+        kind => kind,
+    };
+    Error::new(kind, "open", format!("{name}{hint}")).because(error)
+}
+
+fn capabilities(options: &FileOptions, block_status: bool) -> Capabilities {
+    let write = !options.read_only;
+    Capabilities {
+        flush: true,
+        fua: write,
+        trim: write,
+        write_zeroes: write,
+        fast_zero: write,
+        cache: !options.direct,
+        block_status,
+        multi_conn: true,
+    }
+}
+
+fn block_sizes(
+    file: &File,
+    metadata: &Metadata,
+    name: &str,
+    direct: bool,
+    size: u64,
+) -> Result<BlockSizes> {
+    let default = BlockSizes::default();
+    if !direct {
+        return Ok(default);
+    }
+    let failed = |error| Error::from_io("open", name, error);
+    let mut minimum = if metadata.file_type().is_block_device() {
+        logical_block(file).map_err(failed)?
+    } else {
+        direct_block(file, name)?
+    };
+    if !size.is_multiple_of(u64::from(minimum)) {
+        // The last piece goes through the page cache, whose unit must then be nobody else's:
+        // writing it back would undo a direct write to its other part.
+        let unit = u32::try_from(metadata.blksize()).unwrap_or(u32::MAX).max(DIRECT_BLOCK_DEFAULT);
+        minimum = minimum.max(unit);
+    }
+    if !minimum.is_power_of_two() || minimum > BLOCK_MAX {
+        let why = format!("{name}: blocks of {minimum} bytes are too large; leave out direct=true");
+        return Err(Error::new(ErrorKind::Unsupported, "open", why));
+    }
+    Ok(BlockSizes { minimum, preferred: default.preferred.max(minimum), ..default })
+}
+
+/// The alignment that direct I/O on a regular file needs.
+fn direct_block(file: &File, name: &str) -> Result<u32> {
+    let flags = AtFlags::EMPTY_PATH;
+    let Ok(stat) = statx(file, "", flags, StatxFlags::DIOALIGN) else {
+        return Ok(DIRECT_BLOCK_DEFAULT);
+    };
+    if !StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN) {
+        return Ok(DIRECT_BLOCK_DEFAULT);
+    }
+    match stat.stx_dio_offset_align.max(stat.stx_dio_mem_align) {
+        0 => {
+            let why = format!("{name}: no direct I/O on this file; leave out direct=true");
+            Err(Error::new(ErrorKind::Unsupported, "open", why))
+        }
+        align => Ok(align.max(512)),
+    }
+}
+
+fn logical_block(file: &File) -> io::Result<u32> {
+    Ok(ioctl_blksszget(file)?)
+}
+
+/// Whether a device, or the whole device of a partition, says that it rotates.
+fn is_rotational(metadata: &Metadata) -> bool {
+    let rdev = metadata.rdev();
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let device = format!("/sys/dev/block/{major}:{minor}");
+    ["queue/rotational", "../queue/rotational"]
+        .iter()
+        .find_map(|file| std::fs::read_to_string(Path::new(&device).join(file)).ok())
+        .is_some_and(|text| text.trim() == "1")
+}

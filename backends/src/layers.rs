@@ -1,0 +1,17 @@
+//! Layers: volumes around a volume, each with one job.
+
+mod block_size;
+mod fault_rule;
+mod faults;
+mod gate;
+mod patch;
+mod range_locks;
+mod rate_limit;
+mod read_only;
+
+pub use block_size::BlockSize;
+pub use fault_rule::FaultRule;
+pub use faults::Faults;
+pub use rate_limit::{RateLimit, RateLimits};
+pub use read_only::ReadOnly;
+pub(crate) use read_only::refusal;

@@ -1,0 +1,400 @@
+//! Lets ops of any alignment reach a volume that takes whole blocks only.
+//!
+//! Reads are widened and cut, writes of parts of blocks become read, patch, write. Since two
+//! connections may write parts of one block, all writing ops of the volume are entered in one table
+//! ([`RangeLocks`]); an op that has to wait for one on another thread asks again every 100 µs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use sheave_core::{
+    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Nanos, Op, Outcome,
+    Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+};
+use slab::Slab;
+
+use super::patch::Patch;
+use super::range_locks::{Mode, RangeLocks, Ticket};
+use crate::RETRY_NS;
+use crate::extents::{data, empty_range_outcome};
+
+/// The most ops that a backend of this layer has in work.
+const JOBS_MAX: usize = 1024;
+/// Marks the tags of ops that this layer issues itself.
+const OWN: u64 = 1 << 63;
+
+/// A volume that takes any alignment. It still states the minimum block of the one below, for
+/// clients that ask, since whole blocks are faster.
+pub struct BlockSize {
+    inner: Arc<dyn Volume>,
+    locks: Arc<RangeLocks>,
+}
+
+impl BlockSize {
+    /// Wraps a volume. All connections must go through this one layer.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Volume>) -> Self {
+        Self { inner, locks: Arc::default() }
+    }
+}
+
+impl Volume for BlockSize {
+    fn info(&self) -> &VolumeInfo {
+        self.inner.info()
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        let inner = self.inner.backend()?;
+        let blocks =
+            Blocks { block: u64::from(inner.info().block.minimum), size: inner.info().size };
+        Ok(Box::new(BlockSizeBackend {
+            inner,
+            blocks,
+            locks: Arc::clone(&self.locks),
+            jobs: Slab::new(),
+            pending: VecDeque::new(),
+            ready: VecDeque::new(),
+            retry_at: None,
+        }))
+    }
+}
+
+struct BlockSizeBackend {
+    inner: Box<dyn Backend>,
+    blocks: Blocks,
+    locks: Arc<RangeLocks>,
+    jobs: Slab<Job>,
+    /// Next ops of jobs, which wait for their range or for room below.
+    pending: VecDeque<(usize, Op)>,
+    ready: VecDeque<Completion>,
+    /// Set while something is pending.
+    retry_at: Option<Nanos>,
+}
+
+/// An op from above. At any time one op of it is pending or below.
+struct Job {
+    tag: Tag,
+    ticket: Option<Ticket>,
+    granted: bool,
+    work: Work,
+}
+
+/// What the end of the op below means for the op above.
+enum Work {
+    /// It is the end.
+    Forward,
+    /// These bytes of the reply are the answer.
+    Read { skip: usize, len: usize },
+    /// This part of the extents is the answer.
+    Status { skip: u64, len: u64 },
+    /// The last of these has made progress.
+    Steps(Vec<Step>),
+}
+
+enum Step {
+    Zero { range: ByteRange, fua: bool, no_hole: bool, fast: bool },
+    Patch(Patch),
+}
+
+enum Next {
+    Submit(Op),
+    End(Reply),
+}
+
+impl Backend for BlockSizeBackend {
+    fn info(&self) -> &VolumeInfo {
+        self.inner.info()
+    }
+
+    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
+        if self.blocks.fill(range) {
+            return self.inner.write_buffer(range, io);
+        }
+        io.buffer(range.len() as usize).into()
+    }
+
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
+        if let Some(outcome) = empty_range_outcome(&op) {
+            return Submitted::Done(outcome);
+        }
+        let whole = op.range().is_none_or(|range| self.blocks.fill(range));
+        let plain = whole && !op.kind().is_write() && tag.0 & OWN == 0;
+        if self.blocks.block == 1 || plain {
+            return self.inner.submit(op, tag, io);
+        }
+        if self.jobs.len() >= JOBS_MAX {
+            return Submitted::Full(op);
+        }
+        let (ticket, granted) = match self.enter(&op) {
+            Ok(entered) => entered,
+            Err(Full) => return Submitted::Full(op),
+        };
+        match self.blocks.plan(op) {
+            Ok((first, work)) => {
+                let key = self.jobs.insert(Job { tag, ticket, granted, work });
+                self.pending.push_back((key, first));
+                self.pump(io);
+                Submitted::Queued
+            }
+            Err(outcome) => {
+                ticket.inspect(|ticket| self.locks.leave(*ticket));
+                Submitted::Done(outcome)
+            }
+        }
+    }
+
+    fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
+        self.inner.io_done(done, io);
+    }
+
+    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        if let Some(completion) = self.ready.pop_front() {
+            return Some(completion);
+        }
+        while let Some(Completion { tag, outcome }) = self.inner.reap(io) {
+            if tag.0 & OWN == 0 {
+                return Some(Completion { tag, outcome });
+            }
+            let key = (tag.0 & !OWN) as usize;
+            if let Some(op) = self.advance(key, outcome, io) {
+                self.run(key, op, io);
+            }
+            if let Some(completion) = self.ready.pop_front() {
+                return Some(completion);
+            }
+        }
+        // Nothing more has ended below; perhaps what did has made way.
+        self.pump(io);
+        self.ready.pop_front()
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        self.retry_at.into_iter().chain(self.inner.deadline()).min()
+    }
+}
+
+impl Drop for BlockSizeBackend {
+    fn drop(&mut self) {
+        // Else the ranges of ops that nobody finishes would stand in the way for ever.
+        for (_, job) in &self.jobs {
+            job.ticket.inspect(|ticket| self.locks.leave(*ticket));
+        }
+    }
+}
+
+/// The table of ranges has no room.
+struct Full;
+
+impl BlockSizeBackend {
+    /// Enters the range of a writing op.
+    fn enter(&self, op: &Op) -> Result<(Option<Ticket>, bool), Full> {
+        let Some(range) = op.range().filter(|_| op.kind().is_write()) else {
+            return Ok((None, true));
+        };
+        // A trim never writes a part of a block.
+        let shared = self.blocks.fill(range) || matches!(op, Op::Trim { .. });
+        let mode = if shared { Mode::Shared } else { Mode::Exclusive };
+        let wide = range.widened(self.blocks.block, self.blocks.size);
+        let (ticket, granted) = self.locks.enter(wide, mode).ok_or(Full)?;
+        Ok((Some(ticket), granted))
+    }
+
+    /// Offers each pending op once to the backend below.
+    fn pump(&mut self, io: &mut dyn Io) {
+        for _ in 0..self.pending.len() {
+            let Some((key, op)) = self.pending.pop_front() else { break };
+            let job = &mut self.jobs[key];
+            job.granted |= job.ticket.is_none_or(|ticket| self.locks.is_granted(ticket));
+            if job.granted {
+                self.run(key, op, io);
+            } else {
+                self.pending.push_back((key, op));
+            }
+        }
+        self.retry_at = (!self.pending.is_empty()).then(|| io.now() + RETRY_NS);
+    }
+
+    /// Runs a job's ops until one is queued below or the job has ended.
+    fn run(&mut self, key: usize, first: Op, io: &mut dyn Io) {
+        let mut op = first;
+        loop {
+            match self.inner.submit(op, Tag(OWN | key as u64), io) {
+                Submitted::Queued => return,
+                Submitted::Full(back) => {
+                    self.pending.push_back((key, back));
+                    self.retry_at = Some(io.now() + RETRY_NS);
+                    return;
+                }
+                Submitted::Done(outcome) => match self.advance(key, outcome, io) {
+                    Some(next) => op = next,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Takes the end of a job's op below; answers with its next, or ends the job.
+    fn advance(&mut self, key: usize, outcome: Outcome, io: &mut dyn Io) -> Option<Op> {
+        let work = &mut self.jobs[key].work;
+        let outcome = match outcome.and_then(|reply| work.advance(reply, &mut *self.inner, io)) {
+            Ok(Next::Submit(op)) => return Some(op),
+            Ok(Next::End(reply)) => Ok(reply),
+            Err(error) => Err(error),
+        };
+        let job = self.jobs.remove(key);
+        job.ticket.inspect(|ticket| self.locks.leave(*ticket));
+        self.ready.push_back(Completion { tag: job.tag, outcome });
+        None
+    }
+}
+
+impl Work {
+    fn advance(&mut self, reply: Reply, inner: &mut dyn Backend, io: &mut dyn Io) -> Result<Next> {
+        Ok(match (self, reply) {
+            (Self::Read { skip, len }, Reply::Data(bytes)) => {
+                Next::End(Reply::Data(bytes.slice(*skip, *len)))
+            }
+            (Self::Status { skip, len }, Reply::Extents(extents)) => {
+                Next::End(Reply::Extents(cut(&extents, *skip, *len)))
+            }
+            (Self::Steps(steps), reply) => {
+                if let Some(Step::Patch(patch)) = steps.last_mut()
+                    && let Some(op) = patch.ended(&reply, inner, io)
+                {
+                    return Ok(Next::Submit(op));
+                }
+                steps.pop();
+                steps.last().map_or(Next::End(Reply::Done), |step| Next::Submit(step.start()))
+            }
+            (_, reply) => Next::End(reply),
+        })
+    }
+}
+
+impl Step {
+    /// The first op below.
+    fn start(&self) -> Op {
+        match self {
+            Self::Zero { range, fua, no_hole, fast } => {
+                Op::WriteZeroes { range: *range, fua: *fua, no_hole: *no_hole, fast: *fast }
+            }
+            Self::Patch(patch) => patch.start(),
+        }
+    }
+}
+
+/// The blocks of a volume. The last one may be short.
+#[derive(Clone, Copy)]
+struct Blocks {
+    block: u64,
+    size: u64,
+}
+
+impl Blocks {
+    /// Whether a range consists of whole blocks.
+    fn fill(self, range: ByteRange) -> bool {
+        range.widened(self.block, self.size) == range
+    }
+
+    /// The whole blocks inside a range.
+    fn inside(self, range: ByteRange) -> ByteRange {
+        let skip = range.start().next_multiple_of(self.block) - range.start();
+        let end =
+            if range.end() == self.size { self.size } else { range.end() & !(self.block - 1) };
+        let len = end.saturating_sub(range.start().saturating_add(skip));
+        range.part(skip.min(range.len()), len)
+    }
+
+    /// The first op below for an op from above, and how it goes on; or the outcome at once.
+    fn plan(self, op: Op) -> Result<(Op, Work), Outcome> {
+        let Some(range) = op.range() else { return Ok((op, Work::Forward)) };
+        if self.fill(range) {
+            return Ok((op, Work::Forward));
+        }
+        let wide = range.widened(self.block, self.size);
+        let skip = range.start() - wide.start();
+        Ok(match op {
+            Op::Read { .. } => {
+                let work = Work::Read { skip: skip as usize, len: range.len() as usize };
+                (Op::Read { range: wide }, work)
+            }
+            Op::Write { data, fua, .. } => {
+                let patch = self.patch(range, data, fua);
+                (patch.start(), Work::Steps(vec![patch]))
+            }
+            Op::Trim { fua, .. } => {
+                let range = self.inside(range);
+                if range.is_empty() {
+                    return Err(Ok(Reply::Done));
+                }
+                (Op::Trim { range, fua }, Work::Forward)
+            }
+            Op::WriteZeroes { fua, no_hole, fast, .. } => {
+                self.plan_zeroes(range, fua, no_hole, fast)?
+            }
+            Op::Cache { .. } => (Op::Cache { range: wide }, Work::Forward),
+            Op::BlockStatus { extents_max, .. } => {
+                let work = Work::Status { skip, len: range.len() };
+                (Op::BlockStatus { range: wide, extents_max }, work)
+            }
+            Op::Flush => (Op::Flush, Work::Forward),
+        })
+    }
+
+    /// Whole blocks first: if those can't be zeroed fast, nothing has been altered.
+    fn plan_zeroes(
+        self,
+        range: ByteRange,
+        fua: bool,
+        no_hole: bool,
+        fast: bool,
+    ) -> Result<(Op, Work), Outcome> {
+        let zeroes = |range: ByteRange| {
+            let mut zeroes = Payload::new();
+            zeroes.push(Segment::Zero(range.len() as usize));
+            self.patch(range, zeroes, fua)
+        };
+        let inside = self.inside(range);
+        if inside.is_empty() {
+            if fast {
+                let why = "a part of a block is not zeroed faster than it is written";
+                return Err(Err(Error::new(ErrorKind::Unsupported, "write_zeroes", why)));
+            }
+            let patch = zeroes(range);
+            return Ok((patch.start(), Work::Steps(vec![patch])));
+        }
+        let head = range.part(0, inside.start() - range.start());
+        let tail = range.part(inside.end() - range.start(), range.end() - inside.end());
+        let edges = [head, tail].into_iter().filter(|edge| !edge.is_empty());
+        let mut steps: Vec<Step> = edges.map(zeroes).collect();
+        let whole = Step::Zero { range: inside, fua, no_hole, fast };
+        let first = whole.start();
+        steps.push(whole);
+        Ok((first, Work::Steps(steps)))
+    }
+
+    fn patch(self, range: ByteRange, data: Payload, fua: bool) -> Step {
+        Step::Patch(Patch::new(range, data, fua, self.block, self.size))
+    }
+}
+
+/// The extents of a part of the range that they describe.
+fn cut(extents: &[Extent], skip: u64, len: u64) -> Vec<Extent> {
+    let mut out = Vec::with_capacity(extents.len());
+    let mut at = 0;
+    for extent in extents {
+        let end = at + extent.len;
+        if at >= skip + len {
+            break;
+        }
+        if end > skip {
+            out.push(Extent { len: end - at.max(skip), ..*extent });
+        }
+        at = end;
+    }
+    if out.is_empty() {
+        // The answer ended before the part that was asked about.
+        out.push(data(len));
+    }
+    out
+}

@@ -1,0 +1,310 @@
+//! A sparse volume in memory.
+//!
+//! The volume is cut into chunks of 64 KiB, which a two-level index finds: a table of leaves, made
+//! when something in a leaf's 256 MiB is first written, and in each leaf a slot a chunk. Reads
+//! answer with the chunks themselves; writes are received straight into them (`write_buffer`), and
+//! their `submit` only looks whether that is where the bytes are.
+//!
+//! Memory is overcommitted: a range that is zeroed with `no_hole` counts as allocated but takes
+//! memory only when it is written.
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use sheave_core::{
+    Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, ErrorKind, Extent, Io,
+    IoDone, Op, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+};
+
+use crate::extents::{ExtentList, empty_range_outcome, hole};
+
+/// Unit of allocation in bytes.
+const CHUNK: u64 = 64 << 10;
+/// Chunks in a leaf of the index.
+const LEAF_CHUNKS: u64 = 4096;
+/// Bytes that a leaf covers.
+const LEAF: u64 = CHUNK * LEAF_CHUNKS;
+/// The largest volume: its table of leaves takes 64 MiB.
+const SIZE_MAX: u64 = 1 << 50;
+/// Chunks that one block status looks at, so that it stays short.
+const STATUS_CHUNKS_MAX: usize = 64 << 10;
+
+const _: () = assert!(CHUNK.is_power_of_two() && LEAF.is_power_of_two());
+
+/// A volume in memory; gone with the process.
+pub struct Memory {
+    store: Arc<Store>,
+}
+
+impl Memory {
+    /// A volume of `size` bytes, which costs nothing until it is written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] above 1 PiB.
+    pub fn new(size: u64) -> Result<Self> {
+        if size > SIZE_MAX {
+            let why = format!("a memory volume of {size} bytes; the most is 1P");
+            return Err(Error::new(ErrorKind::TooLarge, "create", why));
+        }
+        let can = Capabilities {
+            flush: true,
+            fua: true,
+            trim: true,
+            write_zeroes: true,
+            fast_zero: true,
+            cache: true,
+            block_status: true,
+            multi_conn: true,
+        };
+        let block = BlockSizes::default();
+        let info = VolumeInfo { size, block, read_only: false, rotational: false, can };
+        let leaves = (0..size.div_ceil(LEAF)).map(|_| OnceLock::new()).collect();
+        Ok(Self { store: Arc::new(Store { info, leaves }) })
+    }
+}
+
+impl Volume for Memory {
+    fn info(&self) -> &VolumeInfo {
+        &self.store.info
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(MemoryBackend { store: Arc::clone(&self.store) }))
+    }
+}
+
+struct MemoryBackend {
+    store: Arc<Store>,
+}
+
+impl Backend for MemoryBackend {
+    fn info(&self) -> &VolumeInfo {
+        &self.store.info
+    }
+
+    fn write_buffer(&mut self, range: ByteRange, _: &mut dyn Io) -> Payload {
+        let mut out = Payload::new();
+        for piece in range.pieces(CHUNK) {
+            let (skip, len) = in_chunk(piece);
+            out.push(Segment::Data(self.store.chunk(piece).slice(skip, len)));
+        }
+        out
+    }
+
+    fn submit(&mut self, op: Op, _: Tag, _: &mut dyn Io) -> Submitted {
+        if let Some(outcome) = empty_range_outcome(&op) {
+            return Submitted::Done(outcome);
+        }
+        Submitted::Done(Ok(match op {
+            Op::Read { range } => Reply::Data(self.store.read(range)),
+            Op::Write { range, data, .. } => {
+                self.store.write(range, &data);
+                Reply::Done
+            }
+            Op::Trim { range, .. } => {
+                self.store.zero(range, false);
+                Reply::Done
+            }
+            Op::WriteZeroes { range, no_hole, .. } => {
+                self.store.zero(range, no_hole);
+                Reply::Done
+            }
+            Op::BlockStatus { range, extents_max } => self.store.block_status(range, extents_max),
+            Op::Flush | Op::Cache { .. } => Reply::Done,
+        }))
+    }
+
+    fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {
+        // Nothing is ever started.
+    }
+
+    fn reap(&mut self, _: &mut dyn Io) -> Option<Completion> {
+        None
+    }
+}
+
+/// What stands for a chunk.
+enum Slot {
+    /// Nothing.
+    Hole,
+    /// Zeroes that count as allocated.
+    Zeroed,
+    /// A whole chunk. Replies in flight may hold it too.
+    Data(Buf),
+}
+
+type Leaf = Box<[RwLock<Slot>]>;
+
+struct Store {
+    info: VolumeInfo,
+    leaves: Box<[OnceLock<Leaf>]>,
+}
+
+impl Store {
+    fn read(&self, range: ByteRange) -> Payload {
+        let mut out = Payload::new();
+        for piece in range.pieces(CHUNK) {
+            let (skip, len) = in_chunk(piece);
+            let slot = self.slot(piece).map(read);
+            out.push(match slot.as_deref() {
+                Some(Slot::Data(chunk)) => Segment::Data(chunk.slice(skip, len)),
+                _ => Segment::Zero(len),
+            });
+        }
+        out
+    }
+
+    fn write(&self, range: ByteRange, data: &Payload) {
+        let mut done = 0;
+        for segment in data.segments() {
+            let target = range.part(done, segment.len() as u64);
+            done += target.len();
+            match segment {
+                Segment::Zero(_) => self.zero(target, false),
+                Segment::Data(buf) => self.write_buf(target, buf),
+            }
+        }
+    }
+
+    fn write_buf(&self, range: ByteRange, buf: &Buf) {
+        let mut from = 0;
+        for piece in range.pieces(CHUNK) {
+            let (skip, len) = in_chunk(piece);
+            let slot = self.slot_or_new(piece);
+            // The lock is held while bytes are copied, so that they land in a chunk that is part
+            // of the volume even when somebody frees chunks meanwhile.
+            let shared = read(slot);
+            if let Slot::Data(chunk) = &*shared {
+                copy_unless_in_place(chunk, skip, buf, from, len);
+            } else {
+                drop(shared);
+                let mut slot = write(slot);
+                let chunk = allocated(&mut slot, None);
+                copy_unless_in_place(&chunk, skip, buf, from, len);
+            }
+            from += len;
+        }
+    }
+
+    /// The chunk that holds `piece`, allocated if it was not.
+    fn chunk(&self, piece: ByteRange) -> Buf {
+        let slot = self.slot_or_new(piece);
+        if let Slot::Data(chunk) = &*read(slot) {
+            return chunk.clone();
+        }
+        // Clearing memory takes long; readers of the chunk need not wait for it.
+        let fresh = Buf::zeroed(CHUNK as usize);
+        allocated(&mut write(slot), Some(fresh))
+    }
+
+    /// Makes a range read as zeroes; whole chunks give their memory back.
+    fn zero(&self, range: ByteRange, no_hole: bool) {
+        for part in range.pieces(LEAF) {
+            if no_hole || self.leaf(part).is_some() {
+                for piece in part.pieces(CHUNK) {
+                    self.zero_piece(piece, no_hole);
+                }
+            }
+        }
+    }
+
+    fn zero_piece(&self, piece: ByteRange, no_hole: bool) {
+        let (skip, len) = in_chunk(piece);
+        let whole = skip == 0 && (len as u64 == CHUNK || piece.end() == self.info.size);
+        let mut slot = write(self.slot_or_new(piece));
+        match &*slot {
+            Slot::Data(chunk) if !whole => chunk.zero(skip, len),
+            Slot::Hole if !no_hole => {}
+            Slot::Zeroed if !whole => {}
+            _ => {
+                let old =
+                    std::mem::replace(&mut *slot, if no_hole { Slot::Zeroed } else { Slot::Hole });
+                // Giving memory back takes long; the lock need not be held.
+                drop(slot);
+                drop(old);
+            }
+        }
+    }
+
+    fn block_status(&self, range: ByteRange, extents_max: usize) -> Reply {
+        let mut list = ExtentList::new(extents_max);
+        let mut looked_at = 0;
+        for part in range.pieces(LEAF) {
+            if self.leaf(part).is_none() {
+                if !list.push(hole(part.len())) {
+                    return list.into_reply();
+                }
+                continue;
+            }
+            for piece in part.pieces(CHUNK) {
+                looked_at += 1;
+                if looked_at > STATUS_CHUNKS_MAX || !list.push(self.extent(piece)) {
+                    return list.into_reply();
+                }
+            }
+        }
+        list.into_reply()
+    }
+
+    fn extent(&self, piece: ByteRange) -> Extent {
+        let slot = self.slot(piece).map(read);
+        let (hole, zero) = match slot.as_deref() {
+            None | Some(Slot::Hole) => (true, true),
+            Some(Slot::Zeroed) => (false, true),
+            Some(Slot::Data(_)) => (false, false),
+        };
+        Extent { len: piece.len(), hole, zero }
+    }
+
+    fn leaf(&self, piece: ByteRange) -> Option<&Leaf> {
+        self.leaves[(piece.start() / LEAF) as usize].get()
+    }
+
+    fn slot(&self, piece: ByteRange) -> Option<&RwLock<Slot>> {
+        Some(&self.leaf(piece)?[slot_index(piece)])
+    }
+
+    fn slot_or_new(&self, piece: ByteRange) -> &RwLock<Slot> {
+        let leaf = self.leaves[(piece.start() / LEAF) as usize]
+            .get_or_init(|| (0..LEAF_CHUNKS).map(|_| RwLock::new(Slot::Hole)).collect());
+        &leaf[slot_index(piece)]
+    }
+}
+
+/// The chunk in a slot; put there, `fresh` or new, if there was none.
+fn allocated(slot: &mut Slot, fresh: Option<Buf>) -> Buf {
+    if let Slot::Data(chunk) = slot {
+        return chunk.clone();
+    }
+    let chunk = fresh.unwrap_or_else(|| Buf::zeroed(CHUNK as usize));
+    *slot = Slot::Data(chunk.clone());
+    chunk
+}
+
+/// Copies `len` bytes of `buf` to their place in a chunk, unless they were received there.
+fn copy_unless_in_place(chunk: &Buf, skip: usize, buf: &Buf, from: usize, len: usize) {
+    // Both blocks of pages are alive, so equal addresses mean the same block.
+    let in_place =
+        std::ptr::eq(chunk.pages(), buf.pages()) && chunk.start() + skip == buf.start() + from;
+    if !in_place {
+        chunk.slice(skip, len).copy_from(&buf.slice(from, len));
+    }
+}
+
+/// Where in its chunk a piece begins, and its length.
+fn in_chunk(piece: ByteRange) -> (usize, usize) {
+    ((piece.start() % CHUNK) as usize, piece.len() as usize)
+}
+
+fn slot_index(piece: ByteRange) -> usize {
+    (piece.start() % LEAF / CHUNK) as usize
+}
+
+/// A slot is replaced in one step, so it is whole even if a holder of the lock panicked.
+fn read(slot: &RwLock<Slot>) -> RwLockReadGuard<'_, Slot> {
+    slot.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// See [`read`].
+fn write(slot: &RwLock<Slot>) -> RwLockWriteGuard<'_, Slot> {
+    slot.write().unwrap_or_else(PoisonError::into_inner)
+}

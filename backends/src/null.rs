@@ -1,0 +1,84 @@
+//! A volume that reads as zeroes and forgets what is written.
+
+use std::sync::Arc;
+
+use sheave_core::{
+    Backend, BlockSizes, Capabilities, Completion, Io, IoDone, Op, Payload, Reply, Result, Segment,
+    Submitted, Tag, Volume, VolumeInfo,
+};
+
+use crate::extents::{ExtentList, empty_range_outcome, hole};
+
+/// Reads zeroes, discards writes; for measuring everything but a store.
+#[derive(Debug)]
+pub struct Null {
+    info: Arc<VolumeInfo>,
+}
+
+impl Null {
+    /// A null volume of `size` bytes.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        let can = Capabilities {
+            flush: true,
+            fua: true,
+            trim: true,
+            write_zeroes: true,
+            fast_zero: true,
+            cache: true,
+            block_status: true,
+            multi_conn: true,
+        };
+        let block = BlockSizes::default();
+        let info = VolumeInfo { size, block, read_only: false, rotational: false, can };
+        Self { info: Arc::new(info) }
+    }
+}
+
+impl Volume for Null {
+    fn info(&self) -> &VolumeInfo {
+        &self.info
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(NullBackend { info: Arc::clone(&self.info) }))
+    }
+}
+
+struct NullBackend {
+    info: Arc<VolumeInfo>,
+}
+
+impl Backend for NullBackend {
+    fn info(&self) -> &VolumeInfo {
+        &self.info
+    }
+
+    fn submit(&mut self, op: Op, _: Tag, _: &mut dyn Io) -> Submitted {
+        if let Some(outcome) = empty_range_outcome(&op) {
+            return Submitted::Done(outcome);
+        }
+        Submitted::Done(Ok(match op {
+            Op::Read { range } => {
+                let mut zeroes = Payload::new();
+                // A front never asks for more than the maximum payload, a 32-bit number.
+                zeroes.push(Segment::Zero(range.len() as usize));
+                Reply::Data(zeroes)
+            }
+            Op::BlockStatus { range, extents_max } => {
+                let mut list = ExtentList::new(extents_max);
+                list.push(hole(range.len()));
+                list.into_reply()
+            }
+            _ => Reply::Done,
+        }))
+    }
+
+    fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {
+        // Nothing is ever started.
+    }
+
+    fn reap(&mut self, _: &mut dyn Io) -> Option<Completion> {
+        None
+    }
+}

@@ -1,0 +1,236 @@
+//! How volumes are written down, and how they are opened.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sheave_core::{Error, ErrorKind, Result, Volume};
+
+use crate::file::{FileOptions, FileVolume};
+use crate::layers::{BlockSize, FaultRule, Faults, RateLimit, RateLimits, ReadOnly};
+use crate::memory::Memory;
+use crate::null::Null;
+use crate::parse::{Parameters, invalid, parse_count, parse_digits, parse_size, percent_decode};
+
+/// The largest volume: offsets in files are signed.
+const SIZE_MAX: u64 = i64::MAX as u64;
+/// Schemes of volumes that exist, but not in this crate.
+const REMOTE_SCHEMES: [&str; 4] = ["nbd", "nbds", "nbd+unix", "nbds+unix"];
+/// Schemes of volumes that do not exist yet.
+const OBJECT_SCHEMES: [&str; 2] = ["s3", "dir"];
+
+/// A VOLUME, parsed: a URL or a bare path.
+///
+/// | text | volume |
+/// |---|---|
+/// | `memory:?size=1G` | in memory, sparse |
+/// | `null:?size=1T` | reads zeroes, discards writes |
+/// | `file:///images/a.img`, `/images/a.img`, `a.img` | an image file or block device |
+///
+/// A bare path is taken as it is written, up to the first `?`; in a URL, `%41` escapes are undone.
+/// Parameters follow after `?`, joined by `&`:
+///
+/// | parameter | volume | meaning |
+/// |---|---|---|
+/// | `size=10G` | memory, null | its size |
+/// | `direct=true` | file | bypass the page cache (`O_DIRECT`) |
+/// | `lock=false` | file | open it even if another program has it open for writing |
+/// | `read-only=true` | all | refuse to write |
+/// | `limit-bps=100M`, `limit-iops=5000` | all | bytes and ops per second, of all connections together |
+/// | `fault=RULE` (repeatable), `fault-seed=N` | all | failures on purpose, see [`FaultRule`] |
+///
+/// The layers lie in this order, outermost first: read-only, faults, rate limit, block size. So a
+/// refused write consumes no fault, a failed op counts against no limit, and faults and limits see
+/// ops as the client sent them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VolumeSpec {
+    source: Source,
+    read_only: bool,
+    limits: RateLimits,
+    faults: Vec<FaultRule>,
+    fault_seed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Source {
+    Memory { size: u64 },
+    Null { size: u64 },
+    File { path: PathBuf, direct: bool, lock: bool },
+}
+
+/// What a caller wants of a volume besides what its text says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Refuse to write, whatever the text says.
+    pub read_only: bool,
+}
+
+/// Parses and opens a VOLUME.
+///
+/// # Errors
+/// See [`VolumeSpec::from_str`] and [`VolumeSpec::open`].
+pub fn open(volume: &str, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+    volume.parse::<VolumeSpec>()?.open(options)
+}
+
+impl FromStr for VolumeSpec {
+    type Err = Error;
+
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for what is no volume, [`ErrorKind::Unsupported`] for a volume that
+    /// cannot be opened here.
+    fn from_str(text: &str) -> Result<Self> {
+        let (location, query) = text.split_once('?').unwrap_or((text, ""));
+        let mut parameters = Parameters::parse(location, query)?;
+        let source = match split_scheme(location) {
+            Some(("memory", rest)) => Source::Memory { size: size_of(rest, &mut parameters)? },
+            Some(("null", rest)) => Source::Null { size: size_of(rest, &mut parameters)? },
+            Some(("file", rest)) => file(url_path(location, rest)?, &mut parameters)?,
+            Some((scheme, _)) => return Err(foreign(scheme, text)),
+            None if location.is_empty() => {
+                return Err(invalid("parse volume", format!("\"{text}\": the path is missing")));
+            }
+            None => file(PathBuf::from(location), &mut parameters)?,
+        };
+        let spec = Self {
+            source,
+            read_only: parameters.take_switch("read-only")?.unwrap_or(false),
+            limits: limits(&mut parameters)?,
+            faults: parameters
+                .take_all("fault")
+                .iter()
+                .map(|rule| rule.parse())
+                .collect::<Result<_>>()?,
+            fault_seed: match parameters.take("fault-seed")? {
+                None => 0,
+                Some(seed) => parse_digits(&seed)
+                    .ok_or_else(|| parameters.wrong("fault-seed must be a whole number"))?,
+            },
+        };
+        parameters.finish()?;
+        Ok(spec)
+    }
+}
+
+impl VolumeSpec {
+    /// What to call the volume: the base name of its file, else its kind.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match &self.source {
+            Source::Memory { .. } => "memory",
+            Source::Null { .. } => "null",
+            Source::File { path, .. } => {
+                path.file_name().and_then(|name| name.to_str()).unwrap_or("file")
+            }
+        }
+    }
+
+    /// Whether its text says that it is read-only.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// What opening the file or making the memory volume says.
+    pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+        let read_only = self.read_only || options.read_only;
+        let mut volume: Arc<dyn Volume> = match &self.source {
+            Source::Memory { size } => Arc::new(Memory::new(*size)?),
+            Source::Null { size } => Arc::new(Null::new(*size)),
+            Source::File { path, direct, lock } => {
+                let (direct, lock) = (*direct, *lock);
+                let options = FileOptions { path: path.clone(), read_only, direct, lock };
+                Arc::new(FileVolume::open(&options)?)
+            }
+        };
+        if volume.info().block.minimum > 1 {
+            volume = Arc::new(BlockSize::new(volume));
+        }
+        if self.limits != RateLimits::default() {
+            volume = Arc::new(RateLimit::new(volume, self.limits));
+        }
+        if !self.faults.is_empty() {
+            volume = Arc::new(Faults::new(volume, self.faults.clone(), self.fault_seed));
+        }
+        if read_only {
+            volume = Arc::new(ReadOnly::new(volume));
+        }
+        Ok(volume)
+    }
+}
+
+/// Splits `scheme:rest`. A colon after a slash, or after what can't be a scheme, is part of a path.
+fn split_scheme(location: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = location.split_once(':')?;
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+    is_scheme.then_some((scheme, rest))
+}
+
+/// The path of a file URL. Not normalized: `..` behind a symbolic link is the kernel's business.
+fn url_path(location: &str, rest: &str) -> Result<PathBuf> {
+    let path = match rest.strip_prefix("//") {
+        Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
+        None => rest,
+    };
+    if !path.starts_with('/') || path.starts_with("//") {
+        let why =
+            format!("{location}: a file URL is file:// and an absolute path, file:///images/a.img");
+        return Err(invalid("parse volume", why));
+    }
+    Ok(Path::new(&*percent_decode(path)?).to_path_buf())
+}
+
+fn file(path: PathBuf, parameters: &mut Parameters) -> Result<Source> {
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(parameters.wrong("no file name holds a zero byte"));
+    }
+    Ok(Source::File {
+        path,
+        direct: parameters.take_switch("direct")?.unwrap_or(false),
+        lock: parameters.take_switch("lock")?.unwrap_or(true),
+    })
+}
+
+fn size_of(rest: &str, parameters: &mut Parameters) -> Result<u64> {
+    if !rest.is_empty() {
+        return Err(parameters.wrong("nothing may stand before ?size="));
+    }
+    let Some(text) = parameters.take("size")? else {
+        return Err(parameters.wrong("the size is missing; add ?size=1G"));
+    };
+    match parse_size(&text)? {
+        size if size > SIZE_MAX => Err(parameters.wrong(&format!("size={text}: the most is 8E-1"))),
+        size => Ok(size),
+    }
+}
+
+fn limits(parameters: &mut Parameters) -> Result<RateLimits> {
+    let nonzero = std::num::NonZeroU64::new;
+    let mut limits = RateLimits::default();
+    if let Some(text) = parameters.take("limit-bps")? {
+        let rate = nonzero(parse_size(&text)?);
+        limits.bytes_per_second =
+            Some(rate.ok_or_else(|| parameters.wrong("limit-bps must be above 0"))?);
+    }
+    if let Some(text) = parameters.take("limit-iops")? {
+        limits.ops_per_second = nonzero(parse_count("limit-iops", &text)?);
+    }
+    Ok(limits)
+}
+
+fn foreign(scheme: &str, text: &str) -> Error {
+    let (kind, why) = if REMOTE_SCHEMES.contains(&scheme) {
+        (ErrorKind::Unsupported, "a remote export can only be copied from and to in this version")
+    } else if OBJECT_SCHEMES.contains(&scheme) {
+        (ErrorKind::Unsupported, "object volumes do not exist in this version")
+    } else {
+        let known =
+            "unknown scheme; known: memory, null, file. For a path with a colon put ./ in front";
+        (ErrorKind::Invalid, known)
+    };
+    Error::new(kind, "parse volume", format!("{text}: {why}"))
+}

@@ -1,0 +1,3 @@
+//! Tests that run volumes on an engine.
+
+mod conformance;
