@@ -10,6 +10,7 @@
 mod bytes;
 mod client;
 mod context;
+mod coverage;
 mod decoder;
 mod exports;
 mod negotiated;
@@ -17,6 +18,7 @@ pub mod reply;
 mod request;
 mod server;
 mod sparse;
+pub mod uri;
 mod verdict;
 pub mod wire;
 
@@ -25,6 +27,7 @@ pub use client::{
     ClientStep, ExportEntry, Goal, OPTION_REPLIES_MAX, OPTION_REPLY_LEN_MAX,
 };
 pub use context::{ContextSet, MetaContext};
+pub use coverage::{COVERAGE_GAPS_MAX, ReadCoverage};
 pub use decoder::{
     Decoded, Descriptors, REPLY_LEN_MAX, ReplyBody, ReplyDecoder, ReplyError, ReplyEvent,
 };
