@@ -54,7 +54,7 @@ impl Backend for NullBackend {
         &self.info
     }
 
-    fn submit(&mut self, op: Op, _: Tag, _: &mut dyn Io) -> Submitted {
+    fn submit(&mut self, op: Op, _: Tag, io: &mut dyn Io) -> Submitted {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
@@ -69,6 +69,10 @@ impl Backend for NullBackend {
                 let mut list = ExtentList::new(extents_max);
                 list.push(hole(range.len()));
                 list.into_reply()
+            }
+            Op::Write { data, .. } => {
+                io.recycle(data);
+                Reply::Done
             }
             _ => Reply::Done,
         }))

@@ -1,3 +1,105 @@
 //! Tests that run volumes on an engine.
 
 mod conformance;
+mod file;
+mod file_faults;
+mod foreign;
+mod layers;
+mod memory;
+mod races;
+mod spec;
+
+use std::sync::{Arc, Mutex};
+
+use sheave_core::{Buf, ByteRange, IoRequest, Op, Outcome, Payload, Reply, Volume};
+
+use crate::conformance::{Driver, Mishap, PlainEngine};
+
+/// A driver on an engine on which nothing goes wrong.
+fn driver(volume: &dyn Volume) -> Driver<PlainEngine> {
+    Driver::new(volume.backend().unwrap(), PlainEngine::new(64))
+}
+
+fn range(start: u64, len: u64) -> ByteRange {
+    ByteRange::within(start, len, u64::MAX).unwrap()
+}
+
+fn write(start: u64, bytes: &[u8]) -> Op {
+    let data = Payload::from(Buf::from_bytes(bytes));
+    Op::Write { range: range(start, bytes.len() as u64), data, fua: false }
+}
+
+fn with_fua(op: Op) -> Op {
+    match op {
+        Op::Write { range, data, .. } => Op::Write { range, data, fua: true },
+        Op::Trim { range, .. } => Op::Trim { range, fua: true },
+        Op::WriteZeroes { range, no_hole, fast, .. } => {
+            Op::WriteZeroes { range, fua: true, no_hole, fast }
+        }
+        op => op,
+    }
+}
+
+fn zeroes(start: u64, len: u64) -> Op {
+    Op::WriteZeroes { range: range(start, len), fua: false, no_hole: false, fast: false }
+}
+
+fn trim(start: u64, len: u64) -> Op {
+    Op::Trim { range: range(start, len), fua: false }
+}
+
+fn read(start: u64, len: u64) -> Op {
+    Op::Read { range: range(start, len) }
+}
+
+/// The bytes that a read was answered with.
+fn bytes(outcome: Outcome) -> Vec<u8> {
+    match outcome {
+        Ok(Reply::Data(data)) => data.to_vec(),
+        other => panic!("not data: {other:?}"),
+    }
+}
+
+/// Extents as (length, hole, zero).
+fn extents(outcome: Outcome) -> Vec<(u64, bool, bool)> {
+    match outcome {
+        Ok(Reply::Extents(extents)) => extents.iter().map(|e| (e.len, e.hole, e.zero)).collect(),
+        other => panic!("not extents: {other:?}"),
+    }
+}
+
+/// Engine requests in a short form, in the order in which they were carried out.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn add(&self, request: &IoRequest) {
+        let line = match request {
+            IoRequest::Read { at, into, .. } => format!("read {at}+{}", into.len()),
+            IoRequest::Write { at, from, dsync, .. } => {
+                format!("write {at}+{}{}", from.len(), if *dsync { " dsync" } else { "" })
+            }
+            IoRequest::Sync { .. } => "sync".to_owned(),
+            IoRequest::Allocate { mode, at, len, .. } => format!("{mode:?} {at}+{len}"),
+        };
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    /// A driver that logs, and on which `mishap_of` goes wrong.
+    fn driver(
+        &self,
+        volume: &dyn Volume,
+        mut mishap_of: impl FnMut(&IoRequest) -> Mishap + Send + 'static,
+    ) -> Driver<PlainEngine> {
+        let log = self.clone();
+        let engine = PlainEngine::new(64).with_mishaps(move |request| {
+            log.add(request);
+            mishap_of(request)
+        });
+        Driver::new(volume.backend().unwrap(), engine)
+    }
+}

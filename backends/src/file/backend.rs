@@ -112,6 +112,8 @@ impl Backend for FileBackend {
             job.interruptions += 1;
             return self.start(request, token, io);
         }
+        // Its buffers are the job's too, which gives them back when it ends.
+        drop(request);
         match job.work.ended(result, &self.image) {
             Step::Request => {
                 if let Some(request) = job.work.request(&self.image, &self.handle) {
@@ -119,7 +121,7 @@ impl Backend for FileBackend {
                 }
             }
             Step::Sync => self.join_sync(key, io),
-            Step::End(outcome) => self.end(key, outcome),
+            Step::End(outcome) => self.end(key, outcome, io),
         }
     }
 
@@ -215,7 +217,7 @@ impl FileBackend {
                 None => self.image.check_poison("flush").map(|()| Reply::Done),
                 Some(errno) => Err(self.sync_error(*errno)),
             };
-            self.end(key, outcome);
+            self.end(key, outcome, io);
         }
         if self.sync.ended() {
             self.start_sync(io);
@@ -232,8 +234,11 @@ impl FileBackend {
         Error::from_io("flush", why, cause)
     }
 
-    fn end(&mut self, key: usize, outcome: Outcome) {
+    fn end(&mut self, key: usize, outcome: Outcome, io: &mut dyn Io) {
         let job = self.jobs.remove(key);
+        if let Work::Write { data, .. } = job.work {
+            io.recycle(data);
+        }
         self.ready.push_back(Completion { tag: job.tag, outcome });
     }
 }

@@ -85,6 +85,12 @@ pub trait Io {
     /// A page-aligned buffer of `len` bytes with arbitrary content.
     fn buffer(&mut self, len: usize) -> Buf;
 
+    /// Takes memory that is not needed any more, so that the next buffer is a warm one. Parts that
+    /// somebody else still holds are left alone.
+    fn recycle(&mut self, payload: Payload) {
+        drop(payload);
+    }
+
     /// Starts a request; its end is reported to [`crate::Backend::io_done`].
     ///
     /// # Errors

@@ -27,6 +27,8 @@ pub(crate) struct Incoming {
     header_have: usize,
     /// The last write was long, see [`LONG_WRITE`].
     expect_long: bool,
+    /// Where headers are received alone, once there was one.
+    place: Option<Buf>,
 }
 
 /// The length of an extended header, the longest.
@@ -79,6 +81,7 @@ impl Incoming {
             header_len: Request::header_len(negotiated.style),
             header_have: 0,
             expect_long: false,
+            place: None,
         }
     }
 
@@ -142,7 +145,7 @@ impl Incoming {
                 NextRead::Into { payload, skip: have }
             }
             State::Header if in_place && self.expect_long && self.header_have == 0 => {
-                let buf = Buf::zeroed(self.header_len);
+                let buf = self.place.get_or_insert_with(|| Buf::zeroed(self.header_len)).clone();
                 self.state = State::HeaderInPlace(buf.clone());
                 NextRead::Into { payload: buf.into(), skip: 0 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use sheave_core::{Buf, Io, IoDone, IoRequest, IoToken, Nanos};
+use sheave_core::{Buf, Io, IoDone, IoRequest, IoToken, Nanos, Payload};
 use sheave_ring::{Ring, plain};
 
 use crate::pool::Pool;
@@ -23,6 +23,10 @@ impl Io for RingIo<'_> {
 
     fn buffer(&mut self, len: usize) -> Buf {
         self.pool.take(len)
+    }
+
+    fn recycle(&mut self, payload: Payload) {
+        self.pool.give_all(payload);
     }
 
     fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
@@ -48,6 +52,10 @@ impl Io for PlainIo {
 
     fn buffer(&mut self, len: usize) -> Buf {
         self.pool.take(len)
+    }
+
+    fn recycle(&mut self, payload: Payload) {
+        self.pool.give_all(payload);
     }
 
     fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {

@@ -1,6 +1,6 @@
 //! Buffers that are used again: few, hot, last in first out.
 
-use sheave_core::{Buf, PAGE_SIZE};
+use sheave_core::{Buf, PAGE_SIZE, Payload, Segment};
 
 /// Bytes that a pool keeps; what comes back beyond that is freed.
 const KEPT_BYTES_MAX: usize = 16 << 20;
@@ -38,6 +38,15 @@ impl Pool {
         if fits && let Some(buf) = buf.reclaim(capacity) {
             self.kept_bytes += capacity;
             self.classes[class].push(buf);
+        }
+    }
+
+    /// Takes all buffers of a payload back that nobody else holds.
+    pub(crate) fn give_all(&mut self, payload: Payload) {
+        for segment in payload.into_segments() {
+            if let Segment::Data(buf) = segment {
+                self.give(buf);
+            }
         }
     }
 
