@@ -1,6 +1,7 @@
 //! `sheave bench`: a load generator, and the comparison with other servers.
 #![forbid(unsafe_code)]
 
+mod floor;
 mod load;
 mod process;
 mod run;
@@ -20,6 +21,12 @@ pub struct Args {
 enum Command {
     /// Put a load on a server
     Run(run::RunArgs),
+    /// A server that only echoes: the floor for sockets
+    #[command(hide = true)]
+    FloorEcho(floor::FloorArgs),
+    /// A server that only moves bytes through io_uring: the floor for volumes in memory
+    #[command(hide = true)]
+    FloorRing(floor::FloorArgs),
 }
 
 /// Runs the command.
@@ -29,5 +36,7 @@ enum Command {
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Run(args) => run::run(&args),
+        Command::FloorEcho(args) => floor::serve_echo(&args),
+        Command::FloorRing(args) => floor::serve_ring(&args),
     }
 }
