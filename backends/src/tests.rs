@@ -1,6 +1,7 @@
 //! Tests that run volumes on an engine.
 
 mod conformance;
+mod devices;
 mod file;
 mod file_faults;
 mod foreign;

@@ -108,7 +108,7 @@ fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
             " (its file system has no O_DIRECT; leave out direct=true)"
         }
         ErrorKind::Busy => {
-            " (mounted, or part of another device; unmount it, or use read-only=true)"
+            " (mounted, part of another device, or running; unmount it, or use read-only=true)"
         }
         _ => "",
     };

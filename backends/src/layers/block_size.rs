@@ -398,3 +398,30 @@ fn cut(extents: &[Extent], skip: u64, len: u64) -> Vec<Extent> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_cut_to_the_part_asked_about() {
+        let run = |len, hole| Extent { len, hole, zero: hole };
+        let extents = [run(100, true), run(12, false), run(400, true), run(512, false)];
+        assert_eq!(cut(&extents, 0, 1), [run(100, true)]);
+        assert_eq!(cut(&extents, 100, 12), [run(12, false)]);
+        assert_eq!(cut(&extents, 101, 12), [run(11, false), run(400, true)]);
+        assert_eq!(cut(&extents, 600, 1), [run(424, false)]);
+        assert_eq!(cut(&extents[..1], 200, 50), [data(50)], "it ended before");
+    }
+
+    #[test]
+    fn whole_blocks_inside_a_range() {
+        let blocks = Blocks { block: 512, size: 2000 };
+        let range = |start, len| ByteRange::within(start, len, 2000).unwrap();
+        assert_eq!(blocks.inside(range(1, 1023)), range(512, 512));
+        assert_eq!(blocks.inside(range(512, 1488)), range(512, 1488), "the last block is short");
+        assert!(blocks.inside(range(1, 1022)).is_empty());
+        assert!(blocks.inside(range(10, 20)).is_empty());
+        assert!(blocks.fill(range(1536, 464)) && !blocks.fill(range(1536, 463)));
+    }
+}

@@ -27,7 +27,7 @@ impl Patch {
         let tail = || wide.part(last, wide.len() - last);
         let (reading, then) = match (has_head, has_tail) {
             // One read of two blocks is cheaper than two.
-            _ if wide.len() <= 3 * block => (wide, None),
+            _ if wide.len() <= 2 * block => (wide, None),
             (true, true) => (head(), Some(tail())),
             (false, true) => (tail(), None),
             (true, false) | (false, false) => (head(), None),

@@ -1,0 +1,205 @@
+//! What each layer does, besides passing the conformance suite.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use sheave_core::{
+    Backend, Buf, Completion, ErrorKind, Io, IoDone, IoRequest, IoToken, Nanos, Op, Reply, Result,
+    Submitted, Tag, Volume, VolumeInfo,
+};
+
+use super::{bytes, driver, range, read, write};
+use crate::conformance::{Driver, Engine, PlainEngine};
+use crate::{FaultRule, Faults, Memory, RateLimit, RateLimits, ReadOnly};
+
+const SIZE: u64 = 1 << 20;
+
+fn memory() -> Arc<dyn Volume> {
+    Arc::new(Memory::new(SIZE).unwrap())
+}
+
+fn faults(rules: &[&str]) -> Faults {
+    let rules: Vec<FaultRule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+    Faults::new(memory(), rules, 1)
+}
+
+fn now(driver: &mut Driver<PlainEngine>) -> Nanos {
+    driver.engine.io().now()
+}
+
+#[test]
+fn a_refused_write_leaves_no_trace_even_in_the_write_buffer() {
+    for volume in [
+        Arc::new(ReadOnly::new(memory())) as Arc<dyn Volume>,
+        Arc::new(faults(&["write:error=ENOSPC"])),
+    ] {
+        let mut driver = driver(&*volume);
+        let data = driver.write_buffer(range(0, 4096));
+        data.copy_in(0, &[7; 4096]);
+        let error = driver.run_one(Op::Write { range: range(0, 4096), data, fua: false });
+        let kind = error.unwrap_err().kind();
+        assert!(matches!(kind, ErrorKind::Permission | ErrorKind::NoSpace), "{kind:?}");
+        assert_eq!(bytes(driver.run_one(read(0, 4096))), [0; 4096]);
+    }
+}
+
+#[test]
+fn faults_strike_as_their_rules_say() {
+    let volume =
+        faults(&["write+flush:error=ENOSPC:after=1:count=2:range=0-4K", "read:delay=200ms"]);
+    let mut driver = driver(&volume);
+    let mut kinds = Vec::new();
+    for op in [write(0, b"a"), write(8192, b"b"), write(4095, b"c"), Op::Flush, write(0, b"d")] {
+        kinds.push(driver.run_one(op).err().map(|error| error.kind()));
+    }
+    let nospace = Some(ErrorKind::NoSpace);
+    assert_eq!(kinds, [None, None, nospace, nospace, None]);
+    let before = now(&mut driver);
+    assert_eq!(bytes(driver.run_one(read(0, 1))), b"d");
+    let waited = now(&mut driver) - before;
+    assert!((200_000_000..201_000_000).contains(&waited), "{waited} ns");
+}
+
+#[test]
+fn a_delayed_failure_fails_late() {
+    let mut driver = driver(&faults(&["flush:error=EIO:delay=1s"]));
+    let before = now(&mut driver);
+    let error = driver.run_one(Op::Flush).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains("fault=flush:error=EIO:delay=1s"), "{error}");
+    assert!(now(&mut driver) - before >= 1_000_000_000);
+}
+
+#[test]
+fn limits_hold_over_all_backends_together() {
+    let limits = RateLimits { bytes_per_second: NonZeroU64::new(SIZE), ops_per_second: None };
+    let volume = RateLimit::new(memory(), limits);
+    let mut drivers = [driver(&volume), driver(&volume)];
+    // Three seconds' worth of bytes, taken in turns. Each driver has a clock of its own, so both
+    // together take as long as the later one.
+    for turn in 0..12 {
+        let driver = &mut drivers[turn % 2];
+        driver.run_one(write(0, &[1; SIZE as usize / 4])).unwrap();
+    }
+    let end = drivers.iter_mut().map(now).max().unwrap();
+    // The first op and the burst are free.
+    assert!((2_600_000_000..=3_000_000_000).contains(&end), "{end} ns");
+}
+
+#[test]
+fn ops_per_second_hold_for_every_kind_of_op() {
+    let limits = RateLimits { bytes_per_second: None, ops_per_second: NonZeroU64::new(1000) };
+    let mut driver = driver(&RateLimit::new(memory(), limits));
+    for outcome in driver.run((0..1000).map(|_| Op::Flush).collect()) {
+        outcome.unwrap();
+    }
+    let end = now(&mut driver);
+    assert!((940_000_000..1_010_000_000).contains(&end), "{end} ns");
+}
+
+#[test]
+fn a_full_gate_hands_ops_back_and_goes_on_later() {
+    let mut driver = driver(&faults(&["any:delay=1ms"]));
+    let ops = (0..3000).map(|at| write(at * 8, &at.to_le_bytes())).collect();
+    assert!(driver.run(ops).iter().all(Result::is_ok));
+    assert!(driver.full_count > 0);
+    assert_eq!(bytes(driver.run_one(read(2999 * 8, 8))), 2999_u64.to_le_bytes());
+}
+
+/// A volume that has no room for an op but each third time it is offered one.
+struct Reluctant(Arc<dyn Volume>);
+
+struct ReluctantBackend {
+    inner: Box<dyn Backend>,
+    offers: usize,
+}
+
+impl Volume for Reluctant {
+    fn info(&self) -> &VolumeInfo {
+        self.0.info()
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(ReluctantBackend { inner: self.0.backend()?, offers: 0 }))
+    }
+}
+
+impl Backend for ReluctantBackend {
+    fn info(&self) -> &VolumeInfo {
+        self.inner.info()
+    }
+
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
+        self.offers += 1;
+        if self.offers.is_multiple_of(3) {
+            return self.inner.submit(op, tag, io);
+        }
+        Submitted::Full(op)
+    }
+
+    fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
+        self.inner.io_done(done, io);
+    }
+
+    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        self.inner.reap(io)
+    }
+}
+
+#[test]
+fn an_op_that_finds_no_room_below_is_counted_once() {
+    let rules = vec!["write:error=EIO:after=10:count=1".parse().unwrap()];
+    let faults = Faults::new(Arc::new(Reluctant(memory())), rules, 1);
+    let mut driver = driver(&faults);
+    let outcomes = driver.run((0..20).map(|at| write(at, b"x")).collect());
+    let failed: Vec<usize> =
+        outcomes.iter().enumerate().filter(|(_, o)| o.is_err()).map(|(at, _)| at).collect();
+    assert_eq!(failed, [10]);
+    assert_eq!(driver.full_count, 0, "the layer keeps the ops");
+    let mut want = [b'x'; 20];
+    want[10] = 0;
+    assert_eq!(bytes(driver.run_one(read(0, 20))), want);
+}
+
+struct NoIo;
+
+impl Io for NoIo {
+    fn now(&self) -> Nanos {
+        7
+    }
+
+    fn buffer(&mut self, len: usize) -> Buf {
+        Buf::zeroed(len)
+    }
+
+    fn start(&mut self, request: IoRequest, _: IoToken) -> std::result::Result<(), IoRequest> {
+        Err(request)
+    }
+}
+
+#[test]
+fn a_delayed_op_is_due_at_the_deadline_and_not_before() {
+    let mut backend = faults(&["any:delay=5ns"]).backend().unwrap();
+    assert_eq!(backend.deadline(), None);
+    assert!(matches!(backend.submit(read(0, 1), Tag(1), &mut NoIo), Submitted::Queued));
+    assert_eq!(backend.deadline(), Some(12));
+    assert!(backend.reap(&mut NoIo).is_none());
+    struct Later;
+    impl Io for Later {
+        fn now(&self) -> Nanos {
+            12
+        }
+        fn buffer(&mut self, len: usize) -> Buf {
+            Buf::zeroed(len)
+        }
+        fn start(&mut self, request: IoRequest, _: IoToken) -> std::result::Result<(), IoRequest> {
+            Err(request)
+        }
+    }
+    let Some(Completion { tag: Tag(1), outcome: Ok(Reply::Data(data)) }) = backend.reap(&mut Later)
+    else {
+        panic!("the read has ended")
+    };
+    assert_eq!(data.to_vec(), [0]);
+    assert_eq!(backend.deadline(), None);
+}
