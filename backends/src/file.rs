@@ -56,7 +56,7 @@ impl FileVolume {
     /// # Errors
     /// [`ErrorKind::Busy`] when another program has it open for writing (for reading and writing:
     /// at all, if it says so by a lock), [`ErrorKind::Invalid`] for what is neither file nor block
-    /// device, [`ErrorKind::Unsupported`] where `direct` is not to be had, and what the system says.
+    /// device, [`ErrorKind::Unsupported`] where there is no `direct`, and what the system says.
     pub fn open(options: &FileOptions) -> Result<Self> {
         Ok(Self { image: Arc::new(open::open(options)?) })
     }

@@ -36,7 +36,7 @@ const OBJECT_SCHEMES: [&str; 2] = ["s3", "dir"];
 /// | `direct=true` | file | bypass the page cache (`O_DIRECT`) |
 /// | `lock=false` | file | open it even if another program has it open for writing |
 /// | `read-only=true` | all | refuse to write |
-/// | `limit-bps=100M`, `limit-iops=5000` | all | bytes and ops per second, of all connections together |
+/// | `limit-bps=100M`, `limit-iops=5000` | all | per second, of all connections together |
 /// | `fault=RULE` (repeatable), `fault-seed=N` | all | failures on purpose, see [`FaultRule`] |
 ///
 /// The layers lie in this order, outermost first: read-only, faults, rate limit, block size. So a

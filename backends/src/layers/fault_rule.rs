@@ -34,14 +34,14 @@ const ERRORS: [(&str, ErrorKind); 8] = [
 /// `block-status`, or `any`. Then at least one of
 /// - `error=E…`: the op fails without reaching the volume (`EIO`, `ENOSPC`, `EPERM`, `EINVAL`,
 ///   `ENOMEM`, `ENOTSUP`, `EOVERFLOW`, `ESHUTDOWN`);
-/// - `delay=TIME`: the op waits (`ns`, `us`, `ms`, `s`; at most an hour) before it goes on or fails;
+/// - `delay=TIME`: the op waits (`ns`, `us`, `ms`, `s`; at most an hour), then goes on or fails;
 ///
 /// and any of
 /// - `after=N`: the first N matching ops are spared;
 /// - `count=N`: only N ops are struck;
 /// - `probability=P`: of the others each is struck with probability P, from 0 to 1;
-/// - `range=FROM-TO`: only ops that touch bytes FROM up to, not including, TO (sizes; TO may be left
-///   out). A flush has no range and matches every one.
+/// - `range=FROM-TO`: only ops that touch bytes FROM up to, not including, TO (sizes; TO may be
+///   left out). A flush has no range and matches every one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultRule {
     /// As written, for messages.
@@ -120,7 +120,8 @@ impl FaultRule {
             "range" => (self.from, self.to) = parse_range(&self.text, value)?,
             _ => {
                 let why = format!(
-                    "\"{part}\" is no setting; known: error, delay, after, count, probability, range"
+                    "\"{part}\" is no setting; known: error, delay, after, count, probability, \
+                     range"
                 );
                 return Err(wrong(&self.text, &why));
             }

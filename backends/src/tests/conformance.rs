@@ -108,7 +108,8 @@ fn all_layers_over_a_direct_file() {
     let make = || {
         let path = image(&dir, SIZE).path;
         let url = format!(
-            "file://{}?direct=true&limit-bps=1G&limit-iops=100000&fault=any:delay=1ms:probability=0.1",
+            "file://{}?direct=true&limit-bps=1G&limit-iops=100000\
+             &fault=any:delay=1ms:probability=0.1",
             path.display()
         );
         open(&url, &OpenOptions::default()).unwrap()
