@@ -1,6 +1,8 @@
 """Many requests at once, on several connections, against a model.
 
-usage: in_flight.py URI SIZE_MIB
+usage: in_flight.py URI SIZE_MIB [any]
+
+With "any" it does not ask for block sizes, and so may use any alignment.
 """
 
 import random
@@ -9,6 +11,7 @@ import sys
 import nbd
 
 uri, mib = sys.argv[1], int(sys.argv[2])
+ask_block_size = sys.argv[3:] != ["any"]
 SIZE = mib << 20
 DEPTH, CONNECTIONS, ROUNDS = 64, 3, 40
 random.seed(21)
@@ -16,6 +19,7 @@ random.seed(21)
 
 def connect():
     h = nbd.NBD()
+    h.set_request_block_size(ask_block_size)
     h.connect_uri(uri)
     assert h.can_multi_conn()
     return h

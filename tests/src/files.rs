@@ -26,6 +26,14 @@ impl Scratch {
         Self { dir }
     }
 
+    /// One on a real disk rather than in memory, as far as that can be told.
+    #[must_use]
+    pub fn on_disk() -> Self {
+        let base = Path::new("/var/tmp");
+        let dir = tempfile::Builder::new().prefix("sheave-").tempdir_in(base);
+        Self { dir: dir.expect("scratch directory") }
+    }
+
     /// The directory.
     #[must_use]
     pub fn path(&self) -> &Path {

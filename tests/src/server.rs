@@ -279,7 +279,9 @@ impl Drop for Server {
             let log = self.log();
             let lines: Vec<_> = log.lines().collect();
             let tail = lines.len().saturating_sub(LOG_LINES_SHOWN);
-            eprintln!("--- end of the server's log\n{}", lines[tail..].join("\n"));
+            let ended = self.child.try_wait().expect("our own child");
+            let state = ended.map_or_else(|| "it runs".to_owned(), |status| status.to_string());
+            eprintln!("--- end of the server's log ({state})\n{}", lines[tail..].join("\n"));
             drop(self.child.kill());
             drop(self.child.wait());
             return;

@@ -18,7 +18,7 @@ both_engines! {
         request[3] ^= 1;
         let garbage = [
             request,
-            option_header(opt::GO, 6),
+            option_header(opt::GO, 6).repeat(2),
             // The magic of replies.
             0x6744_6698_u32.to_be_bytes().repeat(8),
             pattern(1 << 20, 6),

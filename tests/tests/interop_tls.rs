@@ -132,6 +132,7 @@ fn tls_over_a_unix_socket() {
         certificates.dir().display()
     );
     let script = "import nbd, sys; h = nbd.NBD(); h.set_tls_verify_peer(False); \
+                  h.set_uri_allow_local_file(True); \
                   h.connect_uri(sys.argv[1]); assert h.get_tls_negotiated(); h.pread(512, 0)";
     Run::new("/usr/bin/python3").arg("-c").arg(script).arg(uri).ok();
 }
