@@ -90,14 +90,16 @@ impl Backend for MemoryBackend {
         out
     }
 
-    fn submit(&mut self, op: Op, _: Tag, _: &mut dyn Io) -> Submitted {
+    fn submit(&mut self, op: Op, _: Tag, io: &mut dyn Io) -> Submitted {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
         Submitted::Done(Ok(match op {
             Op::Read { range } => Reply::Data(self.store.read(range)),
             Op::Write { range, data, .. } => {
-                self.store.write(range, &data);
+                if self.store.write(range, &data) {
+                    io.recycle(data);
+                }
                 Reply::Done
             }
             Op::Trim { range, .. } => {
@@ -153,36 +155,39 @@ impl Store {
         out
     }
 
-    fn write(&self, range: ByteRange, data: &Payload) {
-        let mut done = 0;
+    /// Writes `data`; whether any of it had to be copied.
+    fn write(&self, range: ByteRange, data: &Payload) -> bool {
+        let (mut done, mut copied) = (0, false);
         for segment in data.segments() {
             let target = range.part(done, segment.len() as u64);
             done += target.len();
             match segment {
                 Segment::Zero(_) => self.zero(target, false),
-                Segment::Data(buf) => self.write_buf(target, buf),
+                Segment::Data(buf) => copied |= self.write_buf(target, buf),
             }
         }
+        copied
     }
 
-    fn write_buf(&self, range: ByteRange, buf: &Buf) {
-        let mut from = 0;
+    fn write_buf(&self, range: ByteRange, buf: &Buf) -> bool {
+        let (mut from, mut copied) = (0, false);
         for piece in range.pieces(CHUNK) {
             let (skip, len) = in_chunk(piece);
             let slot = self.slot_or_new(piece);
             // The lock is held while bytes are copied, so that they land in a chunk that is part
             // of the volume even when somebody frees chunks meanwhile.
             let shared = read(slot);
-            if let Slot::Data(chunk) = &*shared {
-                copy_unless_in_place(chunk, skip, buf, from, len);
+            copied |= if let Slot::Data(chunk) = &*shared {
+                copy_unless_in_place(chunk, skip, buf, from, len)
             } else {
                 drop(shared);
                 let mut slot = write(slot);
                 let chunk = allocated(&mut slot, None);
-                copy_unless_in_place(&chunk, skip, buf, from, len);
-            }
+                copy_unless_in_place(&chunk, skip, buf, from, len)
+            };
             from += len;
         }
+        copied
     }
 
     /// The chunk that holds `piece`, allocated if it was not.
@@ -280,14 +285,16 @@ fn allocated(slot: &mut Slot, fresh: Option<Buf>) -> Buf {
     chunk
 }
 
-/// Copies `len` bytes of `buf` to their place in a chunk, unless they were received there.
-fn copy_unless_in_place(chunk: &Buf, skip: usize, buf: &Buf, from: usize, len: usize) {
+/// Copies `len` bytes of `buf` to their place in a chunk, unless they were received there; whether
+/// it had to.
+fn copy_unless_in_place(chunk: &Buf, skip: usize, buf: &Buf, from: usize, len: usize) -> bool {
     // Both blocks of pages are alive, so equal addresses mean the same block.
     let in_place =
         std::ptr::eq(chunk.pages(), buf.pages()) && chunk.start() + skip == buf.start() + from;
     if !in_place {
         chunk.slice(skip, len).copy_from(&buf.slice(from, len));
     }
+    !in_place
 }
 
 /// Where in its chunk a piece begins, and its length.

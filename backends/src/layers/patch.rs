@@ -56,7 +56,8 @@ impl Patch {
             return Some(self.start());
         }
         copy(whole, (self.range.start() - self.wide.start()) as usize, &self.data);
-        let data = whole.clone();
+        io.recycle(std::mem::take(&mut self.data));
+        let data = self.whole.take()?;
         Some(Op::Write { range: self.wide, data, fua: self.fua })
     }
 }
