@@ -2,7 +2,7 @@
 
 use sheave_core::{Buf, Payload, Segment};
 
-use crate::iovec::IoVecs;
+use crate::iovec::{IoVecs, ZEROES};
 
 /// Replies of one connection, gathered for one `sendmsg`. Reused, so that a busy connection
 /// allocates nothing.
@@ -97,7 +97,7 @@ impl SendBatch {
         (self.len, self.sent) = (0, 0);
     }
 
-    /// Calls `each` with every run of bytes, in order: how TLS reads a batch.
+    /// Calls `each` with all bytes in order, in short runs: how TLS reads a batch.
     pub fn visit(&self, bounce: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
         let mut head = &self.head[..];
         for part in &self.parts {
@@ -108,15 +108,17 @@ impl SendBatch {
                     head = later;
                 }
                 Part::Zero(len) => {
-                    bounce.clear();
-                    bounce.resize(*len, 0);
-                    each(bounce);
+                    for at in (0..*len).step_by(ZEROES.len()) {
+                        each(&ZEROES[..ZEROES.len().min(len - at)]);
+                    }
                 }
                 Part::Data(buf) => {
-                    bounce.clear();
-                    bounce.resize(buf.len(), 0);
-                    crate::copy::load(buf, bounce);
-                    each(bounce);
+                    for at in (0..buf.len()).step_by(BOUNCE_LEN) {
+                        let run = buf.slice(at, BOUNCE_LEN.min(buf.len() - at));
+                        bounce.resize(run.len(), 0);
+                        crate::copy::load(&run, bounce);
+                        each(bounce);
+                    }
                 }
             }
         }
@@ -163,6 +165,8 @@ impl SendBatch {
 }
 
 const HEAD_CAPACITY_KEPT: usize = 16 << 10;
+/// Bytes of a payload that are copied at once: four of the longest TLS records.
+const BOUNCE_LEN: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

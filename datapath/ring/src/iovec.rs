@@ -6,7 +6,7 @@ use sheave_core::{Buf, Payload, Segment};
 /// The kernel takes at most this many vectors a call (`UIO_MAXIOV`).
 pub(crate) const IOV_MAX: usize = 1024;
 
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A list of vectors. The pointers are only followed by the kernel, while their owner keeps the
 /// memory alive.

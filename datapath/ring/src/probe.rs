@@ -1,7 +1,10 @@
 //! What this kernel's io_uring can do, found out by trying.
 
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
+use io_uring::types::Fixed;
 use io_uring::{IoUring, opcode};
 
 use crate::provided::Provided;
@@ -20,7 +23,7 @@ pub enum Support {
 pub struct Probe {
     /// The best mode that works.
     pub mode: Support,
-    /// Whether a table of registered files can be had.
+    /// Whether a table of registered files can be had, and what is taken out of it is closed.
     pub registered_files: bool,
 }
 
@@ -53,12 +56,32 @@ pub fn probe() -> io::Result<Probe> {
     if let Some((_, name)) = needed.iter().find(|(code, _)| !known.is_supported(*code)) {
         return Err(unsupported(&format!("io_uring without {name}")));
     }
-    let registered_files = uring.submitter().register_files_sparse(8).is_ok();
+    let registered_files = registered_files_close(&uring).unwrap_or(false);
     let provided = Provided::register(&uring, 1, 4096)?;
     // The kernel may write to the buffers for as long as the ring exists.
     drop(uring);
     drop(provided);
     Ok(Probe { mode, registered_files })
+}
+
+/// Whether a registered file is closed when it is taken out of the table. Before Linux 6.13 it stays
+/// open until every request that began before has ended, which a receive on an idle connection
+/// never does: descriptors would leak, and clients would wait for the end of their connections.
+fn registered_files_close(uring: &IoUring) -> io::Result<bool> {
+    let (idle, _idle_peer) = UnixStream::pair()?;
+    let (closing, mut peer) = UnixStream::pair()?;
+    peer.set_nonblocking(true)?;
+    let submitter = uring.submitter();
+    submitter.register_files_sparse(2)?;
+    submitter.register_files_update(0, &[idle.as_raw_fd(), closing.as_raw_fd()])?;
+    let waiting = opcode::PollAdd::new(Fixed(0), libc::POLLIN as u32).build();
+    // SAFETY: the entry points at no memory, and the ring is used by nobody else.
+    // JUSTIFICATION: handing entries to the kernel is what a ring does.
+    unsafe { uring.submission_shared().push(&waiting) }.map_err(io::Error::other)?;
+    submitter.submit()?;
+    submitter.register_files_update(1, &[-1])?;
+    drop(closing);
+    Ok(matches!(peer.read(&mut [0]), Ok(0)))
 }
 
 pub(crate) fn open(mode: Support, entries: u32) -> io::Result<IoUring> {
@@ -77,10 +100,22 @@ fn unsupported(what: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_taken_out_of_the_table_is_closed_where_the_kernel_can() {
+        let Ok(uring) = open(Support::CoopTaskrun, 8) else { return };
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
+        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        // An older kernel may have got the change from its distributor.
+        let closes = registered_files_close(&uring).unwrap();
+        assert!(closes || version < (6, 13), "Linux {release}");
+    }
+
     #[test]
     fn probing_twice_tells_the_same() {
-        let modes =
-            [super::probe(), super::probe()].map(|probe| probe.map(|probe| probe.mode).ok());
+        let modes = [probe(), probe()].map(|probe| probe.map(|probe| probe.mode).ok());
         assert_eq!(modes[0], modes[1]);
     }
 }

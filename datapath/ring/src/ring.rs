@@ -16,6 +16,9 @@ use crate::plain::mode_bits;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 
+/// The longest sleep; whoever wants more is woken for nothing.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
 /// Sizes of a ring; each is the named maximum of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct RingConfig {
@@ -148,14 +151,18 @@ impl Ring {
 
     /// Takes a socket in, registered if there is room.
     pub fn adopt(&mut self, fd: OwnedFd) -> Socket {
-        let slot = self.free_slots.pop().filter(|slot| {
-            self.uring.submitter().register_files_update(*slot, &[fd.as_raw_fd()]).is_ok()
-        });
-        Socket { fd, slot }
+        let Some(slot) = self.free_slots.pop() else { return Socket { fd, slot: None } };
+        if self.uring.submitter().register_files_update(slot, &[fd.as_raw_fd()]).is_ok() {
+            return Socket { fd, slot: Some(slot) };
+        }
+        self.free_slots.push(slot);
+        Socket { fd, slot: None }
     }
 
     /// Closes a socket that has nothing in flight.
     pub fn close(&mut self, socket: Socket) {
+        // The other side must see the end even if the kernel keeps the file in its table.
+        let _ = rustix::net::shutdown(&socket.fd, rustix::net::Shutdown::Both);
         if let Some(slot) = socket.slot
             && self.uring.submitter().register_files_update(slot, &[-1]).is_ok()
         {
@@ -242,7 +249,8 @@ impl Ring {
     /// # Errors
     /// What io_uring_enter(2) says.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.enter(1, timeout)
+        // The kernel adds its own clock to the time, and a sum that overflows is a time long past.
+        self.enter(1, timeout.map(|timeout| timeout.min(WAIT_MAX)))
     }
 
     /// The next thing that ended.
