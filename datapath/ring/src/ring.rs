@@ -16,9 +16,6 @@ use crate::plain::mode_bits;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 
-/// The longest sleep; whoever wants more is woken for nothing.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
-
 /// Sizes of a ring; each is the named maximum of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct RingConfig {
@@ -249,8 +246,7 @@ impl Ring {
     /// # Errors
     /// What io_uring_enter(2) says.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        // The kernel adds its own clock to the time, and a sum that overflows is a time long past.
-        self.enter(1, timeout.map(|timeout| timeout.min(WAIT_MAX)))
+        self.enter(1, timeout)
     }
 
     /// The next thing that ended.
