@@ -86,8 +86,13 @@ impl Backend for FileBackend {
             Err(outcome) => return Submitted::Done(outcome),
         };
         let request = work.request(&self.image, &self.handle);
+        let quick = work.is_quick(&self.image);
         let key = self.jobs.insert(Job { tag, work, interruptions: 0 });
-        match request.map(|request| io.start(request, token(key))) {
+        let start = |request| match quick {
+            true => io.start_quick(request, token(key)),
+            false => io.start(request, token(key)),
+        };
+        match request.map(start) {
             None => self.join_sync(key, io),
             Some(Ok(())) => {}
             Some(Err(_)) => {

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::io::Errno;
 use sheave_core::{
-    Allocate, Buf, ByteRange, Error, ErrorKind, Io, IoRequest, Op, Outcome, Payload, Reply, Segment,
+    Allocate, Buf, ByteRange, Error, ErrorKind, Io, IoRequest, Op, Outcome, PAGE_SIZE, Payload, Reply,
+    Segment,
 };
 
 use super::{Handle, Image, ZEROES};
@@ -100,6 +101,15 @@ impl Work {
             }
             Op::Flush => Ok(Self::Sync),
             Op::Cache { .. } | Op::BlockStatus { .. } => Err(Ok(Reply::Done)),
+        }
+    }
+
+    /// Whether it most likely ends without waiting for the device: a write of whole pages to the
+    /// page cache, which has nothing to read before.
+    pub(super) fn is_quick(&self, image: &Image) -> bool {
+        match self {
+            Self::Write { range, .. } => !image.direct && range.is_aligned(PAGE_SIZE as u64),
+            _ => false,
         }
     }
 

@@ -96,4 +96,13 @@ pub trait Io {
     /// # Errors
     /// Hands the request back when the engine's queue is full; try again after a completion.
     fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest>;
+
+    /// As [`Io::start`], for a request that most likely ends without waiting for a device, such as
+    /// a write of whole pages to the page cache. The engine may carry it out on the spot.
+    ///
+    /// # Errors
+    /// As [`Io::start`].
+    fn start_quick(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+        self.start(request, token)
+    }
 }

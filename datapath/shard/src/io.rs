@@ -5,12 +5,16 @@ use std::collections::VecDeque;
 use sheave_core::{Buf, Io, IoDone, IoRequest, IoToken, Nanos, Payload};
 use sheave_ring::{Ring, plain};
 
+use crate::Clock;
 use crate::pool::Pool;
+use crate::quick::Quick;
 
 /// On a ring, next to the sockets.
 pub(crate) struct RingIo<'a> {
     pub(crate) ring: &'a mut Ring,
     pub(crate) pool: &'a mut Pool,
+    pub(crate) quick: &'a mut Quick,
+    pub(crate) clock: Clock,
     pub(crate) now: Nanos,
     /// Which of the shard's volumes asks.
     pub(crate) volume: u32,
@@ -31,6 +35,14 @@ impl Io for RingIo<'_> {
 
     fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
         self.ring.start(request, (self.volume, token.0))
+    }
+
+    fn start_quick(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+        if !self.quick.takes(&request, self.now) {
+            return self.start(request, token);
+        }
+        self.quick.run(self.volume, request, token, self.clock);
+        Ok(())
     }
 }
 

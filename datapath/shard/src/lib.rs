@@ -10,6 +10,7 @@ mod engine;
 mod io;
 mod poll;
 mod pool;
+mod quick;
 mod session;
 mod shard;
 mod threads;

@@ -16,6 +16,7 @@ use crate::engine::{Assignment, Command, Inbox};
 use crate::io::RingIo;
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
+use crate::quick::Quick;
 use crate::session::untag;
 use crate::{Clock, Cx, NextRead, Session};
 
@@ -27,6 +28,7 @@ const STOP_GRACE: Nanos = 5_000_000_000;
 pub(crate) struct Shard {
     ring: Ring,
     pool: Pool,
+    quick: Quick,
     clock: Clock,
     now: Nanos,
     poll: AdaptivePoll,
@@ -73,6 +75,7 @@ impl Shard {
         Ok(Self {
             ring: Ring::new(probe, RingConfig::default())?,
             pool: Pool::default(),
+            quick: Quick::default(),
             clock,
             now: clock.now(),
             poll: AdaptivePoll::new(poll_limit),
@@ -108,7 +111,7 @@ impl Shard {
 
     /// Waits for a completion: by polling while that pays, else asleep.
     fn pause(&mut self) -> io::Result<()> {
-        if self.ring.poll()? {
+        if self.ring.poll()? || !self.quick.is_empty() {
             return Ok(());
         }
         let began = self.clock.now();
@@ -157,10 +160,7 @@ impl Shard {
             Event::Sent { user, result, batch } => self.sent(user as usize, result, batch),
             Event::File { user: (WAKE, _), .. } => self.take_commands(),
             Event::File { user: (volume, token), result, request } => {
-                let done = IoDone { token: IoToken(token), request, result };
-                let Self { ring, pool, now, volumes, .. } = self;
-                let mut io = RingIo { ring, pool, now: *now, volume };
-                volumes[volume as usize].backend.io_done(done, &mut io);
+                self.io_done(volume, IoDone { token: IoToken(token), request, result });
             }
         }
     }
@@ -201,13 +201,20 @@ impl Shard {
         self.touch(key);
     }
 
+    fn io_done(&mut self, volume: u32, done: IoDone) {
+        let (backend, mut io) = self.volume(volume as usize);
+        backend.io_done(done, &mut io);
+    }
+
     /// Hands completions of the backends to their sessions, and lets stalled ones try again.
     fn reap(&mut self) {
+        while let Some((volume, done)) = self.quick.next_done() {
+            self.io_done(volume, done);
+        }
         for index in 0..self.volumes.capacity() {
-            while let Some(mounted) = self.volumes.get_mut(index) {
-                let (ring, pool, now) = (&mut self.ring, &mut self.pool, self.now);
-                let mut io = RingIo { ring, pool, now, volume: index as u32 };
-                let Some(completion) = mounted.backend.reap(&mut io) else { break };
+            while self.volumes.contains(index) {
+                let (backend, mut io) = self.volume(index);
+                let Some(completion) = backend.reap(&mut io) else { break };
                 let (connection, request) = untag(completion.tag);
                 let key = connection as usize;
                 self.call(key, |session, cx| session.completed(request, completion.outcome, cx));
@@ -387,17 +394,22 @@ impl Shard {
     }
 
     fn call(&mut self, key: usize, call: impl FnOnce(&mut dyn Session, &mut Cx<'_>)) {
-        let Self { ring, pool, now, connections, volumes, .. } = self;
-        let connection = &mut connections[key];
-        let mounted = &mut volumes[connection.volume];
-        let mut io = RingIo { ring, pool, now: *now, volume: connection.volume as u32 };
-        let mut cx = Cx {
-            backend: &mut *mounted.backend,
-            io: &mut io,
-            recorder: &mounted.recorder,
-            connection: key as u32,
-        };
-        call(&mut *connection.session, &mut cx);
+        let Self { ring, pool, quick, clock, now, connections, volumes, .. } = self;
+        let Connection { session, volume, .. } = &mut connections[key];
+        let Mounted { backend, recorder, .. } = &mut volumes[*volume];
+        let (clock, now, volume) = (*clock, *now, *volume as u32);
+        let mut io = RingIo { ring, pool, quick, clock, now, volume };
+        let backend = &mut **backend;
+        let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
+        call(&mut **session, &mut cx);
+    }
+
+    /// A volume's backend, and the engine as it sees it.
+    fn volume(&mut self, index: usize) -> (&mut dyn Backend, RingIo<'_>) {
+        let Self { ring, pool, quick, clock, now, volumes, .. } = self;
+        let backend = &mut *volumes[index].backend;
+        let (clock, now, volume) = (*clock, *now, index as u32);
+        (backend, RingIo { ring, pool, quick, clock, now, volume })
     }
 
     fn touch(&mut self, key: usize) {
