@@ -1,8 +1,12 @@
 //! `sheave bench`: a load generator, and the comparison with other servers.
 #![forbid(unsafe_code)]
 
+mod children;
+mod compare;
 mod floor;
 mod load;
+mod output;
+mod placement;
 mod process;
 mod run;
 mod stats;
@@ -21,6 +25,8 @@ pub struct Args {
 enum Command {
     /// Put a load on a server
     Run(run::RunArgs),
+    /// Compare this server with others, in one run
+    Compare(compare::CompareArgs),
     /// A server that only echoes: the floor for sockets
     #[command(hide = true)]
     FloorEcho(floor::FloorArgs),
@@ -36,6 +42,7 @@ enum Command {
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Run(args) => run::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::FloorEcho(args) => floor::serve_echo(&args),
         Command::FloorRing(args) => floor::serve_ring(&args),
     }

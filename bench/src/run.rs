@@ -13,6 +13,7 @@ use serde::Serialize;
 use sheave_proto::ReplyStyle;
 
 use crate::load::{self, Length, Order, Outcome, Plan, Target, Workload};
+use crate::output;
 use crate::process::ProcessTree;
 use crate::stats::Percentiles;
 use crate::units::{self, ByteSize};
@@ -126,9 +127,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let outcome = load::run(&plan)?;
     let summary = summary(args, &plan, &outcome);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        output::print(&(serde_json::to_string_pretty(&summary)? + "\n"))?;
     } else {
-        print(&summary, &outcome);
+        output::print(&shown(&summary, &outcome))?;
     }
     if let Some(path) = &args.hgrm {
         let mut text = String::new();
@@ -203,7 +204,7 @@ fn summary(args: &RunArgs, plan: &Plan, outcome: &Outcome) -> Summary {
     }
 }
 
-fn print(summary: &Summary, outcome: &Outcome) {
+fn shown(summary: &Summary, outcome: &Outcome) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["", "requests", "p50", "p90", "p99", "p99.9", "max"]);
@@ -224,23 +225,24 @@ fn print(summary: &Summary, outcome: &Outcome) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!(
-        "{}, {}, in {:.2} s",
+    let mut out = format!(
+        "{}, {}, in {:.2} s\n{table}\n",
         units::rate(summary.ops_per_s),
         units::throughput(summary.bytes_per_s),
         summary.seconds
     );
-    println!("{table}");
     if let Some(us) = summary.server_cpu_us_per_op {
-        println!("server: {} of CPU per request", units::micros(us));
+        out += &format!("server: {} of CPU per request\n", units::micros(us));
     }
     if let Some(bytes) = summary.server_resident_bytes {
-        println!("server: {} resident", ByteSize(bytes));
+        out += &format!("server: {} resident\n", ByteSize(bytes));
     }
-    println!("client: {} of CPU per request", units::micros(summary.client_cpu_us_per_op));
+    let client = units::micros(summary.client_cpu_us_per_op);
+    out += &format!("client: {client} of CPU per request\n");
     if summary.checked > 0 {
-        println!("verify: {} reads checked, {} wrong", summary.checked, summary.faults);
+        out += &format!("verify: {} reads checked, {} wrong\n", summary.checked, summary.faults);
     }
+    out
 }
 
 /// A run with errors has failed, however fast it was.

@@ -7,13 +7,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sheave_proto::uri::{NbdUri, Transport};
-use sheave_proto::wire::transmission_flag as flag;
+use sheave_proto::wire::{command, header_len, transmission_flag as flag};
 use sheave_proto::{
-    ClientConfig as NbdConfig, ClientHandshake, ClientNegotiated, ClientNext, Goal, ReplyStyle,
+    ClientConfig as NbdConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, Goal,
+    ReplyBody, ReplyDecoder, ReplyStyle, Request,
 };
 
 use super::stream::{Stream, Wait};
@@ -22,6 +23,9 @@ use crate::process::ProcessTree;
 
 /// Bytes of a handshake taken at once.
 const HANDSHAKE_RECEIVE_SIZE: usize = 16 << 10;
+
+/// A request of which there is only one at a time.
+const COOKIE_1: Request = Request { cookie: 1, flags: 0, command: 0, offset: 0, length: 0 };
 
 /// A server and an export of it.
 #[derive(Clone)]
@@ -159,6 +163,42 @@ impl Connection {
     /// All connections see the same data.
     pub(crate) fn is_multi_conn(&self) -> bool {
         self.negotiated.has(flag::CAN_MULTI_CONN)
+    }
+
+    /// Reads the first `len` bytes of the volume, and waits for them.
+    ///
+    /// # Errors
+    /// When the connection fails, or the server answers with an error.
+    pub(crate) fn read_once(&mut self, len: u32) -> Result<()> {
+        let request = Request { length: u64::from(len), command: command::READ, ..COOKIE_1 };
+        self.send(&request)?;
+        ensure!(self.negotiated.style == ReplyStyle::Simple, "needs simple replies");
+        let mut reply = vec![0; header_len::SIMPLE_REPLY + len as usize];
+        let mut received = 0;
+        while received < reply.len() {
+            let count = self.stream.receive(&mut reply[received..], Wait::Sleep)?;
+            ensure!(count > 0, "the server closed the connection");
+            received += count;
+        }
+        let decoded = ReplyDecoder::new(ReplyStyle::Simple)
+            .decode(&reply, |cookie| (cookie == COOKIE_1.cookie).then_some(request))?;
+        let Decoded::Event { event, .. } = decoded else { bail!("half a reply") };
+        ensure!(matches!(event.body, ReplyBody::Data { .. }), "the read failed");
+        Ok(())
+    }
+
+    /// Says good-bye and closes the connection.
+    ///
+    /// # Errors
+    /// When the server has gone before.
+    pub(crate) fn disconnect(mut self) -> Result<()> {
+        self.send(&Request { command: command::DISC, ..COOKIE_1 })
+    }
+
+    fn send(&mut self, request: &Request) -> Result<()> {
+        let mut header = Vec::new();
+        request.encode(self.negotiated.style, &mut header);
+        send_all(&mut self.stream, &header)
     }
 
     /// The stream, at the start of the transmission phase.

@@ -25,9 +25,7 @@ use ledger::Ledger;
 use pattern::SECTOR_SIZE;
 pub(crate) use picker::Order;
 use picker::Picker;
-pub(crate) use recorder::Recorder;
-#[cfg(test)]
-pub(crate) use recorder::histogram;
+pub(crate) use recorder::{Recorder, histogram};
 use session::Session;
 
 use crate::process::ProcessTree;
