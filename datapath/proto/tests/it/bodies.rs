@@ -1,5 +1,6 @@
 //! What the fuzzers run, as plain functions: any bytes may go in, no assertion may fail. The fuzz
-//! targets include this file; here it runs over seeded random input.
+//! targets include this file; here it runs over seeded random input. Each function answers whether
+//! the input got somewhere, so that a test can tell whether its inputs are worth anything.
 
 use std::ops::ControlFlow;
 
@@ -102,7 +103,7 @@ fn framed(source: &mut Source<'_>, head: impl Fn(u8, u8, u32) -> Vec<u8>) -> Vec
 }
 
 /// A server in its handshake survives any client, however the bytes are cut.
-pub(crate) fn server_handshake(data: &[u8]) {
+pub(crate) fn server_handshake(data: &[u8]) -> bool {
     let mut source = Source(data);
     let shape = source.byte();
     let split = usize::from(source.byte()).max(1);
@@ -124,6 +125,7 @@ pub(crate) fn server_handshake(data: &[u8]) {
     let is_shutting_down = shape >> 5 == 7;
     let whole = run_server(mode, is_shutting_down, &input, input.len().max(1));
     assert_eq!(whole, run_server(mode, is_shutting_down, &input, split), "splits change nothing");
+    whole.1.starts_with("Negotiated")
 }
 
 /// All output, and how the handshake ended.
@@ -191,7 +193,7 @@ fn check_negotiated(negotiated: &Negotiated) {
 }
 
 /// A server in transmission survives any client, and no verdict leaves the volume.
-pub(crate) fn server_transmission(data: &[u8]) {
+pub(crate) fn server_transmission(data: &[u8]) -> bool {
     let mut source = Source(data);
     let style = source.style();
     let info = source.volume();
@@ -209,6 +211,7 @@ pub(crate) fn server_transmission(data: &[u8]) {
         tls: false,
     };
     check_negotiated(&negotiated);
+    let mut is_useful = false;
     let header_len = Request::header_len(style);
     while source.0.len() >= header_len {
         let header = source.take(header_len);
@@ -231,6 +234,7 @@ pub(crate) fn server_transmission(data: &[u8]) {
         assert_eq!(Request::decode(style, &again), Ok(request));
         let verdict = negotiated.check(&request);
         check_verdict(&negotiated, &request, verdict);
+        is_useful |= !matches!(verdict, Verdict::Refuse { .. } | Verdict::Drop(_));
         if let Verdict::BlockStatusFilter { payload_len } = verdict {
             let payload = source.take(payload_len as usize);
             let filtered = negotiated.block_status_filter(&request, payload);
@@ -242,6 +246,7 @@ pub(crate) fn server_transmission(data: &[u8]) {
             }
         }
     }
+    is_useful
 }
 
 fn check_verdict(negotiated: &Negotiated, request: &Request, verdict: Verdict) {
@@ -285,7 +290,7 @@ fn check_verdict(negotiated: &Negotiated, request: &Request, verdict: Verdict) {
 }
 
 /// A client in its handshake survives any server, however the bytes are cut.
-pub(crate) fn client_handshake(data: &[u8]) {
+pub(crate) fn client_handshake(data: &[u8]) -> bool {
     let mut source = Source(data);
     let shape = source.byte();
     let split = usize::from(source.byte()).max(1);
@@ -321,6 +326,7 @@ pub(crate) fn client_handshake(data: &[u8]) {
     if !config.tls {
         assert_eq!(whole, cut, "splits change nothing");
     }
+    whole.1.starts_with(['C', '['])
 }
 
 /// All output, and how the handshake ended.
@@ -362,7 +368,7 @@ fn run_client(config: &ClientConfig, input: &[u8], split: usize) -> (Vec<u8>, St
 }
 
 /// A client in transmission survives any server, and no byte lands outside of its read.
-pub(crate) fn client_replies(data: &[u8]) {
+pub(crate) fn client_replies(data: &[u8]) -> bool {
     let mut source = Source(data);
     let decoder = ReplyDecoder::new(source.style());
     let length = source.word() >> (source.byte() % 64);
@@ -377,15 +383,20 @@ pub(crate) fn client_replies(data: &[u8]) {
     let pending = |cookie: u64| (cookie & 1 == 0).then_some(Request { cookie, ..request });
     let mut coverage = ReadCoverage::new(&request);
     let mut input = source.0;
+    let mut is_useful = false;
     loop {
         let (consumed, event) = match decoder.decode(input, pending) {
             Ok(Decoded::Event { consumed, event }) => (consumed, event),
             Ok(Decoded::NeedMore(needed)) => {
                 assert!(needed > input.len() && needed <= REPLY_LEN_MAX);
-                return;
+                return is_useful;
             }
-            Err(error) => return assert!(!error.to_string().is_empty()),
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                return is_useful;
+            }
         };
+        is_useful = true;
         assert!(consumed > 0 && consumed <= input.len() && event.cookie & 1 == 0);
         input = &input[consumed..];
         match event.body {
@@ -414,10 +425,12 @@ pub(crate) fn client_replies(data: &[u8]) {
 }
 
 /// Any text is a URI or an error; a URI survives being written and read.
-pub(crate) fn uri(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    match text.parse::<NbdUri>() {
-        Ok(uri) => assert_eq!(uri.to_string().parse(), Ok(uri)),
+pub(crate) fn uri(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let parsed = text.parse::<NbdUri>();
+    match &parsed {
+        Ok(uri) => assert_eq!(uri.to_string().parse().as_ref(), Ok(uri)),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+    parsed.is_ok()
 }

@@ -106,3 +106,117 @@ fn golden_block_status() {
          00000001 00000002 0000000000001000 0000000000000000 0000000000001000 0000000000000003");
     assert_eq!(chunk(ReplyStyle::Extended), extended);
 }
+
+#[test]
+fn golden_magic_numbers() {
+    use sheave_proto::wire::magic;
+    assert_eq!(magic::NBD.to_be_bytes(), *b"NBDMAGIC");
+    assert_eq!(magic::OPTION.to_be_bytes(), *b"IHAVEOPT");
+    assert_eq!(magic::OLD_STYLE, 0x4202_8186_1253);
+    assert_eq!(magic::OPTION_REPLY, 0x0003_e889_0455_65a9);
+    let words = [
+        magic::REQUEST,
+        magic::SIMPLE_REPLY,
+        magic::STRUCTURED_REPLY,
+        magic::EXTENDED_REQUEST,
+        magic::EXTENDED_REPLY,
+    ];
+    let want = ["25609513", "67446698", "668e33ef", "21e41c71", "6e8a278c"];
+    assert_eq!(words.map(|word| format!("{word:08x}")), want);
+    let reserved = [0x1256_0953, 0x9674_4668, 0x2560_9514];
+    assert!(words.iter().all(|word| !reserved.contains(word)));
+}
+
+#[test]
+fn golden_numbers_of_the_handshake() {
+    use sheave_proto::wire::{PORT, handshake_flag, info_type, reply_type};
+    assert_eq!(PORT, 10809);
+    assert_eq!([handshake_flag::FIXED_NEWSTYLE, handshake_flag::NO_ZEROES], [1, 2]);
+    let options = [
+        option::EXPORT_NAME,
+        option::ABORT,
+        option::LIST,
+        option::PEEK_EXPORT,
+        option::STARTTLS,
+        option::INFO,
+        option::GO,
+        option::STRUCTURED_REPLY,
+        option::LIST_META_CONTEXT,
+        option::SET_META_CONTEXT,
+        option::EXTENDED_HEADERS,
+    ];
+    assert!(options.into_iter().eq(1..=11));
+    let replies = [reply_type::ACK, reply_type::SERVER, reply_type::INFO, reply_type::META_CONTEXT];
+    assert_eq!(replies, [1, 2, 3, 4]);
+    let errors = [
+        reply_type::ERR_UNSUP,
+        reply_type::ERR_POLICY,
+        reply_type::ERR_INVALID,
+        reply_type::ERR_PLATFORM,
+        reply_type::ERR_TLS_REQD,
+        reply_type::ERR_UNKNOWN,
+        reply_type::ERR_SHUTDOWN,
+        reply_type::ERR_BLOCK_SIZE_REQD,
+        reply_type::ERR_TOO_BIG,
+        reply_type::ERR_EXT_HEADER_REQD,
+    ];
+    assert!(errors.into_iter().eq(0x8000_0001..=0x8000_000a));
+    let infos = [info_type::EXPORT, info_type::NAME, info_type::DESCRIPTION, info_type::BLOCK_SIZE];
+    assert_eq!(infos, [0, 1, 2, 3]);
+}
+
+#[test]
+fn golden_numbers_of_transmission() {
+    use sheave_proto::wire::{
+        allocation_status, chunk_flag, chunk_type, command, command_flag, transmission_flag,
+    };
+    let flags = [
+        transmission_flag::HAS_FLAGS,
+        transmission_flag::READ_ONLY,
+        transmission_flag::SEND_FLUSH,
+        transmission_flag::SEND_FUA,
+        transmission_flag::ROTATIONAL,
+        transmission_flag::SEND_TRIM,
+        transmission_flag::SEND_WRITE_ZEROES,
+        transmission_flag::SEND_DF,
+        transmission_flag::CAN_MULTI_CONN,
+        transmission_flag::SEND_RESIZE,
+        transmission_flag::SEND_CACHE,
+        transmission_flag::SEND_FAST_ZERO,
+        transmission_flag::BLOCK_STATUS_PAYLOAD,
+    ];
+    assert!(flags.into_iter().eq((0..13).map(|bit| 1 << bit)));
+    let commands = [
+        command::READ,
+        command::WRITE,
+        command::DISC,
+        command::FLUSH,
+        command::TRIM,
+        command::CACHE,
+        command::WRITE_ZEROES,
+        command::BLOCK_STATUS,
+        command::RESIZE,
+    ];
+    assert!(commands.into_iter().eq(0..9));
+    let flags = [
+        command_flag::FUA,
+        command_flag::NO_HOLE,
+        command_flag::DF,
+        command_flag::REQ_ONE,
+        command_flag::FAST_ZERO,
+        command_flag::PAYLOAD_LEN,
+    ];
+    assert!(flags.into_iter().eq((0..6).map(|bit| 1 << bit)));
+    let chunks = [
+        chunk_type::NONE,
+        chunk_type::OFFSET_DATA,
+        chunk_type::OFFSET_HOLE,
+        chunk_type::BLOCK_STATUS,
+        chunk_type::BLOCK_STATUS_EXT,
+        chunk_type::ERROR,
+        chunk_type::ERROR_OFFSET,
+    ];
+    assert_eq!(chunks, [0, 1, 2, 5, 6, 0x8001, 0x8002]);
+    assert_eq!(chunk_flag::DONE, 1);
+    assert_eq!([allocation_status::HOLE, allocation_status::ZERO], [1, 2]);
+}

@@ -1,11 +1,19 @@
-//! The fuzzers' bodies over seeded random input, so that every test run exercises them. A failure
-//! names the seed; the fuzzers proper look much deeper.
+//! The fuzzers' bodies over seeded random input, so that every test run exercises them: whole
+//! conversations, each spoilt in a few places. A failure names the seed; the fuzzers proper look
+//! much deeper.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use sheave_core::NbdErrno;
+use sheave_proto::reply::{error_chunk, failure, simple, success};
+use sheave_proto::wire::{chunk_type, command, command_flag, magic, option, reply_type};
+use sheave_proto::{ReplyStyle, ReplyTo, Request};
+
 use crate::bodies;
+use crate::support::{info, message, queries, string};
 
 const RUNS: u64 = 20_000;
+const BASE: &str = "base:allocation";
 
 /// A small generator of random numbers (splitmix64).
 struct Random(u64);
@@ -22,98 +30,208 @@ impl Random {
     fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound as u64).unwrap()
     }
+
+    fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
+    }
 }
 
-/// Random bytes among which are pieces of a dictionary.
-fn input(random: &mut Random, dictionary: &[&[u8]]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for _ in 0..random.below(12) {
-        match random.below(4) {
-            0 => out.extend((0..random.below(16)).map(|_| random.next().to_le_bytes()[0])),
-            1 => out.extend(std::iter::repeat_n(0, random.below(9))),
-            2 => out.extend([0, 0, 0, random.below(32).to_le_bytes()[0]]),
-            _ if dictionary.is_empty() => {}
-            _ => out.extend(dictionary[random.below(dictionary.len())]),
+/// One of the conversations, changed in up to three places.
+fn input(random: &mut Random, conversations: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = conversations[random.below(conversations.len())].clone();
+    for _ in 0..random.below(4) {
+        let at = random.below(out.len().max(1)).min(out.len());
+        let len = random.below(8).min(out.len() - at);
+        match random.below(6) {
+            0 => out.truncate(at),
+            1 => drop(out.drain(at..at + len)),
+            2 => drop(out.splice(at..at, (0..len).map(|_| 0))),
+            3 => drop(out.splice(at..at, out[at..at + len].to_vec())),
+            _ if at == out.len() => out.push(random.byte()),
+            4 => out[at] ^= 1 << random.below(8),
+            _ => out[at] = random.byte(),
         }
     }
     out
 }
 
-fn run(body: fn(&[u8]), dictionary: &[&[u8]]) {
-    for seed in 0..RUNS {
-        let bytes = input(&mut Random(seed), dictionary);
-        let outcome = catch_unwind(AssertUnwindSafe(|| body(&bytes)));
-        assert!(outcome.is_ok(), "seed {seed}, input {bytes:?}");
+fn run(body: fn(&[u8]) -> bool, conversations: &[Vec<u8>]) {
+    for conversation in conversations {
+        assert!(body(conversation), "as it is, it works: {conversation:?}");
     }
+    let mut useful = 0;
+    for seed in 0..RUNS {
+        let bytes = input(&mut Random(seed), conversations);
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(&bytes)));
+        useful += u64::from(outcome.unwrap_or_else(|_| panic!("seed {seed}, input {bytes:?}")));
+    }
+    assert!(useful > RUNS / 10 && useful < RUNS, "{useful} runs got somewhere");
 }
 
-const OPTIONS: [&[u8]; 6] = [
-    b"\x01\x05\x03\x00\x00\x00",
-    b"\x08\x00\x00\x0b\x00\x00\x05\x00\x00",
-    b"IHAVEOPT",
-    b"\x07\x00\x07\x00\x00\x00\x01a\x00\x00",
-    b"\x0a\x00\x1c\x00\x00\x00\x01a\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation",
-    b"base:allocation",
-];
+/// A message for bodies that put the header around it themselves.
+fn framed(kind: u32, detail: u32, data: &[u8]) -> Vec<u8> {
+    let error_bit = u32::from(detail & reply_type::ERROR_BIT != 0) * 192;
+    let detail = (detail & 0x7f) + error_bit;
+    let head = [kind, detail, u32::try_from(data.len()).unwrap()];
+    [head.map(|field| u8::try_from(field).unwrap()).as_slice(), data].concat()
+}
 
 #[test]
 fn seeded_server_handshake() {
-    run(bodies::server_handshake, &OPTIONS);
+    let option = |option, data: &[u8]| framed(option, 0, data);
+    let context = |name| option(option::SET_META_CONTEXT, &queries(name, &["base:", BASE]));
+    let go = |name| option(option::GO, &info(name, &[3, 1, 2, 77]));
+    let (off, forced, selective) = (7, 7 | 1 << 3, 7 | 2 << 3);
+    let structured = option(option::STRUCTURED_REPLY, &[]);
+    let extended = option(option::EXTENDED_HEADERS, &[]);
+    let tls = option(option::STARTTLS, &[]);
+    let list = option(option::LIST, &[]);
+    let contexts = option(option::LIST_META_CONTEXT, &queries("", &[]));
+    let raw = [&3_u32.to_be_bytes(), message(option::GO, &info("a", &[])).as_slice()].concat();
+    let conversations = [
+        [vec![off, 1], structured, contexts, context("a"), list.clone(), go("a")].concat(),
+        [vec![off, 5], extended.clone(), context("b"), go("nowhere"), go("b")].concat(),
+        [vec![forced, 9], list, tls.clone(), extended.clone(), context("c"), go("c")].concat(),
+        [vec![selective, 2], extended, go("c"), tls, go("c")].concat(),
+        [vec![off & !4, 3], option(99, b"junk"), option(option::EXPORT_NAME, b"a")].concat(),
+        [vec![0, 1], raw].concat(),
+    ];
+    run(bodies::server_handshake, &conversations);
 }
 
 #[test]
 fn seeded_server_transmission() {
-    let requests: [&[u8]; 4] = [
-        b"\x25\x60\x95\x13\x00\x00\x00\x00",
-        b"\x21\xe4\x1c\x71\x00\x20\x00\x01",
-        b"\x25\x60\x95\x13\x00\x01\x00\x06",
-        b"\x21\xe4\x1c\x71\x00\x20\x00\x07",
+    let volume = |style: u8, more: &[u8]| {
+        let size = (1_u64 << 40).to_be_bytes();
+        // Everything but read-only; minimum block 512; the size is halved once.
+        [&[style, 0xfe, 9], size.as_slice(), &[0], more].concat()
+    };
+    let request = |style, command, flags| {
+        let mut out = Vec::new();
+        Request { cookie: 1, flags, command, offset: 4096, length: 8192 }.encode(style, &mut out);
+        out
+    };
+    let commands = [command::READ, command::WRITE, command::TRIM, command::CACHE, 6, 7, 9];
+    let all =
+        |style: ReplyStyle, flags| commands.map(|command| request(style, command, flags)).concat();
+    let mut filter =
+        request(ReplyStyle::Extended, command::BLOCK_STATUS, command_flag::PAYLOAD_LEN);
+    filter[24..].copy_from_slice(&12_u64.to_be_bytes());
+    filter.extend([0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 1]);
+    let conversations = [
+        [volume(0, &[1]), all(ReplyStyle::Simple, 0)].concat(),
+        [volume(1, &[1, 1]), all(ReplyStyle::Structured, command_flag::FUA)].concat(),
+        [volume(1, &[1, 0]), all(ReplyStyle::Structured, command_flag::DF)].concat(),
+        [volume(2, &[1, 0]), filter.clone(), all(ReplyStyle::Extended, 0)].concat(),
+        [volume(2, &[1, 1]), all(ReplyStyle::Extended, command_flag::PAYLOAD_LEN), filter].concat(),
     ];
-    run(bodies::server_transmission, &requests);
+    run(bodies::server_transmission, &conversations);
 }
 
 #[test]
 fn seeded_client_handshake() {
-    let replies: [&[u8]; 6] = [
-        b"\x21\x07\x00NBDMAGICIHAVEOPT\0\x03",
-        b"\x00\x03\xe8\x89\x04\x55\x65\xa9",
-        b"\x0b\x01\x00\x0a\x01\x00",
-        b"\x07\x03\x0c\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x01\x07\x01\x00",
-        b"\x03\x02\x05\x00\x00\x00\x01a\x03\x01\x00",
-        b"\x0b\x81\x00\x08\x81\x00",
+    let export = [0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 1];
+    let block = [0, 3, 0, 0, 2, 0, 0, 0, 16, 0, 2, 0, 0, 0];
+    let ack = |option| framed(option, reply_type::ACK, &[]);
+    let unsupported = |option| framed(option, reply_type::ERR_UNSUP, b"no");
+    let told = |option| {
+        let told = |data| framed(option, reply_type::INFO, data);
+        [told(&block), told(&export), told(b"\0\x01name"), ack(option)].concat()
+    };
+    let context = [&[0, 0, 0, 7], BASE.as_bytes()].concat();
+    let context = framed(option::SET_META_CONTEXT, reply_type::META_CONTEXT, &context);
+    let context = [context, ack(option::SET_META_CONTEXT)].concat();
+    let entry = framed(option::LIST, reply_type::SERVER, &string("one"));
+    // Framed, all flags of the server; then the goal.
+    let (list, about, go) = (97, 97 | 2, 97 | 4 | 8);
+    let go_told = told(option::GO);
+    let old_answer = [&export[2..], &[0; 124]].concat();
+    let greeting = [magic::NBD.to_be_bytes(), magic::OPTION.to_be_bytes()].concat();
+    let conversations = [
+        [vec![list, 1, 0], entry.clone(), entry, ack(option::LIST)].concat(),
+        [vec![about, 2, 0], told(option::INFO)].concat(),
+        [vec![go, 3, 2], ack(option::EXTENDED_HEADERS), context.clone(), go_told.clone()].concat(),
+        [
+            vec![go, 4, 2],
+            unsupported(option::EXTENDED_HEADERS),
+            ack(option::STRUCTURED_REPLY),
+            context,
+            go_told.clone(),
+        ]
+        .concat(),
+        [vec![go | 16, 255, 0], ack(option::STARTTLS)].concat(),
+        [vec![4, 1, 2], greeting, vec![0, 0], old_answer].concat(),
     ];
-    run(bodies::client_handshake, &replies);
+    // Behind TLS there must be no more in the same piece, so that one is tried apart.
+    let (tls, others) =
+        (conversations[4].clone(), [&conversations[..4], &conversations[5..]].concat());
+    assert!(!bodies::client_handshake(&tls));
+    run(bodies::client_handshake, &others);
 }
 
 #[test]
 fn seeded_client_replies() {
-    let replies: [&[u8]; 5] = [
-        b"\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-        b"\x66\x8e\x33\xef\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-        b"\x66\x8e\x33\xef\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0c",
-        b"\x6e\x8a\x27\x8c\x00\x00\x80\x01\x00\x00\x00\x00\x00\x00\x00\x00",
-        b"\x66\x8e\x33\xef\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x14",
+    let setup = |style: u8, command: u8| {
+        let word = |value: u64| value.to_be_bytes();
+        [&[style], word(8192).as_slice(), &[0, 0, command], &word(4096), &[0]].concat()
+    };
+    let encode = |put: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        put(&mut out);
+        out
+    };
+    let to = |style| ReplyTo { style, cookie: 2, offset: 4096 };
+    let chunk = |style, kind: u16, body: &[u8]| {
+        // The header of an end, changed into that of another chunk without it.
+        let mut out = encode(&|out| success(out, to(style)));
+        out[4..8].copy_from_slice(&u32::from(kind).to_be_bytes());
+        let end = out.len();
+        out[end - 4..].copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
+        [out.as_slice(), body].concat()
+    };
+    let read = |style| {
+        let data = [4096_u64.to_be_bytes().as_slice(), &[9; 40]].concat();
+        let hole = [5000_u64.to_be_bytes().as_slice(), &[0, 0, 1, 0]].concat();
+        let error = encode(&|out| error_chunk(out, to(style), NbdErrno::Io, "bad", false));
+        let at = [&[0, 0, 0, 5, 0, 2, b'n', b'o'], 6000_u64.to_be_bytes().as_slice()].concat();
+        let chunks = [
+            chunk(style, chunk_type::OFFSET_DATA, &data),
+            chunk(style, chunk_type::OFFSET_HOLE, &hole),
+            error,
+            chunk(style, chunk_type::ERROR_OFFSET, &at),
+            encode(&|out| failure(out, to(style), NbdErrno::Io, "end")),
+        ];
+        chunks.concat()
+    };
+    let compact = [[0, 0, 0, 1].as_slice(), &[0, 0, 16, 0, 0, 0, 0, 3].repeat(3)].concat();
+    let wide = [0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 3].repeat(3);
+    let wide = [[0, 0, 0, 1, 0, 0, 0, 3].as_slice(), &wide].concat();
+    let simple_replies = encode(&|out| {
+        simple(out, 2, Some(NbdErrno::NoSpc));
+        simple(out, 2, None);
+        out.extend([7; 8192]);
+        simple(out, 2, None);
+    });
+    let conversations = [
+        [setup(0, 0), simple_replies.clone()].concat(),
+        [setup(1, 2), simple_replies].concat(),
+        [setup(1, 0), read(ReplyStyle::Structured)].concat(),
+        [setup(2, 0), read(ReplyStyle::Extended)].concat(),
+        [setup(1, 1), chunk(ReplyStyle::Structured, chunk_type::BLOCK_STATUS, &compact)].concat(),
+        [setup(2, 1), chunk(ReplyStyle::Extended, chunk_type::BLOCK_STATUS_EXT, &wide)].concat(),
     ];
-    run(bodies::client_replies, &replies);
+    run(bodies::client_replies, &conversations);
 }
 
 #[test]
 fn seeded_uri() {
-    let pieces: [&[u8]; 14] = [
-        b"nbd://",
-        b"nbds+unix:///",
-        b"nbd+vsock://1",
-        b"?socket=",
-        b"%2F",
-        b"%",
-        b"&tls-type=psk",
-        b"&tls-psk-file=%ff",
-        b"[::1]",
-        b":10809",
-        b"@",
-        b"/",
-        b"&x=",
-        b"host",
+    let uris = [
+        "nbd://example.com:10809/export",
+        "nbds://user@[2001:db8::1]:7/a%20b//c?tls-type=x509&tls-hostname=h&tls-verify-peer=0",
+        "nbd+unix:///?socket=%00/abstract&x-trial=%C3%A9",
+        "nbds+unix:///e?socket=/run/s&tls-psk-file=%ff/k&tls-type=psk&connections=4",
+        "nbd+vsock://2:4444/disk?tls-certificates=/etc/pki",
+        "nbd:",
     ];
-    run(bodies::uri, &pieces);
+    run(bodies::uri, &uris.map(|uri| uri.as_bytes().to_vec()));
 }
