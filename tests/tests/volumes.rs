@@ -25,7 +25,7 @@ both_engines! {
     }
 
     fn delays_delay_and_do_not_block_others(engine) {
-        let volume = "memory:?size=8M&fault=read:delay=400ms:range=1M-2M";
+        let volume = "memory:?size=8M&fault=read:delay=2s:range=1M-2M";
         let server = Serve::new(volume).args("--shards 1").engine(engine).unix();
         let mut slow = Wire::ready(&server).expect("a client");
         let mut quick = Wire::ready(&server).expect("a client");
@@ -37,8 +37,8 @@ both_engines! {
         let others = start.elapsed();
         assert_eq!(slow.simple_reply(1).expect("a reply"), 0);
         let delayed = start.elapsed();
-        assert!(delayed >= Duration::from_millis(400), "{delayed:?}");
-        assert!(others < Duration::from_millis(300), "others waited {others:?}");
+        assert!(delayed >= Duration::from_secs(2), "{delayed:?}");
+        assert!(others < Duration::from_millis(1500), "others waited {others:?}");
     }
 
     fn limits_limit(engine) {
@@ -51,7 +51,7 @@ both_engines! {
         }
         let took = start.elapsed();
         assert!(took > Duration::from_millis(800), "8 MiB at 4 MiB/s took {took:?}");
-        assert!(took < Duration::from_secs(5), "8 MiB at 4 MiB/s took {took:?}");
+        assert!(took < Duration::from_secs(15), "8 MiB at 4 MiB/s took {took:?}");
     }
 
     fn direct_io_takes_any_request(engine) {
