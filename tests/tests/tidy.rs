@@ -11,8 +11,10 @@ const LINE_CHARS_MAX: usize = 100;
 /// The only crates with `unsafe` code. Every other one forbids it.
 const UNSAFE_CRATES: &[&str] = &["datapath/ring/src/lib.rs"];
 
-/// What is fine while one works, but never in a commit. Written so as not to find itself.
+/// What is fine while one works, but never in a commit. A test may be ignored only for the reason
+/// for which `make test` runs it by itself.
 const BANNED: &[&str] = &["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME", "XXX:"];
+const IGNORED_BUT_RUN: &str = "#[ignore = \"needs root and a free loop device\"]";
 
 #[test]
 fn source_files_and_lines_are_short() {
@@ -36,7 +38,9 @@ fn no_leftovers() {
     let mut wrong = Vec::new();
     for (path, text) in sources().into_iter().filter(|(path, _)| path != "tests/tests/tidy.rs") {
         for (index, line) in text.lines().enumerate() {
-            let found = BANNED.iter().filter(|banned| line.contains(**banned));
+            let found = BANNED
+                .iter()
+                .filter(|banned| line.contains(**banned) && line.trim() != IGNORED_BUT_RUN);
             wrong.extend(found.map(|banned| format!("{path}:{}: {banned}", index + 1)));
         }
     }
@@ -100,7 +104,7 @@ fn decisions_are_numbered_without_gaps() {
         let want = format!("docs/decisions/{:04}-", index + 1);
         assert!(path.starts_with(&want) && path.ends_with(".md"), "{path} is not {want}….md");
         let text = read(path);
-        let title = format!("# {:04}. ", index + 1);
+        let title = format!("# {:04}: ", index + 1);
         assert!(text.starts_with(&title), "{path} does not begin with {title:?}");
     }
 }
