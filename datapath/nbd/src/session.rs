@@ -266,10 +266,11 @@ impl Session for NbdSession {
             None => std::mem::swap(batch, &mut self.ready),
             Some(tls) => {
                 let idle = self.finished && self.requests.is_empty();
-                tls.encrypt(&self.ready, idle, batch);
                 // What TLS adds is not counted as held, so it must not be given back either.
-                self.held -= self.ready.len();
-                self.ready.clear(drop);
+                self.held -= tls.encrypt(&mut self.ready, idle, batch);
+                if self.ready.unsent() == 0 {
+                    self.ready.clear(drop);
+                }
             }
         }
     }

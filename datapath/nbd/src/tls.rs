@@ -1,7 +1,7 @@
 //! TLS by rustls, in user space: certificates from files, and the stream a session runs on.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use sheave_core::{Error, ErrorKind};
 use sheave_proto::uri::{TlsKind, TlsOptions};
 use sheave_ring::SendBatch;
 
-/// Bytes of plain text taken out of a record at once: the longest record.
-const RECORD_LEN: usize = 16 << 10;
+/// Bytes encrypted at once. The client decrypts them while the next are encrypted, and they are
+/// still in the cache when they are sent.
+const STRETCH: usize = 256 << 10;
 
 /// Where the server's identity is, in PEM.
 #[derive(Clone, Debug)]
@@ -145,12 +146,16 @@ impl TlsStream {
         mut bytes: &[u8],
         mut plain: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        let mut out = [0; RECORD_LEN];
         loop {
             loop {
-                match self.tls.reader().read(&mut out) {
-                    Ok(0) => return Ok(()),
-                    Ok(count) => plain(&out[..count]),
+                let mut reader = self.tls.reader();
+                match reader.fill_buf() {
+                    Ok([]) => return Ok(()),
+                    Ok(run) => {
+                        plain(run);
+                        let taken = run.len();
+                        reader.consume(taken);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error),
                 }
@@ -163,13 +168,20 @@ impl TlsStream {
         }
     }
 
-    /// Encrypts a batch, and says goodbye after it if it is the last.
-    pub(crate) fn encrypt(&mut self, batch: &SendBatch, last: bool, out: &mut SendBatch) {
+    /// Encrypts the next part of a batch and answers how long it was. With `last`, says goodbye
+    /// after the end of the batch.
+    pub(crate) fn encrypt(
+        &mut self,
+        batch: &mut SendBatch,
+        last: bool,
+        out: &mut SendBatch,
+    ) -> usize {
         let Self { tls, bounce, closed } = self;
-        batch.visit(bounce, |bytes| {
+        let before = batch.unsent();
+        batch.drain(STRETCH, bounce, out, |bytes| {
             tls.writer().write_all(bytes).expect("writing to memory without a limit");
         });
-        if last && !*closed {
+        if last && batch.unsent() == 0 && !*closed {
             tls.send_close_notify();
             *closed = true;
         }
@@ -180,5 +192,6 @@ impl TlsStream {
                 }
             });
         }
+        before - batch.unsent()
     }
 }

@@ -11,6 +11,8 @@ pub struct SendBatch {
     /// All headers, one after the other; [`Part::Head`] counts bytes of it.
     head: Vec<u8>,
     parts: Vec<Part>,
+    /// Buffers that are not sent from any more, kept for [`SendBatch::clear`].
+    retired: Vec<Buf>,
     len: usize,
     sent: usize,
     iov: IoVecs,
@@ -21,6 +23,15 @@ enum Part {
     Head(usize),
     Zero(usize),
     Data(Buf),
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Self::Head(len) | Self::Zero(len) => *len,
+            Self::Data(buf) => buf.len(),
+        }
+    }
 }
 
 struct MsgHeader(libc::msghdr);
@@ -89,39 +100,58 @@ impl SendBatch {
                 recycle(buf);
             }
         }
+        self.retired.drain(..).for_each(recycle);
         self.head.clear();
-        // A burst must not pin its memory to an idle connection.
-        if self.head.capacity() > HEAD_CAPACITY_KEPT {
-            *self = Self::default();
-        }
         (self.len, self.sent) = (0, 0);
     }
 
-    /// Calls `each` with all bytes in order, in short runs: how TLS reads a batch.
-    pub fn visit(&self, bounce: &mut Vec<u8>, mut each: impl FnMut(&[u8])) {
-        let mut head = &self.head[..];
+    /// Frees the memory of a burst: for an empty batch of a connection that has become idle.
+    pub fn shrink(&mut self) {
+        if self.is_empty() && self.head.capacity() > HEAD_CAPACITY_KEPT {
+            *self = Self::default();
+        }
+    }
+
+    /// Takes the next bytes off the front, at most `max`, and calls `each` with them in short runs:
+    /// how TLS takes a batch. Payload that is done with goes to `spent`, to be recycled with it.
+    pub fn drain(
+        &mut self,
+        max: usize,
+        bounce: &mut Vec<u8>,
+        spent: &mut Self,
+        mut each: impl FnMut(&[u8]),
+    ) {
+        let (mut skip, mut left) = (self.sent, max.min(self.unsent()));
+        let (mut whole_parts, mut whole_bytes, mut head_at) = (0, 0, 0);
+        self.sent += left;
         for part in &self.parts {
+            let len = part.len();
+            let from = skip.min(len);
+            let take = left.min(len - from);
+            skip -= from;
+            left -= take;
             match part {
-                Part::Head(len) => {
-                    let (now, later) = head.split_at(*len);
-                    each(now);
-                    head = later;
-                }
-                Part::Zero(len) => {
-                    for at in (0..*len).step_by(ZEROES.len()) {
-                        each(&ZEROES[..ZEROES.len().min(len - at)]);
-                    }
-                }
-                Part::Data(buf) => {
-                    for at in (0..buf.len()).step_by(BOUNCE_LEN) {
-                        let run = buf.slice(at, BOUNCE_LEN.min(buf.len() - at));
-                        bounce.resize(run.len(), 0);
-                        crate::copy::load(&run, bounce);
-                        each(bounce);
-                    }
-                }
+                Part::Head(_) => each(&self.head[head_at + from..head_at + from + take]),
+                Part::Zero(_) => zero_runs(take, &mut each),
+                Part::Data(buf) => copied_runs(&buf.slice(from, take), bounce, &mut each),
+            }
+            if from + take < len {
+                break;
+            }
+            if let Part::Head(_) = part {
+                head_at += len;
+            }
+            whole_parts += 1;
+            whole_bytes += len;
+        }
+        for part in self.parts.drain(..whole_parts) {
+            if let Part::Data(buf) = part {
+                spent.retired.push(buf);
             }
         }
+        self.head.drain(..head_at);
+        self.len -= whole_bytes;
+        self.sent -= whole_bytes;
     }
 
     /// Notes that `count` more bytes are sent.
@@ -143,10 +173,7 @@ impl SendBatch {
             if self.iov.is_full() {
                 break;
             }
-            let len = match part {
-                Part::Head(len) | Part::Zero(len) => *len,
-                Part::Data(buf) => buf.len(),
-            };
+            let len = part.len();
             let from = skip.min(len);
             skip -= from;
             match part {
@@ -161,6 +188,21 @@ impl SendBatch {
         }
         let header = MsgHeader(self.iov.header());
         &raw const self.header.insert(header).0
+    }
+}
+
+fn zero_runs(len: usize, each: &mut impl FnMut(&[u8])) {
+    for at in (0..len).step_by(ZEROES.len()) {
+        each(&ZEROES[..ZEROES.len().min(len - at)]);
+    }
+}
+
+fn copied_runs(buf: &Buf, bounce: &mut Vec<u8>, each: &mut impl FnMut(&[u8])) {
+    for at in (0..buf.len()).step_by(BOUNCE_LEN) {
+        let run = buf.slice(at, BOUNCE_LEN.min(buf.len() - at));
+        bounce.resize(run.len(), 0);
+        crate::copy::load(&run, bounce);
+        each(bounce);
     }
 }
 

@@ -252,6 +252,7 @@ impl Shard {
             if let Some(mut batch) = connection.batch.take() {
                 connection.session.gather(&mut batch, self.clock.now(), recorder);
                 if batch.is_empty() {
+                    batch.shrink();
                     connection.batch = Some(batch);
                 } else {
                     self.ring.send(&connection.socket, batch, key as u64);

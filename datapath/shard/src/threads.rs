@@ -193,17 +193,19 @@ impl Connection {
     }
 
     fn reply(&mut self) -> io::Result<()> {
-        self.session.gather(&mut self.batch, self.clock.now(), &self.recorder);
-        if self.batch.is_empty() {
-            return Ok(());
+        loop {
+            self.session.gather(&mut self.batch, self.clock.now(), &self.recorder);
+            if self.batch.is_empty() {
+                self.batch.shrink();
+                return Ok(());
+            }
+            while self.batch.unsent() > 0 {
+                let count = plain::send(self.socket.as_fd(), &mut self.batch)?;
+                self.batch.advance(count);
+            }
+            self.session.sent(self.batch.len());
+            self.batch.clear(|buf| self.io.pool.give(buf));
         }
-        while self.batch.unsent() > 0 {
-            let count = plain::send(self.socket.as_fd(), &mut self.batch)?;
-            self.batch.advance(count);
-        }
-        self.session.sent(self.batch.len());
-        self.batch.clear(|buf| self.io.pool.give(buf));
-        Ok(())
     }
 
     /// Sleeps until bytes arrive (true) or the backend's deadline has passed.

@@ -187,15 +187,26 @@ fn the_plain_twin_sends_and_receives_the_same() {
 }
 
 #[test]
-fn what_tls_is_shown_is_what_would_be_sent() {
-    let (batch, want) = long_batch();
-    let (mut seen, mut bounce) = (Vec::new(), Vec::new());
-    batch.visit(&mut bounce, |bytes| {
-        assert!(bytes.len() <= 1 << 20, "in pieces that need little memory");
-        seen.extend_from_slice(bytes);
-    });
+fn what_tls_takes_is_what_would_be_sent() {
+    let (mut batch, want) = long_batch();
+    let (mut seen, mut bounce, mut spent) = (Vec::new(), Vec::new(), SendBatch::new());
+    for max in (1..).map(|turn| turn * 4099) {
+        let before = seen.len();
+        batch.drain(max, &mut bounce, &mut spent, |bytes| {
+            assert!(bytes.len() <= 1 << 20, "in pieces that need little memory");
+            seen.extend_from_slice(bytes);
+        });
+        assert_eq!(seen.len() - before, max.min(want.len() - before));
+        assert_eq!(batch.unsent(), want.len() - seen.len());
+        if batch.unsent() == 0 {
+            break;
+        }
+    }
     assert!(seen == want, "all bytes in order");
     assert!(bounce.capacity() <= 1 << 20, "{} bytes are kept", bounce.capacity());
+    let mut buffers = 0;
+    spent.clear(|_| buffers += 1);
+    assert!(buffers == 3000 && batch.is_empty(), "{buffers} buffers can be used again");
 }
 
 /// A batch of 3000 replies, with zeroes beyond what one call takes, and its bytes.
