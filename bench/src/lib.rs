@@ -8,6 +8,7 @@ mod load;
 mod output;
 mod placement;
 mod process;
+mod report;
 mod run;
 mod stats;
 mod units;

@@ -21,13 +21,19 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::checks::CheckEffort;
 use self::measure::Effort;
-use self::product::{Product, Role, Volume};
-use self::results::Results;
+use self::product::Volume;
+pub(crate) use self::product::{Product, Role};
+#[cfg(test)]
+pub(crate) use self::results::examples;
+pub(crate) use self::results::{About, Cell, Check, Results, RowResult, floor_distance};
+pub(crate) use self::rows::Metric;
 use self::rows::{Row, matches};
 use self::server::{Launcher, Server};
+pub(crate) use self::table::percent_spread;
 use crate::children;
 use crate::output;
 use crate::placement::{Cpus, Placement};
+use crate::report;
 use crate::units::ByteSize;
 
 /// Options of `sheave bench compare`.
@@ -261,11 +267,12 @@ fn run_checks(campaign: &Campaign, launcher: &mut Launcher, results: &mut Result
 }
 
 fn write_files(args: &CompareArgs, results: &Results) -> Result<()> {
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(results)?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
+    let json = args.json.iter().map(|path| Ok((path, serde_json::to_string_pretty(results)?)));
+    let html = args.report.iter().map(|path| Ok((path, report::html(results))));
+    json.chain(html).try_for_each(|file: Result<(&PathBuf, String)>| {
+        let (path, text) = file?;
+        fs::write(path, text).with_context(|| format!("write {}", path.display()))
+    })
 }
 
 /// A thousand connections take more descriptors than processes have by default. Servers inherit

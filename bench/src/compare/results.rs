@@ -217,17 +217,35 @@ impl std::fmt::Display for Verdict {
     }
 }
 
+/// How far our server is from each floor in the row, for people.
+pub(crate) fn floor_distance(result: &RowResult) -> Vec<String> {
+    let Some(ours) = result.cell(Product::Sheave) else { return Vec::new() };
+    let floors = result.cells.iter().filter(|cell| cell.role == Role::Floor);
+    floors
+        .map(|floor| {
+            let ratio = |metric| ours.metric(metric) / floor.metric(metric);
+            let (rate, p50) = (ratio(Metric::Throughput), ratio(Metric::P50));
+            let cpu = ratio(Metric::Cpu);
+            format!(
+                "{rate:.2} × the rate of {}, {p50:.2} × its p50, {cpu:.2} × its CPU",
+                floor.product.name()
+            )
+        })
+        .collect()
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod examples {
     use super::*;
     use crate::compare::rows;
 
-    fn cell(product: Product, ops: f64, us: f64) -> Cell {
+    /// A server that does everything equally well.
+    pub(crate) fn cell(product: Product, ops: f64, us: f64) -> Cell {
         let spread = |value: f64| Spread { median: value, min: value, max: value };
         Cell {
             product,
             role: product.role(),
-            command: String::new(),
+            command: "serve --socket /s".to_owned(),
             ops_per_s: spread(ops),
             bytes_per_s: spread(ops * 4096.0),
             p50_us: spread(us),
@@ -236,15 +254,48 @@ mod tests {
             cpu_us_per_op: spread(us),
             client_cpu_us_per_op: spread(1.0),
             resident_bytes: 0,
-            curve: Vec::new(),
+            curve: vec![
+                CurvePoint { quantile: 0.0, us },
+                CurvePoint { quantile: 0.9, us: us * 2.0 },
+            ],
         }
     }
 
-    fn result(id: &str, cells: Vec<Cell>) -> RowResult {
-        let row = rows::all().into_iter().find(|row| row.id == id).unwrap();
+    /// A row with some servers.
+    pub(crate) fn result(id: &str, cells: Vec<Cell>) -> RowResult {
+        let row = rows::all().into_iter().find(|row| row.id == id).expect("a row of that id");
         let placement = Placement::Unpinned;
         RowResult { row, placement, cells, fio_ops_per_s: None, verdicts: Vec::new() }
     }
+
+    /// A small comparison.
+    pub(crate) fn results() -> Results {
+        let cells = || {
+            vec![
+                cell(Product::Sheave, 299.0, 3.0),
+                cell(Product::Nbdkit, 100.0, 10.0),
+                cell(Product::Echo, 900.0, 1.0),
+            ]
+        };
+        let mut rows =
+            vec![result("mem-4k-qd32-read", cells()), result("mem-4k-qd1-read", cells())];
+        judge(&mut rows);
+        let check = Check {
+            id: "churn".to_owned(),
+            title: "growth".to_owned(),
+            product: Product::Sheave,
+            value: "0".to_owned(),
+            wanted: Some("0".to_owned()),
+            reached: Some(true),
+        };
+        Results { about: About::default(), rows, checks: vec![check], skipped: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::examples::{cell, result};
+    use super::*;
 
     #[test]
     fn each_figure_has_its_own_best_peer() {
@@ -279,5 +330,12 @@ mod tests {
         judge(&mut rows);
         assert_eq!(rows[0].verdicts.len(), 1);
         assert!(rows[0].verdicts[0].reached);
+    }
+
+    #[test]
+    fn the_distance_to_a_floor_is_told() {
+        let cells = vec![cell(Product::Sheave, 300.0, 3.0), cell(Product::Echo, 600.0, 2.0)];
+        let told = floor_distance(&result("mem-4k-qd1-read", cells));
+        assert_eq!(told, ["0.50 × the rate of echo, 1.50 × its p50, 1.50 × its CPU"]);
     }
 }

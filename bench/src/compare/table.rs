@@ -5,7 +5,7 @@ use comfy_table::{Attribute, Cell as TableCell, CellAlignment, Color, Table, pre
 
 use super::checks;
 use super::product::{Product, Role};
-use super::results::{Cell, Results, RowResult};
+use super::results::{Cell, Results, RowResult, floor_distance};
 use super::rows::{self, Metric};
 use crate::stats::Spread;
 use crate::units;
@@ -50,7 +50,11 @@ pub(crate) fn row(result: &RowResult) -> String {
     align_right(&mut table);
     let fio = result.fio_ops_per_s.map(|fio| format!("; fio {}", units::rate(fio.median)));
     let (title, placement) = (result.row.title, result.placement.name());
-    format!("\n{title}, {placement}{}\n{table}\n", fio.unwrap_or_default())
+    let mut out = format!("\n{title}, {placement}{}\n{table}\n", fio.unwrap_or_default());
+    for distance in floor_distance(result) {
+        out += &format!("sheave: {distance}\n");
+    }
+    out
 }
 
 fn cells(result: &RowResult, cell: &Cell) -> Vec<TableCell> {
