@@ -23,8 +23,7 @@ lint: ## rustfmt, clippy, cargo-deny
 fuzz: ## each fuzz target for a short time (needs a nightly toolchain)
 	scripts/fuzz
 
-bench: build ## compare with other NBD servers
-	scripts/setup-debian
+bench: ## compare with other NBD servers
 	scripts/bench
 
 clean:

@@ -1,0 +1,116 @@
+//! `sheave bench`: it checks what it reads, and its report stands alone.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+use sheave_tests::{Certificates, Run, Scratch, Serve, both_engines, sheave};
+
+both_engines! {
+    fn verified_load_on_every_kind_of_connection(engine) {
+        let server = Serve::new("memory:?size=32M").engine(engine).unix();
+        for args in [
+            "--rw mixed --qd 32 --bs 4k",
+            "--rw mixed --qd 4 --bs 128k --connections 8 --threads 2 --flush-every 50",
+            "--rw mixed --structured --sequential --bs 64k",
+            "--rw mixed --extended --bs 1536",
+        ] {
+            check(load(&server.uri(), args), args);
+        }
+        let server = Serve::new("memory:?size=32M").engine(engine).tcp();
+        check(load(&server.uri(), "--rw mixed"), "over TCP");
+    }
+
+    fn verified_load_over_tls(engine) {
+        let certificates = Certificates::new();
+        let server = Serve::new("memory:?size=32M").engine(engine).tls(&certificates, true).tcp();
+        let uri = format!(
+            "nbds://localhost:{}/?tls-certificates={}",
+            server.port(),
+            certificates.dir().display()
+        );
+        check(load(&uri, "--rw mixed --bs 64k"), "over TLS");
+    }
+
+    fn verified_load_on_a_file(engine) {
+        let scratch = Scratch::new();
+        let server = Serve::new(scratch.sparse("disk.img", 32 << 20)).engine(engine).unix();
+        check(load(&server.uri(), "--rw mixed --connections 4 --flush-every 100"), "a file");
+    }
+}
+
+#[test]
+fn wrong_data_is_noticed() {
+    let server = Serve::new("memory:?size=16M").unix();
+    let uri = server.uri();
+    // Somebody else writes into the same blocks meanwhile.
+    let vandal = std::thread::spawn({
+        let uri = uri.clone();
+        move || bench(&uri, "--rw write --seed 99 --seconds 3 --json").ok()
+    });
+    let output = bench(&uri, "--rw mixed --verify --seconds 1 --json").output();
+    vandal.join().expect("the other one");
+    assert_eq!(output.status.code(), Some(1), "{}", output.describe());
+    assert!(output.stderr.contains("wrong"), "{}", output.stderr);
+}
+
+#[test]
+fn errors_are_counted_and_told() {
+    let server = Serve::new("memory:?size=16M&fault=read:error=EIO:after=1000:count=5").unix();
+    let output = bench(&server.uri(), "--rw read --seconds 1 --json").output();
+    let report: Value = serde_json::from_str(&output.stdout).expect("JSON");
+    assert_eq!(report["errors"], 5, "{}", output.describe());
+}
+
+#[test]
+fn other_servers_are_loaded_and_verified_too() {
+    let scratch = Scratch::new();
+    let socket = scratch.file("s");
+    let uri = format!("nbd+unix:///?socket={socket}");
+    let command =
+        format!("{} bench run '{uri}' --rw mixed --verify --seconds 1", sheave().display());
+    Run::new("nbdkit").args("-U").arg(socket).args("memory 32M --run").arg(command).ok();
+}
+
+#[test]
+fn a_quick_comparison_writes_a_report_that_stands_alone() {
+    let scratch = Scratch::new();
+    let (report, json) = (scratch.file("report.html"), scratch.file("report.json"));
+    let shown = Run::new(sheave())
+        .args("bench compare --quick --rows mem-4k-qd32-* --servers sheave,nbdkit,ring,echo")
+        .arg("--report")
+        .arg(&report)
+        .arg("--json")
+        .arg(&json)
+        .timeout(Duration::from_secs(120))
+        .ok();
+    assert!(shown.contains("nbdkit"), "{shown}");
+    let figures: Value =
+        serde_json::from_str(&fs::read_to_string(json).expect("JSON")).expect("JSON");
+    assert!(figures.is_object() || figures.is_array());
+    let html = fs::read_to_string(report).expect("report");
+    assert!(html.contains("<svg") || html.contains("<canvas"), "it has curves");
+    for outside in ["src=\"http", "src='http", "href=\"http", "@import", "src=\"/"] {
+        assert!(!html.contains(outside), "it needs {outside}");
+    }
+}
+
+fn bench(uri: &str, args: &str) -> Run {
+    Run::new(sheave()).args("bench run").arg(uri).args(args)
+}
+
+fn load(uri: &str, args: &str) -> Value {
+    let report = bench(uri, args).args("--verify --seconds 0.7 --warmup 0 --json").ok();
+    serde_json::from_str(&report).expect("JSON")
+}
+
+#[track_caller]
+fn check(report: Value, what: &str) {
+    assert_eq!(
+        (&report["faults"], &report["errors"]),
+        (&0.into(), &0.into()),
+        "{what}: {report:#}"
+    );
+    assert!(report["checked"].as_u64().is_some_and(|checked| checked > 50), "{what}: {report:#}");
+    assert!(report["read"]["p99_us"].as_f64().is_some_and(|p99| p99 > 0.0), "{what}: {report:#}");
+}
