@@ -422,7 +422,9 @@ mod tests {
         assert_eq!(transport("nbd:///x"), tcp("localhost", 10809));
         assert_eq!(transport("nbd://u@[::1]:7"), tcp("::1", 7));
         assert_eq!(transport("nbd+vsock://2:9"), Ok(Transport::Vsock { cid: 2, port: 9 }));
-        for bad in ["nbd://h:65536", "nbd://h:+1", "nbd://a:b:1", "nbd://[::1", "nbd://[h]"] {
+        for bad in
+            ["nbd://h:65536", "nbd://h:+1", "nbd://a%3Ab", "nbd://a:b:1", "nbd://[::1", "nbd://[h]"]
+        {
             assert!(matches!(parse(bad), Err(UriError::Authority(_))), "{bad}");
         }
     }

@@ -37,8 +37,6 @@ impl ServerHandshake {
             Err(refusal) => Err(refusal),
         };
         let next = next.unwrap_or_else(|(kind, message)| {
-            // What was answered before the error was found is withdrawn.
-            out.clear();
             put_reply(&mut out, option, kind, message.as_bytes());
             Next::NeedMore
         });

@@ -256,6 +256,14 @@ fn h9_client_stops_at_once_when_the_server_shuts_down() {
 }
 
 #[test]
+fn tls_client_stops_at_once_when_the_server_wants_tls() {
+    let (mut client, _) = Client::greeted(config("e"), 3);
+    let (output, next) = client.reply(option::EXTENDED_HEADERS, reply_type::ERR_TLS_REQD, &[]);
+    assert_eq!(output, message(option::ABORT, &[]));
+    assert!(failed(next).to_string().contains("it wants TLS"));
+}
+
+#[test]
 fn tls_client_starts_it_first_and_speaks_again_after_it() {
     let (mut client, output) = Client::greeted(ClientConfig { tls: true, ..simple("e") }, 3);
     assert_eq!(output[4..], message(option::STARTTLS, &[]));

@@ -376,6 +376,18 @@ fn t1_read_only_offers_no_writes() {
 }
 
 #[test]
+fn t8_read_only_volumes_have_nothing_to_flush_across_connections() {
+    let alone = |read_only| {
+        flags(ReplyStyle::Simple, |info| {
+            info.read_only = read_only;
+            info.can.multi_conn = false;
+        }) & flag::CAN_MULTI_CONN
+    };
+    assert_eq!(alone(false), 0);
+    assert_ne!(alone(true), 0);
+}
+
+#[test]
 fn t7_df_needs_more_than_simple_replies() {
     assert_eq!(flags(ReplyStyle::Simple, |_| {}) & flag::SEND_DF, 0);
     assert_ne!(flags(ReplyStyle::Structured, |_| {}) & flag::SEND_DF, 0);
