@@ -125,7 +125,7 @@ impl Guarded {
     pub(crate) fn is_alive(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(None)),
-            None => Path::new(&format!("/proc/{}", self.pid)).exists(),
+            None => has_not_ended(self.pid),
         }
     }
 }
@@ -149,6 +149,14 @@ impl Drop for Guarded {
             }
         }
     }
+}
+
+/// Whether a process that is not our child runs. One that has ended stays a zombie for as long as
+/// its parent, the system's first process, likes.
+fn has_not_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // "pid (name) state …"; the name may hold anything, parentheses too.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 fn register(pid: u32) -> Result<()> {
@@ -187,6 +195,19 @@ mod tests {
         let pid = guarded.pid();
         drop(guarded);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn a_zombie_has_ended() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let deadline = Instant::now() + GRACE;
+        while has_not_ended(child.id()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+        let (ended, exists) =
+            (!has_not_ended(child.id()), fs::exists(format!("/proc/{}", child.id())));
+        child.wait().unwrap();
+        assert!(ended && exists.unwrap());
     }
 
     #[test]

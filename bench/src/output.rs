@@ -8,8 +8,7 @@ use anyhow::Result;
 ///
 /// # Errors
 /// When the output cannot be written.
-pub(crate) fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
+pub(crate) fn print(out: &mut dyn Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),

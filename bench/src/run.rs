@@ -1,6 +1,7 @@
 //! `sheave bench run`: one load on one server.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -127,9 +128,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let outcome = load::run(&plan)?;
     let summary = summary(args, &plan, &outcome);
     if args.json {
-        output::print(&(serde_json::to_string_pretty(&summary)? + "\n"))?;
+        output::print(&mut io::stdout(), &(serde_json::to_string_pretty(&summary)? + "\n"))?;
     } else {
-        output::print(&shown(&summary, &outcome))?;
+        output::print(&mut io::stdout(), &shown(&summary, &outcome))?;
     }
     if let Some(path) = &args.hgrm {
         let mut text = String::new();

@@ -35,6 +35,14 @@ pub(crate) fn about(
     }
 }
 
+impl About {
+    /// Whether others were at work before it began.
+    pub(crate) fn is_busy(&self, cpus: usize) -> bool {
+        let last_minute = self.load_average.split(' ').next().and_then(|load| load.parse().ok());
+        last_minute.is_some_and(|load: f64| load > cpus as f64 / 2.0)
+    }
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
@@ -69,7 +77,8 @@ fn version(product: Product) -> Option<(String, String)> {
     let output = Command::new(program).arg(version_option(product)).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
-    Some((program.to_owned(), text.lines().next()?.trim().to_owned()))
+    let line = text.lines().next()?.trim();
+    Some((program.to_owned(), line.strip_prefix("This is ").unwrap_or(line).to_owned()))
 }
 
 fn version_option(product: Product) -> &'static str {

@@ -11,6 +11,7 @@ mod server;
 mod table;
 mod tls_files;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{env, fs};
@@ -55,12 +56,12 @@ pub(crate) struct CompareArgs {
         hide_possible_values = true
     )]
     servers: Vec<Product>,
-    /// Repetitions
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
-    /// Seconds per run
-    #[arg(long, value_name = "S", default_value_t = 2.0)]
-    seconds: f64,
+    /// Repetitions [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    runs: Option<u16>,
+    /// Seconds per run [default: 2]
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
     /// Where client and server run; several joined by commas, or all
     #[arg(long, value_name = "WHERE", default_value = "unpinned", value_delimiter = ',')]
     placement: Vec<PlacementArg>,
@@ -80,6 +81,9 @@ pub(crate) struct CompareArgs {
     /// Just see that everything works: one short run, small volumes; the figures mean little
     #[arg(long)]
     quick: bool,
+    /// Run fio's nbd engine on every server too
+    #[arg(long)]
+    fio: bool,
     /// Write a report to be looked at with a browser
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -123,8 +127,12 @@ struct Campaign {
 /// When nothing can be compared, a file cannot be written or, if it is to be so, a target is
 /// missed.
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
+    compare(args, &mut io::stdout())
+}
+
+fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     if args.list {
-        return output::print(&table::list());
+        return output::print(out, &table::list());
     }
     let mut skipped = Vec::new();
     let campaign = campaign(args, &mut skipped)?;
@@ -138,12 +146,19 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         Some(program) => program.clone(),
         None => env::current_exe().context("find this program")?,
     };
+    if about.is_busy(cpus.count()) {
+        eprintln!("others are at work here (load {}): figures will be poor", about.load_average);
+    }
     let mut launcher = Launcher::new(program, &dir)?;
-    let mut results = Results { about, rows: Vec::new(), checks: Vec::new(), skipped };
-    run_rows(&campaign, &mut launcher, &cpus, &mut results)?;
+    let mut results =
+        Results { about, rows: Vec::new(), checks: Vec::new(), fio: Vec::new(), skipped };
+    run_rows(&campaign, &mut launcher, &cpus, &mut results, out)?;
     run_checks(&campaign, &mut launcher, &mut results)?;
+    if args.fio {
+        run_fio(&campaign, &mut launcher, &mut results)?;
+    }
     drop(launcher);
-    output::print(&table::summary(&results))?;
+    output::print(out, &table::summary(&results))?;
     write_files(args, &results)?;
     let missed = results.missed();
     ensure!(!args.strict || missed == 0, "{missed} targets missed");
@@ -168,9 +183,11 @@ fn campaign(args: &CompareArgs, skipped: &mut Vec<String>) -> Result<Campaign> {
         false => args.placement.iter().filter_map(|arg| arg.placement()).collect(),
     };
     ensure!(args.threads > 0, "--threads begins at 1");
-    ensure!((0.01..=3600.0).contains(&args.seconds), "--seconds is between 0.01 and 3600");
+    let (runs, seconds) = if args.quick { (1, 0.1) } else { (5, 2.0) };
+    let (runs, seconds) = (args.runs.unwrap_or(runs), args.seconds.unwrap_or(seconds));
+    ensure!((0.01..=3600.0).contains(&seconds), "--seconds is between 0.01 and 3600");
     let quick =
-        |full: Duration, short: u64| if args.quick { Duration::from_millis(short) } else { full };
+        |full_ms, quick_ms| Duration::from_millis(if args.quick { quick_ms } else { full_ms });
     let shrunk = |size: ByteSize| if args.quick { size.0.min(64 << 20) } else { size.0 };
     Ok(Campaign {
         rows,
@@ -178,15 +195,15 @@ fn campaign(args: &CompareArgs, skipped: &mut Vec<String>) -> Result<Campaign> {
         products,
         placements,
         effort: Effort {
-            runs: if args.quick { 1 } else { args.runs.into() },
-            warmup: quick(Duration::from_millis(200), 30),
-            measure: quick(Duration::from_secs_f64(args.seconds), 100),
+            runs: runs.into(),
+            warmup: quick(200, 30),
+            measure: Duration::from_secs_f64(seconds),
             threads: args.threads,
         },
         check_effort: CheckEffort {
             connections: if args.quick { 100 } else { 1000 },
             cycles: if args.quick { 500 } else { 10_000 },
-            idle: quick(Duration::from_secs(5), 500),
+            idle: quick(5000, 500),
         },
         size: shrunk(args.size),
         file_size: shrunk(args.file_size),
@@ -199,6 +216,7 @@ fn run_rows(
     launcher: &mut Launcher,
     cpus: &Cpus,
     results: &mut Results,
+    out: &mut dyn Write,
 ) -> Result<()> {
     for group in campaign.rows.chunk_by(|a, b| a.volume == b.volume) {
         let servers = start(campaign, launcher, group[0].volume, results)?;
@@ -207,7 +225,7 @@ fn run_rows(
                 let skipped = &mut results.skipped;
                 let result =
                     measure::row(row, placement, &servers, campaign.effort, cpus, skipped)?;
-                output::print(&table::row(&result))?;
+                output::print(out, &table::row(&result))?;
                 results.rows.push(result);
             }
         }
@@ -248,22 +266,45 @@ fn start(
 /// Runs the checks, each on fresh servers: what a load left behind is not what they ask for.
 fn run_checks(campaign: &Campaign, launcher: &mut Launcher, results: &mut Results) -> Result<()> {
     for id in &campaign.checks {
-        let mut servers = Vec::new();
-        for &product in campaign.products.iter().filter(|product| product.role() != Role::Floor) {
-            // A peer without volumes in memory is asked with one in a file.
-            let memory = launcher.start(product, Volume::Memory, campaign.size)?;
-            let server = match memory {
-                None => launcher.start(product, Volume::File, campaign.file_size)?,
-                found => found,
-            };
-            servers.extend(server);
-        }
+        let servers = start_real(campaign, launcher, results)?;
         match checks::run(id, &servers, campaign.effort, campaign.check_effort) {
             Ok(checks) => results.checks.extend(checks),
             Err(error) => results.skipped.push(format!("{error:#}")),
         }
     }
     Ok(())
+}
+
+/// Runs fio's nbd engine on every server.
+fn run_fio(campaign: &Campaign, launcher: &mut Launcher, results: &mut Results) -> Result<()> {
+    for server in start_real(campaign, launcher, results)? {
+        match fio::jobs(&server, campaign.effort.measure) {
+            Ok(found) => results.fio.extend(found),
+            Err(error) => results.skipped.push(format!("{}: {error:#}", server.product.name())),
+        }
+    }
+    Ok(())
+}
+
+/// Starts every server that is no floor, empty. One without volumes in memory gets a file.
+fn start_real(
+    campaign: &Campaign,
+    launcher: &mut Launcher,
+    results: &mut Results,
+) -> Result<Vec<Server>> {
+    let mut servers = Vec::new();
+    for &product in campaign.products.iter().filter(|product| product.role() != Role::Floor) {
+        let started = match launcher.start(product, Volume::Memory, campaign.size) {
+            Ok(None) => launcher.start(product, Volume::File, campaign.file_size),
+            started => started,
+        };
+        match started {
+            Ok(server) => servers.extend(server),
+            Err(error) if product.role() == Role::Subject => return Err(error),
+            Err(error) => results.skipped.push(format!("{}: {error:#}", product.name())),
+        }
+    }
+    Ok(servers)
 }
 
 fn write_files(args: &CompareArgs, results: &Results) -> Result<()> {
@@ -291,5 +332,79 @@ impl PlacementArg {
             Self::Apart => Some(Placement::Apart),
             Self::All => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: CompareArgs,
+    }
+
+    fn parse(line: &str) -> CompareArgs {
+        Cli::parse_from(std::iter::once("compare").chain(line.split_whitespace())).args
+    }
+
+    /// Runs a comparison in `dir`. The program under test is not this crate's, so others are
+    /// compared here. Answers what it wrote as JSON.
+    fn compared(dir: &Path, options: &str) -> Value {
+        let (json, html) = (dir.join("c.json"), dir.join("c.html"));
+        let shown = dir.display();
+        let args = parse(&format!(
+            "--quick --dir {shown} --json {shown}/c.json --report {shown}/c.html {options}"
+        ));
+        compare(&args, &mut io::sink()).unwrap();
+        assert!(fs::read_to_string(&html).unwrap().contains("nbdkit"));
+        let found: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        assert_eq!(found["skipped"], Value::Array(Vec::new()));
+        found
+    }
+
+    fn count(value: &Value) -> usize {
+        value.as_array().map_or(0, Vec::len)
+    }
+
+    #[test]
+    fn peers_are_compared_and_nothing_is_left_behind() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let found = compared(
+            dir.path(),
+            "--size 16M --file-size 16M --servers nbdkit,qemu-nbd,nbd-server --placement unpinned,together \
+             --rows file-4k-qd32-write,tls-1m-qd8-read,idle-*",
+        );
+        // A row of three servers and one of two, at two placements.
+        let rows = found["rows"].as_array().unwrap();
+        let cells: Vec<_> = rows.iter().map(|row| count(&row["cells"])).collect();
+        assert_eq!(cells, [2, 2, 3, 3]);
+        assert!(rows.iter().all(|row| row["cells"][0]["ops_per_s"]["median"].as_f64() > Some(1.0)));
+        assert_eq!(count(&found["checks"]), 3 * 3);
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+
+    #[test]
+    fn fio_verifies_a_server() {
+        let dir = tempfile::TempDir::new().unwrap();
+        // The job writes 64 MiB.
+        let options = "--servers nbdkit --rows churn --fio --size 64M";
+        let found = compared(dir.path(), options);
+        assert_eq!(count(&found["checks"]), 1);
+        let jobs = found["fio"].as_array().unwrap();
+        assert!(jobs.iter().any(|job| job["job"] == "verify" && job["way"] == "read"));
+    }
+
+    #[test]
+    fn a_comparison_of_nothing_is_refused() {
+        let refused = compare(&parse("--rows no-such-row"), &mut io::sink());
+        assert!(refused.unwrap_err().to_string().contains("--list"));
     }
 }

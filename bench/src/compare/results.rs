@@ -18,6 +18,8 @@ pub(crate) struct Results {
     pub(crate) rows: Vec<RowResult>,
     /// Everything that is not a row.
     pub(crate) checks: Vec<Check>,
+    /// What fio's nbd engine reached, if it was asked.
+    pub(crate) fio: Vec<FioResult>,
     /// What could not be run, and why.
     pub(crate) skipped: Vec<String>,
 }
@@ -102,6 +104,23 @@ pub(crate) struct Verdict {
     pub(crate) ratio: f64,
     /// Whether it is enough.
     pub(crate) reached: bool,
+}
+
+/// What fio's nbd engine reached.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FioResult {
+    /// On which server.
+    pub(crate) product: Product,
+    /// In which job.
+    pub(crate) job: String,
+    /// Reading or writing.
+    pub(crate) way: &'static str,
+    /// Requests per second.
+    pub(crate) ops_per_s: f64,
+    /// Bytes per second.
+    pub(crate) bytes_per_s: f64,
+    /// 99th percentile of latency in microseconds.
+    pub(crate) p99_us: f64,
 }
 
 /// A single figure with its own bound.
@@ -213,7 +232,9 @@ impl std::fmt::Display for Verdict {
             Bound::AtMost(bound) => ('≤', bound),
         };
         let (metric, against) = (self.target.metric.name(), &self.against);
-        write!(f, "{metric} {:.2} × {against} ({sign} {bound})", self.ratio)
+        // Three digits either way: 0.804 is not 0.8.
+        let digits = if self.ratio < 1.0 { 3 } else { 2 };
+        write!(f, "{metric} {:.digits$} × {against} ({sign} {bound})", self.ratio)
     }
 }
 
@@ -288,7 +309,13 @@ pub(crate) mod examples {
             wanted: Some("0".to_owned()),
             reached: Some(true),
         };
-        Results { about: About::default(), rows, checks: vec![check], skipped: Vec::new() }
+        Results {
+            about: About::default(),
+            rows,
+            checks: vec![check],
+            fio: Vec::new(),
+            skipped: Vec::new(),
+        }
     }
 }
 

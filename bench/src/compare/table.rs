@@ -101,6 +101,12 @@ pub(crate) fn summary(results: &Results) -> String {
         let value = format!("{}{}", check.value, wanted.unwrap_or_default());
         table.add_row([mark(check.reached), title.into(), value.into()]);
     }
+    for fio in &results.fio {
+        let title = format!("{}: fio {}, {}", fio.product.name(), fio.job, fio.way);
+        let (rate, p99) = (units::rate(fio.ops_per_s), units::micros(fio.p99_us));
+        let value = format!("{rate}, {}, p99 {p99}", units::throughput(fio.bytes_per_s));
+        table.add_row([mark(None), title.into(), value.into()]);
+    }
     let (reached, missed) = (results.reached(), results.missed());
     let mut out = format!("\n{table}\n{reached} targets reached, {missed} missed\n");
     for skipped in &results.skipped {

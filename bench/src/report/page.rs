@@ -28,6 +28,8 @@ fn page(out: &mut String, results: &Results) -> Result {
     head(out, results)?;
     overview(out, results)?;
     targets(out, results)?;
+    checks(out, results)?;
+    fio(out, results)?;
     if !results.rows.is_empty() {
         writeln!(out, "<h2>Rows</h2>")?;
     }
@@ -44,8 +46,8 @@ fn head(out: &mut String, results: &Results) -> Result {
     writeln!(out, "<h1>Sheave beside other NBD servers</h1>")?;
     writeln!(
         out,
-        "<p class=\"soft\">Servers take turns within each of {runs} repetitions of {seconds} s; \
-         figures are medians, ratios are ratios of medians.</p>"
+        "<p class=\"soft\">{runs} × {seconds} s a row and server. Servers take turns within each \
+         repetition; figures are medians, ratios are ratios of medians.</p>"
     )?;
     let (reached, missed) = (results.reached(), results.missed());
     if reached + missed > 0 {
@@ -76,10 +78,11 @@ fn head(out: &mut String, results: &Results) -> Result {
     writeln!(out, "<dt>command</dt><dd><code>{}</code></dd>\n</dl>", Escaped(command))
 }
 
-/// Rows by servers, one figure each.
+/// Rows by servers, without the floors.
 fn overview(out: &mut String, results: &Results) -> Result {
+    let cells = results.rows.iter().flat_map(|row| &row.cells);
     let mut products: Vec<Product> =
-        results.rows.iter().flat_map(|row| &row.cells).map(|cell| cell.product).collect();
+        cells.filter(|cell| cell.role != Role::Floor).map(|cell| cell.product).collect();
     products.sort_unstable();
     products.dedup();
     if products.is_empty() {
@@ -130,11 +133,10 @@ fn overview_cell(out: &mut String, cell: &Cell, is_best: bool) -> Result {
 }
 
 fn targets(out: &mut String, results: &Results) -> Result {
-    let has_targets = results.rows.iter().any(|row| !row.verdicts.is_empty());
-    if !has_targets && results.checks.is_empty() {
+    if results.rows.iter().all(|row| row.verdicts.is_empty()) {
         return Ok(());
     }
-    writeln!(out, "<h2>Targets and checks</h2>\n<div class=\"panel scroll\"><table>")?;
+    writeln!(out, "<h2>Targets</h2>\n<div class=\"panel scroll\"><table>")?;
     for row in &results.rows {
         for verdict in &row.verdicts {
             writeln!(
@@ -147,17 +149,59 @@ fn targets(out: &mut String, results: &Results) -> Result {
             )?;
         }
     }
-    for check in &results.checks {
-        let Check { title, product, value, wanted, reached, .. } = check;
-        let wanted = wanted.as_ref().map(|wanted| format!(" ({wanted})")).unwrap_or_default();
+    writeln!(out, "</table></div>")
+}
+
+/// Our own server's checks, and what the others came to.
+fn checks(out: &mut String, results: &Results) -> Result {
+    if results.checks.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<h2>Checks</h2>\n<div class=\"panel scroll\"><table>")?;
+    for group in results.checks.chunk_by(|a, b| a.id == b.id) {
+        let first = group.iter().find(|check| check.reached.is_some()).unwrap_or(&group[0]);
+        let wanted = first.wanted.as_ref().map(|wanted| format!(" ({wanted})")).unwrap_or_default();
+        write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}: {}{}",
+            badge(first.reached),
+            Escaped(&first.title),
+            first.product.name(),
+            Escaped(&first.value),
+            Escaped(&wanted)
+        )?;
+        for Check { product, value, .. } in
+            group.iter().filter(|check| !std::ptr::eq(*check, first))
+        {
+            write!(out, "<div class=\"soft small\">{}: {}</div>", product.name(), Escaped(value))?;
+        }
+        writeln!(out, "</td></tr>")?;
+    }
+    writeln!(out, "</table></div>")
+}
+
+/// What a client that others wrote makes of the servers.
+fn fio(out: &mut String, results: &Results) -> Result {
+    if results.fio.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "<h2>fio</h2>\n<p class=\"soft\">fio's nbd engine, a foreign client that is the bottleneck \
+         itself.</p>\n<div class=\"panel scroll\"><table><tr><th>server</th><th>job</th>\
+         <th>rate</th><th>throughput</th><th>p99</th></tr>"
+    )?;
+    for job in &results.fio {
         writeln!(
             out,
-            "<tr><td>{}</td><td>{}: {}</td><td>{}{}</td></tr>",
-            badge(*reached),
-            product.name(),
-            Escaped(title),
-            Escaped(value),
-            Escaped(&wanted)
+            "<tr><td>{}</td><td class=\"n\">{}, {}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            job.product.name(),
+            Escaped(&job.job),
+            job.way,
+            units::rate(job.ops_per_s),
+            units::throughput(job.bytes_per_s),
+            units::micros(job.p99_us)
         )?;
     }
     writeln!(out, "</table></div>")

@@ -54,9 +54,10 @@ td:first-child { white-space: nowrap; }
 tr.ours td { font-weight: 620; }
 tr.floor td { color: var(--soft); }
 td.bar {
-  background: linear-gradient(to left, var(--bar) var(--w, 0%), transparent var(--w, 0%));
+  background: linear-gradient(to right, var(--bar) var(--w, 0%), transparent var(--w, 0%));
 }
-.overview td { min-width: 92px; }
+.overview th { white-space: normal; max-width: 120px; }
+.overview td { min-width: 104px; }
 .overview .x { display: block; font-weight: 400; color: var(--soft); font-size: 12px; }
 .overview td.best { font-weight: 650; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px; background: currentColor; }
