@@ -60,7 +60,8 @@ both_engines! {
 fn fio(server: &Server, args: &str) {
     let report = Run::new("fio")
         .args("--name=job --ioengine=nbd --output-format=json --verify_fatal=1 --verify_dump=0")
-        .args("--verify=crc32c --do_verify=1 --randrepeat=1 --group_reporting")
+        .args("--verify=crc32c --verify_state_save=0 --do_verify=1 --randrepeat=1")
+        .arg("--group_reporting")
         .arg(format!("--uri={}", server.uri()))
         .args(args)
         .ok();
