@@ -290,16 +290,6 @@ impl Wire {
         }
     }
 
-    /// Negotiates structured replies.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn structured_replies(&mut self) -> io::Result<()> {
-        self.option(opt::STRUCTURED_REPLY, &[])?;
-        assert_eq!(self.option_reply(opt::STRUCTURED_REPLY)?.0, reply::ACK);
-        Ok(())
-    }
-
     /// Sends a request without a payload.
     ///
     /// # Errors

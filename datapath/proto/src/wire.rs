@@ -2,7 +2,7 @@
 //! `extension-ext-header` branch. Every integer on the wire is big-endian.
 #![expect(missing_docs, reason = "the specification's own names say it")]
 
-use sheave_core::{ErrorKind, NbdErrno};
+use sheave_core::NbdErrno;
 
 /// The port that IANA gave to NBD.
 pub const PORT: u16 = 10809;
@@ -14,8 +14,6 @@ pub const EXPORT_NAME_PADDING_LEN: usize = 124;
 pub const MINIMUM_BLOCK_MAX: u32 = 64 << 10;
 /// The smallest preferred block size in bytes.
 pub const PREFERRED_BLOCK_MIN: u32 = 512;
-/// The longest payload in bytes where nothing was negotiated.
-pub const DEFAULT_PAYLOAD_MAX: u32 = 32 << 20;
 /// The most descriptors in one block status chunk.
 pub const BLOCK_STATUS_EXTENTS_MAX: usize = 1 << 20;
 /// A read of this many bytes with the DF flag is never too long, nor is any other.
@@ -192,23 +190,10 @@ pub fn errno_from_wire(value: u32) -> NbdErrno {
     }
 }
 
-/// What a client can do about an error that a server sent.
-#[must_use]
-pub fn error_kind(errno: NbdErrno) -> ErrorKind {
-    match errno {
-        NbdErrno::Perm => ErrorKind::Permission,
-        NbdErrno::Io => ErrorKind::Io,
-        NbdErrno::NoMem => ErrorKind::NoMemory,
-        NbdErrno::Inval => ErrorKind::Invalid,
-        NbdErrno::NoSpc => ErrorKind::NoSpace,
-        NbdErrno::Overflow => ErrorKind::TooLarge,
-        NbdErrno::NotSup => ErrorKind::Unsupported,
-        NbdErrno::Shutdown => ErrorKind::Shutdown,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use sheave_core::ErrorKind;
+
     use super::*;
 
     #[test]
@@ -216,7 +201,7 @@ mod tests {
         for kind in ErrorKind::ALL {
             let errno = kind.nbd_errno();
             assert_eq!(errno_from_wire(errno as u32), errno);
-            assert_eq!(error_kind(errno).nbd_errno(), errno);
+            assert_eq!(ErrorKind::of_nbd(errno).nbd_errno(), errno);
         }
     }
 

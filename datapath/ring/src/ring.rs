@@ -243,17 +243,6 @@ impl Ring {
         Ok(!self.uring.completion().is_empty())
     }
 
-    /// Completions that are ready.
-    pub fn ready(&mut self) -> usize {
-        self.uring.completion().len()
-    }
-
-    /// File requests that have not been reported by [`Ring::next_event`].
-    #[must_use]
-    pub fn files_in_flight(&self) -> usize {
-        self.files_in_flight
-    }
-
     /// Submits what is pending and sleeps until a completion is ready or the time is over.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! One op at a time, waited for: for tools and tests.
 
-use sheave_core::{Backend, Buf, ByteRange, Io, Op, Outcome, Payload, Submitted, Tag, Volume};
+use sheave_core::{Backend, Buf, Op, Outcome, Submitted, Tag, Volume};
 
 use crate::Clock;
 use crate::io::PlainIo;
@@ -22,16 +22,6 @@ impl Blocking {
     pub fn open(volume: &dyn Volume) -> sheave_core::Result<Self> {
         let backend = volume.backend()?;
         Ok(Self { backend, io: PlainIo::default(), clock: Clock::start() })
-    }
-
-    /// Memory for the data of a write, see [`Backend::write_buffer`].
-    pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
-        self.backend.write_buffer(range, &mut self.io)
-    }
-
-    /// A buffer from the pool.
-    pub fn buffer(&mut self, len: usize) -> Buf {
-        self.io.buffer(len)
     }
 
     /// Gives a buffer back to the pool.
