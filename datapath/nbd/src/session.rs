@@ -14,13 +14,15 @@ use slab::Slab;
 
 use crate::incoming::{Arrived, Broken, Incoming};
 use crate::replies::{self, Asked};
-use crate::tls::TlsStream;
+use crate::tls::{Stream, TlsStream};
 
 /// Requests of one connection that a backend may have at once.
 const REQUESTS_MAX: usize = 1024;
 /// Payload bytes of one connection, in flight or in replies that wait for a slow reader. One
 /// request is always let in, however long.
 const HELD_BYTES_MAX: usize = 64 << 20;
+/// Replies that wait for a slow reader, however short: each takes some memory beside its bytes.
+const REPLIES_MAX: usize = 8192;
 /// Extents in one block status reply; proto.md allows 2^20.
 const EXTENTS_MAX: usize = 2048;
 
@@ -35,9 +37,16 @@ pub(crate) struct NbdSession {
     /// An op that the backend had no room for.
     stalled: Option<(Op, u32)>,
     ready: SendBatch,
+    /// Replies in `ready`, and in the batch that is being sent.
+    replies_ready: usize,
+    replies_sending: usize,
     /// Payload bytes, see [`HELD_BYTES_MAX`].
     held: usize,
+    /// As many of them the recorder knows of.
+    held_recorded: usize,
     finished: bool,
+    /// The client has said that nothing more comes; what is in the backlog came before.
+    closing: bool,
     /// The stream is broken: replies are of no use any more.
     gone: bool,
     times: Vec<Timed>,
@@ -75,8 +84,12 @@ impl NbdSession {
             requests: Slab::new(),
             stalled: None,
             ready: SendBatch::new(),
+            replies_ready: 0,
+            replies_sending: 0,
             held: 0,
+            held_recorded: 0,
             finished: false,
+            closing: false,
             gone: false,
             times: Vec::new(),
         }
@@ -98,10 +111,16 @@ impl NbdSession {
             let backlog = std::mem::take(&mut self.backlog);
             self.parse(&backlog, cx);
         }
+        if self.closing && self.backlog.is_empty() {
+            self.finish();
+        }
     }
 
     fn is_blocked(&self) -> bool {
-        self.stalled.is_some() || self.requests.len() >= REQUESTS_MAX || self.held >= HELD_BYTES_MAX
+        self.stalled.is_some()
+            || self.requests.len() >= REQUESTS_MAX
+            || self.replies_ready + self.replies_sending >= REPLIES_MAX
+            || self.held >= HELD_BYTES_MAX
     }
 
     fn arrived(&mut self, arrived: Result<Option<Arrived>, Broken>, cx: &mut Cx<'_>) {
@@ -172,20 +191,18 @@ impl NbdSession {
         if self.gone {
             return;
         }
-        let before = self.ready.len();
         match outcome {
             Ok(answer) => {
                 recorder.add_bytes(kind, asked.bytes());
-                replies::success(&mut self.ready, to, asked, answer);
+                self.reply(|ready| replies::success(ready, to, asked, answer));
             }
             Err(error) => {
                 recorder.add_error(kind);
                 tracing::debug!(%error, op = kind.name(), "request failed");
                 let errno = error.kind().nbd_errno();
-                replies::failure(&mut self.ready, to, errno, &error.to_string());
+                self.reply(|ready| replies::failure(ready, to, errno, &error.to_string()));
             }
         }
-        self.held += self.ready.len() - before;
         self.note_time(kind, start, submitted);
     }
 
@@ -201,17 +218,22 @@ impl NbdSession {
     }
 
     fn answer(&mut self, request: &Request) {
-        let before = self.ready.len();
         let to = ReplyTo::new(self.negotiated.style, request);
-        replies::success(&mut self.ready, to, Asked::Done { bytes: 0 }, Reply::Done);
-        self.held += self.ready.len() - before;
+        let asked = Asked::Done { bytes: 0 };
+        self.reply(|ready| replies::success(ready, to, asked, Reply::Done));
     }
 
     fn refuse(&mut self, request: &Request, errno: NbdErrno, message: &str) {
-        let before = self.ready.len();
         let to = ReplyTo::new(self.negotiated.style, request);
-        replies::failure(&mut self.ready, to, errno, message);
+        self.reply(|ready| replies::failure(ready, to, errno, message));
+    }
+
+    /// Appends a reply to the next batch.
+    fn reply(&mut self, put: impl FnOnce(&mut SendBatch)) {
+        let before = self.ready.len();
+        put(&mut self.ready);
         self.held += self.ready.len() - before;
+        self.replies_ready += 1;
     }
 
     /// Takes no more requests.
@@ -227,9 +249,17 @@ impl Session for NbdSession {
         let Some(mut tls) = self.tls.take() else { return self.plain(bytes, cx) };
         let outcome = tls.decrypt(bytes, |plain| self.plain(plain, cx));
         self.tls = Some(tls);
-        if let Err(error) = outcome {
-            tracing::info!(%error, "TLS connection dropped");
-            self.finish();
+        match outcome {
+            Ok(Stream::Open) => {}
+            // As good as the end of the connection, which the client may leave to us.
+            Ok(Stream::Closed) => {
+                self.closing = true;
+                self.parse_backlog(cx);
+            }
+            Err(error) => {
+                tracing::info!(%error, "TLS connection dropped");
+                self.finish();
+            }
         }
     }
 
@@ -273,12 +303,17 @@ impl Session for NbdSession {
                 }
             }
         }
+        if self.ready.is_empty() {
+            self.replies_sending = std::mem::take(&mut self.replies_ready);
+        }
+        self.record_held(recorder, self.held);
     }
 
     fn sent(&mut self, bytes: usize) {
         if self.tls.is_none() {
             self.held -= bytes;
         }
+        self.replies_sending = 0;
     }
 
     fn next_read(&mut self) -> NextRead {
@@ -310,9 +345,20 @@ impl Session for NbdSession {
     fn shut_down(&mut self) {
         self.finish();
     }
+
+    fn closed(&mut self, recorder: &Recorder) {
+        self.record_held(recorder, 0);
+    }
 }
 
 impl NbdSession {
+    fn record_held(&mut self, recorder: &Recorder, held: usize) {
+        if held != self.held_recorded {
+            recorder.add_bytes_in_flight(held as i64 - self.held_recorded as i64);
+            self.held_recorded = held;
+        }
+    }
+
     fn plain(&mut self, bytes: &[u8], cx: &mut Cx<'_>) {
         if self.backlog.is_empty() {
             self.parse(bytes, cx);

@@ -126,6 +126,14 @@ fn invalid(path: &Path, what: &str) -> Error {
     Error::new(ErrorKind::Invalid, "tls", format!("{}: {what}", path.display()))
 }
 
+/// Whether more can come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Open,
+    /// The other side has said that nothing more comes.
+    Closed,
+}
+
 /// A negotiated connection's cipher state.
 pub(crate) struct TlsStream {
     tls: ServerConnection,
@@ -145,12 +153,12 @@ impl TlsStream {
         &mut self,
         mut bytes: &[u8],
         mut plain: impl FnMut(&[u8]),
-    ) -> io::Result<()> {
+    ) -> io::Result<Stream> {
         loop {
             loop {
                 let mut reader = self.tls.reader();
                 match reader.fill_buf() {
-                    Ok([]) => return Ok(()),
+                    Ok([]) => return Ok(Stream::Closed),
                     Ok(run) => {
                         plain(run);
                         let taken = run.len();
@@ -161,7 +169,7 @@ impl TlsStream {
                 }
             }
             if bytes.is_empty() {
-                return Ok(());
+                return Ok(Stream::Open);
             }
             self.tls.read_tls(&mut bytes)?;
             self.tls.process_new_packets().map_err(io::Error::other)?;

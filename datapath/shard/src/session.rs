@@ -59,6 +59,9 @@ pub trait Session: Send {
 
     /// Stops taking requests; what is in flight is still answered.
     fn shut_down(&mut self);
+
+    /// The connection is closed. Takes back what the recorder was told to be in flight.
+    fn closed(&mut self, recorder: &Recorder);
 }
 
 /// The engine, as a session sees it during a call.

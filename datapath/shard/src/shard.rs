@@ -312,10 +312,11 @@ impl Shard {
         if !connection.dead || busy {
             return;
         }
-        let connection = self.connections.remove(key);
+        let mut connection = self.connections.remove(key);
         self.ring.close(connection.socket);
         self.inbox.closed();
         let mounted = &mut self.volumes[connection.volume];
+        connection.session.closed(&mounted.recorder);
         mounted.users -= 1;
         mounted.recorder.add_connections(-1);
         if mounted.users == 0 {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ struct OpenSockets {
     sockets: Mutex<HashMap<u64, Arc<OwnedFd>>>,
     closed: Condvar,
     next: AtomicU64,
+    /// Threads are to take no more requests, though their sockets may still have some.
+    stopping: AtomicBool,
 }
 
 impl ThreadEngine {
@@ -50,6 +52,7 @@ impl ThreadEngine {
         let (open, clock) = (Arc::clone(&self.open), self.clock);
         self.open.lock().insert(id, Arc::clone(&socket));
         let thread = Connection {
+            open: Arc::clone(&self.open),
             socket,
             session,
             backend,
@@ -74,6 +77,7 @@ impl ThreadEngine {
     }
 
     pub(crate) fn stop(self) {
+        self.open.stopping.store(true, Relaxed);
         for (how, wait) in [(Shutdown::Read, STOP_GRACE), (Shutdown::Both, STOP_GRACE)] {
             let sockets = self.open.lock();
             for socket in sockets.values() {
@@ -103,6 +107,7 @@ impl OpenSockets {
 }
 
 struct Connection {
+    open: Arc<OpenSockets>,
     socket: Arc<OwnedFd>,
     session: Box<dyn Session>,
     backend: Box<dyn Backend>,
@@ -124,6 +129,8 @@ impl Connection {
                 Ok(false) => return self.drain(),
                 Err(error) => {
                     self.session.ended(Some(&error));
+                    // Nobody need wait for us while we wait for the backend.
+                    let _ = shutdown(&self.socket, Shutdown::Both);
                     return self.drain();
                 }
             }
@@ -135,6 +142,9 @@ impl Connection {
         self.io.now = self.clock.now();
         self.work();
         self.reply()?;
+        if self.open.stopping.load(Relaxed) {
+            self.session.shut_down();
+        }
         match self.session.next_read() {
             NextRead::Stream => {
                 if self.wait_readable()? {
@@ -145,6 +155,12 @@ impl Connection {
                 }
             }
             NextRead::Into { payload, skip } => {
+                // Bytes may be long in coming; what is due meanwhile is not held up.
+                while self.backend.deadline().is_some() && !self.wait_readable()? {
+                    self.io.now = self.clock.now();
+                    self.work();
+                    self.reply()?;
+                }
                 let count = plain::recv_into(self.socket.as_fd(), &payload, skip)?;
                 self.io.now = self.clock.now();
                 match count {
@@ -184,9 +200,11 @@ impl Connection {
             }
             if quiet && self.session.is_stalled() {
                 self.call(|session, cx| session.retry(cx));
-                quiet = self.io.done.is_empty();
+                // What was tried again may have ended already.
+                quiet = self.session.is_stalled();
             }
-            if quiet {
+            // A reap may have begun what has ended by now.
+            if quiet && self.io.done.is_empty() {
                 return;
             }
         }
@@ -233,6 +251,7 @@ impl Connection {
             self.work();
             self.sleep_until_due();
         }
+        self.session.closed(&self.recorder);
         self.recorder.add_connections(-1);
     }
 

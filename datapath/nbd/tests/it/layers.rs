@@ -1,0 +1,135 @@
+//! Volumes that fail, wait and answer out of order.
+
+use std::time::{Duration, Instant};
+
+use sheave_core::NbdErrno;
+use sheave_proto::wire::command;
+
+use crate::support::{Client, Setup, both_engines, pattern};
+
+both_engines! {
+    fn errors_reach_the_client_by_their_names(engine) {
+        for (error, want) in [
+            ("EIO", NbdErrno::Io),
+            ("ENOSPC", NbdErrno::NoSpc),
+            ("EPERM", NbdErrno::Perm),
+            ("ENOMEM", NbdErrno::NoMem),
+            ("EINVAL", NbdErrno::Inval),
+            ("ENOTSUP", NbdErrno::NotSup),
+            ("EOVERFLOW", NbdErrno::Overflow),
+            ("ESHUTDOWN", NbdErrno::Shutdown),
+        ] {
+            let volume = format!("memory:?size=1M&fault=any:error={error}:after=1:count=7");
+            let server = Setup::new(engine, &volume).start();
+            let mut client = Client::new(&server);
+            client.put(0, b"before");
+            client.read(0, 100);
+            client.write(0, 0, b"never");
+            client.flush();
+            for command in [command::TRIM, command::WRITE_ZEROES, command::CACHE] {
+                client.ask(command, 0, 0, 4096);
+            }
+            client.ask(command::BLOCK_STATUS, 0, 0, 4096);
+            for _ in 0..7 {
+                let answer = client.answer().unwrap().expect("a reply");
+                let (errno, message) = answer.error.expect("an error");
+                assert_eq!(errno, want);
+                assert!(message.contains("on purpose"), "{message}");
+            }
+            assert_eq!(client.bytes(0, 6), b"before");
+        }
+    }
+
+    fn what_is_fast_overtakes_what_is_slow(engine) {
+        let volume = "memory:?size=1M&fault=read:delay=300ms:range=0-4k";
+        let server = Setup::new(engine, volume).start();
+        let mut client = Client::new(&server);
+        client.put(4096, &pattern(2, 4096));
+        let begun = Instant::now();
+        let slow: Vec<_> = (0..10).map(|number| client.read(number, 8)).collect();
+        let fast: Vec<_> = (0..10).map(|number| client.read(4096 + number, 8)).collect();
+        for (number, cookie) in fast.into_iter().enumerate() {
+            let answer = client.answer().unwrap().expect("a reply");
+            assert_eq!(answer.request.cookie, cookie);
+            assert_eq!(answer.data, pattern(2, 4096)[number..number + 8]);
+        }
+        assert!(begun.elapsed() < Duration::from_millis(250));
+        for cookie in slow {
+            let answer = client.answer().unwrap().expect("a reply");
+            assert_eq!((answer.request.cookie, answer.data), (cookie, vec![0; 8]));
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(300));
+    }
+
+    /// A reply that is due does not wait for the rest of a payload that is on its way.
+    fn a_reply_goes_out_in_the_middle_of_a_payload(engine) {
+        let volume = "memory:?size=1M&fault=read:delay=100ms";
+        let server = Setup::new(engine, volume).start();
+        let mut client = Client::simple(&server);
+        for sent in [0, 13, 28, 28 + 100_000] {
+            let read = client.read(0, 8);
+            let mut write = client.header(command::WRITE, 0, 4096, 200_000);
+            write.resize(write.len() + 200_000, 7);
+            client.link.queue(&write[..sent]);
+            let answer = client.answer().unwrap().expect("a reply");
+            assert_eq!(answer.request.cookie, read);
+            client.link.queue(&write[sent..]);
+            assert_eq!(client.only_answer().error, None);
+        }
+    }
+
+    /// More than both the session and the layer have room for.
+    fn more_requests_than_fit_anywhere(engine) {
+        const EACH: usize = 4000;
+        let volume = "memory:?size=1M&fault=any:delay=5ms";
+        let server = Setup::new(engine, volume).start();
+        let mut clients: Vec<_> = (0..3).map(|_| Client::simple(&server)).collect();
+        for client in &mut clients {
+            for number in 0..EACH as u64 {
+                match number % 3 {
+                    0 => client.write(0, number * 8, &number.to_le_bytes()),
+                    1 => client.read(number * 8, 8),
+                    _ => client.flush(),
+                };
+            }
+            client.link.push(Duration::from_millis(20));
+        }
+        for client in &mut clients {
+            for _ in 0..EACH {
+                assert_eq!(client.answer().unwrap().expect("a reply").error, None);
+            }
+        }
+        for number in (0..EACH as u64).step_by(3) {
+            assert_eq!(clients[0].bytes(number * 8, 8), number.to_le_bytes());
+        }
+    }
+
+    fn a_limit_is_kept_and_binds_nobody_else(engine) {
+        let limited = sheave_backends::open("memory:?size=1M&limit-iops=200", &Default::default());
+        let server = Setup::new(engine, "memory:?size=1M").and("slow", limited.unwrap()).start();
+        let mut free = Client::new(&server);
+        let config =
+            sheave_proto::ClientConfig { export: "slow".to_owned(), ..Default::default() };
+        let link = crate::support::Link::unix(&server.socket);
+        let mut slow = Client::negotiate(link, config, None).unwrap();
+        let begun = Instant::now();
+        for number in 0..100 {
+ slow.read(number, 4);
+ }
+        slow.link.flush().unwrap();
+        let mut free_max = Duration::ZERO;
+        for _ in 0..200 {
+            let one = Instant::now();
+            free.bytes(0, 4);
+            free_max = free_max.max(one.elapsed());
+        }
+        for _ in 0..100 {
+ slow.answer().unwrap().expect("a reply");
+ }
+        let took = begun.elapsed();
+        // A twentieth of a second's worth may go at once.
+        assert!(took >= Duration::from_millis(440), "100 reads in {took:?}");
+        assert!(took < Duration::from_secs(3), "100 reads in {took:?}");
+        assert!(free_max < Duration::from_millis(250), "another volume waited {free_max:?}");
+    }
+}

@@ -1,0 +1,14 @@
+//! The server in this process, used over unix sockets and TCP by a client that keeps to no order.
+//! Most tests run over both engines.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+mod hostile;
+mod layers;
+mod limits;
+mod model;
+mod sizes;
+mod stats;
+mod stop;
+mod tls;
