@@ -9,7 +9,7 @@ mod results;
 mod rows;
 mod server;
 mod table;
-mod tls_files;
+pub(crate) mod tls_files;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ mod recorder;
 mod session;
 mod stream;
 mod tls;
+mod tls_stream;
 mod tx;
 mod worker;
 

@@ -1,6 +1,6 @@
 //! The load generator against a server that others wrote.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use sheave_proto::ReplyStyle;
 use tempfile::TempDir;
 
 use super::*;
+use crate::compare::tls_files;
 
 /// An nbdkit that ends with the test.
 struct Nbdkit {
@@ -17,7 +18,18 @@ struct Nbdkit {
 
 impl Nbdkit {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_in(TempDir::new().unwrap(), arguments)
+    }
+
+    /// Behind TLS.
+    fn start_tls(arguments: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
+        tls_files::make(&dir.path().join("tls")).unwrap();
+        let tls = format!("--tls-certificates={}", dir.path().join("tls").display());
+        Self::start_in(dir, &[&["--tls=require", &tls], arguments].concat())
+    }
+
+    fn start_in(dir: TempDir, arguments: &[&str]) -> Self {
         let child = Command::new("nbdkit")
             .args(["--foreground", "--unix"])
             .arg(dir.path().join("socket"))
@@ -41,6 +53,13 @@ impl Nbdkit {
     fn target(&self, style: ReplyStyle) -> Target {
         let url = format!("nbd+unix:///?socket={}", self.socket().display());
         Target::parse(&url, style).unwrap()
+    }
+
+    fn tls_target(&self, certificates: &Path) -> Target {
+        let (socket, certificates) = (self.socket(), certificates.display());
+        let url =
+            format!("nbds+unix:///?socket={}&tls-certificates={certificates}", socket.display());
+        Target::parse(&url, ReplyStyle::Simple).unwrap()
     }
 
     /// Mixed random requests, all verified.
@@ -164,4 +183,43 @@ fn a_paced_load_keeps_its_pace() {
     plan.length = Length::Time { warmup: Duration::ZERO, measure: Duration::from_millis(500) };
     let count = run(&plan).unwrap().recorder.count();
     assert!((450..=550).contains(&count), "{count} requests instead of 500");
+}
+
+#[test]
+fn a_load_over_tls_is_verified_at_every_size() {
+    let server = Nbdkit::start_tls(&["memory", "32M"]);
+    let target = server.tls_target(&server.dir.path().join("tls"));
+    for (block_size, connections, ops) in
+        [(512, 1, 2000), (4096, 3, 3000), (48 << 10, 1, 400), (1 << 20, 2, 100)]
+    {
+        let mut plan = Plan { target: target.clone(), connections, ..server.plan() };
+        plan.workload.block_size = block_size;
+        plan.workload.queue_depth = 8;
+        plan.length = Length::Ops(ops);
+        let recorder = run(&plan).unwrap().recorder;
+        assert_eq!(recorder.reads.len() + recorder.writes.len(), ops);
+        assert!(recorder.checked_count > 0);
+        assert_eq!(recorder.fault_count, 0, "{block_size}: {:?}", recorder.faults);
+        // Without verification payloads are dropped on another path.
+        let recorder = run(&Plan { verify: false, ..plan }).unwrap().recorder;
+        assert_eq!((recorder.count(), recorder.errors.len()), (ops, 0));
+    }
+}
+
+#[test]
+fn a_server_of_another_authority_is_refused() {
+    let server = Nbdkit::start_tls(&["memory", "1M"]);
+    let stranger = TempDir::new().unwrap();
+    tls_files::make(&stranger.path().join("tls")).unwrap();
+    let refused = server.tls_target(&stranger.path().join("tls")).connect();
+    let error = format!("{:#}", refused.unwrap_err());
+    assert!(error.contains("TLS") && error.contains("certificate"), "{error}");
+}
+
+#[test]
+fn a_server_without_tls_is_refused_if_tls_is_wanted() {
+    let server = Nbdkit::start(&["memory", "1M"]);
+    let dir = TempDir::new().unwrap();
+    tls_files::make(&dir.path().join("tls")).unwrap();
+    assert!(server.tls_target(&dir.path().join("tls")).connect().is_err());
 }

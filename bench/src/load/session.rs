@@ -11,7 +11,7 @@ use super::job::{Job, Phase};
 use super::pattern::Generation;
 use super::picker::Picker;
 use super::recorder::Recorder;
-use super::stream::{Stream, Wait};
+use super::stream::{Received, Stream, Wait};
 use super::tx::Tx;
 
 /// Bytes received at once: all replies that have arrived, or a good part of a long one, while
@@ -177,20 +177,37 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When the connection fails or the server breaks the protocol.
     pub(crate) fn receive(&mut self, wait: Wait, recorder: &mut Recorder) -> Result<Option<u64>> {
-        match self.stream.receive(self.rx.room(), wait) {
-            Ok(0) => bail!("the server closed the connection, {} in flight", self.in_flight()),
-            Ok(count) => {
-                self.rx.end += count;
-                let now_ns = self.job.now_ns();
-                self.handle_replies(now_ns, recorder)?;
-                Ok(Some(now_ns))
+        let mut wait = wait;
+        loop {
+            let skip = self.unwanted();
+            match self.stream.receive_after(skip, self.rx.room(), wait) {
+                Ok(Received { skipped: 0, stored: 0 }) => {
+                    bail!("the server closed the connection, {} in flight", self.in_flight())
+                }
+                Ok(Received { skipped, stored }) => {
+                    if let Some(reading) = &mut self.reading {
+                        reading.left -= skipped;
+                    }
+                    self.rx.end += stored;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match wait {
+                    Wait::No => return Ok(None),
+                    Wait::Sleep => bail!("no reply for 30 s, {} in flight", self.in_flight()),
+                },
+                Err(error) => return Err(error.into()),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match wait {
-                Wait::No => Ok(None),
-                Wait::Sleep => bail!("no reply for 30 s, {} in flight", self.in_flight()),
-            },
-            Err(error) => Err(error.into()),
+            let now_ns = self.job.now_ns();
+            self.handle_replies(now_ns, recorder)?;
+            if !self.stream.has_unread() {
+                return Ok(Some(now_ns));
+            }
+            wait = Wait::No;
         }
+    }
+
+    /// Bytes to come that nobody looks at: payload, unless the load verifies.
+    fn unwanted(&self) -> usize {
+        self.reading.filter(|_| self.job.ledger.is_none()).map_or(0, |reading| reading.left)
     }
 
     /// Tells the server that this was all.

@@ -1,6 +1,6 @@
 //! A byte stream to a server: a unix or TCP socket, with or without TLS on it.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
+
+use super::tls_stream::TlsStream;
 
 /// A server that says nothing for this long is taken for dead.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Ciphertext taken from the socket, and queued for it, at once.
-const TLS_BUFFER_SIZE: usize = 256 << 10;
 
 /// Whether a call may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +25,20 @@ pub(crate) enum Wait {
     No,
 }
 
+/// How much came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// Bytes that were dropped, because nobody wanted them.
+    pub(crate) skipped: usize,
+    /// Bytes in the buffer, which follow those.
+    pub(crate) stored: usize,
+}
+
 /// A connected stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: OwnedFd,
-    tls: Option<Box<Tls>>,
+    tls: Option<Box<TlsStream>>,
 }
 
 impl Stream {
@@ -53,18 +62,7 @@ impl Stream {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> io::Result<()> {
-        let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        connection.set_buffer_limit(Some(TLS_BUFFER_SIZE));
-        let mut tls =
-            Box::new(Tls { connection, received: vec![0; TLS_BUFFER_SIZE], unread: 0..0 });
-        while tls.connection.is_handshaking() {
-            tls.flush(&self.socket, Wait::Sleep)?;
-            if tls.connection.is_handshaking() && tls.receive(&self.socket, Wait::Sleep)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        tls.flush(&self.socket, Wait::Sleep)?;
-        self.tls = Some(tls);
+        self.tls = Some(Box::new(TlsStream::connect(&self.socket, config, name)?));
         Ok(())
     }
 
@@ -78,19 +76,31 @@ impl Stream {
     /// # Errors
     /// The system's or TLS's; `WouldBlock` also when a sleeping call met a silent server.
     pub(crate) fn receive(&mut self, buf: &mut [u8], wait: Wait) -> io::Result<usize> {
+        Ok(self.receive_after(0, buf, wait)?.stored)
+    }
+
+    /// Receives into `buf`. If that saves work, up to `skip` bytes before it are dropped, which the
+    /// caller has no use for; both counts are 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`Stream::receive`].
+    pub(crate) fn receive_after(
+        &mut self,
+        skip: usize,
+        buf: &mut [u8],
+        wait: Wait,
+    ) -> io::Result<Received> {
         match &mut self.tls {
-            None => receive(&self.socket, buf, wait),
-            Some(tls) => loop {
-                match tls.connection.reader().read(buf) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if tls.receive(&self.socket, wait)? == 0 {
-                            return Ok(0);
-                        }
-                    }
-                    ended => return ended,
-                }
-            },
+            // The kernel copies to somewhere anyway.
+            None => Ok(Received { skipped: 0, stored: receive(&self.socket, buf, wait)? }),
+            Some(tls) => tls.receive(&self.socket, skip, buf, wait),
         }
+    }
+
+    /// Whether bytes may have been received that [`Stream::receive`] has not given out: waiting
+    /// for the socket would miss them.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.has_unread())
     }
 
     /// Sends from the front of `pieces`; answers how many bytes it took.
@@ -100,24 +110,16 @@ impl Stream {
     pub(crate) fn send(&mut self, pieces: &[IoSlice<'_>], wait: Wait) -> io::Result<usize> {
         match &mut self.tls {
             None => send(&self.socket, pieces, wait),
-            Some(tls) => {
-                let mut taken = 0;
-                // Without room nothing is taken, and flush says why.
-                while taken == 0 {
-                    taken = tls.connection.writer().write_vectored(pieces)?;
-                    tls.flush(&self.socket, wait)?;
-                }
-                Ok(taken)
-            }
+            Some(tls) => tls.send(&self.socket, pieces, wait),
         }
     }
 
     /// Whether bytes that [`Stream::send`] took still wait for room in the socket.
     pub(crate) fn has_unsent(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.connection.wants_write())
+        self.tls.as_ref().is_some_and(|tls| tls.has_unsent())
     }
 
-    /// Sends such bytes.
+    /// Sends such bytes, as far as `wait` allows.
     ///
     /// # Errors
     /// As [`Stream::receive`].
@@ -129,63 +131,8 @@ impl Stream {
     }
 }
 
-#[derive(Debug)]
-struct Tls {
-    connection: ClientConnection,
-    /// Ciphertext; one large receive is fed to rustls in the small pieces that it asks for.
-    received: Vec<u8>,
-    unread: std::ops::Range<usize>,
-}
-
-impl Tls {
-    /// Decrypts what the socket has, and answers how many bytes of ciphertext that was.
-    fn receive(&mut self, socket: &OwnedFd, wait: Wait) -> io::Result<usize> {
-        if self.unread.is_empty() {
-            let count = receive(socket, &mut self.received, wait)?;
-            self.unread = 0..count;
-        }
-        let mut ciphertext = &self.received[self.unread.clone()];
-        let taken = self.connection.read_tls(&mut ciphertext)?;
-        self.unread.start += taken;
-        self.connection.process_new_packets().map_err(io::Error::other)?;
-        Ok(taken)
-    }
-
-    fn flush(&mut self, socket: &OwnedFd, wait: Wait) -> io::Result<()> {
-        while self.connection.wants_write() {
-            match self.connection.write_tls(&mut SocketWriter { socket, wait }) {
-                // The rest goes with a later flush.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && wait == Wait::No => {
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-                Ok(_) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-struct SocketWriter<'a> {
-    socket: &'a OwnedFd,
-    wait: Wait,
-}
-
-impl Write for SocketWriter<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        send(self.socket, &[IoSlice::new(buf)], self.wait)
-    }
-
-    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        send(self.socket, pieces, self.wait)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn receive(socket: &OwnedFd, buf: &mut [u8], wait: Wait) -> io::Result<usize> {
+/// One receive on a socket.
+pub(crate) fn receive(socket: &OwnedFd, buf: &mut [u8], wait: Wait) -> io::Result<usize> {
     let flags = match wait {
         Wait::Sleep => RecvFlags::empty(),
         Wait::No => RecvFlags::DONTWAIT,
@@ -198,7 +145,8 @@ fn receive(socket: &OwnedFd, buf: &mut [u8], wait: Wait) -> io::Result<usize> {
     }
 }
 
-fn send(socket: &OwnedFd, pieces: &[IoSlice<'_>], wait: Wait) -> io::Result<usize> {
+/// One send on a socket.
+pub(crate) fn send(socket: &OwnedFd, pieces: &[IoSlice<'_>], wait: Wait) -> io::Result<usize> {
     let flags = SendFlags::NOSIGNAL
         | match wait {
             Wait::Sleep => SendFlags::empty(),

@@ -93,7 +93,8 @@ fn overview(out: &mut String, results: &Results) -> Result {
         "<h2>Overview</h2>\n<div class=\"panel scroll\"><table class=\"overview\"><tr><th></th>"
     )?;
     for product in &products {
-        let (class, name) = (class(*product), product.name());
+        // An option is not to be broken at its hyphens.
+        let (class, name) = (class(*product), product.name().replace('-', "\u{2011}"));
         writeln!(out, "<th><i class=\"dot {class}\"></i>{name}</th>")?;
     }
     writeln!(out, "</tr>")?;
