@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands;
 
-/// Turns network and object storage into block devices.
+/// Serves files, block devices and memory as disks, over NBD.
 #[derive(Parser)]
 #[command(name = "sheave", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {

@@ -125,10 +125,13 @@ impl VolumeSpec {
         }
     }
 
-    /// Whether its text says that it is read-only.
+    /// The file that it names, if it is one.
     #[must_use]
-    pub fn read_only(&self) -> bool {
-        self.read_only
+    pub fn file_path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::File { path, .. } => Some(path),
+            Source::Memory { .. } | Source::Null { .. } => None,
+        }
     }
 
     /// Opens it.

@@ -1,7 +1,7 @@
 //! `sheave copy`: any volume to any volume or image, sparse.
 
 use std::fs::OpenOptions as FileOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -44,7 +44,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let from = open(&args.from, true).context("copy")?;
     let size = from.info().size;
     let made = make_image(&args.to, size).context("copy")?;
-    let to = open(&args.to, false).context("copy")?;
+    let to = open(&args.to, false).inspect_err(|_| unmake(made.as_deref())).context("copy")?;
     if to.info().read_only {
         bail!("copy: {}: it is read-only", args.to);
     }
@@ -59,7 +59,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         from,
         to,
         size,
-        blank: made,
+        blank: made.is_some(),
         next: AtomicU64::new(0),
         failed: AtomicBool::new(false),
         error: Mutex::new(None),
@@ -81,21 +81,39 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn open(text: &str, read_only: bool) -> anyhow::Result<Arc<dyn Volume>> {
-    if text.starts_with("nbd") && text.contains("://") {
+    if is_nbd(text) {
         return Ok(Arc::new(Remote::open(text)?));
     }
     let spec: VolumeSpec = text.parse()?;
     Ok(spec.open(&OpenOptions { read_only })?)
 }
 
-/// Makes the target if it is an image that does not exist. True if it was made, and so is blank.
-fn make_image(text: &str, size: u64) -> anyhow::Result<bool> {
-    if text.contains(':') || Path::new(text).exists() {
-        return Ok(false);
+/// Makes the target if it is an image that does not exist, and answers where. It is blank then.
+fn make_image(text: &str, size: u64) -> anyhow::Result<Option<PathBuf>> {
+    if is_nbd(text) {
+        return Ok(None);
     }
-    let file = FileOptions::new().write(true).create_new(true).open(text);
-    file.and_then(|file| file.set_len(size)).with_context(|| format!("{text}: cannot be made"))?;
-    Ok(true)
+    let spec: VolumeSpec = text.parse()?;
+    let Some(path) = spec.file_path().filter(|path| !path.exists()) else { return Ok(None) };
+    let file = FileOptions::new().write(true).create_new(true).open(path);
+    let place = path.display();
+    let file = file.with_context(|| format!("{place}: cannot be made"))?;
+    if let Err(error) = file.set_len(size) {
+        unmake(Some(path));
+        return Err(error).with_context(|| format!("{place}: cannot have {size} bytes"));
+    }
+    Ok(Some(path.to_owned()))
+}
+
+/// Leaves no litter of a copy that has not begun.
+fn unmake(made: Option<&Path>) {
+    if let Some(path) = made {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn is_nbd(text: &str) -> bool {
+    text.starts_with("nbd") && text.contains("://")
 }
 
 fn piece(from: &dyn Volume, to: &dyn Volume) -> u64 {

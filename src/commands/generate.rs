@@ -1,5 +1,6 @@
 //! `sheave completions` and `sheave man`: what clap knows, in other forms.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -8,20 +9,30 @@ use clap::CommandFactory;
 use crate::cli::Cli;
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  sheave completions bash > /etc/bash_completion.d/sheave
+  sheave completions zsh > ~/.zfunc/_sheave")]
 pub(crate) struct Completions {
     /// The shell
     shell: clap_complete::Shell,
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  sheave man /usr/local/share/man/man1")]
 pub(crate) struct Man {
     /// Directory to write sheave.1 and a page for each command to
     directory: PathBuf,
 }
 
 pub(crate) fn completions(args: Completions) -> anyhow::Result<()> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "sheave", &mut std::io::stdout());
-    Ok(())
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "sheave", &mut script);
+    match std::io::stdout().write_all(&script) {
+        // Whoever read had enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("completions: standard output"),
+    }
 }
 
 pub(crate) fn man(args: Man) -> anyhow::Result<()> {

@@ -4,8 +4,8 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use clap::ValueEnum;
+use anyhow::Context as _;
+use clap::{CommandFactory as _, ValueEnum};
 use listenfd::ListenFd;
 use sheave_backends::{OpenOptions, VolumeSpec};
 use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
@@ -13,6 +13,7 @@ use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cli::Cli;
 use crate::telemetry::{MetricsServer, StatsSocket};
 
 /// More shards than this gain nothing for one node's volumes.
@@ -20,20 +21,20 @@ const SHARDS_MAX: usize = 4;
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, after_long_help = MANUAL)]
 pub(crate) struct Args {
     /// Volumes: URLs or paths
-    #[arg(required = true, value_name = "VOLUME")]
-    volumes: Vec<String>,
+    #[arg(required = true, value_name = "VOLUME", value_parser = VolumeArg::parse)]
+    volumes: Vec<VolumeArg>,
     /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
     listen: Option<String>,
     /// Unix socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Export name of a single volume [default: its file name]
-    #[arg(long, value_name = "EXPORT")]
-    name: Option<String>,
+    /// Export name [default: the file name]; with several volumes once for each, in order
+    #[arg(long = "name", value_name = "EXPORT")]
+    names: Vec<String>,
     /// Refuse all writes
     #[arg(long)]
     read_only: bool,
@@ -69,6 +70,44 @@ Examples:
 
 With a socket passed by systemd (LISTEN_FDS), --listen and --socket are not needed.";
 
+const MANUAL: &str = "\
+Parameters of a VOLUME, after '?' and joined by '&':
+  size=10G                  memory, null: its size in bytes, K, M, G, T or P
+  direct=true               a file: bypass the page cache
+  lock=false                a file: even if another program has it open for writing
+  read-only=true            refuse to write
+  limit-bps=100M            bytes a second, of all connections together
+  limit-iops=5000           ops a second
+  fault=RULE fault-seed=N   failures on purpose; several rules are allowed
+
+A RULE is ops joined by '+' (read, write, flush, trim, write-zeroes, cache, block-status, any),
+then error=EIO or delay=200ms, then, if need be, after=N, count=N, probability=P, range=FROM-TO;
+all between colons: fault=read+write:error=EIO:after=100
+
+At most 16384 connections are served, and 128 may negotiate at a time, for 10 s each.
+SHEAVE_LOG=debug tells more on standard error.
+
+Examples:
+  sheave serve disk.img --socket /run/disk.sock
+  sheave serve 'memory:?size=1G' --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
+  sheave serve a.img b.img --listen 127.0.0.1:0        # exports a.img and b.img
+  sheave serve 'disk.img?fault=read:delay=200ms:probability=0.01' --socket /tmp/slow.sock
+
+With a socket passed by systemd (LISTEN_FDS), --listen and --socket are not needed.";
+
+/// A volume as it was written, and what that means.
+#[derive(Clone)]
+struct VolumeArg {
+    text: String,
+    spec: VolumeSpec,
+}
+
+impl VolumeArg {
+    fn parse(text: &str) -> Result<Self, sheave_core::Error> {
+        Ok(Self { text: text.to_owned(), spec: text.parse()? })
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum EngineArg {
     /// io_uring where the kernel has it, else threads
@@ -90,6 +129,7 @@ impl From<EngineArg> for EngineChoice {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    check_names(&args);
     start_log();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -141,18 +181,23 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 }
 
 fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
-    if args.name.is_some() && args.volumes.len() > 1 {
-        bail!("--name goes with one volume; several are exported by their file names");
-    }
     let options = OpenOptions { read_only: args.read_only };
     let mut exports = Vec::with_capacity(args.volumes.len());
-    for text in &args.volumes {
-        let spec: VolumeSpec = text.parse()?;
+    for (index, VolumeArg { text, spec }) in args.volumes.iter().enumerate() {
         let volume = spec.open(&options)?;
-        let name = args.name.clone().unwrap_or_else(|| spec.name().to_owned());
-        exports.push(Export { name, description: text.clone(), volume });
+        let name = args.names.get(index).map_or_else(|| spec.name(), String::as_str);
+        exports.push(Export { name: name.to_owned(), description: text.clone(), volume });
     }
     Ok(exports)
+}
+
+/// Ends with a usage error unless there is a name for each volume, or none.
+fn check_names(args: &Args) {
+    let (names, volumes) = (args.names.len(), args.volumes.len());
+    if names != 0 && names != volumes {
+        let what = format!("--name is given {names} times for {volumes} volumes");
+        Cli::command().error(clap::error::ErrorKind::WrongNumberOfValues, what).exit();
+    }
 }
 
 /// Sockets passed by the service manager, else what the command line says.

@@ -41,19 +41,31 @@ fn volumes_that_cannot_be_opened_are_named_on_one_line() {
         (missing.clone(), "missing.img"),
         (format!("file://{missing}"), "missing.img"),
         (scratch.file("directory"), "directory"),
-        ("memory:".to_owned(), "size"),
-        ("memory:?size=".to_owned(), "size"),
-        ("memory:?size=-1".to_owned(), "size"),
-        ("memory:?size=1Q".to_owned(), "1Q"),
-        ("memory:?size=99999999999999999999".to_owned(), "size"),
-        ("memory:?size=16E".to_owned(), "16E"),
-        ("memory:?size=1M&colour=red".to_owned(), "colour"),
-        ("gopher://example.com/disk".to_owned(), "gopher"),
-        ("null:".to_owned(), "size"),
     ];
     for (volume, named) in wrong {
         let error = fails(&scratch, &[&volume, "--socket", &scratch.file("s")]);
         assert!(error.contains(named), "{volume:?} does not name {named:?}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_volume_is_wrong_usage() {
+    let wrong = [
+        ("memory:", "size"),
+        ("memory:?size=", "size"),
+        ("memory:?size=-1", "size"),
+        ("memory:?size=1Q", "1Q"),
+        ("memory:?size=99999999999999999999", "size"),
+        ("memory:?size=16E", "16E"),
+        ("memory:?size=1M&colour=red", "colour"),
+        ("gopher://example.com/disk", "gopher"),
+        ("null:", "size"),
+    ];
+    for (volume, named) in wrong {
+        let output = Run::new(sheave()).args("serve").arg(volume).output();
+        assert_eq!(output.status.code(), Some(USAGE), "{}", output.describe());
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(named), "{volume:?} does not name {named:?}: {told}");
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::io::Errno;
 use sheave_core::{
-    Allocate, Buf, ByteRange, Error, ErrorKind, Io, IoRequest, Op, Outcome, PAGE_SIZE, Payload, Reply,
-    Segment,
+    Allocate, Buf, ByteRange, Error, ErrorKind, Io, IoRequest, Op, Outcome, PAGE_SIZE, Payload,
+    Reply, Segment,
 };
 
 use super::{Handle, Image, ZEROES};

@@ -11,8 +11,8 @@ use rustls::{ClientConfig as TlsClientConfig, ClientConnection, StreamOwned};
 use sheave_core::{Buf, Error, ErrorKind, Extent, Op, Payload, Reply};
 use sheave_proto::wire::{allocation_status, command, command_flag};
 use sheave_proto::{
-    ClientConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, ReplyBody, ReplyDecoder,
-    ReplyStyle, Request,
+    ClientConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, ReadCoverage, ReplyBody,
+    ReplyDecoder, ReplyError, ReplyStyle, Request,
     uri::{NbdUri, Transport},
 };
 
@@ -129,14 +129,15 @@ impl Connection {
 
     /// Receives the reply, chunk by chunk.
     fn answer(&mut self, op: &Op, request: &Request) -> Result<Reply, Error> {
-        let broken = |what: String| Error::new(ErrorKind::Io, op.kind().name(), what);
-        let mut answer = Answer::to(op);
+        let violation = |error: ReplyError| {
+            let what = format!("the server broke the protocol: {error}");
+            Error::new(ErrorKind::Io, op.kind().name(), what)
+        };
+        let mut answer = Answer::to(op, request);
         loop {
             let known = |cookie| (cookie == request.cookie).then_some(*request);
-            let decoded = self
-                .decoder
-                .decode(&self.input[self.taken..], known)
-                .map_err(|error| broken(format!("the server broke the protocol: {error}")))?;
+            let decoded =
+                self.decoder.decode(&self.input[self.taken..], known).map_err(violation)?;
             let (consumed, done, len) = match decoded {
                 Decoded::NeedMore(_) => {
                     self.fill().map_err(|error| {
@@ -145,7 +146,8 @@ impl Connection {
                     continue;
                 }
                 Decoded::Event { consumed, event } => {
-                    (consumed, event.done, answer.take(request, event.body))
+                    let place = answer.take(request, event.body).map_err(violation)?;
+                    (consumed, event.done, place)
                 }
             };
             self.taken += consumed;
@@ -199,25 +201,36 @@ impl Drop for Connection {
 /// What has come of an answer.
 struct Answer {
     data: Buf,
+    /// Which of a read's bytes have come: what a server leaves out must not pass for zeroes.
+    coverage: ReadCoverage,
     extents: Vec<Extent>,
     error: Option<Error>,
 }
 
 impl Answer {
-    fn to(op: &Op) -> Self {
+    fn to(op: &Op, request: &Request) -> Self {
         let len = match op {
             Op::Read { range } => usize::try_from(range.len()).expect("a read fits into memory"),
             _ => 0,
         };
-        Self { data: Buf::zeroed(len), extents: Vec::new(), error: None }
+        let coverage = ReadCoverage::new(request);
+        Self { data: Buf::zeroed(len), coverage, extents: Vec::new(), error: None }
     }
 
     /// Takes a chunk in; answers where in the buffer data goes that follows it.
-    fn take(&mut self, request: &Request, body: ReplyBody<'_>) -> Option<(usize, usize)> {
-        match body {
+    fn take(
+        &mut self,
+        request: &Request,
+        body: ReplyBody<'_>,
+    ) -> Result<Option<(usize, usize)>, ReplyError> {
+        Ok(match body {
             ReplyBody::Success => None,
-            ReplyBody::Data { at, len } => Some(((at - request.offset) as usize, len as usize)),
+            ReplyBody::Data { at, len } => {
+                self.coverage.add(at, len)?;
+                Some(((at - request.offset) as usize, len as usize))
+            }
             ReplyBody::Hole { at, len } => {
+                self.coverage.add(at, len)?;
                 self.data.zero((at - request.offset) as usize, len as usize);
                 None
             }
@@ -234,12 +247,16 @@ impl Answer {
                 self.error = Some(Error::new(ErrorKind::of_nbd(errno), "server", what));
                 None
             }
-        }
+        })
     }
 
     fn finish(self, op: &Op) -> Result<Reply, Error> {
         match (self.error, op) {
             (Some(error), _) => Err(error),
+            (None, Op::Read { .. }) if !self.coverage.is_complete() => {
+                let what = "the server left bytes out of its answer";
+                Err(Error::new(ErrorKind::Io, op.kind().name(), what))
+            }
             (None, Op::Read { .. }) => Ok(Reply::Data(Payload::from(self.data))),
             (None, Op::BlockStatus { .. }) => Ok(Reply::Extents(self.extents)),
             (None, _) => Ok(Reply::Done),
@@ -293,4 +310,36 @@ fn receive(stream: &mut Box<dyn Stream>, input: &mut Vec<u8>) -> io::Result<usiz
     };
     input.truncate(start + received.as_ref().copied().unwrap_or(0));
     received
+}
+
+#[cfg(test)]
+mod tests {
+    use sheave_core::ByteRange;
+
+    use super::*;
+
+    fn read_answered_with(bodies: &[ReplyBody<'_>]) -> Result<Reply, Error> {
+        let range = ByteRange::within(4096, 1024, 1 << 20).unwrap();
+        let op = Op::Read { range };
+        let request = Request { offset: range.start(), length: range.len(), ..Request::default() };
+        let mut answer = Answer::to(&op, &request);
+        for body in bodies {
+            answer
+                .take(&request, *body)
+                .map_err(|error| Error::new(ErrorKind::Io, "read", error.to_string()))?;
+        }
+        answer.finish(&op)
+    }
+
+    #[test]
+    fn bytes_that_a_server_leaves_out_do_not_pass_for_zeroes() {
+        let hole = |at, len| ReplyBody::Hole { at, len };
+        assert!(read_answered_with(&[hole(4096, 1024)]).is_ok());
+        assert!(read_answered_with(&[hole(4608, 512), hole(4096, 512)]).is_ok());
+        for lies in [&[ReplyBody::Success][..], &[hole(4096, 1023)], &[hole(4100, 1020)]] {
+            let error = read_answered_with(lies).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        }
+        assert!(read_answered_with(&[hole(4096, 1024), hole(4096, 1)]).is_err());
+    }
 }

@@ -30,6 +30,10 @@ impl Remote {
         let uri: NbdUri = uri
             .parse()
             .map_err(|error| Error::new(ErrorKind::Invalid, "connect", uri).because(error))?;
+        if let Some(unknown) = uri.unknown_parameters().next() {
+            let what = format!("{uri}: unknown parameter {unknown}");
+            return Err(Error::new(ErrorKind::Invalid, "connect", what));
+        }
         let tls = if uri.tls { Some(client_tls(&uri.tls_options)?) } else { None };
         let first = Connection::open(&uri, tls.as_ref())?;
         let info = first.negotiated().volume_info();

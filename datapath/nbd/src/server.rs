@@ -88,7 +88,7 @@ impl Server {
             let fail =
                 |what| Error::new(ErrorKind::Invalid, "export", format!("{}: {what}", export.name));
             if list.iter().any(|(other, _)| other.name == export.name) {
-                return Err(fail("two volumes have this name; give them different ones"));
+                return Err(fail("two volumes have this name; give each its own by --name"));
             }
             sheave_proto::check_exportable(export.volume.info()).map_err(fail)?;
             let stats = registry.volume(&export.name);
