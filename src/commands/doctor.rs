@@ -234,7 +234,7 @@ impl Node {
         if ulps.split_whitespace().any(|ulp| ulp == "tls") {
             return Finding::ok(name, "the tls module is loaded");
         }
-        let advice = "`modprobe tls` as root; without it TLS is done in user space";
+        let advice = "nothing to do: this version does TLS in user space";
         Finding::missing(name, "tcp_available_ulp has no tls", advice)
     }
 
