@@ -1,12 +1,13 @@
 //! The thread that drives some connections.
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::job::{Job, Phase};
@@ -66,6 +67,10 @@ fn drive_several(job: &Job, sessions: &mut [Session<'_>], recorder: &mut Recorde
     let mut watch = Watch::new(sessions)?;
     let mut ready: Vec<usize> = (0..sessions.len()).collect();
     let is_paced = job.workload.rate_per_connection.is_some();
+    if is_paced {
+        // The kernel may otherwise wake us 50 µs late, and the server would be charged for it.
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
+    }
     let mut now_ns = job.now_ns();
     let mut heard_ns = now_ns;
     loop {
@@ -134,6 +139,13 @@ impl Watch {
         let timeout = Timespec::try_from(nap)?;
         ready.clear();
         self.events.clear();
+        if nap < NAP {
+            // The timeout of epoll is rounded up to milliseconds, that of poll is not.
+            match poll(&mut [PollFd::new(&self.poll, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) | Err(Errno::INTR) => return Ok(()),
+                ended => ended?,
+            };
+        }
         match epoll::wait(&self.poll, spare_capacity(&mut self.events), Some(&timeout)) {
             Err(Errno::INTR) | Ok(_) => {}
             Err(error) => return Err(error.into()),
