@@ -111,7 +111,7 @@ impl Shard {
 
     /// Waits for a completion: by polling while that pays, else asleep.
     fn pause(&mut self) -> io::Result<()> {
-        if self.ring.poll()? || !self.quick.is_empty() {
+        if self.ring.poll()? || !self.quick.is_empty() || !self.touched.is_empty() {
             return Ok(());
         }
         let began = self.clock.now();
@@ -230,11 +230,13 @@ impl Shard {
             self.touch(self.stalled[index]);
         }
         self.stalled.clear();
+        let mut retried = false;
         let mut touched = std::mem::take(&mut self.touched);
         for key in touched.drain(..) {
             self.connections[key].touched = false;
             if self.connections[key].session.is_stalled() {
                 self.call(key, |session, cx| session.retry(cx));
+                retried = true;
             }
             if self.connections[key].session.is_stalled() {
                 self.stalled.push(key);
@@ -243,6 +245,10 @@ impl Shard {
         }
         // Keeps the allocation; serving a connection touches none.
         self.touched = touched;
+        if retried {
+            // What was tried again may have ended at once, and nothing else would tell.
+            self.reap();
+        }
     }
 
     fn serve(&mut self, key: usize) {

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod awkward;
 mod hostile;
 mod layers;
 mod limits;
