@@ -3,19 +3,34 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
+};
 use sheave_core::{Error, ErrorKind};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// A client from which nothing was heard for so long is asked whether it is still there, …
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// … and again after each of these, …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// … and taken for gone when so many questions were not answered.
+const KEEPALIVE_PROBES_MAX: u32 = 4;
 
 /// A bound socket. A unix socket's path is removed on drop, if it is ours.
 pub struct Listener {
     socket: Socket,
     name: String,
-    path: Option<PathBuf>,
+    /// Where our own socket file is, and which one it is.
+    path: Option<(PathBuf, FileId)>,
 }
+
+/// Device and inode.
+type FileId = (u64, u64);
 
 enum Socket {
     Tcp(TcpListener),
@@ -48,15 +63,21 @@ impl Listener {
         let name = path.display().to_string();
         let fail = |error| Error::from_io("listen", name.as_str(), error);
         if path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
-            if StdUnixStream::connect(path).is_ok() {
-                let what = format!("{name}: another server listens there");
-                return Err(Error::new(ErrorKind::Busy, "listen", what));
+            match StdUnixStream::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).map_err(fail)?;
+                }
+                // Whoever may not connect cannot know that nobody listens.
+                Err(error) => return Err(fail(error)),
+                Ok(_) => {
+                    let what = format!("{name}: another server listens there");
+                    return Err(Error::new(ErrorKind::Busy, "listen", what));
+                }
             }
-            std::fs::remove_file(path).map_err(fail)?;
         }
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(fail)?;
         let mut listener = Self::from_unix(listener).map_err(fail)?;
-        listener.path = Some(path.to_owned());
+        listener.path = Some((path.to_owned(), file_id(path).map_err(fail)?));
         listener.name = format!("unix:{name}");
         Ok(listener)
     }
@@ -95,8 +116,7 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Replies are gathered already; Nagle would only hold them back.
-                stream.set_nodelay(true)?;
+                set_options(&stream);
                 Ok(Stream::Tcp(stream))
             }
             Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
@@ -106,10 +126,27 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if let Some((path, id)) = &self.path
+            && file_id(path).is_ok_and(|now| now == *id)
+        {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn file_id(path: &Path) -> io::Result<FileId> {
+    path.symlink_metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// A client that is gone already is no reason to stop accepting, so errors are left to its reads.
+fn set_options(stream: &TcpStream) {
+    // Replies are gathered already; Nagle would only hold them back.
+    let _ = set_tcp_nodelay(stream, true);
+    // A client that lost its power never says good-bye.
+    let _ = set_socket_keepalive(stream, true)
+        .and_then(|()| set_tcp_keepidle(stream, KEEPALIVE_IDLE))
+        .and_then(|()| set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL))
+        .and_then(|()| set_tcp_keepcnt(stream, KEEPALIVE_PROBES_MAX));
 }
 
 impl Stream {

@@ -8,6 +8,7 @@ mod awkward;
 mod hostile;
 mod layers;
 mod limits;
+mod listen;
 mod model;
 mod sizes;
 mod stats;
