@@ -1,4 +1,5 @@
 //! `sheave`: one binary for serving, copying, measuring and looking at volumes.
+#![forbid(unsafe_code)]
 
 mod cli;
 mod commands;

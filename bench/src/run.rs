@@ -35,7 +35,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = Rw::Read)]
     rw: Rw,
     /// Reads among 100 requests of --rw mixed
-    #[arg(long, value_name = "N", default_value_t = 70, value_parser = clap::value_parser!(u8).range(1..=99))]
+    #[arg(long, value_name = "N", default_value_t = 70,
+          value_parser = clap::value_parser!(u8).range(1..=99))]
     read_percent: u8,
     /// One block after the other instead of random ones
     #[arg(long)]

@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn the_rate_is_found() {
         let report = r#"note: something
-            {"fio version": "fio-3.33", "jobs": [{"read": {"iops": 123.5}, "write": {"iops": 0}}]}"#;
+            {"fio version": "fio-3.33",
+             "jobs": [{"read": {"iops": 123.5}, "write": {"iops": 0}}]}"#;
         assert_eq!(iops(report, "read").unwrap(), 123.5);
         assert!(iops(report, "write").is_err());
         assert!(iops("fio: no such file", "read").is_err());

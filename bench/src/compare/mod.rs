@@ -378,8 +378,8 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let found = compared(
             dir.path(),
-            "--size 16M --file-size 16M --servers nbdkit,qemu-nbd,nbd-server --placement unpinned,together \
-             --rows file-4k-qd32-write,tls-1m-qd8-read,idle-*",
+            "--size 16M --file-size 16M --servers nbdkit,qemu-nbd,nbd-server \
+             --placement unpinned,together --rows file-4k-qd32-write,tls-1m-qd8-read,idle-*",
         );
         // A row of three servers and one of two, at two placements.
         let rows = found["rows"].as_array().unwrap();

@@ -30,7 +30,8 @@ p { margin: 0 0 12px; max-width: 75ch; }
 a { color: var(--sheave); }
 .soft, caption, dt { color: var(--soft); }
 .small { font-size: 13px; }
-code { font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+code { font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 20px; margin: 16px 0 0; }
 dd { margin: 0; }
 .panel {
@@ -39,12 +40,15 @@ dd { margin: 0; }
 }
 .score { display: flex; gap: 12px; margin: 20px 0 0; flex-wrap: wrap; }
 .score div { border-radius: 10px; padding: 10px 18px; font-size: 14px; }
-.score b { font-size: 24px; font-weight: 650; margin-right: 6px; font-variant-numeric: tabular-nums; }
+.score b { font-size: 24px; font-weight: 650; margin-right: 6px;
+  font-variant-numeric: tabular-nums; }
 .good { color: var(--good); background: var(--good-bg); }
 .bad { color: var(--bad); background: var(--bad-bg); }
-.badge { border-radius: 99px; padding: 1px 9px; font-size: 12px; font-weight: 600; white-space: nowrap; }
+.badge { border-radius: 99px; padding: 1px 9px; font-size: 12px; font-weight: 600;
+  white-space: nowrap; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px;
+  font-variant-numeric: tabular-nums; }
 th { font-weight: 560; color: var(--soft); text-align: right; white-space: nowrap; }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child > td { border-bottom: 0; }
@@ -60,7 +64,8 @@ td.bar {
 .overview td { min-width: 104px; }
 .overview .x { display: block; font-weight: 400; color: var(--soft); font-size: 12px; }
 .overview td.best { font-weight: 650; }
-.dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px; background: currentColor; }
+.dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 8px;
+  background: currentColor; }
 .row { display: grid; grid-template-columns: minmax(0, 1fr); gap: 14px; }
 .chart { width: 100%; max-width: 760px; height: auto; }
 .grid { stroke: var(--line); stroke-width: 1; fill: none; }

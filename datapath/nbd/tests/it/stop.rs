@@ -115,7 +115,8 @@ both_engines! {
         let mut clients: Vec<_> = (0..20).map(|_| Client::simple(&server)).collect();
         for (number, client) in clients.iter_mut().enumerate() {
             let write = client.header(sheave_proto::wire::command::WRITE, 0, 0, 300_000);
-            let parts = [&write[..0], &write[..13], &write[..], &[&write[..], &[1; 200_000]].concat()];
+            let part = [&write[..], &[1; 200_000]].concat();
+            let parts = [&write[..0], &write[..13], &write[..], &part];
             client.link.queue(parts[number % 4]);
             client.link.flush().unwrap();
         }
