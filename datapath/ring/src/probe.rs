@@ -66,7 +66,8 @@ pub fn probe() -> io::Result<Probe> {
 
 /// Whether a registered file is closed when it is taken out of the table. Before Linux 6.13 it
 /// stays open until every request that began before has ended, which a receive on an idle
-/// connection never does: descriptors would leak, and clients would wait for the end of their connections.
+/// connection never does: descriptors would leak, and clients would wait for the end of their
+/// connections.
 fn registered_files_close(uring: &IoUring) -> io::Result<bool> {
     let (idle, _idle_peer) = UnixStream::pair()?;
     let (closing, mut peer) = UnixStream::pair()?;
