@@ -191,8 +191,12 @@ pub(crate) fn judge(rows: &mut [RowResult]) {
     }
 }
 
-/// The targets that can be judged; those whose other side was not run are left out.
+/// The targets that can be judged; those whose other side was not run are left out. They are meant
+/// for servers that run where the scheduler puts them; the pinned placements explain, no more.
 fn verdicts(result: &RowResult, all: &[RowResult]) -> Vec<Verdict> {
+    if result.placement != Placement::Unpinned {
+        return Vec::new();
+    }
     let Some(ours) = result.cell(Product::Sheave) else { return Vec::new() };
     let judged = |target: &Target| {
         let (against, other) = other_side(target, result, all)?;
@@ -346,6 +350,15 @@ mod tests {
         let reached: Vec<_> = rows[0].verdicts.iter().map(|verdict| verdict.reached).collect();
         assert_eq!(reached, [false, true, true]);
         assert_eq!(rows[0].verdicts[0].to_string(), "throughput 2.99 × nbdkit (≥ 3)");
+    }
+
+    #[test]
+    fn pinned_placements_are_not_judged() {
+        let cells = vec![cell(Product::Sheave, 9.0, 9.0), cell(Product::Nbdkit, 1.0, 1.0)];
+        let mut rows = [result("mem-4k-qd32-read", cells)];
+        rows[0].placement = Placement::Apart;
+        judge(&mut rows);
+        assert!(rows[0].verdicts.is_empty());
     }
 
     #[test]
