@@ -64,7 +64,7 @@ fn what_is_no_volume_is_wrong_usage() {
     for (volume, named) in wrong {
         let output = Run::new(sheave()).args("serve").arg(volume).output();
         assert_eq!(output.status.code(), Some(USAGE), "{}", output.describe());
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let told = &output.stderr;
         assert!(told.contains(named), "{volume:?} does not name {named:?}: {told}");
     }
 }

@@ -56,7 +56,8 @@ fn names_and_sizes() {
     let spec = |text: &str| text.parse::<VolumeSpec>().unwrap();
     assert_eq!(spec("memory:?size=1").name(), "memory");
     assert_eq!(spec("null:?size=1&read-only").name(), "null");
-    assert!(spec("null:?size=1&read-only").read_only());
+    let read_only = spec("null:?size=1&read-only").open(&OpenOptions::default()).unwrap();
+    assert!(read_only.info().read_only);
     assert_eq!(spec("file:///images/a%20b.img?direct").name(), "a b.img");
     assert_eq!(spec("file:/images/a.img").name(), "a.img");
     assert_eq!(spec("./images/x:y.img?lock=false").name(), "x:y.img");
