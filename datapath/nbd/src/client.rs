@@ -17,7 +17,9 @@ use sheave_proto::{
 };
 
 /// A server that says nothing for so long is taken for dead.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// The most errors in one reply; proto.md has no limit, but one is enough.
+const ERRORS_MAX: usize = 64;
 const RECEIVE_LEN: usize = 256 << 10;
 
 /// A negotiated connection to a server.
@@ -30,18 +32,25 @@ pub(crate) struct Connection {
     taken: usize,
     output: Vec<u8>,
     cookie: u64,
+    /// Why nothing can be said or heard any more: it is not known where the next reply begins.
+    broken: Option<String>,
 }
 
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
 impl Connection {
-    /// Connects and negotiates.
-    pub(crate) fn open(uri: &NbdUri, tls: Option<&Arc<TlsClientConfig>>) -> Result<Self, Error> {
+    /// Connects and negotiates. A server that is silent for longer than `silence_max`, then or
+    /// later, is an error.
+    pub(crate) fn open(
+        uri: &NbdUri,
+        tls: Option<&Arc<TlsClientConfig>>,
+        silence_max: Duration,
+    ) -> Result<Self, Error> {
         let fail = |error| Error::from_io("connect", uri.to_string(), error);
         let config =
             ClientConfig { export: uri.export.clone(), tls: uri.tls, ..ClientConfig::default() };
-        let mut stream = connect(&uri.transport).map_err(fail)?;
+        let mut stream = connect(&uri.transport, silence_max).map_err(fail)?;
         let refused =
             |what: String| Error::new(ErrorKind::Invalid, "connect", format!("{uri}: {what}"));
         let mut handshake =
@@ -66,10 +75,7 @@ impl Connection {
                     stream.write_all(&handshake.tls_started()).map_err(fail)?;
                 }
                 ClientNext::Ready(negotiated) => {
-                    let decoder = ReplyDecoder::new(negotiated.style);
-                    let (negotiated, taken, output) = (*negotiated, 0, Vec::new());
-                    let cookie = 0;
-                    return Ok(Self { stream, negotiated, decoder, input, taken, output, cookie });
+                    return Ok(Self::ready(stream, *negotiated, input));
                 }
                 ClientNext::Failed(error) => return Err(refused(error.to_string())),
                 ClientNext::Info(_) | ClientNext::Listed(_) => {
@@ -79,6 +85,12 @@ impl Connection {
         }
     }
 
+    fn ready(stream: Box<dyn Stream>, negotiated: ClientNegotiated, input: Vec<u8>) -> Self {
+        let decoder = ReplyDecoder::new(negotiated.style);
+        let (taken, output, cookie, broken) = (0, Vec::new(), 0, None);
+        Self { stream, negotiated, decoder, input, taken, output, cookie, broken }
+    }
+
     /// What was agreed on.
     pub(crate) fn negotiated(&self) -> &ClientNegotiated {
         &self.negotiated
@@ -86,6 +98,18 @@ impl Connection {
 
     /// Runs an op to its end.
     pub(crate) fn run(&mut self, op: &Op) -> Result<Reply, Error> {
+        let lost = |why: String| Error::new(ErrorKind::Io, op.kind().name(), why);
+        if let Some(why) = &self.broken {
+            return Err(lost(format!("the connection is of no use since {why}")));
+        }
+        self.exchange(op).unwrap_or_else(|broken| {
+            self.broken = Some(broken.to_string());
+            Err(Error::new(broken.kind(), op.kind().name(), broken.to_string()))
+        })
+    }
+
+    /// Asks, and waits for the answer. The outer error is that of the connection.
+    fn exchange(&mut self, op: &Op) -> Result<Result<Reply, Error>, Error> {
         self.cookie += 1;
         let request = self.request(op);
         self.output.clear();
@@ -95,9 +119,7 @@ impl Connection {
             self.output.resize(start + data.len(), 0);
             data.copy_out(&mut self.output[start..]);
         }
-        let lost = |error| Error::from_io(op.kind().name(), "connection to the server", error);
-        self.stream.write_all(&self.output).map_err(lost)?;
-        self.stream.flush().map_err(lost)?;
+        self.stream.write_all(&self.output).and_then(|()| self.stream.flush()).map_err(lost)?;
         self.answer(op, &request)
     }
 
@@ -128,21 +150,15 @@ impl Connection {
     }
 
     /// Receives the reply, chunk by chunk.
-    fn answer(&mut self, op: &Op, request: &Request) -> Result<Reply, Error> {
-        let violation = |error: ReplyError| {
-            let what = format!("the server broke the protocol: {error}");
-            Error::new(ErrorKind::Io, op.kind().name(), what)
-        };
-        let mut answer = Answer::to(op, request);
+    fn answer(&mut self, op: &Op, request: &Request) -> Result<Result<Reply, Error>, Error> {
+        let status = self.negotiated.context(ALLOCATION);
+        let mut answer = Answer::to(op, request, status);
         loop {
             let known = |cookie| (cookie == request.cookie).then_some(*request);
-            let decoded =
-                self.decoder.decode(&self.input[self.taken..], known).map_err(violation)?;
-            let (consumed, done, len) = match decoded {
+            let decoded = self.decoder.decode(&self.input[self.taken..], known);
+            let (consumed, done, place) = match decoded.map_err(violation)? {
                 Decoded::NeedMore(_) => {
-                    self.fill().map_err(|error| {
-                        Error::from_io(op.kind().name(), "connection to the server", error)
-                    })?;
+                    self.fill().map_err(lost)?;
                     continue;
                 }
                 Decoded::Event { consumed, event } => {
@@ -151,10 +167,8 @@ impl Connection {
                 }
             };
             self.taken += consumed;
-            if let Some((at, len)) = len {
-                self.data(&answer, at, len).map_err(|error| {
-                    Error::from_io(op.kind().name(), "connection to the server", error)
-                })?;
+            if let Some((at, len)) = place {
+                self.data(&answer, at, len).map_err(lost)?;
             }
             if done {
                 return answer.finish(op);
@@ -190,6 +204,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
         let bye = Request { command: command::DISC, ..Request::default() };
         self.output.clear();
         bye.encode(self.negotiated.style, &mut self.output);
@@ -198,23 +215,38 @@ impl Drop for Connection {
     }
 }
 
+/// The connection cannot be used any more.
+fn lost(error: io::Error) -> Error {
+    Error::from_io("connection", "to the server", error)
+}
+
+fn violation(error: ReplyError) -> Error {
+    Error::new(ErrorKind::Io, "connection", format!("the server broke the protocol: {error}"))
+}
+
+/// The metadata context that a block status is asked for.
+const ALLOCATION: &str = "base:allocation";
+
 /// What has come of an answer.
 struct Answer {
     data: Buf,
     /// Which of a read's bytes have come: what a server leaves out must not pass for zeroes.
     coverage: ReadCoverage,
+    /// The id of [`ALLOCATION`].
+    status: Option<u32>,
     extents: Vec<Extent>,
     error: Option<Error>,
+    errors: usize,
 }
 
 impl Answer {
-    fn to(op: &Op, request: &Request) -> Self {
+    fn to(op: &Op, request: &Request, status: Option<u32>) -> Self {
         let len = match op {
             Op::Read { range } => usize::try_from(range.len()).expect("a read fits into memory"),
             _ => 0,
         };
-        let coverage = ReadCoverage::new(request);
-        Self { data: Buf::zeroed(len), coverage, extents: Vec::new(), error: None }
+        let (data, coverage) = (Buf::zeroed(len), ReadCoverage::new(request));
+        Self { data, coverage, status, extents: Vec::new(), error: None, errors: 0 }
     }
 
     /// Takes a chunk in; answers where in the buffer data goes that follows it.
@@ -234,15 +266,18 @@ impl Answer {
                 self.data.zero((at - request.offset) as usize, len as usize);
                 None
             }
-            ReplyBody::BlockStatus { extents, .. } => {
-                self.extents.extend(extents.iter().map(|(len, status)| Extent {
-                    len,
-                    hole: status & u64::from(allocation_status::HOLE) != 0,
-                    zero: status & u64::from(allocation_status::ZERO) != 0,
-                }));
+            ReplyBody::BlockStatus { context, extents } => {
+                if self.status != Some(context) || !self.extents.is_empty() {
+                    return Err(ReplyError::Violation("a block status that was not asked for"));
+                }
+                self.extents = within(request.length, extents.iter());
                 None
             }
             ReplyBody::Error { errno, message, .. } => {
+                self.errors += 1;
+                if self.errors > ERRORS_MAX {
+                    return Err(ReplyError::Violation("a reply with too many errors"));
+                }
                 let what = if message.is_empty() { "the server reports an error" } else { message };
                 self.error = Some(Error::new(ErrorKind::of_nbd(errno), "server", what));
                 None
@@ -250,33 +285,50 @@ impl Answer {
         })
     }
 
-    fn finish(self, op: &Op) -> Result<Reply, Error> {
+    fn finish(self, op: &Op) -> Result<Result<Reply, Error>, Error> {
+        let incomplete = || {
+            let what = "the server left something out of its answer";
+            Error::new(ErrorKind::Io, op.kind().name(), what)
+        };
         match (self.error, op) {
-            (Some(error), _) => Err(error),
-            (None, Op::Read { .. }) if !self.coverage.is_complete() => {
-                let what = "the server left bytes out of its answer";
-                Err(Error::new(ErrorKind::Io, op.kind().name(), what))
-            }
-            (None, Op::Read { .. }) => Ok(Reply::Data(Payload::from(self.data))),
-            (None, Op::BlockStatus { .. }) => Ok(Reply::Extents(self.extents)),
-            (None, _) => Ok(Reply::Done),
+            (Some(error), _) => Ok(Err(error)),
+            (None, Op::Read { .. }) if !self.coverage.is_complete() => Err(incomplete()),
+            (None, Op::Read { .. }) => Ok(Ok(Reply::Data(Payload::from(self.data)))),
+            (None, Op::BlockStatus { .. }) if self.extents.is_empty() => Err(incomplete()),
+            (None, Op::BlockStatus { .. }) => Ok(Ok(Reply::Extents(self.extents))),
+            (None, _) => Ok(Ok(Reply::Done)),
         }
     }
 }
 
-fn connect(transport: &Transport) -> io::Result<Box<dyn Stream>> {
+/// The part of the extents that lies in `len` bytes: servers may tell more.
+fn within(len: u64, extents: impl Iterator<Item = (u64, u64)>) -> Vec<Extent> {
+    let mut left = len;
+    let inside = extents.map_while(|(len, status)| {
+        let len = len.min(left);
+        left -= len;
+        (len > 0).then_some(Extent {
+            len,
+            hole: status & u64::from(allocation_status::HOLE) != 0,
+            zero: status & u64::from(allocation_status::ZERO) != 0,
+        })
+    });
+    inside.collect()
+}
+
+fn connect(transport: &Transport, silence_max: Duration) -> io::Result<Box<dyn Stream>> {
     Ok(match transport {
         Transport::Unix { path } => {
             let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(SILENCE_MAX))?;
-            stream.set_write_timeout(Some(SILENCE_MAX))?;
+            stream.set_read_timeout(Some(silence_max))?;
+            stream.set_write_timeout(Some(silence_max))?;
             Box::new(stream)
         }
         Transport::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port))?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(SILENCE_MAX))?;
-            stream.set_write_timeout(Some(SILENCE_MAX))?;
+            stream.set_read_timeout(Some(silence_max))?;
+            stream.set_write_timeout(Some(silence_max))?;
             Box::new(stream)
         }
         Transport::Vsock { .. } => {
@@ -314,32 +366,31 @@ fn receive(stream: &mut Box<dyn Stream>, input: &mut Vec<u8>) -> io::Result<usiz
 
 #[cfg(test)]
 mod tests {
-    use sheave_core::ByteRange;
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
 
     use super::*;
 
-    fn read_answered_with(bodies: &[ReplyBody<'_>]) -> Result<Reply, Error> {
-        let range = ByteRange::within(4096, 1024, 1 << 20).unwrap();
-        let op = Op::Read { range };
-        let request = Request { offset: range.start(), length: range.len(), ..Request::default() };
-        let mut answer = Answer::to(&op, &request);
-        for body in bodies {
-            answer
-                .take(&request, *body)
-                .map_err(|error| Error::new(ErrorKind::Io, "read", error.to_string()))?;
-        }
-        answer.finish(&op)
+    #[test]
+    fn a_silent_server_is_given_up() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let uri = format!("nbd+unix:///?socket={}", path.display()).parse().unwrap();
+        let begun = Instant::now();
+        let silence_max = Duration::from_millis(200);
+        let error = Connection::open(&uri, None, silence_max).map(|_| ()).unwrap_err();
+        assert!(begun.elapsed() >= silence_max && begun.elapsed() < 10 * silence_max, "{error}");
     }
 
     #[test]
-    fn bytes_that_a_server_leaves_out_do_not_pass_for_zeroes() {
-        let hole = |at, len| ReplyBody::Hole { at, len };
-        assert!(read_answered_with(&[hole(4096, 1024)]).is_ok());
-        assert!(read_answered_with(&[hole(4608, 512), hole(4096, 512)]).is_ok());
-        for lies in [&[ReplyBody::Success][..], &[hole(4096, 1023)], &[hole(4100, 1020)]] {
-            let error = read_answered_with(lies).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-        }
-        assert!(read_answered_with(&[hole(4096, 1024), hole(4096, 1)]).is_err());
+    fn extents_end_where_the_question_ends() {
+        let lens = |len, extents: &[(u64, u64)]| -> Vec<u64> {
+            within(len, extents.iter().copied()).iter().map(|extent| extent.len).collect()
+        };
+        assert_eq!(lens(100, &[(60, 0), (40, 3)]), [60, 40]);
+        assert_eq!(lens(100, &[(60, 0), (u64::MAX, 3), (u64::MAX, 0)]), [60, 40]);
+        assert_eq!(lens(100, &[(u64::MAX, 1)]), [100]);
+        assert_eq!(lens(100, &[(60, 0)]), [60]);
     }
 }

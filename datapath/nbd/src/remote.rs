@@ -9,7 +9,7 @@ use sheave_core::{
 };
 use sheave_proto::uri::NbdUri;
 
-use crate::client::Connection;
+use crate::client::{Connection, SILENCE_MAX};
 use crate::tls::client_tls;
 
 /// An export of an NBD server. Every backend is a connection of its own.
@@ -35,7 +35,7 @@ impl Remote {
             return Err(Error::new(ErrorKind::Invalid, "connect", what));
         }
         let tls = if uri.tls { Some(client_tls(&uri.tls_options)?) } else { None };
-        let first = Connection::open(&uri, tls.as_ref())?;
+        let first = Connection::open(&uri, tls.as_ref(), SILENCE_MAX)?;
         let info = first.negotiated().volume_info();
         Ok(Self { uri, tls, info, first: Mutex::new(Some(first)) })
     }
@@ -50,7 +50,7 @@ impl Volume for Remote {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         let connection = match first {
             Some(connection) => connection,
-            None => Connection::open(&self.uri, self.tls.as_ref())?,
+            None => Connection::open(&self.uri, self.tls.as_ref(), SILENCE_MAX)?,
         };
         Ok(Box::new(RemoteBackend { info: self.info.clone(), connection }))
     }

@@ -10,6 +10,7 @@ mod layers;
 mod limits;
 mod listen;
 mod model;
+mod remote;
 mod sizes;
 mod stats;
 mod stop;
