@@ -1,13 +1,13 @@
 //! `sheave copy`: any volume to any volume or image, sparse.
 
-use std::fs::OpenOptions as FileOptions;
+use std::fs::{File, OpenOptions as FileOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sheave_backends::{OpenOptions, VolumeSpec};
+use sheave_backends::{BlockSize, OpenOptions, VolumeSpec};
 use sheave_core::{Buf, ByteRange, ErrorKind, Extent, Op, Payload, Reply, Segment, Volume};
 use sheave_nbd::Remote;
 use sheave_shard::Blocking;
@@ -51,19 +51,38 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if to.info().size < size {
         bail!("copy: {} has {} bytes, too few for {size}", args.to, to.info().size);
     }
-    let workers =
-        if from.info().read_only || from.info().can.multi_conn { args.workers } else { 1 };
-    let workers = if to.info().can.multi_conn { workers } else { 1 };
+    let progress = progress(size, args.quiet);
+    copy(from, to, made.is_some(), args.workers, &progress)
+        .inspect_err(|_| progress.abandon())
+        .with_context(|| format!("copy {} to {}", args.from, args.to))?;
+    if let Some(path) = &made {
+        // The bytes are on the disk; so must be the name.
+        sync_directory(path).with_context(|| format!("copy: {}", args.to))?;
+    }
+    progress.finish();
+    Ok(())
+}
+
+/// Copies all of a volume. `blank` says that the target reads as zeroes everywhere.
+fn copy(
+    from: Arc<dyn Volume>,
+    to: Arc<dyn Volume>,
+    blank: bool,
+    workers: u8,
+    progress: &ProgressBar,
+) -> anyhow::Result<()> {
+    let shared = from.info().read_only || from.info().can.multi_conn;
+    let workers = if shared && to.info().can.multi_conn { workers } else { 1 };
     let job = Job {
+        size: from.info().size,
         piece: piece(&*from, &*to),
         from,
         to,
-        size,
-        blank: made.is_some(),
+        blank,
         next: AtomicU64::new(0),
         failed: AtomicBool::new(false),
         error: Mutex::new(None),
-        progress: progress(size, args.quiet),
+        progress,
     };
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -71,18 +90,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         }
     });
     let error = job.error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(error) = error {
-        job.progress.abandon();
-        return Err(error.context(format!("copy {} to {}", args.from, args.to)));
-    }
-    flush(&*job.to).with_context(|| format!("copy: {}", args.to))?;
-    job.progress.finish();
-    Ok(())
+    error.map_or(Ok(()), Err)
 }
 
 fn open(text: &str, read_only: bool) -> anyhow::Result<Arc<dyn Volume>> {
     if is_nbd(text) {
-        return Ok(Arc::new(Remote::open(text)?));
+        let volume = Arc::new(Remote::open(text)?);
+        // The last block of a source need not be a whole one of the target's.
+        return Ok(match volume.info().block.minimum {
+            1 => volume,
+            _ => Arc::new(BlockSize::new(volume)),
+        });
     }
     let spec: VolumeSpec = text.parse()?;
     Ok(spec.open(&OpenOptions { read_only })?)
@@ -129,14 +147,12 @@ fn progress(size: u64, quiet: bool) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(style).expect("a template that parses"))
 }
 
-fn flush(to: &dyn Volume) -> anyhow::Result<()> {
-    if to.info().can.flush {
-        Blocking::open(to)?.run(Op::Flush)?;
-    }
-    Ok(())
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-struct Job {
+struct Job<'a> {
     from: Arc<dyn Volume>,
     to: Arc<dyn Volume>,
     size: u64,
@@ -146,10 +162,10 @@ struct Job {
     next: AtomicU64,
     failed: AtomicBool,
     error: Mutex<Option<anyhow::Error>>,
-    progress: ProgressBar,
+    progress: &'a ProgressBar,
 }
 
-impl Job {
+impl Job<'_> {
     /// Copies stretches until there are none, or one has failed anywhere.
     fn work(&self) {
         if let Err(error) = self.copy_all() {
@@ -173,6 +189,10 @@ impl Job {
             }
             worker.stretch(start, (start + STRETCH).min(self.size))?;
         }
+        // Every worker for itself: a flush need not cover what another connection wrote.
+        if self.to.info().can.flush {
+            worker.to.run(Op::Flush)?;
+        }
         Ok(())
     }
 }
@@ -181,7 +201,7 @@ struct Worker<'a> {
     from: Blocking,
     to: Blocking,
     can_zero: bool,
-    job: &'a Job,
+    job: &'a Job<'a>,
 }
 
 impl Worker<'_> {
@@ -215,7 +235,7 @@ impl Worker<'_> {
                     .into_iter()
                     .take_while(|extent| {
                         let inside = at < end;
-                        at += extent.len;
+                        at = at.saturating_add(extent.len);
                         inside
                     })
                     .collect())
@@ -300,14 +320,4 @@ fn zero_runs(payload: &Payload) -> Vec<(usize, bool)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_cover_the_payload_and_find_zero_units() {
-        let mut payload = Payload::from(Buf::from_bytes(&[1; ZERO_UNIT]));
-        payload.push(Segment::Zero(ZERO_UNIT));
-        payload.push(Segment::Data(Buf::zeroed(100)));
-        assert_eq!(zero_runs(&payload), [(ZERO_UNIT, false), (ZERO_UNIT + 100, true)]);
-    }
-}
+mod tests;
