@@ -149,7 +149,6 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let listeners = listeners(&args)?;
     let registry = Arc::new(Registry::new());
     let engine = EngineConfig {
         choice: args.engine.into(),
@@ -170,7 +169,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             None
         }
     };
-    for listener in listeners {
+    // Last, since whoever can connect may ask for statistics next.
+    for listener in listeners(&args)? {
         let (volumes, engine) = (names.join(", "), server.engine());
         tracing::info!(volumes, listener = listener.name(), engine, "serving");
         server.listen(listener);

@@ -83,6 +83,9 @@ pub(crate) fn row(
     Ok(RowResult { row: row.clone(), placement, cells, fio_ops_per_s, verdicts: Vec::new() })
 }
 
+/// How long a server may take for its first answer.
+const PATIENT: Duration = Duration::from_secs(5);
+
 fn one_run(
     row: &Row,
     placement: Placement,
@@ -91,7 +94,7 @@ fn one_run(
     cpus: &Cpus,
 ) -> Result<Outcome> {
     cpus.place(placement, server.process())?;
-    let plan = Plan {
+    let mut plan = Plan {
         target: server.target.clone(),
         workload: Workload {
             read_percent: if row.is_read { 100 } else { 0 },
@@ -109,7 +112,12 @@ fn one_run(
         seed: 1,
         server: Some(server.process()),
     };
-    let outcome = load::run(&plan)?;
+    let mut outcome = load::run(&plan)?;
+    if outcome.recorder.count() == 0 {
+        // A short look at a slow server on a busy machine: it gets the time for an answer.
+        plan.length = Length::Time { warmup: effort.warmup, measure: PATIENT };
+        outcome = load::run(&plan)?;
+    }
     if let Some(image) = &server.image {
         image.settle()?;
     }
