@@ -5,6 +5,7 @@
 mod support;
 
 mod awkward;
+mod conformance;
 mod hostile;
 mod layers;
 mod limits;

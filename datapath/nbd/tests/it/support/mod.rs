@@ -12,6 +12,8 @@ pub(crate) use link::Link;
 pub(crate) use random::Random;
 pub(crate) use server::{Running, Setup};
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// Nothing takes that long.
@@ -28,8 +30,8 @@ macro_rules! both_engines {
             $(#[$meta])*
             #[test]
             fn uring() {
-                if let Err(error) = sheave_ring::probe() {
-                    return eprintln!("skipped, no io_uring: {error}");
+                if !crate::support::uring_or_skip(stringify!($name)) {
+                    return;
                 }
                 over(sheave_shard::EngineChoice::Uring);
             }
@@ -43,6 +45,18 @@ macro_rules! both_engines {
     )* };
 }
 pub(crate) use both_engines;
+
+/// Whether there is a ring here; if not, that is told at the end of `make test`.
+pub(crate) fn uring_or_skip(test: &str) -> bool {
+    let Err(error) = sheave_ring::probe() else { return true };
+    let line = format!("skipped: {test}: no io_uring: {error}\n");
+    eprint!("{line}");
+    if let Ok(path) = std::env::var("SHEAVE_SKIP_LOG") {
+        let mut log = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        log.write_all(line.as_bytes()).unwrap();
+    }
+    false
+}
 
 /// Waits until something is so.
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -1,0 +1,110 @@
+//! The volumes' suite through the server and the client: whatever a volume promises, its export
+//! keeps.
+
+use std::sync::Arc;
+
+use sheave_backends::conformance::{Options, PlainEngine, check};
+use sheave_backends::{BlockSize, OpenOptions, open};
+use sheave_core::{
+    Backend, Completion, Io, IoDone, Nanos, Op, Reply, Result, Submitted, Tag, Volume, VolumeInfo,
+};
+use sheave_nbd::Remote;
+use sheave_shard::EngineChoice;
+
+use crate::support::{Running, Setup, both_engines};
+
+/// Neither a multiple of a chunk, nor of a page, nor of anything.
+const SIZE: u64 = 3 * (64 << 10) + 777;
+
+/// A volume, and the server that it comes from.
+struct Served {
+    volume: Arc<dyn Volume>,
+    _server: Running,
+}
+
+impl Served {
+    fn new(engine: EngineChoice, text: &str) -> Self {
+        let volume = open(text, &OpenOptions::default()).unwrap();
+        let server = Setup { shards: 1, ..Setup::of(engine, volume) }.start();
+        let uri = format!("nbd+unix:///?socket={}", server.socket.display());
+        let remote = Arc::new(Remote::open(&uri).unwrap());
+        let volume: Arc<dyn Volume> = match remote.info().block.minimum {
+            1 => remote,
+            _ => Arc::new(BlockSize::new(remote)),
+        };
+        Self { volume, _server: server }
+    }
+}
+
+impl Volume for Served {
+    fn info(&self) -> &VolumeInfo {
+        self.volume.info()
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(Advertised(self.volume.backend()?)))
+    }
+}
+
+/// Asks only for what the server has, as clients do: the suite prefetches on every volume.
+struct Advertised(Box<dyn Backend>);
+
+impl Backend for Advertised {
+    fn info(&self) -> &VolumeInfo {
+        self.0.info()
+    }
+
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
+        match op {
+            Op::Cache { .. } if !self.info().can.cache => Submitted::Done(Ok(Reply::Done)),
+            op => self.0.submit(op, tag, io),
+        }
+    }
+
+    fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
+        self.0.io_done(done, io);
+    }
+
+    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        self.0.reap(io)
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        self.0.deadline()
+    }
+}
+
+fn check_served(engine: EngineChoice, make: impl Fn() -> String) {
+    let options = Options { cases: 20, unaligned: true };
+    check(options, || Arc::new(Served::new(engine, &make())), || PlainEngine::new(1));
+}
+
+fn check_image(engine: EngineChoice, parameters: &str) {
+    let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+    let image = dir.path().join("a.img");
+    check_served(engine, || {
+        std::fs::write(&image, vec![0; SIZE as usize]).unwrap();
+        format!("{}{parameters}", image.display())
+    });
+}
+
+both_engines! {
+    fn memory(engine) {
+        check_served(engine, || format!("memory:?size={SIZE}"));
+    }
+
+    fn file(engine) {
+        check_image(engine, "");
+    }
+
+    fn file_without_the_page_cache(engine) {
+        check_image(engine, "?direct=true");
+    }
+
+    fn file_under_all_layers(engine) {
+        check_image(
+            engine,
+            "?direct=true&limit-bps=8G&limit-iops=200000&fault=any:delay=200us:probability=0.2",
+        );
+    }
+}

@@ -1,0 +1,211 @@
+//! The volumes' suite on both engines: file I/O by a ring, and by plain calls.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sheave_backends::conformance::{Engine, Options, check};
+use sheave_backends::{BlockSize, FileOptions, FileVolume, OpenOptions, open};
+use sheave_core::{Buf, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
+use sheave_ring::{Event, Ring, RingConfig, plain, probe};
+use sheave_tests::uring_or_skip;
+use tempfile::TempDir;
+
+/// Neither a multiple of a chunk, nor of a page, nor of anything.
+const SIZE: u64 = 3 * (64 << 10) + 777;
+const OPTIONS: Options = Options { cases: 40, unaligned: true };
+/// Few, so that backends find no room now and then.
+const REQUESTS_MAX: usize = 3;
+
+/// A ring and nothing else.
+struct RingEngine {
+    io: RingIo,
+}
+
+struct RingIo {
+    ring: Ring,
+    start: Instant,
+    in_flight: usize,
+}
+
+impl RingEngine {
+    fn new() -> Self {
+        let config = RingConfig {
+            entries: 8,
+            receive_buffers: 1,
+            receive_buffer_len: 4096,
+            file_requests_max: REQUESTS_MAX,
+            registered_max: 1,
+        };
+        let ring = Ring::new(&probe().expect("io_uring"), config).expect("a ring");
+        Self { io: RingIo { ring, start: Instant::now(), in_flight: 0 } }
+    }
+}
+
+impl Engine for RingEngine {
+    fn io(&mut self) -> &mut dyn Io {
+        &mut self.io
+    }
+
+    fn in_flight(&self) -> usize {
+        self.io.in_flight
+    }
+
+    fn wait(&mut self, until: Option<Nanos>, done: &mut Vec<IoDone>) {
+        let left = until.map(|until| Duration::from_nanos(until.saturating_sub(self.io.now())));
+        self.io.ring.wait(left).expect("the ring waits");
+        while let Some(event) = self.io.ring.next_event() {
+            let Event::File { user: (_, token), result, request } = event else {
+                panic!("only file requests were started")
+            };
+            self.io.in_flight -= 1;
+            done.push(IoDone { token: IoToken(token), request, result });
+        }
+    }
+}
+
+impl Io for RingIo {
+    fn now(&self) -> Nanos {
+        self.start.elapsed().as_nanos() as Nanos
+    }
+
+    fn buffer(&mut self, len: usize) -> Buf {
+        dirty(len)
+    }
+
+    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+        self.ring.start(request, (0, token.0))?;
+        self.in_flight += 1;
+        Ok(())
+    }
+}
+
+/// The plain calls and nothing else.
+struct CallsEngine {
+    io: CallsIo,
+}
+
+struct CallsIo {
+    start: Instant,
+    done: VecDeque<IoDone>,
+}
+
+impl CallsEngine {
+    fn new() -> Self {
+        Self { io: CallsIo { start: Instant::now(), done: VecDeque::new() } }
+    }
+}
+
+impl Engine for CallsEngine {
+    fn io(&mut self) -> &mut dyn Io {
+        &mut self.io
+    }
+
+    fn in_flight(&self) -> usize {
+        self.io.done.len()
+    }
+
+    fn wait(&mut self, until: Option<Nanos>, done: &mut Vec<IoDone>) {
+        match self.io.done.pop_front() {
+            Some(end) => done.push(end),
+            None => {
+                let left = until.unwrap_or(0).saturating_sub(self.io.now());
+                std::thread::sleep(Duration::from_nanos(left));
+            }
+        }
+    }
+}
+
+impl Io for CallsIo {
+    fn now(&self) -> Nanos {
+        self.start.elapsed().as_nanos() as Nanos
+    }
+
+    fn buffer(&mut self, len: usize) -> Buf {
+        dirty(len)
+    }
+
+    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+        if self.done.len() >= REQUESTS_MAX {
+            return Err(request);
+        }
+        let result = plain::file(&request);
+        self.done.push_back(IoDone { token, request, result });
+        Ok(())
+    }
+}
+
+/// A buffer with what somebody left in it.
+fn dirty(len: usize) -> Buf {
+    let buf = Buf::zeroed(len.next_multiple_of(PAGE_SIZE));
+    buf.copy_in(0, &vec![0xa5; buf.len()]);
+    buf.slice(0, len)
+}
+
+/// Checks volumes on both engines.
+fn on_both(name: &str, options: Options, make_volume: impl Fn() -> Arc<dyn Volume>) {
+    check(options, &make_volume, CallsEngine::new);
+    if uring_or_skip(name) {
+        check(options, &make_volume, RingEngine::new);
+    }
+}
+
+/// An image of zeroes without a hole, so that punching one shows. Not in /tmp, which may be a
+/// tmpfs.
+fn image() -> (TempDir, FileOptions) {
+    let dir = TempDir::new_in("/var/tmp").expect("a directory");
+    let path = dir.path().join("a.img");
+    (dir, FileOptions::new(path))
+}
+
+fn blank(options: &FileOptions) {
+    std::fs::write(&options.path, vec![0; SIZE as usize]).expect("an image");
+}
+
+#[test]
+fn memory() {
+    let text = format!("memory:?size={SIZE}");
+    on_both("memory", OPTIONS, || open(&text, &OpenOptions::default()).expect("a volume"));
+}
+
+#[test]
+fn file() {
+    let (_dir, options) = image();
+    on_both("file", OPTIONS, || {
+        blank(&options);
+        Arc::new(FileVolume::open(&options).expect("a volume"))
+    });
+}
+
+#[test]
+fn file_in_whole_blocks_without_the_page_cache() {
+    let (_dir, options) = image();
+    let options = FileOptions { direct: true, ..options };
+    on_both("direct", Options { unaligned: false, ..OPTIONS }, || {
+        blank(&options);
+        Arc::new(FileVolume::open(&options).expect("a volume"))
+    });
+}
+
+#[test]
+fn file_under_block_size() {
+    let (_dir, options) = image();
+    let options = FileOptions { direct: true, ..options };
+    on_both("block size", OPTIONS, || {
+        blank(&options);
+        Arc::new(BlockSize::new(Arc::new(FileVolume::open(&options).expect("a volume"))))
+    });
+}
+
+#[test]
+fn file_under_all_layers() {
+    let (_dir, options) = image();
+    let text = format!(
+        "{}?direct=true&limit-bps=8G&limit-iops=200000&fault=any:delay=200us:probability=0.2",
+        options.path.display()
+    );
+    on_both("all layers", Options { cases: 15, ..OPTIONS }, || {
+        blank(&options);
+        open(&text, &OpenOptions::default()).expect("a volume")
+    });
+}
