@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sheave_backends::conformance::{Engine, Options, check};
 use sheave_backends::{BlockSize, FileOptions, FileVolume, OpenOptions, open};
-use sheave_core::{Buf, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
+use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
 use sheave_ring::{Event, Ring, RingConfig, plain, probe};
 use sheave_tests::uring_or_skip;
 use tempfile::TempDir;
@@ -73,7 +73,12 @@ impl Io for RingIo {
         dirty(len)
     }
 
-    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+    fn start(
+        &mut self,
+        request: IoRequest,
+        token: IoToken,
+        _: Destination,
+    ) -> Result<(), IoRequest> {
         self.ring.start(request, (0, token.0))?;
         self.in_flight += 1;
         Ok(())
@@ -125,7 +130,12 @@ impl Io for CallsIo {
         dirty(len)
     }
 
-    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+    fn start(
+        &mut self,
+        request: IoRequest,
+        token: IoToken,
+        _: Destination,
+    ) -> Result<(), IoRequest> {
         if self.done.len() >= REQUESTS_MAX {
             return Err(request);
         }

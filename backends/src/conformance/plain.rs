@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
-use sheave_core::{Allocate, Buf, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE};
+use sheave_core::{Allocate, Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE};
 
 use super::Engine;
 
@@ -130,7 +130,12 @@ impl Io for PlainIo {
         buf
     }
 
-    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+    fn start(
+        &mut self,
+        request: IoRequest,
+        token: IoToken,
+        _: Destination,
+    ) -> Result<(), IoRequest> {
         let refused =
             self.refuse_one_in > 0 && self.next_random().is_multiple_of(self.refuse_one_in);
         if refused || self.queue.len() >= self.queue_max {

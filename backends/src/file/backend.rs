@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 use sheave_core::{
-    Backend, ByteRange, Completion, Error, Io, IoDone, IoRequest, IoToken, Nanos, Op, Outcome,
-    Reply, Submitted, Tag, VolumeInfo,
+    Backend, ByteRange, Completion, Destination, Error, Io, IoDone, IoRequest, IoToken, Nanos, Op,
+    Outcome, Reply, Submitted, Tag, VolumeInfo,
 };
 use slab::Slab;
 
@@ -86,13 +86,9 @@ impl Backend for FileBackend {
             Err(outcome) => return Submitted::Done(outcome),
         };
         let request = work.request(&self.image, &self.handle);
-        let quick = work.is_quick(&self.image);
+        let destination = work.destination(&self.image);
         let key = self.jobs.insert(Job { tag, work, interruptions: 0 });
-        let start = |request| match quick {
-            true => io.start_quick(request, token(key)),
-            false => io.start(request, token(key)),
-        };
-        match request.map(start) {
+        match request.map(|request| io.start(request, token(key), destination)) {
             None => self.join_sync(key, io),
             Some(Ok(())) => {}
             Some(Err(_)) => {
@@ -178,7 +174,7 @@ impl FileBackend {
     }
 
     fn start(&mut self, request: IoRequest, token: IoToken, io: &mut dyn Io) {
-        if let Err(request) = io.start(request, token) {
+        if let Err(request) = io.start(request, token, Destination::Unknown) {
             self.stalled.push_back((request, token));
             self.retry_at = Some(io.now() + RETRY_NS);
         }
@@ -187,7 +183,7 @@ impl FileBackend {
     fn start_stalled(&mut self, io: &mut dyn Io) {
         self.retry_at = None;
         while let Some((request, token)) = self.stalled.pop_front() {
-            if let Err(request) = io.start(request, token) {
+            if let Err(request) = io.start(request, token, Destination::Unknown) {
                 self.stalled.push_front((request, token));
                 self.retry_at = Some(io.now() + RETRY_NS);
                 return;

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::io::Errno;
 use sheave_core::{
-    Allocate, Buf, ByteRange, Error, ErrorKind, Io, IoRequest, Op, Outcome, PAGE_SIZE, Payload,
-    Reply, Segment,
+    Allocate, Buf, ByteRange, Destination, Error, ErrorKind, Io, IoRequest, Op, Outcome, PAGE_SIZE,
+    Payload, Reply, Segment,
 };
 
 use super::{Handle, Image, ZEROES};
@@ -104,12 +104,13 @@ impl Work {
         }
     }
 
-    /// Whether it most likely ends without waiting for the device: a write of whole pages to the
-    /// page cache, which has nothing to read before.
-    pub(super) fn is_quick(&self, image: &Image) -> bool {
+    /// Where its requests most likely end.
+    pub(super) fn destination(&self, image: &Image) -> Destination {
         match self {
-            Self::Write { range, .. } => !image.direct && range.is_aligned(PAGE_SIZE as u64),
-            _ => false,
+            Self::Read { .. } | Self::Write { .. } if image.direct => Destination::Device,
+            // Whole pages: there is nothing to be read before.
+            Self::Write { range, .. } if range.is_aligned(PAGE_SIZE as u64) => Destination::Memory,
+            _ => Destination::Unknown,
         }
     }
 

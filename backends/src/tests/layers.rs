@@ -4,8 +4,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use sheave_core::{
-    Backend, Buf, Completion, ErrorKind, Io, IoDone, IoRequest, IoToken, Nanos, Op, Reply, Result,
-    Submitted, Tag, Volume, VolumeInfo,
+    Backend, Buf, Completion, Destination, ErrorKind, Io, IoDone, IoRequest, IoToken, Nanos, Op,
+    Reply, Result, Submitted, Tag, Volume, VolumeInfo,
 };
 
 use super::{bytes, driver, range, read, write};
@@ -172,7 +172,12 @@ impl Io for NoIo {
         Buf::zeroed(len)
     }
 
-    fn start(&mut self, request: IoRequest, _: IoToken) -> std::result::Result<(), IoRequest> {
+    fn start(
+        &mut self,
+        request: IoRequest,
+        _: IoToken,
+        _: Destination,
+    ) -> std::result::Result<(), IoRequest> {
         Err(request)
     }
 }
@@ -192,7 +197,12 @@ fn a_delayed_op_is_due_at_the_deadline_and_not_before() {
         fn buffer(&mut self, len: usize) -> Buf {
             Buf::zeroed(len)
         }
-        fn start(&mut self, request: IoRequest, _: IoToken) -> std::result::Result<(), IoRequest> {
+        fn start(
+            &mut self,
+            request: IoRequest,
+            _: IoToken,
+            _: Destination,
+        ) -> std::result::Result<(), IoRequest> {
             Err(request)
         }
     }

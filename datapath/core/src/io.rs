@@ -77,6 +77,18 @@ pub struct IoDone {
     pub result: io::Result<usize>,
 }
 
+/// Where a request most likely ends, so that the engine can choose how to start it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Not known. It is started together with what else this turn starts.
+    Unknown,
+    /// In memory, such as a write of whole pages to the page cache. The engine may carry it out on
+    /// the spot.
+    Memory,
+    /// At a device, which should begin at once rather than with the last request of the turn.
+    Device,
+}
+
 /// An engine, as a backend sees it.
 pub trait Io {
     /// The time at which the engine last woke. Constant while it works through one batch.
@@ -95,14 +107,10 @@ pub trait Io {
     ///
     /// # Errors
     /// Hands the request back when the engine's queue is full; try again after a completion.
-    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest>;
-
-    /// As [`Io::start`], for a request that most likely ends without waiting for a device, such as
-    /// a write of whole pages to the page cache. The engine may carry it out on the spot.
-    ///
-    /// # Errors
-    /// As [`Io::start`].
-    fn start_quick(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
-        self.start(request, token)
-    }
+    fn start(
+        &mut self,
+        request: IoRequest,
+        token: IoToken,
+        to: Destination,
+    ) -> Result<(), IoRequest>;
 }

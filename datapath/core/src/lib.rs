@@ -14,6 +14,6 @@ mod range;
 pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeInfo};
 pub use buf::{Buf, PAGE_SIZE, Page, Payload, Segment};
 pub use error::{Error, ErrorKind, NbdErrno, Result};
-pub use io::{Allocate, Io, IoDone, IoRequest, IoToken, Nanos};
+pub use io::{Allocate, Destination, Io, IoDone, IoRequest, IoToken, Nanos};
 pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
 pub use range::{ByteRange, RangeError};

@@ -228,6 +228,12 @@ impl Ring {
         self.push(entry, InFlight::File { user, request, vectors });
     }
 
+    /// Gives the kernel now what is pending, rather than with the next wait.
+    pub fn submit(&mut self) {
+        // What the kernel does not take now stays pending, and the next wait tells what is wrong.
+        let _ = self.uring.submitter().submit();
+    }
+
     /// Whether a completion is ready now; submits what is pending, and enters the kernel only if
     /// something is pending or the kernel asks for it.
     ///

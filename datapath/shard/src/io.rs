@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use sheave_core::{Buf, Io, IoDone, IoRequest, IoToken, Nanos, Payload};
+use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload};
 use sheave_ring::{Ring, plain};
 
 use crate::Clock;
@@ -33,15 +33,20 @@ impl Io for RingIo<'_> {
         self.pool.give_all(payload);
     }
 
-    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
-        self.ring.start(request, (self.volume, token.0))
-    }
-
-    fn start_quick(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
-        if !self.quick.takes(&request, self.now) {
-            return self.start(request, token);
+    fn start(
+        &mut self,
+        request: IoRequest,
+        token: IoToken,
+        to: Destination,
+    ) -> Result<(), IoRequest> {
+        if to == Destination::Memory && self.quick.takes(&request, self.now) {
+            self.quick.run(self.volume, request, token, self.clock);
+            return Ok(());
         }
-        self.quick.run(self.volume, request, token, self.clock);
+        self.ring.start(request, (self.volume, token.0))?;
+        if to == Destination::Device {
+            self.ring.submit();
+        }
         Ok(())
     }
 }
@@ -70,7 +75,12 @@ impl Io for PlainIo {
         self.pool.give_all(payload);
     }
 
-    fn start(&mut self, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+    fn start(
+        &mut self,
+        request: IoRequest,
+        token: IoToken,
+        _: Destination,
+    ) -> Result<(), IoRequest> {
         if self.done.len() >= DONE_MAX {
             return Err(request);
         }
