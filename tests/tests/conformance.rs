@@ -32,7 +32,8 @@ impl RingEngine {
     fn new() -> Self {
         let config = RingConfig {
             entries: 8,
-            receive_buffers: 1,
+            receive_buffers_min: 1,
+            receive_buffers_max: 1,
             receive_buffer_len: 4096,
             file_requests_max: REQUESTS_MAX,
             registered_max: 1,

@@ -29,7 +29,8 @@ pub(crate) fn serve(args: &FloorArgs) -> Result<()> {
     accept(args, move |mut socket| {
         handshake::serve(&mut socket, size)?;
         let config = RingConfig {
-            receive_buffers: 2,
+            receive_buffers_min: 2,
+            receive_buffers_max: 2,
             receive_buffer_len: RECEIVE_SIZE,
             registered_max: 1,
             ..RingConfig::default()

@@ -29,8 +29,14 @@ pub(crate) struct Provided {
     entries: NonNull<BufRingEntry>,
     count: u16,
     tail: u16,
-    /// `None` while the bytes are with their reader; else they belong to the kernel.
+    /// `None` while the bytes are with their reader, or there are none; else they belong to the
+    /// kernel.
     lent: Vec<Option<Box<[u8]>>>,
+    len: usize,
+    /// Ids without a buffer.
+    unused: Vec<u16>,
+    /// How many buffers are to circulate.
+    wanted: u16,
 }
 
 // SAFETY: the entries are owned by this struct alone; the kernel reads them, whichever thread
@@ -38,7 +44,8 @@ pub(crate) struct Provided {
 unsafe impl Send for Provided {}
 
 impl Provided {
-    /// Registers `count` (a power of two) buffers of `len` bytes.
+    /// Registers a ring for at most `count` (a power of two) buffers of `len` bytes. It has none
+    /// before [`Self::circulate`].
     ///
     /// Must be dropped after the ring, which may write to the buffers until it is gone.
     pub(crate) fn register(uring: &IoUring, count: u16, len: usize) -> io::Result<Self> {
@@ -49,11 +56,14 @@ impl Provided {
         let Some(entries) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
-        let mut provided = Self {
+        let provided = Self {
             entries: entries.cast(),
             count,
             tail: 0,
             lent: (0..count).map(|_| None).collect(),
+            len,
+            unused: (0..count).rev().collect(),
+            wanted: 0,
         };
         // SAFETY: the memory is page-aligned, `count` entries long, zeroed, and lives until this
         // struct is dropped, which is after the ring is closed.
@@ -66,10 +76,22 @@ impl Provided {
                 0,
             )?;
         }
-        for id in 0..count {
-            provided.lend(id, vec![0; len].into_boxed_slice());
-        }
         Ok(provided)
+    }
+
+    /// Lets so many buffers circulate, or all there can be. The kernel takes them in turn, so the
+    /// fewer there are, the warmer they stay.
+    pub(crate) fn circulate(&mut self, wanted: usize) {
+        self.wanted = wanted.min(self.count.into()) as u16;
+        while self.circulating() < self.wanted
+            && let Some(id) = self.unused.pop()
+        {
+            self.lend(id, vec![0; self.len].into_boxed_slice());
+        }
+    }
+
+    fn circulating(&self) -> u16 {
+        self.count - self.unused.len() as u16
     }
 
     /// The buffer that a completion names.
@@ -80,6 +102,9 @@ impl Provided {
     }
 
     pub(crate) fn give_back(&mut self, received: Received) {
+        if self.circulating() > self.wanted {
+            return self.unused.push(received.id);
+        }
         self.lend(received.id, received.bytes);
     }
 

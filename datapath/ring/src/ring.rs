@@ -21,8 +21,10 @@ use crate::provided::{GROUP, Provided, Received};
 pub struct RingConfig {
     /// Submission queue entries; the completion queue has eight times as many.
     pub entries: u32,
-    /// Shared receive buffers, a power of two.
-    pub receive_buffers: u16,
+    /// Shared receive buffers of a few sockets.
+    pub receive_buffers_min: u16,
+    /// The most there are, a power of two: one for each socket up to that.
+    pub receive_buffers_max: u16,
     /// Bytes in each of them.
     pub receive_buffer_len: usize,
     /// File requests in flight.
@@ -35,7 +37,8 @@ impl Default for RingConfig {
     fn default() -> Self {
         Self {
             entries: 256,
-            receive_buffers: 8,
+            receive_buffers_min: 8,
+            receive_buffers_max: 64,
             // Half of what 32 writes of 4 KiB take: the shard works on the first half while the
             // second arrives. Twice as much made such writes a fifth slower.
             receive_buffer_len: 64 << 10,
@@ -123,6 +126,7 @@ pub struct Ring {
     in_flight: ManuallyDrop<Slab<InFlight>>,
     provided: ManuallyDrop<Provided>,
     files_in_flight: usize,
+    sockets: usize,
     free_slots: Vec<u32>,
     config: RingConfig,
 }
@@ -136,13 +140,15 @@ impl Ring {
         let uring = open(probe.mode, config.entries)?;
         let count = if probe.registered_files { config.registered_max } else { 0 };
         let registered = count > 0 && uring.submitter().register_files_sparse(count).is_ok();
-        let provided =
-            Provided::register(&uring, config.receive_buffers, config.receive_buffer_len)?;
+        let mut provided =
+            Provided::register(&uring, config.receive_buffers_max, config.receive_buffer_len)?;
+        provided.circulate(config.receive_buffers_min.into());
         Ok(Self {
             uring: ManuallyDrop::new(uring),
             in_flight: ManuallyDrop::new(Slab::new()),
             provided: ManuallyDrop::new(provided),
             files_in_flight: 0,
+            sockets: 0,
             free_slots: if registered { (0..count).rev().collect() } else { Vec::new() },
             config,
         })
@@ -150,6 +156,8 @@ impl Ring {
 
     /// Takes a socket in, registered if there is room.
     pub fn adopt(&mut self, fd: OwnedFd) -> Socket {
+        self.sockets += 1;
+        self.circulate();
         let Some(slot) = self.free_slots.pop() else { return Socket { fd, slot: None } };
         if self.uring.submitter().register_files_update(slot, &[fd.as_raw_fd()]).is_ok() {
             return Socket { fd, slot: Some(slot) };
@@ -167,6 +175,13 @@ impl Ring {
         {
             self.free_slots.push(slot);
         }
+        self.sockets -= 1;
+        self.circulate();
+    }
+
+    fn circulate(&mut self) {
+        // With fewer, sockets that are ready at once would have to be asked again.
+        self.provided.circulate(self.sockets.max(self.config.receive_buffers_min.into()));
     }
 
     /// Receives what arrives next into a buffer of the ring's.

@@ -16,7 +16,12 @@ pub(crate) fn ring(config: RingConfig) -> Option<Ring> {
 }
 
 pub(crate) fn small() -> RingConfig {
-    RingConfig { receive_buffers: 2, receive_buffer_len: 4096, ..RingConfig::default() }
+    RingConfig {
+        receive_buffers_min: 2,
+        receive_buffers_max: 2,
+        receive_buffer_len: 4096,
+        ..RingConfig::default()
+    }
 }
 
 /// A socket of the ring's and its other end, which gives up after [`TIMEOUT`].
