@@ -5,7 +5,7 @@ mod children;
 mod compare;
 mod floor;
 mod load;
-mod output;
+pub mod output;
 mod placement;
 mod process;
 mod report;

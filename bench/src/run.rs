@@ -129,9 +129,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let outcome = load::run(&plan)?;
     let summary = summary(args, &plan, &outcome);
     if args.json {
-        output::print(&mut io::stdout(), &(serde_json::to_string_pretty(&summary)? + "\n"))?;
+        output::print(&mut io::stdout(), serde_json::to_string_pretty(&summary)? + "\n")?;
     } else {
-        output::print(&mut io::stdout(), &shown(&summary, &outcome))?;
+        output::print(&mut io::stdout(), shown(&summary, &outcome))?;
     }
     if let Some(path) = &args.hgrm {
         let mut text = String::new();

@@ -1,12 +1,13 @@
 //! `sheave doctor`: what this node can do, and what to do about what it cannot.
 
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit};
 use serde::Serialize;
+use sheave_bench::output;
 use sheave_ring::{Probe, Support};
 
 /// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
@@ -87,10 +88,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     } else {
         findings.iter().map(|finding| lines(finding, colored)).collect()
     };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("doctor: cannot write to standard output"),
-    }
+    output::print(&mut io::stdout(), text).context("doctor: cannot write to standard output")
 }
 
 fn lines(finding: &Finding, colored: bool) -> String {

@@ -1,10 +1,11 @@
 //! `sheave completions` and `sheave man`: what clap knows, in other forms.
 
-use std::io::Write as _;
+use std::io;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::CommandFactory;
+use sheave_bench::output;
 
 use crate::cli::Cli;
 
@@ -28,11 +29,8 @@ pub(crate) struct Man {
 pub(crate) fn completions(args: Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "sheave", &mut script);
-    match std::io::stdout().write_all(&script) {
-        // Whoever read had enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("completions: standard output"),
-    }
+    output::print(&mut io::stdout(), script)
+        .context("completions: cannot write to standard output")
 }
 
 pub(crate) fn man(args: Man) -> anyhow::Result<()> {

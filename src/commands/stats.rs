@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
+use sheave_bench::output;
 use sheave_telemetry::{Stage, write_hgrm};
 
 use crate::telemetry::{COLUMNS, ServerSnapshot, Servers, stage_rows};
@@ -60,16 +61,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (false, Some(_)) => return Ok(()),
         (false, None) => tables(&servers.snapshots),
     };
-    print(&text).context("stats: cannot write to standard output")
-}
-
-/// Prints, content if the reader, `head` for instance, has seen enough.
-fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed,
-    }
+    output::print(&mut io::stdout(), text).context("stats: cannot write to standard output")
 }
 
 fn tables(servers: &[ServerSnapshot]) -> String {

@@ -14,6 +14,7 @@ use ratatui::layout::{Alignment, Constraint, Layout};
 use ratatui::style::Stylize;
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Table};
+use sheave_bench::output;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::telemetry::{COLUMNS, Row, ServerSnapshot, Servers, op_rows};
@@ -49,11 +50,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if io::stdout().is_terminal() && io::stdin().is_terminal() {
         on_screen(&args, &mut watch).context("top: the terminal failed")
     } else {
-        match as_lines(&args, &mut watch) {
-            // The reader has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            ended => ended.context("top: cannot write to standard output"),
-        }
+        let printed = as_lines(&args, &mut watch);
+        output::until_closed(printed).context("top: cannot write to standard output")
     }
 }
 

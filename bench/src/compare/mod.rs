@@ -132,7 +132,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
 
 fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     if args.list {
-        return output::print(out, &table::list());
+        return Ok(output::print(out, table::list())?);
     }
     let mut skipped = Vec::new();
     let campaign = campaign(args, &mut skipped)?;
@@ -158,7 +158,7 @@ fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
         run_fio(&campaign, &mut launcher, &mut results)?;
     }
     drop(launcher);
-    output::print(out, &table::summary(&results))?;
+    output::print(out, table::summary(&results))?;
     write_files(args, &results)?;
     let missed = results.missed();
     ensure!(!args.strict || missed == 0, "{missed} targets missed");
@@ -225,7 +225,7 @@ fn run_rows(
                 let skipped = &mut results.skipped;
                 let result =
                     measure::row(row, placement, &servers, campaign.effort, cpus, skipped)?;
-                output::print(out, &table::row(&result))?;
+                output::print(out, table::row(&result))?;
                 results.rows.push(result);
             }
         }
