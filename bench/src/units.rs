@@ -3,29 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
-
-/// A number of bytes, written as `512`, `4k`, `1M`, `2GiB`; all units are powers of 1024.
+/// A number of bytes, written as the size of a volume is: `512`, `4k`, `1M`, `2GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ByteSize(pub(crate) u64);
 
 impl FromStr for ByteSize {
-    type Err = anyhow::Error;
+    type Err = sheave_core::Error;
 
-    fn from_str(text: &str) -> Result<Self> {
-        let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(digits_end);
-        let shift = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => bail!("a size is a number and one of k, M, G, T, not {text:?}"),
-        };
-        let number: u64 =
-            digits.parse().with_context(|| format!("a size begins with a number, not {text:?}"))?;
-        number.checked_mul(1 << shift).map(Self).with_context(|| format!("{text} is too large"))
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        sheave_backends::parse_size(text).map(Self)
     }
 }
 
@@ -80,13 +66,6 @@ mod tests {
     fn sizes_are_read() {
         for (text, bytes) in [("512", 512), ("4k", 4096), ("1M", 1 << 20), ("2GiB", 2 << 30)] {
             assert_eq!(text.parse::<ByteSize>().unwrap(), ByteSize(bytes));
-        }
-    }
-
-    #[test]
-    fn bad_sizes_are_refused() {
-        for text in ["", "k", "4x", "-1", "99999999T", "1.5G"] {
-            assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }
 
