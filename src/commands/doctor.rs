@@ -12,14 +12,20 @@ use sheave_ring::{Probe, Support};
 
 /// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
 const KERNEL_URING: (u32, u32) = (5, 19);
-const KERNEL_FULL: (u32, u32) = (6, 1);
+const KERNEL_FULL: (u32, u32) = (6, 13);
 /// File descriptors that a busy server needs: one or two for each connection.
 const NOFILE_WANTED: u64 = 4096;
-/// Memory that four shards may want to lock.
-const MEMLOCK_WANTED: u64 = 64 << 20;
+
+/// What newer kernels are good for.
+const LATER_KERNELS: &str =
+    "nothing must be done; Linux 6.1 (DEFER_TASKRUN) and 6.13 (registered files) take less CPU";
 
 /// Tell what this node can do, and what to do about what it cannot.
 #[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sheave doctor
+  sheave doctor --json | jq '.[] | select(.advice)'     what something can be done about")]
 pub(crate) struct Args {
     /// Print JSON: a list of findings
     #[arg(long)]
@@ -36,6 +42,8 @@ pub(crate) enum Status {
     Limited,
     /// Not at all.
     Missing,
+    /// There or not, this version makes no use of it.
+    Unused,
 }
 
 /// One thing that was looked at.
@@ -47,7 +55,7 @@ pub(crate) struct Finding {
     pub(crate) status: Status,
     /// What was found.
     pub(crate) detail: String,
-    /// What to do about it, and what it is good for; unless all is well.
+    /// What to do about it, and what it is good for, where something is to be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) advice: Option<String>,
 }
@@ -73,6 +81,10 @@ impl Finding {
     ) -> Self {
         Self { status: Status::Missing, ..Self::limited(name, detail, advice) }
     }
+
+    pub(crate) fn unused(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { status: Status::Unused, ..Self::ok(name, detail) }
+    }
 }
 
 /// Prints what is found out by trying, and what can be seen from files and limits.
@@ -97,6 +109,7 @@ fn lines(finding: &Finding, colored: bool) -> String {
         Status::Ok => ("ok", "32"),
         Status::Limited => ("limited", "33"),
         Status::Missing => ("missing", "31"),
+        Status::Unused => ("unused", "2"),
     };
     let word = format!("{word:8}");
     let word = if colored { format!("\x1b[{color}m{word}\x1b[0m") } else { word };
@@ -119,7 +132,7 @@ fn uring(probed: io::Result<Probe>) -> Finding {
             };
             let files = if registered_files { "registered" } else { "plain" };
             let detail = format!("works, with {mode} and {files} files");
-            Finding::limited(name, detail, "Linux 6.1 or later does the same at less CPU")
+            Finding::limited(name, detail, LATER_KERNELS)
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let advice = format!(
@@ -129,7 +142,7 @@ fn uring(probed: io::Result<Probe>) -> Finding {
             Finding::missing(name, error.to_string(), advice)
         }
         Err(error) => {
-            let advice = format!("use Linux 5.19 or later, 6.1 at best; {threads}");
+            let advice = format!("use Linux 5.19 or later, 6.13 at best; {threads}");
             Finding::missing(name, error.to_string(), advice)
         }
     }
@@ -140,7 +153,6 @@ struct Node {
     /// Where `proc`, `sys` and `dev` are.
     root: PathBuf,
     release: String,
-    memlock: Rlimit,
     nofile: Rlimit,
     is_root: bool,
 }
@@ -150,7 +162,6 @@ impl Node {
         Self {
             root: PathBuf::from("/"),
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
-            memlock: getrlimit(Resource::Memlock),
             nofile: getrlimit(Resource::Nofile),
             is_root: rustix::process::geteuid().is_root(),
         }
@@ -160,11 +171,10 @@ impl Node {
         vec![
             self.kernel(),
             self.uring_sysctl(),
+            self.nofile(),
             self.nbd(),
             self.ublk(),
             self.ktls(),
-            self.memlock(),
-            self.nofile(),
         ]
     }
 
@@ -174,8 +184,7 @@ impl Node {
         match kernel_version(&self.release) {
             Some(version) if version >= KERNEL_FULL => Finding::ok(name, detail),
             Some(version) if version >= KERNEL_URING => {
-                let advice = "6.1 and later deliver completions at less CPU; nothing must be done";
-                Finding::limited(name, detail, advice)
+                Finding::limited(name, detail, LATER_KERNELS)
             }
             Some(_) => {
                 let advice = "io_uring needs Linux 5.19 or later; until then `sheave serve` uses \
@@ -210,47 +219,29 @@ impl Node {
     fn nbd(&self) -> Finding {
         let name = "nbd device";
         if self.exists("sys/module/nbd") || self.exists("dev/nbd0") {
-            return Finding::ok(name, "the nbd driver is loaded");
+            return Finding::ok(name, "the nbd driver is loaded: nbd-client can attach an export");
         }
-        let advice = "`modprobe nbd` as root; needed for /dev/nbdN, not for serving";
+        let advice = "serving does not need it; `modprobe nbd` as root if nbd-client is to attach \
+                      an export here, as /dev/nbdN";
         Finding::missing(name, "the nbd driver is not loaded", advice)
     }
 
     fn ublk(&self) -> Finding {
         let name = "ublk device";
-        if self.exists("dev/ublk-control") {
-            return Finding::ok(name, "/dev/ublk-control is there");
-        }
-        let advice = "`modprobe ublk_drv` as root (Linux 6.0 or later); needed for /dev/ublkbN, \
-                      not for serving";
-        Finding::missing(name, "there is no /dev/ublk-control", advice)
+        let there = if self.exists("dev/ublk-control") { "is there" } else { "is not there" };
+        let detail = format!("/dev/ublk-control {there}; this version makes no /dev/ublkbN");
+        Finding::unused(name, detail)
     }
 
     fn ktls(&self) -> Finding {
         let name = "kernel TLS";
         let ulps = self.read("proc/sys/net/ipv4/tcp_available_ulp").unwrap_or_default();
-        if ulps.split_whitespace().any(|ulp| ulp == "tls") {
-            return Finding::ok(name, "the tls module is loaded");
-        }
-        let advice = "nothing to do: this version does TLS in user space";
-        Finding::missing(name, "tcp_available_ulp has no tls", advice)
-    }
-
-    fn memlock(&self) -> Finding {
-        let advice = "`ulimit -l unlimited`, or LimitMEMLOCK=infinity in the systemd unit; for \
-                      registered buffers, and memory that must not be paged out";
-        let limit = self.memlock.current;
-        let detail = match limit {
-            None => "unlimited memory may be locked".to_owned(),
-            Some(bytes) => format!("{} KiB of memory may be locked", bytes >> 10),
+        let loaded = match ulps.split_whitespace().any(|ulp| ulp == "tls") {
+            true => "is loaded",
+            false => "is not loaded",
         };
-        if limit.is_none_or(|bytes| bytes >= MEMLOCK_WANTED) {
-            return Finding::ok("locked memory", detail);
-        }
-        if self.is_root {
-            return Finding::ok("locked memory", detail + ", but any amount by root");
-        }
-        Finding::limited("locked memory", detail, advice)
+        let detail = format!("the tls module {loaded}; this version does TLS in user space");
+        Finding::unused(name, detail)
     }
 
     fn nofile(&self) -> Finding {
@@ -294,8 +285,7 @@ mod tests {
         let limit = |limit| Rlimit { current: Some(limit), maximum: None };
         Node {
             root: root.to_owned(),
-            release: "6.12.43+deb13-amd64".to_owned(),
-            memlock: limit(8 << 20),
+            release: "6.18.3+deb14-amd64".to_owned(),
             nofile: limit(1024),
             is_root: false,
         }
@@ -313,21 +303,21 @@ mod tests {
 
     #[test]
     fn a_bare_node_lacks_drivers_and_limits() {
-        use Status::{Limited, Missing, Ok};
+        use Status::{Limited, Missing, Ok, Unused};
         let root = tempfile::tempdir().unwrap();
         let bare = node(root.path());
         let expected = [
             ("kernel", Ok),
             ("io_uring sysctl", Ok),
-            ("nbd device", Missing),
-            ("ublk device", Missing),
-            ("kernel TLS", Missing),
-            ("locked memory", Limited),
             ("open files", Limited),
+            ("nbd device", Missing),
+            ("ublk device", Unused),
+            ("kernel TLS", Unused),
         ];
         assert_eq!(statuses(&bare), expected);
         for finding in bare.findings() {
-            assert_eq!(finding.status == Ok, finding.advice.is_none(), "{finding:?}");
+            let is_fine = matches!(finding.status, Ok | Unused);
+            assert_eq!(is_fine, finding.advice.is_none(), "{finding:?}");
         }
     }
 
@@ -339,9 +329,12 @@ mod tests {
         put(root.path(), "dev/ublk-control", "");
         put(root.path(), "proc/sys/net/ipv4/tcp_available_ulp", "espintcp mptcp tls\n");
         let unlimited = Rlimit { current: None, maximum: None };
-        let prepared = Node { memlock: unlimited, nofile: unlimited, ..node(root.path()) };
-        let statuses = statuses(&prepared);
-        assert!(statuses.iter().all(|(_, status)| *status == Status::Ok), "{statuses:?}");
+        let prepared = Node { nofile: unlimited, ..node(root.path()) };
+        for finding in prepared.findings() {
+            assert!(matches!(finding.status, Status::Ok | Status::Unused), "{finding:?}");
+            assert!(!finding.detail.contains("not loaded"), "{finding:?}");
+            assert!(!finding.detail.contains("not there"), "{finding:?}");
+        }
     }
 
     #[test]
@@ -389,7 +382,8 @@ mod tests {
             ("5.18.19", Status::Missing),
             ("5.19-rc1", Status::Limited),
             ("6.0.1", Status::Limited),
-            ("6.1", Status::Ok),
+            ("6.12.43+deb13-amd64", Status::Limited),
+            ("6.13", Status::Ok),
             ("10.0", Status::Ok),
             ("weird", Status::Limited),
         ] {
