@@ -29,7 +29,10 @@ const SIGNAL_CHECK: Duration = Duration::from_millis(100);
 /// Watch the volumes that are served.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-On a terminal, q quits. Elsewhere, each interval prints a block of lines:
+On a terminal, q quits. Elsewhere, each interval prints a block of lines.
+
+Examples:
+  sheave top
   sheave top --count 10 | grep read")]
 pub(crate) struct Args {
     /// Seconds between two looks

@@ -258,13 +258,11 @@ fn completions_and_man_pages_are_well_formed() {
 }
 
 #[test]
-fn every_command_has_help_with_a_usage() {
+fn every_command_has_help_with_examples() {
     for command in ["", "serve", "copy", "stats", "top", "bench", "doctor", "completions", "man"] {
         let help = Run::new(sheave()).args(command).arg("--help").ok();
-        assert!(help.contains("Usage: sheave"), "{help}");
+        assert!(help.contains("Usage: sheave") && help.contains("Examples:"), "{help}");
     }
-    let serve = Run::new(sheave()).args("serve --help").ok();
-    assert!(serve.contains("Examples:"), "{serve}");
     assert!(Run::new(sheave()).arg("--version").ok().starts_with("sheave "));
 }
 
