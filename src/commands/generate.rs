@@ -29,8 +29,7 @@ pub(crate) struct Man {
 pub(crate) fn completions(args: Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "sheave", &mut script);
-    output::print(&mut io::stdout(), script)
-        .context("completions: cannot write to standard output")
+    output::print(&mut io::stdout(), script).context("completions: cannot write to standard output")
 }
 
 pub(crate) fn man(args: Man) -> anyhow::Result<()> {
