@@ -2,13 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sheave_core::{
-    Backend, ByteRange, Completion, Error, Io, IoDone, Nanos, Op, OpKind, Payload, Result,
-    Submitted, Tag, Volume, VolumeInfo,
-};
+use sheave_core::{Backend, Error, Nanos, Op, OpKind, Result, Volume, VolumeInfo};
 
 use super::FaultRule;
-use super::gate::{End, Gate};
+use super::gate::{End, Gate, Keeper};
 
 /// A volume on which [`FaultRule`]s strike.
 ///
@@ -36,50 +33,19 @@ impl Volume for Faults {
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        let gate = Gate::new(self.inner.backend()?);
-        let writes_fail = self.plan.rules.iter().any(|rule| rule.covers(OpKind::Write));
-        Ok(Box::new(FaultsBackend { gate, plan: Arc::clone(&self.plan), writes_fail }))
+        Ok(Box::new(Gate::new(self.inner.backend()?, Arc::clone(&self.plan))))
     }
 }
 
-struct FaultsBackend {
-    gate: Gate,
-    plan: Arc<Plan>,
-    writes_fail: bool,
-}
-
-impl Backend for FaultsBackend {
-    fn info(&self) -> &VolumeInfo {
-        self.gate.inner.info()
+impl Keeper for Arc<Plan> {
+    fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End) {
+        let (delay_ns, error) = self.strike(&op);
+        (now.saturating_add(delay_ns), error.map_or(End::Submit(op), End::Fail))
     }
 
-    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
-        if self.writes_fail {
-            // A write that is struck must not be there already, nor early.
-            return io.buffer(range.len() as usize).into();
-        }
-        self.gate.inner.write_buffer(range, io)
-    }
-
-    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
-        if self.gate.is_full() {
-            return Submitted::Full(op);
-        }
-        let (delay_ns, error) = self.plan.strike(&op);
-        let end = error.map_or(End::Submit(op), End::Fail);
-        self.gate.submit(io.now().saturating_add(delay_ns), end, tag, io)
-    }
-
-    fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
-        self.gate.io_done(done, io);
-    }
-
-    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
-        self.gate.reap(io)
-    }
-
-    fn deadline(&self) -> Option<Nanos> {
-        self.gate.deadline()
+    fn spoils_writes(&self) -> bool {
+        // A write that is struck must not be there already, nor early.
+        self.rules.iter().any(|rule| rule.covers(OpKind::Write))
     }
 }
 

@@ -3,12 +3,9 @@
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sheave_core::{
-    Backend, ByteRange, Completion, Io, IoDone, Nanos, Op, Payload, Result, Submitted, Tag, Volume,
-    VolumeInfo,
-};
+use sheave_core::{Backend, Nanos, Op, Result, Volume, VolumeInfo};
 
-use super::gate::{End, Gate};
+use super::gate::{End, Gate, Keeper};
 
 /// What an idle volume may do at once, as a time at its limit.
 const BURST_NS: Nanos = 50_000_000;
@@ -48,50 +45,19 @@ impl Volume for RateLimit {
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        let gate = Gate::new(self.inner.backend()?);
-        Ok(Box::new(RateLimitBackend { gate, meter: Arc::clone(&self.meter) }))
+        Ok(Box::new(Gate::new(self.inner.backend()?, Arc::clone(&self.meter))))
     }
 }
 
-struct RateLimitBackend {
-    gate: Gate,
-    meter: Arc<Mutex<Meter>>,
-}
-
-impl Backend for RateLimitBackend {
-    fn info(&self) -> &VolumeInfo {
-        self.gate.inner.info()
-    }
-
-    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
-        self.gate.inner.write_buffer(range, io)
-    }
-
-    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
-        if self.gate.is_full() {
-            return Submitted::Full(op);
-        }
+impl Keeper for Arc<Mutex<Meter>> {
+    fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End) {
         let bytes = match &op {
             Op::Read { range } | Op::Write { range, .. } => range.len(),
             _ => 0,
         };
         // Two numbers, valid in any state.
-        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
-        let release = meter.reserve(io.now(), bytes);
-        drop(meter);
-        self.gate.submit(release, End::Submit(op), tag, io)
-    }
-
-    fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
-        self.gate.io_done(done, io);
-    }
-
-    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
-        self.gate.reap(io)
-    }
-
-    fn deadline(&self) -> Option<Nanos> {
-        self.gate.deadline()
+        let mut meter = self.lock().unwrap_or_else(PoisonError::into_inner);
+        (meter.reserve(now, bytes), End::Submit(op))
     }
 }
 
