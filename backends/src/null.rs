@@ -19,16 +19,7 @@ impl Null {
     /// A null volume of `size` bytes.
     #[must_use]
     pub fn new(size: u64) -> Self {
-        let can = Capabilities {
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            cache: true,
-            block_status: true,
-            multi_conn: true,
-        };
+        let can = Capabilities::ALL;
         let block = BlockSizes::default();
         let info = VolumeInfo { size, block, read_only: false, rotational: false, can };
         Self { info: Arc::new(info) }

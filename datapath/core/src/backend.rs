@@ -41,6 +41,20 @@ pub struct Capabilities {
     pub multi_conn: bool,
 }
 
+impl Capabilities {
+    /// All of them.
+    pub const ALL: Self = Self {
+        flush: true,
+        fua: true,
+        trim: true,
+        write_zeroes: true,
+        fast_zero: true,
+        cache: true,
+        block_status: true,
+        multi_conn: true,
+    };
+}
+
 /// What a volume is. Constant while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {

@@ -15,16 +15,7 @@ pub(crate) fn volume() -> VolumeInfo {
         block: BlockSizes { minimum: 512, preferred: 4096, maximum_payload: 32 << 20 },
         read_only: false,
         rotational: false,
-        can: Capabilities {
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            cache: true,
-            block_status: true,
-            multi_conn: true,
-        },
+        can: Capabilities::ALL,
     }
 }
 
