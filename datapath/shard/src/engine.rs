@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
@@ -18,6 +19,10 @@ use crate::{Clock, Session};
 
 /// Connections that wait for a shard to take them.
 const INBOX_MAX: usize = 1024;
+/// How long connections may finish what they have begun when the engine stops.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How soon a shard whose inbox is full is told again to stop.
+const STOP_RETRY: Duration = Duration::from_millis(1);
 
 /// Which engine to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,7 +185,7 @@ impl Engine {
                             break;
                         }
                         command = back;
-                        std::thread::yield_now();
+                        std::thread::sleep(STOP_RETRY);
                     }
                 }
                 for shard in shards {

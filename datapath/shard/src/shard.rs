@@ -12,7 +12,7 @@ use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use sheave_telemetry::{Recorder, VolumeStats};
 use slab::Slab;
 
-use crate::engine::{Assignment, Command, Inbox};
+use crate::engine::{Assignment, Command, Inbox, STOP_GRACE};
 use crate::io::RingIo;
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
@@ -22,8 +22,6 @@ use crate::{Clock, Cx, NextRead, Session};
 
 /// File requests of this "volume" are the shard's own: reads of its wake-up descriptor.
 const WAKE: u32 = u32::MAX;
-/// How long connections may finish what they have begun when the shard stops.
-const STOP_GRACE: Nanos = 5_000_000_000;
 
 pub(crate) struct Shard {
     ring: Ring,
@@ -390,7 +388,7 @@ impl Shard {
     }
 
     fn begin_stop(&mut self) {
-        self.stop_by = Some(self.now + STOP_GRACE);
+        self.stop_by = Some(self.now + STOP_GRACE.as_nanos() as Nanos);
         let keys: Vec<usize> = self.connections.iter().map(|(key, _)| key).collect();
         for key in keys {
             let connection = &mut self.connections[key];

@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -15,14 +14,12 @@ use sheave_core::{Backend, Error, Nanos};
 use sheave_ring::{SendBatch, plain};
 use sheave_telemetry::Recorder;
 
-use crate::engine::Assignment;
+use crate::engine::{Assignment, STOP_GRACE};
 use crate::io::PlainIo;
 use crate::session::untag;
 use crate::{Clock, Cx, NextRead, Session};
 
 const RECEIVE_LEN: usize = 64 << 10;
-/// How long connections may finish what they have begun when the engine stops.
-const STOP_GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) struct ThreadEngine {
     clock: Clock,
