@@ -12,36 +12,36 @@ const MISS_COST: i32 = 4;
 /// While polling does not pay, one sleep in this many is preceded by a trial.
 const TRIAL_EVERY: u32 = 32;
 /// A trial is worth it only if the last pause was shorter than this many poll limits.
-const TRIAL_GAP_MAX: Nanos = 4;
+const TRIAL_GAP_LIMITS_MAX: Nanos = 4;
 
 /// Decides by the recent past.
 pub(crate) struct AdaptivePoll {
-    limit: Nanos,
+    limit_ns: Nanos,
     score: i32,
     sleeps: u32,
-    last_pause: Nanos,
+    last_pause_ns: Nanos,
 }
 
 impl AdaptivePoll {
-    /// Polls at most `limit` before a sleep; never if that is 0.
-    pub(crate) fn new(limit: Nanos) -> Self {
-        Self { limit, score: 0, sleeps: 0, last_pause: Nanos::MAX }
+    /// Polls at most `limit_ns` before a sleep; never if that is 0.
+    pub(crate) fn new(limit_ns: Nanos) -> Self {
+        Self { limit_ns, score: 0, sleeps: 0, last_pause_ns: Nanos::MAX }
     }
 
     /// How long to poll now.
     pub(crate) fn budget(&mut self) -> Nanos {
-        if self.limit == 0 || self.score > 0 {
-            return self.limit;
+        if self.limit_ns == 0 || self.score > 0 {
+            return self.limit_ns;
         }
         self.sleeps = self.sleeps.wrapping_add(1);
-        let brisk = self.last_pause < self.limit * TRIAL_GAP_MAX;
-        if brisk && self.sleeps.is_multiple_of(TRIAL_EVERY) { self.limit } else { 0 }
+        let brisk = self.last_pause_ns < self.limit_ns * TRIAL_GAP_LIMITS_MAX;
+        if brisk && self.sleeps.is_multiple_of(TRIAL_EVERY) { self.limit_ns } else { 0 }
     }
 
     /// Tells how a pause ended: how long it was, and whether a poll had been made and found it.
-    pub(crate) fn paused(&mut self, pause: Nanos, budget: Nanos, hit: bool) {
-        self.last_pause = pause;
-        if budget == 0 {
+    pub(crate) fn paused(&mut self, pause_ns: Nanos, budget_ns: Nanos, hit: bool) {
+        self.last_pause_ns = pause_ns;
+        if budget_ns == 0 {
             return;
         }
         let step = if hit { 1 } else { -MISS_COST };
@@ -53,22 +53,22 @@ impl AdaptivePoll {
 mod tests {
     use super::*;
 
-    const LIMIT: Nanos = 50_000;
+    const LIMIT_NS: Nanos = 50_000;
 
     /// Runs pauses of one length and returns how many polls were made.
-    fn polls(poll: &mut AdaptivePoll, pause: Nanos, count: u32) -> u32 {
+    fn polls(poll: &mut AdaptivePoll, pause_ns: Nanos, count: u32) -> u32 {
         (0..count)
             .filter(|_| {
-                let budget = poll.budget();
-                poll.paused(pause, budget, pause <= budget);
-                budget > 0
+                let budget_ns = poll.budget();
+                poll.paused(pause_ns, budget_ns, pause_ns <= budget_ns);
+                budget_ns > 0
             })
             .count() as u32
     }
 
     #[test]
     fn a_busy_connection_polls_and_a_slow_one_does_not() {
-        let mut poll = AdaptivePoll::new(LIMIT);
+        let mut poll = AdaptivePoll::new(LIMIT_NS);
         polls(&mut poll, 10_000, 2 * TRIAL_EVERY);
         assert_eq!(polls(&mut poll, 10_000, 100), 100);
         assert!(polls(&mut poll, 1_000_000, 1000) <= SCORE_MAX as u32 / MISS_COST as u32);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn pauses_just_above_the_limit_cost_a_trial_now_and_then() {
-        let mut poll = AdaptivePoll::new(LIMIT);
-        assert!(polls(&mut poll, LIMIT + 1, 3200) <= 3200 / TRIAL_EVERY + 1);
+        let mut poll = AdaptivePoll::new(LIMIT_NS);
+        assert!(polls(&mut poll, LIMIT_NS + 1, 3200) <= 3200 / TRIAL_EVERY + 1);
     }
 }

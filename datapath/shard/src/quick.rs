@@ -14,11 +14,11 @@ use sheave_ring::plain;
 use crate::Clock;
 
 /// A request that takes longer closes the way.
-const SLOW: Nanos = 1_000_000;
+const SLOW_NS: Nanos = 1_000_000;
 /// For this long.
-const CLOSED: Nanos = 1_000_000_000;
+const CLOSED_NS: Nanos = 1_000_000_000;
 /// Longer writes go to a worker, which copies while the shard goes on.
-const LEN_MAX: usize = 128 << 10;
+const LEN_MAX_BYTES: usize = 128 << 10;
 
 /// Requests that have ended on the spot, and whether more may.
 #[derive(Default)]
@@ -30,7 +30,7 @@ pub(crate) struct Quick {
 impl Quick {
     /// Whether this request should be carried out on the spot.
     pub(crate) fn takes(&self, request: &IoRequest, now: Nanos) -> bool {
-        let short = matches!(request, IoRequest::Write { from, .. } if from.len() <= LEN_MAX);
+        let short = matches!(request, IoRequest::Write { from, .. } if from.len() <= LEN_MAX_BYTES);
         short && now >= self.closed_until
     }
 
@@ -53,8 +53,8 @@ impl Quick {
     }
 
     fn note(&mut self, began: Nanos, ended: Nanos) {
-        if ended - began > SLOW {
-            self.closed_until = ended + CLOSED;
+        if ended - began > SLOW_NS {
+            self.closed_until = ended + CLOSED_NS;
         }
     }
 }
@@ -76,15 +76,15 @@ mod tests {
     fn a_slow_write_closes_the_way_for_a_while() {
         let mut quick = Quick::default();
         assert!(quick.takes(&write(4096), 5));
-        quick.note(10, 10 + SLOW + 1);
-        assert!(!quick.takes(&write(4096), 10 + SLOW + CLOSED));
-        assert!(quick.takes(&write(4096), 11 + SLOW + CLOSED));
+        quick.note(10, 10 + SLOW_NS + 1);
+        assert!(!quick.takes(&write(4096), 10 + SLOW_NS + CLOSED_NS));
+        assert!(quick.takes(&write(4096), 11 + SLOW_NS + CLOSED_NS));
     }
 
     #[test]
     fn only_short_writes_are_taken_and_their_ends_are_told() {
         let mut quick = Quick::default();
-        assert!(!quick.takes(&write(LEN_MAX + 1), 5));
+        assert!(!quick.takes(&write(LEN_MAX_BYTES + 1), 5));
         quick.run(7, write(100), IoToken(3), Clock::start());
         let (volume, done) = quick.next_done().unwrap();
         assert!(volume == 7 && done.token == IoToken(3) && done.result.unwrap() == 100);
