@@ -236,7 +236,7 @@ mod tests {
         let recorder = registry.volume("a \"disk\"").recorder();
         recorder.record_n(OpKind::Read, Stage::Total, 20_000, 3);
         recorder.record(OpKind::Read, Stage::Total, 70_000_000_000);
-        recorder.record(OpKind::Read, Stage::Store, 4_000);
+        recorder.record(OpKind::Read, Stage::Backend, 4_000);
         recorder.add_bytes(OpKind::Read, 4096);
         recorder.add_error(OpKind::Flush);
         recorder.add_connections(2);
@@ -260,7 +260,9 @@ mod tests {
             format!("sheave_op_latency_seconds_bucket{{le=\"0.000025\",{read},stage=\"total\"}} 3"),
             format!("sheave_op_latency_seconds_bucket{{le=\"60.0\",{read},stage=\"total\"}} 3"),
             format!("sheave_op_latency_seconds_bucket{{le=\"+Inf\",{read},stage=\"total\"}} 4"),
-            format!("sheave_op_latency_seconds_bucket{{le=\"0.000005\",{read},stage=\"store\"}} 1"),
+            format!(
+                "sheave_op_latency_seconds_bucket{{le=\"0.000005\",{read},stage=\"backend\"}} 1"
+            ),
             "# EOF".to_owned(),
         ] {
             assert!(answer.lines().any(|have| have == line.trim_end()), "no {line} in\n{answer}");

@@ -11,11 +11,11 @@
 use hdrhistogram::Histogram;
 
 /// The smallest latency told apart from zero.
-pub const LOWEST_NS: u64 = 1_000;
+const LOWEST_NS: u64 = 1_000;
 /// The longest latency that is tracked; longer ones count as about this long.
-pub const HIGHEST_NS: u64 = 100_000_000_000;
+const HIGHEST_NS: u64 = 100_000_000_000;
 /// Decimal digits that are kept of each latency.
-pub const SIGNIFICANT_DIGITS: u8 = 3;
+const SIGNIFICANT_DIGITS: u8 = 3;
 
 /// Counters below the first doubling.
 pub(crate) const SUB_BUCKETS: u64 = 1 << SUB_BUCKET_MAGNITUDE;

@@ -16,7 +16,7 @@ mod wire;
 
 pub use hdrhistogram::Histogram;
 pub use hgrm::write_hgrm;
-pub use layout::{HIGHEST_NS, LOWEST_NS, SIGNIFICANT_DIGITS, new_histogram};
+pub use layout::new_histogram;
 pub use recorder::Recorder;
 pub use registry::{Registry, VolumeStats};
 pub use snapshot::{OpSnapshot, VolumeGauges, VolumeSnapshot};

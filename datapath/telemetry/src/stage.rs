@@ -10,16 +10,11 @@ pub enum Stage {
     Queue,
     /// In the backend.
     Backend,
-    /// In the backend's write journal.
-    Journal,
-    /// In the store behind the backend.
-    Store,
 }
 
 impl Stage {
     /// All stages, in the order of their discriminants.
-    pub const ALL: [Self; 5] =
-        [Self::Total, Self::Queue, Self::Backend, Self::Journal, Self::Store];
+    pub const ALL: [Self; 3] = [Self::Total, Self::Queue, Self::Backend];
 
     /// The name used in statistics and metrics.
     #[must_use]
@@ -28,8 +23,6 @@ impl Stage {
             Self::Total => "total",
             Self::Queue => "queue",
             Self::Backend => "backend",
-            Self::Journal => "journal",
-            Self::Store => "store",
         }
     }
 }

@@ -153,7 +153,7 @@ mod tests {
         let recorder = volume.recorder();
         recorder.record(OpKind::Read, Stage::Total, 20_000);
         recorder.record_n(OpKind::Read, Stage::Total, 300_000_000_000, 2);
-        recorder.record(OpKind::Read, Stage::Store, 0);
+        recorder.record(OpKind::Read, Stage::Backend, 0);
         recorder.add_bytes(OpKind::Read, 8192);
         recorder.add_error(OpKind::WriteZeroes);
         recorder.add_connections(1);
