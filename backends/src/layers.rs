@@ -10,8 +10,7 @@ mod rate_limit;
 mod read_only;
 
 pub use block_size::BlockSize;
-pub use fault_rule::FaultRule;
-pub use faults::Faults;
-pub use rate_limit::{RateLimit, RateLimits};
-pub use read_only::ReadOnly;
-pub(crate) use read_only::refusal;
+pub(crate) use fault_rule::FaultRule;
+pub(crate) use faults::Faults;
+pub(crate) use rate_limit::{RateLimit, RateLimits};
+pub(crate) use read_only::{ReadOnly, refusal};

@@ -27,7 +27,7 @@ mod spec;
 mod tests;
 
 pub use file::{FileOptions, FileVolume};
-pub use layers::{BlockSize, FaultRule, Faults, RateLimit, RateLimits, ReadOnly};
+pub use layers::BlockSize;
 pub use memory::Memory;
 pub use null::Null;
 pub use parse::parse_size;

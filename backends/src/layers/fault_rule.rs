@@ -43,7 +43,7 @@ const ERRORS: [(&str, ErrorKind); 8] = [
 /// - `range=FROM-TO`: only ops that touch bytes FROM up to, not including, TO (sizes; TO may be
 ///   left out). A flush has no range and matches every one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FaultRule {
+pub(crate) struct FaultRule {
     /// As written, for messages.
     pub(super) text: String,
     /// One bit an [`OpKind`].

@@ -12,15 +12,14 @@ use super::gate::{End, Gate, Keeper};
 /// All rules look at every op, in order: delays add up, and the first error ends the op. Counters
 /// and random numbers are the volume's, shared by all its connections; the same seed and the same
 /// order of ops give the same faults.
-pub struct Faults {
+pub(crate) struct Faults {
     inner: Arc<dyn Volume>,
     plan: Arc<Plan>,
 }
 
 impl Faults {
     /// Wraps a volume.
-    #[must_use]
-    pub fn new(inner: Arc<dyn Volume>, rules: Vec<FaultRule>, seed: u64) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Volume>, rules: Vec<FaultRule>, seed: u64) -> Self {
         let tallies = vec![Tally::default(); rules.len()];
         let state = Mutex::new(State { tallies, random: SplitMix64(seed) });
         Self { inner, plan: Arc::new(Plan { rules, state }) }

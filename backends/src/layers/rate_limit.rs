@@ -12,26 +12,25 @@ const BURST_NS: Nanos = 50_000_000;
 
 /// Limits; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RateLimits {
+pub(crate) struct RateLimits {
     /// Bytes read and written per second.
-    pub bytes_per_second: Option<NonZeroU64>,
+    pub(crate) bytes_per_second: Option<NonZeroU64>,
     /// Ops of any kind per second.
-    pub ops_per_second: Option<NonZeroU64>,
+    pub(crate) ops_per_second: Option<NonZeroU64>,
 }
 
 /// A volume that no connection, nor all together, can use faster than its limits.
 ///
 /// Ops that come too early wait in order. An op larger than what one second allows is not refused;
 /// those after it pay for it by waiting.
-pub struct RateLimit {
+pub(crate) struct RateLimit {
     inner: Arc<dyn Volume>,
     meter: Arc<Mutex<Meter>>,
 }
 
 impl RateLimit {
     /// Wraps a volume.
-    #[must_use]
-    pub fn new(inner: Arc<dyn Volume>, limits: RateLimits) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Volume>, limits: RateLimits) -> Self {
         let bucket = |rate: Option<_>| rate.map(|per_second| Bucket { per_second, busy_until: 0 });
         let meter =
             Meter { bytes: bucket(limits.bytes_per_second), ops: bucket(limits.ops_per_second) };

@@ -8,15 +8,14 @@ use sheave_core::{
 };
 
 /// A volume that cannot be written through this layer.
-pub struct ReadOnly {
+pub(crate) struct ReadOnly {
     inner: Arc<dyn Volume>,
     info: VolumeInfo,
 }
 
 impl ReadOnly {
     /// Wraps a volume.
-    #[must_use]
-    pub fn new(inner: Arc<dyn Volume>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Volume>) -> Self {
         let mut info = inner.info().clone();
         info.read_only = true;
         info.can.fua = false;

@@ -7,10 +7,8 @@ use sheave_core::Volume;
 use tempfile::TempDir;
 
 use crate::conformance::{Options, PlainEngine, check};
-use crate::{
-    BlockSize, FaultRule, Faults, FileOptions, FileVolume, Memory, OpenOptions, RateLimit,
-    RateLimits, open,
-};
+use crate::layers::{FaultRule, Faults, RateLimit, RateLimits};
+use crate::{BlockSize, FileOptions, FileVolume, Memory, OpenOptions, open};
 
 /// Neither a multiple of a chunk, nor of a page, nor of anything.
 const SIZE: u64 = 3 * (64 << 10) + 777;

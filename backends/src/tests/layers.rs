@@ -9,8 +9,9 @@ use sheave_core::{
 };
 
 use super::{bytes, driver, range, read, write};
+use crate::Memory;
 use crate::conformance::{Driver, Engine, PlainEngine};
-use crate::{FaultRule, Faults, Memory, RateLimit, RateLimits, ReadOnly};
+use crate::layers::{FaultRule, Faults, RateLimit, RateLimits, ReadOnly};
 
 const SIZE: u64 = 1 << 20;
 
