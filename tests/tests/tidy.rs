@@ -10,6 +10,7 @@ const LINE_CHARS_MAX: usize = 100;
 
 /// The only crates with `unsafe` code. Every other one forbids it.
 const UNSAFE_CRATES: &[&str] = &["datapath/ring/src/lib.rs"];
+const UNSAFE_DIR: &str = "datapath/ring/";
 
 /// What is fine while one works, but never in a commit. A test may be ignored only for the reason
 /// for which `make test` runs it by itself.
@@ -67,6 +68,28 @@ fn crates_forbid_unsafe_code() {
         "#![forbid(unsafe_code)] belongs into all but {UNSAFE_CRATES:?}: \
          {wrong:?}"
     );
+}
+
+#[test]
+fn unsafe_code_says_why_it_is_safe_and_needed() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (path, text) in sources().into_iter().filter(|(path, _)| path.starts_with(UNSAFE_DIR)) {
+        let lines: Vec<_> = text.lines().collect();
+        let is_comment = |line: &str| line.trim_start().starts_with("//");
+        let code = |at: &usize| !is_comment(lines[*at]) && lines[*at].contains("unsafe ");
+        for at in (0..lines.len()).filter(code) {
+            count += 1;
+            // The comment may stand above a statement that begins some lines earlier.
+            let above = lines[..at].iter().rev().skip_while(|line| !is_comment(line));
+            let comment: String = above.take_while(|line| is_comment(line)).copied().collect();
+            if !comment.contains("SAFETY: ") || !comment.contains("JUSTIFICATION: ") {
+                wrong.push(format!("{path}:{}", at + 1));
+            }
+        }
+    }
+    assert!(count > 10, "the unsafe code was found: {count}");
+    assert!(wrong.is_empty(), "no SAFETY or no JUSTIFICATION above: {wrong:?}");
 }
 
 #[test]
