@@ -5,11 +5,9 @@ use std::io::IoSlice;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use sheave_nbd::{ClientTls, client_tls};
 use sheave_proto::uri::{NbdUri, Transport};
 use sheave_proto::wire::{command, header_len, transmission_flag as flag};
 use sheave_proto::{
@@ -18,7 +16,6 @@ use sheave_proto::{
 };
 
 use super::stream::{Stream, Wait};
-use super::tls;
 use crate::process::ProcessTree;
 
 /// Bytes of a handshake taken at once.
@@ -32,7 +29,7 @@ const COOKIE_1: Request = Request { cookie: 1, flags: 0, command: 0, offset: 0, 
 pub(crate) struct Target {
     uri: NbdUri,
     style: ReplyStyle,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Option<ClientTls>,
 }
 
 /// A negotiated connection.
@@ -52,7 +49,7 @@ impl Target {
         if let Some(unknown) = uri.unknown_parameters().next() {
             bail!("{url} has an unknown parameter: {unknown}");
         }
-        let tls = uri.tls.then(|| tls::client(&uri)).transpose()?;
+        let tls = uri.tls.then(|| client_tls(&uri)).transpose()?;
         Ok(Self { uri, style, tls })
     }
 
@@ -89,8 +86,8 @@ impl Target {
                 match step.next {
                     ClientNext::NeedMore => {}
                     ClientNext::StartTls => {
-                        let (config, name) = self.tls.clone().context("TLS was not asked for")?;
-                        stream.start_tls(config, name).context("TLS handshake")?;
+                        let tls = self.tls.clone().context("TLS was not asked for")?;
+                        stream.start_tls(tls).context("TLS handshake")?;
                         send_all(&mut stream, &handshake.tls_started())?;
                     }
                     ClientNext::Ready(negotiated) => {

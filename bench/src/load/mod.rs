@@ -8,7 +8,6 @@ mod picker;
 mod recorder;
 mod session;
 mod stream;
-mod tls;
 mod tls_stream;
 mod tx;
 mod worker;

@@ -2,14 +2,12 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use sheave_nbd::ClientTls;
 
 use super::tls_stream::TlsStream;
 
@@ -57,12 +55,8 @@ impl Stream {
     ///
     /// # Errors
     /// When the handshake fails, for instance because the server's certificate is not trusted.
-    pub(crate) fn start_tls(
-        &mut self,
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-    ) -> io::Result<()> {
-        self.tls = Some(Box::new(TlsStream::connect(&self.socket, config, name)?));
+    pub(crate) fn start_tls(&mut self, tls: ClientTls) -> io::Result<()> {
+        self.tls = Some(Box::new(TlsStream::connect(&self.socket, tls)?));
         Ok(())
     }
 

@@ -4,14 +4,12 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
-use rustls::pki_types::ServerName;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
+use sheave_nbd::ClientTls;
 
 use super::stream::{Received, Wait, receive, send};
 
@@ -65,12 +63,9 @@ impl TlsStream {
     ///
     /// # Errors
     /// When it fails, for instance because the server's certificate is not trusted.
-    pub(crate) fn connect(
-        socket: &OwnedFd,
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-    ) -> io::Result<Self> {
-        let connection = UnbufferedClientConnection::new(config, name).map_err(io::Error::other)?;
+    pub(crate) fn connect(socket: &OwnedFd, tls: ClientTls) -> io::Result<Self> {
+        let connection =
+            UnbufferedClientConnection::new(tls.config, tls.server).map_err(io::Error::other)?;
         let mut tls = Self {
             connection,
             input: vec![0; RECEIVE_SIZE].into(),

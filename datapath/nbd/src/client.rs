@@ -3,11 +3,9 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig as TlsClientConfig, ClientConnection, StreamOwned};
+use rustls::{ClientConnection, StreamOwned};
 use sheave_core::{Buf, Error, ErrorKind, Extent, Op, Payload, Reply};
 use sheave_proto::wire::{allocation_status, command, command_flag};
 use sheave_proto::{
@@ -15,6 +13,8 @@ use sheave_proto::{
     ReplyDecoder, ReplyError, ReplyStyle, Request,
     uri::{NbdUri, Transport},
 };
+
+use crate::tls::ClientTls;
 
 /// A server that says nothing for so long is taken for dead.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -24,6 +24,8 @@ const RECEIVE_LEN: usize = 256 << 10;
 
 /// A negotiated connection to a server.
 pub(crate) struct Connection {
+    /// The URI, for errors.
+    server: String,
     stream: Box<dyn Stream>,
     negotiated: ClientNegotiated,
     decoder: ReplyDecoder,
@@ -44,7 +46,7 @@ impl Connection {
     /// later, is an error.
     pub(crate) fn open(
         uri: &NbdUri,
-        tls: Option<&Arc<TlsClientConfig>>,
+        tls: Option<&ClientTls>,
         silence_max: Duration,
     ) -> Result<Self, Error> {
         let fail = |error| Error::from_io("connect", uri.to_string(), error);
@@ -71,11 +73,11 @@ impl Connection {
                     let tls = tls.ok_or_else(|| refused("TLS was not asked for".into()))?;
                     // What came before TLS may be anybody's.
                     input.clear();
-                    stream = start_tls(stream, uri, Arc::clone(tls)).map_err(fail)?;
+                    stream = start_tls(stream, tls.clone()).map_err(fail)?;
                     stream.write_all(&handshake.tls_started()).map_err(fail)?;
                 }
                 ClientNext::Ready(negotiated) => {
-                    return Ok(Self::ready(stream, *negotiated, input));
+                    return Ok(Self::ready(uri.to_string(), stream, *negotiated, input));
                 }
                 ClientNext::Failed(error) => return Err(refused(error.to_string())),
                 ClientNext::Info(_) | ClientNext::Listed(_) => {
@@ -85,10 +87,15 @@ impl Connection {
         }
     }
 
-    fn ready(stream: Box<dyn Stream>, negotiated: ClientNegotiated, input: Vec<u8>) -> Self {
+    fn ready(
+        server: String,
+        stream: Box<dyn Stream>,
+        negotiated: ClientNegotiated,
+        input: Vec<u8>,
+    ) -> Self {
         let decoder = ReplyDecoder::new(negotiated.style);
         let (taken, output, cookie, broken) = (0, Vec::new(), 0, None);
-        Self { stream, negotiated, decoder, input, taken, output, cookie, broken }
+        Self { server, stream, negotiated, decoder, input, taken, output, cookie, broken }
     }
 
     /// What was agreed on.
@@ -98,13 +105,16 @@ impl Connection {
 
     /// Runs an op to its end.
     pub(crate) fn run(&mut self, op: &Op) -> Result<Reply, Error> {
-        let lost = |why: String| Error::new(ErrorKind::Io, op.kind().name(), why);
         if let Some(why) = &self.broken {
-            return Err(lost(format!("the connection is of no use since {why}")));
+            let what = format!("{}: the connection is of no use since {why}", self.server);
+            return Err(Error::new(ErrorKind::Io, op.kind().name(), what));
         }
-        self.exchange(op).unwrap_or_else(|broken| {
+        let answer = self.exchange(op);
+        if let Err(broken) = &answer {
             self.broken = Some(broken.to_string());
-            Err(Error::new(broken.kind(), op.kind().name(), broken.to_string()))
+        }
+        answer.flatten().map_err(|why| {
+            Error::new(why.kind(), op.kind().name(), self.server.clone()).because(why)
         })
     }
 
@@ -217,7 +227,7 @@ impl Drop for Connection {
 
 /// The connection cannot be used any more.
 fn lost(error: io::Error) -> Error {
-    Error::from_io("connection", "to the server", error)
+    Error::from_io("connection", "lost", error)
 }
 
 fn violation(error: ReplyError) -> Error {
@@ -287,8 +297,7 @@ impl Answer {
 
     fn finish(self, op: &Op) -> Result<Result<Reply, Error>, Error> {
         let incomplete = || {
-            let what = "the server left something out of its answer";
-            Error::new(ErrorKind::Io, op.kind().name(), what)
+            Error::new(ErrorKind::Io, "connection", "the server left something out of its answer")
         };
         match (self.error, op) {
             (Some(error), _) => Ok(Err(error)),
@@ -337,17 +346,8 @@ fn connect(transport: &Transport, silence_max: Duration) -> io::Result<Box<dyn S
     })
 }
 
-fn start_tls(
-    stream: Box<dyn Stream>,
-    uri: &NbdUri,
-    config: Arc<TlsClientConfig>,
-) -> io::Result<Box<dyn Stream>> {
-    let host = match (&uri.tls_options.hostname, &uri.transport) {
-        (Some(name), _) | (None, Transport::Tcp { host: name, .. }) => name.clone(),
-        (None, _) => "localhost".to_owned(),
-    };
-    let name = ServerName::try_from(host).map_err(io::Error::other)?;
-    let tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
+fn start_tls(stream: Box<dyn Stream>, tls: ClientTls) -> io::Result<Box<dyn Stream>> {
+    let tls = ClientConnection::new(tls.config, tls.server).map_err(io::Error::other)?;
     Ok(Box::new(StreamOwned::new(tls, stream)))
 }
 

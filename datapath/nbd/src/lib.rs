@@ -15,4 +15,4 @@ mod tls;
 pub use listener::Listener;
 pub use remote::Remote;
 pub use server::{Export, Limits, Server, ServerConfig};
-pub use tls::{TlsFiles, server_tls};
+pub use tls::{ClientTls, TlsFiles, client_tls, server_tls};

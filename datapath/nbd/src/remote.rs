@@ -1,8 +1,7 @@
 //! A volume on another NBD server, by blocking calls: for tools, not for shards.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use rustls::ClientConfig as TlsClientConfig;
 use sheave_core::{
     Backend, Completion, Error, ErrorKind, Io, IoDone, Op, Result, Submitted, Tag, Volume,
     VolumeInfo,
@@ -10,12 +9,12 @@ use sheave_core::{
 use sheave_proto::uri::NbdUri;
 
 use crate::client::{Connection, SILENCE_MAX};
-use crate::tls::client_tls;
+use crate::tls::{ClientTls, client_tls};
 
 /// An export of an NBD server. Every backend is a connection of its own.
 pub struct Remote {
     uri: NbdUri,
-    tls: Option<Arc<TlsClientConfig>>,
+    tls: Option<ClientTls>,
     info: VolumeInfo,
     /// The connection that told what the volume is, for the first backend.
     first: Mutex<Option<Connection>>,
@@ -34,7 +33,7 @@ impl Remote {
             let what = format!("{uri}: unknown parameter {unknown}");
             return Err(Error::new(ErrorKind::Invalid, "connect", what));
         }
-        let tls = if uri.tls { Some(client_tls(&uri.tls_options)?) } else { None };
+        let tls = if uri.tls { Some(client_tls(&uri)?) } else { None };
         let first = Connection::open(&uri, tls.as_ref(), SILENCE_MAX)?;
         let info = first.negotiated().volume_info();
         Ok(Self { uri, tls, info, first: Mutex::new(Some(first)) })

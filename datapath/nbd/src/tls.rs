@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
 use sheave_core::{Error, ErrorKind};
-use sheave_proto::uri::{TlsKind, TlsOptions};
+use sheave_proto::uri::{NbdUri, TlsKind, Transport};
 use sheave_ring::SendBatch;
 
 /// Bytes encrypted at once. The client decrypts them while the next are encrypted, and they are
@@ -57,11 +57,25 @@ pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     Ok(Arc::new(config))
 }
 
-/// A client's configuration, from the directory that an NBD URI's `tls-certificates` names: the
-/// authority in `ca-cert.pem` and, if the server wants one, the client's own certificate in
-/// `client-cert.pem` and `client-key.pem` (the names libnbd uses).
-pub(crate) fn client_tls(options: &TlsOptions) -> Result<Arc<ClientConfig>, Error> {
-    let unsupported = |what| Err(Error::new(ErrorKind::Unsupported, "tls", what));
+/// How a client does TLS with one server.
+#[derive(Clone)]
+pub struct ClientTls {
+    /// The configuration.
+    pub config: Arc<ClientConfig>,
+    /// Whom the server's certificate must name.
+    pub server: ServerName<'static>,
+}
+
+/// What an NBD URI asks for. Its `tls-certificates` names a directory: the authority is in
+/// `ca-cert.pem` and, if the server wants one, the client's own certificate in `client-cert.pem`
+/// and `client-key.pem` (the names libnbd uses).
+///
+/// # Errors
+/// Which file cannot be used, and why; or what is asked for other than certificates.
+pub fn client_tls(uri: &NbdUri) -> Result<ClientTls, Error> {
+    let options = &uri.tls_options;
+    let unsupported =
+        |what| Err(Error::new(ErrorKind::Unsupported, "tls", format!("{uri}: {what}")));
     if options.psk_file.is_some() || matches!(options.kind, Some(TlsKind::Psk | TlsKind::Anon)) {
         return unsupported("only certificates (tls-type=x509) are supported");
     }
@@ -69,7 +83,7 @@ pub(crate) fn client_tls(options: &TlsOptions) -> Result<Arc<ClientConfig>, Erro
         return unsupported("servers are always verified; leave tls-verify-peer out");
     }
     let Some(directory) = &options.certificates else {
-        return unsupported("add ?tls-certificates=DIR with ca-cert.pem in it to the URI");
+        return unsupported("add tls-certificates=DIR with ca-cert.pem in it to the URI");
     };
     let roots = authorities(&directory.join("ca-cert.pem"))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -86,7 +100,13 @@ pub(crate) fn client_tls(options: &TlsOptions) -> Result<Arc<ClientConfig>, Erro
     } else {
         builder.with_no_client_auth()
     };
-    Ok(Arc::new(config))
+    let host = match (&options.hostname, &uri.transport) {
+        (Some(name), _) | (None, Transport::Tcp { host: name, .. }) => name.clone(),
+        (None, _) => "localhost".to_owned(),
+    };
+    let server = ServerName::try_from(host)
+        .map_err(|error| Error::new(ErrorKind::Invalid, "tls", uri.to_string()).because(error))?;
+    Ok(ClientTls { config: Arc::new(config), server })
 }
 
 fn no_versions(error: rustls::Error) -> Error {
