@@ -45,18 +45,9 @@ impl Memory {
             let why = format!("a memory volume of {size} bytes; the most is 1P");
             return Err(Error::new(ErrorKind::TooLarge, "create", why));
         }
-        let can = Capabilities {
-            flush: true,
-            fua: true,
-            trim: true,
-            write_zeroes: true,
-            fast_zero: true,
-            cache: true,
-            block_status: true,
-            multi_conn: true,
-        };
         let block = BlockSizes::default();
-        let info = VolumeInfo { size, block, read_only: false, rotational: false, can };
+        let info =
+            VolumeInfo { size, block, read_only: false, rotational: false, can: Capabilities::ALL };
         let leaves = (0..size.div_ceil(LEAF)).map(|_| OnceLock::new()).collect();
         Ok(Self { store: Arc::new(Store { info, leaves }) })
     }

@@ -30,8 +30,8 @@ pub struct Probe {
 /// Finds out whether, and how, io_uring can serve sockets and files here.
 ///
 /// # Errors
-/// Why it cannot: disabled by `kernel.io_uring_disabled` or seccomp (`EPERM`), no memory that may
-/// be locked (`ENOMEM`), or a kernel older than 5.19, which lacks provided buffer rings.
+/// Why it cannot: disabled by `kernel.io_uring_disabled` or seccomp (`EPERM`), no memory
+/// (`ENOMEM`), or a kernel older than 5.19, which lacks provided buffer rings.
 pub fn probe() -> io::Result<Probe> {
     let mode = match open(Support::DeferTaskrun, 8) {
         Ok(_) => Support::DeferTaskrun,
