@@ -140,6 +140,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
+    let ended = end_signals()?;
     let exports = open_volumes(&args)?;
     let names: Vec<String> = exports.iter().map(|export| export.description.clone()).collect();
     let tls = match (&args.tls_cert, &args.tls_key) {
@@ -175,7 +176,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tracing::info!(volumes, listener = listener.name(), engine, "serving");
         server.listen(listener);
     }
-    wait_for_signal().await?;
+    ended.await;
     server.stop().await;
     Ok(())
 }
@@ -228,14 +229,16 @@ fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX)
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
+/// The signals that end the server in good order, caught from here on.
+fn end_signals() -> anyhow::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 fn start_log() {
