@@ -21,6 +21,8 @@ use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, Result, Volume, Vol
 
 use claim::Claim;
 
+/// Descriptions that are opened with the file: one for each thread of the usual engine.
+pub(crate) const HANDLES_READY: usize = 4;
 /// Longest piece in which zeroes are written where the file system can't make them.
 const ZEROES: usize = 1 << 20;
 
@@ -58,7 +60,11 @@ impl FileVolume {
     /// at all, if it says so by a lock), [`ErrorKind::Invalid`] for what is neither file nor block
     /// device, [`ErrorKind::Unsupported`] where there is no `direct`, and what the system says.
     pub fn open(options: &FileOptions) -> Result<Self> {
-        Ok(Self { image: Arc::new(open::open(options)?) })
+        let image = open::open(options)?;
+        for _ in 0..HANDLES_READY {
+            image.give_back(open::handle(&image)?);
+        }
+        Ok(Self { image: Arc::new(image) })
     }
 }
 
@@ -92,7 +98,7 @@ struct Image {
     /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
     /// file drops the process's POSIX lock on it.
     idle: Mutex<Vec<Handle>>,
-    /// The description that was opened by name and holds the locks.
+    /// The description that was opened by name and holds the locks. No backend uses it.
     main: File,
     // Last, so that the file is closed before another opener in this process is let in.
     _claim: Option<Claim>,
@@ -126,7 +132,18 @@ impl Image {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let found = idle.pop();
         drop(idle);
-        found.map_or_else(|| open::handle(self), Ok)
+        found.map_or_else(|| self.late_handle(), Ok)
+    }
+
+    /// A description that is opened after data may have been written. The kernel does not tell it of
+    /// a failed write-back that somebody, another program perhaps, has been told of before; the one
+    /// that is as old as the volume still hears of it.
+    fn late_handle(&self) -> Result<Handle> {
+        let handle = open::handle(self)?;
+        if !self.info.read_only && self.main.sync_data().is_err() {
+            self.poison();
+        }
+        Ok(handle)
     }
 
     fn give_back(&self, handle: Handle) {

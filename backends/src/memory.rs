@@ -6,13 +6,15 @@
 //! their `submit` only looks whether that is where the bytes are.
 //!
 //! Memory is overcommitted: a range that is zeroed with `no_hole` counts as allocated but takes
-//! memory only when it is written.
+//! memory, beside 40 bytes a chunk for the index, only when it is written. Ranges of many chunks are
+//! zeroed a piece a turn, so that others on the same thread need not wait.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use sheave_core::{
     Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, ErrorKind, Extent, Io,
-    IoDone, Op, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+    IoDone, Nanos, Op, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
 };
 
 use crate::extents::{ExtentList, empty_range_outcome, hole};
@@ -25,8 +27,12 @@ const LEAF_CHUNKS: u64 = 4096;
 const LEAF: u64 = CHUNK * LEAF_CHUNKS;
 /// The largest volume: its table of leaves takes 64 MiB.
 const SIZE_MAX: u64 = 1 << 50;
-/// Chunks that one block status looks at, so that it stays short.
-const STATUS_CHUNKS_MAX: usize = 64 << 10;
+/// Chunks and missing leaves that one block status looks at, so that it stays short.
+const STATUS_LOOKS_MAX: usize = 64 << 10;
+/// Chunks and missing leaves that are zeroed in one turn.
+const ZERO_STEPS_MAX: usize = 1024;
+/// Long ops in work.
+const LONG_MAX: usize = 1024;
 
 const _: () = assert!(CHUNK.is_power_of_two() && LEAF.is_power_of_two());
 
@@ -59,12 +65,21 @@ impl Volume for Memory {
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(MemoryBackend { store: Arc::clone(&self.store) }))
+        Ok(Box::new(MemoryBackend { store: Arc::clone(&self.store), long: VecDeque::new() }))
     }
 }
 
 struct MemoryBackend {
     store: Arc<Store>,
+    /// Ranges that take more than one turn to zero.
+    long: VecDeque<Zeroing>,
+}
+
+/// What is left to be zeroed of an op.
+struct Zeroing {
+    tag: Tag,
+    rest: ByteRange,
+    no_hole: bool,
 }
 
 impl Backend for MemoryBackend {
@@ -81,7 +96,7 @@ impl Backend for MemoryBackend {
         out
     }
 
-    fn submit(&mut self, op: Op, _: Tag, io: &mut dyn Io) -> Submitted {
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
@@ -93,14 +108,11 @@ impl Backend for MemoryBackend {
                 }
                 Reply::Done
             }
-            Op::Trim { range, .. } => {
-                self.store.zero(range, false);
-                Reply::Done
+            Op::Trim { .. } | Op::WriteZeroes { .. } if self.long.len() >= LONG_MAX => {
+                return Submitted::Full(op);
             }
-            Op::WriteZeroes { range, no_hole, .. } => {
-                self.store.zero(range, no_hole);
-                Reply::Done
-            }
+            Op::Trim { range, .. } => return self.zero(range, false, tag),
+            Op::WriteZeroes { range, no_hole, .. } => return self.zero(range, no_hole, tag),
             Op::BlockStatus { range, extents_max } => self.store.block_status(range, extents_max),
             Op::Flush | Op::Cache { .. } => Reply::Done,
         }))
@@ -111,7 +123,27 @@ impl Backend for MemoryBackend {
     }
 
     fn reap(&mut self, _: &mut dyn Io) -> Option<Completion> {
-        None
+        let Zeroing { tag, rest, no_hole } = self.long.pop_front()?;
+        match self.zero(rest, no_hole, tag) {
+            Submitted::Done(outcome) => Some(Completion { tag, outcome }),
+            // It is behind the others now.
+            _ => None,
+        }
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        (!self.long.is_empty()).then_some(0)
+    }
+}
+
+impl MemoryBackend {
+    fn zero(&mut self, range: ByteRange, no_hole: bool, tag: Tag) -> Submitted {
+        let rest = self.store.zero_some(range, no_hole, ZERO_STEPS_MAX);
+        if rest.is_empty() {
+            return Submitted::Done(Ok(Reply::Done));
+        }
+        self.long.push_back(Zeroing { tag, rest, no_hole });
+        Submitted::Queued
     }
 }
 
@@ -153,7 +185,9 @@ impl Store {
             let target = range.part(done, segment.len() as u64);
             done += target.len();
             match segment {
-                Segment::Zero(_) => self.zero(target, false),
+                Segment::Zero(_) => {
+                    self.zero_some(target, false, usize::MAX);
+                }
                 Segment::Data(buf) => copied |= self.write_buf(target, buf),
             }
         }
@@ -192,15 +226,29 @@ impl Store {
         allocated(&mut write(slot), Some(fresh))
     }
 
-    /// Makes a range read as zeroes; whole chunks give their memory back.
-    fn zero(&self, range: ByteRange, no_hole: bool) {
+    /// Makes a range read as zeroes; whole chunks give their memory back. Answers with what is left
+    /// after so many steps.
+    fn zero_some(&self, range: ByteRange, no_hole: bool, steps_max: usize) -> ByteRange {
+        let (mut done, mut steps) = (0, 0);
         for part in range.pieces(LEAF) {
-            if no_hole || self.leaf(part).is_some() {
-                for piece in part.pieces(CHUNK) {
-                    self.zero_piece(piece, no_hole);
+            if !no_hole && self.leaf(part).is_none() {
+                if steps == steps_max {
+                    break;
                 }
+                steps += 1;
+                done += part.len();
+                continue;
+            }
+            for piece in part.pieces(CHUNK) {
+                if steps == steps_max {
+                    return range.part(done, range.len() - done);
+                }
+                self.zero_piece(piece, no_hole);
+                steps += 1;
+                done += piece.len();
             }
         }
+        range.part(done, range.len() - done)
     }
 
     fn zero_piece(&self, piece: ByteRange, no_hole: bool) {
@@ -226,14 +274,15 @@ impl Store {
         let mut looked_at = 0;
         for part in range.pieces(LEAF) {
             if self.leaf(part).is_none() {
-                if !list.push(hole(part.len())) {
+                looked_at += 1;
+                if looked_at > STATUS_LOOKS_MAX || !list.push(hole(part.len())) {
                     return list.into_reply();
                 }
                 continue;
             }
             for piece in part.pieces(CHUNK) {
                 looked_at += 1;
-                if looked_at > STATUS_CHUNKS_MAX || !list.push(self.extent(piece)) {
+                if looked_at > STATUS_LOOKS_MAX || !list.push(self.extent(piece)) {
                     return list.into_reply();
                 }
             }

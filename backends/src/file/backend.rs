@@ -159,8 +159,7 @@ impl FileBackend {
                 Some(Ok(Reply::Done))
             }
             Op::BlockStatus { range, extents_max } => {
-                let file = &self.handle.file;
-                Some(Ok(seek::block_status(file, *range, info.size, *extents_max)))
+                Some(seek::block_status(&self.handle.file, *range, &self.image, *extents_max))
             }
         }
     }

@@ -4,8 +4,10 @@ use std::fs::File;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-use sheave_core::{ByteRange, Reply};
+use sheave_core::{ByteRange, Reply, Result};
 
+use super::Image;
+use super::work::shrunk;
 use crate::extents::{ExtentList, data, hole};
 
 /// Seeks that one block status makes, so that it stays short.
@@ -17,8 +19,17 @@ pub(super) fn is_supported(file: &File) -> bool {
     matches!(seek(file, SeekFrom::Data(0)), Ok(_) | Err(Errno::NXIO))
 }
 
-/// Describes a range of a volume of `size` bytes.
-pub(super) fn block_status(file: &File, range: ByteRange, size: u64, extents_max: usize) -> Reply {
+/// Describes a range of an image.
+///
+/// # Errors
+/// When the file does not reach to the end of the image any more: what is missing there is no hole.
+pub(super) fn block_status(
+    file: &File,
+    range: ByteRange,
+    image: &Image,
+    extents_max: usize,
+) -> Result<Reply> {
+    let size = image.info.size;
     let mut list = ExtentList::new(extents_max);
     let mut at = range.start();
     for _ in 0..SEEKS_MAX {
@@ -36,5 +47,9 @@ pub(super) fn block_status(file: &File, range: ByteRange, size: u64, extents_max
             break;
         }
     }
-    list.into_reply()
+    // Looked at last, so that it cannot have been cut off meanwhile.
+    match seek(file, SeekFrom::End(0)) {
+        Ok(end) if end < size => Err(shrunk("block_status", image, end)),
+        _ => Ok(list.into_reply()),
+    }
 }

@@ -46,6 +46,9 @@ pub(super) enum Fua {
     No,
     /// By `RWF_DSYNC`. For direct I/O, whose errors the kernel reports to the write itself.
     Dsync,
+    /// `RWF_DSYNC` has failed, and the write goes on without: if it fails too, it was the write, else
+    /// it was the sync in it, which may have told of other data that is lost.
+    Doubted,
     /// By a sync of the backend afterwards. Through the page cache `RWF_DSYNC` could take the
     /// error of another write's failed write-back away from that write.
     Sync,
@@ -150,7 +153,7 @@ impl Work {
     pub(super) fn ended(&mut self, result: io::Result<usize>, image: &Image) -> Step {
         match self {
             Self::Read { range, into, done } => match result {
-                Ok(0) => Step::End(Err(shrunk(image, range.start() + *done as u64))),
+                Ok(0) => Step::End(Err(shrunk("read", image, range.start() + *done as u64))),
                 Ok(count) => {
                     *done += count;
                     match *done < into.len() {
@@ -164,19 +167,28 @@ impl Work {
                 Ok(0) => Step::End(Err(stuck(*range, image))),
                 Ok(count) => {
                     *done += count;
-                    match *done < data.len() {
-                        true => Step::Request,
-                        false => sync_or_end(*fua == Fua::Sync),
+                    match *fua {
+                        _ if *done < data.len() => Step::Request,
+                        Fua::Doubted => {
+                            image.poison();
+                            Step::End(image.check_poison("write").map(|()| Reply::Done))
+                        }
+                        fua => sync_or_end(fua == Fua::Sync),
                     }
                 }
                 Err(error) => {
                     let error = failed("write", *range, image, error);
+                    if *fua != Fua::Dsync {
+                        return Step::End(Err(error));
+                    }
                     // Of an EIO nobody can tell whether it was the write or the flush of the
                     // device's cache, with which other writes would be lost.
-                    if *fua == Fua::Dsync && error.kind() == ErrorKind::Io {
+                    if error.kind() == ErrorKind::Io {
                         image.poison();
+                        return Step::End(Err(error));
                     }
-                    Step::End(Err(error))
+                    *fua = Fua::Doubted;
+                    Step::Request
                 }
             },
             Self::Trim { range, fua } => match result {
@@ -309,13 +321,13 @@ fn failed(op: &'static str, range: ByteRange, image: &Image, error: io::Error) -
     Error::from_io(op, format!("{}: {len} bytes at {start}", image.name), error)
 }
 
-fn shrunk(image: &Image, at: u64) -> Error {
+pub(super) fn shrunk(op: &'static str, image: &Image, at: u64) -> Error {
     let why = format!(
         "{}: it ends at or before byte {at} but had {} bytes when it was opened; \
          somebody has cut it off",
         image.name, image.info.size
     );
-    Error::new(ErrorKind::Io, "read", why)
+    Error::new(ErrorKind::Io, op, why)
 }
 
 fn stuck(range: ByteRange, image: &Image) -> Error {

@@ -127,7 +127,11 @@ impl Backend for BlockSizeBackend {
         }
         let (ticket, granted) = match self.enter(&op) {
             Ok(entered) => entered,
-            Err(Full) => return Submitted::Full(op),
+            Err(Full) => {
+                // Others make room, of which nobody will tell.
+                self.retry_at = Some(io.now() + RETRY_NS);
+                return Submitted::Full(op);
+            }
         };
         match self.blocks.plan(op) {
             Ok((first, work)) => {

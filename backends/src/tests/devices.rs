@@ -1,5 +1,7 @@
 //! Block devices: a loop device over an image.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -7,6 +9,7 @@ use sheave_core::{ErrorKind, Op, Volume};
 use tempfile::TempDir;
 
 use super::{bytes, driver, extents, range, read, trim, with_fua, write, zeroes};
+use crate::file::HANDLES_READY;
 use crate::{FileOptions, FileVolume, OpenOptions, open};
 
 const SIZE: u64 = 4 << 20;
@@ -114,4 +117,72 @@ fn a_mounted_device_is_left_alone() {
     let error = opened.expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("unmount it"), "{error}");
+}
+
+/// A file system whose disk is full though it does not know it: writes reach the page cache, and
+/// are lost on their way to the disk.
+struct Leaky {
+    dir: TempDir,
+    device: String,
+}
+
+impl Leaky {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let run = |program: &str, args: &[&str]| {
+            let output = Command::new(program).args(args).output().expect("it runs");
+            assert!(output.status.success(), "{program} {args:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        let (small, disk, mounted) = (path("small"), path("small/disk"), path("mounted"));
+        std::fs::create_dir(&small).unwrap();
+        std::fs::create_dir(&mounted).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", "size=24m", "none", &small]);
+        run("truncate", &["-s", "512M", &disk]);
+        let device = run("losetup", &["--direct-io=on", "-f", "--show", &disk]);
+        let leaky = Self { dir, device };
+        let options = "lazy_itable_init=0,nodiscard";
+        run("mkfs.ext4", &["-q", "-O", "^has_journal", "-E", options, "-N", "64", &leaky.device]);
+        run("mount", &["-o", "noauto_da_alloc,errors=continue", &leaky.device, &mounted]);
+        leaky
+    }
+
+    fn image(&self) -> PathBuf {
+        self.dir.path().join("mounted/a.img")
+    }
+
+    fn fill(&self) {
+        let mut filler = File::create(self.dir.path().join("small/filler")).unwrap();
+        while filler.write_all(&[0xff; 65536]).is_ok() {}
+    }
+}
+
+impl Drop for Leaky {
+    fn drop(&mut self) {
+        let umount = |name: &str| {
+            let _ = Command::new("umount").arg("-l").arg(self.dir.path().join(name)).status();
+        };
+        umount("mounted");
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
+        umount("small");
+    }
+}
+
+#[test]
+#[ignore = "needs root and a free loop device"]
+fn a_backend_that_comes_late_tells_of_what_was_lost_before() {
+    let leaky = Leaky::new();
+    let image = File::create(leaky.image()).unwrap();
+    image.set_len(64 << 20).unwrap();
+    let volume = FileVolume::open(&FileOptions::new(leaky.image())).unwrap();
+    // All descriptions that are as old as the volume.
+    let mut early: Vec<_> = (0..HANDLES_READY).map(|_| driver(&volume)).collect();
+    leaky.fill();
+    early[0].run_one(write(32 << 20, &[7; 65536])).unwrap();
+    // Somebody else is told of the failure, after which the kernel tells new descriptions nothing.
+    image.sync_all().unwrap_err();
+    let error = driver(&volume).run_one(Op::Flush).unwrap_err();
+    assert!(error.to_string().contains("may be lost"), "{error}");
+    early[0].run_one(Op::Flush).unwrap_err();
 }

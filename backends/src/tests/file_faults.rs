@@ -93,6 +93,10 @@ fn a_file_that_was_cut_off_is_an_error_that_says_so() {
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(error.to_string().contains("a.img: it ends at or before byte 5000"), "{error}");
     assert_eq!(bytes(driver.run_one(read(0, 5000))).len(), 5000);
+    // Least of all a hole: a copy would have zeroes there.
+    let status = Op::BlockStatus { range: range(0, SIZE), extents_max: 9 };
+    let error = driver.run_one(status).unwrap_err();
+    assert!(error.to_string().contains("a.img: it ends at or before byte 5000"), "{error}");
 }
 
 #[test]
@@ -219,4 +223,28 @@ fn more_ops_than_there_is_room_for_come_back_and_end_later() {
     assert!(driver.full_count > 0);
     let want: Vec<u8> = (0..3000_u64).flat_map(u64::to_le_bytes).collect();
     assert_eq!(bytes(driver.run_one(read(0, 24_000))), want);
+}
+
+#[test]
+fn a_direct_write_whose_sync_fails_poisons_and_one_that_fails_itself_does_not() {
+    let dir = TempDir::new_in("/var/tmp").unwrap();
+    let path = dir.path().join("a.img");
+    std::fs::write(&path, vec![0x11; SIZE as usize]).unwrap();
+    let volume = FileVolume::open(&FileOptions { direct: true, ..FileOptions::new(path) }).unwrap();
+    let op = || with_fua(write(0, &[1; 4096]));
+    let mut driver = Log::default().driver(&volume, |request| match request {
+        IoRequest::Write { .. } => errno(Errno::NOSPC),
+        _ => Mishap::None,
+    });
+    assert_eq!(driver.run_one(op()).unwrap_err().kind(), ErrorKind::NoSpace);
+    let mut driver = Log::default().driver(&volume, |request| match request {
+        IoRequest::Write { dsync: true, .. } => errno(Errno::NOSPC),
+        _ => Mishap::None,
+    });
+    driver.run_one(Op::Flush).unwrap();
+    // Written without a sync, so what failed was the sync, perhaps with somebody else's data.
+    for op in [op(), Op::Flush] {
+        let error = driver.run_one(op).unwrap_err();
+        assert!(error.to_string().contains("may be lost"), "{error}");
+    }
 }

@@ -214,3 +214,28 @@ fn a_delayed_op_is_due_at_the_deadline_and_not_before() {
     assert_eq!(data.to_vec(), [0]);
     assert_eq!(backend.deadline(), None);
 }
+
+#[test]
+fn who_finds_no_room_for_its_range_asks_again() {
+    let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+    let path = dir.path().join("a.img");
+    std::fs::write(&path, vec![0; 8 << 20]).unwrap();
+    let url = format!("{}?direct=true", path.display());
+    let volume = crate::open(&url, &crate::OpenOptions::default()).unwrap();
+    // No file request is ever taken, so the ranges of all writes stay where they are.
+    let mut backends = Vec::new();
+    let full = loop {
+        let mut backend = volume.backend().unwrap();
+        let taken = (0..1024)
+            .take_while(|&at| {
+                let op = write(at * 8192 + 1, b"x");
+                matches!(backend.submit(op, Tag(at), &mut NoIo), Submitted::Queued)
+            })
+            .count();
+        if taken == 0 {
+            break backend;
+        }
+        backends.push(backend);
+    };
+    assert!(full.deadline().is_some(), "else it would sleep though the others make room");
+}

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sheave_core::{Buf, ErrorKind, Op, Payload, Reply, Segment, Volume};
+use sheave_core::{Buf, ErrorKind, Op, Payload, Reply, Segment, Submitted, Tag, Volume};
 
 use super::{bytes, driver, extents, range, read, trim, write, zeroes};
 use crate::Memory;
+use crate::conformance::{Engine, PlainEngine};
 
 const CHUNK: u64 = 64 << 10;
 
@@ -158,4 +159,39 @@ fn a_worker_that_panics_leaves_the_volume_usable() {
     });
     assert!(panicked.join().is_err());
     assert_eq!(bytes(driver(&*volume).run_one(read(0, 6))), b"before");
+}
+
+#[test]
+fn a_tebibyte_of_zeroes_lets_others_have_their_turn() {
+    let size = 1 << 40;
+    let volume = Memory::new(size).unwrap();
+    let mut backend = volume.backend().unwrap();
+    let mut engine = PlainEngine::new(1);
+    let op = Op::WriteZeroes { range: range(0, size), fua: false, no_hole: true, fast: true };
+    assert!(matches!(backend.submit(op, Tag(1), engine.io()), Submitted::Queued));
+    let mut turns = 0;
+    let ended = loop {
+        assert_eq!(backend.deadline(), Some(0), "there is more to do at once");
+        if let Some(completion) = backend.reap(engine.io()) {
+            break completion;
+        }
+        turns += 1;
+        let answer = backend.submit(read(size - 1, 1), Tag(2), engine.io());
+        assert!(matches!(answer, Submitted::Done(Ok(Reply::Data(_)))));
+    };
+    assert!(ended.tag == Tag(1) && ended.outcome.is_ok());
+    assert!(turns > 1000, "{turns} turns for {} chunks", size / CHUNK);
+    assert_eq!(backend.deadline(), None);
+    let mut driver = driver(&volume);
+    let status = Op::BlockStatus { range: range(0, CHUNK), extents_max: 1 };
+    assert_eq!(extents(driver.run_one(status)), [(CHUNK, false, true)]);
+}
+
+#[test]
+fn block_status_of_a_pebibyte_is_told_in_parts() {
+    let size = 1 << 50;
+    let mut driver = driver(&Memory::new(size).unwrap());
+    let status = Op::BlockStatus { range: range(0, size), extents_max: 1 };
+    let [(len, true, true)] = extents(driver.run_one(status))[..] else { panic!("one hole") };
+    assert!(len >= 1 << 40 && len < size, "{len} bytes");
 }

@@ -108,8 +108,10 @@ impl Provided {
         self.lend(received.id, received.bytes);
     }
 
-    fn lend(&mut self, id: u16, mut bytes: Box<[u8]>) {
+    fn lend(&mut self, id: u16, bytes: Box<[u8]>) {
         let slot = usize::from(self.tail & (self.count - 1));
+        // From where it stays: moving a box ends the use of pointers taken before.
+        let bytes = self.lent[usize::from(id)].insert(bytes);
         // SAFETY: `slot` is below `count`, and the entries live as long as this struct. The kernel
         // reads an entry only once the tail has passed it.
         // JUSTIFICATION: sharing memory with the kernel is the point.
@@ -119,7 +121,6 @@ impl Provided {
             entry.set_len(u32::try_from(bytes.len()).expect("a receive buffer is small"));
             entry.set_bid(id);
         }
-        self.lent[usize::from(id)] = Some(bytes);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the tail lies in the reserved field of the first entry, is aligned, and only
         // this thread stores to it. Release makes the entry visible before the tail.

@@ -43,13 +43,12 @@ impl ThreadEngine {
 
     pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
         let Assignment { socket, session, volume, stats } = assignment;
-        let backend = volume.backend()?;
         let socket = Arc::new(socket);
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);
         self.open.lock().insert(id, Arc::clone(&socket));
-        let thread = Connection {
-            open: Arc::clone(&self.open),
+        let begin = move |backend| Connection {
+            open: Arc::clone(&open),
             socket,
             session,
             backend,
@@ -59,8 +58,15 @@ impl ThreadEngine {
             batch: SendBatch::new(),
             receive: vec![0; RECEIVE_LEN].into_boxed_slice(),
         };
+        let open = Arc::clone(&self.open);
         let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
-            thread.run();
+            // Here, since a backend may have to wait for a disk.
+            match volume.backend() {
+                Ok(backend) => begin(backend).run(),
+                Err(error) => {
+                    tracing::warn!(%error, "connection refused: its volume cannot be used");
+                }
+            }
             open.remove(id);
         });
         spawned.map(|_| ()).map_err(|error| {
