@@ -134,6 +134,15 @@ impl VolumeSpec {
         }
     }
 
+    /// The same volume, kept in another file, if it is kept in one.
+    #[must_use]
+    pub fn with_file_path(mut self, other: PathBuf) -> Self {
+        if let Source::File { path, .. } = &mut self.source {
+            *path = other;
+        }
+        self
+    }
+
     /// Opens it.
     ///
     /// # Errors

@@ -1,16 +1,22 @@
 //! `sheave copy`: any volume to any volume or image, sparse.
 
-use std::fs::{File, OpenOptions as FileOptions};
-use std::path::{Path, PathBuf};
+mod interrupt;
+mod target;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sheave_backends::{BlockSize, OpenOptions, VolumeSpec};
 use sheave_core::{Buf, ByteRange, ErrorKind, Extent, Op, Payload, Reply, Segment, Volume};
 use sheave_nbd::Remote;
 use sheave_shard::Blocking;
+
+use self::interrupt::{Interruption, Leftover};
+use self::target::Target;
 
 /// Workers take the volume in stretches of this many bytes.
 const STRETCH: u64 = 64 << 20;
@@ -24,7 +30,8 @@ const ZERO_UNIT: usize = 64 << 10;
 pub(crate) struct Args {
     /// What to copy: a volume, an image, or an NBD URI
     from: String,
-    /// Where to: likewise; an image that does not exist is made
+    /// Where to: likewise. An image that does not exist is made, and has its name only when it is
+    /// whole. What exists is overwritten; if it is larger, its end stays as it is
     to: String,
     /// Requests at a time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
@@ -41,24 +48,34 @@ Examples:
   sheave copy 'nbds://server/disk?tls-certificates=/etc/pki/nbd' disk.img";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let from = open(&args.from, true).context("copy")?;
+    let progress = progress(args.quiet);
+    let interruption = Interruption::watch(progress.clone())?;
+    ensure!(!is_same(&args.from, &args.to), "copy: source and target are the same file");
+    let from = source(&args.from).context("copy")?;
     let size = from.info().size;
-    let made = make_image(&args.to, size).context("copy")?;
-    let to = open(&args.to, false).inspect_err(|_| unmake(made.as_deref())).context("copy")?;
+    let target = Target::open(&args.to, size, interruption.clone()).context("copy")?;
+    let to = target.volume();
     if to.info().read_only {
         bail!("copy: {}: it is read-only", args.to);
     }
     if to.info().size < size {
         bail!("copy: {} has {} bytes, too few for {size}", args.to, to.info().size);
     }
-    let progress = progress(size, args.quiet);
-    copy(from, to, made.is_some(), args.workers, &progress)
-        .inspect_err(|_| progress.abandon())
-        .with_context(|| format!("copy {} to {}", args.from, args.to))?;
-    if let Some(path) = &made {
-        // The bytes are on the disk; so must be the name.
-        sync_directory(path).with_context(|| format!("copy: {}", args.to))?;
+    if to.info().size > size {
+        let more = to.info().size - size;
+        eprintln!("{} is larger; its last {more} bytes are left as they are", args.to);
     }
+    if !target.is_new() {
+        interruption.leaves(|leftover| *leftover = Leftover::Existing(args.to.clone()));
+    }
+    progress.set_length(size);
+    copy(from, Arc::clone(to), target.is_new(), args.workers, &progress)
+        .inspect_err(|_| progress.abandon())
+        .with_context(|| match target.is_new() {
+            true => format!("copy {} to {}", args.from, args.to),
+            false => format!("copy {} to {}, which is incomplete now", args.from, args.to),
+        })?;
+    target.publish().context("copy")?;
     progress.finish();
     Ok(())
 }
@@ -93,41 +110,37 @@ fn copy(
     error.map_or(Ok(()), Err)
 }
 
-fn open(text: &str, read_only: bool) -> anyhow::Result<Arc<dyn Volume>> {
+fn source(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
     if is_nbd(text) {
-        let volume = Arc::new(Remote::open(text)?);
-        // The last block of a source need not be a whole one of the target's.
-        return Ok(match volume.info().block.minimum {
-            1 => volume,
-            _ => Arc::new(BlockSize::new(volume)),
-        });
+        return remote(text);
     }
     let spec: VolumeSpec = text.parse()?;
-    Ok(spec.open(&OpenOptions { read_only })?)
+    Ok(spec.open(&OpenOptions { read_only: true })?)
 }
 
-/// Makes the target if it is an image that does not exist, and answers where. It is blank then.
-fn make_image(text: &str, size: u64) -> anyhow::Result<Option<PathBuf>> {
-    if is_nbd(text) {
-        return Ok(None);
-    }
-    let spec: VolumeSpec = text.parse()?;
-    let Some(path) = spec.file_path().filter(|path| !path.exists()) else { return Ok(None) };
-    let file = FileOptions::new().write(true).create_new(true).open(path);
-    let place = path.display();
-    let file = file.with_context(|| format!("{place}: cannot be made"))?;
-    if let Err(error) = file.set_len(size) {
-        unmake(Some(path));
-        return Err(error).with_context(|| format!("{place}: cannot have {size} bytes"));
-    }
-    Ok(Some(path.to_owned()))
+fn remote(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
+    let volume = Arc::new(Remote::open(text)?);
+    // The last block of a source need not be a whole one of the target's.
+    Ok(match volume.info().block.minimum {
+        1 => volume,
+        _ => Arc::new(BlockSize::new(volume)),
+    })
 }
 
-/// Leaves no litter of a copy that has not begun.
-fn unmake(made: Option<&Path>) {
-    if let Some(path) = made {
-        let _ = std::fs::remove_file(path);
+/// Whether both are one file or device, by whatever names, or one export.
+fn is_same(from: &str, to: &str) -> bool {
+    if is_nbd(from) || is_nbd(to) {
+        return from == to;
     }
+    let file = |text: &str| {
+        let spec: VolumeSpec = text.parse().ok()?;
+        let found = fs::metadata(spec.file_path()?).ok()?;
+        Some(match found.file_type().is_block_device() {
+            true => (true, found.rdev(), 0),
+            false => (false, found.dev(), found.ino()),
+        })
+    };
+    file(from).is_some_and(|from| Some(from) == file(to))
 }
 
 fn is_nbd(text: &str) -> bool {
@@ -140,16 +153,11 @@ fn piece(from: &dyn Volume, to: &dyn Volume) -> u64 {
     PIECE.min(1 << longest.ilog2())
 }
 
-fn progress(size: u64, quiet: bool) -> ProgressBar {
+fn progress(quiet: bool) -> ProgressBar {
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(size), target);
+    let bar = ProgressBar::with_draw_target(Some(0), target);
     let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     bar.with_style(ProgressStyle::with_template(style).expect("a template that parses"))
-}
-
-fn sync_directory(path: &Path) -> std::io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 struct Job<'a> {

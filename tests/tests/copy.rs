@@ -1,9 +1,10 @@
 //! `sheave copy` where things are not as one would wish.
 
 use std::fs;
-use std::process::Command;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sheave_tests::{Run, Scratch, Serve, compare, pattern, sheave};
@@ -32,27 +33,77 @@ fn to_and_from_a_server_that_takes_whole_blocks_only() {
 }
 
 #[test]
-fn a_copy_that_was_interrupted_can_be_made_again() {
+fn what_is_interrupted_leaves_no_image_that_looks_whole() {
+    let scratch = Scratch::new();
+    let from = format!("{}?limit-bps=8M", scratch.filled("o.img", 64 << 20));
+    let out = scratch.file("out.img");
+    for signal in [Signal::INT, Signal::TERM] {
+        let told = interrupted(&from, &out, signal, || names(&scratch).contains("out.img"));
+        assert!(told.contains("interrupted; nothing was left behind"), "{signal:?}: {told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert_eq!(names(&scratch), "o.img", "after {signal:?}");
+    }
+}
+
+#[test]
+fn a_copy_onto_an_image_that_was_interrupted_can_be_made_again() {
     let scratch = Scratch::new();
     let (image, other) = (scratch.islands("disk.img", 64 << 20), scratch.filled("o.img", 64 << 20));
-    let out = scratch.file("out.img");
+    let out = scratch.sparse("out.img", 64 << 20);
     let slow = format!("{other}?limit-bps=8M");
-    let mut child = Command::new(sheave()).args(["copy", "--quiet", &slow, &out]).spawn().unwrap();
-    thread::sleep(Duration::from_secs(2));
-    // Not SIGINT: what is started in the background of a shell ignores it.
-    kill_process(Pid::from_child(&child), Signal::TERM).expect("our own child");
-    assert!(!child.wait().expect("our own child").success(), "it was not done yet");
-    assert!(fs::read(&out).expect("file").iter().any(|byte| *byte != 0), "it had begun");
+    let has_begun = || fs::read(&out).expect("file").iter().any(|byte| *byte != 0);
+    let told = interrupted(&slow, &out, Signal::TERM, has_begun);
+    assert!(told.contains("out.img is incomplete"), "{told}");
     // Where the new source has zeroes the old one's bytes must go.
     Run::new(sheave()).args("copy --quiet").arg(&image).arg(&out).ok();
     compare(&image, &out);
 }
 
 #[test]
+fn what_fails_leaves_no_image_that_looks_whole() {
+    let scratch = Scratch::new();
+    let image = scratch.filled("disk.img", 8 << 20);
+    let out = scratch.file("out.img");
+    let full = format!("{out}?fault=write:error=ENOSPC:after=3");
+    let told = Run::new(sheave()).args("copy --quiet").arg(&image).arg(&full).fails();
+    assert!(!told.contains("incomplete"), "{told}");
+    Run::new(sheave())
+        .args("copy --quiet")
+        .arg(&image)
+        .arg(format!("{out}?read-only=true"))
+        .fails();
+    assert_eq!(names(&scratch), "disk.img");
+    scratch.sparse("out.img", 8 << 20);
+    let told = Run::new(sheave()).args("copy --quiet").arg(&image).arg(&full).fails();
+    assert!(told.contains("which is incomplete now"), "{told}");
+    assert_eq!(names(&scratch), "disk.img out.img", "what was there before stays");
+}
+
+#[test]
+fn the_end_of_a_larger_target_stays_and_that_is_told() {
+    let scratch = Scratch::new();
+    let (small, large) = (scratch.filled("small", 1 << 20), scratch.filled("large", 3 << 20));
+    let copy = |from: &str, to: &str| {
+        let output = Run::new(sheave()).args("copy --quiet").arg(from).arg(to).output();
+        assert!(output.status.success(), "{}", output.describe());
+        output.stderr
+    };
+    let told = copy(&small, &large);
+    assert!(told.contains("its last 2097152 bytes are left as they are"), "{told}");
+    assert!(fs::read(&large).expect("file") == pattern(3 << 20, 1), "what it was");
+    assert_eq!(copy(&large, &scratch.file("new")), "", "nothing to tell");
+}
+
+#[test]
 fn onto_itself_or_its_own_server_is_refused() {
     let scratch = Scratch::new();
     let image = scratch.filled("disk.img", 1 << 20);
-    Run::new(sheave()).args("copy --quiet").arg(&image).arg(&image).fails();
+    let other_name = scratch.file("link.img");
+    fs::hard_link(&image, &other_name).expect("a link");
+    for to in [&image, &other_name] {
+        let told = Run::new(sheave()).args("copy --quiet").arg(&image).arg(to).fails();
+        assert!(told.contains("source and target are the same file"), "{told}");
+    }
     let server = Serve::new(&image).unix();
     Run::new(sheave()).args("copy --quiet").arg(server.uri()).arg(&image).fails();
     assert!(fs::read(&image).expect("file") == pattern(1 << 20, 1), "it is as it was");
@@ -68,4 +119,30 @@ fn a_source_that_fails_fails_the_copy() {
     assert_eq!(output.status.code(), Some(1), "{}", output.describe());
     assert!(output.stderr.contains("on purpose"), "{}", output.describe());
     assert_eq!(output.stderr.lines().count(), 1, "one line: {}", output.stderr);
+}
+
+/// Starts a copy, ends it by a signal as soon as it has begun, and answers what it told.
+#[track_caller]
+fn interrupted(from: &str, to: &str, signal: Signal, has_begun: impl Fn() -> bool) -> String {
+    let mut command = Command::new(sheave());
+    let command = command.args(["copy", "--quiet", from, to]).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("start sheave");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !has_begun() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    kill_process(Pid::from_child(&child), signal).expect("our own child");
+    let mut told = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut told).expect("read a pipe");
+    assert_eq!(child.wait().expect("our own child").code(), Some(1), "it was not done: {told}");
+    told
+}
+
+/// The names of all files in a directory, sorted.
+fn names(scratch: &Scratch) -> String {
+    let entries = fs::read_dir(scratch.path()).expect("a directory");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+    let mut names: Vec<_> = entries.map(|entry| name(entry).into_string().expect("text")).collect();
+    names.sort();
+    names.join(" ")
 }

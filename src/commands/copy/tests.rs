@@ -99,7 +99,7 @@ impl Drop for WatchedBackend {
 
 fn copy_quietly(from: &Arc<Watched>, to: &Arc<Watched>) -> anyhow::Result<()> {
     let (from, to) = (Arc::clone(from), Arc::clone(to));
-    copy(from, to, false, 4, &progress(0, true))
+    copy(from, to, false, 4, &progress(true))
 }
 
 fn source(change: impl FnOnce(&mut VolumeInfo)) -> Arc<Watched> {
