@@ -18,7 +18,7 @@ use anyhow::Result;
 /// Measure NBD servers.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  sheave bench run nbd+unix:///?socket=/tmp/s --qd 32 --bs 4k --rw read
+  sheave bench run 'nbd+unix:///?socket=/tmp/s' --qd 32 --bs 4k --rw read
   sheave bench compare --quick
   sheave bench compare --report report.html")]
 pub struct Args {

@@ -1,6 +1,10 @@
-//! What goes to standard output.
+//! What goes to standard output, and to files.
 
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 /// Prints text. A reader that has seen enough and closed the pipe is no error.
 ///
@@ -21,6 +25,25 @@ pub fn until_closed(printed: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Finds out whether a file can be written before the work is done that is to fill it.
+///
+/// # Errors
+/// When it cannot.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let found = fs::metadata(path);
+    // A pipe is not to see its writer go.
+    if found.as_ref().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Ok(());
+    }
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    opened.with_context(|| format!("write {}", path.display()))?;
+    if found.is_err() {
+        // An empty file would look like a result.
+        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,5 +58,19 @@ mod tests {
         let mut kept = Vec::new();
         print(&mut kept, "text").unwrap();
         assert_eq!(kept, b"text");
+    }
+
+    #[test]
+    fn a_look_at_a_file_leaves_it_as_it_was() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("out.json");
+        check_writable(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "old").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        for wrong in [dir.path(), &dir.path().join("missing/out.json")] {
+            assert!(check_writable(wrong).is_err(), "{}", wrong.display());
+        }
     }
 }

@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use sheave_proto::ReplyStyle;
 
-use crate::load::{self, Length, Order, Outcome, Plan, Target, Workload};
+use crate::load::{self, Interrupt, Length, Order, Outcome, Plan, Target, Workload};
 use crate::output;
 use crate::process::ProcessTree;
 use crate::stats::Percentiles;
@@ -25,7 +25,7 @@ const FAULTS_SHOWN_MAX: usize = 5;
 /// Options of `sheave bench run`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  sheave bench run nbd+unix:///?socket=/tmp/s --qd 32 --bs 4k --rw read
+  sheave bench run 'nbd+unix:///?socket=/tmp/s' --qd 32 --bs 4k --rw read
   sheave bench run nbd://localhost/disk --rw mixed --read-percent 70 --verify --span 1G")]
 pub(crate) struct RunArgs {
     /// The server: nbd://host/export, nbd+unix:///export?socket=PATH, nbds://… with
@@ -42,7 +42,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     sequential: bool,
     /// Bytes per request
-    #[arg(long, value_name = "SIZE", default_value = "4k")]
+    #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = parse_block_size)]
     bs: ByteSize,
     /// Requests in flight per connection
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_depth)]
@@ -54,7 +54,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
     /// How long to measure
-    #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = parse_seconds)]
+    #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = parse_some_seconds)]
     seconds: f64,
     /// How long to run before that
     #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = parse_seconds)]
@@ -123,10 +123,13 @@ struct Summary {
 /// Runs the load and prints what it gave.
 ///
 /// # Errors
-/// When the load fails, the server answered with errors, or read data was wrong.
+/// When the load fails or is interrupted, the server answered with errors, or read data was
+/// wrong.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let plan = plan(args)?;
-    let outcome = load::run(&plan)?;
+    args.hgrm.iter().try_for_each(|path| output::check_writable(path))?;
+    let interrupt = Interrupt::default();
+    let outcome = load::run_unless(&plan, &interrupt, || interrupt.catch())?;
     let summary = summary(args, &plan, &outcome);
     if args.json {
         output::print(&mut io::stdout(), serde_json::to_string_pretty(&summary)? + "\n")?;
@@ -138,6 +141,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         sheave_telemetry::write_hgrm(&outcome.recorder.all(), &mut text)?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
+    ensure!(!interrupt.is_set(), "interrupted after {:.1} s", outcome.elapsed.as_secs_f64());
     verdict(&outcome)
 }
 
@@ -264,6 +268,18 @@ fn parse_seconds(text: &str) -> Result<f64> {
     let seconds: f64 = text.parse()?;
     ensure!((0.0..=86_400.0).contains(&seconds), "between 0 and 86400");
     Ok(seconds)
+}
+
+fn parse_some_seconds(text: &str) -> Result<f64> {
+    let seconds = parse_seconds(text)?;
+    ensure!(seconds > 0.0, "more than 0");
+    Ok(seconds)
+}
+
+fn parse_block_size(text: &str) -> Result<ByteSize> {
+    let size: ByteSize = text.parse()?;
+    ensure!(size.0 > 0, "more than 0");
+    Ok(size)
 }
 
 fn parse_rate(text: &str) -> Result<f64> {

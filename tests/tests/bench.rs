@@ -1,8 +1,10 @@
 //! `sheave bench`: it checks what it reads, and its report stands alone.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sheave_tests::{Certificates, Run, Scratch, Serve, both_engines, sheave};
 
@@ -92,6 +94,39 @@ fn a_quick_comparison_writes_a_report_that_stands_alone() {
     assert!(html.contains("<svg") || html.contains("<canvas"), "it has curves");
     for outside in ["src=\"http", "src='http", "href=\"http", "@import", "src=\"/"] {
         assert!(!html.contains(outside), "it needs {outside}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_before_it_begins() {
+    let server = Serve::new("memory:?size=16M").unix();
+    let told = bench(&server.uri(), "--rw mixed --verify --span 1G").fails();
+    assert!(told.contains("--span") && told.contains("16777216"), "{told}");
+    let told = bench(&server.uri(), "--seconds 600 --hgrm /nowhere/x").fails();
+    assert!(told.contains("/nowhere/x"), "{told}");
+    // Nothing is installed there.
+    let compare = Run::new(sheave()).args("bench compare --quick --servers nbdkit,qemu-nbd");
+    let output = compare.env("PATH", "/nowhere").output();
+    assert_eq!(output.status.code(), Some(1), "{}", output.describe());
+    assert!(output.stderr.contains("nbdkit is not installed"), "{}", output.stderr);
+}
+
+#[test]
+fn an_interrupted_load_tells_what_it_has() {
+    let server = Serve::new("memory:?size=16M").unix();
+    for args in ["--seconds 60", "--rw mixed --verify --ops 1000000000 --connections 2"] {
+        let mut command = Command::new(sheave());
+        let command = command.args(["bench", "run", &server.uri()]).args(args.split(' '));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.expect("start sheave");
+        std::thread::sleep(Duration::from_secs(2));
+        kill_process(Pid::from_child(&child), Signal::INT).expect("our own child");
+        let output = child.wait_with_output().expect("our own child");
+        let [shown, told] = [output.stdout, output.stderr].map(String::from_utf8);
+        let (shown, told) = (shown.expect("text"), told.expect("text"));
+        assert_eq!(output.status.code(), Some(1), "{shown}{told}");
+        assert!(shown.contains("p99") && shown.contains("read"), "{shown}");
+        assert!(told.contains("interrupted after"), "{told}");
     }
 }
 

@@ -136,6 +136,7 @@ fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     }
     let mut skipped = Vec::new();
     let campaign = campaign(args, &mut skipped)?;
+    args.report.iter().chain(&args.json).try_for_each(|path| output::check_writable(path))?;
     children::clean_up_on_signals()?;
     raise_descriptor_limit();
     let cpus = Cpus::ours()?;
@@ -158,6 +159,7 @@ fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
         run_fio(&campaign, &mut launcher, &mut results)?;
     }
     drop(launcher);
+    ensure!(results.has_figures(), "nothing could be compared: {}", results.skipped.join("; "));
     output::print(out, table::summary(&results))?;
     write_files(args, &results)?;
     let missed = results.missed();
@@ -178,6 +180,7 @@ fn campaign(args: &CompareArgs, skipped: &mut Vec<String>) -> Result<Campaign> {
         skipped.push(format!("{program} is not installed"));
         products.retain(|kept| *kept != product);
     }
+    ensure!(!products.is_empty(), "nothing can be compared: {}", skipped.join(", "));
     let placements = match args.placement.contains(&PlacementArg::All) {
         true => Placement::ALL.to_vec(),
         false => args.placement.iter().filter_map(|arg| arg.placement()).collect(),
@@ -400,6 +403,15 @@ mod tests {
         assert_eq!(count(&found["checks"]), 1);
         let jobs = found["fio"].as_array().unwrap();
         assert!(jobs.iter().any(|job| job["job"] == "verify" && job["way"] == "read"));
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_are_found_before_the_run() {
+        for option in ["--json", "--report"] {
+            let args = parse(&format!("--quick {option} /nowhere/out"));
+            let refused = compare(&args, &mut io::sink()).unwrap_err();
+            assert!(refused.to_string().contains("/nowhere/out"), "{refused:#}");
+        }
     }
 
     #[test]

@@ -141,6 +141,12 @@ pub(crate) struct Check {
 }
 
 impl Results {
+    /// Anything was measured at all.
+    pub(crate) fn has_figures(&self) -> bool {
+        let cells = self.rows.iter().any(|row| !row.cells.is_empty());
+        cells || !self.checks.is_empty() || !self.fio.is_empty()
+    }
+
     /// Targets that were reached.
     pub(crate) fn reached(&self) -> usize {
         self.outcomes().filter(|reached| *reached).count()

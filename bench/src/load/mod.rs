@@ -1,8 +1,10 @@
 //! The load generator: an NBD client that does nothing but ask.
 
 mod connect;
+mod interrupt;
 mod job;
 mod ledger;
+mod pacer;
 mod pattern;
 mod picker;
 mod recorder;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 pub(crate) use connect::{Connection, Target};
+pub(crate) use interrupt::Interrupt;
 pub(crate) use job::Workload;
 use job::{Job, Phase};
 use ledger::Ledger;
@@ -121,6 +124,19 @@ impl Outcome {
 /// When it does not fit the volume, or a connection fails. Errors that the server answers with,
 /// and faults, are in the outcome.
 pub(crate) fn run(plan: &Plan) -> Result<Outcome> {
+    run_unless(plan, &Interrupt::default(), || Ok(()))
+}
+
+/// The same, but `interrupt` ends it early; what was written is not read back then. Calls
+/// `connected` before it begins.
+///
+/// # Errors
+/// As [`run`], or what `connected` says.
+pub(crate) fn run_unless(
+    plan: &Plan,
+    interrupt: &Interrupt,
+    connected: impl FnOnce() -> Result<()>,
+) -> Result<Outcome> {
     ensure!(plan.connections > 0 && plan.threads > 0, "at least one connection and one thread");
     let connections = connect_all(plan)?;
     let export = &connections[0];
@@ -141,9 +157,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Outcome> {
     let ledger = plan.verify.then(|| new_ledger(plan, blocks)).transpose()?;
     let job = Job::new(plan.workload.clone(), ledger.clone(), plan.seed);
     let sessions = sessions(plan, &job, connections, Parts { blocks, count: parts });
-    let mut outcome = run_sessions(plan, &job, sessions, server)?;
-    if let Some(ledger) = ledger {
-        read_back(plan, ledger, &mut outcome)?;
+    connected()?;
+    let mut outcome = run_sessions(plan, &job, sessions, server, interrupt)?;
+    if let Some(ledger) = ledger.filter(|_| !interrupt.is_set()) {
+        read_back(plan, ledger, &mut outcome, interrupt)?;
     }
     Ok(outcome)
 }
@@ -161,6 +178,11 @@ fn check_fits(plan: &Plan, export: &Connection) -> Result<()> {
         export.payload_max()
     );
     ensure!(read_percent == 100 || !export.is_read_only(), "the export is read-only");
+    ensure!(
+        plan.span.is_none_or(|span| span <= export.size()),
+        "--span is larger than the volume, which has {} bytes",
+        export.size()
+    );
     ensure!(flush_every.is_none() || export.can_flush(), "the server has no flush");
     Ok(())
 }
@@ -219,6 +241,7 @@ fn run_sessions(
     job: &Job,
     mut sessions: Vec<Session<'_>>,
     server: Option<ProcessTree>,
+    interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let per_thread = sessions.len().div_ceil(plan.threads);
     if matches!(plan.length, Length::Ops(_)) {
@@ -236,7 +259,7 @@ fn run_sessions(
             .collect();
         let window = measure(plan.length, job, server, || {
             let ended = threads.iter().filter(|thread| thread.is_finished()).count();
-            (ended > 0, ended == threads.len())
+            (ended > 0 || interrupt.is_set(), ended == threads.len() || interrupt.is_set())
         });
         // Without it the threads would go on for ever.
         job.set_phase(Phase::Stop);
@@ -258,7 +281,8 @@ struct Window {
     client_cpu_ns: u64,
 }
 
-/// Leads a load through its phases. `ended` tells whether any and whether all threads have.
+/// Leads a load through its phases. `ended` tells whether any and whether all threads have,
+/// or are to.
 fn measure(
     length: Length,
     job: &Job,
@@ -314,7 +338,12 @@ fn nanos(time: Duration) -> u64 {
 }
 
 /// Reads all that was written once more, over a new connection.
-fn read_back(plan: &Plan, ledger: Arc<Ledger>, outcome: &mut Outcome) -> Result<()> {
+fn read_back(
+    plan: &Plan,
+    ledger: Arc<Ledger>,
+    outcome: &mut Outcome,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let written: Arc<[u64]> = ledger.written().map(|block| block as u64).collect();
     let Ok(ops @ 1..) = u64::try_from(written.len()) else { return Ok(()) };
     let workload = Workload {
@@ -328,7 +357,7 @@ fn read_back(plan: &Plan, ledger: Arc<Ledger>, outcome: &mut Outcome) -> Result<
     let job = Job::new(workload.clone(), Some(ledger), plan.seed);
     let picker = Picker::new(workload.order, 0, ops, plan.seed);
     let session = Session::new(&job, plan.target.connect()?, picker, Some(ops));
-    let again = run_sessions(&plan, &job, vec![session], None)?;
+    let again = run_sessions(&plan, &job, vec![session], None, interrupt)?;
     outcome.recorder.add_checks(&again.recorder);
     Ok(())
 }

@@ -4,10 +4,13 @@ use std::io;
 
 use anyhow::{Result, bail, ensure};
 use sheave_proto::wire::{command, command_flag};
-use sheave_proto::{Decoded, ReplyBody, ReplyDecoder, ReplyStyle, Request as WireRequest};
+use sheave_proto::{
+    Decoded, ReadCoverage, ReplyBody, ReplyDecoder, ReplyStyle, Request as WireRequest,
+};
 
 use super::connect::Connection;
 use super::job::{Job, Phase};
+use super::pacer::Pacer;
 use super::pattern::Generation;
 use super::picker::Picker;
 use super::recorder::Recorder;
@@ -19,6 +22,8 @@ use super::tx::Tx;
 const RECEIVE_SIZE: usize = 256 << 10;
 /// How many blocks a verifying write looks at for one that no other write has claimed.
 const CLAIM_TRIES_MAX: usize = 8;
+/// The most errors in one reply. The protocol has no limit, and a server could go on for ever.
+const ERRORS_MAX: usize = 64;
 
 /// A connection and what it has in flight.
 #[derive(Debug)]
@@ -58,12 +63,20 @@ struct Slot {
     request: Option<Request>,
     /// Verifying loads only: the payload of a write or of a read.
     data: Vec<u8>,
-    /// Bytes of the block that the reply has told so far.
-    told: usize,
+    /// Of a read: which of its bytes the reply has told so far.
+    coverage: Option<ReadCoverage>,
     /// The first error of the reply.
     error: Option<u32>,
+    error_count: usize,
     /// Tells apart the requests that used this slot one after the other.
     turn: u32,
+}
+
+impl Slot {
+    /// Notes bytes that the reply tells. The decoder lets only replies to reads have any.
+    fn cover(&mut self, at: u64, len: u32) -> Result<()> {
+        Ok(self.coverage.as_mut().map_or(Ok(()), |coverage| coverage.add(at, len))?)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +160,7 @@ impl<'a> Session<'a> {
     /// When the next request is due, if that lies ahead and there is room for it.
     pub(crate) fn due_ns(&self) -> Option<u64> {
         let has_room = !self.free.is_empty() && self.ops_left != Some(0);
-        self.pacer.as_ref().filter(|_| has_room).map(|pacer| pacer.due_ns)
+        self.pacer.as_ref().filter(|_| has_room).map(Pacer::due_ns)
     }
 
     /// Issues all requests for which there is room and time, and sends them.
@@ -243,10 +256,10 @@ impl<'a> Session<'a> {
         let slot = self.free.pop().expect("callers look for a free slot");
         let place = &mut self.slots[slot];
         place.turn = place.turn.wrapping_add(1);
-        place.told = 0;
-        place.error = None;
+        (place.error, place.error_count) = (None, 0);
         place.request = Some(request);
         let header = self.job.on_the_wire(&request, self.style, cookie(slot, place.turn));
+        place.coverage = (request.kind == Kind::Read).then(|| ReadCoverage::new(&header));
         self.tx.push_header(|out| header.encode(self.style, out));
         if request.kind == Kind::Write {
             self.job.fill(&mut place.data, request.block, request.generation);
@@ -296,18 +309,20 @@ impl<'a> Session<'a> {
             let index = |at: u64| usize::try_from(at - start).expect("inside the block");
             match event.body {
                 ReplyBody::Data { at, len } => {
+                    place.cover(at, len)?;
                     let (at, left) = (index(at), len as usize);
-                    place.told += left;
                     self.reading = Some(Reading { slot, at, left, done });
                 }
                 ReplyBody::Hole { at, len } => {
-                    place.told += len as usize;
+                    place.cover(at, len)?;
                     if !place.data.is_empty() {
                         place.data[index(at)..][..len as usize].fill(0);
                     }
                 }
                 ReplyBody::Error { errno, .. } => {
                     place.error.get_or_insert(errno as u32);
+                    place.error_count += 1;
+                    ensure!(place.error_count <= ERRORS_MAX, "a reply with too many errors");
                 }
                 ReplyBody::Success | ReplyBody::BlockStatus { .. } => {}
             }
@@ -344,8 +359,8 @@ impl<'a> Session<'a> {
         }
         match request.kind {
             Kind::Read => {
-                let told = place.told;
-                ensure!(told == self.job.workload.block_size, "a read told {told} bytes");
+                let is_whole = place.coverage.as_ref().is_some_and(ReadCoverage::is_complete);
+                ensure!(is_whole, "the server left something out of its answer to a read");
                 if let Some(ended) = self.job.check(&place.data, request.block, request.generation)
                 {
                     recorder.record_check(ended);
@@ -387,35 +402,6 @@ fn cookie(slot: usize, turn: u32) -> u64 {
 
 fn slot_of(cookie: u64) -> usize {
     usize::try_from(cookie >> 32).unwrap_or(usize::MAX)
-}
-
-/// Spreads requests evenly over time.
-#[derive(Debug)]
-struct Pacer {
-    interval_ns: u64,
-    due_ns: u64,
-}
-
-impl Pacer {
-    fn new(per_second: f64) -> Self {
-        // A float becomes the nearest integer that exists; a rate of 0 was refused.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-        let interval_ns = (1e9 / per_second) as u64;
-        Self { interval_ns: interval_ns.max(1), due_ns: 0 }
-    }
-
-    /// The time at which a request was due, if one is. Latency counts from there, so that a
-    /// server that stalls is charged for the requests that had to wait.
-    fn take(&mut self, now_ns: u64) -> Option<u64> {
-        if self.due_ns == 0 {
-            self.due_ns = now_ns;
-        }
-        let due_ns = self.due_ns;
-        (due_ns <= now_ns).then(|| {
-            self.due_ns += self.interval_ns;
-            due_ns
-        })
-    }
 }
 
 /// Received bytes that were not looked at yet.
@@ -461,17 +447,6 @@ impl std::fmt::Debug for Rx {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pacer_charges_the_server_for_its_stalls() {
-        let mut pacer = Pacer::new(1000.0);
-        assert_eq!(pacer.take(5_000_000), Some(5_000_000));
-        assert_eq!(pacer.take(5_500_000), None);
-        assert_eq!(pacer.take(8_100_000), Some(6_000_000));
-        assert_eq!(pacer.take(8_100_000), Some(7_000_000));
-        assert_eq!(pacer.take(8_100_000), Some(8_000_000));
-        assert_eq!(pacer.take(8_100_000), None);
-    }
 
     #[test]
     fn received_bytes_keep_their_order() {
