@@ -24,6 +24,8 @@ fn wrong_usage_is_told_with_code_2() {
         "serve memory:?size=1M --tls-key key.pem",
         "copy memory:?size=1M",
         "stats --no-such-flag",
+        "bench run nbd://localhost/ --bs 0",
+        "bench run nbd://localhost/ --seconds 0",
     ];
     for args in wrong {
         let output = Run::new(sheave()).args(args).output();
@@ -110,6 +112,27 @@ fn certificates_that_cannot_be_used_are_named_on_one_line() {
             ["memory:?size=1M", "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key];
         let error = fails(&scratch, &args);
         assert!(error.contains(".pem"), "{error}");
+    }
+}
+
+#[test]
+fn servers_that_cannot_be_reached_are_named_on_one_line() {
+    let scratch = Scratch::new();
+    let image = scratch.filled("a.img", 1000);
+    let server = sheave_tests::Serve::new("memory:?size=1M").args("--name disk").unix();
+    let socket = format!("nbd+unix:///?socket={}", scratch.file("nope.sock"));
+    let other_name = server.uri().replacen("///", "///nope", 1);
+    for (uri, told) in [(&socket, "is the server running?"), (&other_name, "no such export")] {
+        for run in [
+            Run::new(sheave()).args("copy").arg(&image).arg(uri),
+            Run::new(sheave()).args("bench run").arg(uri),
+        ] {
+            let output = run.output();
+            assert_eq!(output.status.code(), Some(FAILED), "{}", output.describe());
+            assert_eq!(output.stderr.matches(told).count(), 1, "{}", output.stderr);
+            assert_eq!(output.stderr.lines().count(), 1, "one line: {}", output.stderr);
+            assert!(output.stderr.contains(uri), "{}", output.stderr);
+        }
     }
 }
 

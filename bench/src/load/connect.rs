@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use sheave_nbd::{ClientTls, client_tls};
+use sheave_nbd::{ClientTls, client_tls, unreachable};
 use sheave_proto::uri::{NbdUri, Transport};
 use sheave_proto::wire::{command, header_len, transmission_flag as flag};
 use sheave_proto::{
@@ -102,9 +102,9 @@ impl Target {
 
     fn open(&self) -> Result<OwnedFd> {
         match &self.uri.transport {
-            Transport::Unix { path } => Ok(UnixStream::connect(path)?.into()),
+            Transport::Unix { path } => Ok(UnixStream::connect(path).map_err(unreachable)?.into()),
             Transport::Tcp { host, port } => {
-                let socket = TcpStream::connect((host.as_str(), *port))?;
+                let socket = TcpStream::connect((host.as_str(), *port)).map_err(unreachable)?;
                 socket.set_nodelay(true)?;
                 Ok(socket.into())
             }

@@ -52,7 +52,8 @@ impl Connection {
         let fail = |error| Error::from_io("connect", uri.to_string(), error);
         let config =
             ClientConfig { export: uri.export.clone(), tls: uri.tls, ..ClientConfig::default() };
-        let mut stream = connect(&uri.transport, silence_max).map_err(fail)?;
+        let mut stream =
+            connect(&uri.transport, silence_max).map_err(|error| fail(unreachable(error)))?;
         let refused =
             |what: String| Error::new(ErrorKind::Invalid, "connect", format!("{uri}: {what}"));
         let mut handshake =
@@ -323,6 +324,17 @@ fn within(len: u64, extents: impl Iterator<Item = (u64, u64)>) -> Vec<Extent> {
         })
     });
     inside.collect()
+}
+
+/// Says what to look for when nobody listens where a server should be.
+#[must_use]
+pub fn unreachable(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ (io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            io::Error::new(kind, format!("{error}; is the server running?"))
+        }
+        _ => error,
+    }
 }
 
 fn connect(transport: &Transport, silence_max: Duration) -> io::Result<Box<dyn Stream>> {

@@ -12,6 +12,7 @@ mod server;
 mod session;
 mod tls;
 
+pub use client::unreachable;
 pub use listener::Listener;
 pub use remote::Remote;
 pub use server::{Export, Limits, Server, ServerConfig};

@@ -411,12 +411,16 @@ fn refusal_text(option: u32, code: u32, message: &str) -> String {
         reply_type::ERR_UNSUP => "it does not know how",
         reply_type::ERR_POLICY => "its configuration forbids it",
         reply_type::ERR_TLS_REQD => "it wants TLS",
-        reply_type::ERR_UNKNOWN => "it has no export of that name",
+        reply_type::ERR_UNKNOWN => "it has no such export",
         reply_type::ERR_SHUTDOWN => "it is shutting down",
         reply_type::ERR_BLOCK_SIZE_REQD => "it wants its block sizes to be asked for",
         _ => "it gave no known reason",
     };
-    let said = if message.is_empty() { String::new() } else { format!(" ({message})") };
+    // Nothing is told twice, in our words and the server's.
+    let said = match message {
+        message if why.contains(message) => String::new(),
+        message => format!(" ({message})"),
+    };
     let reason = reply_type::ERROR_BIT ^ code;
     format!("the server refused {what}: {why}{said} [error {reason}]")
 }
