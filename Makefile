@@ -1,6 +1,8 @@
 # The two that matter on a fresh Debian machine with Rust: make demo, make test.
 
-.PHONY: help setup build demo test lint fuzz bench clean
+PREFIX ?= /usr/local
+
+.PHONY: help setup build install demo test lint fuzz bench clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -10,6 +12,9 @@ setup: ## install what the other targets need
 
 build: ## the release binary
 	cargo build --release --locked
+
+install: ## the release binary, to PREFIX/bin (/usr/local/bin)
+	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
 
 demo: ## serve a file system, use it with foreign clients, show the latencies
 	scripts/demo
