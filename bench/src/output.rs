@@ -53,7 +53,7 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         drop(reader);
         assert!(print(&mut writer, "text").is_ok());
-        let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         assert_eq!(print(&mut full, "text").unwrap_err().kind(), io::ErrorKind::StorageFull);
         let mut kept = Vec::new();
         print(&mut kept, "text").unwrap();
