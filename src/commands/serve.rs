@@ -32,7 +32,9 @@ pub(crate) struct Args {
     /// Unix socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Export name [default: the file name]; with several volumes once for each, in order
+    /// Export name [default: the file name]; with several volumes once for each, in order.
+    ///
+    /// Clients of a single export need no name; among several there is no default.
     #[arg(long = "name", value_name = "EXPORT")]
     names: Vec<String>,
     /// Refuse all writes

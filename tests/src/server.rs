@@ -139,7 +139,7 @@ impl Serve {
 }
 
 impl Server {
-    /// The default export's URI.
+    /// The URI of a single export.
     #[must_use]
     pub fn uri(&self) -> String {
         self.uri_of("")

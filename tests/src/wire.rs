@@ -155,7 +155,7 @@ impl Wire {
         Self::over(stream)
     }
 
-    /// A negotiated connection to the default export, with simple replies.
+    /// A negotiated connection to a single export, with simple replies.
     ///
     /// # Errors
     /// The system's, and when the server refuses.

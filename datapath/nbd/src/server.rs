@@ -48,7 +48,7 @@ impl Default for Limits {
 
 /// What a server is made of.
 pub struct ServerConfig {
-    /// The first one is also the default export.
+    /// A single one is also the default export; among several there is none.
     pub exports: Vec<Export>,
     /// With it, clients must use TLS (proto.md: FORCEDTLS).
     pub tls: Option<Arc<TlsConfig>>,

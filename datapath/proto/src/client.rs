@@ -22,7 +22,7 @@ pub const CONTEXTS_MAX: usize = 64;
 /// What a client wants of a server.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Which export; the empty name is the server's default.
+    /// Which export; the empty name is the server's default, if it has one.
     pub export: String,
     /// What to do with it.
     pub goal: Goal,

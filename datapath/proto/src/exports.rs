@@ -35,8 +35,9 @@ pub trait Exports {
         true
     }
 
-    /// The export of that name; the empty name stands for the first one. Names may be secrets, so
-    /// the time it takes does not depend on how much of one was guessed.
+    /// The export of that name. The empty name stands for a single export; among several there is
+    /// no default, so that nobody writes to one by chance. Names may be secrets, so the time it
+    /// takes does not depend on how much of one was guessed.
     fn find(&self, name: &str) -> Option<usize> {
         let mut found = None;
         for index in 0..self.len() {
@@ -44,7 +45,7 @@ pub trait Exports {
                 found = found.or(Some(index));
             }
         }
-        found.or_else(|| (name.is_empty() && !self.is_empty()).then_some(0))
+        found.or_else(|| (name.is_empty() && self.len() == 1).then_some(0))
     }
 }
 

@@ -107,11 +107,12 @@ both_engines! {
     fn a_limit_is_kept_and_binds_nobody_else(engine) {
         let limited = sheave_backends::open("memory:?size=1M&limit-iops=200", &Default::default());
         let server = Setup::new(engine, "memory:?size=1M").and("slow", limited.unwrap()).start();
-        let mut free = Client::new(&server);
-        let config =
-            sheave_proto::ClientConfig { export: "slow".to_owned(), ..Default::default() };
-        let link = crate::support::Link::unix(&server.socket);
-        let mut slow = Client::negotiate(link, config, None).unwrap();
+        let [mut free, mut slow] = ["disk", "slow"].map(|export| {
+            let config =
+                sheave_proto::ClientConfig { export: export.to_owned(), ..Default::default() };
+            let link = crate::support::Link::unix(&server.socket);
+            Client::negotiate(link, config, None).unwrap()
+        });
         let begun = Instant::now();
         for number in 0..100 {
  slow.read(number, 4);

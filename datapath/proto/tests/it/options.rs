@@ -48,8 +48,25 @@ fn o1_export_name_tells_size_and_flags() {
 
 #[test]
 fn o1_empty_export_name_is_the_default() {
-    let (_, negotiated) = choose_by_name(&mut Server::new(TlsMode::Off), b"").unwrap();
-    assert_eq!(negotiated.export, 0);
+    let mut server = Server::new(TlsMode::Off);
+    server.exports.truncate(1);
+    assert_eq!(choose_by_name(&mut server, b"").unwrap().1.export, 0);
+}
+
+/// Whoever forgets the name must not write to whichever volume comes first.
+#[test]
+fn among_several_exports_there_is_no_default() {
+    let chosen = choose_by_name(&mut Server::new(TlsMode::Off), b"");
+    assert!(matches!(chosen, Err(CloseReason::ExportName(_))), "{chosen:?}");
+    let mut server = Server::new(TlsMode::Off);
+    for option in [option::GO, option::INFO] {
+        assert_eq!(server.kind(option, &info("", &[])), reply_type::ERR_UNKNOWN);
+    }
+    let queries = queries("", &[BASE]);
+    assert_eq!(server.kind(option::LIST_META_CONTEXT, &queries), reply_type::ERR_UNKNOWN);
+    // One that is called so is meant.
+    server.exports[1].name = String::new();
+    assert_eq!(server.go("").export, 1);
 }
 
 #[test]
@@ -164,7 +181,7 @@ fn o7_go_tells_the_export_before_it_acknowledges() {
 #[test]
 fn o7_go_answers_what_was_asked_and_ignores_unknown_information() {
     let wanted = [77, info_type::NAME, info_type::DESCRIPTION, info_type::BLOCK_SIZE, u16::MAX];
-    let (replies, next) = Server::new(TlsMode::Off).ask(option::GO, &info("", &wanted));
+    let (replies, next) = Server::new(TlsMode::Off).ask(option::GO, &info("disk", &wanted));
     assert_eq!(info_of(&replies, info_type::NAME), Some(b"disk".as_slice()));
     assert_eq!(info_of(&replies, info_type::DESCRIPTION), Some(b"the disk".as_slice()));
     let block = info_of(&replies, info_type::BLOCK_SIZE).unwrap();
@@ -202,7 +219,7 @@ fn o7_go_is_never_unsupported_after_extended_headers() {
 fn o8_structured_reply_changes_the_style() {
     let mut server = Server::new(TlsMode::Off);
     assert_eq!(server.kind(option::STRUCTURED_REPLY, b"x"), reply_type::ERR_INVALID);
-    assert_eq!(server.agree(option::STRUCTURED_REPLY, &[]).go("").style, ReplyStyle::Structured);
+    assert_eq!(server.agree(option::STRUCTURED_REPLY, &[]).go("disk").style, ReplyStyle::Structured);
 }
 
 #[test]
@@ -210,7 +227,7 @@ fn o8_structured_reply_after_extended_headers_is_refused() {
     let mut server = Server::new(TlsMode::Off);
     server.agree(option::EXTENDED_HEADERS, &[]);
     assert_eq!(server.kind(option::STRUCTURED_REPLY, &[]), reply_type::ERR_EXT_HEADER_REQD);
-    assert_eq!(server.go("").style, ReplyStyle::Extended);
+    assert_eq!(server.go("disk").style, ReplyStyle::Extended);
 }
 
 fn contexts(replies: &[Reply]) -> Vec<(u32, &str)> {
@@ -293,7 +310,7 @@ fn o10_set_meta_context_replaces_the_set_even_when_it_fails() {
 
 #[test]
 fn o10_set_meta_context_is_for_one_export_name() {
-    for (name, count) in [("disk", 1), ("tape", 0), ("", 0)] {
+    for (name, count) in [("disk", 1), ("tape", 0)] {
         let mut server = Server::new(TlsMode::Off);
         server.agree(option::EXTENDED_HEADERS, &[]);
         server.agree(option::SET_META_CONTEXT, &queries("disk", &[BASE]));
@@ -313,10 +330,10 @@ fn o10_set_meta_context_needs_structured_replies() {
 fn o11_extended_headers_need_nothing_before_and_supersede_structured_replies() {
     let mut server = Server::new(TlsMode::Off);
     assert_eq!(server.kind(option::EXTENDED_HEADERS, b"x"), reply_type::ERR_INVALID);
-    assert_eq!(server.agree(option::EXTENDED_HEADERS, &[]).go("").style, ReplyStyle::Extended);
+    assert_eq!(server.agree(option::EXTENDED_HEADERS, &[]).go("disk").style, ReplyStyle::Extended);
     let mut server = Server::new(TlsMode::Off);
     server.agree(option::STRUCTURED_REPLY, &[]).agree(option::EXTENDED_HEADERS, &[]);
-    assert_eq!(server.go("").style, ReplyStyle::Extended);
+    assert_eq!(server.go("disk").style, ReplyStyle::Extended);
 }
 
 #[test]
@@ -398,7 +415,7 @@ fn t7_df_needs_more_than_simple_replies() {
 fn t12_block_status_payload_needs_extended_headers_and_a_context() {
     assert_eq!(flags(ReplyStyle::Structured, |_| {}) & flag::BLOCK_STATUS_PAYLOAD, 0);
     assert_ne!(flags(ReplyStyle::Extended, |_| {}) & flag::BLOCK_STATUS_PAYLOAD, 0);
-    let without_context = Server::new(TlsMode::Off).agree(option::EXTENDED_HEADERS, &[]).go("");
+    let without_context = Server::new(TlsMode::Off).agree(option::EXTENDED_HEADERS, &[]).go("disk");
     assert_eq!(without_context.transmission_flags & flag::BLOCK_STATUS_PAYLOAD, 0);
 }
 
@@ -453,7 +470,7 @@ fn sizes_minimum_divides_the_size() {
 fn sizes_strings_are_cut_to_4096_bytes_between_characters() {
     let mut server = Server::new(TlsMode::Off);
     server.exports[0].description = "é".repeat(3000) + "x";
-    let (replies, _) = server.ask(option::GO, &info("", &[info_type::DESCRIPTION]));
+    let (replies, _) = server.ask(option::GO, &info("disk", &[info_type::DESCRIPTION]));
     let text = info_of(&replies, info_type::DESCRIPTION).unwrap();
     assert_eq!(std::str::from_utf8(text).unwrap(), "é".repeat(2048));
 }

@@ -19,7 +19,7 @@ pub(crate) fn volume() -> VolumeInfo {
     }
 }
 
-/// `disk`, the default; `tape`; and `secret`, which needs TLS.
+/// `disk`, `tape`, and `secret`, which needs TLS.
 pub(crate) fn exports() -> Vec<Export> {
     let export = |name: &str, tls_only| Export {
         name: name.to_owned(),
