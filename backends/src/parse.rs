@@ -98,11 +98,18 @@ impl Parameters {
         }
     }
 
-    /// Refuses what nobody has taken.
-    pub(crate) fn finish(&self) -> Result<()> {
-        let Some((name, _)) = self.pairs.first() else { return Ok(()) };
-        let known = self.known.join(", ");
-        Err(self.wrong(&format!("unknown parameter \"{name}\"; known here: {known}")))
+    /// Refuses what nobody has taken; `hint` follows the message.
+    pub(crate) fn finish(&self, hint: &str) -> Result<()> {
+        self.refuse_all_but(&[], hint)
+    }
+
+    /// Refuses what nobody has taken, except for what somebody will.
+    pub(crate) fn refuse_all_but(&self, later: &[&str], hint: &str) -> Result<()> {
+        let mut left = self.pairs.iter().map(|(name, _)| name.as_str());
+        let Some(name) = left.find(|name| !later.contains(name)) else { return Ok(()) };
+        let known: Vec<_> = self.known.iter().chain(later).copied().collect();
+        let known = known.join(", ");
+        Err(self.wrong(&format!("unknown parameter \"{name}\"; known here: {known}{hint}")))
     }
 
     /// An error about these parameters.
@@ -197,13 +204,13 @@ mod tests {
         assert_eq!(params.take("b").unwrap().as_deref(), Some("A/"));
         assert!(params.take("fault").unwrap_err().to_string().contains("more than once"));
         assert_eq!(params.take("absent").unwrap(), None);
-        let error = params.finish().unwrap_err().to_string();
+        let error = params.finish("").unwrap_err().to_string();
         assert!(
             error.contains("\"x:\": unknown parameter \"c\"; known here: a, b, fault"),
             "{error}"
         );
         assert_eq!(params.take_switch("c").unwrap(), Some(true));
-        assert!(params.finish().is_ok());
+        assert!(params.finish("").is_ok());
     }
 
     #[test]

@@ -19,6 +19,9 @@ const REMOTE_SCHEMES: [&str; 4] = ["nbd", "nbds", "nbd+unix", "nbds+unix"];
 /// Schemes of volumes that do not exist yet.
 const OBJECT_SCHEMES: [&str; 2] = ["s3", "dir"];
 
+/// Parameters that any volume takes.
+const LAYER_PARAMETERS: [&str; 5] = ["read-only", "limit-bps", "limit-iops", "fault", "fault-seed"];
+
 /// A VOLUME, parsed: a URL or a bare path.
 ///
 /// | text | volume |
@@ -107,7 +110,10 @@ impl FromStr for VolumeSpec {
                     .ok_or_else(|| parameters.wrong("fault-seed must be a whole number"))?,
             },
         };
-        parameters.finish()?;
+        parameters.finish(match spec.source {
+            Source::File { .. } => "; a file name with '?' in it is written file:///…%3F…",
+            Source::Memory { .. } | Source::Null { .. } => "",
+        })?;
         Ok(spec)
     }
 }
@@ -212,6 +218,8 @@ fn size_of(rest: &str, parameters: &mut Parameters) -> Result<u64> {
         return Err(parameters.wrong("nothing may stand before ?size="));
     }
     let Some(text) = parameters.take("size")? else {
+        // It may be there, misspelt.
+        parameters.refuse_all_but(&LAYER_PARAMETERS, "")?;
         return Err(parameters.wrong("the size is missing; add ?size=1G"));
     };
     match parse_size(&text)? {
