@@ -1,6 +1,6 @@
 //! `sheave top`: what the servers of this user do now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -76,16 +76,23 @@ impl Watch {
     /// What came since the last call; for a server that was not there, since it began.
     fn advance(&mut self, servers: Vec<ServerSnapshot>) -> Vec<Row> {
         let mut rows = Vec::new();
+        let shared = shared_names(&servers);
         let seen = std::mem::take(&mut self.seen);
         for server in servers {
             // A process that counts for a shorter time is another one with the same id.
             let before = seen.get(&server.pid).filter(|seen| seen.uptime() <= server.uptime());
             let elapsed = server.uptime() - before.map_or(Duration::ZERO, ServerSnapshot::uptime);
             for volume in &server.volumes {
+                let first = rows.len();
                 let mut old = before.iter().flat_map(|server| &server.volumes);
                 match old.find(|old| old.name == volume.name) {
                     Some(old) => rows.extend(op_rows(&volume.since(old), elapsed)),
                     None => rows.extend(op_rows(volume, elapsed)),
+                }
+                if shared.contains(&volume.name) {
+                    for row in &mut rows[first..] {
+                        row[0] = format!("{} [{}]", volume.name, server.pid);
+                    }
                 }
             }
             self.seen.insert(server.pid, server);
@@ -97,6 +104,13 @@ impl Watch {
     fn look(&mut self) -> Vec<Row> {
         self.advance(Servers::read().unwrap_or_default().snapshots)
     }
+}
+
+/// The names that volumes of several servers have; their rows also name the process.
+fn shared_names(servers: &[ServerSnapshot]) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    let names = servers.iter().flat_map(|server| &server.volumes).map(|volume| &volume.name);
+    names.filter(|name| !seen.insert(*name)).cloned().collect()
 }
 
 fn as_lines(args: &Args, watch: &mut Watch) -> io::Result<()> {
@@ -308,7 +322,9 @@ mod tests {
         assert_eq!(watch.advance(Vec::new()), Vec::<Row>::new());
         let again = watch.advance(vec![at(&registry, 1, 11), at(&registry, 2, 1)]);
         assert_eq!([&again[0][2], &again[1][2]], ["90", "90"], "both are new");
+        assert_eq!([&again[0][0], &again[1][0]], ["disk [1]", "disk [2]"]);
         let reborn = watch.advance(vec![at(&registry, 1, 3)]);
+        assert_eq!(reborn[0][0], "disk", "it is the only one again");
         assert_eq!(reborn[0][5], "30.0", "another process with the same id");
     }
 

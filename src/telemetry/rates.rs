@@ -74,7 +74,9 @@ fn op_row(volume: &str, op: &OpSnapshot, elapsed: Duration) -> Row {
 
 fn fill_latencies(row: &mut Row, histogram: &Histogram<u64>) {
     let at_quantiles = QUANTILES.map(|quantile| histogram.value_at_quantile(quantile));
-    for (cell, ns) in row[6..].iter_mut().zip(at_quantiles.into_iter().chain([histogram.max()])) {
+    // Each is the upper edge of a counter, but zero is told as it is, even as a maximum.
+    let max = at_quantiles.into_iter().fold(histogram.max(), u64::max);
+    for (cell, ns) in row[6..].iter_mut().zip(at_quantiles.into_iter().chain([max])) {
         *cell = number(ns as f64 / NS_PER_US);
     }
 }
@@ -117,6 +119,17 @@ mod tests {
         let all = [read, backend, flush].map(|row| row.map(str::to_owned));
         assert_eq!(stage_rows(&snapshot, elapsed), all);
         assert_eq!(op_rows(&snapshot, Duration::ZERO)[0][5], "");
+    }
+
+    #[test]
+    fn no_percentile_is_above_the_maximum() {
+        for ns in [0, 1, 511, 20_000] {
+            let volume = Registry::new().volume("disk");
+            volume.recorder().record(OpKind::Read, Stage::Total, ns);
+            let row = &op_rows(&volume.snapshot(), Duration::ZERO)[0];
+            let cells = row[6..].iter().map(|cell| cell.parse::<f64>().unwrap());
+            assert!(cells.is_sorted(), "{ns} ns: {row:?}");
+        }
     }
 
     #[test]
