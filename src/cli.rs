@@ -13,8 +13,8 @@ pub(crate) struct Cli {
 }
 
 const EXAMPLES: &str = "\
-VOLUME is a URL or a path: memory:?size=1G, null:?size=1T, /images/a.img,
-file:///images/a.img?direct=true
+VOLUME is a URL or a path: 'memory:?size=1G', 'null:?size=1T', /images/a.img,
+'file:///images/a.img?direct=true' (quoted, since '?' and '&' mean something to shells)
 
 Examples:
   sheave serve disk.img --socket /tmp/disk.sock

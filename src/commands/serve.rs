@@ -1,17 +1,19 @@
 //! `sheave serve`: volumes to NBD clients.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, ValueEnum};
 use listenfd::ListenFd;
 use sheave_backends::{OpenOptions, VolumeSpec};
 use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::Cli;
 use crate::telemetry::{MetricsServer, StatsSocket};
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
     listen: Option<String>,
-    /// Unix socket
+    /// Unix socket, instead of TCP; the umask says who may connect
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Export name [default: the file name]; with several volumes once for each, in order.
@@ -73,7 +75,7 @@ Examples:
 With a socket passed by systemd (LISTEN_FDS), --listen and --socket are not needed.";
 
 const MANUAL: &str = "\
-Parameters of a VOLUME, after '?' and joined by '&':
+Parameters of a VOLUME, after '?' and joined by '&' (quote it, since both mean something to shells):
   size=10G                  memory, null: its size in bytes, K, M, G, T or P
   direct=true               a file: bypass the page cache
   lock=false                a file: even if another program has it open for writing
@@ -87,7 +89,8 @@ then error=EIO or delay=200ms, then, if need be, after=N, count=N, probability=P
 all between colons: fault=read+write:error=EIO:after=100
 
 At most 16384 connections are served, and 128 may negotiate at a time, for 10 s each.
-SHEAVE_LOG=debug tells more on standard error.
+SIGINT and SIGTERM end it: connections have 5 s to finish what they have begun; a second signal ends
+it at once. SHEAVE_LOG=debug tells more on standard error, such as each connection.
 
 Examples:
   sheave serve disk.img --socket /run/disk.sock
@@ -133,18 +136,20 @@ impl From<EngineArg> for EngineChoice {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     check_names(&args);
     start_log();
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("serve: runtime")?
-        .block_on(serve(args))
-        .context("serve")
+        .context("serve: runtime")?;
+    let outcome = runtime.block_on(serve(args)).context("serve");
+    // Not waited for: after a second signal connections may still be busy.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
-    let ended = end_signals()?;
+    let mut signals = EndSignals::catch()?;
     let exports = open_volumes(&args)?;
-    let names: Vec<String> = exports.iter().map(|export| export.description.clone()).collect();
+    let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
             let client_ca = args.tls_client_ca.clone();
@@ -174,13 +179,17 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     };
     // Last, since whoever can connect may ask for statistics next.
     for listener in listeners(&args)? {
-        let (volumes, engine) = (names.join(", "), server.engine());
-        tracing::info!(volumes, listener = listener.name(), engine, "serving");
+        let (exports, engine) = (names.join(", "), server.engine());
+        tracing::info!(exports, listener = listener.name(), engine, "serving");
         server.listen(listener);
     }
-    ended.await;
-    server.stop().await;
-    Ok(())
+    tracing::info!("ending: {}", signals.next().await);
+    tokio::select! {
+        () = server.stop() => Ok(()),
+        signal = signals.next() => {
+            bail!("a second signal, {signal}, ended it before all connections were done")
+        }
+    }
 }
 
 fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
@@ -199,7 +208,11 @@ fn check_names(args: &Args) {
     let (names, volumes) = (args.names.len(), args.volumes.len());
     if names != 0 && names != volumes {
         let what = format!("--name is given {names} times for {volumes} volumes");
-        Cli::command().error(clap::error::ErrorKind::WrongNumberOfValues, what).exit();
+        let mut cli = Cli::command();
+        // So that the usage is that of this command.
+        cli.build();
+        let serve = cli.find_subcommand_mut("serve").expect("it is being run");
+        serve.error(clap::error::ErrorKind::WrongNumberOfValues, what).exit();
     }
 }
 
@@ -232,24 +245,65 @@ fn default_shards() -> usize {
 }
 
 /// The signals that end the server in good order, caught from here on.
-fn end_signals() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
+struct EndSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl EndSignals {
+    fn catch() -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for one and names it.
+    async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
         }
-    })
+    }
 }
 
 fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SHEAVE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let wanted = std::env::var_os("SHEAVE_LOG").unwrap_or_default();
+    let wanted = wanted.to_string_lossy();
+    let filter = log_filter(&wanted);
+    let is_usable = filter.is_some();
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new("info")))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
+    if !is_usable {
+        tracing::error!(
+            "SHEAVE_LOG={wanted:?} is not used; write error, warn, info, debug or trace"
+        );
+    }
+}
+
+/// What `SHEAVE_LOG` asks for, if that is anything. A mere word that is no level would be taken for
+/// the name of a part of the program, and silence all others.
+fn log_filter(wanted: &str) -> Option<EnvFilter> {
+    if wanted.is_empty() {
+        return Some(EnvFilter::new("info"));
+    }
+    let is_rule = |rule: &str| rule.contains('=') || rule.parse::<LevelFilter>().is_ok();
+    wanted.split(',').all(is_rule).then(|| EnvFilter::try_new(wanted).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_level_that_is_none_is_not_taken() {
+        for good in ["", "debug", "WARN", "off", "info,sheave_nbd=trace"] {
+            assert!(log_filter(good).is_some(), "{good}");
+        }
+        for bad in ["verbose", "debug,", "sheave_nbd=loud", "info verbose"] {
+            assert!(log_filter(bad).is_none(), "{bad}");
+        }
+    }
 }

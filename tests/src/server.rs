@@ -28,6 +28,7 @@ const PORT_ATTEMPTS: usize = 5;
 pub struct Serve {
     args: Vec<String>,
     wrapper: Vec<String>,
+    log_level: String,
 }
 
 /// A server on a unix socket or a TCP port. Dropping it ends it and checks that it ended well.
@@ -52,7 +53,7 @@ impl Serve {
     #[must_use]
     pub fn new(volume: impl AsRef<Path>) -> Self {
         let volume = volume.as_ref().to_str().expect("UTF-8 path").to_owned();
-        Self { args: vec![volume], wrapper: Vec::new() }
+        Self { args: vec![volume], wrapper: Vec::new(), log_level: String::new() }
     }
 
     /// Adds arguments, divided at white space.
@@ -81,6 +82,12 @@ impl Serve {
     pub fn through(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
         self
+    }
+
+    /// Chooses what it logs.
+    #[must_use]
+    pub fn log_level(self, level: &str) -> Self {
+        Self { log_level: level.to_owned(), ..self }
     }
 
     /// Starts it on a unix socket and waits until it accepts.
@@ -120,6 +127,7 @@ impl Serve {
             .args(&self.args)
             .args(listen)
             .env(RUNTIME_DIR, scratch.path())
+            .env("SHEAVE_LOG", &self.log_level)
             .stdin(Stdio::null())
             .stdout(stderr.try_clone().expect("log file"))
             .stderr(stderr)

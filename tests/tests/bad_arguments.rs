@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use sheave_tests::{Run, Scratch, sheave};
+use sheave_tests::{Certificates, Run, Scratch, Serve, sheave};
 
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
@@ -32,6 +32,14 @@ fn wrong_usage_is_told_with_code_2() {
         assert_eq!(output.status.code(), Some(USAGE), "{}", output.describe());
         assert!(!output.stderr.is_empty(), "{args:?} says nothing");
     }
+}
+
+#[test]
+fn as_many_names_as_volumes() {
+    let output = Run::new(sheave()).args("serve memory:?size=1M --name a --name b").output();
+    assert_eq!(output.status.code(), Some(USAGE), "{}", output.describe());
+    assert!(output.stderr.contains("2 times for 1 volumes"), "{}", output.stderr);
+    assert!(output.stderr.contains("Usage: sheave serve "), "{}", output.stderr);
 }
 
 #[test]
@@ -81,23 +89,28 @@ fn addresses_that_cannot_be_used_are_named_on_one_line() {
     let long = format!("/tmp/{}", "s".repeat(200));
     let missing = scratch.file("missing/socket");
     let file = scratch.filled("file", 100);
+    let directory = scratch.path().to_str().expect("UTF-8 path").to_owned();
     let wrong = [
-        ["--listen", "nowhere"],
-        ["--listen", "127.0.0.1:99999"],
-        ["--listen", "192.0.2.1:10809"],
-        ["--socket", &long],
-        ["--socket", &missing],
+        ["--listen", "nowhere", "write HOST:PORT"],
+        ["--listen", "10809", "write HOST:PORT"],
+        ["--listen", ":10809", "the host is missing"],
+        ["--listen", "::1:10809", "in brackets"],
+        ["--listen", "127.0.0.1:99999", "from 0 to 65535"],
+        ["--listen", "192.0.2.1:10809", "no address of this machine"],
+        ["--listen", &taken, "or 0 for a free one"],
+        ["--socket", &long, "at most 107"],
+        ["--socket", &missing, "its directory must exist"],
         // Somebody listens there.
-        ["--socket", &socket],
-        // Not a socket: it must not be removed.
-        ["--socket", &file],
+        ["--socket", &socket, "another server listens there"],
+        // It must not be removed.
+        ["--socket", &file, "exists and is no socket"],
+        ["--socket", &directory, "exists and is no socket"],
     ];
-    for args in wrong {
-        let error = fails(&scratch, &["memory:?size=1M", args[0], args[1]]);
-        assert!(error.contains(args[1]), "{args:?} is not named: {error}");
+    for [option, value, why] in wrong {
+        let error = fails(&scratch, &["memory:?size=1M", option, value]);
+        assert!(error.contains(value), "{value:?} is not named: {error}");
+        assert!(error.contains(why), "{value:?} is not explained by {why:?}: {error}");
     }
-    let error = fails(&scratch, &["memory:?size=1M", "--listen", &taken]);
-    assert!(error.contains(&taken), "{error}");
     assert_eq!(std::fs::read(&file).expect("the file").len(), 100, "the file is untouched");
     UnixStream::connect(&socket).expect("the other server's socket is where it was");
 }
@@ -134,6 +147,48 @@ fn servers_that_cannot_be_reached_are_named_on_one_line() {
             assert!(output.stderr.contains(uri), "{}", output.stderr);
         }
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_told() {
+    let good = Certificates::new();
+    let other = Certificates::new();
+    let scratch = Scratch::new();
+    let openssl = |args: &str| Run::new("openssl").args(args).in_dir(scratch.path()).ok();
+    // Without extensions, a request is signed as of version 1.
+    openssl("req -newkey rsa:2048 -nodes -keyout v1-key.pem -out v1.csr -subj /CN=localhost");
+    openssl("x509 -req -in v1.csr -signkey v1-key.pem -out v1.pem -days 2");
+    let [v1, v1_key] = ["v1.pem", "v1-key.pem"].map(|name| scratch.file(name));
+    let [cert, key] = ["server-cert.pem", "server-key.pem"].map(|name| good.file(name));
+    let other_key = other.file("server-key.pem");
+    let wrong: [(&[&str], &str); 3] = [
+        (&["--tls-cert", &v1, "--tls-key", &v1_key], "X.509 version 1"),
+        (&["--tls-cert", &cert, "--tls-key", &other_key], "does not go with its key"),
+        (&["--tls-cert", &cert, "--tls-key", &key, "--tls-client-ca", &key], "--tls-client-ca"),
+    ];
+    for (args, why) in wrong {
+        let error =
+            fails(&scratch, &[&["memory:?size=1M", "--listen", "127.0.0.1:0"], args].concat());
+        assert!(error.contains(why), "{args:?}: {error}");
+        assert!(!error.contains("Other("), "{error}");
+        assert_eq!(why.contains("its key"), error.contains("its key"), "{error}");
+    }
+}
+
+#[test]
+fn an_authority_in_place_of_a_server_is_told() {
+    let certificates = Certificates::new();
+    let cert = certificates.file("ca-cert.pem");
+    let args = format!("--tls-cert {cert} --tls-key {}", certificates.file("ca-key.pem"));
+    let server = Serve::new("memory:?size=1M").args(&args).tcp();
+    let dir = certificates.dir().display();
+    let uri = format!("nbds://localhost:{}/?tls-certificates={dir}", server.port());
+    let error = Run::new(sheave())
+        .args("copy --quiet")
+        .arg(uri)
+        .arg(server.scratch().file("out.img"))
+        .fails();
+    assert!(error.contains("basicConstraints=CA:false"), "{error}");
 }
 
 /// `sheave serve` fails with these arguments; returns its one line.

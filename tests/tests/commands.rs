@@ -237,6 +237,47 @@ fn interrupt_and_terminate_end_a_server_in_use() {
 }
 
 #[test]
+fn a_busy_server_says_what_it_waits_for_and_a_second_signal_ends_it() {
+    let server = Serve::new("memory:?size=8M&fault=read:delay=600s").unix();
+    let mut wire = Wire::ready(&server).expect("a client");
+    wire.request(cmd::READ, 1, 0, 4096).expect("send");
+    let mut server = server;
+    kill(&server, "TERM");
+    wait_for_log(&server, "ending: SIGTERM");
+    wait_for_log(&server, "waiting up to 5 s for 1 connections");
+    let start = Instant::now();
+    let status = server.interrupt();
+    assert_eq!(status.code(), Some(1), "{}", server.log());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(server.log().contains("a second signal, SIGINT"), "{}", server.log());
+    assert!(!fs::exists(server.socket()).expect("stat"), "its socket is gone");
+}
+
+#[test]
+fn the_log_names_exports_and_clients() {
+    let server = Serve::new("memory:?size=8M").args("--name disk").log_level("debug").tcp();
+    drop(Wire::ready(&server).expect("a client"));
+    wait_for_log(&server, "connection closed");
+    let mut stranger = Wire::connect(&server).expect("a client");
+    stranger.handshake().expect("greeting");
+    stranger.send(b"GET / HTTP/1.1\r\n\r\n").expect("send");
+    wait_for_log(&server, "handshake ended");
+    let log = server.log();
+    let line = |what: &str| log.lines().find(|line| line.contains(what)).expect("a line");
+    assert!(line("serving").contains("exports=\"disk\""), "{log}");
+    assert!(!line("serving").contains("Taskrun"), "{log}");
+    for what in ["connection opened", "connection closed"] {
+        assert!(line(what).contains("disk") && line(what).contains("127.0.0.1:"), "{log}");
+    }
+    assert!(line("handshake ended").contains("127.0.0.1:"), "{log}");
+
+    let server = Serve::new("memory:?size=8M").log_level("verbose").unix();
+    wait_for_log(&server, "ERROR SHEAVE_LOG=\"verbose\" is not used");
+    Wire::ready(&server).expect("a client");
+    assert!(!server.log().contains("connection opened"), "{}", server.log());
+}
+
+#[test]
 fn doctor_looks_and_tells() {
     let findings = Run::new(sheave()).args("doctor --json").output().stdout;
     let findings: Value = serde_json::from_str(&findings).expect("JSON");
@@ -267,6 +308,18 @@ fn every_command_has_help_with_examples() {
         assert!(help.contains("Usage: sheave") && help.contains("Examples:"), "{help}");
     }
     assert!(Run::new(sheave()).arg("--version").ok().starts_with("sheave "));
+}
+
+fn kill(server: &Server, signal: &str) {
+    Run::new("kill").args(&format!("-{signal} {}", server.pid())).ok();
+}
+
+fn wait_for_log(server: &Server, text: &str) {
+    let start = Instant::now();
+    while !server.log().contains(text) {
+        assert!(start.elapsed() < Duration::from_secs(10), "no {text:?} in:\n{}", server.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn copy(args: &[&str]) {

@@ -14,7 +14,7 @@ use sheave_proto::{
     uri::{NbdUri, Transport},
 };
 
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, explain_io};
 
 /// A server that says nothing for so long is taken for dead.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ impl Connection {
         tls: Option<&ClientTls>,
         silence_max: Duration,
     ) -> Result<Self, Error> {
-        let fail = |error| Error::from_io("connect", uri.to_string(), error);
+        let fail = |error| Error::from_io("connect", uri.to_string(), explain_io(error));
         let config =
             ClientConfig { export: uri.export.clone(), tls: uri.tls, ..ClientConfig::default() };
         let mut stream =

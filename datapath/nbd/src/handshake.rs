@@ -6,11 +6,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rustls::ServerConnection;
-use sheave_proto::{Exports, HandshakeLimits, Negotiated, Next, ServerHandshake, TlsMode};
+use sheave_proto::{
+    CloseReason, Exports, HandshakeLimits, Negotiated, Next, ServerHandshake, TlsMode,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 
 use crate::listener::Stream;
+use crate::tls::explain_io;
 
 /// Bytes received at once; the longest option is bounded by the protocol crate.
 const RECEIVE_LEN: usize = 4096;
@@ -24,16 +27,17 @@ pub(crate) struct Agreed {
     pub(crate) early: Vec<u8>,
 }
 
-/// Negotiates. `None` when the client left in good order.
+/// Negotiates. `None` when the client left in good order. `peer` names it in the log.
 pub(crate) async fn negotiate(
     mut stream: Stream,
+    peer: &str,
     exports: &(dyn Exports + Sync),
     tls: Option<&TlsAcceptor>,
     mode: TlsMode,
 ) -> io::Result<Option<Agreed>> {
     let mut handshake = ServerHandshake::new(mode, HandshakeLimits::default());
     stream.write_all(&ServerHandshake::greeting()).await?;
-    let (negotiated, early) = match talk(&mut stream, &mut handshake, exports).await? {
+    let (negotiated, early) = match talk(&mut stream, peer, &mut handshake, exports).await? {
         End::Closed => return Ok(None),
         End::Agreed { negotiated, early } => (*negotiated, early),
         End::StartTls => {
@@ -41,9 +45,9 @@ pub(crate) async fn negotiate(
                 tls.ok_or_else(|| io::Error::other("TLS agreed on without a certificate"))?;
             // What the client sent before TLS is forgotten: it may not be the client's.
             handshake.tls_started();
-            let mut stream = acceptor.accept(stream).await?;
+            let mut stream = acceptor.accept(stream).await.map_err(explain_io)?;
             let End::Agreed { negotiated, early } =
-                talk(&mut stream, &mut handshake, exports).await?
+                talk(&mut stream, peer, &mut handshake, exports).await?
             else {
                 let _ = stream.shutdown().await;
                 return Ok(None);
@@ -66,12 +70,14 @@ enum End {
 
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
+    peer: &str,
     handshake: &mut ServerHandshake,
     exports: &(dyn Exports + Sync),
 ) -> io::Result<End> {
     let mut pending = Vec::with_capacity(RECEIVE_LEN);
     loop {
         if stream.read_buf(&mut pending).await? == 0 {
+            tracing::debug!(peer, "the client left the handshake");
             return Ok(End::Closed);
         }
         loop {
@@ -86,7 +92,11 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                     return Ok(End::Agreed { negotiated, early: pending });
                 }
                 Next::Close(reason) => {
-                    tracing::info!(%reason, "handshake ended");
+                    match reason {
+                        // As clients do that only want the list of exports.
+                        CloseReason::Aborted => tracing::debug!(peer, %reason, "handshake ended"),
+                        _ => tracing::info!(peer, %reason, "handshake ended"),
+                    }
                     // A client that sees a reset may never read why.
                     let _ = stream.shutdown().await;
                     return Ok(End::Closed);

@@ -6,6 +6,7 @@ mod client;
 mod handshake;
 mod incoming;
 mod listener;
+mod logged;
 mod remote;
 mod replies;
 mod server;

@@ -21,6 +21,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// … and taken for gone when so many questions were not answered.
 const KEEPALIVE_PROBES_MAX: u32 = 4;
 
+/// The longest path of a unix socket in bytes (unix(7): 108 with the zero byte at its end).
+const SOCKET_PATH_MAX: usize = 107;
+
 /// A bound socket. A unix socket's path is removed on drop, if it is ours.
 pub struct Listener {
     socket: Socket,
@@ -49,7 +52,22 @@ impl Listener {
     /// # Errors
     /// When the address is not one, or is in use.
     pub fn tcp(address: &str) -> Result<Self, Error> {
-        let fail = |error| Error::from_io("listen", address, error);
+        check_address(address)?;
+        let fail = |error: io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    " (choose another port by --listen, or 0 for a free one)"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    " (ports below 1024 are for root; choose another by --listen)"
+                }
+                io::ErrorKind::AddrNotAvailable => {
+                    " (no address of this machine; 0.0.0.0 stands for all it has)"
+                }
+                _ => "",
+            };
+            Error::from_io("listen", format!("{address}{hint}"), error)
+        };
         let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(fail)?.collect();
         let listener = std::net::TcpListener::bind(&addresses[..]).map_err(fail)?;
         Self::from_tcp(listener).map_err(fail)
@@ -61,8 +79,21 @@ impl Listener {
     /// When somebody does listen there, or something else is there, or the path cannot be used.
     pub fn unix(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
-        let fail = |error| Error::from_io("listen", name.as_str(), error);
-        if path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
+        let fail = |error: io::Error| {
+            let is_missing = error.kind() == io::ErrorKind::NotFound;
+            let hint = if is_missing { " (its directory must exist)" } else { "" };
+            Error::from_io("listen", format!("{name}{hint}"), error)
+        };
+        let len = path.as_os_str().len();
+        if len > SOCKET_PATH_MAX {
+            let why = format!("{len} bytes; a socket's path has at most {SOCKET_PATH_MAX}");
+            return Err(invalid(&name, &why));
+        }
+        let found = path.symlink_metadata();
+        if found.as_ref().is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(invalid(&name, "exists and is no socket; choose another path"));
+        }
+        if found.is_ok() {
             match StdUnixStream::connect(path) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path).map_err(fail)?;
@@ -134,6 +165,32 @@ impl Drop for Listener {
     }
 }
 
+/// Says what is wrong with an address that is none, which the resolver would not.
+fn check_address(address: &str) -> Result<(), Error> {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return Err(invalid(
+            address,
+            "the port is missing; write HOST:PORT, as in 127.0.0.1:10809",
+        ));
+    };
+    if host.is_empty() {
+        let why = format!("the host is missing; write 127.0.0.1:{port}, or 0.0.0.0:{port} for all");
+        return Err(invalid(address, &why));
+    }
+    if host.contains(':') && !host.starts_with('[') {
+        let why = "write HOST:PORT with an IPv6 address in brackets, as in [::1]:10809";
+        return Err(invalid(address, why));
+    }
+    match port.parse::<u16>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(invalid(address, "the port must be a number from 0 to 65535")),
+    }
+}
+
+fn invalid(what: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Invalid, "listen", format!("{what}: {why}"))
+}
+
 fn file_id(path: &Path) -> io::Result<FileId> {
     path.symlink_metadata().map(|meta| (meta.dev(), meta.ino()))
 }
@@ -150,6 +207,21 @@ fn set_options(stream: &TcpStream) {
 }
 
 impl Stream {
+    /// Who is at the other end, for people.
+    pub(crate) fn peer(&self) -> String {
+        match self {
+            Self::Tcp(stream) => match stream.peer_addr() {
+                Ok(address) => address.to_string(),
+                Err(_) => "a client that left".to_owned(),
+            },
+            Self::Unix(stream) => match stream.peer_cred() {
+                // There is no process id when it is in another namespace.
+                Ok(who) => format!("unix:pid={},uid={}", who.pid().unwrap_or(0), who.uid()),
+                Err(_) => "unix".to_owned(),
+            },
+        }
+    }
+
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
         Ok(match self {
             Self::Tcp(stream) => stream.into_std()?.into(),

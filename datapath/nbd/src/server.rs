@@ -16,8 +16,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::handshake::{Agreed, negotiate};
 use crate::listener::{Listener, Stream};
+use crate::logged::LoggedSession;
 use crate::session::NbdSession;
 use crate::tls::TlsStream;
+
+/// Stopping that takes no longer is not worth a line.
+const STOP_AT_ONCE: Duration = Duration::from_millis(200);
+/// For how long the engine lets connections finish what they have begun.
+const STOP_GRACE_S: u64 = 5;
 
 /// A volume under a name.
 pub struct Export {
@@ -128,18 +134,31 @@ impl Server {
     /// The engine, for people.
     #[must_use]
     pub fn engine(&self) -> String {
-        self.shared.engine.to_string()
+        let text = self.shared.engine.to_string();
+        // In which mode a ring runs is a matter for those who look into the node.
+        match text.split_once(" (") {
+            Some((ring, _)) if ring.starts_with("io_uring") => ring.to_owned(),
+            _ => text,
+        }
     }
 
     /// Stops accepting, lets requests in flight end (within a bound), closes everything.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         while self.listeners.join_next().await.is_some() {}
-        let Some(shared) = Arc::into_inner(self.shared) else {
+        let Some(Shared { engine, exports, .. }) = Arc::into_inner(self.shared) else {
             return tracing::warn!("a client was still being negotiated with");
         };
-        let stopped = tokio::task::spawn_blocking(move || shared.engine.stop());
-        if let Err(error) = stopped.await {
+        let mut stopped = tokio::task::spawn_blocking(move || engine.stop());
+        let outcome = match tokio::time::timeout(STOP_AT_ONCE, &mut stopped).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let (busy, wait_s) = (exports.connections(), STOP_GRACE_S);
+                tracing::info!("waiting up to {wait_s} s for {busy} connections that are busy");
+                stopped.await
+            }
+        };
+        if let Err(error) = outcome {
             tracing::error!(%error, "the engine did not stop in order");
         }
     }
@@ -148,41 +167,51 @@ impl Server {
 impl Shared {
     /// Negotiates with a new client, if there is room for it.
     fn admit(self: &Arc<Self>, stream: Stream, clients: &mut JoinSet<()>) {
+        let peer = stream.peer();
         let full = self.engine.connections() >= self.limits.connections_max;
         let Some(permit) = Arc::clone(&self.negotiating).try_acquire_owned().ok().filter(|_| !full)
         else {
             let refused = self.refused.fetch_add(1, Relaxed) + 1;
-            return tracing::warn!(refused, "too many connections, one more was closed");
+            return tracing::warn!(peer, refused, "too many connections, one more was closed");
         };
         let shared = Arc::clone(self);
         clients.spawn(async move {
-            let deadline = Duration::from_millis(shared.limits.handshake_timeout_ms);
+            let timeout_ms = shared.limits.handshake_timeout_ms;
             let mode = if shared.tls.is_some() { TlsMode::Forced } else { TlsMode::Off };
-            let talk = negotiate(stream, &shared.exports, shared.tls.as_ref(), mode);
-            match tokio::time::timeout(deadline, talk).await {
-                Err(_) => tracing::info!("handshake timed out"),
-                Ok(Err(error)) => tracing::info!(%error, "handshake failed"),
+            let talk = negotiate(stream, &peer, &shared.exports, shared.tls.as_ref(), mode);
+            match tokio::time::timeout(Duration::from_millis(timeout_ms), talk).await {
+                Err(_) => tracing::info!(peer, timeout_ms, "handshake timed out"),
+                Ok(Err(error)) => tracing::info!(peer, %error, "handshake failed"),
                 Ok(Ok(None)) => {}
-                Ok(Ok(Some(agreed))) => {
-                    if let Err(error) = shared.hand_over(agreed) {
-                        tracing::warn!(%error, "connection refused");
-                    }
-                }
+                Ok(Ok(Some(agreed))) => shared.hand_over(peer, agreed),
             }
             drop(permit);
         });
     }
 
-    fn hand_over(&self, agreed: Agreed) -> Result<(), Error> {
+    fn hand_over(&self, peer: String, agreed: Agreed) {
         let Agreed { socket, negotiated, tls, early } = agreed;
         let (export, stats) = &self.exports.0[negotiated.export];
+        let (name, style) = (export.name.as_str(), negotiated.style);
+        tracing::debug!(peer, export = name, ?style, tls = negotiated.tls, "connection opened");
         let session = NbdSession::new(negotiated, tls.map(TlsStream::new), early);
-        self.engine.serve(Assignment {
+        let session = LoggedSession::new(session, peer.clone(), export.name.clone());
+        let served = self.engine.serve(Assignment {
             socket,
             session: Box::new(session),
             volume: Arc::clone(&export.volume),
             stats: Arc::clone(stats),
-        })
+        });
+        if let Err(error) = served {
+            tracing::warn!(peer, export = name, %error, "connection refused");
+        }
+    }
+}
+
+impl ExportList {
+    /// Connections being served.
+    fn connections(&self) -> i64 {
+        self.0.iter().map(|(_, stats)| stats.snapshot().gauges.connections).sum()
     }
 }
 

@@ -34,7 +34,7 @@ pub struct TlsFiles {
 /// Which file cannot be used, and why.
 pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = certificates(&files.cert)?;
+    let chain = certificates(&files.cert, "the server's certificate")?;
     let key = private_key(&files.key)?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -42,16 +42,19 @@ pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let roots = Arc::new(authorities(path)?);
+            let roots = authorities(
+                path,
+                "what --tls-client-ca names: authorities of which clients must show a certificate",
+            )?;
+            let roots = Arc::new(roots);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
                 .build()
                 .map_err(|error| invalid(path, "cannot verify clients").because(error))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| invalid(&files.cert, "does not go with its key").because(error))?;
+    let mut config =
+        builder.with_single_cert(chain, key).map_err(|error| unusable(&files.cert, error))?;
     // Tickets would come as records in the middle of the transmission phase; nobody resumes.
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
@@ -85,7 +88,7 @@ pub fn client_tls(uri: &NbdUri) -> Result<ClientTls, Error> {
     let Some(directory) = &options.certificates else {
         return unsupported("add tls-certificates=DIR with ca-cert.pem in it to the URI");
     };
-    let roots = authorities(&directory.join("ca-cert.pem"))?;
+    let roots = authorities(&directory.join("ca-cert.pem"), "the authority of the server")?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -95,8 +98,8 @@ pub fn client_tls(uri: &NbdUri) -> Result<ClientTls, Error> {
     let config = if own.exists() {
         let key = private_key(&directory.join("client-key.pem"))?;
         builder
-            .with_client_auth_cert(certificates(&own)?, key)
-            .map_err(|error| invalid(&own, "does not go with its key").because(error))?
+            .with_client_auth_cert(certificates(&own, "the client's certificate")?, key)
+            .map_err(|error| unusable(&own, error))?
     } else {
         builder.with_no_client_auth()
     };
@@ -113,9 +116,44 @@ fn no_versions(error: rustls::Error) -> Error {
     Error::new(ErrorKind::Unsupported, "tls", "TLS 1.2 and 1.3").because(error)
 }
 
-fn authorities(path: &Path) -> Result<RootCertStore, Error> {
+/// Says what is wrong with a certificate, ours or a peer's, where rustls only has the name of it.
+pub(crate) fn explain(error: &rustls::Error) -> String {
+    let details = format!("{error:?}");
+    let known = |name: &str| details.contains(name);
+    let why = if known("UnsupportedCertVersion") {
+        "the certificate is of X.509 version 1, and TLS needs version 3; make it with extensions \
+         (openssl x509 -req -extfile, or openssl req -x509)"
+    } else if known("CaUsedAsEndEntity") {
+        "the certificate is an authority's (as self-signed ones are by default), which cannot be a \
+         server's or client's own; make one with basicConstraints=CA:false"
+    } else {
+        return error.to_string();
+    };
+    why.to_owned()
+}
+
+/// Like [`explain`], for what the streams of rustls answer.
+pub(crate) fn explain_io(error: io::Error) -> io::Error {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).map(explain);
+    match tls {
+        Some(why) => io::Error::new(error.kind(), why),
+        None => error,
+    }
+}
+
+/// Why a certificate cannot be used for ourselves.
+fn unusable(path: &Path, error: rustls::Error) -> Error {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            invalid(path, "does not go with its key; give the key that it was made with")
+        }
+        error => invalid(path, &explain(&error)),
+    }
+}
+
+fn authorities(path: &Path, purpose: &str) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
-    for cert in certificates(path)? {
+    for cert in certificates(path, purpose)? {
         roots
             .add(cert)
             .map_err(|error| invalid(path, "not a certificate authority").because(error))?;
@@ -128,12 +166,14 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
         .map_err(|error| invalid(path, "no private key in PEM").because(error))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+/// `purpose` says what belongs into the file.
+fn certificates(path: &Path, purpose: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certs = CertificateDer::pem_slice_iter(&read(path)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| invalid(path, "not PEM").because(error))?;
     if certs.is_empty() {
-        return Err(invalid(path, "no certificate in it"));
+        let why = format!("no certificate in it; wanted is {purpose}, in PEM");
+        return Err(invalid(path, &why));
     }
     Ok(certs)
 }

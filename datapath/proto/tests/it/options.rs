@@ -219,7 +219,10 @@ fn o7_go_is_never_unsupported_after_extended_headers() {
 fn o8_structured_reply_changes_the_style() {
     let mut server = Server::new(TlsMode::Off);
     assert_eq!(server.kind(option::STRUCTURED_REPLY, b"x"), reply_type::ERR_INVALID);
-    assert_eq!(server.agree(option::STRUCTURED_REPLY, &[]).go("disk").style, ReplyStyle::Structured);
+    assert_eq!(
+        server.agree(option::STRUCTURED_REPLY, &[]).go("disk").style,
+        ReplyStyle::Structured
+    );
 }
 
 #[test]
