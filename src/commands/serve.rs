@@ -289,7 +289,8 @@ fn log_filter(wanted: &str) -> Option<EnvFilter> {
     if wanted.is_empty() {
         return Some(EnvFilter::new("info"));
     }
-    let is_rule = |rule: &str| rule.contains('=') || rule.parse::<LevelFilter>().is_ok();
+    let is_level = |rule: &str| !rule.is_empty() && rule.parse::<LevelFilter>().is_ok();
+    let is_rule = |rule: &str| rule.contains('=') || is_level(rule);
     wanted.split(',').all(is_rule).then(|| EnvFilter::try_new(wanted).ok()).flatten()
 }
 

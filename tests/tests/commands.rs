@@ -261,8 +261,12 @@ fn the_log_names_exports_and_clients() {
     let mut stranger = Wire::connect(&server).expect("a client");
     stranger.handshake().expect("greeting");
     stranger.send(b"GET / HTTP/1.1\r\n\r\n").expect("send");
-    wait_for_log(&server, "handshake ended");
+    wait_for_log(&server, "INFO handshake ended");
+    // That is no news.
+    Run::new("nbdinfo").arg("--list").arg(server.uri()).ok();
+    wait_for_log(&server, "DEBUG handshake ended");
     let log = server.log();
+    assert!(!log.contains("handshake failed"), "{log}");
     let line = |what: &str| log.lines().find(|line| line.contains(what)).expect("a line");
     assert!(line("serving").contains("exports=\"disk\""), "{log}");
     assert!(!line("serving").contains("Taskrun"), "{log}");

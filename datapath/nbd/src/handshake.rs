@@ -83,7 +83,11 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
         loop {
             let step = handshake.step(&pending, exports);
             pending.drain(..step.consumed);
-            stream.write_all(&step.output).await?;
+            let answered = stream.write_all(&step.output).await;
+            // Who says good-bye need not wait for the answer.
+            if !matches!(step.next, Next::Close(_)) {
+                answered?;
+            }
             match step.next {
                 Next::NeedMore if step.consumed > 0 && !pending.is_empty() => {}
                 Next::NeedMore => break,
