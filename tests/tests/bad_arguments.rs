@@ -132,7 +132,7 @@ fn certificates_that_cannot_be_used_are_named_on_one_line() {
 fn servers_that_cannot_be_reached_are_named_on_one_line() {
     let scratch = Scratch::new();
     let image = scratch.filled("a.img", 1000);
-    let server = sheave_tests::Serve::new("memory:?size=1M").args("--name disk").unix();
+    let server = Serve::new("memory:?size=1M").args("--name disk").unix();
     let socket = format!("nbd+unix:///?socket={}", scratch.file("nope.sock"));
     let other_name = server.uri().replacen("///", "///nope", 1);
     for (uri, told) in [(&socket, "is the server running?"), (&other_name, "no such export")] {

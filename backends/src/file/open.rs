@@ -101,7 +101,7 @@ fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
 fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
     let kind = ErrorKind::of_io(&error);
     let hint = match kind {
-        ErrorKind::Permission if !options.read_only => {
+        ErrorKind::Permission if !options.read_only && File::open(&options.path).is_ok() => {
             " (read-only=true serves it without write access)"
         }
         ErrorKind::Invalid if options.direct => {
