@@ -135,9 +135,9 @@ impl Image {
         found.map_or_else(|| self.late_handle(), Ok)
     }
 
-    /// A description that is opened after data may have been written. The kernel does not tell it of
-    /// a failed write-back that somebody, another program perhaps, has been told of before; the one
-    /// that is as old as the volume still hears of it.
+    /// A description that is opened after data may have been written. The kernel does not tell it
+    /// of a failed write-back that somebody, another program perhaps, has been told of before; the
+    /// one that is as old as the volume still hears of it.
     fn late_handle(&self) -> Result<Handle> {
         let handle = open::handle(self)?;
         if !self.info.read_only && self.main.sync_data().is_err() {

@@ -6,8 +6,8 @@
 //! their `submit` only looks whether that is where the bytes are.
 //!
 //! Memory is overcommitted: a range that is zeroed with `no_hole` counts as allocated but takes
-//! memory, beside 40 bytes a chunk for the index, only when it is written. Ranges of many chunks are
-//! zeroed a piece a turn, so that others on the same thread need not wait.
+//! memory, beside 40 bytes a chunk for the index, only when it is written. Ranges of many chunks
+//! are zeroed a piece a turn, so that others on the same thread need not wait.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

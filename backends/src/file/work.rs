@@ -46,8 +46,8 @@ pub(super) enum Fua {
     No,
     /// By `RWF_DSYNC`. For direct I/O, whose errors the kernel reports to the write itself.
     Dsync,
-    /// `RWF_DSYNC` has failed, and the write goes on without: if it fails too, it was the write, else
-    /// it was the sync in it, which may have told of other data that is lost.
+    /// `RWF_DSYNC` has failed, and the write goes on without: if it fails too, it was the write,
+    /// else it was the sync in it, which may have told of other data that is lost.
     Doubted,
     /// By a sync of the backend afterwards. Through the page cache `RWF_DSYNC` could take the
     /// error of another write's failed write-back away from that write.
