@@ -1,5 +1,6 @@
 //! The load generator against a server that others wrote.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,7 +40,8 @@ impl Nbdkit {
             .expect("nbdkit is installed");
         let server = Self { child, dir };
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !server.socket().exists() {
+        // Its socket is there before it listens.
+        while UnixStream::connect(server.socket()).is_err() {
             assert!(Instant::now() < deadline, "nbdkit does not listen");
             thread::sleep(Duration::from_millis(5));
         }
