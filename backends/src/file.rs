@@ -137,11 +137,15 @@ impl Image {
 
     /// A description that is opened after data may have been written. The kernel does not tell it
     /// of a failed write-back that somebody, another program perhaps, has been told of before; the
-    /// one that is as old as the volume still hears of it.
+    /// one that is as old as the volume still hears of it. May wait for the disk, which only more
+    /// threads than usual have to.
     fn late_handle(&self) -> Result<Handle> {
         let handle = open::handle(self)?;
-        if !self.info.read_only && self.main.sync_data().is_err() {
-            self.poison();
+        if !self.info.read_only {
+            let synced = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.main));
+            if synced.is_err() {
+                self.poison();
+            }
         }
         Ok(handle)
     }

@@ -35,13 +35,15 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
     if found.as_ref().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         return Ok(());
     }
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    opened.with_context(|| format!("write {}", path.display()))?;
-    if found.is_err() {
+    let what = || format!("write {}", path.display());
+    match OpenOptions::new().write(true).create_new(true).open(path) {
         // An empty file would look like a result.
-        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+        Ok(_) => fs::remove_file(path).with_context(what),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path).map(drop).with_context(what)
+        }
+        Err(error) => Err(error).with_context(what),
     }
-    Ok(())
 }
 
 #[cfg(test)]

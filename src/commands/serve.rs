@@ -147,8 +147,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
-    let mut signals = EndSignals::catch()?;
     let exports = open_volumes(&args)?;
+    // From here on there is something to be ended in order.
+    let mut signals = EndSignals::catch()?;
     let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {

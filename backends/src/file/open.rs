@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
+use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo};
 
 use super::claim::{Claim, Identity};
@@ -101,7 +101,7 @@ fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
 fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
     let kind = ErrorKind::of_io(&error);
     let hint = match kind {
-        ErrorKind::Permission if !options.read_only && File::open(&options.path).is_ok() => {
+        ErrorKind::Permission if !options.read_only && is_readable(&options.path) => {
             " (read-only=true serves it without write access)"
         }
         ErrorKind::Invalid if options.direct => {
@@ -117,6 +117,10 @@ fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
         kind => kind,
     };
     Error::new(kind, "open", format!("{name}{hint}")).because(error)
+}
+
+fn is_readable(path: &Path) -> bool {
+    rustix::fs::access(path, Access::READ_OK).is_ok()
 }
 
 fn capabilities(options: &FileOptions, block_status: bool) -> Capabilities {

@@ -168,11 +168,11 @@ impl Work {
                 Ok(count) => {
                     *done += count;
                     match *fua {
-                        _ if *done < data.len() => Step::Request,
                         Fua::Doubted => {
                             image.poison();
                             Step::End(image.check_poison("write").map(|()| Reply::Done))
                         }
+                        _ if *done < data.len() => Step::Request,
                         fua => sync_or_end(fua == Fua::Sync),
                     }
                 }

@@ -55,6 +55,7 @@ impl Volume for BlockSize {
             pending: VecDeque::new(),
             ready: VecDeque::new(),
             retry_at: None,
+            refused_until: None,
         }))
     }
 }
@@ -69,6 +70,8 @@ struct BlockSizeBackend {
     ready: VecDeque<Completion>,
     /// Set while something is pending.
     retry_at: Option<Nanos>,
+    /// Set when an op found no room for its range: until when its owner may sleep.
+    refused_until: Option<Nanos>,
 }
 
 /// An op from above. At any time one op of it is pending or below.
@@ -129,7 +132,7 @@ impl Backend for BlockSizeBackend {
             Ok(entered) => entered,
             Err(Full) => {
                 // Others make room, of which nobody will tell.
-                self.retry_at = Some(io.now() + RETRY_NS);
+                self.refused_until = Some(io.now() + RETRY_NS);
                 return Submitted::Full(op);
             }
         };
@@ -152,6 +155,8 @@ impl Backend for BlockSizeBackend {
     }
 
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        // Its owner is awake, and asks again in this turn.
+        self.refused_until = self.refused_until.filter(|until| *until > io.now());
         if let Some(completion) = self.ready.pop_front() {
             return Some(completion);
         }
@@ -173,7 +178,8 @@ impl Backend for BlockSizeBackend {
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        self.retry_at.into_iter().chain(self.inner.deadline()).min()
+        let own = self.retry_at.into_iter().chain(self.refused_until);
+        own.chain(self.inner.deadline()).min()
     }
 }
 

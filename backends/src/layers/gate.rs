@@ -18,7 +18,7 @@ pub(super) trait Keeper: Send {
     /// When an op may go, and how. Asked once for each.
     fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End);
 
-    /// Whether writes may fail or come late, so that they must not be received in place.
+    /// Whether writes may fail, so that they must not be received in place.
     fn spoils_writes(&self) -> bool {
         false
     }

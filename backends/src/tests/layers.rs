@@ -224,7 +224,7 @@ fn who_finds_no_room_for_its_range_asks_again() {
     let volume = crate::open(&url, &crate::OpenOptions::default()).unwrap();
     // No file request is ever taken, so the ranges of all writes stay where they are.
     let mut backends = Vec::new();
-    let full = loop {
+    let mut full = loop {
         let mut backend = volume.backend().unwrap();
         let taken = (0..1024)
             .take_while(|&at| {
@@ -237,5 +237,7 @@ fn who_finds_no_room_for_its_range_asks_again() {
         }
         backends.push(backend);
     };
+    // As a shard does after it has tried again.
+    assert!(full.reap(&mut NoIo).is_none());
     assert!(full.deadline().is_some(), "else it would sleep though the others make room");
 }

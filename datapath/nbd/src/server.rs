@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::ServerConfig as TlsConfig;
 use sheave_core::{Error, ErrorKind, Volume};
 use sheave_proto::{ExportInfo, Exports, TlsMode};
-use sheave_shard::{Assignment, Clock, Engine, EngineConfig};
+use sheave_shard::{Assignment, Clock, Engine, EngineConfig, STOP_GRACE};
 use sheave_telemetry::{Registry, VolumeStats};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -22,8 +22,6 @@ use crate::tls::TlsStream;
 
 /// Stopping that takes no longer is not worth a line.
 const STOP_AT_ONCE: Duration = Duration::from_millis(200);
-/// For how long the engine lets connections finish what they have begun.
-const STOP_GRACE_S: u64 = 5;
 
 /// A volume under a name.
 pub struct Export {
@@ -153,7 +151,7 @@ impl Server {
         let outcome = match tokio::time::timeout(STOP_AT_ONCE, &mut stopped).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let (busy, wait_s) = (exports.connections(), STOP_GRACE_S);
+                let (busy, wait_s) = (exports.connections(), STOP_GRACE.as_secs());
                 tracing::info!("waiting up to {wait_s} s for {busy} connections that are busy");
                 stopped.await
             }

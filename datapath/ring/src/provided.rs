@@ -1,5 +1,5 @@
-//! Receive buffers that the kernel picks from when data arrives, so that an idle connection holds
-//! none (provided buffer rings, io_uring_register(2) `IORING_REGISTER_PBUF_RING`).
+//! Receive buffers that the kernel picks from when data arrives, so that connections share them
+//! (provided buffer rings, io_uring_register(2) `IORING_REGISTER_PBUF_RING`).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
@@ -32,7 +32,8 @@ pub(crate) struct Provided {
     /// `None` while the bytes are with their reader, or there are none; else they belong to the
     /// kernel.
     lent: Vec<Option<Box<[u8]>>>,
-    len: usize,
+    /// Bytes in each buffer.
+    buffer_len: usize,
     /// Ids without a buffer.
     unused: Vec<u16>,
     /// How many buffers are to circulate.
@@ -61,7 +62,7 @@ impl Provided {
             count,
             tail: 0,
             lent: (0..count).map(|_| None).collect(),
-            len,
+            buffer_len: len,
             unused: (0..count).rev().collect(),
             wanted: 0,
         };
@@ -86,7 +87,7 @@ impl Provided {
         while self.circulating() < self.wanted
             && let Some(id) = self.unused.pop()
         {
-            self.lend(id, vec![0; self.len].into_boxed_slice());
+            self.lend(id, vec![0; self.buffer_len].into_boxed_slice());
         }
     }
 

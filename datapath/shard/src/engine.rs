@@ -20,7 +20,7 @@ use crate::{Clock, Session};
 /// Connections that wait for a shard to take them.
 const INBOX_MAX: usize = 1024;
 /// How long connections may finish what they have begun when the engine stops.
-pub(crate) const STOP_GRACE: Duration = Duration::from_secs(5);
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How soon a shard whose inbox is full is told again to stop.
 const STOP_RETRY: Duration = Duration::from_millis(1);
 

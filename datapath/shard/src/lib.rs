@@ -17,5 +17,5 @@ mod threads;
 
 pub use blocking::Blocking;
 pub use clock::Clock;
-pub use engine::{Assignment, Engine, EngineChoice, EngineConfig};
+pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, STOP_GRACE};
 pub use session::{Cx, NextRead, Session};

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -20,6 +21,8 @@ use crate::session::untag;
 use crate::{Clock, Cx, NextRead, Session};
 
 const RECEIVE_LEN: usize = 64 << 10;
+/// How long threads whose sockets were closed may take to notice.
+const LAST_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct ThreadEngine {
     clock: Clock,
@@ -81,7 +84,7 @@ impl ThreadEngine {
 
     pub(crate) fn stop(self) {
         self.open.stopping.store(true, Relaxed);
-        for (how, wait) in [(Shutdown::Read, STOP_GRACE), (Shutdown::Both, STOP_GRACE)] {
+        for (how, wait) in [(Shutdown::Read, STOP_GRACE), (Shutdown::Both, LAST_GRACE)] {
             let sockets = self.open.lock();
             for socket in sockets.values() {
                 let _ = shutdown(socket.as_fd(), how);

@@ -119,7 +119,9 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
         // File systems without that flag have links, or nothing that is safe.
         Err(Errno::INVAL | Errno::NOSYS) => {
             fs::hard_link(from, to)?;
-            fs::remove_file(from)
+            // The image has its name; another beside it does no harm.
+            let _ = fs::remove_file(from);
+            Ok(())
         }
         renamed => Ok(renamed?),
     }
