@@ -296,7 +296,7 @@ impl Answer {
         })
     }
 
-    fn finish(self, op: &Op) -> Result<Result<Reply, Error>, Error> {
+    fn finish(mut self, op: &Op) -> Result<Result<Reply, Error>, Error> {
         let incomplete = || {
             Error::new(ErrorKind::Io, "connection", "the server left something out of its answer")
         };
@@ -305,7 +305,11 @@ impl Answer {
             (None, Op::Read { .. }) if !self.coverage.is_complete() => Err(incomplete()),
             (None, Op::Read { .. }) => Ok(Ok(Reply::Data(Payload::from(self.data)))),
             (None, Op::BlockStatus { .. }) if self.extents.is_empty() => Err(incomplete()),
-            (None, Op::BlockStatus { .. }) => Ok(Ok(Reply::Extents(self.extents))),
+            (None, Op::BlockStatus { extents_max, .. }) => {
+                // The protocol can only ask for one or for as many as there are.
+                self.extents.truncate(*extents_max);
+                Ok(Ok(Reply::Extents(self.extents)))
+            }
             (None, _) => Ok(Ok(Reply::Done)),
         }
     }
