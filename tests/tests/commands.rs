@@ -241,6 +241,9 @@ fn a_busy_server_says_what_it_waits_for_and_a_second_signal_ends_it() {
     let server = Serve::new("memory:?size=8M&fault=read:delay=600s").unix();
     let mut wire = Wire::ready(&server).expect("a client");
     wire.request(cmd::READ, 1, 0, 4096).expect("send");
+    // Once this is answered, the read before it is in flight.
+    wire.request(cmd::FLUSH, 2, 0, 0).expect("send");
+    assert_eq!(wire.simple_reply(2).expect("a reply"), 0);
     let mut server = server;
     kill(&server, "TERM");
     wait_for_log(&server, "ending: SIGTERM");
