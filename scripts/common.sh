@@ -31,3 +31,30 @@ target_dir() {
     cargo metadata --no-deps --format-version 1 --offline |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
 }
+
+# The Debian mirror that this machine already uses.
+debian_mirror() {
+    local codename
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        awk -v release="$codename" '$2 == release && $3 == "main" { print $1; exit }'
+}
+
+# Sets the array `private_apt` to an apt-get for another suite, whose state is in a directory of
+# its own and which thinks that no package is installed.
+private_apt() {
+    local dir=$1 suite=$2 uri keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    uri=$(debian_mirror)
+    [ -n "$uri" ] || die 'no Debian package source found on this machine'
+    mkdir -p "$dir/state/lists/partial" "$dir/cache/archives/partial"
+    echo "deb [signed-by=$keyring] $uri $suite main" >"$dir/sources.list"
+    : >"$dir/status"
+    private_apt=(
+        apt-get -qq -y -o "Dir::State=$dir/state" -o "Dir::State::status=$dir/status"
+        -o "Dir::Cache=$dir/cache" -o "Dir::Etc::sourcelist=$dir/sources.list"
+        -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferences=/dev/null
+        -o Dir::Etc::preferencesparts=/dev/null -o APT::Sandbox::User=root
+        -o Acquire::Languages=none -o Acquire::Retries=3 -o Acquire::http::Timeout=30
+    )
+    "${private_apt[@]}" update >&2
+}
