@@ -5,6 +5,7 @@
 mod client;
 mod handshake;
 mod incoming;
+mod kernel;
 mod listener;
 mod logged;
 mod remote;
@@ -14,6 +15,7 @@ mod session;
 mod tls;
 
 pub use client::unreachable;
+pub use kernel::kernel_session;
 pub use listener::Listener;
 pub use remote::Remote;
 pub use server::{Export, Limits, Server, ServerConfig};

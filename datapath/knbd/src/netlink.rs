@@ -1,0 +1,110 @@
+//! The commands of the family "nbd" (include/uapi/linux/nbd-netlink.h, drivers/block/nbd.c).
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::genl::{Attributes, Genl, attributes_of};
+
+const FAMILY: &str = "nbd";
+
+mod command {
+    pub(super) const CONNECT: u8 = 1;
+    pub(super) const DISCONNECT: u8 = 2;
+    pub(super) const STATUS: u8 = 5;
+}
+
+mod attribute {
+    pub(super) const INDEX: u16 = 1;
+    pub(super) const SIZE_BYTES: u16 = 2;
+    pub(super) const BLOCK_SIZE_BYTES: u16 = 3;
+    pub(super) const TIMEOUT: u16 = 4;
+    pub(super) const SERVER_FLAGS: u16 = 5;
+    pub(super) const SOCKETS: u16 = 7;
+    pub(super) const DEAD_CONN_TIMEOUT: u16 = 8;
+    pub(super) const DEVICE_LIST: u16 = 9;
+    pub(super) const BACKEND_IDENTIFIER: u16 = 10;
+
+    /// In `SOCKETS`, and in its items.
+    pub(super) const SOCKET_ITEM: u16 = 1;
+    pub(super) const SOCKET_FD: u16 = 1;
+    /// In `DEVICE_LIST`, and in its items.
+    pub(super) const DEVICE_ITEM: u16 = 1;
+    pub(super) const DEVICE_INDEX: u16 = 1;
+    pub(super) const DEVICE_CONNECTED: u16 = 2;
+}
+
+/// What a device is made of.
+pub(crate) struct Connect<'a> {
+    pub(crate) sockets: &'a [OwnedFd],
+    pub(crate) size: u64,
+    pub(crate) block_size: u32,
+    /// What the server can do ([`sheave_proto::wire::transmission_flag`]).
+    pub(crate) server_flags: u16,
+    /// After so long a request is taken for lost; 0 = never.
+    pub(crate) timeout_s: u64,
+    /// How long requests wait for another connection when all are dead.
+    pub(crate) dead_conn_timeout_s: u64,
+    /// Whose device it is, as /sys/block/nbdN/backend will tell.
+    pub(crate) identifier: &'a str,
+}
+
+/// Tells whether the kernel has the driver.
+///
+/// # Errors
+/// `NotFound` when the module is not loaded.
+pub fn is_available() -> io::Result<()> {
+    open().map(|_| ())
+}
+
+/// Makes a device of a free number, which is answered.
+pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
+    let mut sockets = Attributes::default();
+    for socket in connect.sockets {
+        let mut item = Attributes::default();
+        let fd = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is not negative");
+        item.put_u32(attribute::SOCKET_FD, fd);
+        sockets.put_nested(attribute::SOCKET_ITEM, &item);
+    }
+    let mut attributes = Attributes::default();
+    attributes.put_u64(attribute::SIZE_BYTES, connect.size);
+    attributes.put_u64(attribute::BLOCK_SIZE_BYTES, connect.block_size.into());
+    attributes.put_u64(attribute::TIMEOUT, connect.timeout_s);
+    attributes.put_u64(attribute::SERVER_FLAGS, connect.server_flags.into());
+    attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, connect.dead_conn_timeout_s);
+    attributes.put_nested(attribute::SOCKETS, &sockets);
+    attributes.put_text(attribute::BACKEND_IDENTIFIER, connect.identifier);
+    let (mut genl, family) = open()?;
+    let answer = genl.call(family, command::CONNECT, &attributes)?;
+    attributes_of(&answer)
+        .find(|found| found.kind == attribute::INDEX)
+        .and_then(|found| found.u32())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "nbd: connected, but to what?"))
+}
+
+/// Ends a device.
+pub(crate) fn disconnect(index: u32) -> io::Result<()> {
+    let mut attributes = Attributes::default();
+    attributes.put_u32(attribute::INDEX, index);
+    let (mut genl, family) = open()?;
+    genl.call(family, command::DISCONNECT, &attributes).map(|_| ())
+}
+
+/// The numbers of the devices that are connected.
+pub(crate) fn connected() -> io::Result<Vec<u32>> {
+    let (mut genl, family) = open()?;
+    let answer = genl.call(family, command::STATUS, &Attributes::default())?;
+    let lists = attributes_of(&answer).filter(|found| found.kind == attribute::DEVICE_LIST);
+    let items = lists.flat_map(|list| attributes_of(list.content));
+    let devices = items.filter(|item| item.kind == attribute::DEVICE_ITEM).filter_map(|item| {
+        let field = |kind| attributes_of(item.content).find(|found| found.kind == kind);
+        let is_connected = field(attribute::DEVICE_CONNECTED)?.u8()? != 0;
+        is_connected.then_some(field(attribute::DEVICE_INDEX)?.u32()?)
+    });
+    Ok(devices.collect())
+}
+
+fn open() -> io::Result<(Genl, u16)> {
+    let mut genl = Genl::open()?;
+    let family = genl.family(FAMILY)?;
+    Ok((genl, family))
+}

@@ -1,0 +1,24 @@
+//! Sessions with the kernel's client, which has no handshake.
+
+use sheave_core::VolumeInfo;
+use sheave_proto::{ContextSet, Negotiated, ReplyStyle, transmission_flags};
+use sheave_shard::Session;
+
+use crate::session::NbdSession;
+
+/// A session in the transmission phase, as nbd.ko speaks it: simple replies, and requests of whole
+/// blocks, which its block layer sees to.
+#[must_use]
+pub fn kernel_session(info: &VolumeInfo) -> Box<dyn Session> {
+    let (style, contexts) = (ReplyStyle::Simple, ContextSet::EMPTY);
+    let negotiated = Negotiated {
+        export: 0,
+        style,
+        contexts,
+        block_size_asked: true,
+        transmission_flags: transmission_flags(info, style, contexts),
+        info: info.clone(),
+        tls: false,
+    };
+    Box::new(NbdSession::new(negotiated, None, Vec::new()))
+}
