@@ -25,6 +25,14 @@ Examples:
 pub(crate) enum Command {
     /// Serve volumes to NBD clients
     Serve(commands::serve::Args),
+    /// Own the block devices of this node
+    Daemon(commands::daemon::Args),
+    /// Make a volume a block device
+    Attach(commands::attach::AttachArgs),
+    /// End a block device
+    Detach(commands::attach::DetachArgs),
+    /// List block devices
+    Ls(commands::attach::LsArgs),
     /// Copy a volume or image to another, sparse
     Copy(commands::copy::Args),
     /// Show latencies and throughput of running servers

@@ -3,6 +3,8 @@
 
 mod cli;
 mod commands;
+mod daemon;
+mod process;
 mod telemetry;
 
 use std::process::ExitCode;

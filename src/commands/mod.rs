@@ -1,7 +1,9 @@
 //! One file a command.
 
+pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod copy;
+pub(crate) mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod serve;
@@ -13,6 +15,10 @@ use crate::cli::Command;
 pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::run(args),
+        Command::Daemon(args) => daemon::run(args),
+        Command::Attach(args) => attach::attach(args),
+        Command::Detach(args) => attach::detach(args),
+        Command::Ls(args) => attach::ls(args),
         Command::Copy(args) => copy::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => top::run(args),

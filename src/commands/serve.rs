@@ -1,6 +1,5 @@
 //! `sheave serve`: volumes to NBD clients.
 
-use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,15 +10,11 @@ use sheave_backends::{OpenOptions, VolumeSpec};
 use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::cli::Cli;
+use crate::process::{EndSignals, default_shards, runtime, start_log};
 use crate::telemetry::{MetricsServer, StatsSocket};
 
-/// More shards than this gain nothing for one node's volumes.
-const SHARDS_MAX: usize = 4;
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 
 #[derive(clap::Args)]
@@ -136,10 +131,7 @@ impl From<EngineArg> for EngineChoice {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     check_names(&args);
     start_log();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("serve: runtime")?;
+    let runtime = runtime().context("serve")?;
     let outcome = runtime.block_on(serve(args)).context("serve");
     // Not waited for: after a second signal connections may still be busy.
     runtime.shutdown_background();
@@ -239,73 +231,4 @@ fn listeners(args: &Args) -> anyhow::Result<Vec<Listener>> {
         listeners.push(Listener::tcp(DEFAULT_LISTEN)?);
     }
     Ok(listeners)
-}
-
-fn default_shards() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX)
-}
-
-/// The signals that end the server in good order, caught from here on.
-struct EndSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl EndSignals {
-    fn catch() -> io::Result<Self> {
-        let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// Waits for one and names it.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        }
-    }
-}
-
-fn start_log() {
-    let wanted = std::env::var_os("SHEAVE_LOG").unwrap_or_default();
-    let wanted = wanted.to_string_lossy();
-    let filter = log_filter(&wanted);
-    let is_usable = filter.is_some();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new("info")))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    if !is_usable {
-        tracing::error!(
-            "SHEAVE_LOG={wanted:?} is not used; write error, warn, info, debug or trace"
-        );
-    }
-}
-
-/// What `SHEAVE_LOG` asks for, if that is anything. A mere word that is no level would be taken for
-/// the name of a part of the program, and silence all others.
-fn log_filter(wanted: &str) -> Option<EnvFilter> {
-    if wanted.is_empty() {
-        return Some(EnvFilter::new("info"));
-    }
-    let is_level = |rule: &str| !rule.is_empty() && rule.parse::<LevelFilter>().is_ok();
-    let is_rule = |rule: &str| rule.contains('=') || is_level(rule);
-    wanted.split(',').all(is_rule).then(|| EnvFilter::try_new(wanted).ok()).flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_level_that_is_none_is_not_taken() {
-        for good in ["", "debug", "WARN", "off", "info,sheave_nbd=trace"] {
-            assert!(log_filter(good).is_some(), "{good}");
-        }
-        for bad in ["verbose", "debug,", "sheave_nbd=loud", "info verbose"] {
-            assert!(log_filter(bad).is_none(), "{bad}");
-        }
-    }
 }

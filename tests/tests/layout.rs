@@ -17,6 +17,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "sheave-nbd",
         &["sheave-core", "sheave-proto", "sheave-ring", "sheave-telemetry", "sheave-shard"],
     ),
+    ("sheave-knbd", &["sheave-core", "sheave-proto"]),
+    (
+        "sheave-devices",
+        &["sheave-core", "sheave-knbd", "sheave-nbd", "sheave-shard", "sheave-telemetry"],
+    ),
+    ("sheave-control", &[]),
     ("sheave-backends", &["sheave-core"]),
 ];
 

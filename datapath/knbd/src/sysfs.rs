@@ -47,8 +47,8 @@ impl Sysfs {
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
-    /// Large requests, no scheduler before ours, more read ahead. What cannot be set stays as it is:
-    /// the device works without.
+    /// Large requests, no scheduler before ours, more read ahead. What cannot be set stays as it
+    /// is: the device works without.
     pub(crate) fn tune(&self) {
         let hardware = self.number("queue/max_hw_sectors_kb").unwrap_or(MAX_SECTORS_KIB);
         let settings = [

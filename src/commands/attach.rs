@@ -1,0 +1,172 @@
+//! `sheave attach`, `detach` and `ls`: clients of the daemon.
+
+use std::env;
+use std::io;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, presets};
+use sheave_backends::VolumeSpec;
+use sheave_bench::output;
+use sheave_control::ControlClient;
+use sheave_control::v1::{AttachRequest, DetachRequest, Device, Front, ListDevicesRequest};
+
+use crate::daemon::control_socket;
+use crate::process::runtime;
+use crate::telemetry::RuntimeDir;
+
+/// Make a volume a block device and print its path.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave attach disk.img                        prints /dev/nbd0
+  mkfs.ext4 $(sheave attach 'memory:?size=1G')
+
+Attaching the same volume once more prints the same device.")]
+pub(crate) struct AttachArgs {
+    /// A URL or a path
+    volume: String,
+    /// How the device is made
+    #[arg(long, value_enum, default_value_t = FrontArg::Auto)]
+    front: FrontArg,
+    /// Make it read-only, in the kernel too
+    #[arg(long)]
+    read_only: bool,
+}
+
+/// End a block device.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave detach /dev/nbd0
+  sheave detach disk.img")]
+pub(crate) struct DetachArgs {
+    /// A device, or a volume as it was attached
+    target: String,
+    /// Even if it is in use; its I/O then fails
+    #[arg(long)]
+    force: bool,
+}
+
+/// List the block devices of the daemon.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave ls
+  sheave ls --json")]
+pub(crate) struct LsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FrontArg {
+    /// What this node can do best
+    Auto,
+    /// The kernel's NBD client
+    Nbd,
+}
+
+pub(crate) fn attach(args: AttachArgs) -> Result<()> {
+    let request = AttachRequest {
+        volume: absolute(&args.volume).context("attach")?,
+        front: match args.front {
+            FrontArg::Auto => Front::Unspecified,
+            FrontArg::Nbd => Front::Nbd,
+        }
+        .into(),
+        read_only: args.read_only,
+    };
+    let device = runtime()?.block_on(async {
+        let answer = connect().await?.attach(request).await.map_err(said)?;
+        answer.into_inner().device.context("attach: the daemon named no device")
+    })?;
+    Ok(output::print(&mut io::stdout(), format!("{}\n", device.path))?)
+}
+
+pub(crate) fn detach(args: DetachArgs) -> Result<()> {
+    let target = match args.target.starts_with("/dev/") {
+        true => args.target,
+        false => absolute(&args.target).context("detach")?,
+    };
+    let request = DetachRequest { target, force: args.force };
+    runtime()?.block_on(async { connect().await?.detach(request).await.map_err(said) })?;
+    Ok(())
+}
+
+pub(crate) fn ls(args: LsArgs) -> Result<()> {
+    let devices = runtime()?.block_on(async {
+        let answer = connect().await?.list_devices(ListDevicesRequest {}).await;
+        Ok::<_, anyhow::Error>(answer.map_err(said)?.into_inner().devices)
+    })?;
+    let text = if args.json { json(&devices) } else { table(&devices) };
+    Ok(output::print(&mut io::stdout(), text)?)
+}
+
+async fn connect() -> Result<ControlClient> {
+    let dir = RuntimeDir::locate();
+    dir.exists()?;
+    let socket = control_socket(&dir);
+    sheave_control::connect(&socket)
+        .await
+        .with_context(|| format!("no daemon at {}; start one: sheave daemon", socket.display()))
+}
+
+/// The daemon's own words, without those of the protocol.
+fn said(status: tonic::Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
+}
+
+/// A volume as the daemon, in another directory, has to see it.
+fn absolute(volume: &str) -> Result<String> {
+    let spec: VolumeSpec = volume.parse()?;
+    let is_relative = spec.file_path().is_some_and(|path| path.is_relative());
+    if !is_relative {
+        return Ok(volume.to_owned());
+    }
+    let directory = env::current_dir().context("working directory")?;
+    let directory = directory.to_str().context("the working directory's name is no UTF-8")?;
+    Ok(format!("{directory}/{volume}"))
+}
+
+fn table(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return "no devices\n".to_owned();
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["DEVICE", "FRONT", "BYTES", "MODE", "VOLUME"]);
+    if let Some(bytes) = table.column_mut(2) {
+        bytes.set_cell_alignment(CellAlignment::Right);
+    }
+    for device in devices {
+        let mode = if device.read_only { "ro" } else { "rw" };
+        let bytes = device.size_bytes.to_string();
+        table.add_row([&device.path, front(device), &bytes, mode, &device.volume]);
+    }
+    format!("{table}\n")
+}
+
+fn json(devices: &[Device]) -> String {
+    let list: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            serde_json::json!({
+                "device": device.path,
+                "front": front(device),
+                "size_bytes": device.size_bytes,
+                "read_only": device.read_only,
+                "volume": device.volume,
+            })
+        })
+        .collect();
+    format!("{}\n", serde_json::Value::from(list))
+}
+
+fn front(device: &Device) -> &'static str {
+    match device.front() {
+        Front::Nbd => "nbd",
+        Front::Ublk => "ublk",
+        Front::Unspecified => "?",
+    }
+}

@@ -1,0 +1,161 @@
+//! The control API's server, and how its clients find it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use sheave_backends::OpenOptions;
+use sheave_control::v1::control_server::{Control, ControlServer};
+use sheave_control::v1::{
+    AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
+    GetVersionResponse, ListDevicesRequest, ListDevicesResponse,
+};
+use sheave_core::{Error, ErrorKind};
+use sheave_devices::{Attached, Devices};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Request, Response, Status};
+
+use crate::telemetry::RuntimeDir;
+
+/// Where a daemon of this user listens.
+pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
+    dir.path().join("control.sock")
+}
+
+/// Serves the control API until `ended`.
+///
+/// # Errors
+/// When another daemon serves it, or the socket cannot be made.
+pub(crate) async fn serve(
+    dir: &RuntimeDir,
+    devices: Arc<Devices>,
+    ended: impl Future<Output = ()>,
+) -> Result<()> {
+    dir.create()?;
+    let path = control_socket(dir);
+    let listener = listen(&path).await?;
+    tracing::info!(socket = %path.display(), "ready");
+    let served = Server::builder()
+        .add_service(ControlServer::new(Service { devices }))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)
+        .await;
+    let _ = fs::remove_file(&path);
+    served.context("control API")
+}
+
+/// Listens for this user only, in place of a daemon that is gone.
+async fn listen(path: &Path) -> Result<UnixListener> {
+    let what = || format!("control socket {}", path.display());
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!("{}: another daemon listens there", what()),
+        Err(error) if is_nobody(&error) => {}
+        Err(error) => return Err(error).with_context(what),
+    }
+    // Under its own name it must be found listening, and closed to others.
+    let unfinished = path.with_extension("new");
+    let _ = fs::remove_file(&unfinished);
+    let listener = UnixListener::bind(&unfinished).with_context(what)?;
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600)).with_context(what)?;
+    fs::rename(&unfinished, path).with_context(what)?;
+    Ok(listener)
+}
+
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+}
+
+struct Service {
+    devices: Arc<Devices>,
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn get_version(
+        &self,
+        request: Request<GetVersionRequest>,
+    ) -> Result<Response<GetVersionResponse>, Status> {
+        check_peer(&request)?;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Response::new(GetVersionResponse { version }))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<AttachRequest>,
+    ) -> Result<Response<AttachResponse>, Status> {
+        check_peer(&request)?;
+        let AttachRequest { volume, front, read_only } = request.into_inner();
+        if !matches!(Front::try_from(front), Ok(Front::Unspecified | Front::Nbd)) {
+            return Err(Status::unimplemented("this daemon has no such front; use nbd or auto"));
+        }
+        let attached = self
+            .blocking(move |devices| {
+                let options = OpenOptions { read_only };
+                devices.attach(&volume, read_only, || sheave_backends::open(&volume, &options))
+            })
+            .await?;
+        Ok(Response::new(AttachResponse { device: Some(message(attached)) }))
+    }
+
+    async fn detach(
+        &self,
+        request: Request<DetachRequest>,
+    ) -> Result<Response<DetachResponse>, Status> {
+        check_peer(&request)?;
+        let DetachRequest { target, force } = request.into_inner();
+        self.blocking(move |devices| devices.detach(&target, force)).await?;
+        Ok(Response::new(DetachResponse {}))
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<ListDevicesRequest>,
+    ) -> Result<Response<ListDevicesResponse>, Status> {
+        check_peer(&request)?;
+        let devices = self.blocking(|devices| Ok(devices.list())).await?;
+        let devices = devices.into_iter().map(message).collect();
+        Ok(Response::new(ListDevicesResponse { devices }))
+    }
+}
+
+impl Service {
+    /// Opening volumes and making devices wait for disks and the kernel.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Devices) -> sheave_core::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let devices = Arc::clone(&self.devices);
+        let called = tokio::task::spawn_blocking(move || call(&devices)).await;
+        called.map_err(|error| Status::internal(error.to_string()))?.map_err(status)
+    }
+}
+
+/// Only root and the daemon's own user may tell it anything, whatever the socket's mode has become.
+fn check_peer<T>(request: &Request<T>) -> Result<(), Status> {
+    let own = rustix::process::geteuid().as_raw();
+    let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+    match peer.map(|peer| peer.uid()) {
+        Some(uid) if uid == own || uid == 0 => Ok(()),
+        _ => Err(Status::permission_denied("only root and the daemon's user may ask this")),
+    }
+}
+
+fn status(error: Error) -> Status {
+    Status::new(Code::from_i32(ErrorKind::grpc_code(error.kind())), error.to_string())
+}
+
+fn message(attached: Attached) -> Device {
+    Device {
+        volume: attached.volume,
+        path: attached.path.display().to_string(),
+        front: Front::Nbd.into(),
+        read_only: attached.read_only,
+        size_bytes: attached.size,
+    }
+}

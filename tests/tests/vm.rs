@@ -1,0 +1,41 @@
+//! Devices, in a guest with a kernel that has them (`tests/vm/run`).
+
+use std::path::Path;
+use std::process::Command;
+
+use sheave_tests::skip;
+
+#[test]
+fn volumes_are_nbd_devices() {
+    case("attach-nbd.sh");
+}
+
+#[test]
+fn what_cannot_be_attached_is_said() {
+    case("attach-errors.sh");
+}
+
+/// Runs a case in the guest that all tests of this run share, if there is one.
+fn case(name: &str) {
+    let vm = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm");
+    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+        return skip(name, "qemu-system-x86 is not installed");
+    }
+    let cases = vm.join("cases");
+    let mut run = Command::new(vm.join("run"));
+    if let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST") {
+        run.arg("--keep").arg(guest);
+    }
+    run.arg("--timeout=400").arg("--copy").arg(cases.join("common.sh"));
+    run.arg("--copy").arg(cases.join(name)).args(["--", "bash", name]);
+    let output = run.output().expect("tests/vm/run runs");
+    if !output.status.success()
+        && let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST")
+    {
+        // What it has left must not make others fail.
+        let _ = Command::new(vm.join("run")).arg("--stop").arg(guest).status();
+    }
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{name}: {}\n{out}\n{err}", output.status);
+}

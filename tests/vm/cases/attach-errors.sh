@@ -1,0 +1,56 @@
+#!/bin/bash
+# What cannot be done is said in one line, and nothing is torn down.
+. ./common.sh
+
+truncate -s 1M disk.img
+refused 'start one: sheave daemon' sheave attach disk.img
+refused 'start one: sheave daemon' sheave ls
+start_daemon
+refused 'another daemon listens' sheave daemon
+device=$(sheave attach disk.img)
+refused 'neither a device nor a volume' sheave detach /dev/vda
+refused 'neither a device nor a volume' sheave detach /dev/nbd9
+refused 'No such file' sheave attach missing.img
+truncate -s 1000 odd.img
+refused 'blocks of 512 bytes' sheave attach odd.img
+: >empty.img
+refused 'blocks of 512 bytes' sheave attach empty.img
+expect "$device" "$(sheave attach disk.img)"
+
+# Who is neither root nor the daemon's user is not served, whatever the modes say.
+chmod 777 /run/sheave /run/sheave/control.sock
+said=$(SHEAVE_RUNTIME_DIR=/run/sheave setpriv --reuid=65534 --clear-groups sheave ls 2>&1) &&
+    fail 'a stranger was served'
+grep -q 'only root' <<<"$said" || fail "a stranger was told: $said"
+chmod 700 /run/sheave
+
+# A device that somebody else made is not ours to end.
+sheave serve 'memory:?size=1M' --socket foreign.sock >serve.log 2>&1 &
+server=$!
+for _ in $(seq 100); do [ ! -S foreign.sock ] || break; sleep 0.05; done
+nbd-client -unix foreign.sock /dev/nbd8 >client.log 2>&1 || fail "nbd-client: $(cat client.log)"
+refused 'neither a device nor a volume' sheave detach /dev/nbd8
+dd if=/dev/urandom of=random bs=64k count=16 status=none
+dd if=random of=/dev/nbd8 bs=64k oflag=direct status=none
+cmp -n 1048576 random /dev/nbd8
+nbd-client -d /dev/nbd8 >/dev/null
+kill $server
+wait $server
+
+sheave detach disk.img
+unload() {
+    for _ in $(seq 100); do rmmod nbd 2>/dev/null && return; sleep 0.05; done
+    fail 'nbd cannot be unloaded'
+}
+unload
+# The kernel loads the driver when it is asked for …
+expect /dev/nbd0 "$(sheave attach disk.img)"
+sheave detach disk.img
+unload
+# … unless it cannot.
+echo 'install nbd /bin/false' >/etc/modprobe.d/no-nbd.conf
+refused 'modprobe nbd' sheave attach disk.img
+rm /etc/modprobe.d/no-nbd.conf
+sheave attach disk.img >/dev/null
+stop_daemon
+expect '' "$(connected)"

@@ -1,0 +1,41 @@
+# Sourced by the cases, which run as root in a guest.
+set -euo pipefail
+
+fail() {
+    echo "FAILED: $*" >&2
+    [ ! -f daemon.log ] || sed 's/^/daemon: /' daemon.log >&2
+    exit 1
+}
+
+# expect WANT GOT
+expect() { [ "$1" = "$2" ] || fail "expected \"$1\", not \"$2\""; }
+
+# refused TEXT COMMAND...: it must fail with one line that has TEXT in it.
+refused() {
+    local text=$1 said
+    shift
+    said=$("$@" 2>&1) && fail "$* was not refused"
+    expect 1 "$(wc -l <<<"$said")"
+    grep -qF -- "$text" <<<"$said" || fail "$*: said \"$said\", not \"$text\""
+}
+
+start_daemon() {
+    sheave daemon "$@" >daemon.log 2>&1 &
+    daemon=$!
+    trap 'kill $daemon 2>/dev/null || true' EXIT
+    local tries
+    for tries in $(seq 200); do
+        [ ! -S /run/sheave/control.sock ] || return 0
+        kill -0 $daemon 2>/dev/null || break
+        sleep 0.05
+    done
+    fail "the daemon did not start after $tries looks"
+}
+
+stop_daemon() {
+    kill $daemon
+    wait $daemon || fail "the daemon ended with $?"
+}
+
+# Devices that are connected.
+connected() { ls -d /sys/block/nbd*/pid 2>/dev/null | cut -d/ -f4 | tr '\n' ' '; }
