@@ -162,11 +162,12 @@ fn an_op_that_finds_no_room_below_is_counted_once() {
     assert_eq!(bytes(driver.run_one(read(0, 20))), want);
 }
 
-struct NoIo;
+/// An engine that has this time and takes nothing.
+struct NoIo(Nanos);
 
 impl Io for NoIo {
     fn now(&self) -> Nanos {
-        7
+        self.0
     }
 
     fn buffer(&mut self, len: usize) -> Buf {
@@ -187,27 +188,11 @@ impl Io for NoIo {
 fn a_delayed_op_is_due_at_the_deadline_and_not_before() {
     let mut backend = faults(&["any:delay=5ns"]).backend().unwrap();
     assert_eq!(backend.deadline(), None);
-    assert!(matches!(backend.submit(read(0, 1), Tag(1), &mut NoIo), Submitted::Queued));
+    assert!(matches!(backend.submit(read(0, 1), Tag(1), &mut NoIo(7)), Submitted::Queued));
     assert_eq!(backend.deadline(), Some(12));
-    assert!(backend.reap(&mut NoIo).is_none());
-    struct Later;
-    impl Io for Later {
-        fn now(&self) -> Nanos {
-            12
-        }
-        fn buffer(&mut self, len: usize) -> Buf {
-            Buf::zeroed(len)
-        }
-        fn start(
-            &mut self,
-            request: IoRequest,
-            _: IoToken,
-            _: Destination,
-        ) -> std::result::Result<(), IoRequest> {
-            Err(request)
-        }
-    }
-    let Some(Completion { tag: Tag(1), outcome: Ok(Reply::Data(data)) }) = backend.reap(&mut Later)
+    assert!(backend.reap(&mut NoIo(7)).is_none());
+    let Some(Completion { tag: Tag(1), outcome: Ok(Reply::Data(data)) }) =
+        backend.reap(&mut NoIo(12))
     else {
         panic!("the read has ended")
     };
@@ -229,7 +214,7 @@ fn who_finds_no_room_for_its_range_asks_again() {
         let taken = (0..1024)
             .take_while(|&at| {
                 let op = write(at * 8192 + 1, b"x");
-                matches!(backend.submit(op, Tag(at), &mut NoIo), Submitted::Queued)
+                matches!(backend.submit(op, Tag(at), &mut NoIo(7)), Submitted::Queued)
             })
             .count();
         if taken == 0 {
@@ -238,6 +223,6 @@ fn who_finds_no_room_for_its_range_asks_again() {
         backends.push(backend);
     };
     // As a shard does after it has tried again.
-    assert!(full.reap(&mut NoIo).is_none());
+    assert!(full.reap(&mut NoIo(7)).is_none());
     assert!(full.deadline().is_some(), "else it would sleep though the others make room");
 }
