@@ -18,7 +18,7 @@ use crate::telemetry::{MetricsServer, StatsSocket};
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES, after_long_help = MANUAL)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{MANUAL}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
     /// Volumes: URLs or paths
     #[arg(required = true, value_name = "VOLUME", value_parser = VolumeArg::parse)]
@@ -85,15 +85,7 @@ all between colons: fault=read+write:error=EIO:after=100
 
 At most 16384 connections are served, and 128 may negotiate at a time, for 10 s each.
 SIGINT and SIGTERM end it: connections have 5 s to finish what they have begun; a second signal ends
-it at once. SHEAVE_LOG=debug tells more on standard error, such as each connection.
-
-Examples:
-  sheave serve disk.img --socket /run/disk.sock
-  sheave serve 'memory:?size=1G' --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
-  sheave serve a.img b.img --listen 127.0.0.1:0        # exports a.img and b.img
-  sheave serve 'disk.img?fault=read:delay=200ms:probability=0.01' --socket /tmp/slow.sock
-
-With a socket passed by systemd (LISTEN_FDS), --listen and --socket are not needed.";
+it at once. SHEAVE_LOG=debug tells more on standard error, such as each connection.";
 
 /// A volume as it was written, and what that means.
 #[derive(Clone)]
