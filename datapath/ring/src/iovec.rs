@@ -60,6 +60,18 @@ impl IoVecs {
         }
     }
 
+    /// All segments of a payload that is only read, at most [`IOV_MAX`] vectors.
+    pub(crate) fn set_source(&mut self, payload: &Payload) {
+        self.0.clear();
+        for segment in payload.segments() {
+            match segment {
+                Segment::Data(buf) if !self.is_full() => self.push_buf(buf, 0),
+                Segment::Data(_) => {}
+                Segment::Zero(len) => self.push_zeroes(*len),
+            }
+        }
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.0.len() >= IOV_MAX
     }

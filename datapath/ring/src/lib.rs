@@ -7,7 +7,10 @@
 //! Sources: io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_setup(2).
 
 mod batch;
+mod control;
 mod copy;
+mod descriptors;
+mod device;
 mod iovec;
 pub mod plain;
 mod probe;
@@ -15,7 +18,10 @@ mod provided;
 mod ring;
 
 pub use batch::SendBatch;
+pub use control::ControlRing;
 pub use copy::copy_in;
+pub use descriptors::{Descriptor, Descriptors};
+pub use device::{DeviceCommand, DeviceEvent};
 pub use probe::{Probe, Support, probe};
 pub use provided::Received;
 pub use ring::{Event, Ring, RingConfig, Socket};

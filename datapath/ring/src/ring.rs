@@ -11,6 +11,7 @@ use sheave_core::{IoRequest, Payload};
 use slab::Slab;
 
 use crate::SendBatch;
+use crate::device::DeviceEvent;
 use crate::iovec::{IoVecs, address};
 use crate::plain::mode_bits;
 use crate::probe::{Probe, open};
@@ -101,19 +102,23 @@ pub enum Event {
         /// The request.
         request: IoRequest,
     },
+    /// A command or a copy of a device.
+    Device(DeviceEvent),
 }
 
 /// What the kernel holds until the completion. The slab owns it, whatever becomes of the starter.
 #[expect(dead_code, reason = "the kernel reads `vectors`, nobody else does")]
-enum InFlight {
+pub(crate) enum InFlight {
     Recv { user: u64 },
     RecvInto { user: u64, payload: Payload, vectors: Box<Landing> },
     Send { user: u64, batch: Box<SendBatch> },
     File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
+    Command { user: (u32, u32) },
+    Copy { user: (u32, u32), payload: Payload, vectors: IoVecs },
 }
 
 /// Vectors and header of a `recvmsg`, boxed because the kernel holds their address.
-struct Landing {
+pub(crate) struct Landing {
     #[expect(dead_code, reason = "the kernel reads it through `header`")]
     iov: IoVecs,
     header: libc::msghdr,
@@ -304,6 +309,12 @@ impl Ring {
                 self.files_in_flight -= 1;
                 Event::File { user, result, request }
             }
+            InFlight::Command { user } => {
+                Event::Device(DeviceEvent::Command { user, result: entry.result() })
+            }
+            InFlight::Copy { user, payload, vectors: _ } => {
+                Event::Device(DeviceEvent::Copied { user, result, payload })
+            }
         }
     }
 
@@ -322,7 +333,17 @@ impl Ring {
         }
     }
 
-    fn push(&mut self, entry: squeue::Entry, in_flight: InFlight) {
+    /// Sees to it that so many entries go to the kernel in one call.
+    pub(crate) fn make_room(&mut self, entries: usize) {
+        let queue = self.uring.submission();
+        let free = queue.capacity() - queue.len();
+        drop(queue);
+        if free < entries {
+            self.enter(0, None).expect("the kernel takes submissions");
+        }
+    }
+
+    pub(crate) fn push(&mut self, entry: squeue::Entry, in_flight: InFlight) {
         let key = self.in_flight.insert(in_flight);
         let entry = entry.user_data(key as u64);
         // SAFETY: whatever the entry points at is owned by the slab entry just made, at an address

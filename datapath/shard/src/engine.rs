@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
-use sheave_core::{Error, Volume};
+use sheave_core::{Error, ErrorKind, Volume};
 use sheave_telemetry::VolumeStats;
 
 use crate::shard::Shard;
 use crate::threads::ThreadEngine;
-use crate::{Clock, Session};
+use crate::{Clock, QueueAssignment, Session};
 
 /// Connections that wait for a shard to take them.
 const INBOX_MAX: usize = 1024;
@@ -61,6 +61,7 @@ pub struct Assignment {
 
 pub(crate) enum Command {
     Serve(Assignment),
+    ServeQueue(QueueAssignment),
     Stop,
 }
 
@@ -78,6 +79,15 @@ impl Inbox {
 
     pub(crate) fn closed(&self) {
         self.connections.fetch_sub(1, Relaxed);
+    }
+
+    fn assign(&self, command: Command) -> Result<(), Error> {
+        self.connections.fetch_add(1, Relaxed);
+        self.send(command).map_err(|_| {
+            self.closed();
+            let what = format!("a shard has {INBOX_MAX} connections waiting");
+            Error::new(ErrorKind::Busy, "serve", what)
+        })
     }
 
     fn send(&self, command: Command) -> Result<(), Command> {
@@ -152,14 +162,36 @@ impl Engine {
                     .min_by_key(|shard| shard.inbox.connections.load(Relaxed))
                     .expect("an engine has a shard")
                     .inbox;
-                inbox.connections.fetch_add(1, Relaxed);
-                inbox.send(Command::Serve(assignment)).map_err(|_| {
-                    inbox.closed();
-                    let what = format!("a shard has {INBOX_MAX} connections waiting");
-                    Error::new(sheave_core::ErrorKind::Busy, "serve", what)
-                })
+                inbox.assign(Command::Serve(assignment))
             }
         }
+    }
+
+    /// How many queues a device can have here; 0 if this engine cannot serve any.
+    #[must_use]
+    pub fn device_queues(&self) -> usize {
+        match &self.kind {
+            Kind::Threads(_) => 0,
+            Kind::Ring(shards) => shards.len(),
+        }
+    }
+
+    /// Hands the queues of a device to the shards, one each.
+    ///
+    /// # Errors
+    /// When there are more than [`Engine::device_queues`], or a shard does not take what it has
+    /// been handed before. Queues before that one have been handed over.
+    pub fn serve_queues(&self, queues: Vec<QueueAssignment>) -> Result<(), Error> {
+        let Kind::Ring(shards) = &self.kind else {
+            let what = "device queues need io_uring";
+            return Err(Error::new(ErrorKind::Unsupported, "serve", what));
+        };
+        if queues.len() > shards.len() {
+            let what = format!("{} device queues, {} shards", queues.len(), shards.len());
+            return Err(Error::new(ErrorKind::Invalid, "serve", what));
+        }
+        let mut pairs = queues.into_iter().zip(shards);
+        pairs.try_for_each(|(queue, shard)| shard.inbox.assign(Command::ServeQueue(queue)))
     }
 
     /// Connections being served.

@@ -16,6 +16,8 @@ use crate::engine::{Assignment, Command, Inbox, STOP_GRACE};
 use crate::io::RingIo;
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
+use crate::queue::queue_of;
+use crate::queues::Queue;
 use crate::quick::Quick;
 use crate::session::untag;
 use crate::{Clock, Cx, NextRead, Session};
@@ -24,20 +26,24 @@ use crate::{Clock, Cx, NextRead, Session};
 const WAKE: u32 = u32::MAX;
 
 pub(crate) struct Shard {
-    ring: Ring,
-    pool: Pool,
-    quick: Quick,
-    clock: Clock,
-    now: Nanos,
+    pub(crate) ring: Ring,
+    pub(crate) pool: Pool,
+    pub(crate) quick: Quick,
+    pub(crate) clock: Clock,
+    pub(crate) now: Nanos,
     poll: AdaptivePoll,
-    inbox: Arc<Inbox>,
+    pub(crate) inbox: Arc<Inbox>,
     wake: Arc<File>,
     connections: Slab<Connection>,
-    volumes: Slab<Mounted>,
+    pub(crate) queues: Slab<Queue>,
+    pub(crate) volumes: Slab<Mounted>,
     /// Connections that something happened to in this turn.
     touched: Vec<usize>,
     /// Connections whose backend had no room.
     stalled: Vec<usize>,
+    /// The same for the queues of devices.
+    pub(crate) touched_queues: Vec<usize>,
+    pub(crate) stalled_queues: Vec<usize>,
     /// Set when the shard is to stop: until when connections may finish.
     stop_by: Option<Nanos>,
 }
@@ -54,11 +60,11 @@ struct Connection {
     touched: bool,
 }
 
-/// A volume that connections of this shard use.
-struct Mounted {
+/// A volume that connections and queues of this shard use.
+pub(crate) struct Mounted {
     volume: Arc<dyn Volume>,
-    backend: Box<dyn Backend>,
-    recorder: Recorder,
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) recorder: Recorder,
     users: usize,
 }
 
@@ -80,9 +86,12 @@ impl Shard {
             inbox,
             wake: Arc::new(File::from(wake)),
             connections: Slab::new(),
+            queues: Slab::new(),
             volumes: Slab::new(),
             touched: Vec::new(),
             stalled: Vec::new(),
+            touched_queues: Vec::new(),
+            stalled_queues: Vec::new(),
             stop_by: None,
         })
     }
@@ -109,7 +118,7 @@ impl Shard {
 
     /// Waits for a completion: by polling while that pays, else asleep.
     fn pause(&mut self) -> io::Result<()> {
-        if self.ring.poll()? || !self.quick.is_empty() || !self.touched.is_empty() {
+        if self.ring.poll()? || !self.quick.is_empty() || self.has_touched() {
             return Ok(());
         }
         let began = self.clock.now();
@@ -131,6 +140,10 @@ impl Shard {
         self.ring.wait(due.map(|due| Duration::from_nanos(due - now)))?;
         self.poll.paused(self.clock.now() - began, budget, false);
         Ok(())
+    }
+
+    fn has_touched(&self) -> bool {
+        !self.touched.is_empty() || !self.touched_queues.is_empty()
     }
 
     /// When to wake although nothing has ended.
@@ -160,6 +173,7 @@ impl Shard {
             Event::File { user: (volume, token), result, request } => {
                 self.io_done(volume, IoDone { token: IoToken(token), request, result });
             }
+            Event::Device(event) => self.device_event(event),
         }
     }
 
@@ -213,9 +227,14 @@ impl Shard {
             while self.volumes.contains(index) {
                 let (backend, mut io) = self.volume(index);
                 let Some(completion) = backend.reap(&mut io) else { break };
-                let (connection, request) = untag(completion.tag);
-                let key = connection as usize;
-                self.call(key, |session, cx| session.completed(request, completion.outcome, cx));
+                let (owner, request) = untag(completion.tag);
+                let outcome = completion.outcome;
+                if let Some(key) = queue_of(owner) {
+                    self.call_queue(key, |queue, cx| queue.completed(request, outcome, cx));
+                    continue;
+                }
+                let key = owner as usize;
+                self.call(key, |session, cx| session.completed(request, outcome, cx));
                 self.touch(key);
             }
         }
@@ -243,6 +262,7 @@ impl Shard {
         }
         // Keeps the allocation; serving a connection touches none.
         self.touched = touched;
+        retried |= self.settle_queues();
         if retried {
             // What was tried again may have ended at once, and nothing else would tell.
             self.reap();
@@ -321,12 +341,18 @@ impl Shard {
         self.inbox.closed();
         let mounted = &mut self.volumes[connection.volume];
         connection.session.closed(&mounted.recorder);
+        self.release(connection.volume);
+    }
+
+    /// One user of the volume is gone.
+    pub(crate) fn release(&mut self, volume: usize) {
+        let mounted = &mut self.volumes[volume];
         mounted.users -= 1;
         mounted.recorder.add_connections(-1);
         if mounted.users == 0 {
-            self.volumes.remove(connection.volume);
+            self.volumes.remove(volume);
         }
-        if self.connections.is_empty() {
+        if self.volumes.is_empty() {
             self.pool.release();
         }
     }
@@ -335,6 +361,7 @@ impl Shard {
         while let Some(command) = self.inbox.take() {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
+                Command::ServeQueue(assignment) => self.open_queue(assignment),
                 Command::Stop => self.begin_stop(),
             }
         }
@@ -362,9 +389,7 @@ impl Shard {
             dead: false,
             touched: false,
         });
-        let mounted = &mut self.volumes[index];
-        mounted.users += 1;
-        mounted.recorder.add_connections(1);
+        self.retain(index);
         // The client may have sent requests right behind its last option.
         self.call(key, |session, cx| session.received(&mut [], cx));
         if self.stop_by.is_some() {
@@ -373,7 +398,14 @@ impl Shard {
         self.touch(key);
     }
 
-    fn mount(
+    /// One more user of the volume.
+    pub(crate) fn retain(&mut self, volume: usize) {
+        let mounted = &mut self.volumes[volume];
+        mounted.users += 1;
+        mounted.recorder.add_connections(1);
+    }
+
+    pub(crate) fn mount(
         &mut self,
         volume: &Arc<dyn Volume>,
         stats: &VolumeStats,

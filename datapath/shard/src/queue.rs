@@ -1,0 +1,124 @@
+//! What a queue of a block device looks like to the shard that serves it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use sheave_core::{Backend, ByteRange, Io, Nanos, Op, Outcome, Payload, Result, Submitted, Volume};
+use sheave_ring::DeviceCommand;
+use sheave_telemetry::{Recorder, VolumeStats};
+
+use crate::io::RingIo;
+use crate::session::tag;
+
+/// Marks the tags of queues, whose numbers overlap with those of connections.
+const QUEUE: u32 = 1 << 30;
+
+/// A queue whose requests the kernel hands over as the ends of commands, one slot each.
+///
+/// Calls come in turns: any number of `commanded`, `copied`, `completed`, `retry`; then
+/// `turn_ended` once.
+pub trait DeviceQueue: Send {
+    /// Offers all slots to the kernel.
+    fn start(&mut self, cx: &mut QueueCx<'_>);
+
+    /// A command about this slot has ended; a negative result is an error number.
+    fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>);
+
+    /// A copy between the slot's request and memory has ended.
+    fn copied(
+        &mut self,
+        slot: u32,
+        payload: Payload,
+        result: io::Result<usize>,
+        cx: &mut QueueCx<'_>,
+    );
+
+    /// An op that was queued has ended.
+    fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>);
+
+    /// Room may have come: submits again what the backend had no room for.
+    fn retry(&mut self, cx: &mut QueueCx<'_>);
+
+    /// Whether the backend had no room for an op.
+    fn is_stalled(&self) -> bool;
+
+    /// The answers of this turn go to the kernel now.
+    fn turn_ended(&mut self, now: Nanos, recorder: &Recorder);
+
+    /// Whether neither the kernel nor the backend holds anything of it.
+    fn is_finished(&self) -> bool;
+}
+
+/// A queue, ready to be served.
+pub struct QueueAssignment {
+    /// The driver's file for commands and copies.
+    pub device: OwnedFd,
+    /// The protocol state.
+    pub queue: Box<dyn DeviceQueue>,
+    /// What it serves.
+    pub volume: Arc<dyn Volume>,
+    /// Where its latencies go.
+    pub stats: Arc<VolumeStats>,
+    /// Is told once whether the shard serves it.
+    pub started: SyncSender<Result<()>>,
+}
+
+/// The shard, as a queue sees it during a call.
+pub struct QueueCx<'a> {
+    pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) io: RingIo<'a>,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) device: &'a OwnedFd,
+    pub(crate) queue: u32,
+}
+
+impl QueueCx<'_> {
+    /// The time at which this turn began.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.io.now()
+    }
+
+    /// Where counts go.
+    #[must_use]
+    pub fn recorder(&self) -> &Recorder {
+        self.recorder
+    }
+
+    /// Memory for the data of a write, see [`Backend::write_buffer`].
+    pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
+        self.backend.write_buffer(range, &mut self.io)
+    }
+
+    /// Gives memory back that is not needed any more.
+    pub fn recycle(&mut self, payload: Payload) {
+        self.io.recycle(payload);
+    }
+
+    /// Starts the op of this slot.
+    pub fn submit(&mut self, op: Op, slot: u32) -> Submitted {
+        self.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
+    }
+
+    /// Sends a command about this slot.
+    pub fn command(&mut self, command: &DeviceCommand, slot: u32) {
+        self.io.ring.command(self.device, command, (self.queue, slot));
+    }
+
+    /// Copies the data of the slot's request, which is at `at`, to memory.
+    pub fn copy_from_device(&mut self, at: u64, payload: Payload, slot: u32) {
+        self.io.ring.copy_from_device(self.device, at, payload, (self.queue, slot));
+    }
+
+    /// Copies memory to the slot's request, and sends the command once that has worked.
+    pub fn copy_to_device(&mut self, at: u64, payload: Payload, then: &DeviceCommand, slot: u32) {
+        self.io.ring.copy_to_device(self.device, at, payload, then, (self.queue, slot));
+    }
+}
+
+/// Which queue a tag's owner is, if it is none of the connections.
+pub(crate) fn queue_of(owner: u32) -> Option<usize> {
+    (owner & QUEUE != 0).then_some((owner & !QUEUE) as usize)
+}
