@@ -52,8 +52,14 @@ impl Memory {
             return Err(Error::new(ErrorKind::TooLarge, "create", why));
         }
         let block = BlockSizes::default();
-        let info =
-            VolumeInfo { size, block, read_only: false, rotational: false, can: Capabilities::ALL };
+        let info = VolumeInfo {
+            size,
+            block,
+            read_only: false,
+            rotational: false,
+            volatile: true,
+            can: Capabilities::ALL,
+        };
         let leaves = (0..size.div_ceil(LEAF)).map(|_| OnceLock::new()).collect();
         Ok(Self { store: Arc::new(Store { info, leaves }) })
     }

@@ -21,7 +21,8 @@ impl Null {
     pub fn new(size: u64) -> Self {
         let can = Capabilities::ALL;
         let block = BlockSizes::default();
-        let info = VolumeInfo { size, block, read_only: false, rotational: false, can };
+        let info =
+            VolumeInfo { size, block, read_only: false, rotational: false, volatile: false, can };
         Self { info: Arc::new(info) }
     }
 }

@@ -18,9 +18,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["sheave-core", "sheave-proto", "sheave-ring", "sheave-telemetry", "sheave-shard"],
     ),
     ("sheave-knbd", &["sheave-core", "sheave-proto"]),
+    ("sheave-ublk", &["sheave-core", "sheave-ring", "sheave-telemetry", "sheave-shard"]),
     (
         "sheave-devices",
-        &["sheave-core", "sheave-knbd", "sheave-nbd", "sheave-shard", "sheave-telemetry"],
+        &[
+            "sheave-core",
+            "sheave-knbd",
+            "sheave-nbd",
+            "sheave-shard",
+            "sheave-telemetry",
+            "sheave-ublk",
+        ],
     ),
     ("sheave-control", &[]),
     ("sheave-backends", &["sheave-core"]),

@@ -52,6 +52,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
             block,
             read_only: options.read_only,
             rotational: is_device && is_rotational(&metadata),
+            volatile: false,
             can: capabilities(options, seek::is_supported(&file)),
         },
         name,

@@ -20,6 +20,7 @@ pub(crate) fn serve(socket: &mut UnixStream, size: u64) -> Result<()> {
             block: BlockSizes::default(),
             read_only: false,
             rotational: false,
+            volatile: false,
             can: Capabilities { flush: true, multi_conn: true, ..Capabilities::default() },
         },
         tls_only: false,

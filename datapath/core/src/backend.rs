@@ -66,6 +66,8 @@ pub struct VolumeInfo {
     pub read_only: bool,
     /// On rotating media.
     pub rotational: bool,
+    /// Its content is gone with the process that has it open.
+    pub volatile: bool,
     /// Which ops it has.
     pub can: Capabilities,
 }

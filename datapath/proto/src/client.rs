@@ -159,6 +159,7 @@ impl ClientNegotiated {
             block: self.block,
             read_only: self.has(flag::READ_ONLY),
             rotational: self.has(flag::ROTATIONAL),
+            volatile: false,
             can: Capabilities {
                 flush: self.has(flag::SEND_FLUSH),
                 fua: self.has(flag::SEND_FUA),

@@ -85,6 +85,7 @@ fn serve(mut stream: UnixStream, script: Script, closing: bool) -> Option<()> {
         block: Default::default(),
         read_only: false,
         rotational: false,
+        volatile: false,
         can,
     };
     let exports =

@@ -59,6 +59,7 @@ impl<'a> Source<'a> {
             block: BlockSizes { minimum, preferred: minimum.max(512), maximum_payload: 1 << 20 },
             read_only: has(0),
             rotational: has(1),
+            volatile: false,
             can: Capabilities {
                 flush: has(2),
                 fua: has(3),
@@ -82,6 +83,7 @@ fn exports() -> Vec<Export> {
             block: BlockSizes::default(),
             read_only: false,
             rotational: false,
+            volatile: false,
             can: Capabilities::default(),
         },
         tls_only,

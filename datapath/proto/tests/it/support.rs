@@ -15,6 +15,7 @@ pub(crate) fn volume() -> VolumeInfo {
         block: BlockSizes { minimum: 512, preferred: 4096, maximum_payload: 32 << 20 },
         read_only: false,
         rotational: false,
+        volatile: false,
         can: Capabilities::ALL,
     }
 }

@@ -1,0 +1,138 @@
+//! Commands to /dev/ublk-control.
+
+use std::fs::File;
+use std::io;
+
+use sheave_core::{Error, Result};
+use sheave_ring::ControlRing;
+
+use crate::uapi::{DeviceInfo, control, feature};
+
+const CONTROL: &str = "/dev/ublk-control";
+/// "Whichever number is free."
+const ANY: u32 = u32::MAX;
+/// What the driver must be able to do: devices outlive their server, and data is copied straight
+/// from and to a volume's memory. All of it came by Linux 6.5.
+const NEEDED: u64 = feature::USER_RECOVERY
+    | feature::USER_RECOVERY_REISSUE
+    | feature::CMD_IOCTL_ENCODE
+    | feature::USER_COPY;
+
+/// The driver.
+pub(crate) struct Control(ControlRing);
+
+/// Tells whether the driver is there and can do what is needed, without making a device.
+///
+/// # Errors
+/// [`sheave_core::ErrorKind::NotFound`] when it is not loaded, otherwise what it lacks or why it
+/// cannot be asked.
+pub fn check() -> Result<()> {
+    let mut control = Control::open()?;
+    let has = control.features()?;
+    if has & NEEDED == NEEDED {
+        return Ok(());
+    }
+    let what = "the kernel's driver is older than Linux 6.5; use nbd";
+    Err(Error::new(sheave_core::ErrorKind::Unsupported, "ublk", what))
+}
+
+/// Makes a device that is never started, and ends it. On some kernels that kills or hangs whoever
+/// asks, so let a process do it that can be spared, and wait for a bounded time.
+///
+/// # Errors
+/// As [`check`], and what the driver says.
+pub fn probe() -> Result<()> {
+    check()?;
+    let mut control = Control::open()?;
+    let info = control.add(1, 1, 4096, 0)?;
+    control.delete(info.id)
+}
+
+impl Control {
+    pub(crate) fn open() -> Result<Self> {
+        let opened = File::options().read(true).write(true).open(CONTROL);
+        let driver = opened.map_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "the kernel's driver is not loaded; try: modprobe ublk_drv"
+                }
+                _ => CONTROL,
+            };
+            Error::from_io("ublk", what, error)
+        })?;
+        let ring = ControlRing::new(driver)
+            .map_err(|error| Error::from_io("ublk", "io_uring with long entries", error))?;
+        Ok(Self(ring))
+    }
+
+    pub(crate) fn features(&mut self) -> Result<u64> {
+        let mut bytes = [0; 8];
+        self.call(control::GET_FEATURES, ANY, 0, &mut bytes)?;
+        #[expect(clippy::host_endian_bytes, reason = "the kernel's are in the host's order")]
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    /// Adds a device, whose number the driver chooses.
+    pub(crate) fn add(
+        &mut self,
+        queues: u16,
+        depth: u16,
+        io_max_bytes: u32,
+        mark: u64,
+    ) -> Result<DeviceInfo> {
+        let wanted =
+            DeviceInfo { queues, depth, state: 0, io_max_bytes, id: ANY, features: NEEDED, mark };
+        let mut bytes = wanted.to_bytes();
+        self.call(control::ADD_DEV, ANY, 0, &mut bytes)?;
+        Ok(DeviceInfo::of_bytes(&bytes))
+    }
+
+    pub(crate) fn info(&mut self, id: u32) -> Result<DeviceInfo> {
+        let mut bytes = [0; DeviceInfo::LEN];
+        self.call(control::GET_DEV_INFO, id, 0, &mut bytes)?;
+        Ok(DeviceInfo::of_bytes(&bytes))
+    }
+
+    pub(crate) fn set_parameters(&mut self, id: u32, parameters: &mut [u8]) -> Result<()> {
+        self.call(control::SET_PARAMS, id, 0, parameters)
+    }
+
+    /// Starts the device once all slots of all queues have been offered, and returns when the
+    /// kernel has read its partition table.
+    pub(crate) fn start(&mut self, id: u32) -> Result<()> {
+        self.call(control::START_DEV, id, own_pid(), &mut [])
+    }
+
+    pub(crate) fn stop(&mut self, id: u32) -> Result<()> {
+        self.call(control::STOP_DEV, id, 0, &mut [])
+    }
+
+    /// Ends the device; its number is free once nobody has it open.
+    pub(crate) fn delete(&mut self, id: u32) -> Result<()> {
+        self.call(control::DEL_DEV_ASYNC, id, 0, &mut [])
+    }
+
+    /// Takes the device over from a server that is gone; `Busy` as long as it is not.
+    pub(crate) fn start_recovery(&mut self, id: u32) -> Result<()> {
+        self.call(control::START_USER_RECOVERY, id, 0, &mut [])
+    }
+
+    /// Lets requests flow again, once all slots of all queues have been offered.
+    pub(crate) fn end_recovery(&mut self, id: u32) -> Result<()> {
+        self.call(control::END_USER_RECOVERY, id, own_pid(), &mut [])
+    }
+
+    fn call(&mut self, command: u32, id: u32, data: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.call(command, id, data, buffer).map_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::PermissionDenied => "the kernel's driver wants CAP_SYS_ADMIN",
+                _ => "the kernel's driver",
+            };
+            Error::from_io("ublk", what, error)
+        })
+    }
+}
+
+fn own_pid() -> u64 {
+    std::process::id().into()
+}

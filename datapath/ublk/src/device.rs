@@ -1,0 +1,220 @@
+//! Devices: made, served again after a crash, ended.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_ring::Descriptors;
+use sheave_shard::{Engine, QueueAssignment};
+use sheave_telemetry::VolumeStats;
+
+use crate::control::Control;
+use crate::queue::UblkQueue;
+use crate::uapi::{DeviceInfo, parameters};
+
+/// Requests that each queue may have out.
+const DEPTH: u16 = 128;
+/// The longest request: what other block drivers take, and what a network store likes.
+const IO_MAX_BYTES: u32 = 1 << 20;
+/// The kernel does it at once; udev may be slow.
+const FILE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A dead server is cleaned up by the kernel within milliseconds, unless its disks are slow.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a device that was ended may be held by who has it open.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(1);
+
+/// A device of the ublk driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    id: u32,
+}
+
+/// What serves a device.
+#[derive(Clone, Copy)]
+pub struct Front<'a> {
+    /// The engine, which must be the ring's.
+    pub engine: &'a Engine,
+    /// The volume.
+    pub volume: &'a Arc<dyn Volume>,
+    /// Where its latencies go.
+    pub stats: &'a Arc<VolumeStats>,
+}
+
+/// Makes a device with blocks of `block` bytes and returns when it is live. The kernel keeps
+/// `mark`, by which [`recover`] knows the device. `made` is called before anybody can use it.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Unsupported`] when it is too
+/// old or the engine has no ring, what `made` says, and what the kernel says.
+pub fn attach(
+    front: Front<'_>,
+    block: u32,
+    mark: u64,
+    made: impl FnOnce(Device) -> Result<()>,
+) -> Result<Device> {
+    let info = front.volume.info();
+    let queues = front.engine.device_queues();
+    if queues == 0 {
+        let what = "ublk needs io_uring, which this daemon does not use; use nbd";
+        return Err(Error::new(ErrorKind::Unsupported, "attach", what));
+    }
+    let mut control = Control::open()?;
+    let io_max_bytes = IO_MAX_BYTES.min(info.block.maximum_payload);
+    let queues = u16::try_from(queues).unwrap_or(u16::MAX);
+    let added = control.add(queues, DEPTH, io_max_bytes, mark)?;
+    let device = Device { id: added.id };
+    let live = (|| {
+        control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
+        made(device)?;
+        serve(front, &added)?;
+        control.start(added.id)
+    })();
+    if let Err(error) = live {
+        // The caller has not learned of it, so nobody else would end it.
+        let _ = device.detach(None);
+        return Err(error);
+    }
+    Ok(device)
+}
+
+/// The device of this number, if it has this mark.
+///
+/// # Errors
+/// What the kernel says.
+pub fn find(id: u32, mark: u64) -> Result<Option<Device>> {
+    match Control::open().and_then(|mut control| control.info(id)) {
+        Ok(info) => Ok((info.mark == mark).then_some(Device { id })),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Serves a device again whose server has died, and returns when its requests flow. The kernel
+/// issues those again that were in flight.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is no such device, or it has another mark;
+/// [`ErrorKind::Busy`] when its server has not died; [`ErrorKind::Invalid`] when the engine has
+/// fewer shards than the device queues; what the kernel says.
+pub fn recover(front: Front<'_>, device: Device, mark: u64) -> Result<()> {
+    let mut control = Control::open()?;
+    let info = control.info(device.id)?;
+    let queues = front.engine.device_queues();
+    if info.mark != mark {
+        let why = format!("{device} is not the device it was");
+        return Err(Error::new(ErrorKind::NotFound, "recover", why));
+    }
+    if usize::from(info.queues) > queues {
+        let why = format!("{device} needs {} shards, and there are {queues}", info.queues);
+        return Err(Error::new(ErrorKind::Invalid, "recover", why));
+    }
+    let begun = Instant::now();
+    while let Err(error) = control.start_recovery(device.id) {
+        if error.kind() != ErrorKind::Busy || begun.elapsed() > RECOVERY_TIMEOUT {
+            return Err(error);
+        }
+        sleep(POLL);
+    }
+    serve(front, &info)?;
+    control.end_recovery(device.id)
+}
+
+impl Device {
+    /// Its number.
+    #[must_use]
+    pub fn id(self) -> u32 {
+        self.id
+    }
+
+    /// Its name under /dev and /sys/block.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("ublkb{}", self.id)
+    }
+
+    /// Ends it. What the kernel has not written yet is lost, so write it before. `claim` is the
+    /// device itself, held open so that nobody could begin to use it.
+    ///
+    /// # Errors
+    /// What the kernel says; none when there is no such device any more.
+    pub fn detach(self, claim: Option<File>) -> Result<()> {
+        let mut control = Control::open()?;
+        let stopped = control.stop(self.id);
+        // The kernel keeps it for as long as it is open.
+        drop(claim);
+        match stopped.and_then(|()| control.delete(self.id)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        }
+        // Until then the number is not free, and the shards may hold the volume.
+        let begun = Instant::now();
+        while control.info(self.id).is_ok() {
+            if begun.elapsed() > DELETE_TIMEOUT {
+                tracing::warn!(device = %self, "ended, but somebody still has it open");
+                break;
+            }
+            sleep(POLL);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/dev/ublkb{}", self.id)
+    }
+}
+
+/// Hands all queues to the shards, and returns when they serve them.
+fn serve(front: Front<'_>, info: &DeviceInfo) -> Result<()> {
+    let device = open_device(info.id)?;
+    let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
+    let (started, outcomes) = sync_channel(usize::from(info.queues));
+    let mut queues = Vec::with_capacity(info.queues.into());
+    for number in 0..info.queues {
+        let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
+        let queue = UblkQueue::new(number, descriptors, info.depth, front.volume.info().size);
+        queues.push(QueueAssignment {
+            device: OwnedFd::from(device.try_clone().map_err(fail)?),
+            queue: Box::new(queue),
+            volume: Arc::clone(front.volume),
+            stats: Arc::clone(front.stats),
+            started: started.clone(),
+        });
+    }
+    drop((device, started));
+    front.engine.serve_queues(queues)?;
+    for _ in 0..info.queues {
+        let gone = |_| Error::new(ErrorKind::Io, "attach", "a shard has ended");
+        outcomes.recv().map_err(gone)??;
+    }
+    Ok(())
+}
+
+/// Opens the device's file for commands once its node is there.
+fn open_device(id: u32) -> Result<File> {
+    let path = format!("/dev/ublkc{id}");
+    // Copies would go to a kernel thread if the file were one that can wait.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+    let begun = Instant::now();
+    loop {
+        match options.open(&path) {
+            Ok(file) => return Ok(file),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::from_io("attach", path, error));
+            }
+            Err(_) if begun.elapsed() < FILE_TIMEOUT => sleep(POLL),
+            Err(error) => return Err(Error::from_io("attach", path, error)),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! One queue of a device: a slot for each request that the kernel may have out.
+
+use std::io;
+
+use sheave_core::{
+    ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Payload, Reply, Submitted,
+};
+use sheave_ring::{Descriptor, Descriptors};
+use sheave_shard::{DeviceQueue, QueueCx};
+use sheave_telemetry::{Recorder, Stage};
+
+use crate::uapi::{SECTOR_SHIFT, commit_and_fetch, fetch, flag, operation, position};
+
+/// The driver has a request.
+const OK: i32 = 0;
+/// A command behind a copy that failed (errno(3)).
+const ECANCELED: i32 = -125;
+/// What the driver answers when the device is being stopped.
+const ENODEV: i32 = -19;
+
+/// A queue, see [`DeviceQueue`].
+pub(crate) struct UblkQueue {
+    number: u16,
+    descriptors: Descriptors,
+    /// Bytes of the device.
+    size: u64,
+    slots: Vec<Slot>,
+    /// Slots that the kernel will hand no request to any more.
+    ended: usize,
+    /// Slots whose op the backend had no room for.
+    stalled: Vec<(u32, Op)>,
+    times: Vec<Timed>,
+}
+
+/// Who has a slot.
+enum Slot {
+    /// The kernel, or nobody.
+    Away,
+    /// The data of a write is being copied to memory.
+    Filling { range: ByteRange, fua: bool, start: Nanos },
+    /// The backend.
+    Busy { kind: OpKind, bytes: u64, start: Nanos, submitted: Nanos },
+    /// The data of a read is being copied to the request, and the answer follows it.
+    Answering,
+}
+
+/// An op that ended in this turn.
+struct Timed {
+    kind: OpKind,
+    start: Nanos,
+    submitted: Nanos,
+}
+
+impl UblkQueue {
+    pub(crate) fn new(number: u16, descriptors: Descriptors, depth: u16, size: u64) -> Self {
+        Self {
+            number,
+            descriptors,
+            size,
+            slots: (0..depth).map(|_| Slot::Away).collect(),
+            ended: 0,
+            stalled: Vec::new(),
+            times: Vec::new(),
+        }
+    }
+
+    /// Looks at the request that has arrived in this slot.
+    fn begin(&mut self, slot: u32, cx: &mut QueueCx<'_>) {
+        let Descriptor { op_flags, sectors, start_sector, .. } =
+            self.descriptors.get(slot as usize);
+        let fua = op_flags & flag::FUA != 0;
+        let operation = op_flags as u8;
+        if operation == operation::FLUSH {
+            return self.submit(slot, Op::Flush, cx.now(), cx);
+        }
+        let start = start_sector.checked_mul(1 << SECTOR_SHIFT);
+        let len = u64::from(sectors) << SECTOR_SHIFT;
+        let range = start.and_then(|start| ByteRange::within(start, len, self.size).ok());
+        let Some(range) = range else {
+            return self.refuse(slot, ErrorKind::Invalid, "request beyond the volume", cx);
+        };
+        let op = match operation {
+            operation::READ => Op::Read { range },
+            operation::WRITE => return self.fill(slot, range, fua, cx),
+            operation::DISCARD => Op::Trim { range, fua },
+            operation::WRITE_ZEROES => {
+                let no_hole = op_flags & flag::NOUNMAP != 0;
+                Op::WriteZeroes { range, fua, no_hole, fast: false }
+            }
+            _ => return self.refuse(slot, ErrorKind::Unsupported, "unknown operation", cx),
+        };
+        self.submit(slot, op, cx.now(), cx);
+    }
+
+    /// Fetches the data of a write.
+    fn fill(&mut self, slot: u32, range: ByteRange, fua: bool, cx: &mut QueueCx<'_>) {
+        let start = cx.now();
+        self.slots[slot as usize] = Slot::Filling { range, fua, start };
+        let payload = cx.write_buffer(range);
+        cx.copy_from_device(position(self.number, slot as u16), payload, slot);
+    }
+
+    fn submit(&mut self, slot: u32, op: Op, start: Nanos, cx: &mut QueueCx<'_>) {
+        let bytes = match op.kind() {
+            OpKind::Flush => 0,
+            _ => op.range().map_or(0, ByteRange::len),
+        };
+        let (kind, submitted) = (op.kind(), cx.now());
+        self.slots[slot as usize] = Slot::Busy { kind, bytes, start, submitted };
+        self.resubmit(slot, op, cx);
+    }
+
+    fn resubmit(&mut self, slot: u32, op: Op, cx: &mut QueueCx<'_>) {
+        match cx.submit(op, slot) {
+            Submitted::Done(outcome) => self.end(slot, outcome, cx),
+            Submitted::Queued => {}
+            Submitted::Full(op) => self.stalled.push((slot, op)),
+        }
+    }
+
+    /// Answers a request whose op has ended.
+    fn end(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
+        let was = std::mem::replace(&mut self.slots[slot as usize], Slot::Away);
+        let Slot::Busy { kind, bytes, start, submitted } = was else {
+            unreachable!("a backend ends what it was given, once")
+        };
+        self.times.push(Timed { kind, start, submitted });
+        // What the kernel is told of reads and writes is how much was done.
+        let done = i32::try_from(bytes).unwrap_or(0);
+        match outcome {
+            Ok(Reply::Data(payload)) if payload.len() as u64 == bytes => {
+                cx.recorder().add_bytes(kind, bytes);
+                self.slots[slot as usize] = Slot::Answering;
+                let then = commit_and_fetch(self.number, slot as u16, done);
+                cx.copy_to_device(position(self.number, slot as u16), payload, &then, slot);
+            }
+            Ok(Reply::Done) if kind != OpKind::Read => {
+                cx.recorder().add_bytes(kind, bytes);
+                self.answer(slot, done, cx);
+            }
+            Ok(_) => {
+                debug_assert!(false, "a backend answers what it was asked");
+                self.refuse(slot, ErrorKind::Io, "the volume gave a wrong answer", cx);
+            }
+            Err(error) => {
+                cx.recorder().add_error(kind);
+                tracing::debug!(%error, op = kind.name(), "request failed");
+                self.answer(slot, -error.kind().linux_errno(), cx);
+            }
+        }
+    }
+
+    fn refuse(&mut self, slot: u32, kind: ErrorKind, why: &str, cx: &mut QueueCx<'_>) {
+        let error = Error::new(kind, "ublk", format!("queue {}: {why}", self.number));
+        tracing::warn!(%error, "request refused");
+        self.answer(slot, -kind.linux_errno(), cx);
+    }
+
+    /// Tells the kernel how the slot's request ended, and takes the next.
+    fn answer(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
+        self.slots[slot as usize] = Slot::Away;
+        cx.command(&commit_and_fetch(self.number, slot as u16, result), slot);
+    }
+}
+
+impl DeviceQueue for UblkQueue {
+    fn start(&mut self, cx: &mut QueueCx<'_>) {
+        for slot in 0..self.slots.len() {
+            cx.command(&fetch(self.number, slot as u16), slot as u32);
+        }
+    }
+
+    fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
+        match result {
+            OK => self.begin(slot, cx),
+            // The copy before it has told why.
+            ECANCELED if matches!(self.slots[slot as usize], Slot::Answering) => {
+                self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+            }
+            _ => {
+                self.ended += 1;
+                if result != ENODEV {
+                    let error = io::Error::from_raw_os_error(-result);
+                    tracing::error!(%error, queue = self.number, slot, "slot given up");
+                }
+            }
+        }
+    }
+
+    fn copied(
+        &mut self,
+        slot: u32,
+        payload: Payload,
+        result: io::Result<usize>,
+        cx: &mut QueueCx<'_>,
+    ) {
+        let whole = matches!(result, Ok(count) if count == payload.len());
+        if !whole {
+            tracing::warn!(queue = self.number, slot, ?result, "the kernel did not copy all data");
+        }
+        match self.slots[slot as usize] {
+            Slot::Filling { range, fua, start } if whole => {
+                self.submit(slot, Op::Write { range, data: payload, fua }, start, cx);
+            }
+            Slot::Filling { .. } => {
+                cx.recycle(payload);
+                self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+            }
+            _ => cx.recycle(payload),
+        }
+    }
+
+    fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
+        self.end(slot, outcome, cx);
+    }
+
+    fn retry(&mut self, cx: &mut QueueCx<'_>) {
+        for (slot, op) in std::mem::take(&mut self.stalled) {
+            self.resubmit(slot, op, cx);
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
+    fn turn_ended(&mut self, now: Nanos, recorder: &Recorder) {
+        for Timed { kind, start, submitted } in self.times.drain(..) {
+            recorder.record(kind, Stage::Total, now.saturating_sub(start));
+            recorder.record(kind, Stage::Backend, now.saturating_sub(submitted));
+            recorder.record(kind, Stage::Queue, submitted.saturating_sub(start));
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.ended == self.slots.len()
+    }
+}
