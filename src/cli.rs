@@ -43,6 +43,9 @@ pub(crate) enum Command {
     Bench(commands::bench::Args),
     /// Tell what this node can do, and what to do about what it cannot
     Doctor(commands::doctor::Args),
+    /// Try in this process whether ublk works
+    #[command(name = crate::ublk::COMMAND, hide = true)]
+    ProbeUblk,
     /// Print shell completions
     Completions(commands::generate::Completions),
     /// Write man pages

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use sheave_backends::OpenOptions;
 use sheave_control::v1::control_server::{Control, ControlServer};
 use sheave_control::v1::{
     AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
     GetVersionResponse, ListDevicesRequest, ListDevicesResponse,
 };
 use sheave_core::{Error, ErrorKind};
-use sheave_devices::{Attached, Devices};
+use sheave_devices::{self as devices, Attached, Devices};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -39,7 +38,7 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     dir.create()?;
     let path = control_socket(dir);
-    let listener = listen(&path).await?;
+    let listener = listen(&path)?;
     tracing::info!(socket = %path.display(), "ready");
     let served = Server::builder()
         .add_service(ControlServer::new(Service { devices }))
@@ -49,14 +48,23 @@ pub(crate) async fn serve(
     served.context("control API")
 }
 
-/// Listens for this user only, in place of a daemon that is gone.
-async fn listen(path: &Path) -> Result<UnixListener> {
+/// Makes sure that no other daemon listens.
+///
+/// # Errors
+/// When one does, or that cannot be found out.
+pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
+    let path = control_socket(dir);
     let what = || format!("control socket {}", path.display());
-    match UnixStream::connect(path).await {
+    match UnixStream::connect(&path).await {
         Ok(_) => bail!("{}: another daemon listens there", what()),
-        Err(error) if is_nobody(&error) => {}
-        Err(error) => return Err(error).with_context(what),
+        Err(error) if is_nobody(&error) => Ok(()),
+        Err(error) => Err(error).with_context(what),
     }
+}
+
+/// Listens for this user only, in place of a daemon that is gone.
+fn listen(path: &Path) -> Result<UnixListener> {
+    let what = || format!("control socket {}", path.display());
     // Under its own name it must be found listening, and closed to others.
     let unfinished = path.with_extension("new");
     let _ = fs::remove_file(&unfinished);
@@ -91,15 +99,14 @@ impl Control for Service {
     ) -> Result<Response<AttachResponse>, Status> {
         check_peer(&request)?;
         let AttachRequest { volume, front, read_only } = request.into_inner();
-        if !matches!(Front::try_from(front), Ok(Front::Unspecified | Front::Nbd)) {
-            return Err(Status::unimplemented("this daemon has no such front; use nbd or auto"));
-        }
-        let attached = self
-            .blocking(move |devices| {
-                let options = OpenOptions { read_only };
-                devices.attach(&volume, read_only, || sheave_backends::open(&volume, &options))
-            })
-            .await?;
+        let front = match Front::try_from(front) {
+            Ok(Front::Unspecified) => None,
+            Ok(Front::Ublk) => Some(devices::Front::Ublk),
+            Ok(Front::Nbd) => Some(devices::Front::Nbd),
+            Err(_) => return Err(Status::unimplemented("this daemon has no such front")),
+        };
+        let attached =
+            self.blocking(move |devices| devices.attach(&volume, read_only, front)).await?;
         Ok(Response::new(AttachResponse { device: Some(message(attached)) }))
     }
 
@@ -154,8 +161,13 @@ fn message(attached: Attached) -> Device {
     Device {
         volume: attached.volume,
         path: attached.path.display().to_string(),
-        front: Front::Nbd.into(),
+        front: match attached.front {
+            devices::Front::Ublk => Front::Ublk,
+            devices::Front::Nbd => Front::Nbd,
+        }
+        .into(),
         read_only: attached.read_only,
         size_bytes: attached.size,
+        waiting: attached.waiting.unwrap_or_default(),
     }
 }

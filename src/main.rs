@@ -5,7 +5,9 @@ mod cli;
 mod commands;
 mod daemon;
 mod process;
+mod state_dir;
 mod telemetry;
+mod ublk;
 
 use std::process::ExitCode;
 

@@ -19,7 +19,7 @@ use crate::telemetry::RuntimeDir;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sheave attach disk.img                        prints /dev/nbd0
+  sheave attach disk.img                        prints /dev/ublkb0
   mkfs.ext4 $(sheave attach 'memory:?size=1G')
 
 Attaching the same volume once more prints the same device.")]
@@ -38,7 +38,7 @@ pub(crate) struct AttachArgs {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  sheave detach /dev/nbd0
+  sheave detach /dev/ublkb0
   sheave detach disk.img")]
 pub(crate) struct DetachArgs {
     /// A device, or a volume as it was attached
@@ -64,6 +64,8 @@ pub(crate) struct LsArgs {
 enum FrontArg {
     /// What this node can do best
     Auto,
+    /// The kernel's ublk driver
+    Ublk,
     /// The kernel's NBD client
     Nbd,
 }
@@ -73,6 +75,7 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
         volume: absolute(&args.volume).context("attach")?,
         front: match args.front {
             FrontArg::Auto => Front::Unspecified,
+            FrontArg::Ublk => Front::Ublk,
             FrontArg::Nbd => Front::Nbd,
         }
         .into(),
@@ -140,7 +143,11 @@ fn table(devices: &[Device]) -> String {
         bytes.set_cell_alignment(CellAlignment::Right);
     }
     for device in devices {
-        let mode = if device.read_only { "ro" } else { "rw" };
+        let mode = match (device.read_only, device.waiting.is_empty()) {
+            (_, false) => "waits",
+            (true, _) => "ro",
+            (false, _) => "rw",
+        };
         let bytes = device.size_bytes.to_string();
         table.add_row([&device.path, front(device), &bytes, mode, &device.volume]);
     }
@@ -157,6 +164,7 @@ fn json(devices: &[Device]) -> String {
                 "size_bytes": device.size_bytes,
                 "read_only": device.read_only,
                 "volume": device.volume,
+                "waiting": (!device.waiting.is_empty()).then_some(&device.waiting),
             })
         })
         .collect();

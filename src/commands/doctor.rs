@@ -92,7 +92,12 @@ impl Finding {
 /// # Errors
 /// When standard output cannot be written.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let mut findings = vec![uring(sheave_ring::probe())];
+    let is_root = rustix::process::geteuid().is_root();
+    let mut findings = vec![
+        uring(sheave_ring::probe()),
+        ublk(is_root.then(crate::ublk::probe)),
+        nbd(sheave_knbd::is_available()),
+    ];
     findings.extend(Node::this().findings());
     let colored = io::stdout().is_terminal();
     let text = if args.json {
@@ -115,6 +120,33 @@ fn lines(finding: &Finding, colored: bool) -> String {
     let word = if colored { format!("\x1b[{color}m{word}\x1b[0m") } else { word };
     let advice = advice.iter().map(|advice| format!("{:25}→ {advice}\n", ""));
     format!("{word} {name:15} {detail}\n{}", advice.collect::<String>())
+}
+
+/// What making a ublk device came to, if it could be tried.
+fn ublk(probed: Option<sheave_core::Result<()>>) -> Finding {
+    let name = "ublk device";
+    match probed {
+        Some(Ok(())) => Finding::ok(name, "works: `sheave attach` makes /dev/ublkbN"),
+        Some(Err(error)) => {
+            let advice = "`modprobe ublk_drv` as root, on Linux 6.5 and later; until then \
+                          `sheave attach` makes slower /dev/nbdN, and serving does not need it";
+            Finding::missing(name, error.to_string(), advice)
+        }
+        None => Finding::unused(name, "not tried: only root can make devices"),
+    }
+}
+
+/// What asking for the kernel's NBD client came to.
+fn nbd(found: io::Result<()>) -> Finding {
+    let name = "nbd device";
+    match found {
+        Ok(()) => Finding::ok(name, "works: /dev/nbdN by `sheave attach` or nbd-client"),
+        Err(error) => {
+            let advice = "`modprobe nbd` as root if there is to be /dev/nbdN here; serving does \
+                          not need it";
+            Finding::missing(name, format!("the nbd driver is not there: {error}"), advice)
+        }
+    }
 }
 
 /// What trying io_uring came to.
@@ -168,14 +200,7 @@ impl Node {
     }
 
     fn findings(&self) -> Vec<Finding> {
-        vec![
-            self.kernel(),
-            self.uring_sysctl(),
-            self.nofile(),
-            self.nbd(),
-            self.ublk(),
-            self.ktls(),
-        ]
+        vec![self.kernel(), self.uring_sysctl(), self.nofile(), self.ktls()]
     }
 
     fn kernel(&self) -> Finding {
@@ -216,23 +241,6 @@ impl Node {
         }
     }
 
-    fn nbd(&self) -> Finding {
-        let name = "nbd device";
-        if self.exists("sys/module/nbd") || self.exists("dev/nbd0") {
-            return Finding::ok(name, "the nbd driver is loaded: nbd-client can attach an export");
-        }
-        let advice = "serving does not need it; `modprobe nbd` as root if nbd-client is to attach \
-                      an export here, as /dev/nbdN";
-        Finding::missing(name, "the nbd driver is not loaded", advice)
-    }
-
-    fn ublk(&self) -> Finding {
-        let name = "ublk device";
-        let there = if self.exists("dev/ublk-control") { "is there" } else { "is not there" };
-        let detail = format!("/dev/ublk-control {there}; this version makes no /dev/ublkbN");
-        Finding::unused(name, detail)
-    }
-
     fn ktls(&self) -> Finding {
         let name = "kernel TLS";
         let ulps = self.read("proc/sys/net/ipv4/tcp_available_ulp").unwrap_or_default();
@@ -259,10 +267,6 @@ impl Node {
              connection takes one or two"
         );
         Finding::limited("open files", detail, advice)
-    }
-
-    fn exists(&self, path: &str) -> bool {
-        self.root.join(path).exists()
     }
 
     fn read(&self, path: &str) -> Option<String> {
@@ -303,15 +307,13 @@ mod tests {
 
     #[test]
     fn a_bare_node_lacks_drivers_and_limits() {
-        use Status::{Limited, Missing, Ok, Unused};
+        use Status::{Limited, Ok, Unused};
         let root = tempfile::tempdir().unwrap();
         let bare = node(root.path());
         let expected = [
             ("kernel", Ok),
             ("io_uring sysctl", Ok),
             ("open files", Limited),
-            ("nbd device", Missing),
-            ("ublk device", Unused),
             ("kernel TLS", Unused),
         ];
         assert_eq!(statuses(&bare), expected);
@@ -325,15 +327,12 @@ mod tests {
     fn a_prepared_node_lacks_nothing() {
         let root = tempfile::tempdir().unwrap();
         put(root.path(), "proc/sys/kernel/io_uring_disabled", "0\n");
-        put(root.path(), "sys/module/nbd/refcnt", "0\n");
-        put(root.path(), "dev/ublk-control", "");
         put(root.path(), "proc/sys/net/ipv4/tcp_available_ulp", "espintcp mptcp tls\n");
         let unlimited = Rlimit { current: None, maximum: None };
         let prepared = Node { nofile: unlimited, ..node(root.path()) };
         for finding in prepared.findings() {
             assert!(matches!(finding.status, Status::Ok | Status::Unused), "{finding:?}");
             assert!(!finding.detail.contains("not loaded"), "{finding:?}");
-            assert!(!finding.detail.contains("not there"), "{finding:?}");
         }
     }
 
@@ -372,6 +371,16 @@ mod tests {
         assert!(findings[1].detail.ends_with("DEFER_TASKRUN and plain files"));
         assert!(findings[3].advice.as_ref().is_some_and(|advice| advice.contains("seccomp")));
         assert!(findings[4].detail.contains("os error 38"), "{:?}", findings[4]);
+    }
+
+    #[test]
+    fn what_trying_devices_came_to_is_told() {
+        let refused = || sheave_core::Error::new(sheave_core::ErrorKind::Unsupported, "ublk", "no");
+        let statuses = [ublk(Some(Ok(()))), ublk(Some(Err(refused()))), ublk(None)]
+            .map(|finding| finding.status);
+        assert_eq!(statuses, [Status::Ok, Status::Missing, Status::Unused]);
+        let absent = nbd(Err(io::Error::from(rustix::io::Errno::NOENT)));
+        assert!(absent.advice.is_some() && nbd(Ok(())).advice.is_none());
     }
 
     #[test]

@@ -6,13 +6,18 @@ use std::process::Command;
 use sheave_tests::skip;
 
 #[test]
-fn volumes_are_nbd_devices() {
-    case("attach-nbd.sh");
+fn volumes_are_devices() {
+    case("attach.sh");
 }
 
 #[test]
 fn what_cannot_be_attached_is_said() {
-    case("attach-errors.sh");
+    case("errors.sh");
+}
+
+#[test]
+fn devices_outlive_their_daemon() {
+    case("recover.sh");
 }
 
 /// Runs a case in the guest that all tests of this run share, if there is one.

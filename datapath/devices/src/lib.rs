@@ -1,26 +1,71 @@
-//! Volumes as block devices of this node: which volume is which device.
+//! Volumes as block devices of this node: which volume is which device, also after a crash.
 #![forbid(unsafe_code)]
 
+mod block;
+mod front;
+mod records;
+mod recovery;
+
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
-use sheave_knbd::{Device, Timeouts};
-use sheave_shard::{Assignment, Clock, Engine, EngineConfig};
+use sheave_shard::{Clock, Engine, EngineConfig};
 use sheave_telemetry::Registry;
 
-/// A server that does not answer for so long is taken for dead. Above the worst stall of a volume,
-/// since the kernel sends the request again and the first may still be carried out.
-const TIMEOUTS: Timeouts = Timeouts { request_s: 600, dead_connection_s: 600 };
+use crate::block::{BlockDevice, block_size};
+use crate::front::{Device, Served};
+use crate::records::{Record, Records};
+
+pub use crate::front::Front;
+
+/// What the devices of a daemon are made with.
+pub struct DevicesConfig {
+    /// How they are served.
+    pub engine: EngineConfig,
+    /// Where what must survive a crash is kept.
+    pub records: PathBuf,
+    /// Opens a volume, read-only if that is said.
+    pub open: Opener,
+    /// Tells whether ublk works here. Asked until it does.
+    pub probe_ublk: fn() -> Result<()>,
+}
+
+/// Opens a volume by its name.
+pub type Opener = Box<dyn Fn(&str, bool) -> Result<Arc<dyn Volume>> + Send + Sync>;
 
 /// The devices of one daemon. All calls may wait for the kernel.
 pub struct Devices {
     engine: Engine,
     registry: Arc<Registry>,
+    records: Records,
+    open: Opener,
+    probe_ublk: fn() -> Result<()>,
     /// By volume. An entry's own lock is held while its device is made or ended, so that others
     /// are not held up.
-    entries: Mutex<BTreeMap<String, Arc<Mutex<Option<Attached>>>>>,
+    entries: Mutex<BTreeMap<String, Arc<Mutex<Entry>>>>,
+}
+
+/// What is known of a volume.
+#[derive(Default)]
+enum Entry {
+    #[default]
+    Free,
+    Attached(Live),
+    /// A device of a daemon that died, whose volume cannot be served yet.
+    Waiting {
+        device: Device,
+        record: Record,
+        why: String,
+    },
+}
+
+/// A device that is served.
+struct Live {
+    device: Device,
+    record: Record,
 }
 
 /// A volume that is a device.
@@ -28,68 +73,56 @@ pub struct Devices {
 pub struct Attached {
     /// The volume, as it was asked for.
     pub volume: String,
-    /// Such as `/dev/nbd0`.
+    /// Such as `/dev/ublkb0`.
     pub path: PathBuf,
+    /// How it is made.
+    pub front: Front,
     /// Whether it cannot be written.
     pub read_only: bool,
     /// Bytes.
     pub size: u64,
-    device: Device,
+    /// Why its I/O waits, after a crash.
+    pub waiting: Option<String>,
 }
 
 impl Devices {
-    /// Starts the engine.
+    /// Starts the engine. [`Devices::recover`] finds the devices of a predecessor.
     ///
     /// # Errors
-    /// When the engine cannot be had.
-    pub fn start(config: EngineConfig, registry: Arc<Registry>) -> Result<Self> {
-        let engine = Engine::start(config, Clock::start())?;
-        Ok(Self { engine, registry, entries: Mutex::default() })
+    /// When the engine cannot be had, or another daemon has the records.
+    pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
+        let DevicesConfig { engine, records, open, probe_ublk } = config;
+        let records = Records::open(records)?;
+        let engine = Engine::start(engine, Clock::start())?;
+        Ok(Self { engine, registry, records, open, probe_ublk, entries: Mutex::default() })
     }
 
-    /// Makes a volume a device; the device it already is, if there is one. `open` is called only if
-    /// there is none.
+    /// Makes a volume a device; the device it already is, if there is one. Without a `front` it is
+    /// what this node can do best.
     ///
     /// # Errors
-    /// What `open` and the kernel say; [`ErrorKind::Invalid`] when the volume is a device already
-    /// that can be written while this one must not be, or the other way round.
-    pub fn attach(
-        &self,
-        name: &str,
-        read_only: bool,
-        open: impl FnOnce() -> Result<Arc<dyn Volume>>,
-    ) -> Result<Attached> {
+    /// What the volume and the kernel say; [`ErrorKind::Busy`] when the volume is a device already
+    /// that is not as it is asked for; [`ErrorKind::Unsupported`] when no front works here.
+    pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
         let entry = Arc::clone(self.entries().entry(name.to_owned()).or_default());
-        let mut attached = lock(&entry);
-        if let Some(attached) = &*attached {
-            if attached.read_only != read_only && !attached.read_only {
-                let path = attached.path.display();
-                let why = format!("{name} is {path} already, for writing; detach it first");
-                return Err(Error::new(ErrorKind::Busy, "attach", why));
-            }
-            return Ok(attached.clone());
+        let mut entry = lock(&entry);
+        if matches!(*entry, Entry::Waiting { .. }) {
+            self.resume(&mut entry)?;
         }
-        let volume = open()?;
-        let info = volume.info().clone();
-        let stats = self.registry.volume(name);
-        let device = sheave_knbd::attach(&info, 1, TIMEOUTS, name, |socket| {
-            self.engine.serve(Assignment {
-                socket,
-                session: sheave_nbd::kernel_session(&info),
-                volume: Arc::clone(&volume),
-                stats: Arc::clone(&stats),
-            })
-        })?;
-        tracing::info!(volume = name, %device, "attached");
-        let made = Attached {
-            volume: name.to_owned(),
-            path: device.path(),
-            read_only: info.read_only,
-            size: info.size,
-            device,
+        let attached = match &*entry {
+            Entry::Attached(live) => {
+                let attached = live.attached();
+                check_same(&attached, read_only, front)?;
+                attached
+            }
+            _ => {
+                let live = self.make(name, read_only, front)?;
+                let attached = live.attached();
+                *entry = Entry::Attached(live);
+                attached
+            }
         };
-        *attached = Some(made.clone());
-        Ok(made)
+        Ok(attached)
     }
 
     /// Ends the device that is at this path or is this volume.
@@ -98,27 +131,27 @@ impl Devices {
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
     /// `force` is not said, and what the kernel says.
     pub fn detach(&self, target: &str, force: bool) -> Result<()> {
-        let entry = self.find(target).ok_or_else(|| {
+        let (name, entry) = self.find(target).ok_or_else(|| {
             let why =
                 format!("{target}: neither a device nor a volume of this daemon; see: sheave ls");
             Error::new(ErrorKind::NotFound, "detach", why)
         })?;
-        let mut attached = lock(&entry);
-        let Some(found) = &*attached else { return Ok(()) };
-        let users = if force { Vec::new() } else { found.device.users()? };
-        if !users.is_empty() {
-            let why = format!(
-                "{} is in use: {}; unmount it first",
-                found.path.display(),
-                users.join(", ")
-            );
-            return Err(Error::new(ErrorKind::Busy, "detach", why));
-        }
-        found.device.disconnect()?;
-        tracing::info!(volume = found.volume, device = %found.device, "detached");
-        let name = found.volume.clone();
-        *attached = None;
-        drop(attached);
+        let mut entry = lock(&entry);
+        let (device, record) = match &*entry {
+            Entry::Free => return Ok(()),
+            Entry::Attached(live) => (live.device, &live.record),
+            Entry::Waiting { device, why, .. } if !force => {
+                let why = format!("{device} waits for its volume ({why}); --force fails its I/O");
+                return Err(Error::new(ErrorKind::Busy, "detach", why));
+            }
+            Entry::Waiting { device, record, .. } => (*device, record),
+        };
+        let claim = if force { None } else { Some(BlockDevice::new(device.name()).claim()?) };
+        device.end(claim)?;
+        self.records.remove(record);
+        tracing::info!(volume = name, %device, "detached");
+        *entry = Entry::Free;
+        drop(entry);
         let mut entries = self.entries();
         // Unless somebody attaches it again just now.
         if entries.get(&name).is_some_and(|entry| Arc::strong_count(entry) <= 2) {
@@ -130,8 +163,7 @@ impl Devices {
     /// All devices, by volume.
     #[must_use]
     pub fn list(&self) -> Vec<Attached> {
-        let entries: Vec<_> = self.entries().values().map(Arc::clone).collect();
-        entries.iter().filter_map(|entry| lock(entry).clone()).collect()
+        self.snapshot().iter().filter_map(|(_, entry)| lock(entry).attached()).collect()
     }
 
     /// Ends all devices that nothing uses, and answers how many are left.
@@ -144,16 +176,135 @@ impl Devices {
         self.list().len()
     }
 
-    fn find(&self, target: &str) -> Option<Arc<Mutex<Option<Attached>>>> {
-        if let Some(entry) = self.entries().get(target) {
-            return Some(Arc::clone(entry));
+    fn make(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Live> {
+        let volume = (self.open)(name, read_only)?;
+        let info = volume.info();
+        let block = block_size(info)?;
+        let front = self.choose(front)?;
+        let mark = RandomState::new().build_hasher().finish();
+        let mut record = Record::new(name, info.read_only, front, info.size, mark);
+        self.records.save(&record)?;
+        let stats = self.registry.volume(name);
+        let served = Served { engine: &self.engine, volume: &volume, stats: &stats };
+        let made = served.attach(&record.clone(), block, |device| {
+            record.id = Some(device.id());
+            self.records.save(&record)
+        });
+        let live = made.and_then(|device| {
+            let block_device = BlockDevice::new(device.name());
+            let ready = block_device.wait_ready(info.size);
+            // The caller will not learn of it, so nobody else would end it.
+            ready.inspect_err(|_| drop(device.end(None)))?;
+            block_device.tune();
+            Ok(device)
+        });
+        match live {
+            Ok(device) => {
+                tracing::info!(volume = name, %device, "attached");
+                Ok(Live { device, record })
+            }
+            Err(error) => {
+                self.records.remove(&record);
+                Err(error)
+            }
         }
-        let attached = self.list().into_iter().find(|found| found.path == Path::new(target))?;
-        self.entries().get(&attached.volume).map(Arc::clone)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Mutex<Option<Attached>>>>> {
+    fn choose(&self, front: Option<Front>) -> Result<Front> {
+        if front == Some(Front::Nbd) {
+            return Ok(Front::Nbd);
+        }
+        let ublk = match self.engine.device_queues() {
+            0 => {
+                let what = "needs io_uring, which this daemon does not use";
+                Err(Error::new(ErrorKind::Unsupported, "ublk", what))
+            }
+            _ => (self.probe_ublk)(),
+        };
+        match (ublk, front) {
+            (Ok(()), _) => Ok(Front::Ublk),
+            (Err(error), Some(_)) => Err(error),
+            (Err(no_ublk), None) => match sheave_knbd::is_available() {
+                Ok(()) => {
+                    tracing::info!(reason = %no_ublk, "nbd instead of ublk");
+                    Ok(Front::Nbd)
+                }
+                Err(no_nbd) => {
+                    let why = format!("{no_ublk}; nbd: {no_nbd}");
+                    let what =
+                        format!("neither ublk nor nbd works here (see sheave doctor): {why}");
+                    Err(Error::new(ErrorKind::Unsupported, "attach", what))
+                }
+            },
+        }
+    }
+
+    fn find(&self, target: &str) -> Option<(String, Arc<Mutex<Entry>>)> {
+        let is_path = |entry: &Entry| {
+            entry.attached().is_some_and(|attached| attached.path == Path::new(target))
+        };
+        let mut entries = self.snapshot();
+        let index = entries
+            .iter()
+            .position(|(name, _)| name == target)
+            .or_else(|| entries.iter().position(|(_, entry)| is_path(&lock(entry))))?;
+        Some(entries.swap_remove(index))
+    }
+
+    fn snapshot(&self) -> Vec<(String, Arc<Mutex<Entry>>)> {
+        let entries = self.entries();
+        entries.iter().map(|(name, entry)| (name.clone(), Arc::clone(entry))).collect()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Mutex<Entry>>>> {
         lock(&self.entries)
+    }
+}
+
+impl Entry {
+    fn attached(&self) -> Option<Attached> {
+        match self {
+            Self::Free => None,
+            Self::Attached(live) => Some(live.attached()),
+            Self::Waiting { device, record, why } => {
+                Some(Attached { waiting: Some(why.clone()), ..Attached::new(*device, record) })
+            }
+        }
+    }
+}
+
+impl Live {
+    fn attached(&self) -> Attached {
+        Attached::new(self.device, &self.record)
+    }
+}
+
+impl Attached {
+    fn new(device: Device, record: &Record) -> Self {
+        Self {
+            volume: record.volume.clone(),
+            path: BlockDevice::new(device.name()).path(),
+            front: device.front(),
+            read_only: record.read_only,
+            size: record.size,
+            waiting: None,
+        }
+    }
+}
+
+/// Whether a device that is there is the one that is asked for.
+fn check_same(have: &Attached, read_only: bool, front: Option<Front>) -> Result<()> {
+    let path = have.path.display();
+    let busy = |why| {
+        let why = format!("{} is {path} already, {why}; detach it first", have.volume);
+        Err(Error::new(ErrorKind::Busy, "attach", why))
+    };
+    if read_only && !have.read_only {
+        return busy("for writing");
+    }
+    match front {
+        Some(front) if front != have.front => busy("by the other front"),
+        _ => Ok(()),
     }
 }
 

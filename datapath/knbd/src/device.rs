@@ -1,15 +1,13 @@
 //! Devices: made, waited for, found again, ended.
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 use sheave_proto::{ContextSet, ReplyStyle, transmission_flags};
@@ -17,13 +15,11 @@ use sheave_proto::{ContextSet, ReplyStyle, transmission_flags};
 use crate::netlink::{self, Connect};
 use crate::sysfs::Sysfs;
 
-/// What the block layer addresses at least.
-const BLOCK_MIN: u32 = 512;
-/// What the driver takes at most: a page.
-const BLOCK_MAX: u32 = 4096;
-/// A device is there within milliseconds of its connection; udev may be slow.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
-const READY_POLL: Duration = Duration::from_millis(1);
+/// The kernel lets go once requests in flight have failed and all files are closed.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// A socket of a dead process is closed by the kernel within milliseconds.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(1);
 
 /// A device of the kernel's NBD client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,33 +34,29 @@ pub struct Timeouts {
     pub request_s: u64,
     /// For another connection when all are dead, before I/O fails.
     pub dead_connection_s: u64,
+    /// Milliseconds between looks whether the connection that a request went down is still alive,
+    /// where `request_s` is 0.
+    pub io_timeout_ms: u64,
 }
 
-/// Makes a device of a volume, with so many connections. `serve` gets the server's end of each and
-/// must begin to serve it, since the kernel reads the device before it is ready.
+/// Makes a device with blocks of `block_size` bytes of a volume. `serve` gets the server's end of
+/// its connection and must begin to serve it, since the kernel reads the device at once. It may
+/// take some milliseconds until the device has its size and its node.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Invalid`] for a volume whose
-/// size or block the kernel cannot have, and what the kernel says.
+/// [`ErrorKind::NotFound`] when the driver is not loaded, and what the kernel says.
 pub fn attach(
     info: &VolumeInfo,
-    connections: usize,
+    block_size: u32,
     timeouts: Timeouts,
     identifier: &str,
-    mut serve: impl FnMut(OwnedFd) -> Result<()>,
+    serve: impl FnOnce(OwnedFd) -> Result<()>,
 ) -> Result<Device> {
-    let block_size = block_size(info)?;
-    let mut ours = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        let (flags, family) = (SocketFlags::CLOEXEC, AddressFamily::UNIX);
-        let (kernel, server) = socketpair(family, SocketType::STREAM, flags, None)
-            .map_err(|errno| Error::from_io("attach", "socket pair", errno.into()))?;
-        serve(server)?;
-        ours.push(kernel);
-    }
+    let (kernel, server) = connection()?;
+    serve(server)?;
     let flags = transmission_flags(info, ReplyStyle::Simple, ContextSet::default());
     let index = netlink::connect(&Connect {
-        sockets: &ours,
+        socket: &kernel,
         size: info.size,
         block_size,
         server_flags: flags,
@@ -73,14 +65,8 @@ pub fn attach(
         identifier,
     })
     .map_err(explain)?;
-    let device = Device { index };
-    if let Err(error) = device.wait_ready(info.size) {
-        // The caller has not learned of it, so nobody else would end it.
-        let _ = device.disconnect();
-        return Err(error);
-    }
-    Sysfs::of(index).tune();
-    Ok(device)
+    set_io_timeout(index, timeouts);
+    Ok(Device { index })
 }
 
 /// The connected device with this identifier.
@@ -95,85 +81,68 @@ pub fn find(identifier: &str) -> Result<Option<Device>> {
     Ok(found.map(|index| Device { index }))
 }
 
+/// Gives a device whose server has died a new connection. Requests that were in flight are sent
+/// again within `io_timeout_ms`.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] when its old connection does not die, and what the kernel says.
+pub fn recover(
+    device: Device,
+    timeouts: Timeouts,
+    identifier: &str,
+    serve: impl FnOnce(OwnedFd) -> Result<()>,
+) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let (kernel, server) = connection()?;
+        netlink::reconfigure(device.index, &kernel, timeouts.dead_connection_s, identifier)
+            .map_err(explain)?;
+        // The driver says nothing when it did not take the socket, having no dead one to replace:
+        // then this end was the last.
+        drop(kernel);
+        if !is_closed(&server)? {
+            // Nothing else may be set now: most settings wait for requests in flight.
+            return serve(server);
+        }
+        if begun.elapsed() > RECOVERY_TIMEOUT {
+            let why = format!("{device}: its old connection is still alive");
+            return Err(Error::new(ErrorKind::Busy, "recover", why));
+        }
+        sleep(POLL);
+    }
+}
+
 impl Device {
-    /// `/dev/nbdN`.
+    /// Its number.
     #[must_use]
-    pub fn path(self) -> PathBuf {
-        PathBuf::from(format!("/dev/nbd{}", self.index))
+    pub fn index(self) -> u32 {
+        self.index
     }
 
-    /// What has claimed it, such as a mounted file system, in any namespace; empty if nothing has.
-    ///
-    /// # Errors
-    /// When it cannot be opened to find out.
-    pub fn users(self) -> Result<Vec<String>> {
-        let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
-        match rustix::fs::open(self.path(), exclusive, Mode::empty()) {
-            Ok(_) => return Ok(Vec::new()),
-            Err(Errno::BUSY) => {}
-            Err(errno) => {
-                return Err(Error::from_io("detach", self.to_string(), errno.into()));
-            }
-        }
-        let mut users = Sysfs::of(self.index).holders();
-        users.extend(self.mount_points());
-        if users.is_empty() {
-            users.push("by a mount in another namespace, or as swap".to_owned());
-        }
-        Ok(users)
+    /// Its name under /dev and /sys/block.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("nbd{}", self.index)
     }
 
-    /// Where it is mounted, as far as this process sees it (proc_pid_mountinfo(5)). By its name:
-    /// btrfs gives its mounts other device numbers.
-    fn mount_points(self) -> Vec<String> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let (path, mut found) = (self.to_string(), Vec::new());
-        for line in mounts.lines() {
-            let Some((before, after)) = line.split_once(" - ") else { continue };
-            if after.split(' ').nth(1) == Some(&path) {
-                found.extend(before.split(' ').nth(4).map(str::to_owned));
-            }
-        }
-        found
-    }
-
-    /// Ends its connections; what it has in flight fails. Returns when the kernel has let go.
+    /// Ends its connection; what it has in flight fails. Returns when the kernel has let go.
+    /// `claim` is the device itself, held open so that nobody could begin to use it.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn disconnect(self) -> Result<()> {
+    pub fn disconnect(self, claim: Option<File>) -> Result<()> {
         netlink::disconnect(self.index).map_err(explain)?;
+        // The kernel keeps it for as long as it is open.
+        drop(claim);
         let begun = Instant::now();
         while Sysfs::of(self.index).is_connected() {
-            if begun.elapsed() > READY_TIMEOUT {
+            if begun.elapsed() > END_TIMEOUT {
                 let why = format!("{self}: the kernel does not let go of it");
                 return Err(Error::new(ErrorKind::Busy, "detach", why));
             }
-            sleep(READY_POLL);
+            sleep(POLL);
         }
         Ok(())
-    }
-
-    /// Waits until it is connected, has its size, and its node is there: the driver returns before.
-    fn wait_ready(self, size: u64) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            let sysfs = Sysfs::of(self.index);
-            if sysfs.is_connected() && sysfs.size() == Some(size) && self.has_node(&sysfs) {
-                return Ok(());
-            }
-            if begun.elapsed() > READY_TIMEOUT {
-                let why = format!("{self} did not become ready in {READY_TIMEOUT:?}");
-                return Err(Error::new(ErrorKind::Io, "attach", why));
-            }
-            sleep(READY_POLL);
-        }
-    }
-
-    fn has_node(self, sysfs: &Sysfs) -> bool {
-        let Ok(metadata) = self.path().metadata() else { return false };
-        let number = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-        metadata.file_type().is_block_device() && sysfs.device_number() == Some(number)
     }
 }
 
@@ -183,17 +152,31 @@ impl fmt::Display for Device {
     }
 }
 
-fn block_size(info: &VolumeInfo) -> Result<u32> {
-    let invalid = |why| Err(Error::new(ErrorKind::Invalid, "attach", why));
-    let block = info.block.minimum.max(BLOCK_MIN);
-    if block > BLOCK_MAX {
-        return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
+/// Both ends of a connection: the kernel's and the server's.
+fn connection() -> Result<(OwnedFd, OwnedFd)> {
+    let (flags, family) = (SocketFlags::CLOEXEC, AddressFamily::UNIX);
+    socketpair(family, SocketType::STREAM, flags, None)
+        .map_err(|errno| Error::from_io("attach", "socket pair", errno.into()))
+}
+
+/// Whether the other end of a connection is closed.
+fn is_closed(socket: &OwnedFd) -> Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut polled, Some(&Timespec::default()))
+        .map_err(|errno| Error::from_io("recover", "socket pair", errno.into()))?;
+    Ok(polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP))
+}
+
+/// How long a request that went down a connection which is dead by now waits before the kernel
+/// sends it again. A request on a live connection just goes on waiting: the timeout of the
+/// connection is another one.
+fn set_io_timeout(index: u32, timeouts: Timeouts) {
+    let path = format!("/sys/block/nbd{index}/queue/io_timeout");
+    if timeouts.request_s == 0
+        && let Err(error) = fs::write(&path, timeouts.io_timeout_ms.to_string())
+    {
+        tracing::debug!(%error, path, "requests wait for 30 s after a crash");
     }
-    if info.size == 0 || !info.size.is_multiple_of(block.into()) {
-        let size = info.size;
-        return invalid(format!("a device is made of blocks of {block} bytes, and not of {size}"));
-    }
-    Ok(block)
 }
 
 fn explain(error: io::Error) -> Error {

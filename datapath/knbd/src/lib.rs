@@ -1,8 +1,7 @@
 //! The kernel's NBD client (`nbd.ko`): volumes as `/dev/nbdN`.
 //!
-//! [`attach`] hands the kernel one end of each connection by generic netlink and waits until the
-//! device can be used; the other ends are for an NBD session in its transmission phase, without a
-//! handshake. [`Device::disconnect`] ends it.
+//! [`attach`] hands the kernel one end of a connection by generic netlink; the other end is for an
+//! NBD session in its transmission phase, without a handshake. [`Device::disconnect`] ends it.
 #![forbid(unsafe_code)]
 
 mod device;
@@ -10,5 +9,5 @@ mod genl;
 mod netlink;
 mod sysfs;
 
-pub use device::{Device, Timeouts, attach, find};
+pub use device::{Device, Timeouts, attach, find, recover};
 pub use netlink::is_available;

@@ -10,6 +10,7 @@ const FAMILY: &str = "nbd";
 mod command {
     pub(super) const CONNECT: u8 = 1;
     pub(super) const DISCONNECT: u8 = 2;
+    pub(super) const RECONFIGURE: u8 = 3;
     pub(super) const STATUS: u8 = 5;
 }
 
@@ -35,7 +36,7 @@ mod attribute {
 
 /// What a device is made of.
 pub(crate) struct Connect<'a> {
-    pub(crate) sockets: &'a [OwnedFd],
+    pub(crate) socket: &'a OwnedFd,
     pub(crate) size: u64,
     pub(crate) block_size: u32,
     /// What the server can do ([`sheave_proto::wire::transmission_flag`]).
@@ -58,20 +59,13 @@ pub fn is_available() -> io::Result<()> {
 
 /// Makes a device of a free number, which is answered.
 pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
-    let mut sockets = Attributes::default();
-    for socket in connect.sockets {
-        let mut item = Attributes::default();
-        let fd = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is not negative");
-        item.put_u32(attribute::SOCKET_FD, fd);
-        sockets.put_nested(attribute::SOCKET_ITEM, &item);
-    }
     let mut attributes = Attributes::default();
     attributes.put_u64(attribute::SIZE_BYTES, connect.size);
     attributes.put_u64(attribute::BLOCK_SIZE_BYTES, connect.block_size.into());
     attributes.put_u64(attribute::TIMEOUT, connect.timeout_s);
     attributes.put_u64(attribute::SERVER_FLAGS, connect.server_flags.into());
     attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, connect.dead_conn_timeout_s);
-    attributes.put_nested(attribute::SOCKETS, &sockets);
+    attributes.put_nested(attribute::SOCKETS, &socket_list(connect.socket));
     attributes.put_text(attribute::BACKEND_IDENTIFIER, connect.identifier);
     let (mut genl, family) = open()?;
     let answer = genl.call(family, command::CONNECT, &attributes)?;
@@ -79,6 +73,22 @@ pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
         .find(|found| found.kind == attribute::INDEX)
         .and_then(|found| found.u32())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "nbd: connected, but to what?"))
+}
+
+/// Puts a socket in the place of a dead one, if there is one.
+pub(crate) fn reconfigure(
+    index: u32,
+    socket: &OwnedFd,
+    dead_conn_timeout_s: u64,
+    identifier: &str,
+) -> io::Result<()> {
+    let mut attributes = Attributes::default();
+    attributes.put_u32(attribute::INDEX, index);
+    attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, dead_conn_timeout_s);
+    attributes.put_nested(attribute::SOCKETS, &socket_list(socket));
+    attributes.put_text(attribute::BACKEND_IDENTIFIER, identifier);
+    let (mut genl, family) = open()?;
+    genl.call(family, command::RECONFIGURE, &attributes).map(|_| ())
 }
 
 /// Ends a device.
@@ -101,6 +111,14 @@ pub(crate) fn connected() -> io::Result<Vec<u32>> {
         is_connected.then_some(field(attribute::DEVICE_INDEX)?.u32()?)
     });
     Ok(devices.collect())
+}
+
+fn socket_list(socket: &OwnedFd) -> Attributes {
+    let fd = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is not negative");
+    let (mut item, mut list) = (Attributes::default(), Attributes::default());
+    item.put_u32(attribute::SOCKET_FD, fd);
+    list.put_nested(attribute::SOCKET_ITEM, &item);
+    list
 }
 
 fn open() -> io::Result<(Genl, u16)> {

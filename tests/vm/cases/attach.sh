@@ -1,73 +1,92 @@
 #!/bin/bash
-# Volumes as /dev/nbdN: made, used, found again, ended.
+# Volumes as devices of every front: made, used, found again, ended.
 . ./common.sh
 
-truncate -s 256M disk.img
-start_daemon
-device=$(sheave attach disk.img)
-name=${device#/dev/}
-expect "$device" "$(sheave attach --front nbd "$PWD/disk.img")"
-expect $((256 << 11)) "$(cat "/sys/block/$name/size")"
-expect "$PWD/disk.img" "$(cat "/sys/block/$name/backend")"
-expect 1024 "$(cat "/sys/block/$name/queue/max_sectors_kb")"
-expect 1024 "$(cat "/sys/block/$name/queue/read_ahead_kb")"
-grep -qF '[none]' "/sys/block/$name/queue/scheduler" || fail 'a scheduler is in the way'
-expect 'write back' "$(cat "/sys/block/$name/queue/write_cache")"
-
 mkdir -p mounted
-for type in ext4 xfs btrfs; do
+
+# A file system on a device, then the same one in the image.
+file_system() {
+    local type=$1 disk
     truncate -s 400M $type.img
-    disk=$(sheave attach $type.img)
-    mkfs.$type "$disk" >mkfs.log 2>&1 || fail "mkfs.$type: $(cat mkfs.log)"
+    disk=$(sheave attach --front $front $type.img)
+    mkfs.$type -q "$disk" >mkfs.log 2>&1 || fail "mkfs.$type: $(cat mkfs.log)"
     mount "$disk" mounted
-    cp -a /usr/bin mounted/
+    cp -a /usr/sbin mounted/
     refused 'is in use' sheave detach "$disk"
     umount mounted
-    case $type in
-        ext4) e2fsck -fn "$disk" >fsck.log 2>&1 ;;
-        xfs) xfs_repair -n "$disk" >fsck.log 2>&1 ;;
-        btrfs) btrfs check "$disk" >fsck.log 2>&1 ;;
-    esac || fail "$type: $(cat fsck.log)"
+    clean $type "$disk"
     mount -o ro "$disk" mounted
-    diff -r --no-dereference /usr/bin mounted/bin
+    diff -r --no-dereference /usr/sbin mounted/sbin
     umount mounted
     sheave detach "$disk"
-    # What was written is in the image.
     mount -o ro,loop $type.img mounted
-    diff -r --no-dereference /usr/bin mounted/bin
+    diff -r --no-dereference /usr/sbin mounted/sbin
     umount mounted
     rm $type.img
-done
+}
 
-memory=$(sheave attach 'memory:?size=64M')
-fio --name=verify --filename="$memory" --direct=1 --ioengine=libaio --iodepth=32 --rw=randrw \
-    --bsrange=512-256k --size=64M --io_size=256M --verify=crc32c --verify_fatal=1 >fio.log 2>&1 ||
-    fail "fio: $(cat fio.log)"
+for front in $(fronts); do
+    truncate -s 256M disk.img
+    start_daemon
+    device=$(sheave attach --front $front disk.img)
+    name=${device#/dev/}
+    expect "$device" "$(sheave attach "$PWD/disk.img")"
+    expect $((256 << 11)) "$(cat "/sys/block/$name/size")"
+    expect 1024 "$(cat "/sys/block/$name/queue/max_sectors_kb")"
+    expect 1024 "$(cat "/sys/block/$name/queue/read_ahead_kb")"
+    grep -qF '[none]' "/sys/block/$name/queue/scheduler" || fail 'a scheduler is in the way'
+    expect 'write back' "$(cat "/sys/block/$name/queue/write_cache")"
+    expect 1 "$(cat "/sys/block/$name/queue/fua")"
+    expect 1 "$(ls /var/lib/sheave/devices | grep -c json)"
+    for type in ext4 xfs btrfs; do file_system $type; done
 
-frozen=$(sheave attach --read-only 'null:?size=1G')
-expect 1 "$(blockdev --getro "$frozen")"
-refused 'for writing' sheave attach --read-only disk.img
+    memory=$(sheave attach --front $front 'memory:?size=64M')
+    fio --name=verify --filename="$memory" --direct=1 --ioengine=libaio --iodepth=32 --rw=randrw \
+        --bsrange=512-256k --size=64M --io_size=256M --verify=crc32c --verify_fatal=1 \
+        >fio.log 2>&1 || fail "fio: $(cat fio.log)"
+    blkdiscard -o 1M -l 8M "$memory"
+    blkdiscard -z -o 16M -l 8M "$memory"
+    cmp -n 8M -i 1M:0 "$memory" /dev/zero
+    cmp -n 8M -i 16M:0 "$memory" /dev/zero
 
-for target in disk.img 'memory:?size=64M' "$frozen"; do sheave detach "$target"; done
-expect 'no devices' "$(sheave ls)"
-expect '' "$(connected)"
-stop_daemon
+    frozen=$(sheave attach --front $front --read-only 'null:?size=1G')
+    expect 1 "$(blockdev --getro "$frozen")"
+    ! dd if=/dev/zero of="$frozen" bs=4k count=1 oflag=direct status=none 2>dd.log ||
+        fail 'a read-only device was written'
+    refused 'for writing' sheave attach --read-only disk.img
+    others=$(fronts | tr ' ' '\n' | grep -v $front || true)
+    [ -z "$others" ] || refused 'by the other front' sheave attach --front $others disk.img
 
-# A daemon that is told to end serves on what is in use.
-start_daemon
-device=$(sheave attach disk.img)
-sheave attach 'memory:?size=1M' >/dev/null
-mkfs.ext4 -q "$device"
-mount "$device" mounted
-kill $daemon
-for _ in $(seq 100); do ! grep -q 'served on' daemon.log || break; sleep 0.05; done
-grep -q 'served on' daemon.log || fail 'it said nothing'
-expect "$device rw" "$(sheave ls --json | python3 -c 'import json,sys
+    # What a program holds open is not taken from it, and what it wrote is written.
+    exec 7<>"$device"
+    refused 'is in use: process' sheave detach "$device"
+    head -c 8M /dev/urandom >random
+    cat random >&7
+    exec 7>&-
+    sheave detach "$device"
+    cmp -n 8M random disk.img
+    for target in 'memory:?size=64M' "$frozen"; do sheave detach "$target"; done
+    expect 'no devices' "$(sheave ls)"
+    expect '' "$(connected)"
+    expect '' "$(ls /var/lib/sheave/devices | grep json || true)"
+    stop_daemon
+
+    # A daemon that is told to end serves on what is in use.
+    start_daemon
+    device=$(sheave attach --front $front disk.img)
+    sheave attach --front $front 'memory:?size=1M' >/dev/null
+    mkfs.ext4 -q "$device"
+    mount "$device" mounted
+    kill $daemon
+    logged 'served on'
+    expect "$device rw" "$(sheave ls --json | python3 -c 'import json,sys
 for found in json.load(sys.stdin): print(found["device"], "ro" if found["read_only"] else "rw")')"
-cp /usr/bin/fio mounted/
-sync -f mounted
-umount mounted
-e2fsck -fn "$device" >fsck.log 2>&1 || fail "ext4: $(cat fsck.log)"
-sheave detach "$device"
-kill $daemon
-wait $daemon || fail "the daemon ended with $?"
+    cp /usr/bin/fio mounted/
+    sync -f mounted
+    umount mounted
+    clean ext4 "$device"
+    sheave detach "$device"
+    kill $daemon
+    wait $daemon || fail "the daemon ended with $?"
+    rm disk.img
+done

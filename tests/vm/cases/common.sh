@@ -37,5 +37,34 @@ stop_daemon() {
     wait $daemon || fail "the daemon ended with $?"
 }
 
+# logged TEXT: waits until the daemon has said so.
+logged() {
+    local tries
+    for tries in $(seq 600); do
+        ! grep -qF -- "$1" daemon.log || return 0
+        sleep 0.05
+    done
+    fail "the daemon did not say \"$1\" in $tries looks"
+}
+
+# What this kernel can make devices with; ublk in full came with 6.5.
+fronts() {
+    local release
+    release=$(uname -r)
+    case $release in
+        6.1.*) echo nbd ;;
+        *) echo ublk nbd ;;
+    esac
+}
+
+# clean TYPE DEVICE: its file system has no errors.
+clean() {
+    case $1 in
+        ext4) e2fsck -fn "$2" >fsck.log 2>&1 ;;
+        xfs) xfs_repair -n "$2" >fsck.log 2>&1 ;;
+        btrfs) btrfs check "$2" >fsck.log 2>&1 ;;
+    esac || fail "$1: $(cat fsck.log)"
+}
+
 # Devices that are connected.
-connected() { ls -d /sys/block/nbd*/pid 2>/dev/null | cut -d/ -f4 | tr '\n' ' '; }
+connected() { ls -d /sys/block/nbd*/pid /sys/block/ublkb* 2>/dev/null | cut -d/ -f4 | tr '\n' ' '; }

@@ -39,18 +39,53 @@ wait $server
 
 sheave detach disk.img
 unload() {
-    for _ in $(seq 100); do rmmod nbd 2>/dev/null && return; sleep 0.05; done
-    fail 'nbd cannot be unloaded'
+    for _ in $(seq 100); do rmmod $1 2>/dev/null && return; sleep 0.05; done
+    fail "$1 cannot be unloaded"
 }
-unload
-# The kernel loads the driver when it is asked for …
-expect /dev/nbd0 "$(sheave attach disk.img)"
+# attaches PREFIX ARGUMENT...: to a device with a name that begins so.
+attaches() {
+    local prefix=$1 device
+    shift
+    device=$(sheave attach "$@")
+    [[ $device = $prefix* ]] || fail "$device, not $prefix"
+}
+unload nbd
+# The driver is loaded when it is needed …
+attaches /dev/nbd --front nbd disk.img
 sheave detach disk.img
-unload
-# … unless it cannot.
-echo 'install nbd /bin/false' >/etc/modprobe.d/no-nbd.conf
-refused 'modprobe nbd' sheave attach disk.img
-rm /etc/modprobe.d/no-nbd.conf
-sheave attach disk.img >/dev/null
+unload nbd
+# … unless it cannot be.
+echo 'install nbd /bin/false' >/etc/modprobe.d/none.conf
+refused 'modprobe nbd' sheave attach --front nbd disk.img
+if [[ $(fronts) = *ublk* ]]; then
+    attaches /dev/ublkb disk.img
+    sheave detach disk.img
+    unload ublk_drv
+    attaches /dev/ublkb --front ublk disk.img
+    sheave detach disk.img
+    unload ublk_drv
+    echo 'install ublk_drv /bin/false' >>/etc/modprobe.d/none.conf
+    refused 'modprobe ublk_drv' sheave attach --front ublk disk.img
+fi
+refused 'neither ublk nor nbd works here' sheave attach disk.img
+sed -i '/nbd/d' /etc/modprobe.d/none.conf
+attaches /dev/nbd disk.img
+rm /etc/modprobe.d/none.conf
+
+# What is known of it is damaged: the device is left alone.
+kill -9 $daemon
+wait $daemon || true
+record=$(ls /var/lib/sheave/devices/*.json)
+sed -i 's/disk/dusk/' "$record"
+start_daemon
+logged 'record is damaged'
+expect 'no devices' "$(sheave ls)"
+expect 1 "$(connected | wc -w)"
+stop_daemon
+sed -i 's/dusk/disk/' "$record"
+# It is whole again.
+start_daemon
+logged recovered
+sheave detach disk.img
 stop_daemon
 expect '' "$(connected)"

@@ -1,0 +1,195 @@
+//! A block device as the node sees it: when it can be used, how its queue works, who uses it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{OFlags, major, minor};
+use rustix::io::Errno;
+use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
+
+/// What the block layer addresses at least, and at most: a page.
+const BLOCK_MIN: u32 = 512;
+const BLOCK_MAX: u32 = 4096;
+/// Sectors of `/sys/block/*/size`, whatever the device's block.
+const SECTOR_LEN: u64 = 512;
+/// A device is there within milliseconds of its making; udev may be slow.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_POLL: Duration = Duration::from_millis(1);
+/// A kernel's default of 128 KiB makes eight requests out of a megabyte.
+const MAX_SECTORS_KIB: u64 = 1024;
+/// Readers of files ask for 128 KiB; a network store wants to know earlier.
+const READ_AHEAD_KIB: u64 = 1024;
+/// udev looks at a device whenever somebody who wrote to it has closed it.
+const OPENERS_TIMEOUT: Duration = Duration::from_secs(3);
+const OPENERS_POLL: Duration = Duration::from_millis(20);
+/// Users that an error message names.
+const USERS_MAX: usize = 8;
+
+/// The block that a device of this volume has.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] when the kernel cannot have such a device.
+pub(crate) fn block_size(info: &VolumeInfo) -> Result<u32> {
+    let invalid = |why| Err(Error::new(ErrorKind::Invalid, "attach", why));
+    let block = info.block.minimum.max(BLOCK_MIN);
+    if block > BLOCK_MAX {
+        return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
+    }
+    if info.size == 0 || !info.size.is_multiple_of(block.into()) {
+        let size = info.size;
+        return invalid(format!("a device is made of blocks of {block} bytes, and not of {size}"));
+    }
+    Ok(block)
+}
+
+/// A device by its name, such as `nbd0`.
+pub(crate) struct BlockDevice {
+    name: String,
+}
+
+impl BlockDevice {
+    pub(crate) fn new(name: String) -> Self {
+        Self { name }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    /// Waits until it has its size and its node is there.
+    pub(crate) fn wait_ready(&self, size: u64) -> Result<()> {
+        let begun = Instant::now();
+        while self.size() != Some(size) || !self.has_node() {
+            if begun.elapsed() > READY_TIMEOUT {
+                let why = format!("/dev/{} did not become ready in {READY_TIMEOUT:?}", self.name);
+                return Err(Error::new(ErrorKind::Io, "attach", why));
+            }
+            sleep(READY_POLL);
+        }
+        Ok(())
+    }
+
+    /// Writes what the kernel has not written yet, and takes the device for as long as the file is
+    /// held: nothing can be mounted meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when somebody uses it, with who that is; what the kernel says.
+    pub(crate) fn claim(&self) -> Result<File> {
+        let file = self.open(OFlags::EXCL).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::BUSY) => self.busy(self.claimants()),
+            _ => self.failed(error),
+        })?;
+        let begun = Instant::now();
+        loop {
+            let openers = self.openers();
+            if openers.is_empty() {
+                break;
+            }
+            if begun.elapsed() > OPENERS_TIMEOUT {
+                return Err(self.busy(openers));
+            }
+            sleep(OPENERS_POLL);
+        }
+        file.sync_all().map_err(|error| self.failed(error))?;
+        Ok(file)
+    }
+
+    fn open(&self, flags: OFlags) -> io::Result<File> {
+        OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(self.path())
+    }
+
+    fn busy(&self, mut users: Vec<String>) -> Error {
+        if users.is_empty() {
+            users.push("by a mount in another namespace, or as swap".to_owned());
+        }
+        users.truncate(USERS_MAX);
+        let why = format!("/dev/{} is in use: {}; end that first", self.name, users.join(", "));
+        Error::new(ErrorKind::Busy, "detach", why)
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::from_io("detach", self.path().display().to_string(), error)
+    }
+
+    /// What has claimed it, as far as this process sees it.
+    fn claimants(&self) -> Vec<String> {
+        let holders = fs::read_dir(self.sysfs("holders")).into_iter().flatten().flatten();
+        let holders = holders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        holders.chain(self.mount_points()).collect()
+    }
+
+    /// Where it is mounted (proc_pid_mountinfo(5)). By its name: btrfs gives its mounts other
+    /// device numbers.
+    fn mount_points(&self) -> Vec<String> {
+        let path = self.path();
+        // The first process sees those of the node, this one has a namespace of its own.
+        let mounts = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
+        let mounted = mounts.lines().filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let is_ours = after.split(' ').nth(1).map(Path::new) == Some(&path);
+            is_ours.then(|| before.split(' ').nth(4).map(str::to_owned))?
+        });
+        mounted.collect()
+    }
+
+    /// Processes that have it open: a mount claims a device, but a program that writes to it does
+    /// not, and what it writes next would be lost.
+    fn openers(&self) -> Vec<String> {
+        let path = self.path();
+        let own = std::process::id();
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let opened = |pid: &u32| {
+            let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            let mut links = files.filter_map(|file| fs::read_link(file.path()).ok());
+            links.any(|link| link == path)
+        };
+        let pids = processes.filter(|&pid| pid != own).filter(opened);
+        pids.map(|pid| format!("process {pid} ({})", command_of(pid))).collect()
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.number("size").map(|sectors| sectors * SECTOR_LEN)
+    }
+
+    fn has_node(&self) -> bool {
+        let Ok(metadata) = self.path().metadata() else { return false };
+        let number = format!("{}:{}", major(metadata.rdev()), minor(metadata.rdev()));
+        metadata.file_type().is_block_device() && self.text("dev") == Some(number)
+    }
+
+    /// Large requests, no scheduler before ours, more read ahead. What cannot be set stays as it
+    /// is: the device works without. The kernel may wait for requests in flight.
+    pub(crate) fn tune(&self) {
+        let hardware = self.number("queue/max_hw_sectors_kb").unwrap_or(MAX_SECTORS_KIB);
+        let settings = [
+            ("queue/scheduler", "none".to_owned()),
+            ("queue/max_sectors_kb", MAX_SECTORS_KIB.min(hardware).to_string()),
+            ("queue/read_ahead_kb", READ_AHEAD_KIB.to_string()),
+        ];
+        for (name, value) in settings {
+            let _: io::Result<()> = fs::write(self.sysfs(name), value);
+        }
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        Some(fs::read_to_string(self.sysfs(name)).ok()?.trim().to_owned())
+    }
+
+    fn sysfs(&self, name: &str) -> PathBuf {
+        Path::new("/sys/block").join(&self.name).join(name)
+    }
+}
+
+fn command_of(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim().to_owned()
+}

@@ -1,0 +1,214 @@
+//! What is known of devices after a crash: one file each, on stable storage before the device can
+//! be used.
+//!
+//! A record is a line of JSON and a line with its CRC-32. It is written beside its place, flushed
+//! and renamed, so that it is whole or not there.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::Front;
+
+/// What this program writes and reads.
+const FORMAT: u32 = 1;
+/// How long a daemon that was killed may take to be gone: the kernel waits for its disks.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    format: u32,
+    /// The volume, as it was asked for.
+    pub(crate) volume: String,
+    pub(crate) read_only: bool,
+    pub(crate) front: Front,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Identifies the device, see [`crate::front::Identity`].
+    pub(crate) mark: u64,
+    /// Its number; `None` while the driver has not told it.
+    pub(crate) id: Option<u32>,
+    /// Which start of the node it belongs to (proc_sys_kernel(5)): devices do not outlive it.
+    boot: String,
+}
+
+/// The directory of records. Only one process has it.
+pub(crate) struct Records {
+    path: PathBuf,
+    /// Held until the process is gone, and with it all I/O that it had in flight.
+    _lock: File,
+}
+
+impl Record {
+    pub(crate) fn new(volume: &str, read_only: bool, front: Front, size: u64, mark: u64) -> Self {
+        let volume = volume.to_owned();
+        Self { format: FORMAT, volume, read_only, front, size, mark, id: None, boot: boot_id() }
+    }
+
+    /// Whether the node has been started anew since.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.boot != boot_id()
+    }
+
+    fn to_text(&self) -> String {
+        let json = serde_json::to_string(self).expect("a record is plain data");
+        format!("{json}\n{:08x}\n", crc32fast::hash(json.as_bytes()))
+    }
+
+    fn of_text(text: &str) -> std::result::Result<Self, String> {
+        let (json, rest) = text.split_once('\n').ok_or("it ends too early")?;
+        if u32::from_str_radix(rest.trim_end(), 16) != Ok(crc32fast::hash(json.as_bytes())) {
+            return Err("its checksum is wrong".to_owned());
+        }
+        let record: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        match record.format {
+            FORMAT => Ok(record),
+            other => Err(format!("it has format {other}, and this program knows {FORMAT}")),
+        }
+    }
+}
+
+impl Records {
+    /// Opens the directory once no other process has it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another process keeps it, and what the file system says.
+    pub(crate) fn open(path: PathBuf) -> Result<Self> {
+        let fail =
+            |error| Error::from_io("open", format!("device records {}", path.display()), error);
+        fs::create_dir_all(&path).map_err(fail)?;
+        let name = path.join("lock");
+        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(name);
+        let lock = lock.map_err(fail)?;
+        let begun = Instant::now();
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { path, _lock: lock }),
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_TIMEOUT => sleep(LOCK_POLL),
+                Err(Errno::WOULDBLOCK) => {
+                    let what = format!("{}: another daemon has these records", path.display());
+                    return Err(Error::new(ErrorKind::Busy, "open", what));
+                }
+                Err(errno) => return Err(fail(errno.into())),
+            }
+        }
+    }
+
+    /// Writes a record to stable storage.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn save(&self, record: &Record) -> Result<()> {
+        let path = self.path_of(record);
+        self.replace(&path, &record.to_text())
+            .map_err(|error| Error::from_io("write", path.display().to_string(), error))
+    }
+
+    /// Forgets a record.
+    pub(crate) fn remove(&self, record: &Record) {
+        let path = self.path_of(record);
+        if let Err(error) = fs::remove_file(&path).and_then(|()| self.sync()) {
+            // The next start finds that there is no such device.
+            tracing::warn!(%error, path = %path.display(), "a device's record is left behind");
+        }
+    }
+
+    /// All records that can be read. What is damaged is left as it is, and told.
+    pub(crate) fn load(&self) -> Vec<Record> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path());
+        let mut records = Vec::new();
+        for path in files.filter(|path| path.extension().is_some_and(|kind| kind == "json")) {
+            let text = fs::read_to_string(&path).map_err(|error| error.to_string());
+            match text.and_then(|text| Record::of_text(&text)) {
+                Ok(record) => records.push(record),
+                Err(error) => tracing::error!(
+                    error,
+                    path = %path.display(),
+                    "a device's record is damaged; the device, if there is one, is left alone: \
+                     end it by hand and remove the file"
+                ),
+            }
+        }
+        records.sort_by_key(|record| record.id);
+        records
+    }
+
+    fn path_of(&self, record: &Record) -> PathBuf {
+        self.path.join(format!("{:016x}.json", record.mark))
+    }
+
+    fn replace(&self, path: &Path, text: &str) -> io::Result<()> {
+        let unfinished = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)?;
+        self.sync()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+}
+
+fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let mut record = Record::new("/images/a.img", true, Front::Ublk, 1 << 30, 0x1234);
+        record.id = Some(3);
+        record
+    }
+
+    #[test]
+    fn a_record_is_found_again_and_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path().join("devices")).unwrap();
+        records.save(&record()).unwrap();
+        assert_eq!(records.load(), [record()]);
+        assert!(!record().is_stale());
+        records.remove(&record());
+        assert_eq!(records.load(), []);
+    }
+
+    #[test]
+    fn a_record_with_a_flipped_bit_is_not_believed_and_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path().to_owned()).unwrap();
+        records.save(&record()).unwrap();
+        let path = records.path_of(&record());
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut text = whole.clone();
+            text[at] ^= 1;
+            fs::write(&path, &text).unwrap();
+            // A newline may become another white space.
+            let believed = records.load();
+            assert!(believed.is_empty() || believed == [record()], "byte {at}");
+        }
+        for len in 0..whole.len() - 1 {
+            fs::write(&path, &whole[..len]).unwrap();
+            assert_eq!(records.load(), [], "{len} bytes");
+        }
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,50 @@
+//! Where a daemon keeps what must survive it.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+const OVERRIDE: &str = "SHEAVE_STATE_DIR";
+
+/// `$SHEAVE_STATE_DIR`, else `/var/lib/sheave` for root, else `$XDG_STATE_HOME/sheave`, else
+/// `~/.local/state/sheave`.
+///
+/// # Errors
+/// When none of them is known.
+pub(crate) fn state_dir() -> Result<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let uid = rustix::process::geteuid().as_raw();
+    choose(uid, set(OVERRIDE), set("XDG_STATE_HOME"), set("HOME"))
+        .with_context(|| format!("no directory for device records; set {OVERRIDE}"))
+}
+
+fn choose(
+    uid: u32,
+    named: Option<OsString>,
+    xdg: Option<OsString>,
+    home: Option<OsString>,
+) -> Option<PathBuf> {
+    match (named, uid, xdg, home) {
+        (Some(path), ..) => Some(path.into()),
+        (None, 0, ..) => Some("/var/lib/sheave".into()),
+        (None, _, Some(xdg), _) => Some(Path::new(&xdg).join("sheave")),
+        (None, _, None, home) => Some(Path::new(&home?).join(".local/state/sheave")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_particular_place_is_taken() {
+        let some = |text: &str| Some(OsString::from(text));
+        assert_eq!(choose(0, some("/s"), some("/x"), None), Some("/s".into()));
+        assert_eq!(choose(0, None, some("/x"), some("/root")), Some("/var/lib/sheave".into()));
+        assert_eq!(choose(7, None, some("/x"), some("/h")), Some("/x/sheave".into()));
+        assert_eq!(choose(7, None, None, some("/h")), Some("/h/.local/state/sheave".into()));
+        assert_eq!(choose(7, None, None, None), None);
+    }
+}

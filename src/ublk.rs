@@ -1,0 +1,71 @@
+//! Whether ublk works here, found out by a process that can be spared.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use sheave_core::{Error, ErrorKind, Result};
+
+/// The hidden command that [`probe`] runs this program with.
+pub(crate) const COMMAND: &str = "probe-ublk";
+/// Adding a device takes milliseconds, loading the driver little more.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(2);
+
+/// Loads the driver if need be, and makes a device and ends it, in a child: some kernels kill or
+/// hang who does it first.
+///
+/// # Errors
+/// Why it does not work.
+pub(crate) fn probe() -> Result<()> {
+    let spawned = Command::new("/proc/self/exe")
+        .arg(COMMAND)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = spawned.map_err(|error| Error::from_io("ublk", "probe", error))?;
+    let begun = Instant::now();
+    while begun.elapsed() < TIMEOUT {
+        match child.try_wait() {
+            Ok(None) => sleep(POLL),
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return Err(unsupported(reason(&mut child, &status.to_string()))),
+            Err(error) => return Err(Error::from_io("ublk", "probe", error)),
+        }
+    }
+    // If the kernel does not let go of it, nobody can wait for it either.
+    let _ = child.kill();
+    Err(unsupported(format!("the kernel hangs when a device is added ({TIMEOUT:?})")))
+}
+
+/// What the child does.
+///
+/// # Errors
+/// Why it does not work.
+pub(crate) fn probe_here() -> Result<()> {
+    match sheave_ublk::check() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            // The driver has no name by which the kernel would load it when it is asked for. What
+            // modprobe says is of no use to who did not call it.
+            let _ = Command::new("modprobe").args(["-q", "ublk_drv"]).status();
+        }
+        _ => {}
+    }
+    sheave_ublk::probe()
+}
+
+fn reason(child: &mut Child, status: &str) -> String {
+    let mut said = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        let _ = stderr.read_to_string(&mut said);
+    }
+    let said = said.trim();
+    let said = said.strip_prefix("sheave: ublk: ").unwrap_or(said);
+    if said.is_empty() { format!("the probe ended by {status}") } else { said.to_owned() }
+}
+
+fn unsupported(why: String) -> Error {
+    Error::new(ErrorKind::Unsupported, "ublk", why)
+}
