@@ -93,8 +93,8 @@ impl fmt::Display for Device {
 }
 
 impl Served<'_> {
-    /// Makes a device with blocks of `block` bytes. `made` is told of it, with ublk before it can be
-    /// used; the NBD client tells no number that early, but finds a device by its volume.
+    /// Makes a device with blocks of `block` bytes. `made` is told of it, with ublk before it can
+    /// be used; the NBD client tells no number that early, but finds a device by its volume.
     pub(crate) fn attach(
         self,
         record: &Record,
