@@ -6,6 +6,7 @@
 
 mod device;
 mod genl;
+mod module;
 mod netlink;
 mod sysfs;
 

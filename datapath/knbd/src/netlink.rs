@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::genl::{Attributes, Genl, attributes_of};
+use crate::module;
 
 const FAMILY: &str = "nbd";
+const MODULE: &str = "nbd";
 
 mod command {
     pub(super) const CONNECT: u8 = 1;
@@ -52,7 +54,7 @@ pub(crate) struct Connect<'a> {
 /// Tells whether the kernel has the driver.
 ///
 /// # Errors
-/// `NotFound` when the module is not loaded.
+/// `NotFound` when the module is not loaded and cannot be.
 pub fn is_available() -> io::Result<()> {
     open().map(|_| ())
 }
@@ -123,6 +125,13 @@ fn socket_list(socket: &OwnedFd) -> Attributes {
 
 fn open() -> io::Result<(Genl, u16)> {
     let mut genl = Genl::open()?;
-    let family = genl.family(FAMILY)?;
+    let family = match genl.family(FAMILY) {
+        // Newer kernels than 6.1 load it when its family is asked for.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            module::load(MODULE);
+            genl.family(FAMILY)?
+        }
+        found => found?,
+    };
     Ok((genl, family))
 }
