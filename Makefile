@@ -2,10 +2,10 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test lint fuzz bench clean
+.PHONY: help setup build install demo test vm-matrix lint fuzz bench clean
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what the other targets need
 	scripts/setup-debian
@@ -21,6 +21,9 @@ demo: ## serve a file system, use it with foreign clients, show the latencies
 
 test: ## all tests
 	scripts/test
+
+vm-matrix: ## the tests of devices, with Linux 6.1, 6.12 and 7.2 in turn
+	scripts/vm-matrix
 
 lint: ## rustfmt, clippy, cargo-deny
 	scripts/lint

@@ -164,6 +164,18 @@ fn links_between_documents_lead_somewhere() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn every_case_for_a_guest_is_run() {
+    let cases = tracked("tests/vm/cases");
+    assert!(cases.len() > 1, "the cases were found");
+    let tests = read("tests/tests/vm.rs");
+    let names = cases.iter().filter_map(|path| path.strip_prefix("tests/vm/cases/"));
+    let missing: Vec<_> = names
+        .filter(|name| *name != "common.sh" && !tests.contains(&format!("case(\"{name}\")")))
+        .collect();
+    assert!(missing.is_empty(), "tests/tests/vm.rs does not run {missing:?}");
+}
+
 /// All Rust files and their text.
 fn sources() -> Vec<(String, String)> {
     let paths = tracked("").into_iter().filter(|path| path.ends_with(".rs"));

@@ -5,6 +5,9 @@ use std::process::Command;
 
 use sheave_tests::skip;
 
+/// A case ends with this status when it cannot be run, and with the reason as its last line.
+const SKIPPED: i32 = 77;
+
 #[test]
 fn volumes_are_devices() {
     case("attach.sh");
@@ -31,16 +34,22 @@ fn case(name: &str) {
     if let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST") {
         run.arg("--keep").arg(guest);
     }
+    if let Some(kernel) = std::env::var_os("SHEAVE_VM_KERNEL") {
+        run.arg("--kernel").arg(kernel);
+    }
     run.arg("--timeout=400").arg("--copy").arg(cases.join("common.sh"));
     run.arg("--copy").arg(cases.join(name)).args(["--", "bash", name]);
     let output = run.output().expect("tests/vm/run runs");
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    if output.status.code() == Some(SKIPPED) {
+        return skip(name, out.trim_end().lines().last().expect("a reason"));
+    }
     if !output.status.success()
         && let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST")
     {
         // What it has left must not make others fail.
         let _ = Command::new(vm.join("run")).arg("--stop").arg(guest).status();
     }
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{name}: {}\n{out}\n{err}", output.status);
 }
