@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod daemon;
 mod process;
+mod protect;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ use sheave_telemetry::Registry;
 
 use crate::daemon;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
+use crate::protect::protect;
 use crate::telemetry::{RuntimeDir, StatsSocket};
 
 /// Own the block devices of this node; `attach`, `detach` and `ls` are its clients.
@@ -30,10 +31,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     start_log();
-    runtime().context("daemon")?.block_on(serve(args)).context("daemon")
+    let dir = RuntimeDir::locate();
+    // Before there are threads.
+    protect();
+    runtime().context("daemon")?.block_on(serve(args, &dir)).context("daemon")
 }
 
-async fn serve(args: Args) -> Result<()> {
+async fn serve(args: Args, dir: &RuntimeDir) -> Result<()> {
     let mut signals = EndSignals::catch()?;
     let registry = Arc::new(Registry::new());
     let engine = EngineConfig {
@@ -42,7 +46,7 @@ async fn serve(args: Args) -> Result<()> {
         poll_us: args.poll_us,
     };
     let devices = Arc::new(Devices::start(engine, Arc::clone(&registry))?);
-    let _stats = StatsSocket::start(registry)?;
+    let _stats = StatsSocket::start_in(dir, registry)?;
     let ended = async {
         tracing::info!("ending: {}", signals.next().await);
         let devices = Arc::clone(&devices);
@@ -53,6 +57,6 @@ async fn serve(args: Args) -> Result<()> {
             signals.next().await;
         }
     };
-    daemon::serve(&RuntimeDir::locate(), Arc::clone(&devices), ended).await?;
+    daemon::serve(dir, Arc::clone(&devices), ended).await?;
     Ok(())
 }

@@ -15,6 +15,11 @@ fn what_cannot_be_attached_is_said() {
     case("attach-errors.sh");
 }
 
+#[test]
+fn a_daemon_does_not_depend_on_disks() {
+    case("protected.sh");
+}
+
 /// Runs a case in the guest that all tests of this run share, if there is one.
 fn case(name: &str) {
     let vm = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm");

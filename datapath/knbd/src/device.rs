@@ -1,5 +1,6 @@
 //! Devices: made, waited for, found again, ended.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -123,15 +124,18 @@ impl Device {
         Ok(users)
     }
 
-    /// Where it is mounted, as far as this process sees it (proc_pid_mountinfo(5)). By its name:
-    /// btrfs gives its mounts other device numbers.
-    fn mount_points(self) -> Vec<String> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let (path, mut found) = (self.to_string(), Vec::new());
-        for line in mounts.lines() {
-            let Some((before, after)) = line.split_once(" - ") else { continue };
-            if after.split(' ').nth(1) == Some(&path) {
-                found.extend(before.split(' ').nth(4).map(str::to_owned));
+    /// Where it is mounted, as far as the first process and this one see it, which may have a mount
+    /// namespace of its own (proc_pid_mountinfo(5)). By its name: btrfs gives its mounts other
+    /// device numbers.
+    fn mount_points(self) -> BTreeSet<String> {
+        let (path, mut found) = (self.to_string(), BTreeSet::new());
+        for table in ["/proc/1/mountinfo", "/proc/self/mountinfo"] {
+            let mounts = std::fs::read_to_string(table).unwrap_or_default();
+            for line in mounts.lines() {
+                let Some((before, after)) = line.split_once(" - ") else { continue };
+                if after.split(' ').nth(1) == Some(&path) {
+                    found.extend(before.split(' ').nth(4).map(str::to_owned));
+                }
             }
         }
         found
