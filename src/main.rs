@@ -3,6 +3,7 @@
 
 mod cli;
 mod commands;
+mod config;
 mod daemon;
 mod process;
 mod protect;
@@ -12,6 +13,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// What clap ends with when arguments are wrong.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     match commands::run(cli.command) {
@@ -19,7 +23,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line: what, on what, why, what to do.
             eprintln!("sheave: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
         }
     }
 }

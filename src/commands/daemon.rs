@@ -1,5 +1,6 @@
 //! `sheave daemon`: owns the block devices of this node.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -7,6 +8,7 @@ use sheave_devices::Devices;
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 
+use crate::config::{DaemonConfig, POLL_US, SHARDS};
 use crate::daemon;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
 use crate::protect::protect;
@@ -17,34 +19,48 @@ use crate::telemetry::{RuntimeDir, StatsSocket};
 #[command(after_help = "\
 Examples:
   sheave daemon
+  sheave daemon --config daemon.toml --shards 2
   sheave attach disk.img            in another terminal; prints /dev/nbd0
 
 It listens at /run/sheave/control.sock; SHEAVE_RUNTIME_DIR names another directory.")]
 pub(crate) struct Args {
-    /// Threads that serve devices [default: CPUs, at most 4]
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
-    shards: Option<u8>,
-    /// Microseconds that a busy shard looks for work before it sleeps; 0 = never
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    poll_us: u32,
+    /// Configuration file; options given here count more [default: /etc/sheave/daemon.toml]
+    #[arg(long, value_name = "F")]
+    config: Option<PathBuf>,
+    /// Threads that serve devices, 1 to 64 [default: CPUs, at most 4]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(SHARDS))]
+    shards: Option<u32>,
+    /// Microseconds that a busy shard looks for work before it sleeps; 0 = never [default: 50]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(POLL_US))]
+    poll_us: Option<u32>,
 }
 
+/// Unless somebody says how long.
+const POLL_US_DEFAULT: u32 = 50;
+
 pub(crate) fn run(args: Args) -> Result<()> {
+    let engine = engine_config(&args).context("daemon")?;
     start_log();
     let dir = RuntimeDir::locate();
     // Before there are threads.
     protect();
-    runtime().context("daemon")?.block_on(serve(args, &dir)).context("daemon")
+    runtime().context("daemon")?.block_on(serve(engine, &dir)).context("daemon")
 }
 
-async fn serve(args: Args, dir: &RuntimeDir) -> Result<()> {
+/// What the command line says, else the file, else what is best in general.
+fn engine_config(args: &Args) -> Result<EngineConfig> {
+    let file = DaemonConfig::load(args.config.as_deref())?;
+    let shards = args.shards.or(file.shards).and_then(|shards| usize::try_from(shards).ok());
+    Ok(EngineConfig {
+        choice: EngineChoice::Auto,
+        shards: shards.unwrap_or_else(default_shards),
+        poll_us: args.poll_us.or(file.poll_us).unwrap_or(POLL_US_DEFAULT),
+    })
+}
+
+async fn serve(engine: EngineConfig, dir: &RuntimeDir) -> Result<()> {
     let mut signals = EndSignals::catch()?;
     let registry = Arc::new(Registry::new());
-    let engine = EngineConfig {
-        choice: EngineChoice::Auto,
-        shards: args.shards.map_or_else(default_shards, usize::from),
-        poll_us: args.poll_us,
-    };
     let devices = Arc::new(Devices::start(engine, Arc::clone(&registry))?);
     let _stats = StatsSocket::start_in(dir, registry)?;
     let ended = async {
