@@ -7,6 +7,7 @@ mod config;
 mod daemon;
 mod process;
 mod protect;
+mod systemd;
 mod telemetry;
 
 use std::process::ExitCode;

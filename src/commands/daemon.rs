@@ -1,17 +1,20 @@
 //! `sheave daemon`: owns the block devices of this node.
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use sheave_devices::Devices;
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 
 use crate::config::{DaemonConfig, POLL_US, SHARDS};
-use crate::daemon;
+use crate::daemon::ControlSocket;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
 use crate::protect::protect;
+use crate::systemd::{Notify, passed_socket};
 use crate::telemetry::{RuntimeDir, StatsSocket};
 
 /// Own the block devices of this node; `attach`, `detach` and `ls` are its clients.
@@ -35,16 +38,23 @@ pub(crate) struct Args {
     poll_us: Option<u32>,
 }
 
+/// How soon a device is ended when nothing uses it any more, once the daemon is to end.
+const WIND_DOWN_PERIOD: Duration = Duration::from_secs(1);
 /// Unless somebody says how long.
 const POLL_US_DEFAULT: u32 = 50;
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let engine = engine_config(&args).context("daemon")?;
     start_log();
-    let dir = RuntimeDir::locate();
-    // Before there are threads.
+    let (dir, notify) = (RuntimeDir::locate(), Notify::from_env());
+    // These two want to be alone, before there are threads.
+    let passed = passed_socket().context("daemon")?;
     protect();
-    runtime().context("daemon")?.block_on(serve(engine, &dir)).context("daemon")
+    let runtime = runtime().context("daemon")?;
+    let outcome = runtime.block_on(serve(engine, &dir, passed, &notify)).context("daemon");
+    // Not waited for: a call may be waiting for a dead disk.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// What the command line says, else the file, else what is best in general.
@@ -58,21 +68,64 @@ fn engine_config(args: &Args) -> Result<EngineConfig> {
     })
 }
 
-async fn serve(engine: EngineConfig, dir: &RuntimeDir) -> Result<()> {
+async fn serve(
+    engine: EngineConfig,
+    dir: &RuntimeDir,
+    passed: Option<UnixListener>,
+    notify: &Notify,
+) -> Result<()> {
     let mut signals = EndSignals::catch()?;
+    // First, since it tells whether another daemon runs.
+    let socket = ControlSocket::open(dir, passed).await?;
     let registry = Arc::new(Registry::new());
     let devices = Arc::new(Devices::start(engine, Arc::clone(&registry))?);
     let _stats = StatsSocket::start_in(dir, registry)?;
+    tracing::info!(socket = socket.name(), "ready");
+    notify.ready();
+    let mut outcome = Ok(());
     let ended = async {
         tracing::info!("ending: {}", signals.next().await);
-        let devices = Arc::clone(&devices);
-        let left = tokio::task::spawn_blocking(move || devices.detach_all()).await.unwrap_or(0);
-        if left > 0 {
-            // Whoever uses them would lose what is not written yet.
-            tracing::warn!("{left} devices are in use and served on; a second signal ends them");
-            signals.next().await;
-        }
+        notify.stopping("ending devices");
+        outcome = wind_down(&devices, &mut signals, notify).await;
     };
-    daemon::serve(dir, Arc::clone(&devices), ended).await?;
-    Ok(())
+    let watched = Arc::clone(&devices);
+    tokio::select! {
+        served = socket.serve(Arc::clone(&devices), ended) => served?,
+        never = notify.keep_alive(move |within| watched.check(within)) => match never {},
+    }
+    outcome
+}
+
+/// Ends what nothing uses, until nothing is left or a second signal comes: whoever uses a device
+/// would lose what is not written yet.
+///
+/// # Errors
+/// When such a signal has come.
+async fn wind_down(
+    devices: &Arc<Devices>,
+    signals: &mut EndSignals,
+    notify: &Notify,
+) -> Result<()> {
+    let mut told = 0;
+    loop {
+        let ending = Arc::clone(devices);
+        let left = tokio::task::spawn_blocking(move || ending.wind_down()).await?;
+        let count = left.len();
+        if count == 0 {
+            return Ok(());
+        }
+        if told != count {
+            told = count;
+            notify.stopping(&format!("serving {count} devices that are in use"));
+            for error in &left {
+                tracing::warn!("served on, until it is not used or a second signal comes: {error}");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WIND_DOWN_PERIOD) => {}
+            signal = signals.next() => {
+                bail!("a second signal, {signal}, ended it with {count} devices in use")
+            }
+        }
+    }
 }

@@ -16,6 +16,11 @@ fn what_cannot_be_attached_is_said() {
 }
 
 #[test]
+fn a_daemon_ends_when_nothing_uses_it() {
+    case("ending.sh");
+}
+
+#[test]
 fn a_daemon_does_not_depend_on_disks() {
     case("protected.sh");
 }
@@ -32,6 +37,9 @@ fn case(name: &str) {
         run.arg("--keep").arg(guest);
     }
     run.arg("--timeout=400").arg("--copy").arg(cases.join("common.sh"));
+    // It says what a daemon is allowed.
+    let unit = vm.join("../../deploy/systemd/sheave.service");
+    run.arg("--copy").arg(unit);
     run.arg("--copy").arg(cases.join(name)).args(["--", "bash", name]);
     let output = run.output().expect("tests/vm/run runs");
     if !output.status.success()

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_knbd::{Device, Timeouts};
@@ -21,6 +23,7 @@ pub struct Devices {
     /// By volume. An entry's own lock is held while its device is made or ended, so that others
     /// are not held up.
     entries: Mutex<BTreeMap<String, Arc<Mutex<Option<Attached>>>>>,
+    ending: AtomicBool,
 }
 
 /// A volume that is a device.
@@ -44,15 +47,16 @@ impl Devices {
     /// When the engine cannot be had.
     pub fn start(config: EngineConfig, registry: Arc<Registry>) -> Result<Self> {
         let engine = Engine::start(config, Clock::start())?;
-        Ok(Self { engine, registry, entries: Mutex::default() })
+        Ok(Self { engine, registry, entries: Mutex::default(), ending: AtomicBool::new(false) })
     }
 
     /// Makes a volume a device; the device it already is, if there is one. `open` is called only if
     /// there is none.
     ///
     /// # Errors
-    /// What `open` and the kernel say; [`ErrorKind::Invalid`] when the volume is a device already
-    /// that can be written while this one must not be, or the other way round.
+    /// What `open` and the kernel say; [`ErrorKind::Busy`] when the volume is a device already that
+    /// can be written while this one must not be; [`ErrorKind::Shutdown`] after
+    /// [`Self::wind_down`].
     pub fn attach(
         &self,
         name: &str,
@@ -68,6 +72,10 @@ impl Devices {
                 return Err(Error::new(ErrorKind::Busy, "attach", why));
             }
             return Ok(attached.clone());
+        }
+        if self.ending.load(Relaxed) {
+            let why = "this daemon is ending, and serves only what is in use";
+            return Err(Error::new(ErrorKind::Shutdown, "attach", why));
         }
         let volume = open()?;
         let info = volume.info().clone();
@@ -134,14 +142,21 @@ impl Devices {
         entries.iter().filter_map(|entry| lock(entry).clone()).collect()
     }
 
-    /// Ends all devices that nothing uses, and answers how many are left.
-    pub fn detach_all(&self) -> usize {
-        for attached in self.list() {
-            if let Err(error) = self.detach(&attached.volume, false) {
-                tracing::warn!(%error, "left attached");
-            }
-        }
-        self.list().len()
+    /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
+    /// are attached from now on.
+    pub fn wind_down(&self) -> Vec<Error> {
+        self.ending.store(true, Relaxed);
+        let ends = self.list().into_iter().map(|attached| self.detach(&attached.volume, false));
+        // What somebody else has ended in the meantime is not left.
+        ends.filter_map(Result::err).filter(|error| error.kind() != ErrorKind::NotFound).collect()
+    }
+
+    /// Whether the engine gives a sign of life in time.
+    ///
+    /// # Errors
+    /// Names what does not.
+    pub fn check(&self, within: Duration) -> Result<()> {
+        self.engine.check(within)
     }
 
     fn find(&self, target: &str) -> Option<Arc<Mutex<Option<Attached>>>> {

@@ -335,6 +335,8 @@ impl Shard {
         while let Some(command) = self.inbox.take() {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
+                // Whoever asked may have gone.
+                Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
             }
         }

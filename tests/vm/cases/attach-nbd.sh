@@ -52,22 +52,3 @@ for target in disk.img 'memory:?size=64M' "$frozen"; do sheave detach "$target";
 expect 'no devices' "$(sheave ls)"
 expect '' "$(connected)"
 stop_daemon
-
-# A daemon that is told to end serves on what is in use.
-start_daemon
-device=$(sheave attach disk.img)
-sheave attach 'memory:?size=1M' >/dev/null
-mkfs.ext4 -q "$device"
-mount "$device" mounted
-kill $daemon
-for _ in $(seq 100); do ! grep -q 'served on' daemon.log || break; sleep 0.05; done
-grep -q 'served on' daemon.log || fail 'it said nothing'
-expect "$device rw" "$(sheave ls --json | python3 -c 'import json,sys
-for found in json.load(sys.stdin): print(found["device"], "ro" if found["read_only"] else "rw")')"
-cp /usr/bin/fio mounted/
-sync -f mounted
-umount mounted
-e2fsck -fn "$device" >fsck.log 2>&1 || fail "ext4: $(cat fsck.log)"
-sheave detach "$device"
-kill $daemon
-wait $daemon || fail "the daemon ended with $?"

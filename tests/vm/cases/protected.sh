@@ -115,6 +115,20 @@ second_daemon unshare --mount --propagation private
 grep -q 'make-rshared' second.log || fail "it said nothing: $(cat second.log)"
 stop_second
 
+# What its unit allows it is enough.
+allowed=$(sed -n 's/^CapabilityBoundingSet=//p' sheave.service)
+allowed=$(tr ' ' '\n' <<<"$allowed" | sed 's/CAP_/+/' | paste -sd, | tr '[:upper:]' '[:lower:]')
+second_daemon setpriv --bounding-set "-all,$allowed"
+is_protected $second
+device=$(SHEAVE_RUNTIME_DIR=/run/second sheave attach disk.img)
+mount "$device" before
+umount before
+SHEAVE_RUNTIME_DIR=/run/second sheave detach "$device"
+expect 0 "$(grep -c WARN second.log || true)"
+[ "$(grep CapEff: /proc/$second/status)" != "$(grep CapEff: /proc/$daemon/status)" ] ||
+    fail 'it was allowed everything'
+stop_second
+
 # What a user may not have is said, each on a line, and the rest works.
 mkdir -p /tmp/nobody
 chown nobody /tmp/nobody
