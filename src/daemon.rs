@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,44 +28,72 @@ pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
     dir.path().join("control.sock")
 }
 
-/// Serves the control API until `ended`.
-///
-/// # Errors
-/// When another daemon serves it, or the socket cannot be made.
-pub(crate) async fn serve(
-    dir: &RuntimeDir,
-    devices: Arc<Devices>,
-    ended: impl Future<Output = ()>,
-) -> Result<()> {
-    dir.create()?;
-    let path = control_socket(dir);
-    let listener = listen(&path)?;
-    tracing::info!(socket = %path.display(), "ready");
-    let served = Server::builder()
-        .add_service(ControlServer::new(Service { devices }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)
-        .await;
-    let _ = fs::remove_file(&path);
-    served.context("control API")
+/// Where clients connect.
+pub(crate) struct ControlSocket {
+    listener: UnixListener,
+    name: String,
+    _file: Option<SocketFile>,
 }
 
-/// Makes sure that no other daemon listens.
-///
-/// # Errors
-/// When one does, or that cannot be found out.
-pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
-    let path = control_socket(dir);
-    let what = || format!("control socket {}", path.display());
-    match UnixStream::connect(&path).await {
-        Ok(_) => bail!("{}: another daemon listens there", what()),
-        Err(error) if is_nobody(&error) => Ok(()),
-        Err(error) => Err(error).with_context(what),
+/// Removed when it is dropped, so that clients find nobody.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
     }
 }
 
-/// Listens for this user only, in place of a daemon that is gone.
-fn listen(path: &Path) -> Result<UnixListener> {
+impl ControlSocket {
+    /// Listens for this user only, in place of a daemon that is gone, or at the socket that the
+    /// service manager has passed and keeps.
+    ///
+    /// # Errors
+    /// When another daemon listens, or the socket cannot be made.
+    pub(crate) async fn open(dir: &RuntimeDir, passed: Option<StdListener>) -> Result<Self> {
+        if let Some(listener) = passed {
+            listener.set_nonblocking(true).context("passed socket")?;
+            let listener = UnixListener::from_std(listener).context("passed socket")?;
+            let address = listener.local_addr().context("passed socket")?;
+            let path = address.as_pathname().unwrap_or_else(|| Path::new("?")).display();
+            return Ok(Self { name: format!("{path}, passed"), listener, _file: None });
+        }
+        dir.create()?;
+        let path = control_socket(dir);
+        let listener = listen(&path).await?;
+        Ok(Self { name: path.display().to_string(), listener, _file: Some(SocketFile(path)) })
+    }
+
+    /// What it is called in the log.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Serves the control API until `ended`.
+    ///
+    /// # Errors
+    /// When the connections' server fails.
+    pub(crate) async fn serve(
+        self,
+        devices: Arc<Devices>,
+        ended: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let Self { listener, name: _, _file } = self;
+        let served = Server::builder()
+            .add_service(ControlServer::new(Service { devices }))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)
+            .await;
+        served.context("control API")
+    }
+}
+
+async fn listen(path: &Path) -> Result<UnixListener> {
     let what = || format!("control socket {}", path.display());
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!("{}: another daemon listens there", what()),
+        Err(error) if is_nobody(&error) => {}
+        Err(error) => return Err(error).with_context(what),
+    }
     // Under its own name it must be found listening, and closed to others.
     let unfinished = path.with_extension("new");
     let _ = fs::remove_file(&unfinished);

@@ -3,15 +3,21 @@
 
 mod cli;
 mod commands;
+mod config;
 mod daemon;
 mod process;
+mod protect;
 mod state_dir;
+mod systemd;
 mod telemetry;
 mod ublk;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+
+/// What clap ends with when arguments are wrong.
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -20,7 +26,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line: what, on what, why, what to do.
             eprintln!("sheave: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -29,8 +29,10 @@ impl RuntimeDir {
 
     fn choose(uid: u32, named: Option<OsString>, xdg: Option<OsString>) -> Self {
         let set = |value: Option<OsString>| value.filter(|value| !value.is_empty());
-        if let Some(path) = set(named) {
-            return Self { path: path.into(), owner: None };
+        if let Some(named) = set(named) {
+            // For the daemon, which leaves the directory it was started in.
+            let path = path::absolute(&named).unwrap_or_else(|_| named.into());
+            return Self { path, owner: None };
         }
         let path = match (uid, set(xdg)) {
             (0, _) => PathBuf::from("/run/sheave"),
@@ -109,6 +111,8 @@ mod tests {
         assert_eq!(chosen(0, "", "/run/user/0"), "/run/sheave");
         assert_eq!(chosen(1000, "", "/run/user/1000"), "/run/user/1000/sheave");
         assert_eq!(chosen(1000, "", ""), "/tmp/sheave-1000");
+        let here = env::current_dir().unwrap();
+        assert_eq!(chosen(0, "x", ""), here.join("x").to_str().unwrap());
     }
 
     #[test]

@@ -310,7 +310,21 @@ fn completions_and_man_pages_are_well_formed() {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    for command in ["", "serve", "copy", "stats", "top", "bench", "doctor", "completions", "man"] {
+    for command in [
+        "",
+        "serve",
+        "daemon",
+        "attach",
+        "detach",
+        "ls",
+        "copy",
+        "stats",
+        "top",
+        "bench",
+        "doctor",
+        "completions",
+        "man",
+    ] {
         let help = Run::new(sheave()).args(command).arg("--help").ok();
         assert!(help.contains("Usage: sheave") && help.contains("Examples:"), "{help}");
     }

@@ -23,6 +23,16 @@ fn devices_outlive_their_daemon() {
     case("recover.sh");
 }
 
+#[test]
+fn a_daemon_ends_when_nothing_uses_it() {
+    case("ending.sh");
+}
+
+#[test]
+fn a_daemon_does_not_depend_on_disks() {
+    case("protected.sh");
+}
+
 /// Runs a case in the guest that all tests of this run share, if there is one.
 fn case(name: &str) {
     let vm = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm");
@@ -38,6 +48,9 @@ fn case(name: &str) {
         run.arg("--kernel").arg(kernel);
     }
     run.arg("--timeout=400").arg("--copy").arg(cases.join("common.sh"));
+    // It says what a daemon is allowed.
+    let unit = vm.join("../../deploy/systemd/sheave.service");
+    run.arg("--copy").arg(unit);
     run.arg("--copy").arg(cases.join(name)).args(["--", "bash", name]);
     let output = run.output().expect("tests/vm/run runs");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();

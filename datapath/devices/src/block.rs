@@ -1,5 +1,6 @@
 //! A block device as the node sees it: when it can be used, how its queue works, who uses it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -122,18 +123,21 @@ impl BlockDevice {
         holders.chain(self.mount_points()).collect()
     }
 
-    /// Where it is mounted (proc_pid_mountinfo(5)). By its name: btrfs gives its mounts other
+    /// Where it is mounted, as far as the first process and this one see it, which may have a mount
+    /// namespace of its own (proc_pid_mountinfo(5)). By its name: btrfs gives its mounts other
     /// device numbers.
-    fn mount_points(&self) -> Vec<String> {
-        let path = self.path();
-        // The first process sees those of the node, this one has a namespace of its own.
-        let mounts = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
-        let mounted = mounts.lines().filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let is_ours = after.split(' ').nth(1).map(Path::new) == Some(&path);
-            is_ours.then(|| before.split(' ').nth(4).map(str::to_owned))?
-        });
-        mounted.collect()
+    fn mount_points(&self) -> BTreeSet<String> {
+        let (path, mut found) = (self.path(), BTreeSet::new());
+        for table in ["/proc/1/mountinfo", "/proc/self/mountinfo"] {
+            let mounts = fs::read_to_string(table).unwrap_or_default();
+            for line in mounts.lines() {
+                let Some((before, after)) = line.split_once(" - ") else { continue };
+                if after.split(' ').nth(1).map(Path::new) == Some(&path) {
+                    found.extend(before.split(' ').nth(4).map(str::to_owned));
+                }
+            }
+        }
+        found
     }
 
     /// Processes that have it open: a mount claims a device, but a program that writes to it does

@@ -9,7 +9,10 @@ mod recovery;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_shard::{Clock, Engine, EngineConfig};
@@ -20,6 +23,10 @@ use crate::front::{Device, Served};
 use crate::records::{Record, Records};
 
 pub use crate::front::Front;
+
+/// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_POLL: Duration = Duration::from_millis(1);
 
 /// What the devices of a daemon are made with.
 pub struct DevicesConfig {
@@ -46,6 +53,7 @@ pub struct Devices {
     /// By volume. An entry's own lock is held while its device is made or ended, so that others
     /// are not held up.
     entries: Mutex<BTreeMap<String, Arc<Mutex<Entry>>>>,
+    ending: AtomicBool,
 }
 
 /// What is known of a volume.
@@ -66,6 +74,8 @@ enum Entry {
 struct Live {
     device: Device,
     record: Record,
+    /// Held by the engine.
+    volume: Weak<dyn Volume>,
 }
 
 /// A volume that is a device.
@@ -94,7 +104,8 @@ impl Devices {
         let DevicesConfig { engine, records, open, probe_ublk } = config;
         let records = Records::open(records)?;
         let engine = Engine::start(engine, Clock::start())?;
-        Ok(Self { engine, registry, records, open, probe_ublk, entries: Mutex::default() })
+        let (entries, ending) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { engine, registry, records, open, probe_ublk, entries, ending })
     }
 
     /// Makes a volume a device; the device it already is, if there is one. Without a `front` it is
@@ -102,7 +113,8 @@ impl Devices {
     ///
     /// # Errors
     /// What the volume and the kernel say; [`ErrorKind::Busy`] when the volume is a device already
-    /// that is not as it is asked for; [`ErrorKind::Unsupported`] when no front works here.
+    /// that is not as it is asked for; [`ErrorKind::Unsupported`] when no front works here;
+    /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
     pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
         let entry = Arc::clone(self.entries().entry(name.to_owned()).or_default());
         let mut entry = lock(&entry);
@@ -114,6 +126,10 @@ impl Devices {
                 let attached = live.attached();
                 check_same(&attached, read_only, front)?;
                 attached
+            }
+            _ if self.ending.load(Relaxed) => {
+                let why = "this daemon is ending, and serves only what is in use";
+                return Err(Error::new(ErrorKind::Shutdown, "attach", why));
             }
             _ => {
                 let live = self.make(name, read_only, front)?;
@@ -139,7 +155,7 @@ impl Devices {
         let mut entry = lock(&entry);
         let (device, record) = match &*entry {
             Entry::Free => return Ok(()),
-            Entry::Attached(live) => (live.device, &live.record),
+            Entry::Attached(Live { device, record, .. }) => (*device, record),
             Entry::Waiting { device, why, .. } if !force => {
                 let why = format!("{device} waits for its volume ({why}); --force fails its I/O");
                 return Err(Error::new(ErrorKind::Busy, "detach", why));
@@ -149,6 +165,9 @@ impl Devices {
         let claim = if force { None } else { Some(BlockDevice::new(device.name()).claim()?) };
         device.end(claim)?;
         self.records.remove(record);
+        if let Entry::Attached(live) = &*entry {
+            live.wait_closed();
+        }
         tracing::info!(volume = name, %device, "detached");
         *entry = Entry::Free;
         drop(entry);
@@ -166,14 +185,21 @@ impl Devices {
         self.snapshot().iter().filter_map(|(_, entry)| lock(entry).attached()).collect()
     }
 
-    /// Ends all devices that nothing uses, and answers how many are left.
-    pub fn detach_all(&self) -> usize {
-        for attached in self.list() {
-            if let Err(error) = self.detach(&attached.volume, false) {
-                tracing::warn!(%error, "left attached");
-            }
-        }
-        self.list().len()
+    /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
+    /// are attached from now on.
+    pub fn wind_down(&self) -> Vec<Error> {
+        self.ending.store(true, Relaxed);
+        let ends = self.list().into_iter().map(|attached| self.detach(&attached.volume, false));
+        // What somebody else has ended in the meantime is not left.
+        ends.filter_map(Result::err).filter(|error| error.kind() != ErrorKind::NotFound).collect()
+    }
+
+    /// Whether the engine gives a sign of life in time.
+    ///
+    /// # Errors
+    /// Names what does not.
+    pub fn check(&self, within: Duration) -> Result<()> {
+        self.engine.check(within)
     }
 
     fn make(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Live> {
@@ -201,7 +227,7 @@ impl Devices {
         match live {
             Ok(device) => {
                 tracing::info!(volume = name, %device, "attached");
-                Ok(Live { device, record })
+                Ok(Live { device, record, volume: Arc::downgrade(&volume) })
             }
             Err(error) => {
                 self.records.remove(&record);
@@ -274,6 +300,17 @@ impl Entry {
 }
 
 impl Live {
+    /// Waits until the engine has let go of the volume, so that what it lies on can be unmounted.
+    fn wait_closed(&self) {
+        let begun = Instant::now();
+        while self.volume.strong_count() > 0 {
+            if begun.elapsed() > CLOSE_TIMEOUT {
+                return tracing::warn!(volume = self.record.volume, "still has requests in flight");
+            }
+            sleep(CLOSE_POLL);
+        }
+    }
+
     fn attached(&self) -> Attached {
         Attached::new(self.device, &self.record)
     }

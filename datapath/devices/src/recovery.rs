@@ -3,9 +3,9 @@
 //! That the predecessor is dead is known: its lock of the records is released only when its
 //! threads, and all I/O that they had in flight, are gone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, Volume};
 
 use crate::block::BlockDevice;
 use crate::front::{Device, Served};
@@ -58,10 +58,10 @@ impl Devices {
     pub(crate) fn resume(&self, entry: &mut Entry) -> Result<()> {
         let Entry::Waiting { device, record, why } = entry else { return Ok(()) };
         match self.serve_again(*device, record) {
-            Ok(()) => {
+            Ok(volume) => {
                 let (device, record) = (*device, record.clone());
                 tracing::info!(volume = record.volume, %device, "recovered");
-                *entry = Entry::Attached(Live { device, record });
+                *entry = Entry::Attached(Live { device, record, volume });
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -79,7 +79,7 @@ impl Devices {
         }
     }
 
-    fn serve_again(&self, device: Device, record: &Record) -> Result<()> {
+    fn serve_again(&self, device: Device, record: &Record) -> Result<Weak<dyn Volume>> {
         let volume = (self.open)(&record.volume, record.read_only)?;
         let info = volume.info();
         if info.volatile {
@@ -94,6 +94,7 @@ impl Devices {
         let stats = self.registry.volume(&record.volume);
         let served = Served { engine: &self.engine, volume: &volume, stats: &stats };
         served.recover(device, record)?;
-        BlockDevice::new(device.name()).wait_ready(record.size)
+        BlockDevice::new(device.name()).wait_ready(record.size)?;
+        Ok(Arc::downgrade(&volume))
     }
 }

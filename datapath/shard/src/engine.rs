@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
@@ -62,6 +63,8 @@ pub struct Assignment {
 pub(crate) enum Command {
     Serve(Assignment),
     ServeQueue(QueueAssignment),
+    /// Answer with this number.
+    Echo(usize, SyncSender<usize>),
     Stop,
 }
 
@@ -205,6 +208,33 @@ impl Engine {
         }
     }
 
+    /// Asks all shards for an answer, which each gives when it has done what it is at. Threads of
+    /// the other engine have nothing in common that could stand still.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] names those that have not answered in time.
+    pub fn check(&self, within: Duration) -> Result<(), Error> {
+        let Kind::Ring(shards) = &self.kind else { return Ok(()) };
+        let begun = Instant::now();
+        let (answer, answers) = sync_channel(shards.len());
+        for (index, shard) in shards.iter().enumerate() {
+            // One that does not even take the question does not answer it.
+            let _ = shard.inbox.send(Command::Echo(index, answer.clone()));
+        }
+        let mut silent: Vec<_> = (0..shards.len()).collect();
+        while !silent.is_empty() {
+            let left = within.saturating_sub(begun.elapsed());
+            let Ok(index) = answers.recv_timeout(left) else { break };
+            silent.retain(|&other| other != index);
+        }
+        if silent.is_empty() {
+            return Ok(());
+        }
+        let silent: Vec<_> = silent.iter().map(|index| format!("shard-{index}")).collect();
+        let what = format!("{} gave no sign of life for {within:?}", silent.join(", "));
+        Err(Error::new(ErrorKind::Busy, "check", what))
+    }
+
     /// Lets connections finish what they have in flight, within a bound, and ends all threads.
     pub fn stop(self) {
         match self.kind {
@@ -252,7 +282,7 @@ fn start_shard(
     });
     let (mine, probe) = (Arc::clone(&inbox), probe.clone());
     let poll_limit = u64::from(poll_us) * 1000;
-    let (started, outcome) = std::sync::mpsc::sync_channel(1);
+    let (started, outcome) = sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         // The ring belongs to the thread that makes it.
         let shard = match Shard::new(&probe, poll_limit, clock, mine, wake) {
@@ -269,4 +299,48 @@ fn start_shard(
     })?;
     outcome.recv().map_err(|_| io::Error::other("shard thread ended early"))??;
     Ok(ShardHandle { inbox, thread })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn start(choice: EngineChoice) -> Engine {
+        let config = EngineConfig { choice, shards: 3, poll_us: 0 };
+        Engine::start(config, Clock::start()).unwrap()
+    }
+
+    #[test]
+    fn shards_that_work_answer_as_often_as_they_are_asked() {
+        for choice in [EngineChoice::Auto, EngineChoice::Threads] {
+            let engine = start(choice);
+            for _ in 0..3 {
+                engine.check(SOON).unwrap();
+            }
+            engine.stop();
+        }
+    }
+
+    #[test]
+    fn a_shard_that_stands_still_is_named() {
+        let mut engine = start(EngineChoice::Auto);
+        let Kind::Ring(shards) = &mut engine.kind else { return };
+        let inbox = Inbox {
+            commands: ArrayQueue::new(1),
+            wake: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            connections: AtomicUsize::new(0),
+        };
+        shards.push(ShardHandle { inbox: Arc::new(inbox), thread: std::thread::spawn(|| {}) });
+        // The second time its inbox is full.
+        for _ in 0..2 {
+            let error = engine.check(Duration::from_millis(200)).unwrap_err().to_string();
+            assert!(error.contains("shard-3 gave no sign of life for 200ms"), "{error}");
+        }
+        let Kind::Ring(shards) = &mut engine.kind else { unreachable!("it was one") };
+        shards.pop();
+        engine.check(SOON).unwrap();
+        engine.stop();
+    }
 }

@@ -107,8 +107,10 @@ impl Shard {
     }
 
     fn close_queue(&mut self, key: usize) {
-        let Queue { volume, .. } = self.queues.remove(key);
+        let queue = self.queues.remove(key);
         self.inbox.closed();
-        self.release(volume);
+        self.release(queue.volume);
+        // Last, since with it the device is gone, for others to see.
+        drop(queue);
     }
 }

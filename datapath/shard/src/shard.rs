@@ -362,6 +362,8 @@ impl Shard {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
                 Command::ServeQueue(assignment) => self.open_queue(assignment),
+                // Whoever asked may have gone.
+                Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
             }
         }

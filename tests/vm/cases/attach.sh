@@ -70,23 +70,5 @@ for front in $(fronts); do
     expect '' "$(connected)"
     expect '' "$(ls /var/lib/sheave/devices | grep json || true)"
     stop_daemon
-
-    # A daemon that is told to end serves on what is in use.
-    start_daemon
-    device=$(sheave attach --front $front disk.img)
-    sheave attach --front $front 'memory:?size=1M' >/dev/null
-    mkfs.ext4 -q "$device"
-    mount "$device" mounted
-    kill $daemon
-    logged 'served on'
-    expect "$device rw" "$(sheave ls --json | python3 -c 'import json,sys
-for found in json.load(sys.stdin): print(found["device"], "ro" if found["read_only"] else "rw")')"
-    cp /usr/bin/fio mounted/
-    sync -f mounted
-    umount mounted
-    clean ext4 "$device"
-    sheave detach "$device"
-    kill $daemon
-    wait $daemon || fail "the daemon ended with $?"
     rm disk.img
 done

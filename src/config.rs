@@ -1,0 +1,174 @@
+//! The daemon's configuration file: TOML, documented in docs/daemon.md.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::{Range, RangeInclusive};
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::{Spanned, Value};
+
+/// Read if it is there, unless another is named.
+pub(crate) const DEFAULT_PATH: &str = "/etc/sheave/daemon.toml";
+
+/// What these may be, in the file and on the command line.
+pub(crate) const SHARDS: RangeInclusive<i64> = 1..=64;
+pub(crate) const POLL_US: RangeInclusive<i64> = 0..=10_000;
+
+/// What a configuration file says. The command line comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DaemonConfig {
+    pub(crate) shards: Option<u32>,
+    pub(crate) poll_us: Option<u32>,
+}
+
+/// A configuration that cannot be used, in one line. The user must change something before it is
+/// worth another try.
+#[derive(Debug)]
+pub(crate) struct BadConfig(String);
+
+impl DaemonConfig {
+    /// Reads the file that is named, else the default one, if it exists.
+    ///
+    /// # Errors
+    /// When it cannot be read, or says what it cannot say.
+    pub(crate) fn load(named: Option<&Path>) -> Result<Self, BadConfig> {
+        let path = named.unwrap_or_else(|| Path::new(DEFAULT_PATH));
+        match fs::read_to_string(path) {
+            Ok(text) => File { path, text: &text }.config(),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error) => {
+                let path = path.display();
+                Err(BadConfig(format!("cannot read the configuration file {path}: {error}")))
+            }
+        }
+    }
+}
+
+/// The keys as they are written, so that what is wrong can be said with its place.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    shards: Option<Spanned<Value>>,
+    poll_us: Option<Spanned<Value>>,
+}
+
+struct File<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn config(&self) -> Result<DaemonConfig, BadConfig> {
+        let keys: Keys = toml::from_str(self.text)
+            .map_err(|error| self.bad(error.span().unwrap_or_default(), error.message()))?;
+        Ok(DaemonConfig {
+            shards: self.number(keys.shards, SHARDS)?,
+            poll_us: self.number(keys.poll_us, POLL_US)?,
+        })
+    }
+
+    fn number(
+        &self,
+        value: Option<Spanned<Value>>,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<u32>, BadConfig> {
+        let Some(value) = value else { return Ok(None) };
+        let number = value.get_ref().as_integer().filter(|number| range.contains(number));
+        match number.and_then(|number| u32::try_from(number).ok()) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let (least, most) = range.into_inner();
+                Err(self.bad(value.span(), &format!("expected a number from {least} to {most}")))
+            }
+        }
+    }
+
+    /// Names the place and shows the line, which has the key.
+    fn bad(&self, span: Range<usize>, why: &str) -> BadConfig {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let index = before.matches('\n').count();
+        let line = self.text.lines().nth(index).unwrap_or_default().trim();
+        let why = why.lines().collect::<Vec<_>>().join(", ");
+        BadConfig(format!("{}:{}: {line}: {why}", self.path.display(), index + 1))
+    }
+}
+
+impl fmt::Display for BadConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for BadConfig {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../deploy/daemon.toml");
+
+    fn parse(text: &str) -> Result<DaemonConfig, String> {
+        File { path: Path::new("f.toml"), text }.config().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_are_read_and_all_may_be_left_out() {
+        let full = parse("# fast\nshards = 2\npoll_us = 0\n").unwrap();
+        assert_eq!(full, DaemonConfig { shards: Some(2), poll_us: Some(0) });
+        assert_eq!(parse("").unwrap(), DaemonConfig::default());
+        assert_eq!(parse("shards = 64\npoll_us = 10_000").unwrap().poll_us, Some(10_000));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_what_would_be_right() {
+        let wrong = [
+            ("shards = 0", "f.toml:1: shards = 0: expected a number from 1 to 64"),
+            ("\n shards=65 # all", "f.toml:2: shards=65 # all: expected a number from 1 to 64"),
+            ("poll_us = -1", "f.toml:1: poll_us = -1: expected a number from 0 to 10000"),
+            ("poll_us = \"50\"", "f.toml:1: poll_us = \"50\": expected a number from 0 to 10000"),
+            (
+                "poll_us = 1\nshard = 2\n",
+                "f.toml:2: shard = 2: unknown field `shard`, expected `shards` or `poll_us`",
+            ),
+        ];
+        for (text, said) in wrong {
+            assert_eq!(parse(text).unwrap_err(), said);
+        }
+        for (text, place) in [
+            ("shards 2", "f.toml:1: shards 2: "),
+            ("shards = 2\nshards = 3", "f.toml:2: shards = 3: "),
+            ("[shards]\nx = 1", "f.toml:1: [shards]: "),
+            ("poll_us = 1\n[daemon]\n", "f.toml:2: [daemon]: "),
+            ("shards = 99999999999999999999", "f.toml:1: shards = 99999999999999999999: "),
+            ("shards = [\n", "f.toml:1: "),
+        ] {
+            let said = parse(text).unwrap_err();
+            assert!(said.starts_with(place) && !said.contains('\n'), "{said}");
+            assert!(said.len() > place.len() + 3, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no.toml");
+        let said = DaemonConfig::load(Some(&missing)).unwrap_err().to_string();
+        assert!(said.contains("no.toml: No such file"), "{said}");
+        assert!(DaemonConfig::load(Some(dir.path())).is_err());
+    }
+
+    #[test]
+    fn the_example_has_all_keys_and_is_good_with_and_without_them() {
+        assert_eq!(parse(EXAMPLE).unwrap(), DaemonConfig::default());
+        // Comments have a space behind their #, and keys have none.
+        let key = |line: &'static str| line.strip_prefix('#').filter(|key| !key.starts_with(' '));
+        let keys: Vec<_> = EXAMPLE.lines().filter_map(key).collect();
+        let DaemonConfig { shards, poll_us } = parse(&keys.join("\n")).unwrap();
+        assert!(shards.is_some() && poll_us.is_some(), "{keys:?}");
+    }
+}

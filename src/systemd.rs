@@ -1,0 +1,197 @@
+//! The service manager that started this process, if one did: sockets that it passes
+//! (sd_listen_fds(3)), and what it wants to be told (sd_notify(3)).
+
+use std::convert::Infallible;
+use std::env;
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use listenfd::ListenFd;
+use tokio::time::MissedTickBehavior;
+
+/// The manager reads at once, unless it is stuck.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where the manager is told how this process fares; nowhere if it did not ask.
+#[derive(Debug, Default)]
+pub(crate) struct Notify {
+    to: Option<(UnixDatagram, SocketAddr)>,
+    watchdog: Option<Duration>,
+}
+
+/// The unix socket that the manager listens at in our place, if there is one. To be called while
+/// there is one thread, since it changes the environment.
+///
+/// # Errors
+/// When it passes something else.
+pub(crate) fn passed_socket() -> Result<Option<UnixListener>> {
+    let mut passed = ListenFd::from_env();
+    match passed.len() {
+        0 => Ok(None),
+        1 => passed.take_unix_listener(0).context("socket passed by the service manager"),
+        count => {
+            bail!("the service manager passes {count} sockets; it should be the control socket")
+        }
+    }
+}
+
+impl Notify {
+    /// What the environment says. A manager that cannot be reached is warned of, and goes without.
+    pub(crate) fn from_env() -> Self {
+        let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
+        else {
+            return Self::default();
+        };
+        let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|&micros| micros > 0 && for_us);
+        match connect(&address) {
+            Ok(to) => Self { to: Some(to), watchdog: watchdog.map(Duration::from_micros) },
+            Err(error) => {
+                tracing::warn!("cannot notify the service manager at {address:?}: {error}");
+                Self::default()
+            }
+        }
+    }
+
+    /// Clients are answered.
+    pub(crate) fn ready(&self) {
+        self.tell("READY=1\nSTATUS=serving");
+    }
+
+    /// The end has begun, and what it waits for.
+    pub(crate) fn stopping(&self, status: &str) {
+        self.tell(&format!("STOPPING=1\nSTATUS={status}"));
+    }
+
+    /// Tells it in time that this process is alive, as long as that can be shown: by being run at
+    /// all, which the runtime of the control API does, and by `check`, which asks the engine on a
+    /// thread of those that answer clients.
+    pub(crate) async fn keep_alive<E: Display + Send + 'static>(
+        &self,
+        check: impl Fn(Duration) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Infallible {
+        let Some(limit) = self.watchdog else { return std::future::pending().await };
+        let check = Arc::new(check);
+        let mut ticks = tokio::time::interval(limit / 2);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let check = Arc::clone(&check);
+            let mut checked = tokio::task::spawn_blocking(move || check(limit / 4));
+            let outcome = match tokio::time::timeout(limit / 2, &mut checked).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    tracing::warn!("watchdog: all threads for calls are busy");
+                    checked.await
+                }
+            };
+            match outcome {
+                Ok(Ok(())) => self.tell("WATCHDOG=1"),
+                Ok(Err(error)) => tracing::warn!("watchdog: {error}"),
+                Err(error) => tracing::warn!("watchdog: {error}"),
+            }
+        }
+    }
+
+    fn tell(&self, state: &str) {
+        let Some((socket, address)) = &self.to else { return };
+        if let Err(error) = socket.send_to_addr(state.as_bytes(), address) {
+            tracing::warn!("the service manager does not take {state:?}: {error}");
+        }
+    }
+}
+
+/// A path, or a name without a file behind `@`.
+fn connect(address: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
+    let address = match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(address)?,
+        _ => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    Ok((socket, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+
+    /// Longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn manager(watchdog_ms: u64) -> (UnixDatagram, Notify, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_read_timeout(Some(LONG)).unwrap();
+        let to = Some(connect(path.as_os_str()).unwrap());
+        let watchdog = Some(Duration::from_millis(watchdog_ms));
+        (manager, Notify { to, watchdog }, dir)
+    }
+
+    fn told(manager: &UnixDatagram) -> String {
+        let mut text = [0; 200];
+        let count = manager.recv(&mut text).unwrap();
+        String::from_utf8(text[..count].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_manager_is_reached_by_path_and_by_name() {
+        let (manager, notify, _dir) = manager(1);
+        notify.ready();
+        assert_eq!(told(&manager), "READY=1\nSTATUS=serving");
+
+        let name = format!("sheave-test-{}", process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        let to = connect(OsStr::new(&format!("@{name}"))).unwrap();
+        Notify { to: Some(to), watchdog: None }.stopping("waiting");
+        assert_eq!(told(&manager), "STOPPING=1\nSTATUS=waiting");
+
+        assert!(connect(OsStr::new("vsock:2:1")).is_err());
+        // Nobody there is no reason to end.
+        drop(manager);
+        Notify { to: Some(connect(OsStr::new("@sheave-nobody")).unwrap()), watchdog: None }.ready();
+    }
+
+    #[tokio::test]
+    async fn a_watchdog_is_fed_only_while_the_check_succeeds() {
+        let (manager, notify, _dir) = manager(200);
+        let fine = Arc::new(AtomicBool::new(true));
+        let check = {
+            let fine = Arc::clone(&fine);
+            move |within| {
+                assert_eq!(within, Duration::from_millis(50));
+                if fine.load(Relaxed) { Ok(()) } else { Err("stuck") }
+            }
+        };
+        let kept = tokio::spawn(async move { notify.keep_alive(check).await });
+        let watched = tokio::task::spawn_blocking(move || {
+            for _ in 0..3 {
+                assert_eq!(told(&manager), "WATCHDOG=1");
+            }
+            fine.store(false, Relaxed);
+            // One may have been on its way, of about ten that there would be.
+            manager.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let _ = manager.recv(&mut [0; 20]);
+            assert!(manager.recv(&mut [0; 20]).is_err(), "fed although stuck");
+            fine.store(true, Relaxed);
+            manager.set_read_timeout(Some(LONG)).unwrap();
+            assert_eq!(told(&manager), "WATCHDOG=1");
+        });
+        watched.await.unwrap();
+        kept.abort();
+    }
+}

@@ -1,0 +1,144 @@
+#!/bin/bash
+# A process that is a disk does not depend on disks: its threads, its memory, its mounts.
+. ./common.sh
+
+# Both halves of PF_IO_FLUSHER: PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE (linux/sched.h).
+io_flusher=$((0x00080000 | 0x00100000))
+
+# Flags of each thread of a process (proc_pid_stat(5)): of its own, and of its ring in the kernel.
+flags() { sed 's/.*) //' /proc/"$1"/task/*/stat | cut -d' ' -f7; }
+
+is_protected() {
+    local found count=0
+    for found in $(flags "$1"); do
+        expect $io_flusher $((found & io_flusher))
+        count=$((count + 1))
+    done
+    [ $count -ge 3 ] || fail "no more than $count threads"
+    local locked_kib
+    locked_kib=$(awk '/^VmLck:/ { print $2 }' "/proc/$1/status")
+    # The program itself, at least.
+    [ "$locked_kib" -ge 4096 ] || fail "$locked_kib KiB are locked"
+    expect -1000 "$(cat "/proc/$1/oom_score_adj")"
+    expect / "$(readlink "/proc/$1/cwd")"
+    [ "$(readlink "/proc/$1/ns/mnt")" != "$(readlink /proc/1/ns/mnt)" ] || fail 'mounts are shared'
+}
+
+# mounted PROCESS DEVICE: where that process sees it mounted.
+mounted() { awk -v device="$2" '$(NF - 1) == device { print $5 }' "/proc/$1/mountinfo"; }
+
+# second_daemon COMMAND...: run by it, a second one is to the devices of the first what a daemon
+# that was started again is to its own.
+second_daemon() {
+    mkdir -p /run/second
+    SHEAVE_RUNTIME_DIR=/run/second SHEAVE_STATE_DIR=/run/second "$@" sheave daemon >second.log 2>&1 &
+    second=$!
+    trap 'kill $daemon $second 2>/dev/null || true' EXIT
+    for _ in $(seq 200); do
+        ! SHEAVE_RUNTIME_DIR=/run/second "$@" sheave ls >ls.log 2>&1 || return 0
+        sleep 0.05
+    done
+    fail "the second daemon did not start: $(cat second.log ls.log)"
+}
+
+stop_second() {
+    kill $second
+    wait $second || fail "the second daemon ended with $?"
+}
+
+for found in $(flags $$); do expect 0 $((found & io_flusher)); done
+mkdir -p before after
+truncate -s 64M disk.img
+mkfs.ext4 -q disk.img
+start_daemon
+device=$(sheave attach disk.img)
+sheave attach 'memory:?size=1G' >/dev/null
+dd if="$device" of=/dev/null bs=1M iflag=direct status=none
+is_protected $daemon
+rss_kib=$(awk '/^VmRSS:/ { print $2 }' /proc/$daemon/status)
+[ "$rss_kib" -lt 65536 ] || fail "$rss_kib KiB are there, though nothing is stored"
+expect 0 "$(grep -c WARN daemon.log || true)"
+
+# What is mounted before a daemon starts is not held by it, and stays where it is.
+mount "$device" before
+second_daemon env
+is_protected $second
+expect "$PWD/before" "$(mounted $daemon "$device")"
+expect '' "$(mounted $second "$device")"
+expect "$PWD/before" "$(mounted 1 "$device")"
+cp /usr/bin/fio before/
+umount before
+expect '' "$(mounted $daemon "$device")"
+sheave detach "$device"
+stop_second
+
+# So it is with what lies on it by way of others. What is no device of ours stays visible.
+device=$(sheave attach disk.img)
+echo "0 $(blockdev --getsz "$device") linear $device 0" | dmsetup create stacked
+mount /dev/mapper/stacked before
+truncate -s 64M other.img
+mkfs.ext4 -q other.img
+mount -o loop other.img after
+second_daemon env
+expect '' "$(mounted $second /dev/mapper/stacked)"
+expect "$PWD/before" "$(mounted 1 /dev/mapper/stacked)"
+expect "$PWD/after" "$(mounted $second "$(findmnt -no SOURCE after)")"
+refused 'dm-0' sheave detach "$device"
+umount before
+dmsetup remove stacked
+sheave detach "$device"
+stop_second
+
+# What was mounted after the start holds a volume, and can be unmounted when it does no more.
+truncate -s 32M after/disk.img
+mkfs.ext4 -q after/disk.img
+device=$(sheave attach after/disk.img)
+mount "$device" before
+echo text >before/file
+refused "$PWD/before" sheave detach "$device"
+umount before
+sheave detach "$device"
+umount after
+
+# A daemon that is killed does not wait for its own device.
+device=$(sheave attach disk.img)
+mount "$device" before
+dd if=/dev/zero of=before/dirty bs=1M count=8 status=none
+kill -9 $daemon
+timeout 20 tail --pid=$daemon -f /dev/null || fail 'it waits for its own device'
+start_daemon
+logged recovered
+umount before
+sheave detach "$device"
+stop_daemon
+
+# Where mounts are private, they would not follow.
+start_daemon
+second_daemon unshare --mount --propagation private
+grep -q 'make-rshared' second.log || fail "it said nothing: $(cat second.log)"
+stop_second
+
+# What its unit allows it is enough.
+allowed=$(sed -n 's/^CapabilityBoundingSet=//p' sheave.service)
+allowed=$(tr ' ' '\n' <<<"$allowed" | sed 's/CAP_/+/' | paste -sd, | tr '[:upper:]' '[:lower:]')
+second_daemon setpriv --bounding-set "-all,$allowed"
+is_protected $second
+device=$(SHEAVE_RUNTIME_DIR=/run/second sheave attach disk.img)
+mount "$device" before
+umount before
+SHEAVE_RUNTIME_DIR=/run/second sheave detach "$device"
+expect 0 "$(grep -c WARN second.log || true)"
+[ "$(grep CapEff: /proc/$second/status)" != "$(grep CapEff: /proc/$daemon/status)" ] ||
+    fail 'it was allowed everything'
+stop_second
+
+# What a user may not have is said, each on a line, and the rest works.
+mkdir -p /tmp/nobody
+chown nobody /tmp/nobody
+second_daemon env SHEAVE_RUNTIME_DIR=/tmp/nobody SHEAVE_STATE_DIR=/tmp/nobody setpriv --reuid=65534 --clear-groups
+for what in PR_SET_IO_FLUSHER LimitMEMLOCK oom_score_adj CAP_SYS_ADMIN; do
+    expect 1 "$(grep WARN second.log | grep -c "$what")"
+done
+expect 4 "$(grep -c WARN second.log)"
+stop_second
+stop_daemon
