@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
 pub(crate) struct ControlSocket {
     listener: UnixListener,
     name: String,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 /// Removed when it is dropped, so that clients find nobody.
@@ -52,16 +53,38 @@ impl ControlSocket {
     /// When another daemon listens, or the socket cannot be made.
     pub(crate) async fn open(dir: &RuntimeDir, passed: Option<StdListener>) -> Result<Self> {
         if let Some(listener) = passed {
-            listener.set_nonblocking(true).context("passed socket")?;
-            let listener = UnixListener::from_std(listener).context("passed socket")?;
-            let address = listener.local_addr().context("passed socket")?;
-            let path = address.as_pathname().unwrap_or_else(|| Path::new("?")).display();
-            return Ok(Self { name: format!("{path}, passed"), listener, _file: None });
+            return Self::take_over(dir, listener, true);
         }
         dir.create()?;
         let path = control_socket(dir);
         let listener = listen(&path).await?;
-        Ok(Self { name: path.display().to_string(), listener, _file: Some(SocketFile(path)) })
+        Ok(Self { name: path.display().to_string(), listener, file: Some(SocketFile(path)) })
+    }
+
+    /// Goes on with a socket that listens already. The service manager keeps one that it `passed`;
+    /// another goes with us.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub(crate) fn take_over(dir: &RuntimeDir, listener: StdListener, passed: bool) -> Result<Self> {
+        listener.set_nonblocking(true).context("passed socket")?;
+        let listener = UnixListener::from_std(listener).context("passed socket")?;
+        if !passed {
+            let path = control_socket(dir);
+            let name = path.display().to_string();
+            return Ok(Self { name, listener, file: Some(SocketFile(path)) });
+        }
+        let address = listener.local_addr().context("passed socket")?;
+        let path = address.as_pathname().unwrap_or_else(|| Path::new("?")).display();
+        Ok(Self { name: format!("{path}, passed"), listener, file: None })
+    }
+
+    /// The socket once more, for a successor, and whether the service manager keeps it.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub(crate) fn share(&self) -> io::Result<(OwnedFd, bool)> {
+        Ok((self.listener.as_fd().try_clone_to_owned()?, self.file.is_none()))
     }
 
     /// What it is called in the log.
@@ -78,7 +101,7 @@ impl ControlSocket {
         devices: Arc<Devices>,
         ended: impl Future<Output = ()>,
     ) -> Result<()> {
-        let Self { listener, name: _, _file } = self;
+        let Self { listener, name: _, file: _file } = self;
         let served = Server::builder()
             .add_service(ControlServer::new(Service { devices }))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)

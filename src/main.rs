@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod daemon;
+mod handover;
 mod process;
 mod protect;
 mod state_dir;

@@ -47,6 +47,14 @@ impl EndSignals {
     }
 }
 
+/// The signal that asks for a successor.
+///
+/// # Errors
+/// When it cannot be caught.
+pub(crate) fn hang_up() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
+
 /// Events go to standard error; `SHEAVE_LOG` says which.
 pub(crate) fn start_log() {
     let wanted = std::env::var_os("SHEAVE_LOG").unwrap_or_default();

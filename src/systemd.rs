@@ -62,9 +62,16 @@ impl Notify {
         }
     }
 
-    /// Clients are answered.
+    /// Clients are answered, by this process even if it was another one before.
     pub(crate) fn ready(&self) {
-        self.tell("READY=1\nSTATUS=serving");
+        self.tell(&format!("READY=1\nMAINPID={}\nSTATUS=serving", process::id()));
+    }
+
+    /// A successor is about to take over.
+    pub(crate) fn reloading(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS=giving way"));
     }
 
     /// The end has begun, and what it waits for.

@@ -1,19 +1,22 @@
 //! `sheave daemon`: owns the block devices of this node.
 
+use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use sheave_backends::OpenOptions;
-use sheave_devices::{Devices, DevicesConfig};
-use sheave_shard::{EngineChoice, EngineConfig};
+use sheave_devices::{Devices, DevicesConfig, Released};
+use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
+use tokio::signal::unix::Signal;
 
 use crate::config::{DaemonConfig, POLL_US, SHARDS};
 use crate::daemon::ControlSocket;
-use crate::process::{EndSignals, default_shards, runtime, start_log};
+use crate::handover::{HandOver, Taken};
+use crate::process::{EndSignals, default_shards, hang_up, runtime, start_log};
 use crate::protect::protect;
 use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
@@ -43,6 +46,9 @@ pub(crate) struct Args {
     /// Microseconds that a busy shard looks for work before it sleeps; 0 = never [default: 50]
     #[arg(long, value_parser = clap::value_parser!(u32).range(POLL_US))]
     poll_us: Option<u32>,
+    /// Go on in place of the daemon that runs, which hands over what it has and ends
+    #[arg(long)]
+    takeover: bool,
 }
 
 /// How soon a device is ended when nothing uses it any more, once the daemon is to end.
@@ -52,13 +58,16 @@ const POLL_US_DEFAULT: u32 = 50;
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let engine = engine_config(&args).context("daemon")?;
+    // As it is now: the file may be another one when a successor is asked for.
+    let program = std::env::current_exe().context("daemon")?;
     start_log();
     let (dir, notify) = (RuntimeDir::locate(), Notify::from_env());
     // These two want to be alone, before there are threads.
     let passed = passed_socket().context("daemon")?;
     protect();
     let runtime = runtime().context("daemon")?;
-    let outcome = runtime.block_on(serve(engine, &dir, passed, &notify)).context("daemon");
+    let start = Start { engine, dir, passed, notify, program, takeover: args.takeover };
+    let outcome = runtime.block_on(serve(start)).context("daemon");
     // Not waited for: a call may be waiting for a dead disk.
     runtime.shutdown_background();
     outcome
@@ -75,15 +84,29 @@ fn engine_config(args: &Args) -> Result<EngineConfig> {
     })
 }
 
-async fn serve(
+/// What a daemon starts with.
+struct Start {
     engine: EngineConfig,
-    dir: &RuntimeDir,
+    dir: RuntimeDir,
     passed: Option<UnixListener>,
-    notify: &Notify,
-) -> Result<()> {
+    notify: Notify,
+    program: PathBuf,
+    takeover: bool,
+}
+
+async fn serve(start: Start) -> Result<()> {
+    let Start { engine, dir, passed, notify, program, takeover } = start;
     let mut signals = EndSignals::catch()?;
+    let hang_up = hang_up()?;
+    let engine = Engine::start(engine, Clock::start())?;
+    // From here on the devices of a predecessor wait, so nothing else is left to be done.
+    let taken = if takeover { Taken::ask(&dir)? } else { None };
+    let mut taken = taken.unwrap_or_default();
     // First, since it tells whether another daemon runs.
-    let socket = ControlSocket::open(dir, passed).await?;
+    let socket = match taken.control.take() {
+        Some((listener, passed)) => ControlSocket::take_over(&dir, listener.into(), passed)?,
+        None => ControlSocket::open(&dir, passed).await?,
+    };
     let registry = Arc::new(Registry::new());
     let config = DevicesConfig {
         engine,
@@ -94,20 +117,25 @@ async fn serve(
         probe_ublk: ublk::probe,
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
-    let _stats = StatsSocket::start_in(dir, registry)?;
+    let connections = std::mem::take(&mut taken.connections);
+    let recovery = tokio::spawn(recover(Arc::clone(&devices), connections));
+    taken.count_on(&registry);
+    let _stats = StatsSocket::start_in(&dir, Arc::clone(&registry))?;
+    let (control, passed) = socket.share()?;
+    HandOver { devices: Arc::clone(&devices), registry, control, passed }.start(&dir)?;
     tracing::info!(socket = socket.name(), "ready");
     notify.ready();
-    let recovery = tokio::spawn(recover(Arc::clone(&devices)));
     let mut outcome = Ok(());
     let ended = async {
         tracing::info!("ending: {}", signals.next().await);
         notify.stopping("ending devices");
-        outcome = wind_down(&devices, &mut signals, notify).await;
+        outcome = wind_down(&devices, &mut signals, &notify).await;
     };
     let watched = Arc::clone(&devices);
     tokio::select! {
         served = socket.serve(Arc::clone(&devices), ended) => served?,
         never = notify.keep_alive(move |within| watched.check(within)) => match never {},
+        never = succeed(&program, hang_up, &notify) => match never {},
     }
     recovery.abort();
     outcome
@@ -147,19 +175,37 @@ async fn wind_down(
     }
 }
 
-/// Serves the devices of a daemon that died, and goes on trying where a volume cannot be had yet.
-async fn recover(devices: Arc<Devices>) {
-    let mut first = true;
+/// Starts a successor whenever SIGHUP asks for one. If it works, this process ends in the middle.
+async fn succeed(program: &Path, mut hang_up: Signal, notify: &Notify) -> Infallible {
     loop {
-        let devices = Arc::clone(&devices);
-        let tried = tokio::task::spawn_blocking(move || match first {
-            true => devices.recover(),
-            false => devices.retry(),
-        });
-        if matches!(tried.await, Ok(0) | Err(_)) {
-            return;
+        if hang_up.recv().await.is_none() {
+            return std::future::pending().await;
         }
-        first = false;
+        tracing::info!(program = %program.display(), "asked for a successor");
+        notify.reloading();
+        let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--takeover");
+        let spawned = tokio::process::Command::new(program)
+            .args(arguments)
+            .arg("--takeover")
+            // It is for the process that the service manager started.
+            .env_remove("WATCHDOG_PID")
+            .spawn();
+        let ended = match spawned {
+            Ok(mut child) => child.wait().await,
+            Err(error) => Err(error),
+        };
+        tracing::error!(?ended, "no successor: serving on");
+        notify.ready();
+    }
+}
+
+/// Serves the devices of a daemon that died or left, and goes on trying where a volume cannot be had yet.
+async fn recover(devices: Arc<Devices>, connections: Vec<Released>) {
+    let first = Arc::clone(&devices);
+    let mut tried = tokio::task::spawn_blocking(move || first.recover(connections)).await;
+    while matches!(tried, Ok(left) if left > 0) {
         tokio::time::sleep(RETRY).await;
+        let again = Arc::clone(&devices);
+        tried = tokio::task::spawn_blocking(move || again.retry()).await;
     }
 }

@@ -24,6 +24,11 @@ fn devices_outlive_their_daemon() {
 }
 
 #[test]
+fn a_daemon_gives_way_to_another() {
+    case("upgrade.sh");
+}
+
+#[test]
 fn a_daemon_ends_when_nothing_uses_it() {
     case("ending.sh");
 }

@@ -108,7 +108,7 @@ impl Served<'_> {
             }
             Front::Nbd => {
                 let (info, identity) = (self.volume.info(), record.volume.as_str());
-                let serve = |socket| self.serve(socket);
+                let serve = |socket| self.serve(socket, record.mark);
                 let device = sheave_knbd::attach(info, block, TIMEOUTS, identity, serve)?;
                 let told = made(Device::Nbd(device));
                 told.inspect_err(|_| drop(device.disconnect(None)))?;
@@ -117,12 +117,18 @@ impl Served<'_> {
         }
     }
 
-    /// Serves a device whose server has died.
-    pub(crate) fn recover(self, device: Device, record: &Record) -> Result<()> {
-        match device {
-            Device::Ublk(device) => sheave_ublk::recover(self.ublk(), device, record.mark),
-            Device::Nbd(device) => {
-                let serve = |socket| self.serve(socket);
+    /// Serves a device whose server is gone, on the connection that it left if it did.
+    pub(crate) fn recover(
+        self,
+        device: Device,
+        record: &Record,
+        left: Option<OwnedFd>,
+    ) -> Result<()> {
+        match (device, left) {
+            (Device::Ublk(device), _) => sheave_ublk::recover(self.ublk(), device, record.mark),
+            (Device::Nbd(_), Some(socket)) => self.serve(socket, record.mark),
+            (Device::Nbd(device), None) => {
+                let serve = |socket| self.serve(socket, record.mark);
                 sheave_knbd::recover(device, TIMEOUTS, &record.volume, serve)
             }
         }
@@ -133,12 +139,13 @@ impl Served<'_> {
         sheave_ublk::Front { engine, volume, stats }
     }
 
-    fn serve(&self, socket: OwnedFd) -> Result<()> {
+    fn serve(&self, socket: OwnedFd, mark: u64) -> Result<()> {
         self.engine.serve(Assignment {
             socket,
             session: sheave_nbd::kernel_session(self.volume.info()),
             volume: Arc::clone(self.volume),
             stats: Arc::clone(self.stats),
+            name: Some(mark),
         })
     }
 }

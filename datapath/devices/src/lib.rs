@@ -15,7 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
-use sheave_shard::{Clock, Engine, EngineConfig};
+use sheave_shard::Engine;
 use sheave_telemetry::Registry;
 
 use crate::block::{BlockDevice, block_size};
@@ -23,6 +23,7 @@ use crate::front::{Device, Served};
 use crate::records::{Record, Records};
 
 pub use crate::front::Front;
+pub use sheave_shard::Released;
 
 /// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,8 +31,8 @@ const CLOSE_POLL: Duration = Duration::from_millis(1);
 
 /// What the devices of a daemon are made with.
 pub struct DevicesConfig {
-    /// How they are served.
-    pub engine: EngineConfig,
+    /// What serves them.
+    pub engine: Engine,
     /// Where what must survive a crash is kept.
     pub records: PathBuf,
     /// Opens a volume, read-only if that is said.
@@ -54,6 +55,8 @@ pub struct Devices {
     /// are not held up.
     entries: Mutex<BTreeMap<String, Arc<Mutex<Entry>>>>,
     ending: AtomicBool,
+    /// Connections that another daemon left, until their devices are served.
+    left: Mutex<Vec<Released>>,
 }
 
 /// What is known of a volume.
@@ -96,16 +99,16 @@ pub struct Attached {
 }
 
 impl Devices {
-    /// Starts the engine. [`Devices::recover`] finds the devices of a predecessor.
+    /// No devices yet. [`Devices::recover`] finds those of a predecessor, which is dead when this
+    /// returns.
     ///
     /// # Errors
-    /// When the engine cannot be had, or another daemon has the records.
+    /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
         let DevicesConfig { engine, records, open, probe_ublk } = config;
         let records = Records::open(records)?;
-        let engine = Engine::start(engine, Clock::start())?;
-        let (entries, ending) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { engine, registry, records, open, probe_ublk, entries, ending })
+        let (entries, left, ending) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Ok(Self { engine, registry, records, open, probe_ublk, entries, ending, left })
     }
 
     /// Makes a volume a device; the device it already is, if there is one. Without a `front` it is

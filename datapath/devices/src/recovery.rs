@@ -1,21 +1,31 @@
-//! The devices of a daemon that has died: found by their records, served again.
+//! The devices of another daemon: found by their records, served again.
+//!
+//! It may have died, or left ([`Devices::hand_over`]): then the kernel's NBD clients keep their
+//! connections, at rest between two requests, and nothing has to be sent again.
 //!
 //! That the predecessor is dead is known: its lock of the records is released only when its
 //! threads, and all I/O that they had in flight, are gone.
 
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_shard::Released;
 
 use crate::block::BlockDevice;
 use crate::front::{Device, Served};
 use crate::records::Record;
 use crate::{Devices, Entry, Live, lock};
 
+/// Devices that are recovered at once: one whose volume is slow holds up no others.
+const RECOVERING_MAX: usize = 16;
+
 impl Devices {
     /// Finds the devices of a predecessor and serves them again. Answers how many it could not
     /// serve yet; their I/O waits, and [`Devices::retry`] tries again.
-    pub fn recover(&self) -> usize {
+    pub fn recover(&self, left: Vec<Released>) -> usize {
+        *lock(&self.left) = left;
         for record in self.records.load() {
             let found = match record.is_stale() {
                 true => Ok(None),
@@ -36,22 +46,69 @@ impl Devices {
                 Err(error) => tracing::error!(volume = record.volume, %error, "not recovered"),
             }
         }
-        self.retry()
+        let waiting = self.retry();
+        // A connection that nothing came of is closed; its device then gets a new one.
+        lock(&self.left).clear();
+        waiting
+    }
+
+    /// Brings the connections of devices to rest and gives back those that were within this time.
+    /// The process is to end then, since it attaches no more; or to take them back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when there is a volume that is gone with this process.
+    pub fn hand_over(&self, within: Duration) -> Result<Vec<Released>> {
+        for (name, entry) in self.snapshot() {
+            let Entry::Attached(live) = &*lock(&entry) else { continue };
+            if live.volume.upgrade().is_some_and(|volume| volume.info().volatile) {
+                let why = format!("{name} would be gone with this daemon; detach it first");
+                return Err(Error::new(ErrorKind::Busy, "hand over", why));
+            }
+        }
+        self.ending.store(true, Relaxed);
+        Ok(self.engine.release(within))
+    }
+
+    /// Serves on, since nobody took what was handed over.
+    pub fn take_back(&self, left: Vec<Released>) {
+        self.engine.stay();
+        *lock(&self.left) = left;
+        for (name, entry) in self.snapshot() {
+            let mut entry = lock(&entry);
+            let Entry::Attached(live) = &*entry else { continue };
+            if !lock(&self.left).iter().any(|left| left.name == live.record.mark) {
+                continue;
+            }
+            let (device, record) = (live.device, live.record.clone());
+            *entry = Entry::Waiting { device, record, why: "not taken over".to_owned() };
+            if let Err(error) = self.resume(&mut entry) {
+                tracing::error!(volume = name, %error, "its I/O waits");
+            }
+        }
+        self.ending.store(false, Relaxed);
     }
 
     /// Serves the devices again that wait, as far as their volumes can be opened by now. Answers
     /// how many still wait.
     pub fn retry(&self) -> usize {
-        let mut left = 0;
-        for (name, entry) in self.snapshot() {
-            let mut entry = lock(&entry);
-            let resumed = self.resume(&mut entry);
-            if let (Err(error), Entry::Waiting { .. }) = (resumed, &*entry) {
-                left += 1;
-                tracing::warn!(volume = name, %error, "its I/O waits");
+        let (queue, left) = (Mutex::new(self.snapshot()), AtomicUsize::new(0));
+        let work = || {
+            loop {
+                let Some((name, entry)) = lock(&queue).pop() else { return };
+                let mut entry = lock(&entry);
+                let resumed = self.resume(&mut entry);
+                if let (Err(error), Entry::Waiting { .. }) = (resumed, &*entry) {
+                    left.fetch_add(1, Relaxed);
+                    tracing::warn!(volume = name, %error, "its I/O waits");
+                }
             }
-        }
-        left
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..RECOVERING_MAX {
+                scope.spawn(work);
+            }
+        });
+        left.into_inner()
     }
 
     /// Serves a device that waits.
@@ -93,7 +150,12 @@ impl Devices {
         }
         let stats = self.registry.volume(&record.volume);
         let served = Served { engine: &self.engine, volume: &volume, stats: &stats };
-        served.recover(device, record)?;
+        let left = {
+            let mut left = lock(&self.left);
+            let found = left.iter().position(|left| left.name == record.mark);
+            found.map(|index| left.swap_remove(index).socket)
+        };
+        served.recover(device, record, left)?;
         BlockDevice::new(device.name()).wait_ready(record.size)?;
         Ok(Arc::downgrade(&volume))
     }

@@ -135,6 +135,11 @@ impl Incoming {
         }
     }
 
+    /// Whether the next byte is the first of a request.
+    pub(crate) fn is_between_requests(&self) -> bool {
+        matches!(self.state, State::Header | State::HeaderInPlace(_)) && self.header_have == 0
+    }
+
     /// What the engine should receive next. `in_place` says whether it may receive past us.
     pub(crate) fn next_read(&mut self, in_place: bool) -> NextRead {
         let state = std::mem::replace(&mut self.state, State::Header);

@@ -199,6 +199,7 @@ impl Shared {
             session: Box::new(session),
             volume: Arc::clone(&export.volume),
             stats: Arc::clone(stats),
+            name: None,
         });
         if let Err(error) = served {
             tracing::warn!(peer, export = name, %error, "connection refused");

@@ -47,6 +47,8 @@ pub(crate) struct NbdSession {
     finished: bool,
     /// The client has said that nothing more comes; what is in the backlog came before.
     closing: bool,
+    /// It is to come to rest between two requests.
+    leaving: bool,
     /// The stream is broken: replies are of no use any more.
     gone: bool,
     times: Vec<Timed>,
@@ -90,6 +92,7 @@ impl NbdSession {
             held_recorded: 0,
             finished: false,
             closing: false,
+            leaving: false,
             gone: false,
             times: Vec::new(),
         }
@@ -323,6 +326,9 @@ impl Session for NbdSession {
         if self.is_blocked() || !self.backlog.is_empty() {
             return NextRead::Paused;
         }
+        if self.leaving && self.incoming.is_between_requests() {
+            return NextRead::Paused;
+        }
         self.incoming.next_read(self.tls.is_none())
     }
 
@@ -344,6 +350,22 @@ impl Session for NbdSession {
 
     fn shut_down(&mut self) {
         self.finish();
+    }
+
+    fn leave(&mut self) {
+        // What TLS has taken in cannot be given to anybody else.
+        self.leaving = self.tls.is_none();
+    }
+
+    fn stay(&mut self) {
+        self.leaving = false;
+    }
+
+    fn has_left(&self) -> bool {
+        let is_answered =
+            self.requests.is_empty() && self.replies_ready + self.replies_sending == 0;
+        let is_received = self.backlog.is_empty() && self.incoming.is_between_requests();
+        self.leaving && is_answered && is_received && !self.finished
     }
 
     fn closed(&mut self, recorder: &Recorder) {

@@ -171,10 +171,25 @@ impl Ring {
         Socket { fd, slot: None }
     }
 
+    /// Ends what is in flight on a socket, with `ECANCELED` unless it has just ended otherwise.
+    pub fn cancel(&mut self, socket: &Socket) {
+        let which = match socket.slot {
+            Some(slot) => CancelBuilder::fd(Fixed(slot)),
+            None => CancelBuilder::fd(Fd(socket.fd.as_raw_fd())),
+        };
+        // Not waited for: the end is told as that of any other request.
+        let _ = self.uring.submitter().register_sync_cancel(Some(Timespec::new()), which.all());
+    }
+
     /// Closes a socket that has nothing in flight.
     pub fn close(&mut self, socket: Socket) {
         // The other side must see the end even if the kernel keeps the file in its table.
         let _ = rustix::net::shutdown(&socket.fd, rustix::net::Shutdown::Both);
+        self.release(socket);
+    }
+
+    /// Gives a socket back that has nothing in flight.
+    pub fn release(&mut self, socket: Socket) -> OwnedFd {
         if let Some(slot) = socket.slot
             && self.uring.submitter().register_files_update(slot, &[-1]).is_ok()
         {
@@ -182,6 +197,7 @@ impl Ring {
         }
         self.sockets -= 1;
         self.circulate();
+        socket.fd
     }
 
     fn circulate(&mut self) {

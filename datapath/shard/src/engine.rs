@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{self, Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,11 +58,26 @@ pub struct Assignment {
     pub volume: Arc<dyn Volume>,
     /// Where its latencies go.
     pub stats: Arc<VolumeStats>,
+    /// If it can be given to another process, the name under which [`Engine::release`] does.
+    pub name: Option<u64>,
+}
+
+/// A connection that is at rest, between two requests.
+#[derive(Debug)]
+pub struct Released {
+    /// Its [`Assignment::name`].
+    pub name: u64,
+    /// The socket.
+    pub socket: OwnedFd,
 }
 
 pub(crate) enum Command {
     Serve(Assignment),
     ServeQueue(QueueAssignment),
+    /// Bring connections that have a name to rest, and give them back.
+    Release(Sender<Released>),
+    /// Stop doing so.
+    Stay,
     /// Answer with this number.
     Echo(usize, SyncSender<usize>),
     Stop,
@@ -195,6 +210,29 @@ impl Engine {
         }
         let mut pairs = queues.into_iter().zip(shards);
         pairs.try_for_each(|(queue, shard)| shard.inbox.assign(Command::ServeQueue(queue)))
+    }
+
+    /// Brings the connections that have a name to rest and gives back those that are within this
+    /// time; the others go on coming to rest until [`Engine::stay`]. Threads give none.
+    pub fn release(&self, within: Duration) -> Vec<Released> {
+        let Kind::Ring(shards) = &self.kind else { return Vec::new() };
+        let (released, all) = mpsc::channel();
+        for shard in shards {
+            // A shard that has no room for it keeps its connections.
+            let _ = shard.inbox.send(Command::Release(released.clone()));
+        }
+        drop(released);
+        let by = Instant::now() + within;
+        let next = || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).collect()
+    }
+
+    /// Serves on the connections that [`Engine::release`] did not give back.
+    pub fn stay(&self) {
+        let Kind::Ring(shards) = &self.kind else { return };
+        for shard in shards {
+            let _ = shard.inbox.send(Command::Stay);
+        }
     }
 
     /// Connections being served.

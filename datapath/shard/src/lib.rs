@@ -13,12 +13,13 @@ mod pool;
 mod queue;
 mod queues;
 mod quick;
+mod release;
 mod session;
 mod shard;
 mod threads;
 
 pub use blocking::Blocking;
 pub use clock::Clock;
-pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, STOP_GRACE};
+pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, Released, STOP_GRACE};
 pub use queue::{DeviceQueue, QueueAssignment, QueueCx};
 pub use session::{Cx, NextRead, Session};

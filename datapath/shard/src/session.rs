@@ -60,6 +60,18 @@ pub trait Session: Send {
     /// Stops taking requests; what is in flight is still answered.
     fn shut_down(&mut self);
 
+    /// Comes to rest between two requests, so that another process can go on: from now on nothing
+    /// is received there.
+    fn leave(&mut self) {}
+
+    /// Takes [`Session::leave`] back.
+    fn stay(&mut self) {}
+
+    /// Whether it has come to rest: nothing is half received, in flight, or unanswered.
+    fn has_left(&self) -> bool {
+        false
+    }
+
     /// The connection is closed. Takes back what the recorder was told to be in flight.
     fn closed(&mut self, recorder: &Recorder);
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
@@ -12,7 +13,7 @@ use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use sheave_telemetry::{Recorder, VolumeStats};
 use slab::Slab;
 
-use crate::engine::{Assignment, Command, Inbox, STOP_GRACE};
+use crate::engine::{Assignment, Command, Inbox, Released, STOP_GRACE};
 use crate::io::RingIo;
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
@@ -34,7 +35,7 @@ pub(crate) struct Shard {
     poll: AdaptivePoll,
     pub(crate) inbox: Arc<Inbox>,
     wake: Arc<File>,
-    connections: Slab<Connection>,
+    pub(crate) connections: Slab<Connection>,
     pub(crate) queues: Slab<Queue>,
     pub(crate) volumes: Slab<Mounted>,
     /// Connections that something happened to in this turn.
@@ -44,20 +45,24 @@ pub(crate) struct Shard {
     /// The same for the queues of devices.
     pub(crate) touched_queues: Vec<usize>,
     pub(crate) stalled_queues: Vec<usize>,
+    /// Where connections go that come to rest, while they are to.
+    pub(crate) releasing: Option<Sender<Released>>,
     /// Set when the shard is to stop: until when connections may finish.
     stop_by: Option<Nanos>,
 }
 
-struct Connection {
-    socket: Socket,
-    session: Box<dyn Session>,
-    volume: usize,
-    receiving: bool,
+pub(crate) struct Connection {
+    pub(crate) socket: Socket,
+    pub(crate) session: Box<dyn Session>,
+    pub(crate) volume: usize,
+    pub(crate) receiving: bool,
     /// `None` while a send is in flight.
-    batch: Option<Box<SendBatch>>,
+    pub(crate) batch: Option<Box<SendBatch>>,
     /// The stream has failed or ended; nothing more is sent or received.
     dead: bool,
     touched: bool,
+    /// Under which it is given to another process.
+    pub(crate) name: Option<u64>,
 }
 
 /// A volume that connections and queues of this shard use.
@@ -92,6 +97,7 @@ impl Shard {
             stalled: Vec::new(),
             touched_queues: Vec::new(),
             stalled_queues: Vec::new(),
+            releasing: None,
             stop_by: None,
         })
     }
@@ -160,6 +166,7 @@ impl Shard {
                 match result {
                     Ok(Some(received)) => self.received(key, received),
                     Ok(None) => self.end_of_stream(key),
+                    Err(error) if self.is_leaving(key, &error) => self.touch(key),
                     Err(error) => self.fail(key, &error),
                 }
             }
@@ -189,6 +196,7 @@ impl Shard {
         self.connections[key].receiving = false;
         match result {
             Ok(0) => self.end_of_stream(key),
+            Err(error) if self.is_leaving(key, &error) => {}
             Err(error) => self.fail(key, &error),
             Ok(count) if !self.connections[key].dead => {
                 self.call(key, |session, cx| session.landed(payload, count, cx));
@@ -287,6 +295,9 @@ impl Shard {
             }
         }
         self.close_if_done(key);
+        if self.releasing.is_some() {
+            self.release_if_left(key);
+        }
     }
 
     fn receive(&mut self, key: usize) {
@@ -362,6 +373,8 @@ impl Shard {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
                 Command::ServeQueue(assignment) => self.open_queue(assignment),
+                Command::Release(to) => self.begin_release(to),
+                Command::Stay => self.end_release(),
                 // Whoever asked may have gone.
                 Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
@@ -371,7 +384,7 @@ impl Shard {
     }
 
     fn open(&mut self, assignment: Assignment) {
-        let Assignment { socket, session, volume, stats } = assignment;
+        let Assignment { socket, session, volume, stats, name } = assignment;
         let index = match self.mount(&volume, &stats) {
             Ok(index) => index,
             Err(error) => {
@@ -390,6 +403,7 @@ impl Shard {
             batch,
             dead: false,
             touched: false,
+            name,
         });
         self.retain(index);
         // The client may have sent requests right behind its last option.
@@ -452,7 +466,7 @@ impl Shard {
         (backend, RingIo { ring, pool, quick, clock, now, volume })
     }
 
-    fn touch(&mut self, key: usize) {
+    pub(crate) fn touch(&mut self, key: usize) {
         if let Some(connection) = self.connections.get_mut(key)
             && !connection.touched
         {

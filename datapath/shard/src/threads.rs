@@ -45,7 +45,7 @@ impl ThreadEngine {
     }
 
     pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
-        let Assignment { socket, session, volume, stats } = assignment;
+        let Assignment { socket, session, volume, stats, name: _ } = assignment;
         let socket = Arc::new(socket);
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);

@@ -60,6 +60,20 @@ impl Recorder {
         add(&self.op(kind).errors, 1);
     }
 
+    /// Adds what another process has counted.
+    pub fn add_snapshot(&self, snapshot: &VolumeSnapshot) {
+        for op in &snapshot.ops {
+            self.add_bytes(op.kind, op.bytes);
+            add(&self.op(op.kind).errors, op.errors);
+            for (stage, histogram) in op.stages() {
+                for bucket in histogram.iter_recorded() {
+                    let ns = bucket.value_iterated_to();
+                    self.record_n(op.kind, stage, ns, bucket.count_at_value());
+                }
+            }
+        }
+    }
+
     /// Changes the number of connections served now.
     #[inline]
     pub fn add_connections(&self, change: i64) {
