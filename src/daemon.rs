@@ -50,14 +50,14 @@ impl ControlSocket {
     /// service manager has passed and keeps.
     ///
     /// # Errors
-    /// When another daemon listens, or the socket cannot be made.
-    pub(crate) async fn open(dir: &RuntimeDir, passed: Option<StdListener>) -> Result<Self> {
+    /// When the socket cannot be made.
+    pub(crate) fn open(dir: &RuntimeDir, passed: Option<StdListener>) -> Result<Self> {
         if let Some(listener) = passed {
             return Self::take_over(dir, listener, true);
         }
         dir.create()?;
         let path = control_socket(dir);
-        let listener = listen(&path).await?;
+        let listener = listen(&path)?;
         Ok(Self { name: path.display().to_string(), listener, file: Some(SocketFile(path)) })
     }
 
@@ -110,13 +110,23 @@ impl ControlSocket {
     }
 }
 
-async fn listen(path: &Path) -> Result<UnixListener> {
+/// Makes sure that no other daemon listens.
+///
+/// # Errors
+/// When one does, or that cannot be found out.
+pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
+    let path = control_socket(dir);
     let what = || format!("control socket {}", path.display());
-    match UnixStream::connect(path).await {
+    match UnixStream::connect(&path).await {
         Ok(_) => bail!("{}: another daemon listens there", what()),
-        Err(error) if is_nobody(&error) => {}
-        Err(error) => return Err(error).with_context(what),
+        Err(error) if is_nobody(&error) => Ok(()),
+        Err(error) => Err(error).with_context(what),
     }
+}
+
+/// Listens for this user only, in place of a daemon that is gone.
+fn listen(path: &Path) -> Result<UnixListener> {
+    let what = || format!("control socket {}", path.display());
     // Under its own name it must be found listening, and closed to others.
     let unfinished = path.with_extension("new");
     let _ = fs::remove_file(&unfinished);

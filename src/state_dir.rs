@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -27,7 +27,8 @@ fn choose(
     home: Option<OsString>,
 ) -> Option<PathBuf> {
     match (named, uid, xdg, home) {
-        (Some(path), ..) => Some(path.into()),
+        // For the daemon, which leaves the directory it was started in.
+        (Some(named), ..) => Some(path::absolute(&named).unwrap_or_else(|_| named.into())),
         (None, 0, ..) => Some("/var/lib/sheave".into()),
         (None, _, Some(xdg), _) => Some(Path::new(&xdg).join("sheave")),
         (None, _, None, home) => Some(Path::new(&home?).join(".local/state/sheave")),
@@ -42,6 +43,8 @@ mod tests {
     fn the_most_particular_place_is_taken() {
         let some = |text: &str| Some(OsString::from(text));
         assert_eq!(choose(0, some("/s"), some("/x"), None), Some("/s".into()));
+        let here = env::current_dir().unwrap();
+        assert_eq!(choose(0, some("s"), None, None), Some(here.join("s")));
         assert_eq!(choose(0, None, some("/x"), some("/root")), Some("/var/lib/sheave".into()));
         assert_eq!(choose(7, None, some("/x"), some("/h")), Some("/x/sheave".into()));
         assert_eq!(choose(7, None, None, some("/h")), Some("/h/.local/state/sheave".into()));

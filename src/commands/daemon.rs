@@ -14,7 +14,7 @@ use sheave_telemetry::Registry;
 use tokio::signal::unix::Signal;
 
 use crate::config::{DaemonConfig, POLL_US, SHARDS};
-use crate::daemon::ControlSocket;
+use crate::daemon::{self, ControlSocket};
 use crate::handover::{HandOver, Taken};
 use crate::process::{EndSignals, default_shards, hang_up, runtime, start_log};
 use crate::protect::protect;
@@ -61,12 +61,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // As it is now: the file may be another one when a successor is asked for.
     let program = std::env::current_exe().context("daemon")?;
     start_log();
-    let (dir, notify) = (RuntimeDir::locate(), Notify::from_env());
+    let (dir, state) = (RuntimeDir::locate(), state_dir().context("daemon")?);
+    let notify = Notify::from_env();
     // These two want to be alone, before there are threads.
     let passed = passed_socket().context("daemon")?;
     protect();
     let runtime = runtime().context("daemon")?;
-    let start = Start { engine, dir, passed, notify, program, takeover: args.takeover };
+    let takeover = args.takeover;
+    let start = Start { engine, dir, state, passed, notify, program, takeover };
     let outcome = runtime.block_on(serve(start)).context("daemon");
     // Not waited for: a call may be waiting for a dead disk.
     runtime.shutdown_background();
@@ -88,6 +90,7 @@ fn engine_config(args: &Args) -> Result<EngineConfig> {
 struct Start {
     engine: EngineConfig,
     dir: RuntimeDir,
+    state: PathBuf,
     passed: Option<UnixListener>,
     notify: Notify,
     program: PathBuf,
@@ -95,22 +98,22 @@ struct Start {
 }
 
 async fn serve(start: Start) -> Result<()> {
-    let Start { engine, dir, passed, notify, program, takeover } = start;
+    let Start { engine, dir, state, passed, notify, program, takeover } = start;
     let mut signals = EndSignals::catch()?;
     let hang_up = hang_up()?;
     let engine = Engine::start(engine, Clock::start())?;
     // From here on the devices of a predecessor wait, so nothing else is left to be done.
     let taken = if takeover { Taken::ask(&dir)? } else { None };
     let mut taken = taken.unwrap_or_default();
-    // First, since it tells whether another daemon runs.
-    let socket = match taken.control.take() {
-        Some((listener, passed)) => ControlSocket::take_over(&dir, listener.into(), passed)?,
-        None => ControlSocket::open(&dir, passed).await?,
-    };
+    let control = taken.control.take();
+    if control.is_none() && passed.is_none() {
+        // Said at once; a daemon that is just dying keeps its records a little longer.
+        daemon::check_alone(&dir).await?;
+    }
     let registry = Arc::new(Registry::new());
     let config = DevicesConfig {
         engine,
-        records: state_dir()?.join("devices"),
+        records: state.join("devices"),
         open: Box::new(|volume, read_only| {
             sheave_backends::open(volume, &OpenOptions { read_only })
         }),
@@ -121,6 +124,11 @@ async fn serve(start: Start) -> Result<()> {
     let recovery = tokio::spawn(recover(Arc::clone(&devices), connections));
     taken.count_on(&registry);
     let _stats = StatsSocket::start_in(&dir, Arc::clone(&registry))?;
+    // Of daemons that are started together, only the one that has the records comes here.
+    let socket = match control {
+        Some((listener, passed)) => ControlSocket::take_over(&dir, listener.into(), passed)?,
+        None => ControlSocket::open(&dir, passed)?,
+    };
     let (control, passed) = socket.share()?;
     HandOver { devices: Arc::clone(&devices), registry, control, passed }.start(&dir)?;
     tracing::info!(socket = socket.name(), "ready");
@@ -169,7 +177,10 @@ async fn wind_down(
         tokio::select! {
             () = tokio::time::sleep(WIND_DOWN_PERIOD) => {}
             signal = signals.next() => {
-                bail!("a second signal, {signal}, ended it with {count} devices in use")
+                bail!(
+                    "a second signal, {signal}, ended it with {count} devices in use; \
+                     the next daemon serves them on"
+                )
             }
         }
     }

@@ -192,9 +192,15 @@ impl Devices {
     /// are attached from now on.
     pub fn wind_down(&self) -> Vec<Error> {
         self.ending.store(true, Relaxed);
-        let ends = self.list().into_iter().map(|attached| self.detach(&attached.volume, false));
-        // What somebody else has ended in the meantime is not left.
-        ends.filter_map(Result::err).filter(|error| error.kind() != ErrorKind::NotFound).collect()
+        let mut left = Vec::new();
+        for Attached { volume, .. } in self.list() {
+            match self.detach(&volume, false) {
+                // Somebody else may have ended it in the meantime.
+                Err(error) if self.find(&volume).is_some() => left.push(error),
+                _ => {}
+            }
+        }
+        left
     }
 
     /// Whether the engine gives a sign of life in time.
