@@ -189,7 +189,8 @@ impl Daemon {
         let dir = scratch.path().to_owned();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
-        command.env("SHEAVE_RUNTIME_DIR", &dir).stdin(Stdio::null());
+        command.env("SHEAVE_RUNTIME_DIR", &dir).env("SHEAVE_STATE_DIR", &dir);
+        command.stdin(Stdio::null());
         command.stderr(File::create(dir.join("log")).expect("log file"));
         prepare(&mut command);
         Self { child: command.spawn().expect("setpriv (util-linux)"), dir }
@@ -251,7 +252,8 @@ impl Drop for Daemon {
 
 /// One that is expected to end by itself.
 fn daemon(scratch: &Scratch) -> Run {
-    Run::new(sheave()).arg("daemon").env("SHEAVE_RUNTIME_DIR", scratch.path()).timeout(PATIENCE)
+    let run = Run::new(sheave()).arg("daemon").timeout(PATIENCE);
+    run.env("SHEAVE_RUNTIME_DIR", scratch.path()).env("SHEAVE_STATE_DIR", scratch.path())
 }
 
 fn told(manager: &UnixDatagram) -> String {

@@ -27,90 +27,101 @@ is_protected() {
 # mounted PROCESS DEVICE: where that process sees it mounted.
 mounted() { awk -v device="$2" '$(NF - 1) == device { print $5 }' "/proc/$1/mountinfo"; }
 
-# second_daemon COMMAND...: run by it, a second one is to the devices of the first what a daemon
-# that was started again is to its own.
+# The daemon dies, which must not take it long, and is started again.
+replace_daemon() {
+    kill -9 $daemon
+    timeout 20 tail --pid=$daemon -f /dev/null || fail 'it waits for its own device'
+    wait $daemon 2>/dev/null || true
+    start_daemon
+    logged "recovered volume=\"$PWD/disk.img"
+}
+
+# second_daemon COMMAND...: one with directories of its own, run by the command.
 second_daemon() {
+    local -x SHEAVE_RUNTIME_DIR=/run/second SHEAVE_STATE_DIR=/run/second
     mkdir -p /run/second
-    SHEAVE_RUNTIME_DIR=/run/second SHEAVE_STATE_DIR=/run/second "$@" sheave daemon >second.log 2>&1 &
+    chown nobody /run/second
+    "$@" sheave daemon >second.log 2>&1 &
     second=$!
     trap 'kill $daemon $second 2>/dev/null || true' EXIT
-    for _ in $(seq 200); do
-        ! SHEAVE_RUNTIME_DIR=/run/second "$@" sheave ls >ls.log 2>&1 || return 0
+    local tries
+    for tries in $(seq 200); do
+        ! "$@" sheave ls >ls.log 2>&1 || return 0
         sleep 0.05
     done
-    fail "the second daemon did not start: $(cat second.log ls.log)"
+    fail "the second daemon did not start in $tries tries: $(cat second.log ls.log)"
 }
 
 stop_second() {
     kill $second
     wait $second || fail "the second daemon ended with $?"
+    rm -r /run/second
 }
 
 for found in $(flags $$); do expect 0 $((found & io_flusher)); done
 mkdir -p before after
-truncate -s 64M disk.img
-mkfs.ext4 -q disk.img
-start_daemon
-device=$(sheave attach disk.img)
-sheave attach 'memory:?size=1G' >/dev/null
-dd if="$device" of=/dev/null bs=1M iflag=direct status=none
-is_protected $daemon
-rss_kib=$(awk '/^VmRSS:/ { print $2 }' /proc/$daemon/status)
-[ "$rss_kib" -lt 65536 ] || fail "$rss_kib KiB are there, though nothing is stored"
-expect 0 "$(grep -c WARN daemon.log || true)"
+for front in $(fronts); do
+    truncate -s 64M disk.img
+    mkfs.ext4 -q -F disk.img
+    start_daemon
+    device=$(sheave attach --front $front disk.img)
+    memory=$(sheave attach --front $front 'memory:?size=1G')
+    dd if="$device" of=/dev/null bs=1M iflag=direct status=none
+    is_protected $daemon
+    rss_kib=$(awk '/^VmRSS:/ { print $2 }' /proc/$daemon/status)
+    [ "$rss_kib" -lt 65536 ] || fail "$rss_kib KiB are there, though nothing is stored"
+    expect 0 "$(grep -c WARN daemon.log || true)"
+    sheave detach "$memory"
 
-# What is mounted before a daemon starts is not held by it, and stays where it is.
-mount "$device" before
-second_daemon env
-is_protected $second
-expect "$PWD/before" "$(mounted $daemon "$device")"
-expect '' "$(mounted $second "$device")"
-expect "$PWD/before" "$(mounted 1 "$device")"
-cp /usr/bin/fio before/
-umount before
-expect '' "$(mounted $daemon "$device")"
-sheave detach "$device"
-stop_second
+    # What is mounted after the start is seen, and need not be ended for the daemon to end.
+    mount "$device" before
+    expect "$PWD/before" "$(mounted $daemon "$device")"
+    dd if=/dev/urandom of=before/dirty bs=1M count=8 status=none
+    replace_daemon
 
-# So it is with what lies on it by way of others. What is no device of ours stays visible.
-device=$(sheave attach disk.img)
-echo "0 $(blockdev --getsz "$device") linear $device 0" | dmsetup create stacked
-mount /dev/mapper/stacked before
-truncate -s 64M other.img
-mkfs.ext4 -q other.img
-mount -o loop other.img after
-second_daemon env
-expect '' "$(mounted $second /dev/mapper/stacked)"
-expect "$PWD/before" "$(mounted 1 /dev/mapper/stacked)"
-expect "$PWD/after" "$(mounted $second "$(findmnt -no SOURCE after)")"
-refused 'dm-0' sheave detach "$device"
-umount before
-dmsetup remove stacked
-sheave detach "$device"
-stop_second
+    # What was mounted before is not held, and stays where it is.
+    is_protected $daemon
+    expect '' "$(mounted $daemon "$device")"
+    expect "$PWD/before" "$(mounted 1 "$device")"
+    cp before/dirty copy
+    refused "$PWD/before" sheave detach "$device"
+    umount before
+    clean ext4 "$device"
+    mount "$device" before
+    expect "$PWD/before" "$(mounted $daemon "$device")"
+    cmp before/dirty copy
+    umount before
+    expect '' "$(mounted $daemon "$device")"
+    sheave detach "$device"
 
-# What was mounted after the start holds a volume, and can be unmounted when it does no more.
-truncate -s 32M after/disk.img
-mkfs.ext4 -q after/disk.img
-device=$(sheave attach after/disk.img)
-mount "$device" before
-echo text >before/file
-refused "$PWD/before" sheave detach "$device"
-umount before
-sheave detach "$device"
-umount after
+    # So it is with what lies on it by way of others. What is no device of ours stays visible.
+    device=$(sheave attach --front $front disk.img)
+    echo "0 $(blockdev --getsz "$device") linear $device 0" | dmsetup create stacked
+    mount /dev/mapper/stacked before
+    truncate -s 64M other.img
+    mkfs.ext4 -q -F other.img
+    mount -o loop other.img after
+    replace_daemon
+    expect '' "$(mounted $daemon /dev/mapper/stacked)"
+    expect "$PWD/before" "$(mounted 1 /dev/mapper/stacked)"
+    expect "$PWD/after" "$(mounted $daemon "$(findmnt -no SOURCE after)")"
+    refused 'dm-0' sheave detach "$device"
+    umount before
+    dmsetup remove stacked
+    sheave detach "$device"
+    umount after
 
-# A daemon that is killed does not wait for its own device.
-device=$(sheave attach disk.img)
-mount "$device" before
-dd if=/dev/zero of=before/dirty bs=1M count=8 status=none
-kill -9 $daemon
-timeout 20 tail --pid=$daemon -f /dev/null || fail 'it waits for its own device'
-start_daemon
-logged recovered
-umount before
-sheave detach "$device"
-stop_daemon
+    # What was mounted after the start holds a volume, and can be unmounted when it does no more.
+    mount -o loop other.img after
+    truncate -s 32M after/disk.img
+    device=$(sheave attach --front $front after/disk.img)
+    mkfs.ext4 -q "$device"
+    mount "$device" before
+    umount before
+    sheave detach "$device"
+    umount after
+    stop_daemon
+done
 
 # Where mounts are private, they would not follow.
 start_daemon
@@ -118,24 +129,24 @@ second_daemon unshare --mount --propagation private
 grep -q 'make-rshared' second.log || fail "it said nothing: $(cat second.log)"
 stop_second
 
-# What its unit allows it is enough.
+# What its unit allows it is enough for every front.
 allowed=$(sed -n 's/^CapabilityBoundingSet=//p' sheave.service)
 allowed=$(tr ' ' '\n' <<<"$allowed" | sed 's/CAP_/+/' | paste -sd, | tr '[:upper:]' '[:lower:]')
 second_daemon setpriv --bounding-set "-all,$allowed"
-is_protected $second
-device=$(SHEAVE_RUNTIME_DIR=/run/second sheave attach disk.img)
-mount "$device" before
-umount before
-SHEAVE_RUNTIME_DIR=/run/second sheave detach "$device"
-expect 0 "$(grep -c WARN second.log || true)"
 [ "$(grep CapEff: /proc/$second/status)" != "$(grep CapEff: /proc/$daemon/status)" ] ||
     fail 'it was allowed everything'
+for front in $(fronts); do
+    device=$(SHEAVE_RUNTIME_DIR=/run/second sheave attach --front $front disk.img)
+    is_protected $second
+    mount "$device" before
+    umount before
+    SHEAVE_RUNTIME_DIR=/run/second sheave detach "$device"
+done
+expect 0 "$(grep -c WARN second.log || true)"
 stop_second
 
 # What a user may not have is said, each on a line, and the rest works.
-mkdir -p /tmp/nobody
-chown nobody /tmp/nobody
-second_daemon env SHEAVE_RUNTIME_DIR=/tmp/nobody SHEAVE_STATE_DIR=/tmp/nobody setpriv --reuid=65534 --clear-groups
+second_daemon setpriv --reuid=65534 --clear-groups
 for what in PR_SET_IO_FLUSHER LimitMEMLOCK oom_score_adj CAP_SYS_ADMIN; do
     expect 1 "$(grep WARN second.log | grep -c "$what")"
 done
