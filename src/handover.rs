@@ -19,13 +19,14 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
-    connect, listen, recv, recvmsg, send, sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred, accept_with,
+    bind, connect, listen, recv, recvmsg, send, sendmsg, socket_with,
 };
 use serde::{Deserialize, Serialize};
 use sheave_devices::{Devices, Released};
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
+use crate::systemd::Notify;
 use crate::telemetry::RuntimeDir;
 
 /// Changes whenever another version would misunderstand what follows.
@@ -71,6 +72,7 @@ pub(crate) struct HandOver {
     /// The control socket, and whether the service manager keeps it.
     pub(crate) control: OwnedFd,
     pub(crate) passed: bool,
+    pub(crate) notify: Arc<Notify>,
 }
 
 fn socket_path(dir: &RuntimeDir) -> PathBuf {
@@ -155,7 +157,7 @@ impl HandOver {
 
     fn give_way(&self, newcomer: &OwnedFd) -> Result<()> {
         let own = rustix::process::geteuid();
-        let uid = socket_peercred(newcomer)?.uid;
+        let UCred { uid, pid, .. } = socket_peercred(newcomer)?;
         ensure!(uid == own || uid.is_root(), "user {} asks for it", uid.as_raw());
         set_socket_timeout(newcomer, Timeout::Recv, Some(PACKET_TIMEOUT))?;
         set_socket_timeout(newcomer, Timeout::Send, Some(PACKET_TIMEOUT))?;
@@ -173,8 +175,10 @@ impl HandOver {
             }
         };
         let handed = self.hand(newcomer, &connections);
-        if handed.is_err() {
-            self.devices.take_back(connections);
+        match handed {
+            // Before this process ends, or its end would be that of the service.
+            Ok(()) => self.notify.succeeded_by(pid.as_raw_nonzero().get()),
+            Err(_) => self.devices.take_back(connections),
         }
         handed
     }

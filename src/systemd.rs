@@ -67,6 +67,11 @@ impl Notify {
         self.tell(&format!("READY=1\nMAINPID={}\nSTATUS=serving", process::id()));
     }
 
+    /// This process ends, and that one is the service from now on.
+    pub(crate) fn succeeded_by(&self, pid: i32) {
+        self.tell(&format!("MAINPID={pid}"));
+    }
+
     /// A successor is about to take over.
     pub(crate) fn reloading(&self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

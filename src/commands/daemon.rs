@@ -130,7 +130,10 @@ async fn serve(start: Start) -> Result<()> {
         None => ControlSocket::open(&dir, passed)?,
     };
     let (control, passed) = socket.share()?;
-    HandOver { devices: Arc::clone(&devices), registry, control, passed }.start(&dir)?;
+    let (notify, given) = (Arc::new(notify), Arc::clone(&devices));
+    let hand_over =
+        HandOver { devices: given, registry, control, passed, notify: Arc::clone(&notify) };
+    hand_over.start(&dir)?;
     tracing::info!(socket = socket.name(), "ready");
     notify.ready();
     let mut outcome = Ok(());
