@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use sheave_backends::OpenOptions;
-use sheave_devices::{Devices, DevicesConfig, Released};
+use sheave_devices::{Devices, DevicesConfig};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::signal::unix::Signal;
@@ -118,10 +118,10 @@ async fn serve(start: Start) -> Result<()> {
             sheave_backends::open(volume, &OpenOptions { read_only })
         }),
         probe_ublk: ublk::probe,
+        left: std::mem::take(&mut taken.connections),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
-    let connections = std::mem::take(&mut taken.connections);
-    let recovery = tokio::spawn(recover(Arc::clone(&devices), connections));
+    let recovery = tokio::spawn(recover(Arc::clone(&devices)));
     taken.count_on(&registry);
     let _stats = StatsSocket::start_in(&dir, Arc::clone(&registry))?;
     // Of daemons that are started together, only the one that has the records comes here.
@@ -213,13 +213,15 @@ async fn succeed(program: &Path, mut hang_up: Signal, notify: &Notify) -> Infall
     }
 }
 
-/// Serves the devices of a daemon that died or left, and goes on trying where a volume cannot be had yet.
-async fn recover(devices: Arc<Devices>, connections: Vec<Released>) {
-    let first = Arc::clone(&devices);
-    let mut tried = tokio::task::spawn_blocking(move || first.recover(connections)).await;
-    while matches!(tried, Ok(left) if left > 0) {
+/// Serves the devices of a daemon that died or left, and goes on trying where a volume cannot be
+/// had yet.
+async fn recover(devices: Arc<Devices>) {
+    loop {
+        let devices = Arc::clone(&devices);
+        let tried = tokio::task::spawn_blocking(move || devices.recover());
+        if matches!(tried.await, Ok(0) | Err(_)) {
+            return;
+        }
         tokio::time::sleep(RETRY).await;
-        let again = Arc::clone(&devices);
-        tried = tokio::task::spawn_blocking(move || again.retry()).await;
     }
 }

@@ -29,6 +29,11 @@ fn a_daemon_gives_way_to_another() {
 }
 
 #[test]
+fn a_daemon_that_dies_leaves_nothing_half_made() {
+    case("dying.sh");
+}
+
+#[test]
 fn a_daemon_ends_when_nothing_uses_it() {
     case("ending.sh");
 }

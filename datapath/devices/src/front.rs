@@ -55,9 +55,7 @@ impl Device {
     pub(crate) fn find(record: &Record) -> Result<Option<Self>> {
         match (record.front, record.id) {
             (Front::Nbd, _) => Ok(sheave_knbd::find(&record.volume)?.map(Self::Nbd)),
-            (Front::Ublk, Some(id)) => Ok(sheave_ublk::find(id, record.mark)?.map(Self::Ublk)),
-            // It was never made.
-            (Front::Ublk, None) => Ok(None),
+            (Front::Ublk, id) => Ok(sheave_ublk::find(id, record.mark)?.map(Self::Ublk)),
         }
     }
 

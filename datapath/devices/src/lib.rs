@@ -39,6 +39,8 @@ pub struct DevicesConfig {
     pub open: Opener,
     /// Tells whether ublk works here. Asked until it does.
     pub probe_ublk: fn() -> Result<()>,
+    /// Connections that a predecessor handed over.
+    pub left: Vec<Released>,
 }
 
 /// Opens a volume by its name.
@@ -99,16 +101,19 @@ pub struct Attached {
 }
 
 impl Devices {
-    /// No devices yet. [`Devices::recover`] finds those of a predecessor, which is dead when this
-    /// returns.
+    /// Finds the devices of a predecessor, which is dead when this returns, so that none of their
+    /// volumes can become another one. [`Devices::recover`] serves them.
     ///
     /// # Errors
     /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, open, probe_ublk } = config;
+        let DevicesConfig { engine, records, open, probe_ublk, left } = config;
         let records = Records::open(records)?;
-        let (entries, left, ending) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        Ok(Self { engine, registry, records, open, probe_ublk, entries, ending, left })
+        let (entries, ending) = (Mutex::default(), AtomicBool::new(false));
+        let left = Mutex::new(left);
+        let devices = Self { engine, registry, records, open, probe_ublk, entries, ending, left };
+        devices.find_left();
+        Ok(devices)
     }
 
     /// Makes a volume a device; the device it already is, if there is one. Without a `front` it is
@@ -121,9 +126,7 @@ impl Devices {
     pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
         let entry = Arc::clone(self.entries().entry(name.to_owned()).or_default());
         let mut entry = lock(&entry);
-        if matches!(*entry, Entry::Waiting { .. }) {
-            self.resume(&mut entry)?;
-        }
+        self.resume(&mut entry)?;
         let attached = match &*entry {
             Entry::Attached(live) => {
                 let attached = live.attached();

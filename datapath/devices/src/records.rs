@@ -123,12 +123,19 @@ impl Records {
         }
     }
 
-    /// All records that can be read. What is damaged is left as it is, and told.
+    /// All records that can be read. What is damaged is left as it is, and told. What was being
+    /// written when its writer died is removed: it told nothing that is not in its place.
     pub(crate) fn load(&self) -> Vec<Record> {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let files = entries.map(|entry| entry.path());
+        let is = |path: &PathBuf, kind| path.extension().is_some_and(|found| found == kind);
         let mut records = Vec::new();
-        for path in files.filter(|path| path.extension().is_some_and(|kind| kind == "json")) {
+        for path in entries.map(|entry| entry.path()) {
+            if is(&path, "new") {
+                let _ = fs::remove_file(&path);
+            }
+            if !is(&path, "json") {
+                continue;
+            }
             let text = fs::read_to_string(&path).map_err(|error| error.to_string());
             match text.and_then(|text| Record::of_text(&text)) {
                 Ok(record) => records.push(record),
@@ -186,6 +193,10 @@ mod tests {
         records.save(&record()).unwrap();
         assert_eq!(records.load(), [record()]);
         assert!(!record().is_stale());
+        let unfinished = records.path_of(&record()).with_extension("new");
+        fs::write(&unfinished, "{").unwrap();
+        assert_eq!(records.load(), [record()]);
+        assert!(!unfinished.exists());
         records.remove(&record());
         assert_eq!(records.load(), []);
     }

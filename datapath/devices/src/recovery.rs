@@ -22,10 +22,8 @@ use crate::{Devices, Entry, Live, lock};
 const RECOVERING_MAX: usize = 16;
 
 impl Devices {
-    /// Finds the devices of a predecessor and serves them again. Answers how many it could not
-    /// serve yet; their I/O waits, and [`Devices::retry`] tries again.
-    pub fn recover(&self, left: Vec<Released>) -> usize {
-        *lock(&self.left) = left;
+    /// Finds the devices of a predecessor. [`Devices::recover`] serves them.
+    pub(crate) fn find_left(&self) {
         for record in self.records.load() {
             let found = match record.is_stale() {
                 true => Ok(None),
@@ -38,18 +36,11 @@ impl Devices {
                     let entry = Arc::clone(self.entries().entry(name).or_default());
                     *lock(&entry) = Entry::Waiting { device, record, why };
                 }
-                Ok(None) => {
-                    tracing::info!(volume = record.volume, "its device is gone; forgotten");
-                    self.records.remove(&record);
-                }
+                Ok(None) => self.forget(&record),
                 // Whether there is a device is not known, so the record stays.
                 Err(error) => tracing::error!(volume = record.volume, %error, "not recovered"),
             }
         }
-        let waiting = self.retry();
-        // A connection that nothing came of is closed; its device then gets a new one.
-        lock(&self.left).clear();
-        waiting
     }
 
     /// Brings the connections of devices to rest and gives back those that were within this time.
@@ -88,9 +79,9 @@ impl Devices {
         self.ending.store(false, Relaxed);
     }
 
-    /// Serves the devices again that wait, as far as their volumes can be opened by now. Answers
-    /// how many still wait.
-    pub fn retry(&self) -> usize {
+    /// Serves the devices of a predecessor again, as far as their volumes can be opened by now.
+    /// Answers how many still wait, and their I/O with them.
+    pub fn recover(&self) -> usize {
         let (queue, left) = (Mutex::new(self.snapshot()), AtomicUsize::new(0));
         let work = || {
             loop {
@@ -111,38 +102,49 @@ impl Devices {
         left.into_inner()
     }
 
-    /// Serves a device that waits.
+    /// Serves a device that waits; forgets it if it is gone by now.
     pub(crate) fn resume(&self, entry: &mut Entry) -> Result<()> {
         let Entry::Waiting { device, record, why } = entry else { return Ok(()) };
         match self.serve_again(*device, record) {
-            Ok(volume) => {
+            Ok(Some(volume)) => {
                 let (device, record) = (*device, record.clone());
                 tracing::info!(volume = record.volume, %device, "recovered");
                 *entry = Entry::Attached(Live { device, record, volume });
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
+            Ok(None) => {
+                // Zeroes in place of what was written would be worse than errors.
                 let (device, record) = (*device, record.clone());
-                tracing::error!(volume = record.volume, %device, %error, "ended");
+                tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
                 device.end(None)?;
                 self.records.remove(&record);
                 *entry = Entry::Free;
-                Err(error)
+                Ok(())
             }
             Err(error) => {
                 *why = error.to_string();
+                if let Ok(None) = Device::find(record) {
+                    // Its predecessor was about to end it.
+                    self.forget(record);
+                    *entry = Entry::Free;
+                    return Ok(());
+                }
                 Err(error)
             }
         }
     }
 
-    fn serve_again(&self, device: Device, record: &Record) -> Result<Weak<dyn Volume>> {
+    fn forget(&self, record: &Record) {
+        tracing::info!(volume = record.volume, "its device is gone; forgotten");
+        self.records.remove(record);
+    }
+
+    /// `None` if the volume's content died with its last process.
+    fn serve_again(&self, device: Device, record: &Record) -> Result<Option<Weak<dyn Volume>>> {
         let volume = (self.open)(&record.volume, record.read_only)?;
         let info = volume.info();
         if info.volatile {
-            // Zeroes in place of what was written would be worse than errors.
-            let what = format!("{device}: what was in memory died with the daemon");
-            return Err(Error::new(ErrorKind::Corrupt, "recover", what));
+            return Ok(None);
         }
         if info.size < record.size {
             let what = format!("{} bytes, and the device has {}", info.size, record.size);
@@ -157,6 +159,6 @@ impl Devices {
         };
         served.recover(device, record, left)?;
         BlockDevice::new(device.name()).wait_ready(record.size)?;
-        Ok(Arc::downgrade(&volume))
+        Ok(Some(Arc::downgrade(&volume)))
     }
 }

@@ -1,7 +1,7 @@
 //! Devices: made, served again after a crash, ended.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,8 +18,10 @@ use sheave_telemetry::VolumeStats;
 
 use crate::control::Control;
 use crate::queue::UblkQueue;
-use crate::uapi::{DeviceInfo, parameters};
+use crate::uapi::{DEAD, DeviceInfo, parameters};
 
+/// Where the kernel lists the files of devices.
+const CLASS: &str = "/sys/class/ublk-char";
 /// Requests that each queue may have out.
 const DEPTH: u16 = 128;
 /// The longest request: what other block drivers take, and what a network store likes.
@@ -86,16 +88,32 @@ pub fn attach(
     Ok(device)
 }
 
-/// The device of this number, if it has this mark.
+/// The device with this mark, which has this number if one is known. One that was never live, or
+/// is not any more, is ended: its server died while it made or ended it.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn find(id: u32, mark: u64) -> Result<Option<Device>> {
-    match Control::open().and_then(|mut control| control.info(id)) {
-        Ok(info) => Ok((info.mark == mark).then_some(Device { id })),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
+    let ids = match id {
+        Some(id) => vec![id],
+        None => numbers(),
+    };
+    let mut control = match Control::open() {
+        Ok(control) => control,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for id in ids {
+        let device = Device { id };
+        match control.info(id) {
+            Ok(info) if info.mark != mark => {}
+            Ok(info) if info.state == DEAD => device.detach(None)?,
+            Ok(_) => return Ok(Some(device)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(None)
 }
 
 /// Serves a device again whose server has died, and returns when its requests flow. The kernel
@@ -198,6 +216,13 @@ fn serve(front: Front<'_>, info: &DeviceInfo) -> Result<()> {
         outcomes.recv().map_err(gone)??;
     }
     Ok(())
+}
+
+/// The numbers of all devices.
+fn numbers() -> Vec<u32> {
+    let entries = fs::read_dir(CLASS).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.strip_prefix("ublkc")?.parse().ok()).collect()
 }
 
 /// Opens the device's file for commands once its node is there.

@@ -44,6 +44,9 @@ pub(crate) mod flag {
     pub(crate) const NOUNMAP: u32 = 1 << 15;
 }
 
+/// The state of a device that has not been started, or has been stopped.
+pub(crate) const DEAD: u16 = 0;
+
 /// A `struct ublksrv_ctrl_dev_info`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DeviceInfo {

@@ -58,7 +58,7 @@ for front in $(fronts); do
     memory=$(sheave attach --front $front 'memory:?size=4M')
     kill_daemon
     start_daemon
-    logged 'died with the daemon'
+    logged 'its memory is gone'
     expect 0 "$(dd if="$memory" bs=4k count=1 iflag=direct 2>dd.log | wc -c)"
     expect 'no devices' "$(sheave ls)"
     expect '' "$(connected)"

@@ -1,0 +1,36 @@
+#!/bin/bash
+# A daemon that dies while it makes a device leaves nothing that its successor does not clean up, and
+# the volume can be attached.
+. ./common.sh
+
+# half_made FRONT SYNC: dies where it waits for stable storage for the so manieth time: of the record
+# of a device that is not made yet, and of its directory, then of the record with its number.
+half_made() {
+    local attaching
+    strace -f -qq -e trace=fsync -e inject=fsync:delay_enter=4000000:when="$2" -o trace \
+        sheave daemon --shards 1 >daemon.log 2>&1 &
+    logged ready
+    daemon=$(pgrep -x sheave)
+    sheave attach --front "$1" half.img >attach.log 2>&1 &
+    attaching=$!
+    # Its delay begins behind what was there before.
+    for _ in $(seq 200); do [ "$(grep -c fsync trace)" -lt "$2" ] || break; sleep 0.05; done
+    sleep 0.5
+    kill -9 $daemon
+    ! wait $attaching || fail "it was attached: $(cat attach.log)"
+    wait
+    rm /run/sheave/control.sock
+    start_daemon
+    sheave attach --front "$1" half.img >/dev/null
+    sheave detach half.img
+    expect 'no devices' "$(sheave ls)"
+    expect '' "$(connected)"
+    expect '' "$(ls /dev | grep ublkc || true)"
+    expect lock "$(ls /var/lib/sheave/devices)"
+    stop_daemon
+}
+
+truncate -s 4M half.img
+for front in $(fronts); do
+    for sync in 1 2 3 4; do half_made $front $sync; done
+done
