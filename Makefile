@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test vm-matrix lint fuzz bench clean
+.PHONY: help setup build install demo test vm-matrix vm-soak lint fuzz bench clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ test: ## all tests
 
 vm-matrix: ## the tests of devices, with Linux 6.1, 6.12 and 7.2 in turn
 	scripts/vm-matrix
+
+vm-soak: ## what devices promise, for an hour: kills, cycles, many, short memory
+	scripts/vm-soak
 
 lint: ## rustfmt, clippy, cargo-deny
 	scripts/lint

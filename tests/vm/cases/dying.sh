@@ -3,8 +3,8 @@
 # the volume can be attached.
 . ./common.sh
 
-# half_made FRONT SYNC: dies where it waits for stable storage for the so manieth time: of the record
-# of a device that is not made yet, and of its directory, then of the record with its number.
+# half_made FRONT SYNC: it dies at its first to fourth wait for stable storage: for the record of a
+# device that is not made yet, and its directory; then for the record with the device's number.
 half_made() {
     local attaching
     strace -f -qq -e trace=fsync -e inject=fsync:delay_enter=4000000:when="$2" -o trace \
