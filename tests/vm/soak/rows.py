@@ -23,7 +23,8 @@ def connect(database, journal=None):
     connection = sqlite3.connect(database, timeout=600, isolation_level=None)
     if journal:
         connection.execute(f'PRAGMA journal_mode={journal}')
-    connection.execute('PRAGMA synchronous=FULL')
+    # Less does not wait for the end of the journal file, which is the commit, on stable storage.
+    connection.execute('PRAGMA synchronous=EXTRA')
     return connection
 
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Databases on a device: what was committed is there, after kills of the daemon, and in a copy of
-# the image that is made while it is dead, as after a crash of the node. KILLS=20 for each journal.
+# the image that is made while it is dead, as after a crash of the node. KILLS=20 for each of
+# JOURNALS="WAL DELETE"
 . ./common.sh
 . ./soak.sh
 
@@ -23,7 +24,7 @@ check_crashed() {
 
 closing=
 start_daemon
-for journal in WAL DELETE; do
+for journal in ${JOURNALS:-WAL DELETE}; do
     rm -f ended
     truncate -s 64M rows.img
     device=$(sheave attach --front "$front" rows.img)
