@@ -38,6 +38,10 @@ const PROTECTIONS: &[Protection] = &[
         without: "the kernel may kill this process when memory is short, and its devices with it",
     },
     Protection {
+        enable: open_files,
+        without: "there may be too few files for many devices (LimitNOFILE=65536)",
+    },
+    Protection {
         enable: mounts::separate,
         without: "mounts are shared with others; where these end, this process may wait for its \
                   own device when it ends",
@@ -78,6 +82,13 @@ fn lock_memory() -> Result<()> {
     ensure!(may || limit.maximum.is_none(), wanted);
     mlockall(MlockAllFlags::CURRENT).context("mlockall of what there is")?;
     mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).context("mlockall of what will be")
+}
+
+/// A device takes some. The usual limit is for programs that use select(2), which this one does not.
+fn open_files() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .context("cannot open as many files as the hard limit allows")
 }
 
 fn outlive_others() -> Result<()> {
