@@ -91,6 +91,7 @@ impl Taken {
             Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
             connected => connected.with_context(|| path.display().to_string())?,
         }
+        set_socket_timeout(&socket, Timeout::Recv, Some(REST_TIMEOUT + PACKET_TIMEOUT))?;
         send(&socket, ASK, SendFlags::NOSIGNAL)?;
         let mut taken = Self::default();
         for _ in 0..MESSAGES_MAX {
@@ -165,7 +166,8 @@ impl HandOver {
         let (count, _) = recv(newcomer, &mut packet, RecvFlags::empty())?;
         if &packet[..count] != ASK {
             let why = "it is of another version".to_owned();
-            return transmit(newcomer, &Message::Refused { why }, None);
+            transmit(newcomer, &Message::Refused { why }, None)?;
+            bail!("asked by another version");
         }
         let connections = match self.devices.hand_over(REST_TIMEOUT) {
             Ok(connections) => connections,

@@ -12,6 +12,7 @@ use sheave_devices::{Devices, DevicesConfig};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::signal::unix::Signal;
+use tokio::sync::oneshot;
 
 use crate::config::{DaemonConfig, POLL_US, SHARDS};
 use crate::daemon::{self, ControlSocket};
@@ -136,18 +137,23 @@ async fn serve(start: Start) -> Result<()> {
     hand_over.start(&dir)?;
     tracing::info!(socket = socket.name(), "ready");
     notify.ready();
-    let mut outcome = Ok(());
+    let (insist, insisted) = oneshot::channel();
     let ended = async {
         tracing::info!("ending: {}", signals.next().await);
         notify.stopping("ending devices");
-        outcome = wind_down(&devices, &mut signals, &notify).await;
+        if let Err(error) = wind_down(&devices, &mut signals, &notify).await {
+            let _ = insist.send(error);
+            std::future::pending().await
+        }
     };
     let watched = Arc::clone(&devices);
-    tokio::select! {
-        served = socket.serve(Arc::clone(&devices), ended) => served?,
+    let outcome = tokio::select! {
+        served = socket.serve(Arc::clone(&devices), ended) => served,
+        // At once, even if a client still waits for an answer.
+        Ok(error) = insisted => Err(error),
         never = notify.keep_alive(move |within| watched.check(within)) => match never {},
         never = succeed(&program, hang_up, &notify) => match never {},
-    }
+    };
     recovery.abort();
     outcome
 }
@@ -165,7 +171,13 @@ async fn wind_down(
     let mut told = 0;
     loop {
         let ending = Arc::clone(devices);
-        let left = tokio::task::spawn_blocking(move || ending.wind_down()).await?;
+        let winding_down = tokio::task::spawn_blocking(move || ending.wind_down());
+        let left = tokio::select! {
+            left = winding_down => left?,
+            signal = signals.next() => {
+                bail!("a second signal, {signal}, ended it while it ended devices")
+            }
+        };
         let count = left.len();
         if count == 0 {
             return Ok(());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{OFlags, major, minor};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx};
 use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 
@@ -95,6 +95,16 @@ impl BlockDevice {
             }
             sleep(OPENERS_POLL);
         }
+        // What was written through a partition is not among what was written to the whole.
+        for partition in self.partitions() {
+            let name = partition.file_name().unwrap_or_default();
+            match File::open(Path::new("/dev").join(name)) {
+                Ok(partition) => partition.sync_all().map_err(|error| self.failed(error))?,
+                // Nobody has written by a name that is not there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
         file.sync_all().map_err(|error| self.failed(error))?;
         Ok(file)
     }
@@ -140,20 +150,50 @@ impl BlockDevice {
         found
     }
 
-    /// Processes that have it open: a mount claims a device, but a program that writes to it does
-    /// not, and what it writes next would be lost.
+    /// Who has it or one of its partitions open, under whatever name: a mount claims a device, but a
+    /// program that writes to it does not, and what it writes next would be lost.
     fn openers(&self) -> Vec<String> {
-        let path = self.path();
+        let numbers = self.numbers();
         let own = std::process::id();
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let opened = |pid: &u32| {
             let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            let mut links = files.filter_map(|file| fs::read_link(file.path()).ok());
-            links.any(|link| link == path)
+            let mut devices = files.filter_map(|file| block_number(&file.path()));
+            devices.any(|number| numbers.contains(&number))
         };
         let pids = processes.filter(|&pid| pid != own).filter(opened);
-        pids.map(|pid| format!("process {pid} ({})", command_of(pid))).collect()
+        let mut found: Vec<_> =
+            pids.map(|pid| format!("process {pid} ({})", command_of(pid))).collect();
+        found.extend(self.loops());
+        found
+    }
+
+    /// Loop devices over it, which no process has open.
+    fn loops(&self) -> Vec<String> {
+        let path = self.path();
+        let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let over = entries.filter(|entry| {
+            let file = fs::read_to_string(entry.path().join("loop/backing_file"));
+            file.is_ok_and(|file| Path::new(file.trim_end()) == path)
+        });
+        over.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Its number and those of its partitions.
+    fn numbers(&self) -> Vec<(u32, u32)> {
+        let parse = |text: String| {
+            let (major, minor) = text.trim().split_once(':')?;
+            Some((major.parse().ok()?, minor.parse().ok()?))
+        };
+        let of = |directory: PathBuf| parse(fs::read_to_string(directory.join("dev")).ok()?);
+        self.partitions().chain([self.sysfs("")]).filter_map(of).collect()
+    }
+
+    /// The directories of its partitions.
+    fn partitions(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(self.sysfs("")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.join("partition").exists())
     }
 
     fn size(&self) -> Option<u64> {
@@ -191,6 +231,15 @@ impl BlockDevice {
     fn sysfs(&self, name: &str) -> PathBuf {
         Path::new("/sys/block").join(&self.name).join(name)
     }
+}
+
+/// The number of the block device behind an entry of /proc/PID/fd, without asking a file server
+/// that may be away.
+fn block_number(link: &Path) -> Option<(u32, u32)> {
+    let (flags, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
+    let found = statx(CWD, link, flags, wanted).ok()?;
+    let is_block = FileType::from_raw_mode(found.stx_mode.into()) == FileType::BlockDevice;
+    is_block.then_some((found.stx_rdev_major, found.stx_rdev_minor))
 }
 
 fn command_of(pid: u32) -> String {

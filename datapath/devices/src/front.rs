@@ -54,7 +54,7 @@ impl Device {
     /// The device of this record, if the kernel still has it.
     pub(crate) fn find(record: &Record) -> Result<Option<Self>> {
         match (record.front, record.id) {
-            (Front::Nbd, _) => Ok(sheave_knbd::find(&record.volume)?.map(Self::Nbd)),
+            (Front::Nbd, _) => Ok(sheave_knbd::find(&record.identifier())?.map(Self::Nbd)),
             (Front::Ublk, id) => Ok(sheave_ublk::find(id, record.mark)?.map(Self::Ublk)),
         }
     }
@@ -92,7 +92,7 @@ impl fmt::Display for Device {
 
 impl Served<'_> {
     /// Makes a device with blocks of `block` bytes. `made` is told of it, with ublk before it can
-    /// be used; the NBD client tells no number that early, but finds a device by its volume.
+    /// be used; the NBD client tells no number that early, but finds a device by its identifier.
     pub(crate) fn attach(
         self,
         record: &Record,
@@ -105,7 +105,7 @@ impl Served<'_> {
                 sheave_ublk::attach(self.ublk(), block, record.mark, made).map(Device::Ublk)
             }
             Front::Nbd => {
-                let (info, identity) = (self.volume.info(), record.volume.as_str());
+                let (info, identity) = (self.volume.info(), &record.identifier());
                 let serve = |socket| self.serve(socket, record.mark);
                 let device = sheave_knbd::attach(info, block, TIMEOUTS, identity, serve)?;
                 let told = made(Device::Nbd(device));
@@ -127,7 +127,7 @@ impl Served<'_> {
             (Device::Nbd(_), Some(socket)) => self.serve(socket, record.mark),
             (Device::Nbd(device), None) => {
                 let serve = |socket| self.serve(socket, record.mark);
-                sheave_knbd::recover(device, TIMEOUTS, &record.volume, serve)
+                sheave_knbd::recover(device, TIMEOUTS, &record.identifier(), serve)
             }
         }
     }

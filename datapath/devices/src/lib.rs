@@ -8,6 +8,7 @@ mod recovery;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -53,12 +54,26 @@ pub struct Devices {
     records: Records,
     open: Opener,
     probe_ublk: fn() -> Result<()>,
-    /// By volume. An entry's own lock is held while its device is made or ended, so that others
-    /// are not held up.
-    entries: Mutex<BTreeMap<String, Arc<Mutex<Entry>>>>,
+    /// By volume.
+    entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
     /// Connections that another daemon left, until their devices are served.
     left: Mutex<Vec<Released>>,
+}
+
+/// A volume's place.
+#[derive(Default)]
+struct Slot {
+    /// Locked while its device is made or ended, which others do not wait for.
+    entry: Mutex<Entry>,
+    /// How it was before that, for who only looks.
+    seen: Mutex<Option<Attached>>,
+}
+
+/// A slot whose entry is being changed.
+struct Held<'a> {
+    entry: MutexGuard<'a, Entry>,
+    seen: &'a Mutex<Option<Attached>>,
 }
 
 /// What is known of a volume.
@@ -124,8 +139,8 @@ impl Devices {
     /// that is not as it is asked for; [`ErrorKind::Unsupported`] when no front works here;
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
     pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
-        let entry = Arc::clone(self.entries().entry(name.to_owned()).or_default());
-        let mut entry = lock(&entry);
+        let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
+        let mut entry = slot.hold();
         self.resume(&mut entry)?;
         let attached = match &*entry {
             Entry::Attached(live) => {
@@ -153,12 +168,12 @@ impl Devices {
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
     /// `force` is not said, and what the kernel says.
     pub fn detach(&self, target: &str, force: bool) -> Result<()> {
-        let (name, entry) = self.find(target).ok_or_else(|| {
+        let (name, slot) = self.find(target).ok_or_else(|| {
             let why =
                 format!("{target}: neither a device nor a volume of this daemon; see: sheave ls");
             Error::new(ErrorKind::NotFound, "detach", why)
         })?;
-        let mut entry = lock(&entry);
+        let mut entry = slot.hold();
         let (device, record) = match &*entry {
             Entry::Free => return Ok(()),
             Entry::Attached(Live { device, record, .. }) => (*device, record),
@@ -188,7 +203,7 @@ impl Devices {
     /// All devices, by volume.
     #[must_use]
     pub fn list(&self) -> Vec<Attached> {
-        self.snapshot().iter().filter_map(|(_, entry)| lock(entry).attached()).collect()
+        self.snapshot().iter().filter_map(|(_, slot)| lock(&slot.seen).clone()).collect()
     }
 
     /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
@@ -277,25 +292,51 @@ impl Devices {
         }
     }
 
-    fn find(&self, target: &str) -> Option<(String, Arc<Mutex<Entry>>)> {
-        let is_path = |entry: &Entry| {
-            entry.attached().is_some_and(|attached| attached.path == Path::new(target))
+    fn find(&self, target: &str) -> Option<(String, Arc<Slot>)> {
+        let is_path = |slot: &Slot| {
+            lock(&slot.seen).as_ref().is_some_and(|seen| seen.path == Path::new(target))
         };
         let mut entries = self.snapshot();
         let index = entries
             .iter()
             .position(|(name, _)| name == target)
-            .or_else(|| entries.iter().position(|(_, entry)| is_path(&lock(entry))))?;
+            .or_else(|| entries.iter().position(|(_, slot)| is_path(slot)))?;
         Some(entries.swap_remove(index))
     }
 
-    fn snapshot(&self) -> Vec<(String, Arc<Mutex<Entry>>)> {
+    fn snapshot(&self) -> Vec<(String, Arc<Slot>)> {
         let entries = self.entries();
-        entries.iter().map(|(name, entry)| (name.clone(), Arc::clone(entry))).collect()
+        entries.iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect()
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Mutex<Entry>>>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
         lock(&self.entries)
+    }
+}
+
+impl Slot {
+    fn hold(&self) -> Held<'_> {
+        Held { entry: lock(&self.entry), seen: &self.seen }
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Entry {
+        &mut self.entry
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *lock(self.seen) = self.entry.attached();
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct Record {
     pub(crate) front: Front,
     /// Bytes.
     pub(crate) size: u64,
-    /// Identifies the device, see [`crate::front::Identity`].
+    /// Identifies the device: a random number that the kernel keeps with it.
     pub(crate) mark: u64,
     /// Its number; `None` while the driver has not told it.
     pub(crate) id: Option<u32>,
@@ -53,6 +53,11 @@ impl Record {
     pub(crate) fn new(volume: &str, read_only: bool, front: Front, size: u64, mark: u64) -> Self {
         let volume = volume.to_owned();
         Self { format: FORMAT, volume, read_only, front, size, mark, id: None, boot: boot_id() }
+    }
+
+    /// By what the NBD client knows the device.
+    pub(crate) fn identifier(&self) -> String {
+        format!("sheave-{:016x}", self.mark)
     }
 
     /// Whether the node has been started anew since.

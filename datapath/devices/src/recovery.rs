@@ -33,8 +33,8 @@ impl Devices {
                 Ok(Some(device)) => {
                     let why = "not tried yet".to_owned();
                     let name = record.volume.clone();
-                    let entry = Arc::clone(self.entries().entry(name).or_default());
-                    *lock(&entry) = Entry::Waiting { device, record, why };
+                    let slot = Arc::clone(self.entries().entry(name).or_default());
+                    *slot.hold() = Entry::Waiting { device, record, why };
                 }
                 Ok(None) => self.forget(&record),
                 // Whether there is a device is not known, so the record stays.
@@ -49,14 +49,17 @@ impl Devices {
     /// # Errors
     /// [`ErrorKind::Busy`] when there is a volume that is gone with this process.
     pub fn hand_over(&self, within: Duration) -> Result<Vec<Released>> {
-        for (name, entry) in self.snapshot() {
-            let Entry::Attached(live) = &*lock(&entry) else { continue };
+        if self.ending.swap(true, Relaxed) {
+            return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
+        }
+        for (name, slot) in self.snapshot() {
+            let Entry::Attached(live) = &*slot.hold() else { continue };
             if live.volume.upgrade().is_some_and(|volume| volume.info().volatile) {
+                self.ending.store(false, Relaxed);
                 let why = format!("{name} would be gone with this daemon; detach it first");
                 return Err(Error::new(ErrorKind::Busy, "hand over", why));
             }
         }
-        self.ending.store(true, Relaxed);
         Ok(self.engine.release(within))
     }
 
@@ -64,8 +67,8 @@ impl Devices {
     pub fn take_back(&self, left: Vec<Released>) {
         self.engine.stay();
         *lock(&self.left) = left;
-        for (name, entry) in self.snapshot() {
-            let mut entry = lock(&entry);
+        for (name, slot) in self.snapshot() {
+            let mut entry = slot.hold();
             let Entry::Attached(live) = &*entry else { continue };
             if !lock(&self.left).iter().any(|left| left.name == live.record.mark) {
                 continue;
@@ -85,8 +88,8 @@ impl Devices {
         let (queue, left) = (Mutex::new(self.snapshot()), AtomicUsize::new(0));
         let work = || {
             loop {
-                let Some((name, entry)) = lock(&queue).pop() else { return };
-                let mut entry = lock(&entry);
+                let Some((name, slot)) = lock(&queue).pop() else { return };
+                let mut entry = slot.hold();
                 let resumed = self.resume(&mut entry);
                 if let (Err(error), Entry::Waiting { .. }) = (resumed, &*entry) {
                     left.fetch_add(1, Relaxed);

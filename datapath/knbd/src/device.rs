@@ -137,8 +137,8 @@ impl Device {
         let begun = Instant::now();
         while Sysfs::of(self.index).is_connected() {
             if begun.elapsed() > END_TIMEOUT {
-                let why = format!("{self}: the kernel does not let go of it");
-                return Err(Error::new(ErrorKind::Busy, "detach", why));
+                tracing::warn!(device = %self, "ended, but somebody still has it open");
+                break;
             }
             sleep(POLL);
         }

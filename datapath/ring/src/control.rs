@@ -20,6 +20,8 @@ const COMMAND_LEN: usize = 80;
 pub struct ControlRing {
     uring: IoUring<squeue::Entry128, cqueue::Entry>,
     driver: File,
+    /// The commands so far: the name of the next.
+    calls: u64,
 }
 
 impl ControlRing {
@@ -28,7 +30,7 @@ impl ControlRing {
     /// # Errors
     /// What io_uring_setup(2) says: long entries came with Linux 5.19.
     pub fn new(driver: File) -> io::Result<Self> {
-        Ok(Self { uring: IoUring::builder().build(ENTRIES)?, driver })
+        Ok(Self { uring: IoUring::builder().build(ENTRIES)?, driver, calls: 0 })
     }
 
     /// Sends a command about `device` and waits for its end, however long that takes. The driver
@@ -53,12 +55,15 @@ impl ControlRing {
         bytes[6..8].copy_from_slice(&len.to_ne_bytes());
         bytes[8..16].copy_from_slice(&address.to_ne_bytes());
         bytes[16..24].copy_from_slice(&data.to_ne_bytes());
-        let entry =
-            opcode::UringCmd80::new(Fd(self.driver.as_raw_fd()), command).cmd(bytes).build();
+        self.calls += 1;
+        let entry = opcode::UringCmd80::new(Fd(self.driver.as_raw_fd()), command)
+            .cmd(bytes)
+            .build()
+            .user_data(self.calls);
         // SAFETY: the entry names `shared` and its length, which is freed below after the
         // completion, or never; the descriptor is open while `self` lives.
         // JUSTIFICATION: handing memory to the kernel is what a ring does.
-        unsafe { self.uring.submission().push(&entry) }.expect("no other command is in flight");
+        unsafe { self.uring.submission().push(&entry) }.map_err(io::Error::other)?;
         match self.wait() {
             Ok(result) => {
                 buffer.copy_from_slice(&shared);
@@ -79,7 +84,9 @@ impl ControlRing {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            if let Some(entry) = self.uring.completion().next() {
+            // Others are the late ends of commands that could not be waited for.
+            let mut ended = self.uring.completion();
+            if let Some(entry) = ended.find(|entry| entry.user_data() == self.calls) {
                 return Ok(entry.result());
             }
         }

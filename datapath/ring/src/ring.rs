@@ -351,10 +351,13 @@ impl Ring {
 
     /// Sees to it that so many entries go to the kernel in one call.
     pub(crate) fn make_room(&mut self, entries: usize) {
-        let queue = self.uring.submission();
-        let free = queue.capacity() - queue.len();
-        drop(queue);
-        if free < entries {
+        loop {
+            let queue = self.uring.submission();
+            let free = queue.capacity() - queue.len();
+            drop(queue);
+            if free >= entries {
+                return;
+            }
             self.enter(0, None).expect("the kernel takes submissions");
         }
     }

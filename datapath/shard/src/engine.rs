@@ -185,7 +185,7 @@ impl Engine {
         }
     }
 
-    /// How many queues a device can have here; 0 if this engine cannot serve any.
+    /// How many queues a device should have here; 0 if this engine cannot serve any.
     #[must_use]
     pub fn device_queues(&self) -> usize {
         match &self.kind {
@@ -194,21 +194,16 @@ impl Engine {
         }
     }
 
-    /// Hands the queues of a device to the shards, one each.
+    /// Hands the queues of a device to the shards in turn.
     ///
     /// # Errors
-    /// When there are more than [`Engine::device_queues`], or a shard does not take what it has
-    /// been handed before. Queues before that one have been handed over.
+    /// When there are no shards, or one does not take what it has been handed before. Queues before that one have been handed over.
     pub fn serve_queues(&self, queues: Vec<QueueAssignment>) -> Result<(), Error> {
         let Kind::Ring(shards) = &self.kind else {
             let what = "device queues need io_uring";
             return Err(Error::new(ErrorKind::Unsupported, "serve", what));
         };
-        if queues.len() > shards.len() {
-            let what = format!("{} device queues, {} shards", queues.len(), shards.len());
-            return Err(Error::new(ErrorKind::Invalid, "serve", what));
-        }
-        let mut pairs = queues.into_iter().zip(shards);
+        let mut pairs = queues.into_iter().zip(shards.iter().cycle());
         pairs.try_for_each(|(queue, shard)| shard.inbox.assign(Command::ServeQueue(queue)))
     }
 

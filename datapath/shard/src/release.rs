@@ -1,7 +1,7 @@
 //! Connections that go on in another process.
 
 use std::io;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{SendError, Sender};
 
 use rustix::io::Errno;
 
@@ -37,6 +37,9 @@ impl Shard {
     /// Gives a connection away that is at rest.
     pub(crate) fn release_if_left(&mut self, key: usize) {
         let Some(connection) = self.connections.get(key) else { return };
+        if self.releasing.is_none() {
+            return;
+        }
         let Some(name) = connection.name else { return };
         if !connection.session.has_left() || connection.batch.is_none() {
             return;
@@ -46,15 +49,24 @@ impl Shard {
             return self.ring.cancel(&connection.socket);
         }
         let mut connection = self.connections.remove(key);
-        connection.session.closed(&self.volumes[connection.volume].recorder);
         let socket = self.ring.release(connection.socket);
-        self.inbox.closed();
-        self.release(connection.volume);
-        if let Some(to) = &self.releasing {
-            // Nobody waits any more when it took too long; then its peer sees the end.
-            let _ = to.send(Released { name, socket });
+        let Some(to) = &self.releasing else { return };
+        match to.send(Released { name, socket }) {
+            Ok(()) => {
+                connection.session.closed(&self.volumes[connection.volume].recorder);
+                self.inbox.closed();
+                self.release(connection.volume);
+                self.forget_if_released();
+            }
+            // It took too long, and nobody waits any more.
+            Err(SendError(Released { socket, .. })) => {
+                connection.session.stay();
+                connection.socket = self.ring.adopt(socket);
+                connection.touched = false;
+                let key = self.connections.insert(connection);
+                self.touch(key);
+            }
         }
-        self.forget_if_released();
     }
 
     /// Tells whoever waits that there are no more.

@@ -60,7 +60,7 @@ pub(crate) struct Connection {
     pub(crate) batch: Option<Box<SendBatch>>,
     /// The stream has failed or ended; nothing more is sent or received.
     dead: bool,
-    touched: bool,
+    pub(crate) touched: bool,
     /// Under which it is given to another process.
     pub(crate) name: Option<u64>,
 }
@@ -295,9 +295,7 @@ impl Shard {
             }
         }
         self.close_if_done(key);
-        if self.releasing.is_some() {
-            self.release_if_left(key);
-        }
+        self.release_if_left(key);
     }
 
     fn receive(&mut self, key: usize) {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use sheave_core::{Error, Result};
+use sheave_core::{Error, ErrorKind, Result};
 use sheave_ring::ControlRing;
 
 use crate::uapi::{DeviceInfo, control, feature};
@@ -33,7 +33,7 @@ pub fn check() -> Result<()> {
         return Ok(());
     }
     let what = "the kernel's driver is older than Linux 6.5; use nbd";
-    Err(Error::new(sheave_core::ErrorKind::Unsupported, "ublk", what))
+    Err(Error::new(ErrorKind::Unsupported, "ublk", what))
 }
 
 /// Makes a device that is never started, and ends it. On some kernels that kills or hangs whoever
@@ -109,7 +109,13 @@ impl Control {
 
     /// Ends the device; its number is free once nobody has it open.
     pub(crate) fn delete(&mut self, id: u32) -> Result<()> {
-        self.call(control::DEL_DEV_ASYNC, id, 0, &mut [])
+        match self.call(control::DEL_DEV_ASYNC, id, 0, &mut []) {
+            // Before Linux 6.9 there is only one that waits for who has it open.
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                self.call(control::DEL_DEV, id, 0, &mut [])
+            }
+            ended => ended,
+        }
     }
 
     /// Takes the device over from a server that is gone; `Busy` as long as it is not.

@@ -121,19 +121,13 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is no such device, or it has another mark;
-/// [`ErrorKind::Busy`] when its server has not died; [`ErrorKind::Invalid`] when the engine has
-/// fewer shards than the device queues; what the kernel says.
+/// [`ErrorKind::Busy`] when its server has not died; what the kernel says.
 pub fn recover(front: Front<'_>, device: Device, mark: u64) -> Result<()> {
     let mut control = Control::open()?;
     let info = control.info(device.id)?;
-    let queues = front.engine.device_queues();
     if info.mark != mark {
         let why = format!("{device} is not the device it was");
         return Err(Error::new(ErrorKind::NotFound, "recover", why));
-    }
-    if usize::from(info.queues) > queues {
-        let why = format!("{device} needs {} shards, and there are {queues}", info.queues);
-        return Err(Error::new(ErrorKind::Invalid, "recover", why));
     }
     let begun = Instant::now();
     while let Err(error) = control.start_recovery(device.id) {

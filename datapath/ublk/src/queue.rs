@@ -15,6 +15,9 @@ use crate::uapi::{SECTOR_SHIFT, commit_and_fetch, fetch, flag, operation, positi
 const OK: i32 = 0;
 /// A command behind a copy that failed (errno(3)).
 const ECANCELED: i32 = -125;
+/// What a kernel that is short of memory answers.
+const EAGAIN: i32 = -11;
+const ENOMEM: i32 = -12;
 /// What the driver answers when the device is being stopped.
 const ENODEV: i32 = -19;
 
@@ -34,8 +37,8 @@ pub(crate) struct UblkQueue {
 
 /// Who has a slot.
 enum Slot {
-    /// The kernel, or nobody.
-    Away,
+    /// The kernel, or nobody. It was told this result, if any.
+    Away(Option<i32>),
     /// The data of a write is being copied to memory.
     Filling { range: ByteRange, fua: bool, start: Nanos },
     /// The backend.
@@ -57,7 +60,7 @@ impl UblkQueue {
             number,
             descriptors,
             size,
-            slots: (0..depth).map(|_| Slot::Away).collect(),
+            slots: (0..depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
             stalled: Vec::new(),
             times: Vec::new(),
@@ -120,7 +123,7 @@ impl UblkQueue {
 
     /// Answers a request whose op has ended.
     fn end(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
-        let was = std::mem::replace(&mut self.slots[slot as usize], Slot::Away);
+        let was = std::mem::replace(&mut self.slots[slot as usize], Slot::Away(None));
         let Slot::Busy { kind, bytes, start, submitted } = was else {
             unreachable!("a backend ends what it was given, once")
         };
@@ -158,7 +161,7 @@ impl UblkQueue {
 
     /// Tells the kernel how the slot's request ended, and takes the next.
     fn answer(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
-        self.slots[slot as usize] = Slot::Away;
+        self.slots[slot as usize] = Slot::Away(Some(result));
         cx.command(&commit_and_fetch(self.number, slot as u16, result), slot);
     }
 }
@@ -177,6 +180,11 @@ impl DeviceQueue for UblkQueue {
             ECANCELED if matches!(self.slots[slot as usize], Slot::Answering) => {
                 self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
             }
+            // Nobody else would answer the request.
+            EAGAIN | ENOMEM if let Slot::Away(told) = self.slots[slot as usize] => match told {
+                Some(told) => self.answer(slot, told, cx),
+                None => cx.command(&fetch(self.number, slot as u16), slot),
+            },
             _ => {
                 self.ended += 1;
                 if result != ENODEV {

@@ -12,6 +12,7 @@ pub(crate) mod control {
 
     pub(crate) const GET_DEV_INFO: u32 = super::ior(0x02, LEN);
     pub(crate) const ADD_DEV: u32 = super::iowr(0x04, LEN);
+    pub(crate) const DEL_DEV: u32 = super::iowr(0x05, LEN);
     pub(crate) const DEL_DEV_ASYNC: u32 = super::ior(0x14, LEN);
     pub(crate) const START_DEV: u32 = super::iowr(0x06, LEN);
     pub(crate) const STOP_DEV: u32 = super::iowr(0x07, LEN);

@@ -60,6 +60,12 @@ for front in $(fronts); do
     # What a program holds open is not taken from it, and what it wrote is written.
     exec 7<>"$device"
     refused 'is in use: process' sheave detach "$device"
+    exec 7>&-
+    # Whatever it is called there.
+    mknod -m 600 other b $(cat "/sys/block/$name/dev" | tr : ' ')
+    exec 7<>other
+    rm other
+    refused 'is in use: process' sheave detach "$device"
     head -c 8M /dev/urandom >random
     cat random >&7
     exec 7>&-
