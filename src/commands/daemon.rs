@@ -1,8 +1,9 @@
 //! `sheave daemon`: owns the block devices of this node.
 
 use std::convert::Infallible;
+use std::env;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,8 +60,11 @@ const POLL_US_DEFAULT: u32 = 50;
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let engine = engine_config(&args).context("daemon")?;
-    // As it is now: the file may be another one when a successor is asked for.
-    let program = std::env::current_exe().context("daemon")?;
+    // As they are now: the file may be another one when a successor is asked for.
+    let program = Program {
+        path: env::current_exe().context("daemon")?,
+        directory: env::current_dir().unwrap_or_else(|_| "/".into()),
+    };
     start_log();
     let (dir, state) = (RuntimeDir::locate(), state_dir().context("daemon")?);
     let notify = Notify::from_env();
@@ -94,8 +98,14 @@ struct Start {
     state: PathBuf,
     passed: Option<UnixListener>,
     notify: Notify,
-    program: PathBuf,
+    program: Program,
     takeover: bool,
+}
+
+/// What is started to succeed this process, and where, since its arguments may be relative.
+struct Program {
+    path: PathBuf,
+    directory: PathBuf,
 }
 
 async fn serve(start: Start) -> Result<()> {
@@ -202,15 +212,16 @@ async fn wind_down(
 }
 
 /// Starts a successor whenever SIGHUP asks for one. If it works, this process ends in the middle.
-async fn succeed(program: &Path, mut hang_up: Signal, notify: &Notify) -> Infallible {
+async fn succeed(program: &Program, mut hang_up: Signal, notify: &Notify) -> Infallible {
     loop {
         if hang_up.recv().await.is_none() {
             return std::future::pending().await;
         }
-        tracing::info!(program = %program.display(), "asked for a successor");
+        tracing::info!(program = %program.path.display(), "asked for a successor");
         notify.reloading();
-        let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--takeover");
-        let spawned = tokio::process::Command::new(program)
+        let arguments = env::args_os().skip(1).filter(|argument| argument != "--takeover");
+        let spawned = tokio::process::Command::new(&program.path)
+            .current_dir(&program.directory)
             .args(arguments)
             .arg("--takeover")
             // It is for the process that the service manager started.

@@ -44,6 +44,40 @@ fn a_manager_is_told_of_begin_life_and_end() {
 }
 
 #[test]
+fn a_successor_is_known_to_the_manager_before_its_predecessor_ends() {
+    let scratch = Scratch::new();
+    fs::write(scratch.file("daemon.toml"), "shards = 2\n").expect("a file");
+    let manager = UnixDatagram::bind(scratch.path().join("notify")).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut first = Daemon::start(&scratch, |command| {
+        // Where it goes by itself, these names would mean nothing.
+        command.args([sheave().to_str().expect("UTF-8 path"), "daemon", "--config=daemon.toml"]);
+        command.env("SHEAVE_RUNTIME_DIR", ".").env("SHEAVE_STATE_DIR", ".");
+        command.env("NOTIFY_SOCKET", scratch.path().join("notify")).current_dir(scratch.path());
+    });
+    assert!(told(&manager).starts_with("READY=1\n"));
+    first.signal("HUP");
+    let reloading = told(&manager);
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    // In this order: a manager that sees its main process end takes it for the end of the service.
+    let main = told(&manager);
+    let pid = main.strip_prefix("MAINPID=").and_then(|pid| pid.parse::<u32>().ok());
+    let successor = Stray(pid.unwrap_or_else(|| panic!("{main}\n{}", first.log())));
+    assert_ne!(successor.0, first.child.id());
+    first.ends_well();
+    let ready = told(&manager);
+    assert!(ready.starts_with(&format!("READY=1\n{main}\n")), "{ready}");
+    assert_eq!(first.sheave("ls").ok(), "no devices\n");
+    successor.signal("TERM");
+    assert!(told(&manager).starts_with("STOPPING=1\n"));
+    let begun = Instant::now();
+    while successor.is_alive() {
+        assert!(begun.elapsed() < PATIENCE, "it does not end:\n{}", first.log());
+        sleep(POLL);
+    }
+}
+
+#[test]
 fn a_watchdog_that_is_for_another_process_is_not_fed() {
     let scratch = Scratch::new();
     let manager = UnixDatagram::bind(scratch.path().join("notify")).expect("a socket");
@@ -247,6 +281,28 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// A daemon that a daemon has started.
+struct Stray(u32);
+
+impl Stray {
+    fn signal(&self, signal: &str) {
+        Run::new("kill").args(&format!("-{signal} {}", self.0)).ok();
+    }
+
+    fn is_alive(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0));
+        status.is_ok_and(|status| !status.contains("State:\tZ"))
+    }
+}
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        if self.is_alive() {
+            self.signal("KILL");
+        }
     }
 }
 
