@@ -163,7 +163,10 @@ mod tests {
     fn a_manager_is_reached_by_path_and_by_name() {
         let (manager, notify, _dir) = manager(1);
         notify.ready();
-        assert_eq!(told(&manager), "READY=1\nSTATUS=serving");
+        let pid = process::id();
+        assert_eq!(told(&manager), format!("READY=1\nMAINPID={pid}\nSTATUS=serving"));
+        notify.succeeded_by(7);
+        assert_eq!(told(&manager), "MAINPID=7");
 
         let name = format!("sheave-test-{}", process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
