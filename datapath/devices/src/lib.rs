@@ -54,6 +54,7 @@ pub struct Devices {
     records: Records,
     open: Opener,
     probe_ublk: fn() -> Result<()>,
+    ublk_works: AtomicBool,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
@@ -125,8 +126,9 @@ impl Devices {
         let DevicesConfig { engine, records, open, probe_ublk, left } = config;
         let records = Records::open(records)?;
         let (entries, ending) = (Mutex::default(), AtomicBool::new(false));
-        let left = Mutex::new(left);
-        let devices = Self { engine, registry, records, open, probe_ublk, entries, ending, left };
+        let (left, ublk_works) = (Mutex::new(left), AtomicBool::new(false));
+        let devices =
+            Self { engine, registry, records, open, probe_ublk, ublk_works, entries, ending, left };
         devices.find_left();
         Ok(devices)
     }
@@ -272,7 +274,8 @@ impl Devices {
                 let what = "needs io_uring, which this daemon does not use";
                 Err(Error::new(ErrorKind::Unsupported, "ublk", what))
             }
-            _ => (self.probe_ublk)(),
+            _ if self.ublk_works.load(Relaxed) => Ok(()),
+            _ => (self.probe_ublk)().inspect(|()| self.ublk_works.store(true, Relaxed)),
         };
         match (ublk, front) {
             (Ok(()), _) => Ok(Front::Ublk),

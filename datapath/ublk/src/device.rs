@@ -18,7 +18,7 @@ use sheave_telemetry::VolumeStats;
 
 use crate::control::Control;
 use crate::queue::UblkQueue;
-use crate::uapi::{DEAD, DeviceInfo, parameters};
+use crate::uapi::{DEAD, DeviceInfo, QUIESCED, parameters};
 
 /// Where the kernel lists the files of devices.
 const CLASS: &str = "/sys/class/ublk-char";
@@ -131,6 +131,10 @@ pub fn recover(front: Front<'_>, device: Device, mark: u64) -> Result<()> {
     }
     let begun = Instant::now();
     while let Err(error) = control.start_recovery(device.id) {
+        if error.kind() == ErrorKind::Invalid && control.info(device.id)?.state == QUIESCED {
+            // Somebody has begun, and died before its queues were ready.
+            break;
+        }
         if error.kind() != ErrorKind::Busy || begun.elapsed() > RECOVERY_TIMEOUT {
             return Err(error);
         }

@@ -47,6 +47,8 @@ pub(crate) mod flag {
 
 /// The state of a device that has not been started, or has been stopped.
 pub(crate) const DEAD: u16 = 0;
+/// The state of a device whose server is gone.
+pub(crate) const QUIESCED: u16 = 2;
 
 /// A `struct ublksrv_ctrl_dev_info`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
