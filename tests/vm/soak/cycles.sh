@@ -43,7 +43,7 @@ persist() {
 # use DEVICE NUMBER: what is written to a file must be there, whatever happens to the daemon.
 use() {
     if [ "$kind" = file ] && [ -z "$read_only" ]; then
-        yes "cycle $2" | head -c 64k >"data.$worker"
+        head -c 64k < <(yes "cycle $2") >"data.$worker"
         dd if="data.$worker" of="$1" bs=16k oflag=direct status=none || return 1
         dd if="$1" bs=16k count=4 iflag=direct status=none | cmp - "data.$worker" || return 1
     else

@@ -11,7 +11,7 @@ idle_s=20
 recover_max_s=300
 
 # pattern NUMBER: a megabyte that no other device has.
-pattern() { yes "what is on device $1" | head -c 1M; }
+pattern() { head -c 1M < <(yes "what is on device $1"); }
 
 write_all() {
     local number
