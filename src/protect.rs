@@ -84,7 +84,7 @@ fn lock_memory() -> Result<()> {
     mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).context("mlockall of what will be")
 }
 
-/// A device takes some. The usual limit is for programs that use select(2), which this one does not.
+/// A device takes some. The usual limit is for programs that use select(2), unlike this one.
 fn open_files() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })

@@ -150,8 +150,8 @@ impl BlockDevice {
         found
     }
 
-    /// Who has it or one of its partitions open, under whatever name: a mount claims a device, but a
-    /// program that writes to it does not, and what it writes next would be lost.
+    /// Who has it or one of its partitions open, under whatever name: a mount claims a device, but
+    /// a program that writes to it does not, and what it writes next would be lost.
     fn openers(&self) -> Vec<String> {
         let numbers = self.numbers();
         let own = std::process::id();

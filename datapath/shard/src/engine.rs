@@ -197,7 +197,8 @@ impl Engine {
     /// Hands the queues of a device to the shards in turn.
     ///
     /// # Errors
-    /// When there are no shards, or one does not take what it has been handed before. Queues before that one have been handed over.
+    /// When there are no shards, or one does not take what it has been handed before. Queues before
+    /// that one have been handed over.
     pub fn serve_queues(&self, queues: Vec<QueueAssignment>) -> Result<(), Error> {
         let Kind::Ring(shards) = &self.kind else {
             let what = "device queues need io_uring";
