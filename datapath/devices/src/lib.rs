@@ -274,7 +274,8 @@ impl Devices {
                 let what = "needs io_uring, which this daemon does not use";
                 Err(Error::new(ErrorKind::Unsupported, "ublk", what))
             }
-            _ if self.ublk_works.load(Relaxed) => Ok(()),
+            // Unless the driver has been unloaded since.
+            _ if self.ublk_works.load(Relaxed) && sheave_ublk::check().is_ok() => Ok(()),
             _ => (self.probe_ublk)().inspect(|()| self.ublk_works.store(true, Relaxed)),
         };
         match (ublk, front) {
