@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -87,12 +87,13 @@ impl Taken {
     pub(crate) fn ask(dir: &RuntimeDir) -> Result<Option<Self>> {
         let path = socket_path(dir);
         let socket = packet_socket()?;
-        match connect(&socket, &SocketAddrUnix::new(&path)?) {
+        let address = SocketAddrUnix::new(&path)?;
+        match retry_on_intr(|| connect(&socket, &address)) {
             Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
             connected => connected.with_context(|| path.display().to_string())?,
         }
         set_socket_timeout(&socket, Timeout::Recv, Some(REST_TIMEOUT + PACKET_TIMEOUT))?;
-        send(&socket, ASK, SendFlags::NOSIGNAL)?;
+        retry_on_intr(|| send(&socket, ASK, SendFlags::NOSIGNAL))?;
         let mut taken = Self::default();
         for _ in 0..MESSAGES_MAX {
             match receive(&socket).context("take over")? {
@@ -103,7 +104,7 @@ impl Taken {
                 (Message::Statistics, Some(file)) => taken.statistics = read_statistics(file)?,
                 (Message::Refused { why }, _) => bail!("the daemon does not give way: {why}"),
                 (Message::End, _) => {
-                    send(&socket, TAKEN, SendFlags::NOSIGNAL)?;
+                    retry_on_intr(|| send(&socket, TAKEN, SendFlags::NOSIGNAL))?;
                     return Ok(Some(taken));
                 }
                 (_, None) => bail!("a descriptor was lost on the way"),
@@ -163,7 +164,7 @@ impl HandOver {
         set_socket_timeout(newcomer, Timeout::Recv, Some(PACKET_TIMEOUT))?;
         set_socket_timeout(newcomer, Timeout::Send, Some(PACKET_TIMEOUT))?;
         let mut packet = [0; PACKET_MAX];
-        let (count, _) = recv(newcomer, &mut packet, RecvFlags::empty())?;
+        let count = hear(newcomer, &mut packet)?;
         if &packet[..count] != ASK {
             let why = "it is of another version".to_owned();
             transmit(newcomer, &Message::Refused { why }, None)?;
@@ -195,7 +196,7 @@ impl HandOver {
         transmit(newcomer, &Message::Statistics, Some(statistics.as_fd()))?;
         transmit(newcomer, &Message::End, None)?;
         let mut packet = [0; PACKET_MAX];
-        let (count, _) = recv(newcomer, &mut packet, RecvFlags::empty())?;
+        let count = hear(newcomer, &mut packet)?;
         ensure!(&packet[..count] == TAKEN, "the successor has left");
         Ok(())
     }
@@ -215,7 +216,8 @@ fn transmit(to: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> Resu
     if !fds.is_empty() {
         ensure!(control.push(SendAncillaryMessage::ScmRights(fds)), "no room for a descriptor");
     }
-    sendmsg(to, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)?;
+    let text = [IoSlice::new(&text)];
+    retry_on_intr(|| sendmsg(to, &text, &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -224,7 +226,8 @@ fn receive(from: &OwnedFd) -> Result<(Message, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let slices = &mut [IoSliceMut::new(&mut packet)];
-    let count = recvmsg(from, slices, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    let received = retry_on_intr(|| recvmsg(from, slices, &mut control, RecvFlags::CMSG_CLOEXEC));
+    let count = received?.bytes;
     ensure!(count > 0, "the daemon has left");
     let mut fds = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
@@ -232,6 +235,13 @@ fn receive(from: &OwnedFd) -> Result<(Message, Option<OwnedFd>)> {
     });
     let fd = fds.next().and_then(|mut fds| fds.next());
     Ok((serde_json::from_slice(&packet[..count])?, fd))
+}
+
+/// A packet without a descriptor.
+fn hear(from: &OwnedFd, packet: &mut [u8]) -> Result<usize> {
+    // Unlike other calls, one with a timeout is not resumed after a signal (signal(7)).
+    let (count, _) = retry_on_intr(|| recv(from, &mut *packet, RecvFlags::empty()))?;
+    Ok(count)
 }
 
 fn write_statistics(volumes: &[VolumeSnapshot]) -> Result<File> {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::io::retry_on_intr;
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto};
@@ -83,7 +84,9 @@ impl Genl {
         let mut answer = Vec::new();
         let mut buffer = [0; RECEIVE_LEN];
         for _ in 0..STRAYS_MAX {
-            let (count, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
+            // With a timeout it is not resumed after a signal (signal(7)).
+            let (count, _) =
+                retry_on_intr(|| recv(&self.socket, &mut buffer[..], RecvFlags::empty()))?;
             let mut rest = &buffer[..count];
             while let Some(message) = next_message(&mut rest) {
                 // What answers an earlier request must not be taken for this one's error.
