@@ -3,12 +3,12 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::net::SocketType;
 use sheave_control::v1::control_server::{Control, ControlServer};
 use sheave_control::v1::{
     AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
@@ -22,7 +22,7 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
-use crate::telemetry::RuntimeDir;
+use crate::telemetry::{RuntimeDir, listen_at};
 
 /// Where a daemon of this user listens.
 pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
@@ -57,8 +57,9 @@ impl ControlSocket {
         }
         dir.create()?;
         let path = control_socket(dir);
-        let listener = listen(&path)?;
-        Ok(Self { name: path.display().to_string(), listener, file: Some(SocketFile(path)) })
+        let listener = listen_at(&path, SocketType::STREAM)
+            .with_context(|| format!("control socket {}", path.display()))?;
+        Self::take_over(dir, listener.into(), false)
     }
 
     /// Goes on with a socket that listens already. The service manager keeps one that it `passed`;
@@ -67,8 +68,8 @@ impl ControlSocket {
     /// # Errors
     /// When it cannot be used.
     pub(crate) fn take_over(dir: &RuntimeDir, listener: StdListener, passed: bool) -> Result<Self> {
-        listener.set_nonblocking(true).context("passed socket")?;
-        let listener = UnixListener::from_std(listener).context("passed socket")?;
+        listener.set_nonblocking(true).context("control socket")?;
+        let listener = UnixListener::from_std(listener).context("control socket")?;
         if !passed {
             let path = control_socket(dir);
             let name = path.display().to_string();
@@ -122,18 +123,6 @@ pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
         Err(error) if is_nobody(&error) => Ok(()),
         Err(error) => Err(error).with_context(what),
     }
-}
-
-/// Listens for this user only, in place of a daemon that is gone.
-fn listen(path: &Path) -> Result<UnixListener> {
-    let what = || format!("control socket {}", path.display());
-    // Under its own name it must be found listening, and closed to others.
-    let unfinished = path.with_extension("new");
-    let _ = fs::remove_file(&unfinished);
-    let listener = UnixListener::bind(&unfinished).with_context(what)?;
-    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600)).with_context(what)?;
-    fs::rename(&unfinished, path).with_context(what)?;
-    Ok(listener)
 }
 
 fn is_nobody(error: &io::Error) -> bool {

@@ -5,8 +5,8 @@
 //! On a unix socket of packets: the newcomer sends [`ASK`]; each answer is a [`Message`] with at
 //! most one descriptor; after [`Message::End`] it sends [`TAKEN`].
 
-use std::fs::{self, File};
-use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,20 +14,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred, accept_with,
-    bind, connect, listen, recv, recvmsg, send, sendmsg, socket_with,
+    connect, recv, recvmsg, send, sendmsg, socket_with,
 };
 use serde::{Deserialize, Serialize};
 use sheave_devices::{Devices, Released};
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
 use crate::systemd::Notify;
-use crate::telemetry::RuntimeDir;
+use crate::telemetry::{RuntimeDir, listen_at};
 
 /// Changes whenever another version would misunderstand what follows.
 const ASK: &[u8] = b"take over 1";
@@ -86,7 +86,8 @@ impl Taken {
     /// When it refuses, or has another version.
     pub(crate) fn ask(dir: &RuntimeDir) -> Result<Option<Self>> {
         let path = socket_path(dir);
-        let socket = packet_socket()?;
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
         let address = SocketAddrUnix::new(&path)?;
         match retry_on_intr(|| connect(&socket, &address)) {
             Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
@@ -128,13 +129,8 @@ impl HandOver {
     /// When the socket cannot be made.
     pub(crate) fn start(self, dir: &RuntimeDir) -> Result<()> {
         let path = socket_path(dir);
-        let listener = packet_socket()?;
-        fchmod(&listener, Mode::RUSR | Mode::WUSR)?;
-        let unfinished = path.with_extension("new");
-        let _ = fs::remove_file(&unfinished);
-        bind(&listener, &SocketAddrUnix::new(&unfinished)?)?;
-        listen(&listener, 1)?;
-        fs::rename(&unfinished, &path).with_context(|| path.display().to_string())?;
+        let listener =
+            listen_at(&path, SocketType::SEQPACKET).with_context(|| path.display().to_string())?;
         let thread = std::thread::Builder::new().name("handover".to_owned());
         thread.spawn(move || {
             loop {
@@ -200,12 +196,6 @@ impl HandOver {
         ensure!(&packet[..count] == TAKEN, "the successor has left");
         Ok(())
     }
-}
-
-fn packet_socket() -> io::Result<OwnedFd> {
-    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
-    let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
-    Ok(socket)
 }
 
 fn transmit(to: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<()> {

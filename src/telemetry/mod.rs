@@ -9,6 +9,6 @@ mod socket;
 
 pub(crate) use metrics::MetricsServer;
 pub(crate) use rates::{COLUMNS, Row, op_rows, stage_rows};
-pub(crate) use runtime_dir::RuntimeDir;
+pub(crate) use runtime_dir::{RuntimeDir, listen_at};
 pub(crate) use servers::{ServerSnapshot, Servers};
 pub(crate) use socket::StatsSocket;

@@ -4,11 +4,18 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{self, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 
+/// Clients that the kernel lets wait.
+const BACKLOG: i32 = 128;
 const OVERRIDE: &str = "SHEAVE_RUNTIME_DIR";
 
 /// The directory of the sockets of this user's processes.
@@ -83,6 +90,26 @@ impl RuntimeDir {
         }
         Ok(true)
     }
+}
+
+/// Listens at `path`, for this user only, replacing a socket that nobody listens at.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(crate) fn listen_at(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    // On Linux the file that bind makes gets the socket's mode, so it is never open to others.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    // Under its own name it must be found listening, or others would take it for a dead one's.
+    let unfinished = path.with_extension("new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    bind(&socket, &SocketAddrUnix::new(&unfinished)?)?;
+    listen(&socket, BACKLOG)?;
+    fs::rename(&unfinished, path)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -1,30 +1,24 @@
 //! The socket at which a serving process tells its statistics.
 
 use std::fs;
-use std::io;
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, fchmod};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
+use rustix::net::SocketType;
 use sheave_telemetry::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::runtime_dir::RuntimeDir;
+use super::runtime_dir::{RuntimeDir, listen_at};
 use super::servers::{Probe, ServerSnapshot, probe, socket_name};
 
 /// Readers served at a time; more wait to be accepted.
 const READERS_MAX: usize = 8;
-/// Readers that the kernel lets wait.
-const BACKLOG: i32 = 64;
 /// How long a reader may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// The wait after a failed accept, most likely for want of file descriptors.
@@ -54,14 +48,17 @@ impl StatsSocket {
         if let Probe::Answers(_) = probe(&path).with_context(what)? {
             bail!("{} is in use; set SHEAVE_RUNTIME_DIR to another directory", what());
         }
-        let listener = listen_at(&path).with_context(|| format!("cannot make {}", what()))?;
+        let listener = listen_at(&path, SocketType::STREAM)
+            .with_context(|| format!("cannot make {}", what()))?;
+        let listener = StdListener::from(listener);
+        listener.set_nonblocking(true).with_context(what)?;
         let listener = UnixListener::from_std(listener).with_context(what)?;
         let task = tokio::spawn(answer(listener, registry, started));
         Ok(Self { path, task })
     }
 
     #[cfg(test)]
-    fn path(&self) -> &Path {
+    fn path(&self) -> &std::path::Path {
         &self.path
     }
 }
@@ -72,24 +69,6 @@ impl Drop for StatsSocket {
         // If it is gone already, somebody did what is to be done here.
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Listens at `path`, for this user only, replacing a socket that nobody listens at.
-fn listen_at(path: &Path) -> io::Result<StdListener> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // On Linux the file that bind makes gets the socket's mode, so it is never open to others.
-    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    // Under its own name it must be found listening, or a reader would take it for a dead one's.
-    let unfinished = path.with_extension("new");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    bind(&socket, &SocketAddrUnix::new(&unfinished)?)?;
-    listen(&socket, BACKLOG)?;
-    fs::rename(&unfinished, path)?;
-    Ok(StdListener::from(socket))
 }
 
 async fn answer(listener: UnixListener, registry: Arc<Registry>, started: Instant) {

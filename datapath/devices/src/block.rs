@@ -80,10 +80,13 @@ impl BlockDevice {
     /// # Errors
     /// [`ErrorKind::Busy`] when somebody uses it, with who that is; what the kernel says.
     pub(crate) fn claim(&self) -> Result<File> {
-        let file = self.open(OFlags::EXCL).map_err(|error| match Errno::from_io_error(&error) {
-            Some(Errno::BUSY) => self.busy(self.claimants()),
-            _ => self.failed(error),
-        })?;
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(OFlags::EXCL.bits() as i32);
+        let file =
+            options.open(self.path()).map_err(|error| match Errno::from_io_error(&error) {
+                Some(Errno::BUSY) => self.busy(self.claimants()),
+                _ => self.failed(error),
+            })?;
         let begun = Instant::now();
         loop {
             let openers = self.openers();
@@ -107,10 +110,6 @@ impl BlockDevice {
         }
         file.sync_all().map_err(|error| self.failed(error))?;
         Ok(file)
-    }
-
-    fn open(&self, flags: OFlags) -> io::Result<File> {
-        OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(self.path())
     }
 
     fn busy(&self, mut users: Vec<String>) -> Error {

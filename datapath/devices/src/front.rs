@@ -16,7 +16,7 @@ use crate::records::Record;
 /// A connection whose process has died is replaced by its successor; until then requests wait.
 /// Those in flight wait for their timer, too, which is `io_timeout_ms`. A server that is alive has
 /// all the time it needs: the kernel takes a single connection for dead only if it is closed.
-const TIMEOUTS: Timeouts = Timeouts { request_s: 0, dead_connection_s: 600, io_timeout_ms: 5_000 };
+const TIMEOUTS: Timeouts = Timeouts { dead_connection_s: 600, io_timeout_ms: 5_000 };
 
 /// How a device is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

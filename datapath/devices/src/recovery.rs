@@ -85,7 +85,9 @@ impl Devices {
     /// Serves the devices of a predecessor again, as far as their volumes can be opened by now.
     /// Answers how many still wait, and their I/O with them.
     pub fn recover(&self) -> usize {
-        let (queue, left) = (Mutex::new(self.snapshot()), AtomicUsize::new(0));
+        let slots = self.snapshot();
+        let threads = slots.len().min(RECOVERING_MAX);
+        let (queue, left) = (Mutex::new(slots), AtomicUsize::new(0));
         let work = || {
             loop {
                 let Some((name, slot)) = lock(&queue).pop() else { return };
@@ -98,7 +100,7 @@ impl Devices {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..RECOVERING_MAX {
+            for _ in 0..threads {
                 scope.spawn(work);
             }
         });

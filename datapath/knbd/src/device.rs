@@ -27,15 +27,12 @@ pub struct Device {
     index: u32,
 }
 
-/// How long the kernel waits, in seconds.
+/// How long the kernel waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// For an answer, before it takes the connection for dead; 0 = for ever.
-    pub request_s: u64,
-    /// For another connection when all are dead, before I/O fails.
+    /// Seconds for another connection when the one is dead, before I/O fails.
     pub dead_connection_s: u64,
-    /// Milliseconds between looks whether the connection that a request went down is still alive,
-    /// where `request_s` is 0.
+    /// Milliseconds between looks whether the connection that a request went down is still alive.
     pub io_timeout_ms: u64,
 }
 
@@ -60,7 +57,6 @@ pub fn attach(
         size: info.size,
         block_size,
         server_flags: flags,
-        timeout_s: timeouts.request_s,
         dead_conn_timeout_s: timeouts.dead_connection_s,
         identifier,
     })
@@ -172,9 +168,7 @@ fn is_closed(socket: &OwnedFd) -> Result<bool> {
 /// connection is another one.
 fn set_io_timeout(index: u32, timeouts: Timeouts) {
     let path = format!("/sys/block/nbd{index}/queue/io_timeout");
-    if timeouts.request_s == 0
-        && let Err(error) = fs::write(&path, timeouts.io_timeout_ms.to_string())
-    {
+    if let Err(error) = fs::write(&path, timeouts.io_timeout_ms.to_string()) {
         tracing::debug!(%error, path, "requests wait for 30 s after a crash");
     }
 }

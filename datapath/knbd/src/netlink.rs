@@ -8,6 +8,8 @@ use crate::module;
 
 const FAMILY: &str = "nbd";
 const MODULE: &str = "nbd";
+/// After so long a request would be taken for lost, and its connection for dead; 0 = never.
+const TIMEOUT_S: u64 = 0;
 
 mod command {
     pub(super) const CONNECT: u8 = 1;
@@ -43,8 +45,6 @@ pub(crate) struct Connect<'a> {
     pub(crate) block_size: u32,
     /// What the server can do ([`sheave_proto::wire::transmission_flag`]).
     pub(crate) server_flags: u16,
-    /// After so long a request is taken for lost; 0 = never.
-    pub(crate) timeout_s: u64,
     /// How long requests wait for another connection when all are dead.
     pub(crate) dead_conn_timeout_s: u64,
     /// Whose device it is, as /sys/block/nbdN/backend will tell.
@@ -64,7 +64,7 @@ pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
     let mut attributes = Attributes::default();
     attributes.put_u64(attribute::SIZE_BYTES, connect.size);
     attributes.put_u64(attribute::BLOCK_SIZE_BYTES, connect.block_size.into());
-    attributes.put_u64(attribute::TIMEOUT, connect.timeout_s);
+    attributes.put_u64(attribute::TIMEOUT, TIMEOUT_S);
     attributes.put_u64(attribute::SERVER_FLAGS, connect.server_flags.into());
     attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, connect.dead_conn_timeout_s);
     attributes.put_nested(attribute::SOCKETS, &socket_list(connect.socket));

@@ -9,7 +9,7 @@ use sheave_proto::reply::{ReplyTo, StatusQuery};
 use sheave_proto::{Negotiated, Request, Verdict};
 use sheave_ring::SendBatch;
 use sheave_shard::{Cx, NextRead, Session};
-use sheave_telemetry::{Recorder, Stage};
+use sheave_telemetry::Recorder;
 use slab::Slab;
 
 use crate::incoming::{Arrived, Broken, Incoming};
@@ -291,9 +291,7 @@ impl Session for NbdSession {
 
     fn gather(&mut self, batch: &mut SendBatch, now: Nanos, recorder: &Recorder) {
         for Timed { kind, start, submitted, count } in self.times.drain(..) {
-            recorder.record_n(kind, Stage::Total, now.saturating_sub(start), count);
-            recorder.record_n(kind, Stage::Backend, now.saturating_sub(submitted), count);
-            recorder.record_n(kind, Stage::Queue, submitted.saturating_sub(start), count);
+            recorder.record_op(kind, start, submitted, now, count);
         }
         match &mut self.tls {
             None => std::mem::swap(batch, &mut self.ready),

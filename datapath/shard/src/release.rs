@@ -36,10 +36,8 @@ impl Shard {
 
     /// Gives a connection away that is at rest.
     pub(crate) fn release_if_left(&mut self, key: usize) {
+        let Some(to) = self.releasing.clone() else { return };
         let Some(connection) = self.connections.get(key) else { return };
-        if self.releasing.is_none() {
-            return;
-        }
         let Some(name) = connection.name else { return };
         if !connection.session.has_left() || connection.batch.is_none() {
             return;
@@ -50,7 +48,6 @@ impl Shard {
         }
         let mut connection = self.connections.remove(key);
         let socket = self.ring.release(connection.socket);
-        let Some(to) = &self.releasing else { return };
         match to.send(Released { name, socket }) {
             Ok(()) => {
                 connection.session.closed(&self.volumes[connection.volume].recorder);

@@ -48,6 +48,15 @@ impl Recorder {
         add(&block.get_or_init(zeroed_block)[index % BLOCK_LEN], count);
     }
 
+    /// Counts the time of each stage of `count` ops that arrived, were submitted and ended at the
+    /// same times, in nanoseconds.
+    #[inline]
+    pub fn record_op(&self, kind: OpKind, arrived: u64, submitted: u64, ended: u64, count: u64) {
+        self.record_n(kind, Stage::Total, ended.saturating_sub(arrived), count);
+        self.record_n(kind, Stage::Backend, ended.saturating_sub(submitted), count);
+        self.record_n(kind, Stage::Queue, submitted.saturating_sub(arrived), count);
+    }
+
     /// Counts bytes that ops of this kind moved.
     #[inline]
     pub fn add_bytes(&self, kind: OpKind, bytes: u64) {

@@ -7,7 +7,7 @@ use sheave_core::{
 };
 use sheave_ring::{Descriptor, Descriptors};
 use sheave_shard::{DeviceQueue, QueueCx};
-use sheave_telemetry::{Recorder, Stage};
+use sheave_telemetry::Recorder;
 
 use crate::uapi::{SECTOR_SHIFT, commit_and_fetch, fetch, flag, operation, position};
 
@@ -104,10 +104,7 @@ impl UblkQueue {
     }
 
     fn submit(&mut self, slot: u32, op: Op, start: Nanos, cx: &mut QueueCx<'_>) {
-        let bytes = match op.kind() {
-            OpKind::Flush => 0,
-            _ => op.range().map_or(0, ByteRange::len),
-        };
+        let bytes = op.range().map_or(0, ByteRange::len);
         let (kind, submitted) = (op.kind(), cx.now());
         self.slots[slot as usize] = Slot::Busy { kind, bytes, start, submitted };
         self.resubmit(slot, op, cx);
@@ -234,9 +231,7 @@ impl DeviceQueue for UblkQueue {
 
     fn turn_ended(&mut self, now: Nanos, recorder: &Recorder) {
         for Timed { kind, start, submitted } in self.times.drain(..) {
-            recorder.record(kind, Stage::Total, now.saturating_sub(start));
-            recorder.record(kind, Stage::Backend, now.saturating_sub(submitted));
-            recorder.record(kind, Stage::Queue, submitted.saturating_sub(start));
+            recorder.record_op(kind, start, submitted, now, 1);
         }
     }
 
