@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Detach(commands::attach::DetachArgs),
     /// List block devices
     Ls(commands::attach::LsArgs),
+    /// Change volumes
+    Volume(commands::volume::Args),
     /// Copy a volume or image to another, sparse
     Copy(commands::copy::Args),
     /// Show latencies and throughput of running servers

@@ -12,7 +12,7 @@ use rustix::net::SocketType;
 use sheave_control::v1::control_server::{Control, ControlServer};
 use sheave_control::v1::{
     AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
-    GetVersionResponse, ListDevicesRequest, ListDevicesResponse,
+    GetVersionResponse, ListDevicesRequest, ListDevicesResponse, ResizeRequest, ResizeResponse,
 };
 use sheave_core::{Error, ErrorKind};
 use sheave_devices::{self as devices, Attached, Devices};
@@ -169,6 +169,16 @@ impl Control for Service {
         let DetachRequest { target, force } = request.into_inner();
         self.blocking(move |devices| devices.detach(&target, force)).await?;
         Ok(Response::new(DetachResponse {}))
+    }
+
+    async fn resize(
+        &self,
+        request: Request<ResizeRequest>,
+    ) -> Result<Response<ResizeResponse>, Status> {
+        check_peer(&request)?;
+        let ResizeRequest { target, size_bytes } = request.into_inner();
+        let attached = self.blocking(move |devices| devices.resize(&target, size_bytes)).await?;
+        Ok(Response::new(ResizeResponse { device: Some(message(attached)) }))
     }
 
     async fn list_devices(

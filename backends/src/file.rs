@@ -13,7 +13,7 @@ mod sync;
 mod work;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -66,6 +66,26 @@ impl FileVolume {
         }
         Ok(Self { image: Arc::new(image) })
     }
+}
+
+/// Makes the file so many bytes long, on stable storage. See [`crate::resize`].
+pub(crate) fn grow(path: &Path, lock: bool, size: u64) -> Result<u64> {
+    let image = open::open(&FileOptions { lock, ..FileOptions::new(path) })?;
+    let has = image.info.size;
+    if size < has {
+        let why = format!("{}: has {has} bytes; to make it {size} would cut data off", image.name);
+        return Err(Error::new(ErrorKind::Invalid, "resize", why));
+    }
+    if size > has {
+        let failed = |error| Error::from_io("resize", &*image.name, error);
+        let is_file = image.main.metadata().map_err(failed)?.is_file();
+        if !is_file {
+            let why = format!("{}: a block device grows by other means", image.name);
+            return Err(Error::new(ErrorKind::Unsupported, "resize", why));
+        }
+        image.main.set_len(size).and_then(|()| image.main.sync_all()).map_err(failed)?;
+    }
+    Ok(size)
 }
 
 impl Volume for FileVolume {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
 
-use crate::file::{FileOptions, FileVolume};
+use crate::file::{self, FileOptions, FileVolume};
 use crate::layers::{BlockSize, FaultRule, Faults, RateLimit, RateLimits, ReadOnly};
 use crate::memory::Memory;
 use crate::null::Null;
@@ -76,6 +76,26 @@ pub fn open(volume: &str, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
     volume.parse::<VolumeSpec>()?.open(options)
 }
 
+/// Makes a VOLUME that nobody has open this many bytes long, if a size is given, and answers how long
+/// it is. It only grows; what is new reads as zeroes.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] when it is longer, [`ErrorKind::Unsupported`] for a volume that cannot
+/// grow, and those of [`open`].
+pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
+    let spec: VolumeSpec = volume.parse()?;
+    let Some(size) = size else {
+        return Ok(spec.open(&OpenOptions { read_only: true })?.info().size);
+    };
+    match &spec.source {
+        Source::File { path, lock, .. } => file::grow(path, *lock, size),
+        Source::Memory { .. } | Source::Null { .. } => {
+            let why = format!("{volume}: its size is part of its name");
+            Err(Error::new(ErrorKind::Unsupported, "resize", why))
+        }
+    }
+}
+
 impl FromStr for VolumeSpec {
     type Err = Error;
 
@@ -88,12 +108,12 @@ impl FromStr for VolumeSpec {
         let source = match split_scheme(location) {
             Some(("memory", rest)) => Source::Memory { size: size_of(rest, &mut parameters)? },
             Some(("null", rest)) => Source::Null { size: size_of(rest, &mut parameters)? },
-            Some(("file", rest)) => file(url_path(location, rest)?, &mut parameters)?,
+            Some(("file", rest)) => file_source(url_path(location, rest)?, &mut parameters)?,
             Some((scheme, _)) => return Err(foreign(scheme, text)),
             None if location.is_empty() => {
                 return Err(invalid("parse volume", format!("\"{text}\": the path is missing")));
             }
-            None => file(PathBuf::from(location), &mut parameters)?,
+            None => file_source(PathBuf::from(location), &mut parameters)?,
         };
         let spec = Self {
             source,
@@ -202,7 +222,7 @@ fn url_path(location: &str, rest: &str) -> Result<PathBuf> {
     Ok(Path::new(&*percent_decode(path)?).to_path_buf())
 }
 
-fn file(path: PathBuf, parameters: &mut Parameters) -> Result<Source> {
+fn file_source(path: PathBuf, parameters: &mut Parameters) -> Result<Source> {
     if path.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(parameters.wrong("no file name holds a zero byte"));
     }

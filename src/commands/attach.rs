@@ -1,6 +1,7 @@
 //! `sheave attach`, `detach` and `ls`: clients of the daemon.
 
 use std::env;
+use std::error::Error as _;
 use std::io;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -107,22 +108,28 @@ pub(crate) fn ls(args: LsArgs) -> Result<()> {
     Ok(output::print(&mut io::stdout(), text)?)
 }
 
-async fn connect() -> Result<ControlClient> {
+pub(super) async fn connect() -> Result<ControlClient> {
     let dir = RuntimeDir::locate();
     dir.exists()?;
     let socket = control_socket(&dir);
-    sheave_control::connect(&socket)
-        .await
-        .with_context(|| format!("no daemon at {}; start one: sheave daemon", socket.display()))
+    sheave_control::connect(&socket).await.map_err(|error| {
+        let cause = anyhow::Error::new(error);
+        let (at, why) = (socket.display(), cause.root_cause());
+        anyhow!("no daemon at {at} ({why}); start one: sheave daemon")
+    })
 }
 
 /// The daemon's own words, without those of the protocol.
-fn said(status: tonic::Status) -> anyhow::Error {
-    anyhow!("{}", status.message())
+pub(super) fn said(status: tonic::Status) -> anyhow::Error {
+    match status.source() {
+        None => anyhow!("{}", status.message()),
+        // Those of the transport are about streams and frames.
+        Some(_) => anyhow!("the daemon has ended without an answer; see what it did: sheave ls"),
+    }
 }
 
 /// A volume as the daemon, in another directory, has to see it.
-fn absolute(volume: &str) -> Result<String> {
+pub(super) fn absolute(volume: &str) -> Result<String> {
     let spec: VolumeSpec = volume.parse()?;
     let is_relative = spec.file_path().is_some_and(|path| path.is_relative());
     if !is_relative {

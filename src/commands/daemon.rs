@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use sheave_backends::OpenOptions;
-use sheave_devices::{Devices, DevicesConfig};
+use sheave_devices::{DeadLinks, Devices, DevicesConfig};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::signal::unix::Signal;
@@ -25,8 +25,11 @@ use crate::systemd::{Notify, passed_socket};
 use crate::telemetry::{RuntimeDir, StatsSocket};
 use crate::ublk;
 
-/// How soon a volume that could not be opened is tried again.
-const RETRY: Duration = Duration::from_secs(2);
+/// How soon a volume that could not be opened is tried again, and a device is found that somebody
+/// else has ended.
+const LOOK_PERIOD: Duration = Duration::from_secs(2);
+/// How soon it is looked again after a connection has died.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Own the block devices of this node; `attach`, `detach` and `ls` are its clients.
 #[derive(clap::Args)]
@@ -128,11 +131,14 @@ async fn serve(start: Start) -> Result<()> {
         open: Box::new(|volume, read_only| {
             sheave_backends::open(volume, &OpenOptions { read_only })
         }),
+        resize: Box::new(sheave_backends::resize),
         probe_ublk: ublk::probe,
         left: std::mem::take(&mut taken.connections),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
-    let recovery = tokio::spawn(recover(Arc::clone(&devices)));
+    let looked_after = Arc::clone(&devices);
+    let thread = std::thread::Builder::new().name("look-after".to_owned());
+    thread.spawn(move || look_after(&looked_after))?;
     taken.count_on(&registry);
     let _stats = StatsSocket::start_in(&dir, Arc::clone(&registry))?;
     // Of daemons that are started together, only the one that has the records comes here.
@@ -157,15 +163,13 @@ async fn serve(start: Start) -> Result<()> {
         }
     };
     let watched = Arc::clone(&devices);
-    let outcome = tokio::select! {
+    tokio::select! {
         served = socket.serve(Arc::clone(&devices), ended) => served,
         // At once, even if a client still waits for an answer.
         Ok(error) = insisted => Err(error),
         never = notify.keep_alive(move |within| watched.check(within)) => match never {},
         never = succeed(&program, hang_up, &notify) => match never {},
-    };
-    recovery.abort();
-    outcome
+    }
 }
 
 /// Ends what nothing uses, until nothing is left or a second signal comes: whoever uses a device
@@ -236,15 +240,13 @@ async fn succeed(program: &Program, mut hang_up: Signal, notify: &Notify) -> Inf
     }
 }
 
-/// Serves the devices of a daemon that died or left, and goes on trying where a volume cannot be
-/// had yet.
-async fn recover(devices: Arc<Devices>) {
+/// Serves the devices of a daemon that died or left, goes on trying where a volume cannot be had
+/// yet, and looks after those whose connection dies.
+fn look_after(devices: &Devices) -> ! {
+    let (mut dead_links, mut period) = (DeadLinks::default(), LOOK_PERIOD);
     loop {
-        let devices = Arc::clone(&devices);
-        let tried = tokio::task::spawn_blocking(move || devices.recover());
-        if matches!(tried.await, Ok(0) | Err(_)) {
-            return;
-        }
-        tokio::time::sleep(RETRY).await;
+        devices.recover();
+        // The kernel may notice before the shard does.
+        period = if dead_links.wait(period) { LOOK_AGAIN } else { LOOK_PERIOD };
     }
 }

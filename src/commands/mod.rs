@@ -9,6 +9,7 @@ pub(crate) mod generate;
 pub(crate) mod serve;
 pub(crate) mod stats;
 pub(crate) mod top;
+pub(crate) mod volume;
 
 use crate::cli::Command;
 
@@ -19,6 +20,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Attach(args) => attach::attach(args),
         Command::Detach(args) => attach::detach(args),
         Command::Ls(args) => attach::ls(args),
+        Command::Volume(args) => volume::run(args),
         Command::Copy(args) => copy::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => top::run(args),

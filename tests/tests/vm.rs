@@ -43,6 +43,16 @@ fn a_daemon_does_not_depend_on_disks() {
     case("protected.sh");
 }
 
+#[test]
+fn a_device_grows_while_it_is_used() {
+    case("resize.sh");
+}
+
+#[test]
+fn a_volume_that_does_not_answer_can_be_ended() {
+    case("stalled.sh");
+}
+
 /// Runs a case in the guest that all tests of this run share, if there is one.
 fn case(name: &str) {
     let vm = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm");

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{Log, bytes, driver, extents, range, read, trim, with_fua, write, zeroes};
 use crate::conformance::Mishap;
-use crate::{FileOptions, FileVolume, OpenOptions, open};
+use crate::{FileOptions, FileVolume, OpenOptions, open, resize};
 
 const SIZE: u64 = 1 << 20;
 
@@ -277,4 +277,24 @@ fn backends_come_and_go_without_new_descriptors() {
     assert_eq!(open_count(), before);
     drop(volume);
     assert_eq!(open_count(), 0);
+}
+
+#[test]
+fn a_file_that_nobody_has_open_grows_and_never_shrinks() {
+    let dir = disk_dir();
+    let path = image(&dir, SIZE);
+    let name = path.to_str().unwrap();
+    assert_eq!(resize(name, None).unwrap(), SIZE);
+    assert_eq!(resize(name, Some(SIZE)).unwrap(), SIZE);
+    assert_eq!(resize(name, Some(4 * SIZE)).unwrap(), 4 * SIZE);
+    let content = std::fs::read(&path).unwrap();
+    assert_eq!(content.len() as u64, 4 * SIZE);
+    assert!(content[..SIZE as usize].iter().all(|byte| *byte == 0x11));
+    assert!(content[SIZE as usize..].iter().all(|byte| *byte == 0));
+    let error = resize(name, Some(SIZE)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 * SIZE);
+    let _open = open(name, &OpenOptions::default()).unwrap();
+    assert_eq!(resize(name, Some(8 * SIZE)).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(resize("memory:?size=1M", Some(SIZE)).unwrap_err().kind(), ErrorKind::Unsupported);
 }

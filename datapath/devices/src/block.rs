@@ -5,7 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread::{Builder, sleep};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx};
@@ -24,8 +25,15 @@ const READY_POLL: Duration = Duration::from_millis(1);
 const MAX_SECTORS_KIB: u64 = 1024;
 /// Readers of files ask for 128 KiB; a network store wants to know earlier.
 const READ_AHEAD_KIB: u64 = 1024;
-/// udev looks at a device whenever somebody who wrote to it has closed it.
+/// How long a request that went down an nbd connection which is dead by now waits before the kernel
+/// sends it again (docs/decisions/0003). A request on a live one just goes on waiting.
+const IO_TIMEOUT_MS: u64 = 5_000;
+const TUNE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Whoever has it open may be about to end.
 const OPENERS_TIMEOUT: Duration = Duration::from_secs(3);
+/// udev looks at a device whenever somebody who wrote to it has closed it, and always ends.
+const UDEV_TIMEOUT: Duration = Duration::from_secs(30);
+const UDEV: [&str; 2] = ["udev-worker", "systemd-udevd"];
 const OPENERS_POLL: Duration = Duration::from_millis(20);
 /// Users that an error message names.
 const USERS_MAX: usize = 8;
@@ -80,6 +88,12 @@ impl BlockDevice {
     /// # Errors
     /// [`ErrorKind::Busy`] when somebody uses it, with who that is; what the kernel says.
     pub(crate) fn claim(&self) -> Result<File> {
+        // To open a device whose volume does not answer may take for ever.
+        self.wait_unopened()?;
+        let users = self.claimants();
+        if !users.is_empty() {
+            return Err(self.busy(users));
+        }
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(OFlags::EXCL.bits() as i32);
         let file =
@@ -87,29 +101,41 @@ impl BlockDevice {
                 Some(Errno::BUSY) => self.busy(self.claimants()),
                 _ => self.failed(error),
             })?;
+        self.wait_unopened()?;
+        self.sync(&file).map_err(|error| self.failed(error))?;
+        Ok(file)
+    }
+
+    /// Waits until nobody else has it open, for a bounded time.
+    fn wait_unopened(&self) -> Result<()> {
         let begun = Instant::now();
         loop {
             let openers = self.openers();
             if openers.is_empty() {
-                break;
+                return Ok(());
             }
-            if begun.elapsed() > OPENERS_TIMEOUT {
+            let all_go = openers.iter().all(|opener| UDEV.iter().any(|udev| opener.contains(udev)));
+            let patience = if all_go { UDEV_TIMEOUT } else { OPENERS_TIMEOUT };
+            if begun.elapsed() > patience {
                 return Err(self.busy(openers));
             }
             sleep(OPENERS_POLL);
         }
+    }
+
+    /// Writes what the kernel has not written yet.
+    fn sync(&self, file: &File) -> io::Result<()> {
         // What was written through a partition is not among what was written to the whole.
         for partition in self.partitions() {
             let name = partition.file_name().unwrap_or_default();
             match File::open(Path::new("/dev").join(name)) {
-                Ok(partition) => partition.sync_all().map_err(|error| self.failed(error))?,
+                Ok(partition) => partition.sync_all()?,
                 // Nobody has written by a name that is not there.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(self.failed(error)),
+                Err(error) => return Err(error),
             }
         }
-        file.sync_all().map_err(|error| self.failed(error))?;
-        Ok(file)
+        file.sync_all()
     }
 
     fn busy(&self, mut users: Vec<String>) -> Error {
@@ -195,7 +221,8 @@ impl BlockDevice {
         entries.map(|entry| entry.path()).filter(|path| path.join("partition").exists())
     }
 
-    fn size(&self) -> Option<u64> {
+    /// Bytes.
+    pub(crate) fn size(&self) -> Option<u64> {
         self.number("size").map(|sectors| sectors * SECTOR_LEN)
     }
 
@@ -205,17 +232,35 @@ impl BlockDevice {
         metadata.file_type().is_block_device() && self.text("dev") == Some(number)
     }
 
-    /// Large requests, no scheduler before ours, more read ahead. What cannot be set stays as it
-    /// is: the device works without. The kernel may wait for requests in flight.
-    pub(crate) fn tune(&self) {
+    /// Large requests, no scheduler before ours, more read ahead, a short timer. What cannot be set
+    /// stays as it is: the device works without. The kernel waits for requests in flight, so that
+    /// this is given up for a volume that does not answer.
+    pub(crate) fn tune(self) {
+        let (done, wait) = sync_channel::<()>(1);
+        let name = format!("tune-{}", self.name);
+        let started = Builder::new().name(name).spawn(move || {
+            self.set_all();
+            drop(done);
+        });
+        if started.is_ok() && wait.recv_timeout(TUNE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            tracing::debug!("a device's queue is tuned when its requests have ended");
+        }
+    }
+
+    fn set_all(&self) {
         let hardware = self.number("queue/max_hw_sectors_kb").unwrap_or(MAX_SECTORS_KIB);
         let settings = [
+            ("queue/io_timeout", IO_TIMEOUT_MS.to_string()),
             ("queue/scheduler", "none".to_owned()),
             ("queue/max_sectors_kb", MAX_SECTORS_KIB.min(hardware).to_string()),
             ("queue/read_ahead_kb", READ_AHEAD_KIB.to_string()),
         ];
         for (name, value) in settings {
-            let _: io::Result<()> = fs::write(self.sysfs(name), value);
+            let has = self.text(name).unwrap_or_default();
+            // A device that is recovered has them, and must not wait.
+            if has != value && !has.contains(&format!("[{value}]")) {
+                let _: io::Result<()> = fs::write(self.sysfs(name), value);
+            }
         }
     }
 

@@ -3,20 +3,17 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sheave_core::{Result, Volume};
-use sheave_knbd::Timeouts;
-use sheave_shard::{Assignment, Engine};
-use sheave_telemetry::VolumeStats;
+use sheave_core::Result;
+use sheave_shard::{Assignment, Engine, Served};
 
 use crate::records::Record;
 
-/// A connection whose process has died is replaced by its successor; until then requests wait.
-/// Those in flight wait for their timer, too, which is `io_timeout_ms`. A server that is alive has
-/// all the time it needs: the kernel takes a single connection for dead only if it is closed.
-const TIMEOUTS: Timeouts = Timeouts { dead_connection_s: 600, io_timeout_ms: 5_000 };
+/// A connection whose process has died is replaced by its successor; until then requests wait. A
+/// server that is alive has all the time it needs: the kernel takes a single connection for dead
+/// only if it is closed.
+const DEAD_CONNECTION_S: u64 = 600;
 
 /// How a device is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,10 +34,9 @@ pub(crate) enum Device {
 
 /// What serves a device.
 #[derive(Clone, Copy)]
-pub(crate) struct Served<'a> {
+pub(crate) struct Server<'a> {
     pub(crate) engine: &'a Engine,
-    pub(crate) volume: &'a Arc<dyn Volume>,
-    pub(crate) stats: &'a Arc<VolumeStats>,
+    pub(crate) served: &'a Served,
 }
 
 impl Device {
@@ -54,7 +50,7 @@ impl Device {
     /// The device of this record, if the kernel still has it.
     pub(crate) fn find(record: &Record) -> Result<Option<Self>> {
         match (record.front, record.id) {
-            (Front::Nbd, _) => Ok(sheave_knbd::find(&record.identifier())?.map(Self::Nbd)),
+            (Front::Nbd, _) => Ok(sheave_knbd::find(&identifier(record.mark))?.map(Self::Nbd)),
             (Front::Ublk, id) => Ok(sheave_ublk::find(id, record.mark)?.map(Self::Ublk)),
         }
     }
@@ -75,13 +71,44 @@ impl Device {
         }
     }
 
-    /// Ends it, whoever uses it. `claim` is the device itself, open.
-    pub(crate) fn end(self, claim: Option<File>) -> Result<()> {
+    /// Whether its size can be changed.
+    pub(crate) fn check_resize(self) -> Result<()> {
         match self {
-            Self::Ublk(device) => device.detach(claim),
-            Self::Nbd(device) => device.disconnect(claim),
+            Self::Ublk(_) => sheave_ublk::check_resize(),
+            Self::Nbd(_) => Ok(()),
         }
     }
+
+    /// Tells the kernel the size of this record, which the server must know already.
+    pub(crate) fn resize(self, record: &Record) -> Result<()> {
+        match self {
+            Self::Ublk(device) => device.resize(record.size),
+            Self::Nbd(device) => device.resize(record.size, &identifier(record.mark)),
+        }
+    }
+
+    /// Ends it, whoever uses it. `claim` is the device itself, open.
+    pub(crate) fn end(self, mark: u64, claim: Option<File>) -> Result<()> {
+        match self {
+            Self::Ublk(device) => device.detach(mark, claim),
+            Self::Nbd(device) => device.disconnect(&identifier(mark), claim),
+        }
+    }
+
+    /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended then.
+    pub(crate) fn abandon(self, mark: u64, engine: &Engine) -> Result<()> {
+        engine.abandon(mark);
+        match self {
+            Self::Ublk(_) => Ok(()),
+            // Or the kernel would wait for another connection.
+            Self::Nbd(_) => self.end(mark, None),
+        }
+    }
+}
+
+/// By what the NBD client knows a device.
+fn identifier(mark: u64) -> String {
+    format!("sheave-{mark:016x}")
 }
 
 impl fmt::Display for Device {
@@ -90,7 +117,7 @@ impl fmt::Display for Device {
     }
 }
 
-impl Served<'_> {
+impl Server<'_> {
     /// Makes a device with blocks of `block` bytes. `made` is told of it, with ublk before it can
     /// be used; the NBD client tells no number that early, but finds a device by its identifier.
     pub(crate) fn attach(
@@ -102,47 +129,48 @@ impl Served<'_> {
         match record.front {
             Front::Ublk => {
                 let made = |device| made(Device::Ublk(device));
-                sheave_ublk::attach(self.ublk(), block, record.mark, made).map(Device::Ublk)
+                let Self { engine, served } = self;
+                let device = sheave_ublk::attach(engine, served, block, record.mark, made)?;
+                Ok(Device::Ublk(device))
             }
             Front::Nbd => {
-                let (info, identity) = (self.volume.info(), &record.identifier());
+                let (info, identity) = (self.served.volume.info(), &identifier(record.mark));
                 let serve = |socket| self.serve(socket, record.mark);
-                let device = sheave_knbd::attach(info, block, TIMEOUTS, identity, serve)?;
+                let device = sheave_knbd::attach(info, block, DEAD_CONNECTION_S, identity, serve)?;
                 let told = made(Device::Nbd(device));
-                told.inspect_err(|_| drop(device.disconnect(None)))?;
+                told.inspect_err(|_| drop(device.disconnect(identity, None)))?;
                 Ok(Device::Nbd(device))
             }
         }
     }
 
-    /// Serves a device whose server is gone, on the connection that it left if it did.
+    /// Serves a device again that is at rest, or whose server is gone; on the connection that it
+    /// left if it did.
     pub(crate) fn recover(
         self,
         device: Device,
         record: &Record,
         left: Option<OwnedFd>,
     ) -> Result<()> {
+        let Self { engine, served } = self;
         match (device, left) {
-            (Device::Ublk(device), _) => sheave_ublk::recover(self.ublk(), device, record.mark),
+            (Device::Ublk(device), _) => match engine.wake(record.mark, served)? {
+                true => Ok(()),
+                false => sheave_ublk::recover(engine, served, device, record.mark),
+            },
             (Device::Nbd(_), Some(socket)) => self.serve(socket, record.mark),
             (Device::Nbd(device), None) => {
                 let serve = |socket| self.serve(socket, record.mark);
-                sheave_knbd::recover(device, TIMEOUTS, &record.identifier(), serve)
+                sheave_knbd::recover(device, DEAD_CONNECTION_S, &identifier(record.mark), serve)
             }
         }
-    }
-
-    fn ublk(&self) -> sheave_ublk::Front<'_> {
-        let Self { engine, volume, stats } = self;
-        sheave_ublk::Front { engine, volume, stats }
     }
 
     fn serve(&self, socket: OwnedFd, mark: u64) -> Result<()> {
         self.engine.serve(Assignment {
             socket,
-            session: sheave_nbd::kernel_session(self.volume.info()),
-            volume: Arc::clone(self.volume),
-            stats: Arc::clone(self.stats),
+            session: sheave_nbd::kernel_session(self.served.volume.info()),
+            served: self.served.clone(),
             name: Some(mark),
         })
     }

@@ -5,25 +5,27 @@ mod block;
 mod front;
 mod records;
 mod recovery;
+mod resize;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
-use sheave_shard::Engine;
+use sheave_shard::{Engine, Served};
 use sheave_telemetry::Registry;
 
 use crate::block::{BlockDevice, block_size};
-use crate::front::{Device, Served};
+use crate::front::{Device, Server};
 use crate::records::{Record, Records};
 
 pub use crate::front::Front;
+pub use sheave_knbd::DeadLinks;
 pub use sheave_shard::Released;
 
 /// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
@@ -38,6 +40,8 @@ pub struct DevicesConfig {
     pub records: PathBuf,
     /// Opens a volume, read-only if that is said.
     pub open: Opener,
+    /// Makes a volume that nobody has open this long, if that is said; answers how long it is.
+    pub resize: Resizer,
     /// Tells whether ublk works here. Asked until it does.
     pub probe_ublk: fn() -> Result<()>,
     /// Connections that a predecessor handed over.
@@ -47,17 +51,23 @@ pub struct DevicesConfig {
 /// Opens a volume by its name.
 pub type Opener = Box<dyn Fn(&str, bool) -> Result<Arc<dyn Volume>> + Send + Sync>;
 
+/// Changes the size of a volume, in bytes.
+pub type Resizer = Box<dyn Fn(&str, Option<u64>) -> Result<u64> + Send + Sync>;
+
 /// The devices of one daemon. All calls may wait for the kernel.
 pub struct Devices {
     engine: Engine,
     registry: Arc<Registry>,
     records: Records,
     open: Opener,
+    resize: Resizer,
     probe_ublk: fn() -> Result<()>,
     ublk_works: AtomicBool,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
+    /// Another process is about to serve them.
+    leaving: AtomicBool,
     /// Connections that another daemon left, until their devices are served.
     left: Mutex<Vec<Released>>,
 }
@@ -114,6 +124,8 @@ pub struct Attached {
     pub size: u64,
     /// Why its I/O waits, after a crash.
     pub waiting: Option<String>,
+    device: Device,
+    mark: u64,
 }
 
 impl Devices {
@@ -123,12 +135,20 @@ impl Devices {
     /// # Errors
     /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, open, probe_ublk, left } = config;
-        let records = Records::open(records)?;
-        let (entries, ending) = (Mutex::default(), AtomicBool::new(false));
-        let (left, ublk_works) = (Mutex::new(left), AtomicBool::new(false));
-        let devices =
-            Self { engine, registry, records, open, probe_ublk, ublk_works, entries, ending, left };
+        let DevicesConfig { engine, records, open, resize, probe_ublk, left } = config;
+        let devices = Self {
+            engine,
+            registry,
+            records: Records::open(records)?,
+            open,
+            resize,
+            probe_ublk,
+            ublk_works: AtomicBool::new(false),
+            entries: Mutex::default(),
+            ending: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            left: Mutex::new(left),
+        };
         devices.find_left();
         Ok(devices)
     }
@@ -155,7 +175,7 @@ impl Devices {
                 return Err(Error::new(ErrorKind::Shutdown, "attach", why));
             }
             _ => {
-                let live = self.make(name, read_only, front)?;
+                let live = self.make(name, read_only, front, entry.seen)?;
                 let attached = live.attached();
                 *entry = Entry::Attached(live);
                 attached
@@ -170,11 +190,12 @@ impl Devices {
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
     /// `force` is not said, and what the kernel says.
     pub fn detach(&self, target: &str, force: bool) -> Result<()> {
-        let (name, slot) = self.find(target).ok_or_else(|| {
-            let why =
-                format!("{target}: neither a device nor a volume of this daemon; see: sheave ls");
-            Error::new(ErrorKind::NotFound, "detach", why)
-        })?;
+        let (name, slot) = self.find("detach", target)?;
+        let seen = lock(&slot.seen).clone();
+        if force && let Some(seen) = seen {
+            // Whoever holds the slot may be waiting for the volume.
+            seen.device.abandon(seen.mark, &self.engine)?;
+        }
         let mut entry = slot.hold();
         let (device, record) = match &*entry {
             Entry::Free => return Ok(()),
@@ -186,7 +207,7 @@ impl Devices {
             Entry::Waiting { device, record, .. } => (*device, record),
         };
         let claim = if force { None } else { Some(BlockDevice::new(device.name()).claim()?) };
-        device.end(claim)?;
+        device.end(record.mark, claim)?;
         self.records.remove(record);
         if let Entry::Attached(live) = &*entry {
             live.wait_closed();
@@ -216,7 +237,7 @@ impl Devices {
         for Attached { volume, .. } in self.list() {
             match self.detach(&volume, false) {
                 // Somebody else may have ended it in the meantime.
-                Err(error) if self.find(&volume).is_some() => left.push(error),
+                Err(error) if self.find("detach", &volume).is_ok() => left.push(error),
                 _ => {}
             }
         }
@@ -231,32 +252,43 @@ impl Devices {
         self.engine.check(within)
     }
 
-    fn make(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Live> {
+    fn make(
+        &self,
+        name: &str,
+        read_only: bool,
+        front: Option<Front>,
+        seen: &Mutex<Option<Attached>>,
+    ) -> Result<Live> {
         let volume = (self.open)(name, read_only)?;
         let info = volume.info();
         let block = block_size(info)?;
         let front = self.choose(front)?;
         let mark = RandomState::new().build_hasher().finish();
-        let mut record = Record::new(name, info.read_only, front, info.size, mark);
+        let size = info.size;
+        let mut record = Record::new(name, info.read_only, front, size, mark);
         self.records.save(&record)?;
-        let stats = self.registry.volume(name);
-        let served = Served { engine: &self.engine, volume: &volume, stats: &stats };
-        let made = served.attach(&record.clone(), block, |device| {
+        let served = Served { stats: self.registry.volume(name), volume };
+        let server = Server { engine: &self.engine, served: &served };
+        let made = server.attach(&record.clone(), block, |device| {
             record.id = Some(device.id());
-            self.records.save(&record)
+            self.records.save(&record)?;
+            // The kernel reads it before it is ready, and the volume may not answer.
+            let waiting = Some("being attached".to_owned());
+            *lock(seen) = Some(Attached { waiting, ..Attached::new(device, &record) });
+            Ok(())
         });
         let live = made.and_then(|device| {
             let block_device = BlockDevice::new(device.name());
-            let ready = block_device.wait_ready(info.size);
+            let ready = block_device.wait_ready(size);
             // The caller will not learn of it, so nobody else would end it.
-            ready.inspect_err(|_| drop(device.end(None)))?;
+            ready.inspect_err(|_| drop(device.end(record.mark, None)))?;
             block_device.tune();
             Ok(device)
         });
         match live {
             Ok(device) => {
                 tracing::info!(volume = name, %device, "attached");
-                Ok(Live { device, record, volume: Arc::downgrade(&volume) })
+                Ok(Live { device, record, volume: Arc::downgrade(&served.volume) })
             }
             Err(error) => {
                 self.records.remove(&record);
@@ -296,7 +328,7 @@ impl Devices {
         }
     }
 
-    fn find(&self, target: &str) -> Option<(String, Arc<Slot>)> {
+    fn find(&self, op: &'static str, target: &str) -> Result<(String, Arc<Slot>)> {
         let is_path = |slot: &Slot| {
             lock(&slot.seen).as_ref().is_some_and(|seen| seen.path == Path::new(target))
         };
@@ -304,8 +336,12 @@ impl Devices {
         let index = entries
             .iter()
             .position(|(name, _)| name == target)
-            .or_else(|| entries.iter().position(|(_, slot)| is_path(slot)))?;
-        Some(entries.swap_remove(index))
+            .or_else(|| entries.iter().position(|(_, slot)| is_path(slot)));
+        index.map(|index| entries.swap_remove(index)).ok_or_else(|| {
+            let why =
+                format!("{target}: neither a device nor a volume of this daemon; see: sheave ls");
+            Error::new(ErrorKind::NotFound, op, why)
+        })
     }
 
     fn snapshot(&self) -> Vec<(String, Arc<Slot>)> {
@@ -321,6 +357,16 @@ impl Devices {
 impl Slot {
     fn hold(&self) -> Held<'_> {
         Held { entry: lock(&self.entry), seen: &self.seen }
+    }
+
+    /// `None` while somebody changes it.
+    fn try_hold(&self) -> Option<Held<'_>> {
+        let entry = match self.entry.try_lock() {
+            Ok(entry) => entry,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Held { entry, seen: &self.seen })
     }
 }
 
@@ -382,6 +428,8 @@ impl Attached {
             read_only: record.read_only,
             size: record.size,
             waiting: None,
+            device,
+            mark: record.mark,
         }
     }
 }

@@ -55,11 +55,6 @@ impl Record {
         Self { format: FORMAT, volume, read_only, front, size, mark, id: None, boot: boot_id() }
     }
 
-    /// By what the NBD client knows the device.
-    pub(crate) fn identifier(&self) -> String {
-        format!("sheave-{:016x}", self.mark)
-    }
-
     /// Whether the node has been started anew since.
     pub(crate) fn is_stale(&self) -> bool {
         self.boot != boot_id()

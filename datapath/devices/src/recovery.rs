@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
-use sheave_shard::Released;
+use sheave_shard::{Released, Served};
 
 use crate::block::BlockDevice;
-use crate::front::{Device, Served};
+use crate::front::{Device, Server};
 use crate::records::Record;
-use crate::{Devices, Entry, Live, lock};
+use crate::{Devices, Entry, Live, Slot, lock};
 
 /// Devices that are recovered at once: one whose volume is slow holds up no others.
 const RECOVERING_MAX: usize = 16;
@@ -52,20 +52,22 @@ impl Devices {
         if self.ending.swap(true, Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
         }
+        self.leaving.store(true, Relaxed);
         for (name, slot) in self.snapshot() {
             let Entry::Attached(live) = &*slot.hold() else { continue };
             if live.volume.upgrade().is_some_and(|volume| volume.info().volatile) {
+                self.leaving.store(false, Relaxed);
                 self.ending.store(false, Relaxed);
                 let why = format!("{name} would be gone with this daemon; detach it first");
                 return Err(Error::new(ErrorKind::Busy, "hand over", why));
             }
         }
-        Ok(self.engine.release(within))
+        Ok(self.engine.release(None, within))
     }
 
     /// Serves on, since nobody took what was handed over.
     pub fn take_back(&self, left: Vec<Released>) {
-        self.engine.stay();
+        self.engine.stay(None);
         *lock(&self.left) = left;
         for (name, slot) in self.snapshot() {
             let mut entry = slot.hold();
@@ -79,19 +81,29 @@ impl Devices {
                 tracing::error!(volume = name, %error, "its I/O waits");
             }
         }
+        self.leaving.store(false, Relaxed);
         self.ending.store(false, Relaxed);
     }
 
-    /// Serves the devices of a predecessor again, as far as their volumes can be opened by now.
-    /// Answers how many still wait, and their I/O with them.
+    /// Serves the devices again whose server is gone: a predecessor's, as far as their volumes can be
+    /// opened by now, and those whose connection has died. Devices that somebody else has ended are
+    /// forgotten. Answers how many still wait, and their I/O with them.
     pub fn recover(&self) -> usize {
         let slots = self.snapshot();
-        let threads = slots.len().min(RECOVERING_MAX);
+        let threads = slots.iter().filter(|(_, slot)| slot.needs_care()).count();
+        if threads == 0 {
+            return 0;
+        }
         let (queue, left) = (Mutex::new(slots), AtomicUsize::new(0));
         let work = || {
             loop {
                 let Some((name, slot)) = lock(&queue).pop() else { return };
-                let mut entry = slot.hold();
+                // Whoever changes it looks after it.
+                let Some(mut entry) = slot.try_hold() else { continue };
+                if self.leaving.load(Relaxed) {
+                    return;
+                }
+                self.notice_loss(&mut entry);
                 let resumed = self.resume(&mut entry);
                 if let (Err(error), Entry::Waiting { .. }) = (resumed, &*entry) {
                     left.fetch_add(1, Relaxed);
@@ -100,11 +112,27 @@ impl Devices {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..threads {
+            for _ in 0..threads.min(RECOVERING_MAX) {
                 scope.spawn(work);
             }
         });
         left.into_inner()
+    }
+
+    fn notice_loss(&self, entry: &mut Entry) {
+        let Entry::Attached(live) = &*entry else { return };
+        if !live.is_lost() {
+            return;
+        }
+        let (device, record) = (live.device, live.record.clone());
+        tracing::warn!(volume = record.volume, %device, "its connection died");
+        *entry = match Device::find(&record) {
+            Ok(None) => {
+                self.forget(&record);
+                Entry::Free
+            }
+            _ => Entry::Waiting { device, record, why: "its connection died".to_owned() },
+        };
     }
 
     /// Serves a device that waits; forgets it if it is gone by now.
@@ -121,7 +149,7 @@ impl Devices {
                 // Zeroes in place of what was written would be worse than errors.
                 let (device, record) = (*device, record.clone());
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
-                device.end(None)?;
+                device.end(record.mark, None)?;
                 self.records.remove(&record);
                 *entry = Entry::Free;
                 Ok(())
@@ -155,15 +183,40 @@ impl Devices {
             let what = format!("{} bytes, and the device has {}", info.size, record.size);
             return Err(Error::new(ErrorKind::Invalid, "recover", what));
         }
-        let stats = self.registry.volume(&record.volume);
-        let served = Served { engine: &self.engine, volume: &volume, stats: &stats };
+        let served = Served { stats: self.registry.volume(&record.volume), volume };
+        let server = Server { engine: &self.engine, served: &served };
         let left = {
             let mut left = lock(&self.left);
             let found = left.iter().position(|left| left.name == record.mark);
             found.map(|index| left.swap_remove(index).socket)
         };
-        served.recover(device, record, left)?;
-        BlockDevice::new(device.name()).wait_ready(record.size)?;
-        Ok(Some(Arc::downgrade(&volume)))
+        server.recover(device, record, left)?;
+        let block_device = BlockDevice::new(device.name());
+        if block_device.size().is_some_and(|size| size < record.size) {
+            // The last thing that a resize does, perhaps of a daemon that died.
+            device.resize(record)?;
+        }
+        block_device.wait_ready(record.size)?;
+        // Its predecessor may have died before.
+        block_device.tune();
+        Ok(Some(Arc::downgrade(&served.volume)))
+    }
+}
+
+impl Slot {
+    /// Whether its device is not served; false also while somebody changes it.
+    fn needs_care(&self) -> bool {
+        self.try_hold().is_some_and(|entry| match &*entry {
+            Entry::Free => false,
+            Entry::Attached(live) => live.is_lost(),
+            Entry::Waiting { .. } => true,
+        })
+    }
+}
+
+impl Live {
+    /// Whether the engine has let go of it, though nobody asked it to.
+    fn is_lost(&self) -> bool {
+        self.volume.strong_count() == 0
     }
 }

@@ -1,7 +1,7 @@
 //! Devices: made, waited for, found again, ended.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::thread::sleep;
@@ -27,25 +27,17 @@ pub struct Device {
     index: u32,
 }
 
-/// How long the kernel waits.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// Seconds for another connection when the one is dead, before I/O fails.
-    pub dead_connection_s: u64,
-    /// Milliseconds between looks whether the connection that a request went down is still alive.
-    pub io_timeout_ms: u64,
-}
-
 /// Makes a device with blocks of `block_size` bytes of a volume. `serve` gets the server's end of
 /// its connection and must begin to serve it, since the kernel reads the device at once. It may
-/// take some milliseconds until the device has its size and its node.
+/// take some milliseconds until the device has its size and its node. When its connection dies, I/O
+/// waits for another one for `dead_connection_s`, and then fails.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, and what the kernel says.
 pub fn attach(
     info: &VolumeInfo,
     block_size: u32,
-    timeouts: Timeouts,
+    dead_connection_s: u64,
     identifier: &str,
     serve: impl FnOnce(OwnedFd) -> Result<()>,
 ) -> Result<Device> {
@@ -57,11 +49,10 @@ pub fn attach(
         size: info.size,
         block_size,
         server_flags: flags,
-        dead_conn_timeout_s: timeouts.dead_connection_s,
+        dead_connection_s,
         identifier,
     })
     .map_err(explain)?;
-    set_io_timeout(index, timeouts);
     Ok(Device { index })
 }
 
@@ -78,20 +69,20 @@ pub fn find(identifier: &str) -> Result<Option<Device>> {
 }
 
 /// Gives a device whose server has died a new connection. Requests that were in flight are sent
-/// again within `io_timeout_ms`.
+/// again when the timer of the device's queue has looked at them.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] when its old connection does not die, and what the kernel says.
 pub fn recover(
     device: Device,
-    timeouts: Timeouts,
+    dead_connection_s: u64,
     identifier: &str,
     serve: impl FnOnce(OwnedFd) -> Result<()>,
 ) -> Result<()> {
     let begun = Instant::now();
     loop {
         let (kernel, server) = connection()?;
-        netlink::reconfigure(device.index, &kernel, timeouts.dead_connection_s, identifier)
+        netlink::reconfigure(device.index, &kernel, dead_connection_s, identifier)
             .map_err(explain)?;
         // The driver says nothing when it did not take the socket, having no dead one to replace:
         // then this end was the last.
@@ -121,17 +112,32 @@ impl Device {
         format!("nbd{}", self.index)
     }
 
-    /// Ends its connection; what it has in flight fails. Returns when the kernel has let go.
-    /// `claim` is the device itself, held open so that nobody could begin to use it.
+    /// Tells the kernel that it has so many bytes from now on, which its server must know already.
+    /// Waits for requests in flight.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn disconnect(self, claim: Option<File>) -> Result<()> {
+    pub fn resize(self, size: u64, identifier: &str) -> Result<()> {
+        netlink::resize(self.index, size, identifier).map_err(explain)
+    }
+
+    /// Ends its connection, unless it is another device by now; what it has in flight fails. Returns
+    /// when the kernel has let go. `claim` is the device itself, held open so that nobody could
+    /// begin to use it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn disconnect(self, identifier: &str, claim: Option<File>) -> Result<()> {
+        let sysfs = Sysfs::of(self.index);
+        let is_ours = || sysfs.is_connected() && sysfs.identifier().as_deref() == Some(identifier);
+        if !is_ours() {
+            return Ok(());
+        }
         netlink::disconnect(self.index).map_err(explain)?;
         // The kernel keeps it for as long as it is open.
         drop(claim);
         let begun = Instant::now();
-        while Sysfs::of(self.index).is_connected() {
+        while is_ours() {
             if begun.elapsed() > END_TIMEOUT {
                 tracing::warn!(device = %self, "ended, but somebody still has it open");
                 break;
@@ -161,16 +167,6 @@ fn is_closed(socket: &OwnedFd) -> Result<bool> {
     poll(&mut polled, Some(&Timespec::default()))
         .map_err(|errno| Error::from_io("recover", "socket pair", errno.into()))?;
     Ok(polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP))
-}
-
-/// How long a request that went down a connection which is dead by now waits before the kernel
-/// sends it again. A request on a live connection just goes on waiting: the timeout of the
-/// connection is another one.
-fn set_io_timeout(index: u32, timeouts: Timeouts) {
-    let path = format!("/sys/block/nbd{index}/queue/io_timeout");
-    if let Err(error) = fs::write(&path, timeouts.io_timeout_ms.to_string()) {
-        tracing::debug!(%error, path, "requests wait for 30 s after a crash");
-    }
 }
 
 fn explain(error: io::Error) -> Error {

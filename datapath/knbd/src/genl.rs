@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto};
@@ -26,6 +26,9 @@ const CONTROLLER: u16 = 16;
 const CTRL_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
 /// The kernel's answers are a page at most.
 const RECEIVE_LEN: usize = 16 << 10;
@@ -39,6 +42,9 @@ pub(crate) struct Genl {
     socket: OwnedFd,
     sequence: u32,
 }
+
+/// What the kernel tells a group of listeners.
+pub(crate) struct Listener(OwnedFd);
 
 /// Attributes of a request, in the order in which they are put.
 #[derive(Default)]
@@ -61,13 +67,31 @@ impl Genl {
 
     /// The number of a family; `NotFound` when no module has registered it.
     pub(crate) fn family(&mut self, name: &str) -> io::Result<u16> {
-        let mut attributes = Attributes::default();
-        attributes.put_text(CTRL_ATTR_FAMILY_NAME, name);
-        let answer = self.call(CONTROLLER, CTRL_GETFAMILY, &attributes)?;
+        let answer = self.look_up(name)?;
         attributes_of(&answer)
             .find(|attribute| attribute.kind == CTRL_ATTR_FAMILY_ID)
             .and_then(|attribute| attribute.u16())
             .ok_or_else(|| malformed("a family without a number"))
+    }
+
+    /// The number of a family's group of listeners; `NotFound` as [`Self::family`].
+    pub(crate) fn group(&mut self, family: &str, name: &str) -> io::Result<u32> {
+        let answer = self.look_up(family)?;
+        let groups = attributes_of(&answer).find(|found| found.kind == CTRL_ATTR_MCAST_GROUPS);
+        let group = groups.and_then(|groups| {
+            attributes_of(groups.content).find_map(|group| {
+                let field = |kind| attributes_of(group.content).find(|found| found.kind == kind);
+                let is_it = field(CTRL_ATTR_MCAST_GRP_NAME)?.text() == name.as_bytes();
+                is_it.then_some(field(CTRL_ATTR_MCAST_GRP_ID)?.u32()?)
+            })
+        });
+        group.ok_or_else(|| malformed("a family without its group"))
+    }
+
+    fn look_up(&mut self, name: &str) -> io::Result<Vec<u8>> {
+        let mut attributes = Attributes::default();
+        attributes.put_text(CTRL_ATTR_FAMILY_NAME, name);
+        self.call(CONTROLLER, CTRL_GETFAMILY, &attributes)
     }
 
     /// Sends a request and answers with the attributes of the message that came before the kernel's
@@ -109,6 +133,33 @@ impl Genl {
     }
 }
 
+impl Listener {
+    /// Listens to a group.
+    ///
+    /// # Errors
+    /// `Unsupported` for a group that cannot be joined by binding, and what the kernel says.
+    pub(crate) fn open(group: u32) -> io::Result<Self> {
+        let bit = group.checked_sub(1).and_then(|bit| 1_u32.checked_shl(bit));
+        let bit = bit.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+        let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
+        let socket = rustix::net::socket_with(family, SocketType::RAW, flags, Some(GENERIC))?;
+        rustix::net::bind(&socket, &SocketAddrNetlink::new(0, bit))?;
+        Ok(Self(socket))
+    }
+
+    /// Waits for a message, for a bounded time. False if none came.
+    pub(crate) fn wait(&self, within: Duration) -> io::Result<bool> {
+        set_socket_timeout(&self.0, Timeout::Recv, Some(within))?;
+        let mut buffer = [0; RECEIVE_LEN];
+        match recv(&self.0, &mut buffer[..], RecvFlags::empty()) {
+            // What was missed for want of room was of this group, too.
+            Ok(_) | Err(Errno::NOBUFS) => Ok(true),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
 impl Attributes {
     pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_ne_bytes());
@@ -135,9 +186,14 @@ impl Attributes {
     }
 }
 
-impl Attribute<'_> {
+impl<'a> Attribute<'a> {
     pub(crate) fn u8(self) -> Option<u8> {
         self.content.first().copied()
+    }
+
+    /// Without the zero at its end.
+    fn text(self) -> &'a [u8] {
+        self.content.strip_suffix(&[0]).unwrap_or(self.content)
     }
 
     pub(crate) fn u16(self) -> Option<u16> {
@@ -247,5 +303,15 @@ mod tests {
         let error = genl.family("no-such-family").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert_eq!(genl.family("nlctrl").unwrap(), CONTROLLER);
+    }
+
+    #[test]
+    fn a_group_is_found_and_listened_to() {
+        let mut genl = Genl::open().unwrap();
+        let group = genl.group("nlctrl", "notify").unwrap();
+        assert!(genl.group("nlctrl", "no-such-group").is_err());
+        let listener = Listener::open(group).unwrap();
+        assert!(!listener.wait(Duration::from_millis(1)).unwrap());
+        assert!(Listener::open(0).is_err() && Listener::open(33).is_err());
     }
 }

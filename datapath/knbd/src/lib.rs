@@ -9,6 +9,8 @@ mod genl;
 mod module;
 mod netlink;
 mod sysfs;
+mod watch;
 
-pub use device::{Device, Timeouts, attach, find, recover};
+pub use device::{Device, attach, find, recover};
 pub use netlink::is_available;
+pub use watch::DeadLinks;

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::genl::{Attributes, Genl, attributes_of};
 use crate::module;
 
-const FAMILY: &str = "nbd";
+pub(crate) const FAMILY: &str = "nbd";
 const MODULE: &str = "nbd";
 /// After so long a request would be taken for lost, and its connection for dead; 0 = never.
 const TIMEOUT_S: u64 = 0;
@@ -46,7 +46,7 @@ pub(crate) struct Connect<'a> {
     /// What the server can do ([`sheave_proto::wire::transmission_flag`]).
     pub(crate) server_flags: u16,
     /// How long requests wait for another connection when all are dead.
-    pub(crate) dead_conn_timeout_s: u64,
+    pub(crate) dead_connection_s: u64,
     /// Whose device it is, as /sys/block/nbdN/backend will tell.
     pub(crate) identifier: &'a str,
 }
@@ -66,7 +66,7 @@ pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
     attributes.put_u64(attribute::BLOCK_SIZE_BYTES, connect.block_size.into());
     attributes.put_u64(attribute::TIMEOUT, TIMEOUT_S);
     attributes.put_u64(attribute::SERVER_FLAGS, connect.server_flags.into());
-    attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, connect.dead_conn_timeout_s);
+    attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, connect.dead_connection_s);
     attributes.put_nested(attribute::SOCKETS, &socket_list(connect.socket));
     attributes.put_text(attribute::BACKEND_IDENTIFIER, connect.identifier);
     let (mut genl, family) = open()?;
@@ -81,13 +81,23 @@ pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
 pub(crate) fn reconfigure(
     index: u32,
     socket: &OwnedFd,
-    dead_conn_timeout_s: u64,
+    dead_connection_s: u64,
     identifier: &str,
 ) -> io::Result<()> {
     let mut attributes = Attributes::default();
     attributes.put_u32(attribute::INDEX, index);
-    attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, dead_conn_timeout_s);
+    attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, dead_connection_s);
     attributes.put_nested(attribute::SOCKETS, &socket_list(socket));
+    attributes.put_text(attribute::BACKEND_IDENTIFIER, identifier);
+    let (mut genl, family) = open()?;
+    genl.call(family, command::RECONFIGURE, &attributes).map(|_| ())
+}
+
+/// Changes the size of a device, in bytes. Waits for requests in flight.
+pub(crate) fn resize(index: u32, size: u64, identifier: &str) -> io::Result<()> {
+    let mut attributes = Attributes::default();
+    attributes.put_u32(attribute::INDEX, index);
+    attributes.put_u64(attribute::SIZE_BYTES, size);
     attributes.put_text(attribute::BACKEND_IDENTIFIER, identifier);
     let (mut genl, family) = open()?;
     genl.call(family, command::RECONFIGURE, &attributes).map(|_| ())

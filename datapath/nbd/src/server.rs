@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::ServerConfig as TlsConfig;
 use sheave_core::{Error, ErrorKind, Volume};
 use sheave_proto::{ExportInfo, Exports, TlsMode};
-use sheave_shard::{Assignment, Clock, Engine, EngineConfig, STOP_GRACE};
+use sheave_shard::{Assignment, Clock, Engine, EngineConfig, STOP_GRACE, Served};
 use sheave_telemetry::{Registry, VolumeStats};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -197,8 +197,7 @@ impl Shared {
         let served = self.engine.serve(Assignment {
             socket,
             session: Box::new(session),
-            volume: Arc::clone(&export.volume),
-            stats: Arc::clone(stats),
+            served: Served { volume: Arc::clone(&export.volume), stats: Arc::clone(stats) },
             name: None,
         });
         if let Err(error) = served {

@@ -5,25 +5,25 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{self, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
-use sheave_core::{Error, ErrorKind, Volume};
-use sheave_telemetry::VolumeStats;
+use sheave_core::{Error, ErrorKind};
 
 use crate::shard::Shard;
 use crate::threads::ThreadEngine;
-use crate::{Clock, QueueAssignment, Session};
+use crate::{Clock, QueueAssignment, Served, Session};
 
 /// Connections that wait for a shard to take them.
 const INBOX_MAX: usize = 1024;
 /// How long connections may finish what they have begun when the engine stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
-/// How soon a shard whose inbox is full is told again to stop.
-const STOP_RETRY: Duration = Duration::from_millis(1);
+/// How soon a shard whose inbox is full is told again, and how often.
+const TELL_RETRY: Duration = Duration::from_millis(1);
+const TELL_TRIES: usize = 1000;
 
 /// Which engine to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,10 +55,8 @@ pub struct Assignment {
     /// Its protocol state.
     pub session: Box<dyn Session>,
     /// What it serves.
-    pub volume: Arc<dyn Volume>,
-    /// Where its latencies go.
-    pub stats: Arc<VolumeStats>,
-    /// If it can be given to another process, the name under which [`Engine::release`] does.
+    pub served: Served,
+    /// If it is a device's, the name under which [`Engine::release`] and others know it.
     pub name: Option<u64>,
 }
 
@@ -74,10 +72,16 @@ pub struct Released {
 pub(crate) enum Command {
     Serve(Assignment),
     ServeQueue(QueueAssignment),
-    /// Bring connections that have a name to rest, and give them back.
-    Release(Sender<Released>),
+    /// Bring connections that have a name, or this one, to rest and give them back.
+    Release(Option<u64>, Sender<Released>),
     /// Stop doing so.
-    Stay,
+    Stay(Option<u64>),
+    /// Bring the queues of this device to rest, and tell of each.
+    Rest(u64, Sender<()>),
+    /// Let them serve this volume, and tell how many there are.
+    Wake(u64, Served, Sender<Result<usize, Error>>),
+    /// End all I/O of this device with errors.
+    Abandon(u64),
     /// Answer with this number.
     Echo(usize, SyncSender<usize>),
     Stop,
@@ -208,26 +212,72 @@ impl Engine {
         pairs.try_for_each(|(queue, shard)| shard.inbox.assign(Command::ServeQueue(queue)))
     }
 
-    /// Brings the connections that have a name to rest and gives back those that are within this
-    /// time; the others go on coming to rest until [`Engine::stay`]. Threads give none.
-    pub fn release(&self, within: Duration) -> Vec<Released> {
-        let Kind::Ring(shards) = &self.kind else { return Vec::new() };
+    /// Brings the connections that have this name to rest, or any if none is said, and gives back
+    /// those that are within this time; the others go on coming to rest until [`Engine::stay`].
+    /// Threads give none.
+    pub fn release(&self, name: Option<u64>, within: Duration) -> Vec<Released> {
         let (released, all) = mpsc::channel();
-        for shard in shards {
-            // A shard that has no room for it keeps its connections.
-            let _ = shard.inbox.send(Command::Release(released.clone()));
-        }
+        self.tell(|| Command::Release(name, released.clone()));
         drop(released);
-        let by = Instant::now() + within;
-        let next = || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok();
-        std::iter::from_fn(next).collect()
+        until(&all, within).collect()
     }
 
     /// Serves on the connections that [`Engine::release`] did not give back.
-    pub fn stay(&self) {
+    pub fn stay(&self, name: Option<u64>) {
+        self.tell(|| Command::Stay(name));
+    }
+
+    /// Brings the queues of this device to rest, so that the shards have its volume no more. They
+    /// hold what the kernel asks for until [`Engine::wake`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when that takes longer; then wake them.
+    pub fn rest(&self, name: u64, within: Duration) -> Result<(), Error> {
+        let (rested, all) = mpsc::channel();
+        self.tell(|| Command::Rest(name, rested.clone()));
+        drop(rested);
+        let by = Instant::now() + within;
+        // The channel ends with the last queue that has told, or is gone.
+        until(&all, within).for_each(drop);
+        if Instant::now() < by {
+            return Ok(());
+        }
+        let what = format!("requests were in flight for {within:?}");
+        Err(Error::new(ErrorKind::Busy, "rest", what))
+    }
+
+    /// Lets the queues of this device go on with this volume. False if it has none here.
+    ///
+    /// # Errors
+    /// When a shard cannot use the volume. Its queues stay at rest.
+    pub fn wake(&self, name: u64, served: &Served) -> Result<bool, Error> {
+        let (woken, all) = mpsc::channel();
+        self.tell(|| Command::Wake(name, served.clone(), woken.clone()));
+        drop(woken);
+        let counts: Result<Vec<usize>, _> = all.iter().collect();
+        if counts.is_err() {
+            // Those that could would keep others from opening the volume again.
+            let _ = self.rest(name, STOP_GRACE);
+        }
+        Ok(counts?.iter().sum::<usize>() > 0)
+    }
+
+    /// Ends all I/O of this device with errors: what waits for its volume, and what comes.
+    pub fn abandon(&self, name: u64) {
+        self.tell(|| Command::Abandon(name));
+    }
+
+    /// Tells all shards.
+    fn tell(&self, command: impl Fn() -> Command) {
         let Kind::Ring(shards) = &self.kind else { return };
         for shard in shards {
-            let _ = shard.inbox.send(Command::Stay);
+            let mut command = command();
+            // An inbox is full for a moment only, unless its shard stands still.
+            for _ in 0..TELL_TRIES {
+                let Err(back) = shard.inbox.send(command) else { break };
+                command = back;
+                std::thread::sleep(TELL_RETRY);
+            }
         }
     }
 
@@ -281,7 +331,7 @@ impl Engine {
                             break;
                         }
                         command = back;
-                        std::thread::sleep(STOP_RETRY);
+                        std::thread::sleep(TELL_RETRY);
                     }
                 }
                 for shard in shards {
@@ -291,6 +341,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// What comes through a channel within this time.
+fn until<T>(all: &Receiver<T>, within: Duration) -> impl Iterator<Item = T> {
+    let by = Instant::now() + within;
+    std::iter::from_fn(move || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok())
 }
 
 impl fmt::Display for Engine {

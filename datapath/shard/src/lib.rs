@@ -17,9 +17,10 @@ mod release;
 mod session;
 mod shard;
 mod threads;
+mod volumes;
 
 pub use blocking::Blocking;
 pub use clock::Clock;
 pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, Released, STOP_GRACE};
-pub use queue::{DeviceQueue, QueueAssignment, QueueCx};
+pub use queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
 pub use session::{Cx, NextRead, Session};

@@ -5,15 +5,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use sheave_core::{Backend, ByteRange, Io, Nanos, Op, Outcome, Payload, Result, Submitted, Volume};
+use sheave_core::{ByteRange, Io, Nanos, Op, Outcome, Payload, Result, Submitted, Volume};
 use sheave_ring::DeviceCommand;
 use sheave_telemetry::{Recorder, VolumeStats};
 
 use crate::io::RingIo;
 use crate::session::tag;
+use crate::volumes::Mounted;
 
 /// Marks the tags of queues, whose numbers overlap with those of connections.
 const QUEUE: u32 = 1 << 30;
+const AT_REST: &str = "the shard keeps requests from a queue at rest";
 
 /// A queue whose requests the kernel hands over as the ends of commands, one slot each.
 ///
@@ -44,6 +46,16 @@ pub trait DeviceQueue: Send {
     /// Whether the backend had no room for an op.
     fn is_stalled(&self) -> bool;
 
+    /// Requests whose op or data the backend holds.
+    fn in_flight(&self) -> usize;
+
+    /// The volume has this many bytes from now on.
+    fn resized(&mut self, size: u64);
+
+    /// Answers all requests with an error from now on, also those that the backend holds, whose ends
+    /// nobody hears of. Not undone.
+    fn abandon(&mut self, cx: &mut QueueCx<'_>);
+
     /// The answers of this turn go to the kernel now.
     fn turn_ended(&mut self, now: Nanos, recorder: &Recorder);
 
@@ -53,23 +65,32 @@ pub trait DeviceQueue: Send {
 
 /// A queue, ready to be served.
 pub struct QueueAssignment {
+    /// Under which [`crate::Engine::rest`] and others know the device.
+    pub name: u64,
     /// The driver's file for commands and copies.
     pub device: OwnedFd,
     /// The protocol state.
     pub queue: Box<dyn DeviceQueue>,
     /// What it serves.
-    pub volume: Arc<dyn Volume>,
-    /// Where its latencies go.
-    pub stats: Arc<VolumeStats>,
+    pub served: Served,
     /// Is told once whether the shard serves it.
     pub started: SyncSender<Result<()>>,
 }
 
+/// A volume, and where the latencies of its ops go.
+#[derive(Clone)]
+pub struct Served {
+    /// The volume.
+    pub volume: Arc<dyn Volume>,
+    /// Its statistics.
+    pub stats: Arc<VolumeStats>,
+}
+
 /// The shard, as a queue sees it during a call.
 pub struct QueueCx<'a> {
-    pub(crate) backend: &'a mut dyn Backend,
+    /// `None` for a queue at rest, which submits nothing.
+    pub(crate) mounted: Option<&'a mut Mounted>,
     pub(crate) io: RingIo<'a>,
-    pub(crate) recorder: &'a Recorder,
     pub(crate) device: &'a OwnedFd,
     pub(crate) queue: u32,
 }
@@ -84,12 +105,13 @@ impl QueueCx<'_> {
     /// Where counts go.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
-        self.recorder
+        &self.mounted.as_ref().expect(AT_REST).recorder
     }
 
-    /// Memory for the data of a write, see [`Backend::write_buffer`].
+    /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].
     pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
-        self.backend.write_buffer(range, &mut self.io)
+        let mounted = self.mounted.as_mut().expect(AT_REST);
+        mounted.backend.write_buffer(range, &mut self.io)
     }
 
     /// Gives memory back that is not needed any more.
@@ -99,7 +121,8 @@ impl QueueCx<'_> {
 
     /// Starts the op of this slot.
     pub fn submit(&mut self, op: Op, slot: u32) -> Submitted {
-        self.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
+        let mounted = self.mounted.as_mut().expect(AT_REST);
+        mounted.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
     }
 
     /// Sends a command about this slot.

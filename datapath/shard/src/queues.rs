@@ -1,25 +1,39 @@
 //! A shard's work for block devices.
 
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::Sender;
 
+use sheave_core::Result;
 use sheave_ring::DeviceEvent;
 
 use crate::io::RingIo;
-use crate::queue::{DeviceQueue, QueueAssignment, QueueCx};
-use crate::shard::{Mounted, Shard};
+use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
+use crate::shard::Shard;
 
 /// A queue that this shard serves.
 pub(crate) struct Queue {
+    name: u64,
     device: OwnedFd,
     queue: Box<dyn DeviceQueue>,
-    volume: usize,
+    /// `None` at rest.
+    volume: Option<usize>,
     touched: bool,
+    rest: Rest,
+}
+
+/// Whether a queue takes requests.
+enum Rest {
+    /// It does.
+    Awake,
+    /// It is to come to rest, or has. Who waits for that, and the ends of commands until it wakes:
+    /// slots and results.
+    Resting { told: Option<Sender<()>>, held: Vec<(u32, i32)> },
 }
 
 impl Shard {
     pub(crate) fn open_queue(&mut self, assignment: QueueAssignment) {
-        let QueueAssignment { device, queue, volume, stats, started } = assignment;
-        let index = match self.mount(&volume, &stats) {
+        let QueueAssignment { name, device, queue, served, started } = assignment;
+        let index = match self.mount(&served) {
             Ok(index) => index,
             Err(error) => {
                 self.inbox.closed();
@@ -29,7 +43,8 @@ impl Shard {
             }
         };
         self.retain(index);
-        let queue = Queue { device, queue, volume: index, touched: false };
+        let (volume, rest) = (Some(index), Rest::Awake);
+        let queue = Queue { name, device, queue, volume, touched: false, rest };
         let key = self.queues.insert(queue);
         self.call_queue(key, |queue, cx| queue.start(cx));
         let _ = started.send(Ok(()));
@@ -38,13 +53,73 @@ impl Shard {
     pub(crate) fn device_event(&mut self, event: DeviceEvent) {
         match event {
             DeviceEvent::Command { user: (key, slot), result } => {
-                self.call_queue(key as usize, |queue, cx| queue.commanded(slot, result, cx));
+                let key = key as usize;
+                match &mut self.queues[key].rest {
+                    Rest::Resting { held, .. } => held.push((slot, result)),
+                    Rest::Awake => {
+                        self.call_queue(key, |queue, cx| queue.commanded(slot, result, cx));
+                    }
+                }
             }
             DeviceEvent::Copied { user: (key, slot), result, payload } => {
                 let key = key as usize;
                 self.call_queue(key, |queue, cx| queue.copied(slot, payload, result, cx));
             }
         }
+    }
+
+    /// Brings the queues of this device to rest: they take no requests, and let go of their volume
+    /// once it has nothing of theirs in flight. `to` is told of each.
+    pub(crate) fn begin_rest(&mut self, name: u64, to: &Sender<()>) {
+        for key in self.queues_of(name) {
+            let queue = &mut self.queues[key];
+            if matches!(queue.rest, Rest::Awake) {
+                let told = Some(to.clone());
+                queue.rest = Rest::Resting { told, held: Vec::new() };
+                self.touch_queue(key);
+            }
+        }
+    }
+
+    /// Lets the queues of this device take requests again, for this volume. Answers how many it has
+    /// here.
+    ///
+    /// # Errors
+    /// When the volume cannot be used; the queues stay at rest.
+    pub(crate) fn wake(&mut self, name: u64, served: &Served) -> Result<usize> {
+        let keys = self.queues_of(name);
+        for &key in &keys {
+            if self.queues[key].volume.is_none() {
+                let index = self.mount(served)?;
+                self.retain(index);
+                self.queues[key].volume = Some(index);
+            }
+            self.queues[key].queue.resized(served.volume.info().size);
+            self.go_on(key);
+        }
+        Ok(keys.len())
+    }
+
+    /// Ends all requests of this device with errors, those that wait and those that come.
+    pub(crate) fn abandon(&mut self, name: u64) {
+        self.cut(name);
+        for key in self.queues_of(name) {
+            self.call_queue(key, |queue, cx| queue.abandon(cx));
+            self.go_on(key);
+        }
+    }
+
+    /// Works through what has come while the queue was at rest.
+    fn go_on(&mut self, key: usize) {
+        let rest = std::mem::replace(&mut self.queues[key].rest, Rest::Awake);
+        let Rest::Resting { held, .. } = rest else { return };
+        for (slot, result) in held {
+            self.call_queue(key, |queue, cx| queue.commanded(slot, result, cx));
+        }
+    }
+
+    fn queues_of(&self, name: u64) -> Vec<usize> {
+        self.queues.iter().filter(|(_, queue)| queue.name == name).map(|(key, _)| key).collect()
     }
 
     pub(crate) fn call_queue(
@@ -73,11 +148,15 @@ impl Shard {
                 retried = true;
             }
             let Queue { queue, volume, .. } = &mut self.queues[key];
-            queue.turn_ended(now, &self.volumes[*volume].recorder);
+            if let Some(volume) = *volume {
+                queue.turn_ended(now, &self.volumes[volume].recorder);
+            }
             if queue.is_stalled() {
                 self.stalled_queues.push(key);
             } else if queue.is_finished() {
                 self.close_queue(key);
+            } else {
+                self.rest_if_idle(key);
             }
         }
         // Keeps the allocation; settling a queue touches none.
@@ -92,10 +171,11 @@ impl Shard {
     ) {
         let Self { ring, pool, quick, clock, now, queues, volumes, .. } = self;
         let Queue { device, queue, volume, .. } = &mut queues[key];
-        let Mounted { backend, recorder, .. } = &mut volumes[*volume];
-        let io = RingIo { ring, pool, quick, clock: *clock, now: *now, volume: *volume as u32 };
-        let backend = &mut **backend;
-        call(&mut **queue, &mut QueueCx { backend, io, recorder, device, queue: key as u32 });
+        let mounted = volume.map(|volume| &mut volumes[volume]);
+        // One that is at rest starts no file I/O.
+        let volume = volume.unwrap_or_default() as u32;
+        let io = RingIo { ring, pool, quick, clock: *clock, now: *now, volume };
+        call(&mut **queue, &mut QueueCx { mounted, io, device, queue: key as u32 });
     }
 
     fn touch_queue(&mut self, key: usize) {
@@ -106,10 +186,31 @@ impl Shard {
         }
     }
 
+    /// Lets go of the volume when the queue is to rest and nothing of it is in flight.
+    fn rest_if_idle(&mut self, key: usize) {
+        let Queue { queue, volume, rest: Rest::Resting { told, .. }, .. } = &mut self.queues[key]
+        else {
+            return;
+        };
+        if queue.in_flight() > 0 {
+            return;
+        }
+        let (told, volume) = (told.take(), volume.take());
+        if let Some(volume) = volume {
+            self.release(volume);
+        }
+        if let Some(told) = told {
+            // Whoever waited may have given up.
+            let _ = told.send(());
+        }
+    }
+
     fn close_queue(&mut self, key: usize) {
         let queue = self.queues.remove(key);
         self.inbox.closed();
-        self.release(queue.volume);
+        if let Some(volume) = queue.volume {
+            self.release(volume);
+        }
         // Last, since with it the device is gone, for others to see.
         drop(queue);
     }

@@ -1,4 +1,4 @@
-//! Connections that go on in another process.
+//! Connections of devices that are to rest, go on in another process, or end at once.
 
 use std::io;
 use std::sync::mpsc::{SendError, Sender};
@@ -9,22 +9,28 @@ use crate::engine::Released;
 use crate::shard::Shard;
 
 impl Shard {
-    /// Brings connections that have a name to rest.
-    pub(crate) fn begin_release(&mut self, to: Sender<Released>) {
-        self.releasing = Some(to);
-        for key in self.named() {
+    /// Brings connections that have this name to rest; all that have one, without it.
+    pub(crate) fn begin_release(&mut self, name: Option<u64>, to: &Sender<Released>) {
+        for key in self.named(name) {
+            self.connections[key].leaving = Some(to.clone());
             self.connections[key].session.leave();
             self.touch(key);
         }
-        self.forget_if_released();
     }
 
     /// Serves those on that are not at rest yet.
-    pub(crate) fn end_release(&mut self) {
-        self.releasing = None;
-        for key in self.named() {
+    pub(crate) fn end_release(&mut self, name: Option<u64>) {
+        for key in self.named(name) {
+            self.connections[key].leaving = None;
             self.connections[key].session.stay();
             self.touch(key);
+        }
+    }
+
+    /// Cuts the connections that have this name, whatever they have in flight.
+    pub(crate) fn cut(&mut self, name: u64) {
+        for key in self.named(Some(name)) {
+            self.fail(key, &io::ErrorKind::ConnectionAborted.into());
         }
     }
 
@@ -36,9 +42,8 @@ impl Shard {
 
     /// Gives a connection away that is at rest.
     pub(crate) fn release_if_left(&mut self, key: usize) {
-        let Some(to) = self.releasing.clone() else { return };
         let Some(connection) = self.connections.get(key) else { return };
-        let Some(name) = connection.name else { return };
+        let (Some(to), Some(name)) = (connection.leaving.clone(), connection.name) else { return };
         if !connection.session.has_left() || connection.batch.is_none() {
             return;
         }
@@ -53,10 +58,10 @@ impl Shard {
                 connection.session.closed(&self.volumes[connection.volume].recorder);
                 self.inbox.closed();
                 self.release(connection.volume);
-                self.forget_if_released();
             }
             // It took too long, and nobody waits any more.
             Err(SendError(Released { socket, .. })) => {
+                connection.leaving = None;
                 connection.session.stay();
                 connection.socket = self.ring.adopt(socket);
                 connection.touched = false;
@@ -66,15 +71,12 @@ impl Shard {
         }
     }
 
-    /// Tells whoever waits that there are no more.
-    fn forget_if_released(&mut self) {
-        if self.named().is_empty() {
-            self.releasing = None;
-        }
-    }
-
-    fn named(&self) -> Vec<usize> {
+    fn named(&self, name: Option<u64>) -> Vec<usize> {
         let all = self.connections.iter();
-        all.filter(|(_, connection)| connection.name.is_some()).map(|(key, _)| key).collect()
+        let named = all.filter(|(_, connection)| match name {
+            None => connection.name.is_some(),
+            name => connection.name == name,
+        });
+        named.map(|(key, _)| key).collect()
     }
 }

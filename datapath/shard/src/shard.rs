@@ -8,9 +8,8 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
-use sheave_core::{Backend, Buf, IoDone, IoRequest, IoToken, Nanos, Volume};
+use sheave_core::{Buf, IoDone, IoRequest, IoToken, Nanos};
 use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
-use sheave_telemetry::{Recorder, VolumeStats};
 use slab::Slab;
 
 use crate::engine::{Assignment, Command, Inbox, Released, STOP_GRACE};
@@ -21,6 +20,7 @@ use crate::queue::queue_of;
 use crate::queues::Queue;
 use crate::quick::Quick;
 use crate::session::untag;
+use crate::volumes::Mounted;
 use crate::{Clock, Cx, NextRead, Session};
 
 /// File requests of this "volume" are the shard's own: reads of its wake-up descriptor.
@@ -45,8 +45,6 @@ pub(crate) struct Shard {
     /// The same for the queues of devices.
     pub(crate) touched_queues: Vec<usize>,
     pub(crate) stalled_queues: Vec<usize>,
-    /// Where connections go that come to rest, while they are to.
-    pub(crate) releasing: Option<Sender<Released>>,
     /// Set when the shard is to stop: until when connections may finish.
     stop_by: Option<Nanos>,
 }
@@ -61,16 +59,10 @@ pub(crate) struct Connection {
     /// The stream has failed or ended; nothing more is sent or received.
     dead: bool,
     pub(crate) touched: bool,
-    /// Under which it is given to another process.
+    /// Whose device it is.
     pub(crate) name: Option<u64>,
-}
-
-/// A volume that connections and queues of this shard use.
-pub(crate) struct Mounted {
-    volume: Arc<dyn Volume>,
-    pub(crate) backend: Box<dyn Backend>,
-    pub(crate) recorder: Recorder,
-    users: usize,
+    /// Where it goes once it is at rest, if it is to.
+    pub(crate) leaving: Option<Sender<Released>>,
 }
 
 impl Shard {
@@ -97,7 +89,6 @@ impl Shard {
             stalled: Vec::new(),
             touched_queues: Vec::new(),
             stalled_queues: Vec::new(),
-            releasing: None,
             stop_by: None,
         })
     }
@@ -325,7 +316,7 @@ impl Shard {
         self.touch(key);
     }
 
-    fn fail(&mut self, key: usize, error: &io::Error) {
+    pub(crate) fn fail(&mut self, key: usize, error: &io::Error) {
         let connection = &mut self.connections[key];
         if !connection.dead {
             connection.dead = true;
@@ -353,26 +344,16 @@ impl Shard {
         self.release(connection.volume);
     }
 
-    /// One user of the volume is gone.
-    pub(crate) fn release(&mut self, volume: usize) {
-        let mounted = &mut self.volumes[volume];
-        mounted.users -= 1;
-        mounted.recorder.add_connections(-1);
-        if mounted.users == 0 {
-            self.volumes.remove(volume);
-        }
-        if self.volumes.is_empty() {
-            self.pool.release();
-        }
-    }
-
     fn take_commands(&mut self) {
         while let Some(command) = self.inbox.take() {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
                 Command::ServeQueue(assignment) => self.open_queue(assignment),
-                Command::Release(to) => self.begin_release(to),
-                Command::Stay => self.end_release(),
+                Command::Release(name, to) => self.begin_release(name, &to),
+                Command::Stay(name) => self.end_release(name),
+                Command::Rest(name, to) => self.begin_rest(name, &to),
+                Command::Wake(name, served, to) => drop(to.send(self.wake(name, &served))),
+                Command::Abandon(name) => self.abandon(name),
                 // Whoever asked may have gone.
                 Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
@@ -382,8 +363,8 @@ impl Shard {
     }
 
     fn open(&mut self, assignment: Assignment) {
-        let Assignment { socket, session, volume, stats, name } = assignment;
-        let index = match self.mount(&volume, &stats) {
+        let Assignment { socket, session, served, name } = assignment;
+        let index = match self.mount(&served) {
             Ok(index) => index,
             Err(error) => {
                 tracing::warn!(%error, "connection refused: its volume cannot be used");
@@ -402,6 +383,7 @@ impl Shard {
             dead: false,
             touched: false,
             name,
+            leaving: None,
         });
         self.retain(index);
         // The client may have sent requests right behind its last option.
@@ -410,27 +392,6 @@ impl Shard {
             self.connections[key].session.shut_down();
         }
         self.touch(key);
-    }
-
-    /// One more user of the volume.
-    pub(crate) fn retain(&mut self, volume: usize) {
-        let mounted = &mut self.volumes[volume];
-        mounted.users += 1;
-        mounted.recorder.add_connections(1);
-    }
-
-    pub(crate) fn mount(
-        &mut self,
-        volume: &Arc<dyn Volume>,
-        stats: &VolumeStats,
-    ) -> sheave_core::Result<usize> {
-        let known = self.volumes.iter().find(|(_, have)| Arc::ptr_eq(&have.volume, volume));
-        if let Some((index, _)) = known {
-            return Ok(index);
-        }
-        let backend = volume.backend()?;
-        let (volume, recorder) = (Arc::clone(volume), stats.recorder());
-        Ok(self.volumes.insert(Mounted { volume, backend, recorder, users: 0 }))
     }
 
     fn begin_stop(&mut self) {
@@ -454,14 +415,6 @@ impl Shard {
         let backend = &mut **backend;
         let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
         call(&mut **session, &mut cx);
-    }
-
-    /// A volume's backend, and the engine as it sees it.
-    fn volume(&mut self, index: usize) -> (&mut dyn Backend, RingIo<'_>) {
-        let Self { ring, pool, quick, clock, now, volumes, .. } = self;
-        let backend = &mut *volumes[index].backend;
-        let (clock, now, volume) = (*clock, *now, index as u32);
-        (backend, RingIo { ring, pool, quick, clock, now, volume })
     }
 
     pub(crate) fn touch(&mut self, key: usize) {

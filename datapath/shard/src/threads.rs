@@ -45,7 +45,7 @@ impl ThreadEngine {
     }
 
     pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
-        let Assignment { socket, session, volume, stats, name: _ } = assignment;
+        let Assignment { socket, session, served, name: _ } = assignment;
         let socket = Arc::new(socket);
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);
@@ -56,7 +56,7 @@ impl ThreadEngine {
             session,
             backend,
             io: PlainIo::default(),
-            recorder: stats.recorder(),
+            recorder: served.stats.recorder(),
             clock,
             batch: SendBatch::new(),
             receive: vec![0; RECEIVE_LEN].into_boxed_slice(),
@@ -64,7 +64,7 @@ impl ThreadEngine {
         let open = Arc::clone(&self.open);
         let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
             // Here, since a backend may have to wait for a disk.
-            match volume.backend() {
+            match served.volume.backend() {
                 Ok(backend) => begin(backend).run(),
                 Err(error) => {
                     tracing::warn!(%error, "connection refused: its volume cannot be used");

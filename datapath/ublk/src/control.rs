@@ -6,7 +6,7 @@ use std::io;
 use sheave_core::{Error, ErrorKind, Result};
 use sheave_ring::ControlRing;
 
-use crate::uapi::{DeviceInfo, control, feature};
+use crate::uapi::{DeviceInfo, SECTOR_SHIFT, control, feature};
 
 const CONTROL: &str = "/dev/ublk-control";
 /// "Whichever number is free."
@@ -95,6 +95,10 @@ impl Control {
 
     pub(crate) fn set_parameters(&mut self, id: u32, parameters: &mut [u8]) -> Result<()> {
         self.call(control::SET_PARAMS, id, 0, parameters)
+    }
+
+    pub(crate) fn set_size(&mut self, id: u32, size: u64) -> Result<()> {
+        self.call(control::UPDATE_SIZE, id, size >> SECTOR_SHIFT, &mut [])
     }
 
     /// Starts the device once all slots of all queues have been offered, and returns when the

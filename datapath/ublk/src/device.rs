@@ -5,20 +5,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_core::{Error, ErrorKind, Result};
 use sheave_ring::Descriptors;
-use sheave_shard::{Engine, QueueAssignment};
-use sheave_telemetry::VolumeStats;
+use sheave_shard::{Engine, QueueAssignment, Served};
 
 use crate::control::Control;
 use crate::queue::UblkQueue;
-use crate::uapi::{DEAD, DeviceInfo, QUIESCED, parameters};
+use crate::uapi::{DEAD, DeviceInfo, QUIESCED, feature, parameters};
 
 /// Where the kernel lists the files of devices.
 const CLASS: &str = "/sys/class/ublk-char";
@@ -40,31 +38,22 @@ pub struct Device {
     id: u32,
 }
 
-/// What serves a device.
-#[derive(Clone, Copy)]
-pub struct Front<'a> {
-    /// The engine, which must be the ring's.
-    pub engine: &'a Engine,
-    /// The volume.
-    pub volume: &'a Arc<dyn Volume>,
-    /// Where its latencies go.
-    pub stats: &'a Arc<VolumeStats>,
-}
-
 /// Makes a device with blocks of `block` bytes and returns when it is live. The kernel keeps
-/// `mark`, by which [`recover`] knows the device. `made` is called before anybody can use it.
+/// `mark`, by which [`recover`] knows the device, and the engine its queues. `made` is called before
+/// anybody can use it.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Unsupported`] when it is too
 /// old or the engine has no ring, what `made` says, and what the kernel says.
 pub fn attach(
-    front: Front<'_>,
+    engine: &Engine,
+    served: &Served,
     block: u32,
     mark: u64,
     made: impl FnOnce(Device) -> Result<()>,
 ) -> Result<Device> {
-    let info = front.volume.info();
-    let queues = front.engine.device_queues();
+    let info = served.volume.info();
+    let queues = engine.device_queues();
     if queues == 0 {
         let what = "ublk needs io_uring, which this daemon does not use; use nbd";
         return Err(Error::new(ErrorKind::Unsupported, "attach", what));
@@ -77,12 +66,12 @@ pub fn attach(
     let live = (|| {
         control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
         made(device)?;
-        serve(front, &added)?;
+        serve(engine, served, &added)?;
         control.start(added.id)
     })();
     if let Err(error) = live {
         // The caller has not learned of it, so nobody else would end it.
-        let _ = device.detach(None);
+        let _ = device.detach(mark, None);
         return Err(error);
     }
     Ok(device)
@@ -107,7 +96,7 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
         let device = Device { id };
         match control.info(id) {
             Ok(info) if info.mark != mark => {}
-            Ok(info) if info.state == DEAD => device.detach(None)?,
+            Ok(info) if info.state == DEAD => device.detach(mark, None)?,
             Ok(_) => return Ok(Some(device)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -122,7 +111,7 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is no such device, or it has another mark;
 /// [`ErrorKind::Busy`] when its server has not died; what the kernel says.
-pub fn recover(front: Front<'_>, device: Device, mark: u64) -> Result<()> {
+pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> Result<()> {
     let mut control = Control::open()?;
     let info = control.info(device.id)?;
     if info.mark != mark {
@@ -140,7 +129,7 @@ pub fn recover(front: Front<'_>, device: Device, mark: u64) -> Result<()> {
         }
         sleep(POLL);
     }
-    serve(front, &info)?;
+    serve(engine, served, &info)?;
     control.end_recovery(device.id)
 }
 
@@ -157,23 +146,39 @@ impl Device {
         format!("ublkb{}", self.id)
     }
 
-    /// Ends it. What the kernel has not written yet is lost, so write it before. `claim` is the
-    /// device itself, held open so that nobody could begin to use it.
+    /// Tells the kernel that it has so many bytes from now on, which its server must know already.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] before Linux 6.16, and what the kernel says.
+    pub fn resize(self, size: u64) -> Result<()> {
+        check_resize()?;
+        Control::open()?.set_size(self.id, size)
+    }
+
+    /// Ends it, unless it is another device by now. What the kernel has not written yet is lost, so
+    /// write it before. `claim` is the device itself, held open so that nobody could begin to use
+    /// it.
     ///
     /// # Errors
     /// What the kernel says; none when there is no such device any more.
-    pub fn detach(self, claim: Option<File>) -> Result<()> {
+    pub fn detach(self, mark: u64, claim: Option<File>) -> Result<()> {
         let mut control = Control::open()?;
+        match control.info(self.id) {
+            Ok(info) if info.mark != mark => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
         let stopped = control.stop(self.id);
         // The kernel keeps it for as long as it is open.
         drop(claim);
         match stopped.and_then(|()| control.delete(self.id)) {
+            // Somebody else was quicker.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other => other?,
         }
         // Until then the number is not free, and the shards may hold the volume.
         let begun = Instant::now();
-        while control.info(self.id).is_ok() {
+        while control.info(self.id).is_ok_and(|info| info.mark == mark) {
             if begun.elapsed() > DELETE_TIMEOUT {
                 tracing::warn!(device = %self, "ended, but somebody still has it open");
                 break;
@@ -191,29 +196,42 @@ impl fmt::Display for Device {
 }
 
 /// Hands all queues to the shards, and returns when they serve them.
-fn serve(front: Front<'_>, info: &DeviceInfo) -> Result<()> {
+fn serve(engine: &Engine, served: &Served, info: &DeviceInfo) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
     let (started, outcomes) = sync_channel(usize::from(info.queues));
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
-        let queue = UblkQueue::new(number, descriptors, info.depth, front.volume.info().size);
+        let queue = UblkQueue::new(number, descriptors, info.depth, served.volume.info().size);
         queues.push(QueueAssignment {
+            name: info.mark,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
-            volume: Arc::clone(front.volume),
-            stats: Arc::clone(front.stats),
+            served: served.clone(),
             started: started.clone(),
         });
     }
     drop((device, started));
-    front.engine.serve_queues(queues)?;
+    engine.serve_queues(queues)?;
     for _ in 0..info.queues {
         let gone = |_| Error::new(ErrorKind::Io, "attach", "a shard has ended");
         outcomes.recv().map_err(gone)??;
     }
     Ok(())
+}
+
+/// Whether the size of a device can be changed.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] before Linux 6.16, and what the kernel says.
+pub fn check_resize() -> Result<()> {
+    if Control::open()?.features()? & feature::UPDATE_SIZE != 0 {
+        return Ok(());
+    }
+    let what =
+        "the size of a ublk device cannot be changed before Linux 6.16; detach and attach it";
+    Err(Error::new(ErrorKind::Unsupported, "resize", what))
 }
 
 /// The numbers of all devices.

@@ -15,4 +15,4 @@ mod queue;
 mod uapi;
 
 pub use control::{check, probe};
-pub use device::{Device, Front, attach, find, recover};
+pub use device::{Device, attach, check_resize, find, recover};

@@ -33,6 +33,10 @@ pub(crate) struct UblkQueue {
     /// Slots whose op the backend had no room for.
     stalled: Vec<(u32, Op)>,
     times: Vec<Timed>,
+    /// Everything is answered with an error, and the backend is given nothing any more.
+    abandoned: bool,
+    /// What it had been given then and has not ended yet.
+    orphans: usize,
 }
 
 /// Who has a slot.
@@ -64,6 +68,8 @@ impl UblkQueue {
             ended: 0,
             stalled: Vec::new(),
             times: Vec::new(),
+            abandoned: false,
+            orphans: 0,
         }
     }
 
@@ -71,6 +77,9 @@ impl UblkQueue {
     fn begin(&mut self, slot: u32, cx: &mut QueueCx<'_>) {
         let Descriptor { op_flags, sectors, start_sector, .. } =
             self.descriptors.get(slot as usize);
+        if self.abandoned {
+            return self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+        }
         let fua = op_flags & flag::FUA != 0;
         let operation = op_flags as u8;
         if operation == operation::FLUSH {
@@ -120,6 +129,11 @@ impl UblkQueue {
 
     /// Answers a request whose op has ended.
     fn end(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
+        if self.abandoned {
+            // The slot is somebody else's by now.
+            self.orphans -= 1;
+            return;
+        }
         let was = std::mem::replace(&mut self.slots[slot as usize], Slot::Away(None));
         let Slot::Busy { kind, bytes, start, submitted } = was else {
             unreachable!("a backend ends what it was given, once")
@@ -204,7 +218,7 @@ impl DeviceQueue for UblkQueue {
             tracing::warn!(queue = self.number, slot, ?result, "the kernel did not copy all data");
         }
         match self.slots[slot as usize] {
-            Slot::Filling { range, fua, start } if whole => {
+            Slot::Filling { range, fua, start } if whole && !self.abandoned => {
                 self.submit(slot, Op::Write { range, data: payload, fua }, start, cx);
             }
             Slot::Filling { .. } => {
@@ -229,6 +243,27 @@ impl DeviceQueue for UblkQueue {
         !self.stalled.is_empty()
     }
 
+    fn in_flight(&self) -> usize {
+        let held = |slot: &&Slot| matches!(slot, Slot::Filling { .. } | Slot::Busy { .. });
+        self.slots.iter().filter(held).count() + self.orphans
+    }
+
+    fn resized(&mut self, size: u64) {
+        self.size = size;
+    }
+
+    fn abandon(&mut self, cx: &mut QueueCx<'_>) {
+        self.abandoned = true;
+        let stalled = std::mem::take(&mut self.stalled);
+        for slot in 0..self.slots.len() {
+            if let Slot::Busy { .. } = self.slots[slot] {
+                self.orphans += 1;
+                self.answer(slot as u32, -ErrorKind::Io.linux_errno(), cx);
+            }
+        }
+        self.orphans -= stalled.len();
+    }
+
     fn turn_ended(&mut self, now: Nanos, recorder: &Recorder) {
         for Timed { kind, start, submitted } in self.times.drain(..) {
             recorder.record_op(kind, start, submitted, now, 1);
@@ -236,6 +271,6 @@ impl DeviceQueue for UblkQueue {
     }
 
     fn is_finished(&self) -> bool {
-        self.ended == self.slots.len()
+        self.ended == self.slots.len() && self.orphans == 0
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod control {
     pub(crate) const START_USER_RECOVERY: u32 = super::iowr(0x10, LEN);
     pub(crate) const END_USER_RECOVERY: u32 = super::iowr(0x11, LEN);
     pub(crate) const GET_FEATURES: u32 = super::ior(0x13, LEN);
+    pub(crate) const UPDATE_SIZE: u32 = super::iowr(0x15, LEN);
 }
 
 /// What a driver can do, and a device does.
@@ -28,6 +29,8 @@ pub(crate) mod feature {
     pub(crate) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     pub(crate) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
     pub(crate) const USER_COPY: u64 = 1 << 7;
+    /// The driver's own; devices need not ask for it.
+    pub(crate) const UPDATE_SIZE: u64 = 1 << 10;
 }
 
 /// Operations, in the lowest byte of a descriptor's `op_flags`.

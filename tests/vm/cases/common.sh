@@ -34,7 +34,8 @@ start_daemon() {
     trap 'kill $daemon 2>/dev/null || true' EXIT
     local tries
     for tries in $(seq 200); do
-        [ ! -S /run/sheave/control.sock ] || return 0
+        # The socket may be one that a daemon has left.
+        ! grep -q ' ready ' daemon.log || return 0
         kill -0 $daemon 2>/dev/null || break
         sleep 0.05
     done

@@ -26,7 +26,7 @@ closing=
 start_daemon
 for journal in ${JOURNALS:-WAL DELETE}; do
     rm -f ended
-    truncate -s 64M rows.img
+    truncate -s 512M rows.img
     device=$(sheave attach --front "$front" rows.img)
     mkfs.ext4 -q "$device"
     mount "$device" mounted

@@ -1,0 +1,104 @@
+//! A device that grows while it is used.
+//!
+//! It comes to rest: what the kernel asks for waits, and the volume is closed. So the volume can be
+//! changed as if it were no device, and the device is served again as after a crash. The kernel is
+//! told of the new size last, when its server knows it and the record says it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
+use sheave_shard::Served;
+
+use crate::block::block_size;
+use crate::front::Device;
+use crate::{Attached, Devices, Entry, Live, lock};
+
+/// How long requests in flight may take.
+const REST_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Devices {
+    /// Makes a volume `size` bytes long and its device with it; without a size, the device as long
+    /// as the volume has become. I/O waits meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such device, [`ErrorKind::Invalid`] when the size is
+    /// less than it is, [`ErrorKind::Unsupported`] when this volume or kernel cannot,
+    /// [`ErrorKind::Busy`] when requests are in flight for too long or the device waits for its
+    /// volume, [`ErrorKind::Shutdown`] after [`Self::wind_down`], and what the volume and the kernel
+    /// say.
+    pub fn resize(&self, target: &str, size: Option<u64>) -> Result<Attached> {
+        let (name, slot) = self.find("resize", target)?;
+        let mut entry = slot.hold();
+        let Entry::Attached(live) = &*entry else {
+            let why = format!("{target} waits for its volume, or is ended; see: sheave ls");
+            return Err(Error::new(ErrorKind::Busy, "resize", why));
+        };
+        if self.ending.load(Relaxed) {
+            return Err(Error::new(ErrorKind::Shutdown, "resize", "this daemon is ending"));
+        }
+        let Some(info) = live.volume.upgrade().map(|volume| volume.info().clone()) else {
+            let why = format!("{target} has just lost its connection; try again");
+            return Err(Error::new(ErrorKind::Busy, "resize", why));
+        };
+        live.device.check_resize()?;
+        if let Some(size) = size {
+            check_size(&live.record.volume, &info, live.record.size, size)?;
+        }
+        if info.volatile {
+            let what = format!("{name}: what is in memory cannot be closed for that");
+            return Err(Error::new(ErrorKind::Unsupported, "resize", what));
+        }
+        self.bring_to_rest(live)?;
+        let (device, mut record) = (live.device, live.record.clone());
+        let grown = (self.resize)(&name, size).and_then(|size| {
+            check_size(&name, &info, record.size, size)?;
+            let mut grown = record.clone();
+            grown.size = size;
+            // Before the kernel is told: after a crash it is told again.
+            self.records.save(&grown)?;
+            record = grown;
+            Ok(())
+        });
+        *entry = Entry::Waiting { device, record, why: "being resized".to_owned() };
+        let resumed = self.resume(&mut entry);
+        grown.and(resumed)?;
+        entry.attached().ok_or_else(|| Error::new(ErrorKind::NotFound, "resize", name))
+    }
+
+    /// Brings a device to rest, or leaves it as it was.
+    fn bring_to_rest(&self, live: &Live) -> Result<()> {
+        let mark = live.record.mark;
+        match live.device {
+            Device::Nbd(_) => {
+                let released = self.engine.release(Some(mark), REST_TIMEOUT);
+                if released.is_empty() {
+                    self.engine.stay(Some(mark));
+                    let why = format!("{}: requests take too long", live.record.volume);
+                    return Err(Error::new(ErrorKind::Busy, "resize", why));
+                }
+                lock(&self.left).extend(released);
+            }
+            Device::Ublk(_) => {
+                let rested = self.engine.rest(mark, REST_TIMEOUT);
+                // If nobody has the volume any more, all came to rest at the last moment.
+                if let (Err(error), Some(volume)) = (rested, live.volume.upgrade()) {
+                    let stats = self.registry.volume(&live.record.volume);
+                    self.engine.wake(mark, &Served { volume, stats })?;
+                    return Err(error);
+                }
+            }
+        }
+        live.wait_closed();
+        Ok(())
+    }
+}
+
+/// Whether a device of `from` bytes can have `size`.
+fn check_size(name: &str, info: &VolumeInfo, from: u64, size: u64) -> Result<()> {
+    if size < from {
+        let why = format!("{name} has {from} bytes; to make it {size} would cut data off");
+        return Err(Error::new(ErrorKind::Invalid, "resize", why));
+    }
+    block_size(&VolumeInfo { size, ..info.clone() }).map(|_| ())
+}

@@ -1,0 +1,85 @@
+#!/bin/bash
+# A device grows while it is used, keeps its size after a crash, and never shrinks.
+. ./common.sh
+
+# grows FRONT: ublk can since Linux 6.16.
+grows() { [ "$1" = nbd ] || [[ ! $(uname -r) =~ ^6\.12\. ]]; }
+
+# has DEVICE MIB: what the kernel and the daemon say of it.
+has() {
+    expect $(($2 << 20)) "$(blockdev --getsize64 "$1")"
+    expect "$1 $(($2 << 20))" "$(sheave ls --json | python3 -c 'import json, sys
+for found in json.load(sys.stdin): print(found["device"], found["size_bytes"])')"
+}
+
+refused 'No such file' sheave volume resize disk.img --size 1M
+truncate -s 64M plain.img
+expect $((96 << 20)) "$(sheave volume resize plain.img --size 96M)"
+expect $((96 << 20)) "$(stat -c %s plain.img)"
+refused 'would cut data off' sheave volume resize plain.img --size 64M
+refused 'part of its name' sheave volume resize 'memory:?size=1M' --size 2M
+
+mkdir -p mounted
+for front in $(fronts); do
+    truncate -s 64M disk.img
+    start_daemon
+    device=$(sheave attach --front $front disk.img)
+    if ! grows $front; then
+        refused 'before Linux 6.16' sheave volume resize disk.img --size 128M
+        expect $((64 << 20)) "$(stat -c %s disk.img)"
+        sheave detach disk.img
+        stop_daemon
+        continue
+    fi
+    mkfs.ext4 -q "$device"
+    mount "$device" mounted
+    fio --name=load --filename=mounted/file --size=16M --ioengine=libaio --iodepth=16 --direct=1 \
+        --rw=randrw --bs=4k --time_based --runtime=8 --verify=crc32c --verify_fatal=1 \
+        --verify_backlog=64 >fio.log 2>&1 &
+    load=$!
+    sleep 2
+    for mib in 96 128 160; do
+        expect $((mib << 20)) "$(sheave volume resize disk.img --size ${mib}M)"
+        has "$device" $mib
+    done
+    refused 'would cut data off' sheave volume resize "$device" --size 96M
+    refused 'blocks of 512 bytes' sheave volume resize "$device" --size $(((160 << 20) + 1))
+    has "$device" 160
+    resize2fs "$device" >resize.log 2>&1 || fail "resize2fs: $(cat resize.log)"
+    wait $load || fail "fio: $(cat fio.log)"
+    # Where there was no device is written, too.
+    head -c 120M /dev/urandom >mounted/large
+    # It has grown by other means.
+    truncate -s 192M disk.img
+    has "$device" 160
+    expect $((192 << 20)) "$(sheave volume resize disk.img)"
+    has "$device" 192
+
+    # A crash between the record and the kernel: the next daemon ends the work.
+    kill -9 $daemon
+    wait $daemon || true
+    record=$(ls /var/lib/sheave/devices/*.json)
+    python3 - "$record" <<'P'
+import json, sys, zlib
+line = open(sys.argv[1]).readline().rstrip('\n')
+line = line.replace('"size":%d' % (192 << 20), '"size":%d' % (224 << 20))
+assert json.loads(line)['size'] == 224 << 20
+open(sys.argv[1], 'w').write('%s\n%08x\n' % (line, zlib.crc32(line.encode())))
+P
+    truncate -s 224M disk.img
+    start_daemon
+    logged recovered
+    has "$device" 224
+    sum=$(sha256sum <mounted/large)
+    umount mounted
+    clean ext4 "$device"
+    mount "$device" mounted
+    expect "$sum" "$(sha256sum <mounted/large)"
+    umount mounted
+    sheave detach disk.img
+    sheave attach --front $front 'memory:?size=1M' >/dev/null
+    refused 'in memory' sheave volume resize 'memory:?size=1M' --size 2M
+    sheave detach 'memory:?size=1M'
+    stop_daemon
+    rm disk.img
+done
