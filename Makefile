@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test vm-matrix vm-soak lint fuzz bench clean
+.PHONY: help setup build install demo test vm-matrix vm-soak lint fuzz bench bench-devices clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ fuzz: ## each fuzz target for a short time (needs a nightly toolchain)
 
 bench: ## compare with other NBD servers
 	scripts/bench
+
+bench-devices: ## compare block devices with those of others, in a guest
+	scripts/bench-devices
 
 clean:
 	cargo clean
