@@ -1,5 +1,6 @@
 //! One queue of a device: a slot for each request that the kernel may have out.
 
+use std::collections::VecDeque;
 use std::io;
 
 use sheave_core::{
@@ -21,6 +22,10 @@ const ENOMEM: i32 = -12;
 /// What the driver answers when the device is being stopped.
 const ENODEV: i32 = -19;
 
+/// Bytes of data in memory at a time, beyond those of one request. What comes on top of it waits
+/// in the kernel's memory.
+const HELD_BYTES_MAX: u64 = 32 << 20;
+
 /// A queue, see [`DeviceQueue`].
 pub(crate) struct UblkQueue {
     number: u16,
@@ -32,6 +37,10 @@ pub(crate) struct UblkQueue {
     ended: usize,
     /// Slots whose op the backend had no room for.
     stalled: Vec<(u32, Op)>,
+    /// Slots whose data there is no memory for yet.
+    waiting: VecDeque<u32>,
+    /// Bytes of data in memory, of reads until they are copied.
+    held_bytes: u64,
     times: Vec<Timed>,
     /// Everything is answered with an error, and the backend is given nothing any more.
     abandoned: bool,
@@ -48,7 +57,7 @@ enum Slot {
     /// The backend.
     Busy { kind: OpKind, bytes: u64, start: Nanos, submitted: Nanos },
     /// The data of a read is being copied to the request, and the answer follows it.
-    Answering,
+    Answering { bytes: u64 },
 }
 
 /// An op that ended in this turn.
@@ -67,6 +76,8 @@ impl UblkQueue {
             slots: (0..depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
             stalled: Vec::new(),
+            waiting: VecDeque::new(),
+            held_bytes: 0,
             times: Vec::new(),
             abandoned: false,
             orphans: 0,
@@ -91,6 +102,12 @@ impl UblkQueue {
         let Some(range) = range else {
             return self.refuse(slot, ErrorKind::Invalid, "request beyond the volume", cx);
         };
+        if matches!(operation, operation::READ | operation::WRITE) {
+            if self.held_bytes > 0 && self.held_bytes + len > HELD_BYTES_MAX {
+                return self.waiting.push_front(slot);
+            }
+            self.held_bytes += len;
+        }
         let op = match operation {
             operation::READ => Op::Read { range },
             operation::WRITE => return self.fill(slot, range, fua, cx),
@@ -102,6 +119,17 @@ impl UblkQueue {
             _ => return self.refuse(slot, ErrorKind::Unsupported, "unknown operation", cx),
         };
         self.submit(slot, op, cx.now(), cx);
+    }
+
+    /// Begins requests that waited for memory, in the order in which they came.
+    fn begin_waiting(&mut self, cx: &mut QueueCx<'_>) {
+        while let Some(slot) = self.waiting.pop_front() {
+            let left = self.waiting.len();
+            self.begin(slot, cx);
+            if self.waiting.len() > left {
+                return;
+            }
+        }
     }
 
     /// Fetches the data of a write.
@@ -139,12 +167,16 @@ impl UblkQueue {
             unreachable!("a backend ends what it was given, once")
         };
         self.times.push(Timed { kind, start, submitted });
+        if matches!(kind, OpKind::Read | OpKind::Write) {
+            self.held_bytes -= bytes;
+        }
         // What the kernel is told of reads and writes is how much was done.
         let done = i32::try_from(bytes).unwrap_or(0);
         match outcome {
             Ok(Reply::Data(payload)) if payload.len() as u64 == bytes => {
                 cx.recorder().add_bytes(kind, bytes);
-                self.slots[slot as usize] = Slot::Answering;
+                self.slots[slot as usize] = Slot::Answering { bytes };
+                self.held_bytes += bytes;
                 let then = commit_and_fetch(self.number, slot as u16, done);
                 cx.copy_to_device(position(self.number, slot as u16), payload, &then, slot);
             }
@@ -186,9 +218,11 @@ impl DeviceQueue for UblkQueue {
 
     fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
         match result {
+            // Not before those that wait.
+            OK if !self.waiting.is_empty() => self.waiting.push_back(slot),
             OK => self.begin(slot, cx),
             // The copy before it has told why.
-            ECANCELED if matches!(self.slots[slot as usize], Slot::Answering) => {
+            ECANCELED if matches!(self.slots[slot as usize], Slot::Answering { .. }) => {
                 self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
             }
             // Nobody else would answer the request.
@@ -221,22 +255,30 @@ impl DeviceQueue for UblkQueue {
             Slot::Filling { range, fua, start } if whole && !self.abandoned => {
                 self.submit(slot, Op::Write { range, data: payload, fua }, start, cx);
             }
-            Slot::Filling { .. } => {
+            Slot::Filling { range, .. } => {
                 cx.recycle(payload);
+                self.held_bytes -= range.len();
                 self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+            }
+            Slot::Answering { bytes } => {
+                cx.recycle(payload);
+                self.held_bytes -= bytes;
             }
             _ => cx.recycle(payload),
         }
+        self.begin_waiting(cx);
     }
 
     fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
         self.end(slot, outcome, cx);
+        self.begin_waiting(cx);
     }
 
     fn retry(&mut self, cx: &mut QueueCx<'_>) {
         for (slot, op) in std::mem::take(&mut self.stalled) {
             self.resubmit(slot, op, cx);
         }
+        self.begin_waiting(cx);
     }
 
     fn is_stalled(&self) -> bool {
@@ -245,7 +287,7 @@ impl DeviceQueue for UblkQueue {
 
     fn in_flight(&self) -> usize {
         let held = |slot: &&Slot| matches!(slot, Slot::Filling { .. } | Slot::Busy { .. });
-        self.slots.iter().filter(held).count() + self.orphans
+        self.slots.iter().filter(held).count() + self.waiting.len() + self.orphans
     }
 
     fn resized(&mut self, size: u64) {
@@ -262,6 +304,9 @@ impl DeviceQueue for UblkQueue {
             }
         }
         self.orphans -= stalled.len();
+        for slot in std::mem::take(&mut self.waiting) {
+            self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+        }
     }
 
     fn turn_ended(&mut self, now: Nanos, recorder: &Recorder) {

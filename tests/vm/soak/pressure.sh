@@ -1,11 +1,11 @@
 #!/bin/bash
 # Memory is short: the daemon and who dirties pages of its devices share a memory cgroup whose limit
-# is less than what is written. Nothing hangs, and all data is right. MINUTES=10, LIMIT_MIB=96
+# is less than what is written. Nothing hangs, and all data is right. MINUTES=10, LIMIT_MIB=160
 . ./common.sh
 . ./soak.sh
 
 minutes=${MINUTES:-10}
-limit_mib=${LIMIT_MIB:-96}
+limit_mib=${LIMIT_MIB:-160}
 progress_s=30
 # Each file is longer than half the limit.
 files=5

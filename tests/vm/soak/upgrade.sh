@@ -1,0 +1,117 @@
+#!/bin/bash
+# A daemon gives way to the next again and again under load on devices of all fronts at once: the
+# same devices, nobody sees an error, and no request takes long. ROUNDS=100
+. ./common.sh
+. ./soak.sh
+
+rounds=${ROUNDS:-100}
+# What a request may take, in a machine's time.
+stall_ms=200
+
+# load DEVICE: writes, reads and compares until it is told to end.
+load() {
+    local run=0
+    while [ ! -e ended ]; do
+        run=$((run + 1))
+        fio --name=load --filename="$1" --direct=1 --ioengine=libaio --iodepth=8 --rw=randrw \
+            --bs=4k --size=64M --time_based --runtime=20 --verify=crc32c --verify_fatal=1 \
+            --verify_backlog=256 --output-format=json --output="fio.${1#/dev/}.$run" || return 1
+        mv "fio.${1#/dev/}.$run" "done.${1#/dev/}.$run"
+    done
+}
+
+# slowest DEVICE: of its requests, in milliseconds; and how many there were, and errors.
+slowest() {
+    cat done."${1#/dev/}".* | python3 -c '
+import json, sys
+text, at, slowest, ios, errors = sys.stdin.read(), 0, 0, 0, 0
+decoder = json.JSONDecoder()
+while text[at:].strip():
+    at += len(text[at:]) - len(text[at:].lstrip())
+    run, at = decoder.raw_decode(text, at)
+    for job in run["jobs"]:
+        errors += job["error"] != 0
+        for way in (job["read"], job["write"]):
+            ios += way["total_ios"]
+            slowest = max(slowest, way["clat_ns"]["max"])
+print(slowest // 1000000, ios, errors)'
+}
+
+# The next daemon, in the place of the one that runs.
+take_over() {
+    local old=$daemon tries
+    cat daemon.log >>daemon.all
+    sheave daemon --takeover >daemon.log 2>&1 &
+    daemon=$!
+    for tries in $(seq 400); do
+        kill -0 "$old" 2>/dev/null || break
+        pause 0.05
+    done
+    wait "$old" || fail "round $round: the daemon that gave way ended with $?"
+    for front in $(fronts); do logged "recovered volume=\"$PWD/load.$front"; done
+    ! grep -q 'its I/O waits' daemon.log || fail "round $round: a device had to wait"
+}
+
+slowdown=$(slowdown)
+declare -A loaded
+jobs=()
+start_daemon
+for front in $(fronts); do
+    truncate -s 64M "load.$front"
+    loaded[$front]=$(sheave attach --front "$front" "load.$front")
+done
+devices=$(sheave ls --json)
+
+# loads: starts the load of all devices.
+loads() {
+    rm -f ended
+    jobs=()
+    for front in "${!loaded[@]}"; do
+        load "${loaded[$front]}" &
+        jobs+=($!)
+    done
+}
+end_loads() {
+    : >ended
+    for job in "${jobs[@]}"; do wait "$job" || fail 'a load failed'; done
+}
+
+# What a request takes while nothing happens.
+loads
+pause 5
+end_loads
+before=
+for front in $(fronts); do
+    read -r ms _ _ < <(slowest "${loaded[$front]}")
+    before+="$front $ms ms, "
+done
+rm -f done.*
+
+begun=$SECONDS
+loads
+for round in $(seq "$rounds"); do
+    pause "$((RANDOM % 2)).$((RANDOM % 10))"
+    for job in "${jobs[@]}"; do
+        kill -0 "$job" 2>/dev/null || fail "round $round: a load has ended"
+    done
+    take_over
+    expect "$devices" "$(sheave ls --json)"
+    [ $((round % 10)) -ne 0 ] || echo "round $round, $((SECONDS - begun)) s"
+done
+end_loads
+
+closing=
+slow=
+for front in $(fronts); do
+    read -r ms requests errors < <(slowest "${loaded[$front]}")
+    expect 0 "$errors"
+    closing+="; $front: slowest request $ms ms, $requests requests, $errors errors"
+    [ "$ms" -le $((stall_ms * slowdown)) ] || slow+=" $front"
+    sheave detach "load.$front"
+done
+nothing_left
+stop_daemon
+kernel_is_well 'I/O error'
+closing+="; without upgrades: ${before%, }; a guest's time is $slowdown times longer"
+[ -z "$slow" ] || fail "slow:$slow$closing"
+echo "upgrade: $rounds upgrades in $((SECONDS - begun)) s$closing"
