@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 .PHONY: help setup build install demo test vm-matrix vm-soak lint fuzz bench bench-devices clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what the other targets need
 	scripts/setup-debian

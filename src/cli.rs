@@ -48,6 +48,12 @@ pub(crate) enum Command {
     /// Try in this process whether ublk works
     #[command(name = crate::ublk::COMMAND, hide = true)]
     ProbeUblk,
+    /// Wait for a device on behalf of the daemon
+    #[command(name = crate::commands::daemon::HELPER, hide = true)]
+    Helper {
+        /// JSON
+        task: String,
+    },
     /// Print shell completions
     Completions(commands::generate::Completions),
     /// Write man pages

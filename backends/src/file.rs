@@ -68,6 +68,14 @@ impl FileVolume {
     }
 }
 
+/// Whether the file of this name is one that this process has open as a volume.
+pub(crate) fn is_open(path: &Path) -> Result<bool> {
+    let metadata = path
+        .metadata()
+        .map_err(|error| Error::from_io("resize", path.display().to_string(), error))?;
+    Ok(claim::is_claimed(&claim::Identity::of(&metadata)))
+}
+
 /// Makes the file so many bytes long, on stable storage. See [`crate::resize`].
 pub(crate) fn grow(path: &Path, lock: bool, size: u64) -> Result<u64> {
     let image = open::open(&FileOptions { lock, ..FileOptions::new(path) })?;
@@ -80,7 +88,10 @@ pub(crate) fn grow(path: &Path, lock: bool, size: u64) -> Result<u64> {
         let failed = |error| Error::from_io("resize", &*image.name, error);
         let is_file = image.main.metadata().map_err(failed)?.is_file();
         if !is_file {
-            let why = format!("{}: a block device grows by other means", image.name);
+            let why = format!(
+                "{}: a block device grows by other means; then leave out --size",
+                image.name
+            );
             return Err(Error::new(ErrorKind::Unsupported, "resize", why));
         }
         image.main.set_len(size).and_then(|()| image.main.sync_all()).map_err(failed)?;

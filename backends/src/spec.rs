@@ -89,11 +89,33 @@ pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
     };
     match &spec.source {
         Source::File { path, lock, .. } => file::grow(path, *lock, size),
-        Source::Memory { .. } | Source::Null { .. } => {
-            let why = format!("{volume}: its size is part of its name");
+        Source::Memory { .. } | Source::Null { .. } => Err(fixed_size(volume)),
+    }
+}
+
+/// Whether a VOLUME that this process has open can be closed, made longer and opened again by its
+/// name: a file may have been removed or replaced.
+///
+/// # Errors
+/// Why it cannot.
+pub fn check_resize(volume: &str) -> Result<()> {
+    match volume.parse::<VolumeSpec>()?.source {
+        Source::File { path, lock: true, .. } if file::is_open(&path)? => Ok(()),
+        Source::File { lock: true, .. } => {
+            let why = format!("{volume}: its file was replaced while it was open; copy the device");
+            Err(Error::new(ErrorKind::Invalid, "resize", why))
+        }
+        Source::File { .. } => {
+            let why = format!("{volume}: with lock=false nobody knows who has it open");
             Err(Error::new(ErrorKind::Unsupported, "resize", why))
         }
+        Source::Memory { .. } | Source::Null { .. } => Err(fixed_size(volume)),
     }
+}
+
+fn fixed_size(volume: &str) -> Error {
+    let why = format!("{volume}: its size is part of its name; attach another one");
+    Error::new(ErrorKind::Unsupported, "resize", why)
 }
 
 impl FromStr for VolumeSpec {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use sheave_backends::OpenOptions;
-use sheave_devices::{DeadLinks, Devices, DevicesConfig};
+use sheave_core::Volume;
+use sheave_devices::{DeadLinks, Devices, DevicesConfig, VolumeSource};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::signal::unix::Signal;
@@ -58,6 +59,8 @@ pub(crate) struct Args {
 
 /// How soon a device is ended when nothing uses it any more, once the daemon is to end.
 const WIND_DOWN_PERIOD: Duration = Duration::from_secs(1);
+/// The hidden command of [`helper`].
+pub(crate) const HELPER: &str = "device-helper";
 /// Unless somebody says how long.
 const POLL_US_DEFAULT: u32 = 50;
 
@@ -128,11 +131,9 @@ async fn serve(start: Start) -> Result<()> {
     let config = DevicesConfig {
         engine,
         records: state.join("devices"),
-        open: Box::new(|volume, read_only| {
-            sheave_backends::open(volume, &OpenOptions { read_only })
-        }),
-        resize: Box::new(sheave_backends::resize),
+        volumes: Box::new(Backends),
         probe_ublk: ublk::probe,
+        helper,
         left: std::mem::take(&mut taken.connections),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
@@ -240,12 +241,36 @@ async fn succeed(program: &Program, mut hang_up: Signal, notify: &Notify) -> Inf
     }
 }
 
+/// The volumes that this program knows.
+struct Backends;
+
+impl VolumeSource for Backends {
+    fn open(&self, name: &str, read_only: bool) -> sheave_core::Result<Arc<dyn Volume>> {
+        sheave_backends::open(name, &OpenOptions { read_only })
+    }
+
+    fn check_resize(&self, name: &str) -> sheave_core::Result<()> {
+        sheave_backends::check_resize(name)
+    }
+
+    fn resize(&self, name: &str, size: Option<u64>) -> sheave_core::Result<u64> {
+        sheave_backends::resize(name, size)
+    }
+}
+
+/// This program, as the process that waits for a device.
+fn helper() -> std::process::Command {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg(HELPER);
+    command
+}
+
 /// Serves the devices of a daemon that died or left, goes on trying where a volume cannot be had
 /// yet, and looks after those whose connection dies.
-fn look_after(devices: &Devices) -> ! {
+fn look_after(devices: &Arc<Devices>) -> ! {
     let (mut dead_links, mut period) = (DeadLinks::default(), LOOK_PERIOD);
     loop {
-        devices.recover();
+        devices.look_after();
         // The kernel may notice before the shard does.
         period = if dead_links.wait(period) { LOOK_AGAIN } else { LOOK_PERIOD };
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use sheave_backends::parse_size;
 use sheave_bench::output;
@@ -45,9 +45,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let VolumeCommand::Resize(ResizeArgs { volume, size }) = args.command;
     let is_device = volume.starts_with("/dev/");
     let target = if is_device { volume } else { absolute(&volume).context("resize")? };
-    let bytes = match runtime()?.block_on(resize_device(&target, size))? {
-        Some(bytes) => bytes,
-        None => sheave_backends::resize(&target, size)?,
+    let bytes = match runtime()?.block_on(resize_device(&target, size)) {
+        // It is no device, or there is no daemon.
+        Ok(None) if !is_device => sheave_backends::resize(&target, size)?,
+        Ok(None) => bail!("resize: {target} is none of the daemon's devices; see: sheave ls"),
+        Ok(Some(bytes)) => bytes,
+        Err(error) => return Err(error),
     };
     Ok(output::print(&mut io::stdout(), format!("{bytes}\n"))?)
 }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{Log, bytes, driver, extents, range, read, trim, with_fua, write, zeroes};
 use crate::conformance::Mishap;
-use crate::{FileOptions, FileVolume, OpenOptions, open, resize};
+use crate::{FileOptions, FileVolume, OpenOptions, check_resize, open, resize};
 
 const SIZE: u64 = 1 << 20;
 
@@ -294,7 +294,13 @@ fn a_file_that_nobody_has_open_grows_and_never_shrinks() {
     let error = resize(name, Some(SIZE)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 * SIZE);
+    assert_eq!(check_resize(name).unwrap_err().kind(), ErrorKind::Invalid);
     let _open = open(name, &OpenOptions::default()).unwrap();
+    check_resize(name).unwrap();
     assert_eq!(resize(name, Some(8 * SIZE)).unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(resize("memory:?size=1M", Some(SIZE)).unwrap_err().kind(), ErrorKind::Unsupported);
+    std::fs::rename(&path, dir.path().join("moved")).unwrap();
+    assert_eq!(check_resize(name).unwrap_err().kind(), ErrorKind::NotFound);
+    std::fs::write(&path, vec![0; 8 * SIZE as usize]).unwrap();
+    assert_eq!(check_resize(name).unwrap_err().kind(), ErrorKind::Invalid);
 }

@@ -5,8 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::thread::{Builder, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx};
@@ -28,7 +27,6 @@ const READ_AHEAD_KIB: u64 = 1024;
 /// How long a request that went down an nbd connection which is dead by now waits before the kernel
 /// sends it again (docs/decisions/0003). A request on a live one just goes on waiting.
 const IO_TIMEOUT_MS: u64 = 5_000;
-const TUNE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Whoever has it open may be about to end.
 const OPENERS_TIMEOUT: Duration = Duration::from_secs(3);
 /// udev looks at a device whenever somebody who wrote to it has closed it, and always ends.
@@ -42,8 +40,8 @@ const USERS_MAX: usize = 8;
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] when the kernel cannot have such a device.
-pub(crate) fn block_size(info: &VolumeInfo) -> Result<u32> {
-    let invalid = |why| Err(Error::new(ErrorKind::Invalid, "attach", why));
+pub(crate) fn block_size(op: &'static str, info: &VolumeInfo) -> Result<u32> {
+    let invalid = |why| Err(Error::new(ErrorKind::Invalid, op, why));
     let block = info.block.minimum.max(BLOCK_MIN);
     if block > BLOCK_MAX {
         return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
@@ -70,12 +68,12 @@ impl BlockDevice {
     }
 
     /// Waits until it has its size and its node is there.
-    pub(crate) fn wait_ready(&self, size: u64) -> Result<()> {
+    pub(crate) fn wait_ready(&self, op: &'static str, size: u64) -> Result<()> {
         let begun = Instant::now();
         while self.size() != Some(size) || !self.has_node() {
             if begun.elapsed() > READY_TIMEOUT {
                 let why = format!("/dev/{} did not become ready in {READY_TIMEOUT:?}", self.name);
-                return Err(Error::new(ErrorKind::Io, "attach", why));
+                return Err(Error::new(ErrorKind::Io, op, why));
             }
             sleep(READY_POLL);
         }
@@ -233,23 +231,11 @@ impl BlockDevice {
     }
 
     /// Large requests, no scheduler before ours, more read ahead, a short timer. What cannot be set
-    /// stays as it is: the device works without. The kernel waits for requests in flight, so that
-    /// this is given up for a volume that does not answer.
-    pub(crate) fn tune(self) {
-        let (done, wait) = sync_channel::<()>(1);
-        let name = format!("tune-{}", self.name);
-        let started = Builder::new().name(name).spawn(move || {
-            self.set_all();
-            drop(done);
-        });
-        if started.is_ok() && wait.recv_timeout(TUNE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            tracing::debug!("a device's queue is tuned when its requests have ended");
-        }
-    }
-
-    fn set_all(&self) {
+    /// stays as it is: the device works without. The kernel waits for requests in flight.
+    pub(crate) fn tune(&self) {
         let hardware = self.number("queue/max_hw_sectors_kb").unwrap_or(MAX_SECTORS_KIB);
         let settings = [
+            // ublk has no use for it, and it does no harm there.
             ("queue/io_timeout", IO_TIMEOUT_MS.to_string()),
             ("queue/scheduler", "none".to_owned()),
             ("queue/max_sectors_kb", MAX_SECTORS_KIB.min(hardware).to_string()),

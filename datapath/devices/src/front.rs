@@ -1,13 +1,14 @@
 //! The two ways to make a device.
 
 use std::fmt;
-use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 use sheave_core::Result;
 use sheave_shard::{Assignment, Engine, Served};
 
+use crate::apart::{self, Claim, Task};
 use crate::records::Record;
 
 /// A connection whose process has died is replaced by its successor; until then requests wait. A
@@ -80,28 +81,22 @@ impl Device {
     }
 
     /// Tells the kernel the size of this record, which the server must know already.
-    pub(crate) fn resize(self, record: &Record) -> Result<()> {
+    pub(crate) fn resize(self, helper: fn() -> Command, record: &Record) -> Result<()> {
+        let (size, identifier) = (record.size, identifier(record.mark));
         match self {
-            Self::Ublk(device) => device.resize(record.size),
-            Self::Nbd(device) => device.resize(record.size, &identifier(record.mark)),
+            Self::Ublk(device) => device.resize(size),
+            Self::Nbd(device) => {
+                let task = Task::ResizeNbd { index: device.index(), size, identifier };
+                apart::wait_for(helper, "resize", &task).map(|_| ())
+            }
         }
     }
 
-    /// Ends it, whoever uses it. `claim` is the device itself, open.
-    pub(crate) fn end(self, mark: u64, claim: Option<File>) -> Result<()> {
+    /// Ends it, whoever uses it. A claim is let go of once nobody can use it any more.
+    pub(crate) fn end(self, mark: u64, claim: Option<Claim>) -> Result<()> {
         match self {
             Self::Ublk(device) => device.detach(mark, claim),
             Self::Nbd(device) => device.disconnect(&identifier(mark), claim),
-        }
-    }
-
-    /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended then.
-    pub(crate) fn abandon(self, mark: u64, engine: &Engine) -> Result<()> {
-        engine.abandon(mark);
-        match self {
-            Self::Ublk(_) => Ok(()),
-            // Or the kernel would wait for another connection.
-            Self::Nbd(_) => self.end(mark, None),
         }
     }
 }
@@ -138,7 +133,7 @@ impl Server<'_> {
                 let serve = |socket| self.serve(socket, record.mark);
                 let device = sheave_knbd::attach(info, block, DEAD_CONNECTION_S, identity, serve)?;
                 let told = made(Device::Nbd(device));
-                told.inspect_err(|_| drop(device.disconnect(identity, None)))?;
+                told.inspect_err(|_| drop(device.disconnect(identity, ())))?;
                 Ok(Device::Nbd(device))
             }
         }

@@ -1,7 +1,9 @@
 //! Volumes as block devices of this node: which volume is which device, also after a crash.
 #![forbid(unsafe_code)]
 
+mod apart;
 mod block;
+mod detach;
 mod front;
 mod records;
 mod recovery;
@@ -11,8 +13,9 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -20,10 +23,12 @@ use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_shard::{Engine, Served};
 use sheave_telemetry::Registry;
 
+use crate::apart::Task;
 use crate::block::{BlockDevice, block_size};
 use crate::front::{Device, Server};
 use crate::records::{Record, Records};
 
+pub use crate::apart::run_task;
 pub use crate::front::Front;
 pub use sheave_knbd::DeadLinks;
 pub use sheave_shard::Released;
@@ -38,38 +43,57 @@ pub struct DevicesConfig {
     pub engine: Engine,
     /// Where what must survive a crash is kept.
     pub records: PathBuf,
-    /// Opens a volume, read-only if that is said.
-    pub open: Opener,
-    /// Makes a volume that nobody has open this long, if that is said; answers how long it is.
-    pub resize: Resizer,
+    /// Where volumes come from.
+    pub volumes: Box<dyn VolumeSource>,
     /// Tells whether ublk works here. Asked until it does.
     pub probe_ublk: fn() -> Result<()>,
+    /// Runs [`run_task`] with one more argument, in a process of its own.
+    pub helper: fn() -> Command,
     /// Connections that a predecessor handed over.
     pub left: Vec<Released>,
 }
 
-/// Opens a volume by its name.
-pub type Opener = Box<dyn Fn(&str, bool) -> Result<Arc<dyn Volume>> + Send + Sync>;
+/// How volumes are opened and changed, by their names.
+pub trait VolumeSource: Send + Sync {
+    /// Opens a volume, read-only if that is said.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    fn open(&self, name: &str, read_only: bool) -> Result<Arc<dyn Volume>>;
 
-/// Changes the size of a volume, in bytes.
-pub type Resizer = Box<dyn Fn(&str, Option<u64>) -> Result<u64> + Send + Sync>;
+    /// Whether a volume that this process has open can be closed, made longer, and opened again
+    /// under its name.
+    ///
+    /// # Errors
+    /// Why not.
+    fn check_resize(&self, name: &str) -> Result<()>;
+
+    /// Makes a volume that nobody has open this many bytes long, if that is said, and answers how
+    /// long it is.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    fn resize(&self, name: &str, size: Option<u64>) -> Result<u64>;
+}
 
 /// The devices of one daemon. All calls may wait for the kernel.
 pub struct Devices {
     engine: Engine,
     registry: Arc<Registry>,
     records: Records,
-    open: Opener,
-    resize: Resizer,
+    volumes: Box<dyn VolumeSource>,
     probe_ublk: fn() -> Result<()>,
+    helper: fn() -> Command,
     ublk_works: AtomicBool,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
     /// Another process is about to serve them.
     leaving: AtomicBool,
-    /// Connections that another daemon left, until their devices are served.
+    /// Connections at rest, of another daemon or of devices that are resized, until they are served.
     left: Mutex<Vec<Released>>,
+    /// Threads at work in [`Self::look_after`].
+    helpers: AtomicUsize,
 }
 
 /// A volume's place.
@@ -105,8 +129,9 @@ enum Entry {
 struct Live {
     device: Device,
     record: Record,
-    /// Held by the engine.
-    volume: Weak<dyn Volume>,
+    /// Open for as long as it is a device: what a volume knows, such as that a flush has failed,
+    /// must not be lost with a connection.
+    volume: Arc<dyn Volume>,
 }
 
 /// A volume that is a device.
@@ -130,24 +155,25 @@ pub struct Attached {
 
 impl Devices {
     /// Finds the devices of a predecessor, which is dead when this returns, so that none of their
-    /// volumes can become another one. [`Devices::recover`] serves them.
+    /// volumes can become another one. [`Devices::look_after`] serves them.
     ///
     /// # Errors
     /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, open, resize, probe_ublk, left } = config;
+        let DevicesConfig { engine, records, volumes, probe_ublk, helper, left } = config;
         let devices = Self {
             engine,
             registry,
             records: Records::open(records)?,
-            open,
-            resize,
+            volumes,
             probe_ublk,
+            helper,
             ublk_works: AtomicBool::new(false),
             entries: Mutex::default(),
             ending: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             left: Mutex::new(left),
+            helpers: AtomicUsize::new(0),
         };
         devices.find_left();
         Ok(devices)
@@ -184,64 +210,10 @@ impl Devices {
         Ok(attached)
     }
 
-    /// Ends the device that is at this path or is this volume.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
-    /// `force` is not said, and what the kernel says.
-    pub fn detach(&self, target: &str, force: bool) -> Result<()> {
-        let (name, slot) = self.find("detach", target)?;
-        let seen = lock(&slot.seen).clone();
-        if force && let Some(seen) = seen {
-            // Whoever holds the slot may be waiting for the volume.
-            seen.device.abandon(seen.mark, &self.engine)?;
-        }
-        let mut entry = slot.hold();
-        let (device, record) = match &*entry {
-            Entry::Free => return Ok(()),
-            Entry::Attached(Live { device, record, .. }) => (*device, record),
-            Entry::Waiting { device, why, .. } if !force => {
-                let why = format!("{device} waits for its volume ({why}); --force fails its I/O");
-                return Err(Error::new(ErrorKind::Busy, "detach", why));
-            }
-            Entry::Waiting { device, record, .. } => (*device, record),
-        };
-        let claim = if force { None } else { Some(BlockDevice::new(device.name()).claim()?) };
-        device.end(record.mark, claim)?;
-        self.records.remove(record);
-        if let Entry::Attached(live) = &*entry {
-            live.wait_closed();
-        }
-        tracing::info!(volume = name, %device, "detached");
-        *entry = Entry::Free;
-        drop(entry);
-        let mut entries = self.entries();
-        // Unless somebody attaches it again just now.
-        if entries.get(&name).is_some_and(|entry| Arc::strong_count(entry) <= 2) {
-            entries.remove(&name);
-        }
-        Ok(())
-    }
-
     /// All devices, by volume.
     #[must_use]
     pub fn list(&self) -> Vec<Attached> {
         self.snapshot().iter().filter_map(|(_, slot)| lock(&slot.seen).clone()).collect()
-    }
-
-    /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
-    /// are attached from now on.
-    pub fn wind_down(&self) -> Vec<Error> {
-        self.ending.store(true, Relaxed);
-        let mut left = Vec::new();
-        for Attached { volume, .. } in self.list() {
-            match self.detach(&volume, false) {
-                // Somebody else may have ended it in the meantime.
-                Err(error) if self.find("detach", &volume).is_ok() => left.push(error),
-                _ => {}
-            }
-        }
-        left
     }
 
     /// Whether the engine gives a sign of life in time.
@@ -259,9 +231,9 @@ impl Devices {
         front: Option<Front>,
         seen: &Mutex<Option<Attached>>,
     ) -> Result<Live> {
-        let volume = (self.open)(name, read_only)?;
+        let volume = self.volumes.open(name, read_only)?;
         let info = volume.info();
-        let block = block_size(info)?;
+        let block = block_size("attach", info)?;
         let front = self.choose(front)?;
         let mark = RandomState::new().build_hasher().finish();
         let size = info.size;
@@ -279,16 +251,16 @@ impl Devices {
         });
         let live = made.and_then(|device| {
             let block_device = BlockDevice::new(device.name());
-            let ready = block_device.wait_ready(size);
+            let ready = block_device.wait_ready("attach", size);
             // The caller will not learn of it, so nobody else would end it.
             ready.inspect_err(|_| drop(device.end(record.mark, None)))?;
-            block_device.tune();
+            apart::begin(self.helper, Task::Tune { name: device.name() });
             Ok(device)
         });
         match live {
             Ok(device) => {
                 tracing::info!(volume = name, %device, "attached");
-                Ok(Live { device, record, volume: Arc::downgrade(&served.volume) })
+                Ok(Live { device, record, volume: served.volume })
             }
             Err(error) => {
                 self.records.remove(&record);
@@ -359,6 +331,18 @@ impl Slot {
         Held { entry: lock(&self.entry), seen: &self.seen }
     }
 
+    /// `None` if somebody changes it for longer.
+    fn hold_within(&self, within: Duration) -> Option<Held<'_>> {
+        let begun = Instant::now();
+        loop {
+            let held = self.try_hold();
+            if held.is_some() || begun.elapsed() > within {
+                return held;
+            }
+            sleep(CLOSE_POLL);
+        }
+    }
+
     /// `None` while somebody changes it.
     fn try_hold(&self) -> Option<Held<'_>> {
         let entry = match self.entry.try_lock() {
@@ -406,12 +390,17 @@ impl Live {
     /// Waits until the engine has let go of the volume, so that what it lies on can be unmounted.
     fn wait_closed(&self) {
         let begun = Instant::now();
-        while self.volume.strong_count() > 0 {
+        while !self.is_lost() {
             if begun.elapsed() > CLOSE_TIMEOUT {
                 return tracing::warn!(volume = self.record.volume, "still has requests in flight");
             }
             sleep(CLOSE_POLL);
         }
+    }
+
+    /// Whether the engine has let go of it.
+    fn is_lost(&self) -> bool {
+        Arc::strong_count(&self.volume) == 1
     }
 
     fn attached(&self) -> Attached {

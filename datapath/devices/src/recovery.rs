@@ -1,4 +1,4 @@
-//! The devices of another daemon: found by their records, served again.
+//! The devices of another daemon, and those whose connection dies: found, and served again.
 //!
 //! It may have died, or left ([`Devices::hand_over`]): then the kernel's NBD clients keep their
 //! connections, at rest between two requests, and nothing has to be sent again.
@@ -6,23 +6,27 @@
 //! That the predecessor is dead is known: its lock of the records is released only when its
 //! threads, and all I/O that they had in flight, are gone.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_shard::{Released, Served};
 
+use crate::apart::{self, Task};
 use crate::block::BlockDevice;
 use crate::front::{Device, Server};
 use crate::records::Record;
 use crate::{Devices, Entry, Live, Slot, lock};
 
-/// Devices that are recovered at once: one whose volume is slow holds up no others.
-const RECOVERING_MAX: usize = 16;
+/// How long a device may be changed before it is told that it is.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Threads that serve devices again at a time.
+const HELPERS_MAX: usize = 16;
 
 impl Devices {
-    /// Finds the devices of a predecessor. [`Devices::recover`] serves them.
+    /// Finds the devices of a predecessor. [`Devices::look_after`] serves them.
     pub(crate) fn find_left(&self) {
         for record in self.records.load() {
             let found = match record.is_stale() {
@@ -36,7 +40,10 @@ impl Devices {
                     let slot = Arc::clone(self.entries().entry(name).or_default());
                     *slot.hold() = Entry::Waiting { device, record, why };
                 }
-                Ok(None) => self.forget(&record),
+                Ok(None) => {
+                    tracing::info!(volume = record.volume, "its device is gone; forgotten");
+                    self.forget(&record);
+                }
                 // Whether there is a device is not known, so the record stays.
                 Err(error) => tracing::error!(volume = record.volume, %error, "not recovered"),
             }
@@ -53,14 +60,10 @@ impl Devices {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
         }
         self.leaving.store(true, Relaxed);
-        for (name, slot) in self.snapshot() {
-            let Entry::Attached(live) = &*slot.hold() else { continue };
-            if live.volume.upgrade().is_some_and(|volume| volume.info().volatile) {
-                self.leaving.store(false, Relaxed);
-                self.ending.store(false, Relaxed);
-                let why = format!("{name} would be gone with this daemon; detach it first");
-                return Err(Error::new(ErrorKind::Busy, "hand over", why));
-            }
+        if let Some(why) = self.snapshot().iter().find_map(|(name, slot)| why_not(name, slot)) {
+            self.leaving.store(false, Relaxed);
+            self.ending.store(false, Relaxed);
+            return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
         Ok(self.engine.release(None, within))
     }
@@ -70,14 +73,12 @@ impl Devices {
         self.engine.stay(None);
         *lock(&self.left) = left;
         for (name, slot) in self.snapshot() {
-            let mut entry = slot.hold();
+            let entry = slot.hold();
             let Entry::Attached(live) = &*entry else { continue };
             if !lock(&self.left).iter().any(|left| left.name == live.record.mark) {
                 continue;
             }
-            let (device, record) = (live.device, live.record.clone());
-            *entry = Entry::Waiting { device, record, why: "not taken over".to_owned() };
-            if let Err(error) = self.resume(&mut entry) {
+            if let Err(error) = self.serve(live.device, &live.record, Arc::clone(&live.volume)) {
                 tracing::error!(volume = name, %error, "its I/O waits");
             }
         }
@@ -85,54 +86,68 @@ impl Devices {
         self.ending.store(false, Relaxed);
     }
 
-    /// Serves the devices again whose server is gone: a predecessor's, as far as their volumes can be
-    /// opened by now, and those whose connection has died. Devices that somebody else has ended are
-    /// forgotten. Answers how many still wait, and their I/O with them.
-    pub fn recover(&self) -> usize {
-        let slots = self.snapshot();
-        let threads = slots.iter().filter(|(_, slot)| slot.needs_care()).count();
-        if threads == 0 {
-            return 0;
+    /// Begins to serve the devices again whose server is gone: a predecessor's, as far as their
+    /// volumes can be opened by now, and those whose connection has died. Devices that somebody else
+    /// has ended are forgotten. It is to be called again and again; a volume that does not answer
+    /// holds up no others.
+    pub fn look_after(self: &Arc<Self>) {
+        let slots: Vec<_> =
+            self.snapshot().into_iter().filter(|(_, slot)| slot.needs_care()).collect();
+        let needed = slots.len();
+        let queue = Arc::new(Mutex::new(slots));
+        for _ in 0..needed.min(HELPERS_MAX) {
+            if self.helpers.fetch_add(1, Relaxed) >= HELPERS_MAX {
+                self.helpers.fetch_sub(1, Relaxed);
+                return;
+            }
+            let (devices, queue) = (Arc::clone(self), Arc::clone(&queue));
+            let work = move || {
+                loop {
+                    let Some((name, slot)) = lock(&queue).pop() else { break };
+                    devices.serve_if_lost(&name, &slot);
+                }
+                devices.helpers.fetch_sub(1, Relaxed);
+            };
+            if let Err(error) = Builder::new().name("recovery".to_owned()).spawn(work) {
+                self.helpers.fetch_sub(1, Relaxed);
+                return tracing::warn!(%error, "no thread to serve devices again");
+            }
         }
-        let (queue, left) = (Mutex::new(slots), AtomicUsize::new(0));
-        let work = || {
-            loop {
-                let Some((name, slot)) = lock(&queue).pop() else { return };
-                // Whoever changes it looks after it.
-                let Some(mut entry) = slot.try_hold() else { continue };
-                if self.leaving.load(Relaxed) {
-                    return;
-                }
-                self.notice_loss(&mut entry);
-                let resumed = self.resume(&mut entry);
-                if let (Err(error), Entry::Waiting { .. }) = (resumed, &*entry) {
-                    left.fetch_add(1, Relaxed);
-                    tracing::warn!(volume = name, %error, "its I/O waits");
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(RECOVERING_MAX) {
-                scope.spawn(work);
-            }
-        });
-        left.into_inner()
     }
 
-    fn notice_loss(&self, entry: &mut Entry) {
-        let Entry::Attached(live) = &*entry else { return };
-        if !live.is_lost() {
+    fn serve_if_lost(&self, name: &str, slot: &Slot) {
+        // Whoever changes it looks after it.
+        let Some(mut entry) = slot.try_hold() else { return };
+        if self.leaving.load(Relaxed) {
             return;
         }
-        let (device, record) = (live.device, live.record.clone());
-        tracing::warn!(volume = record.volume, %device, "its connection died");
-        *entry = match Device::find(&record) {
-            Ok(None) => {
-                self.forget(&record);
-                Entry::Free
+        self.notice_loss(&mut entry);
+        if let Err(error) = self.resume(&mut entry) {
+            match &*entry {
+                Entry::Waiting { .. } => tracing::warn!(volume = name, %error, "its I/O waits"),
+                _ => tracing::warn!(volume = name, %error, "recovered, but not in all"),
             }
-            _ => Entry::Waiting { device, record, why: "its connection died".to_owned() },
-        };
+        }
+    }
+
+    /// Serves a device again that the engine has let go of, though nobody asked it to.
+    pub(crate) fn notice_loss(&self, entry: &mut Entry) {
+        let Entry::Attached(live) = &*entry else { return };
+        if !live.is_lost() || self.leaving.load(Relaxed) {
+            return;
+        }
+        let Live { device, record, volume } = live;
+        tracing::warn!(volume = record.volume, %device, "the daemon does not serve it any more");
+        if let Ok(None) = Device::find(record) {
+            tracing::info!(volume = record.volume, "its device is gone; forgotten");
+            self.forget(record);
+            *entry = Entry::Free;
+            return;
+        }
+        match self.serve(*device, record, Arc::clone(volume)) {
+            Ok(()) => tracing::info!(volume = record.volume, %device, "recovered"),
+            Err(error) => tracing::warn!(volume = record.volume, %error, "its I/O waits"),
+        }
     }
 
     /// Serves a device that waits; forgets it if it is gone by now.
@@ -142,22 +157,24 @@ impl Devices {
             Ok(Some(volume)) => {
                 let (device, record) = (*device, record.clone());
                 tracing::info!(volume = record.volume, %device, "recovered");
+                let completed = self.complete(device, &record);
                 *entry = Entry::Attached(Live { device, record, volume });
-                Ok(())
+                completed
             }
             Ok(None) => {
                 // Zeroes in place of what was written would be worse than errors.
                 let (device, record) = (*device, record.clone());
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
                 device.end(record.mark, None)?;
-                self.records.remove(&record);
+                self.forget(&record);
                 *entry = Entry::Free;
                 Ok(())
             }
             Err(error) => {
                 *why = error.to_string();
                 if let Ok(None) = Device::find(record) {
-                    // Its predecessor was about to end it.
+                    // Its predecessor was about to end it, or somebody does by force.
+                    tracing::info!(volume = record.volume, "its device is gone; forgotten");
                     self.forget(record);
                     *entry = Entry::Free;
                     return Ok(());
@@ -167,14 +184,9 @@ impl Devices {
         }
     }
 
-    fn forget(&self, record: &Record) {
-        tracing::info!(volume = record.volume, "its device is gone; forgotten");
-        self.records.remove(record);
-    }
-
     /// `None` if the volume's content died with its last process.
-    fn serve_again(&self, device: Device, record: &Record) -> Result<Option<Weak<dyn Volume>>> {
-        let volume = (self.open)(&record.volume, record.read_only)?;
+    fn serve_again(&self, device: Device, record: &Record) -> Result<Option<Arc<dyn Volume>>> {
+        let volume = self.volumes.open(&record.volume, record.read_only)?;
         let info = volume.info();
         if info.volatile {
             return Ok(None);
@@ -183,6 +195,16 @@ impl Devices {
             let what = format!("{} bytes, and the device has {}", info.size, record.size);
             return Err(Error::new(ErrorKind::Invalid, "recover", what));
         }
+        self.serve(device, record, Arc::clone(&volume))?;
+        Ok(Some(volume))
+    }
+
+    pub(crate) fn serve(
+        &self,
+        device: Device,
+        record: &Record,
+        volume: Arc<dyn Volume>,
+    ) -> Result<()> {
         let served = Served { stats: self.registry.volume(&record.volume), volume };
         let server = Server { engine: &self.engine, served: &served };
         let left = {
@@ -190,17 +212,31 @@ impl Devices {
             let found = left.iter().position(|left| left.name == record.mark);
             found.map(|index| left.swap_remove(index).socket)
         };
-        server.recover(device, record, left)?;
+        server.recover(device, record, left)
+    }
+
+    /// Does what a predecessor, or a resize, may have left undone.
+    fn complete(&self, device: Device, record: &Record) -> Result<()> {
         let block_device = BlockDevice::new(device.name());
         if block_device.size().is_some_and(|size| size < record.size) {
-            // The last thing that a resize does, perhaps of a daemon that died.
-            device.resize(record)?;
+            device.resize(self.helper, record)?;
         }
-        block_device.wait_ready(record.size)?;
-        // Its predecessor may have died before.
-        block_device.tune();
-        Ok(Some(Arc::downgrade(&served.volume)))
+        block_device.wait_ready("recover", record.size)?;
+        apart::begin(self.helper, Task::Tune { name: device.name() });
+        Ok(())
     }
+}
+
+/// Why a device cannot be handed over, if it cannot.
+fn why_not(name: &str, slot: &Slot) -> Option<String> {
+    let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else {
+        return Some(format!("{name} is being attached, resized or detached; try again later"));
+    };
+    let Entry::Attached(live) = &*entry else { return None };
+    live.volume
+        .info()
+        .volatile
+        .then(|| format!("{name} would be gone with this daemon; detach it first"))
 }
 
 impl Slot {
@@ -211,12 +247,5 @@ impl Slot {
             Entry::Attached(live) => live.is_lost(),
             Entry::Waiting { .. } => true,
         })
-    }
-}
-
-impl Live {
-    /// Whether the engine has let go of it, though nobody asked it to.
-    fn is_lost(&self) -> bool {
-        self.volume.strong_count() == 0
     }
 }

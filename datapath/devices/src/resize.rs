@@ -4,11 +4,12 @@
 //! changed as if it were no device, and the device is served again as after a crash. The kernel is
 //! told of the new size last, when its server knows it and the record says it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
-use sheave_shard::Served;
+use sheave_core::{Error, ErrorKind, Op, Result, Volume, VolumeInfo};
+use sheave_shard::Blocking;
 
 use crate::block::block_size;
 use crate::front::Device;
@@ -37,21 +38,25 @@ impl Devices {
         if self.ending.load(Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "resize", "this daemon is ending"));
         }
-        let Some(info) = live.volume.upgrade().map(|volume| volume.info().clone()) else {
-            let why = format!("{target} has just lost its connection; try again");
-            return Err(Error::new(ErrorKind::Busy, "resize", why));
-        };
+        let info = live.volume.info().clone();
+        if self.engine.device_queues() == 0 {
+            let what = format!("{name}: needs io_uring, which this daemon does not use; detach it");
+            return Err(Error::new(ErrorKind::Unsupported, "resize", what));
+        }
         live.device.check_resize()?;
         if let Some(size) = size {
             check_size(&live.record.volume, &info, live.record.size, size)?;
         }
-        if info.volatile {
-            let what = format!("{name}: what is in memory cannot be closed for that");
-            return Err(Error::new(ErrorKind::Unsupported, "resize", what));
-        }
+        self.volumes.check_resize(&name)?;
         self.bring_to_rest(live)?;
         let (device, mut record) = (live.device, live.record.clone());
-        let grown = (self.resize)(&name, size).and_then(|size| {
+        if let Err(error) = flush(&*live.volume) {
+            // Only who has it open now hears of what was lost.
+            self.serve(device, &record, Arc::clone(&live.volume))?;
+            return Err(error);
+        }
+        *entry = Entry::Waiting { device, record: record.clone(), why: "being resized".to_owned() };
+        let grown = self.volumes.resize(&name, size).and_then(|size| {
             check_size(&name, &info, record.size, size)?;
             let mut grown = record.clone();
             grown.size = size;
@@ -74,17 +79,15 @@ impl Devices {
                 let released = self.engine.release(Some(mark), REST_TIMEOUT);
                 if released.is_empty() {
                     self.engine.stay(Some(mark));
-                    let why = format!("{}: requests take too long", live.record.volume);
+                    let volume = &live.record.volume;
+                    let why = format!("{volume}: requests take longer than {REST_TIMEOUT:?}");
                     return Err(Error::new(ErrorKind::Busy, "resize", why));
                 }
                 lock(&self.left).extend(released);
             }
             Device::Ublk(_) => {
-                let rested = self.engine.rest(mark, REST_TIMEOUT);
-                // If nobody has the volume any more, all came to rest at the last moment.
-                if let (Err(error), Some(volume)) = (rested, live.volume.upgrade()) {
-                    let stats = self.registry.volume(&live.record.volume);
-                    self.engine.wake(mark, &Served { volume, stats })?;
+                if let Err(error) = self.engine.rest(mark, REST_TIMEOUT) {
+                    self.serve(live.device, &live.record, Arc::clone(&live.volume))?;
                     return Err(error);
                 }
             }
@@ -94,11 +97,20 @@ impl Devices {
     }
 }
 
+/// What was written is on stable storage, or it is said that it is not.
+fn flush(volume: &dyn Volume) -> Result<()> {
+    let info = volume.info();
+    if info.read_only || !info.can.flush {
+        return Ok(());
+    }
+    Blocking::open(volume)?.run(Op::Flush).map(|_| ())
+}
+
 /// Whether a device of `from` bytes can have `size`.
 fn check_size(name: &str, info: &VolumeInfo, from: u64, size: u64) -> Result<()> {
     if size < from {
         let why = format!("{name} has {from} bytes; to make it {size} would cut data off");
         return Err(Error::new(ErrorKind::Invalid, "resize", why));
     }
-    block_size(&VolumeInfo { size, ..info.clone() }).map(|_| ())
+    block_size("resize", &VolumeInfo { size, ..info.clone() }).map(|_| ())
 }

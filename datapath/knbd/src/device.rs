@@ -1,7 +1,6 @@
 //! Devices: made, waited for, found again, ended.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::thread::sleep;
@@ -99,6 +98,16 @@ pub fn recover(
     }
 }
 
+/// Tells the kernel that the device of this number has so many bytes from now on, which its server
+/// must know already. Waits in the kernel for requests in flight, so not in the process of the
+/// server.
+///
+/// # Errors
+/// What the kernel says.
+pub fn resize(index: u32, size: u64, identifier: &str) -> Result<()> {
+    netlink::resize(index, size, identifier).map_err(explain)
+}
+
 impl Device {
     /// Its number.
     #[must_use]
@@ -112,22 +121,12 @@ impl Device {
         format!("nbd{}", self.index)
     }
 
-    /// Tells the kernel that it has so many bytes from now on, which its server must know already.
-    /// Waits for requests in flight.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn resize(self, size: u64, identifier: &str) -> Result<()> {
-        netlink::resize(self.index, size, identifier).map_err(explain)
-    }
-
     /// Ends its connection, unless it is another device by now; what it has in flight fails. Returns
-    /// when the kernel has let go. `claim` is the device itself, held open so that nobody could
-    /// begin to use it.
+    /// when the kernel has let go. `claim` keeps others from using it, and is dropped once nobody can.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn disconnect(self, identifier: &str, claim: Option<File>) -> Result<()> {
+    pub fn disconnect(self, identifier: &str, claim: impl Sized) -> Result<()> {
         let sysfs = Sysfs::of(self.index);
         let is_ours = || sysfs.is_connected() && sysfs.identifier().as_deref() == Some(identifier);
         if !is_ours() {

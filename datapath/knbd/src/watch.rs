@@ -1,6 +1,7 @@
 //! Connections that die: the kernel tells whoever listens (`NBD_CMD_LINK_DEAD`).
 
 use std::io;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -8,18 +9,23 @@ use crate::genl::{Genl, Listener};
 use crate::netlink::FAMILY;
 
 const GROUP: &str = "nbd_mc_group";
+/// There while the driver is.
+const MODULE: &str = "/sys/module/nbd";
 
 /// Waits until a connection of some device has died.
 #[derive(Default)]
 pub struct DeadLinks {
-    /// None before the driver is there.
+    /// `None` while there is no driver.
     listener: Option<Listener>,
 }
 
 impl DeadLinks {
     /// Waits so long, or until a connection has died, of whatever device: true then.
     pub fn wait(&mut self, within: Duration) -> bool {
-        if self.listener.is_none() {
+        // To ask for the family would load the driver.
+        if !Path::new(MODULE).exists() {
+            self.listener = None;
+        } else if self.listener.is_none() {
             self.listener = listen().ok();
         }
         if let Some(listener) = &self.listener
@@ -27,7 +33,6 @@ impl DeadLinks {
         {
             return died;
         }
-        // There is no driver, or not any more.
         self.listener = None;
         sleep(within);
         false

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -237,13 +237,17 @@ impl Engine {
         self.tell(|| Command::Rest(name, rested.clone()));
         drop(rested);
         let by = Instant::now() + within;
-        // The channel ends with the last queue that has told, or is gone.
-        until(&all, within).for_each(drop);
-        if Instant::now() < by {
-            return Ok(());
+        loop {
+            match all.recv_timeout(by.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                // The last queue has told, or is gone.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let what = format!("requests take longer than {within:?}");
+                    return Err(Error::new(ErrorKind::Busy, "rest", what));
+                }
+            }
         }
-        let what = format!("requests were in flight for {within:?}");
-        Err(Error::new(ErrorKind::Busy, "rest", what))
     }
 
     /// Lets the queues of this device go on with this volume. False if it has none here.

@@ -259,7 +259,8 @@ impl Shard {
             }
             self.serve(key);
         }
-        // Keeps the allocation; serving a connection touches none.
+        // Keeps the allocation, and what was touched meanwhile.
+        touched.append(&mut self.touched);
         self.touched = touched;
         retried |= self.settle_queues();
         if retried {

@@ -23,7 +23,7 @@ const CLASS: &str = "/sys/class/ublk-char";
 /// Requests that each queue may have out.
 const DEPTH: u16 = 128;
 /// The longest request: what other block drivers take, and what a network store likes.
-const IO_MAX_BYTES: u32 = 1 << 20;
+pub(crate) const IO_MAX_BYTES: u32 = 1 << 20;
 /// The kernel does it at once; udev may be slow.
 const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A dead server is cleaned up by the kernel within milliseconds, unless its disks are slow.
@@ -71,7 +71,7 @@ pub fn attach(
     })();
     if let Err(error) = live {
         // The caller has not learned of it, so nobody else would end it.
-        let _ = device.detach(mark, None);
+        let _ = device.detach(mark, ());
         return Err(error);
     }
     Ok(device)
@@ -96,7 +96,7 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
         let device = Device { id };
         match control.info(id) {
             Ok(info) if info.mark != mark => {}
-            Ok(info) if info.state == DEAD => device.detach(mark, None)?,
+            Ok(info) if info.state == DEAD => device.detach(mark, ())?,
             Ok(_) => return Ok(Some(device)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -149,19 +149,17 @@ impl Device {
     /// Tells the kernel that it has so many bytes from now on, which its server must know already.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] before Linux 6.16, and what the kernel says.
+    /// What the kernel says; see [`check_resize`].
     pub fn resize(self, size: u64) -> Result<()> {
-        check_resize()?;
         Control::open()?.set_size(self.id, size)
     }
 
     /// Ends it, unless it is another device by now. What the kernel has not written yet is lost, so
-    /// write it before. `claim` is the device itself, held open so that nobody could begin to use
-    /// it.
+    /// write it before. `claim` keeps others from using it, and is dropped once nobody can.
     ///
     /// # Errors
     /// What the kernel says; none when there is no such device any more.
-    pub fn detach(self, mark: u64, claim: Option<File>) -> Result<()> {
+    pub fn detach(self, mark: u64, claim: impl Sized) -> Result<()> {
         let mut control = Control::open()?;
         match control.info(self.id) {
             Ok(info) if info.mark != mark => return Ok(()),

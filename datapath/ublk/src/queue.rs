@@ -10,6 +10,7 @@ use sheave_ring::{Descriptor, Descriptors};
 use sheave_shard::{DeviceQueue, QueueCx};
 use sheave_telemetry::Recorder;
 
+use crate::device::IO_MAX_BYTES;
 use crate::uapi::{SECTOR_SHIFT, commit_and_fetch, fetch, flag, operation, position};
 
 /// The driver has a request.
@@ -22,9 +23,9 @@ const ENOMEM: i32 = -12;
 /// What the driver answers when the device is being stopped.
 const ENODEV: i32 = -19;
 
-/// Bytes of data in memory at a time, beyond those of one request. What comes on top of it waits
-/// in the kernel's memory.
+/// Bytes of data in memory at a time; what comes on top of it waits in the kernel's memory.
 const HELD_BYTES_MAX: u64 = 32 << 20;
+const _: () = assert!(HELD_BYTES_MAX >= IO_MAX_BYTES as u64);
 
 /// A queue, see [`DeviceQueue`].
 pub(crate) struct UblkQueue {
@@ -76,7 +77,7 @@ impl UblkQueue {
             slots: (0..depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
             stalled: Vec::new(),
-            waiting: VecDeque::new(),
+            waiting: VecDeque::with_capacity(depth.into()),
             held_bytes: 0,
             times: Vec::new(),
             abandoned: false,
@@ -103,7 +104,7 @@ impl UblkQueue {
             return self.refuse(slot, ErrorKind::Invalid, "request beyond the volume", cx);
         };
         if matches!(operation, operation::READ | operation::WRITE) {
-            if self.held_bytes > 0 && self.held_bytes + len > HELD_BYTES_MAX {
+            if self.held_bytes + len > HELD_BYTES_MAX {
                 return self.waiting.push_front(slot);
             }
             self.held_bytes += len;

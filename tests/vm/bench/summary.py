@@ -1,4 +1,7 @@
-"""Medians, spread and ratios of the lines that devices.sh prints: WORKLOAD NAME FIGURE CPU."""
+"""Medians, spread and ratios of the lines that devices.sh prints: WORKLOAD NAME FIGURE CPU.
+
+Of rates more is better; of milliseconds, those of attach, less is.
+"""
 import collections
 import statistics
 import sys

@@ -32,6 +32,11 @@ for front in $(fronts); do
     name=${device#/dev/}
     expect "$device" "$(sheave attach "$PWD/disk.img")"
     expect $((256 << 11)) "$(cat "/sys/block/$name/size")"
+    # It is tuned soon after it can be used.
+    for _ in $(seq 200); do
+        [ "$(cat "/sys/block/$name/queue/read_ahead_kb")" != 1024 ] || break
+        sleep 0.05
+    done
     expect 1024 "$(cat "/sys/block/$name/queue/max_sectors_kb")"
     expect 1024 "$(cat "/sys/block/$name/queue/read_ahead_kb")"
     grep -qF '[none]' "/sys/block/$name/queue/scheduler" || fail 'a scheduler is in the way'

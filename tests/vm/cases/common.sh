@@ -47,6 +47,12 @@ stop_daemon() {
     wait $daemon || fail "the daemon ended with $?"
 }
 
+kill_daemon() {
+    kill -9 $daemon
+    timeout 60 tail --pid=$daemon -f /dev/null || fail 'a killed daemon does not end'
+    wait $daemon 2>/dev/null || true
+}
+
 # logged TEXT: waits until the daemon has said so.
 logged() {
     local tries

@@ -56,8 +56,7 @@ for front in $(fronts); do
     has "$device" 192
 
     # A crash between the record and the kernel: the next daemon ends the work.
-    kill -9 $daemon
-    wait $daemon || true
+    kill_daemon
     record=$(ls /var/lib/sheave/devices/*.json)
     python3 - "$record" <<'P'
 import json, sys, zlib
@@ -76,9 +75,15 @@ P
     mount "$device" mounted
     expect "$sum" "$(sha256sum <mounted/large)"
     umount mounted
+    # What has lost its name is the only copy, and must not be closed.
+    mv disk.img moved.img
+    truncate -s 300M disk.img
+    refused 'was replaced' sheave volume resize "$device" --size 300M
+    has "$device" 224
+    mv moved.img disk.img
     sheave detach disk.img
     sheave attach --front $front 'memory:?size=1M' >/dev/null
-    refused 'in memory' sheave volume resize 'memory:?size=1M' --size 2M
+    refused 'part of its name' sheave volume resize 'memory:?size=1M' --size 2M
     sheave detach 'memory:?size=1M'
     stop_daemon
     rm disk.img

@@ -17,11 +17,6 @@ fail() {
 set -E
 trap '[ $BASH_SUBSHELL -ne 0 ] || fail "line $LINENO: $BASH_COMMAND"' ERR
 
-kill_daemon() {
-    kill -9 "$daemon"
-    wait "$daemon" 2>/dev/null || true
-}
-
 now_ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 
 # loop_ms: what this takes is compared between the guest and the machine that it is emulated on.

@@ -1,0 +1,127 @@
+//! Work that waits for a device, in a process of its own.
+//!
+//! A thread of the daemon must not wait for one of its own devices inside the kernel. When the
+//! daemon is killed the thread goes on waiting, and with it lives what all threads share: the
+//! connections of devices and the lock of the records. Nobody could serve the device then, and the
+//! thread would wait for ever. A child has neither, and may wait as long as it takes.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread::Builder;
+
+use serde::{Deserialize, Serialize};
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::block::BlockDevice;
+
+/// What a child is asked to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// Write what the kernel has not written of this device, and hold it until told to let go.
+    Claim { name: String },
+    /// Set how the queue of this device works.
+    Tune { name: String },
+    /// Tell the kernel's NBD client a new size, in bytes.
+    ResizeNbd { index: u32, size: u64, identifier: String },
+}
+
+/// What a child says of its task.
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    /// An error number (errno(3)), 0 if it is done.
+    errno: i32,
+    why: String,
+}
+
+/// A device that nobody can begin to use; let go of when this is dropped.
+pub(crate) struct Claim {
+    child: Child,
+    /// Its end tells the child.
+    hold: Option<ChildStdin>,
+}
+
+/// Does a task in this process, which is the child. Answers on standard output, and ends when
+/// standard input does.
+///
+/// # Errors
+/// When the task cannot be read or the answer not written.
+pub fn run_task(task: &str) -> Result<()> {
+    let task: Task = serde_json::from_str(task)
+        .map_err(|error| Error::new(ErrorKind::Invalid, "task", error.to_string()))?;
+    let mut held = None;
+    let done = match task {
+        Task::Claim { name } => BlockDevice::new(name).claim().map(|file| held = Some(file)),
+        Task::Tune { name } => {
+            BlockDevice::new(name).tune();
+            Ok(())
+        }
+        Task::ResizeNbd { index, size, identifier } => {
+            sheave_knbd::resize(index, size, &identifier)
+        }
+    };
+    let answer = match done {
+        Ok(()) => Answer { errno: 0, why: String::new() },
+        Err(error) => Answer { errno: error.kind().linux_errno(), why: error.to_string() },
+    };
+    let answer = serde_json::to_string(&answer).expect("an answer is plain data");
+    // Whoever asked may be gone, which ends this process as well.
+    let _ = writeln!(std::io::stdout(), "{answer}");
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    drop(held);
+    Ok(())
+}
+
+/// Has a task done and waits for its end, as a step of `op`.
+pub(crate) fn wait_for(program: fn() -> Command, op: &'static str, task: &Task) -> Result<Claim> {
+    let failed = |error| Error::from_io(op, "helper process", error);
+    let mut child = spawn(program, task).map_err(failed)?;
+    let (hold, stdout) = (child.stdin.take(), child.stdout.take());
+    let claim = Claim { child, hold };
+    let mut line = String::new();
+    if let Some(stdout) = stdout {
+        BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
+    }
+    let answer: Answer = serde_json::from_str(&line).map_err(|_| {
+        Error::new(ErrorKind::Io, op, "the helper process ended without an answer; try again")
+    })?;
+    if answer.errno == 0 {
+        return Ok(claim);
+    }
+    let kind = ErrorKind::of_io(&std::io::Error::from_raw_os_error(answer.errno));
+    let why = answer.why.split_once(": ").map_or(&*answer.why, |(_, why)| why);
+    Err(Error::new(kind, op, why))
+}
+
+/// Has a task done, whenever that may be.
+pub(crate) fn begin(program: fn() -> Command, task: Task) {
+    let begun = Builder::new().name("helper".to_owned()).spawn(move || {
+        if let Err(error) = wait_for(program, "attach", &task) {
+            tracing::debug!(%error, ?task, "not done");
+        }
+    });
+    if let Err(error) = begun {
+        tracing::debug!(%error, "not begun");
+    }
+}
+
+fn spawn(program: fn() -> Command, task: &Task) -> std::io::Result<Child> {
+    let task = serde_json::to_string(task)?;
+    let mut command = program();
+    // Ctrl-C at the daemon's terminal is not for it.
+    command
+        .process_group(0)
+        .arg(task)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        drop(self.hold.take());
+        // It is about to end, since it has answered or is gone.
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,153 @@
+//! The end of a device.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use sheave_core::{Error, ErrorKind, Result};
+use sheave_shard::Engine;
+
+use crate::apart::{self, Claim, Task};
+use crate::front::{Device, Front};
+use crate::records::Record;
+use crate::{Attached, Devices, Entry, Held, Live, Slot, lock};
+
+/// How long others may have to do with a device that is ended by force.
+const FORCE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How soon it is tried again to make them end that.
+const FORCE_RETRY: Duration = Duration::from_millis(200);
+
+impl Devices {
+    /// Ends the device that is at this path or is this volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
+    /// `force` is not said, and what the kernel says.
+    pub fn detach(&self, target: &str, force: bool) -> Result<()> {
+        let (name, slot) = self.find("detach", target)?;
+        let ended = match force {
+            true => self.end_by_force(&name, &slot),
+            false => self.end_unused(&slot),
+        };
+        ended?;
+        let mut entries = self.entries();
+        // Unless somebody attaches it again just now.
+        let is_free = |slot: &Slot| slot.try_hold().is_some_and(|entry| entry.is_free());
+        if entries.get(&name).is_some_and(|slot| Arc::strong_count(slot) <= 2 && is_free(slot)) {
+            entries.remove(&name);
+        }
+        Ok(())
+    }
+
+    fn end_unused(&self, slot: &Slot) -> Result<()> {
+        let (device, mark) = {
+            let mut entry = slot.hold();
+            // What is not written yet is written to it.
+            self.notice_loss(&mut entry);
+            match &*entry {
+                Entry::Free => return Ok(()),
+                Entry::Attached(live) => (live.device, live.record.mark),
+                Entry::Waiting { device, why, .. } => {
+                    let why =
+                        format!("{device} waits for its volume ({why}); --force fails its I/O");
+                    return Err(Error::new(ErrorKind::Busy, "detach", why));
+                }
+            }
+        };
+        // Without the slot: it may take long, and its connection may have to be looked after.
+        let claim = apart::wait_for(self.helper, "detach", &Task::Claim { name: device.name() })?;
+        let mut entry = slot.hold();
+        match entry.known() {
+            Some((_, record)) if record.mark == mark => self.end(&mut entry, Some(claim)),
+            // Somebody else has ended it.
+            _ => Ok(()),
+        }
+    }
+
+    fn end_by_force(&self, name: &str, slot: &Slot) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            // Whoever holds the slot may be waiting for the volume.
+            let seen = lock(&slot.seen).clone();
+            if let Some(seen) = seen {
+                seen.abandon(&self.engine)?;
+            }
+            if let Some(mut entry) = slot.hold_within(FORCE_RETRY) {
+                if let Some((_, record)) = entry.known() {
+                    // It may have come to be served meanwhile.
+                    self.engine.abandon(record.mark);
+                }
+                return self.end(&mut entry, None);
+            }
+            if begun.elapsed() > FORCE_TIMEOUT {
+                // Whoever opens it will find that there is no device any more.
+                tracing::warn!(volume = name, "ended; its volume is still being opened");
+                return Ok(());
+            }
+        }
+    }
+
+    fn end(&self, entry: &mut Held<'_>, claim: Option<Claim>) -> Result<()> {
+        let Some((device, record)) = entry.known() else { return Ok(()) };
+        device.end(record.mark, claim)?;
+        self.forget(record);
+        if let Entry::Attached(live) = &**entry {
+            live.wait_closed();
+        }
+        tracing::info!(volume = record.volume, %device, "detached");
+        **entry = Entry::Free;
+        Ok(())
+    }
+
+    /// Forgets a device that is gone, and all that is kept for it.
+    pub(crate) fn forget(&self, record: &Record) {
+        self.records.remove(record);
+        lock(&self.left).retain(|left| left.name != record.mark);
+        // Its queues may be at rest, and have not heard of its end.
+        self.engine.abandon(record.mark);
+    }
+
+    /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
+    /// are attached from now on.
+    pub fn wind_down(&self) -> Vec<Error> {
+        self.ending.store(true, Relaxed);
+        let mut left = Vec::new();
+        for Attached { volume, .. } in self.list() {
+            match self.detach(&volume, false) {
+                // Somebody else may have ended it in the meantime.
+                Err(error) if self.find("detach", &volume).is_ok() => left.push(error),
+                _ => {}
+            }
+        }
+        left
+    }
+}
+
+impl Entry {
+    fn is_free(&self) -> bool {
+        matches!(self, Self::Free)
+    }
+
+    /// The device, if there is one.
+    fn known(&self) -> Option<(Device, &Record)> {
+        match self {
+            Self::Free => None,
+            Self::Attached(Live { device, record, .. }) | Self::Waiting { device, record, .. } => {
+                Some((*device, record))
+            }
+        }
+    }
+}
+
+impl Attached {
+    /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended then.
+    fn abandon(&self, engine: &Engine) -> Result<()> {
+        engine.abandon(self.mark);
+        // The kernel's NBD client would wait for another connection, and what is not served yet has
+        // nobody who answers.
+        match (self.front, &self.waiting) {
+            (Front::Ublk, None) => Ok(()),
+            _ => self.device.end(self.mark, None),
+        }
+    }
+}
