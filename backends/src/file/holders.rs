@@ -64,8 +64,9 @@ fn holder(pid: u32, identity: &Identity, budget: &mut usize) -> Option<Holder> {
             writes = Some(writes.unwrap_or(false) | open.writes);
         }
     }
+    let writes = writes?;
     let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-    Some(Holder { pid, name: name.trim().to_owned(), writes: writes? })
+    Some(Holder { pid, name: name.trim().to_owned(), writes })
 }
 
 /// This process and those it descends from.

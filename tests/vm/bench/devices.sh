@@ -8,7 +8,7 @@
 rounds=${ROUNDS:-3}
 seconds=${SECONDS_EACH:-4}
 attaches=${ATTACHES:-15}
-mib=512
+mib=384
 declare -A device server
 
 tar -xzf peers.tgz
@@ -67,7 +67,7 @@ modprobe nbd
 modprobe ublk_drv
 modprobe loop
 head -c ${mib}M /dev/urandom >ublk.img
-for name in nbd nbdkit qemu loop rublk; do cp ublk.img $name.img; done
+for name in direct nbd nbdkit qemu loop rublk; do cp ublk.img $name.img; done
 sync
 
 start_daemon
@@ -75,6 +75,8 @@ made() { device[$1]=$2; server[$1]=$3; }
 made sheave-ublk-memory "$(sheave attach --front ublk "memory:?size=${mib}M")" "$daemon"
 made sheave-nbd-memory "$(sheave attach --front nbd "memory:?size=$((mib << 10))K")" "$daemon"
 made sheave-ublk-file "$(sheave attach --front ublk ublk.img)" "$daemon"
+# rublk bypasses the page cache, too.
+made sheave-ublk-direct "$(sheave attach --front ublk "$PWD/direct.img?direct=true")" "$daemon"
 made sheave-nbd-file "$(sheave attach --front nbd nbd.img)" "$daemon"
 made sheave-ublk-null "$(sheave attach --front ublk "null:?size=${mib}M")" "$daemon"
 peer nbdkit -f -U nbdkit-memory.sock "$PWD/peers/lib/nbdkit-memory-plugin.so" ${mib}M 2>peer.log &
@@ -95,7 +97,7 @@ made nbdkit-memory /dev/nbd10 "$(child $nbdkit_memory)"
 made nbdkit-file /dev/nbd11 "$(child $nbdkit_file)"
 made qemu-nbd-file /dev/nbd12 "$(child $qemu)"
 made loop-file "$(losetup --find --show loop.img)" 0
-new_ublk peer rublk add null --size ${mib}M -q 2
+new_ublk peer rublk add null -q 2
 made rublk-null "$found" "$(pgrep -n rublk)"
 new_ublk peer rublk add loop -f "$PWD/rublk.img" -q 2
 made rublk-file "$found" "$(pgrep -n rublk)"
@@ -107,7 +109,7 @@ done
 for round in $(seq "$rounds"); do
     for workload in ${WORKLOADS:-randread:4k:32 randwrite:4k:32 read:1m:4 write:1m:4}; do
         for name in sheave-ublk-memory sheave-nbd-memory nbdkit-memory sheave-ublk-file \
-            sheave-nbd-file nbdkit-file qemu-nbd-file loop-file rublk-file sheave-ublk-null \
+            sheave-ublk-direct sheave-nbd-file nbdkit-file qemu-nbd-file loop-file rublk-file sheave-ublk-null \
             rublk-null; do
             measure "$workload" $name
         done
@@ -124,12 +126,12 @@ attach_ms() {
 }
 connect_nbdkit() { nbd-client -unix nbdkit-again.sock /dev/nbd14 -b 512 >>peer.log 2>&1; }
 serve_and_connect() {
-    peer nbdkit -f -U nbdkit-new.sock "$PWD/peers/lib/nbdkit-file-plugin.so" again.img 2>>peer.log &
+    peer nbdkit -f -U nbdkit-new.sock "$PWD/peers/lib/nbdkit-file-plugin.so" again.img >>peer.log 2>&1 &
     listens nbdkit-new.sock
     nbd-client -unix nbdkit-new.sock /dev/nbd14 -b 512 >>peer.log 2>&1
 }
 truncate -s 64M again.img again.ublk again.nbd
-peer nbdkit -f -U nbdkit-again.sock "$PWD/peers/lib/nbdkit-file-plugin.so" again.img 2>>peer.log &
+peer nbdkit -f -U nbdkit-again.sock "$PWD/peers/lib/nbdkit-file-plugin.so" again.img >>peer.log 2>&1 &
 listens nbdkit-again.sock
 for round in $(seq "$attaches"); do
     attach_ms nbd-client-nbdkit connect_nbdkit

@@ -13,7 +13,7 @@ RATIOS = [
     ('ublk, file, beside the best nbd peer', 'sheave-ublk-file', ['nbdkit-file', 'qemu-nbd-file']),
     ('nbd, file, beside the best nbd peer', 'sheave-nbd-file', ['nbdkit-file', 'qemu-nbd-file']),
     ('ublk, file, beside loop', 'sheave-ublk-file', ['loop-file']),
-    ('ublk, file, beside rublk', 'sheave-ublk-file', ['rublk-file']),
+    ('ublk, direct file, beside rublk', 'sheave-ublk-direct', ['rublk-file']),
     ('ublk, null, beside rublk', 'sheave-ublk-null', ['rublk-null']),
     ('attach, nbd, beside nbd-client to nbdkit', 'sheave-nbd', ['nbd-client-nbdkit']),
     ('attach, ublk, beside nbd-client to nbdkit', 'sheave-ublk', ['nbd-client-nbdkit']),
