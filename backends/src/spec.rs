@@ -76,8 +76,8 @@ pub fn open(volume: &str, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
     volume.parse::<VolumeSpec>()?.open(options)
 }
 
-/// Makes a VOLUME that nobody has open this many bytes long, if a size is given, and answers how long
-/// it is. It only grows; what is new reads as zeroes.
+/// Makes a VOLUME that nobody has open this many bytes long, if a size is given, and answers how
+/// long it is. It only grows; what is new reads as zeroes.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] when it is longer, [`ErrorKind::Unsupported`] for a volume that cannot

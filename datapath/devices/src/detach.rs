@@ -140,7 +140,8 @@ impl Entry {
 }
 
 impl Attached {
-    /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended then.
+    /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended
+    /// then.
     fn abandon(&self, engine: &Engine) -> Result<()> {
         engine.abandon(self.mark);
         // The kernel's NBD client would wait for another connection, and what is not served yet has

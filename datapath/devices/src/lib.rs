@@ -90,7 +90,8 @@ pub struct Devices {
     ending: AtomicBool,
     /// Another process is about to serve them.
     leaving: AtomicBool,
-    /// Connections at rest, of another daemon or of devices that are resized, until they are served.
+    /// Connections at rest, of another daemon or of devices that are resized, until they are
+    /// served.
     left: Mutex<Vec<Released>>,
     /// Threads at work in [`Self::look_after`].
     helpers: AtomicUsize,

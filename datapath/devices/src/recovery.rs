@@ -87,9 +87,9 @@ impl Devices {
     }
 
     /// Begins to serve the devices again whose server is gone: a predecessor's, as far as their
-    /// volumes can be opened by now, and those whose connection has died. Devices that somebody else
-    /// has ended are forgotten. It is to be called again and again; a volume that does not answer
-    /// holds up no others.
+    /// volumes can be opened by now, and those whose connection has died. Devices that somebody
+    /// else has ended are forgotten. It is to be called again and again; a volume that does not
+    /// answer holds up no others.
     pub fn look_after(self: &Arc<Self>) {
         let slots: Vec<_> =
             self.snapshot().into_iter().filter(|(_, slot)| slot.needs_care()).collect();

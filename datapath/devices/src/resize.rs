@@ -23,11 +23,11 @@ impl Devices {
     /// as the volume has become. I/O waits meanwhile.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when there is no such device, [`ErrorKind::Invalid`] when the size is
-    /// less than it is, [`ErrorKind::Unsupported`] when this volume or kernel cannot,
+    /// [`ErrorKind::NotFound`] when there is no such device, [`ErrorKind::Invalid`] when the size
+    /// is less than it is, [`ErrorKind::Unsupported`] when this volume or kernel cannot,
     /// [`ErrorKind::Busy`] when requests are in flight for too long or the device waits for its
-    /// volume, [`ErrorKind::Shutdown`] after [`Self::wind_down`], and what the volume and the kernel
-    /// say.
+    /// volume, [`ErrorKind::Shutdown`] after [`Self::wind_down`], and what the volume and the
+    /// kernel say.
     pub fn resize(&self, target: &str, size: Option<u64>) -> Result<Attached> {
         let (name, slot) = self.find("resize", target)?;
         let mut entry = slot.hold();

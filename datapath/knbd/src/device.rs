@@ -121,8 +121,9 @@ impl Device {
         format!("nbd{}", self.index)
     }
 
-    /// Ends its connection, unless it is another device by now; what it has in flight fails. Returns
-    /// when the kernel has let go. `claim` keeps others from using it, and is dropped once nobody can.
+    /// Ends its connection, unless it is another device by now; what it has in flight fails.
+    /// Returns when the kernel has let go. `claim` keeps others from using it, and is dropped once
+    /// nobody can.
     ///
     /// # Errors
     /// What the kernel says.

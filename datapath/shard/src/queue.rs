@@ -52,8 +52,8 @@ pub trait DeviceQueue: Send {
     /// The volume has this many bytes from now on.
     fn resized(&mut self, size: u64);
 
-    /// Answers all requests with an error from now on, also those that the backend holds, whose ends
-    /// nobody hears of. Not undone.
+    /// Answers all requests with an error from now on, also those that the backend holds, whose
+    /// ends nobody hears of. Not undone.
     fn abandon(&mut self, cx: &mut QueueCx<'_>);
 
     /// The answers of this turn go to the kernel now.

@@ -39,8 +39,8 @@ pub struct Device {
 }
 
 /// Makes a device with blocks of `block` bytes and returns when it is live. The kernel keeps
-/// `mark`, by which [`recover`] knows the device, and the engine its queues. `made` is called before
-/// anybody can use it.
+/// `mark`, by which [`recover`] knows the device, and the engine its queues. `made` is called
+/// before anybody can use it.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Unsupported`] when it is too

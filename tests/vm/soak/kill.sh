@@ -12,17 +12,6 @@ nbd_timer_ms=5000
 # How long is looked.
 resume_max_ms=30000
 
-# load DEVICE: writes, reads and compares until it is told to end.
-load() {
-    local run=0
-    while [ ! -e ended ]; do
-        run=$((run + 1))
-        fio --name=load --filename="$1" --direct=1 --ioengine=libaio --iodepth=16 --rw=randrw \
-            --bs=4k --size=64M --time_based --runtime=30 --verify=crc32c --verify_fatal=1 \
-            --verify_backlog=1024 --output-format=json --output="fio.${1#/dev/}.$run" || return 1
-    done
-}
-
 # write_files DIRECTORY: files that are on stable storage, and what is in them.
 write_files() {
     local count=0 name
@@ -73,7 +62,7 @@ for front in $(fronts); do
     mount "$disk" "on.$front"
 done
 for front in "${!loaded[@]}"; do
-    load "${loaded[$front]}" &
+    load "${loaded[$front]}" 16 &
     jobs+=($!)
     write_files "on.$front" &
     jobs+=($!)
@@ -108,17 +97,7 @@ for job in "${jobs[@]}"; do wait "$job" || fail 'a load failed'; done
 
 closing=
 for front in $(fronts); do
-    # The figures of the load: requests, errors.
-    read -r requests errors < <(cat fio."$(basename "${loaded[$front]}")".* | python3 -c '
-import json, sys
-text, at, ios, errors = sys.stdin.read(), 0, 0, 0
-while text[at:].strip():
-    run, end = json.JSONDecoder().raw_decode(text[at:].lstrip())
-    at += len(text[at:]) - len(text[at:].lstrip()) + end
-    for job in run["jobs"]:
-        ios += job["read"]["total_ios"] + job["write"]["total_ios"]
-        errors += job["error"] != 0
-print(ios, errors)')
+    read -r _ requests errors < <(ended_loads "${loaded[$front]}")
     expect 0 "$errors"
     disk=$(findmnt -no SOURCE "on.$front")
     umount "on.$front"

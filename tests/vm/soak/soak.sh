@@ -41,6 +41,35 @@ completed() {
     completed=$((fields[0] + fields[4] + fields[11] + fields[15]))
 }
 
+# load DEVICE DEPTH: writes, reads and compares until ./ended is there.
+load() {
+    local run=0 name=${1#/dev/}
+    while [ ! -e ended ]; do
+        run=$((run + 1))
+        fio --name=load --filename="$1" --direct=1 --ioengine=libaio --iodepth="$2" --rw=randrw \
+            --bs=4k --size=64M --time_based --runtime=20 --verify=crc32c --verify_fatal=1 \
+            --verify_backlog=$(($2 * 32)) --output-format=json --output="fio.$name.$run" || return 1
+        mv "fio.$name.$run" "done.$name.$run"
+    done
+}
+
+# ended_loads DEVICE: their slowest request in milliseconds, how many there were, how many errors.
+ended_loads() {
+    cat done."${1#/dev/}".* | python3 -c '
+import json, sys
+text, at, slowest, ios, errors = sys.stdin.read(), 0, 0, 0, 0
+decoder = json.JSONDecoder()
+while text[at:].strip():
+    at += len(text[at:]) - len(text[at:].lstrip())
+    run, at = decoder.raw_decode(text, at)
+    for job in run["jobs"]:
+        errors += job["error"] != 0
+        for way in (job["read"], job["write"]):
+            ios += way["total_ios"]
+            slowest = max(slowest, way["clat_ns"]["max"])
+print(slowest // 1000000, ios, errors)'
+}
+
 # figures FILE: of the numbers in it, one a line.
 figures() {
     sort -n "$1" | awk '{ v[NR] = $1 } END { print "median", v[int((NR + 1) / 2)], "worst", v[NR] }'

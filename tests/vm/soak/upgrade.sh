@@ -8,35 +8,6 @@ rounds=${ROUNDS:-100}
 # What a request may take, in a machine's time.
 stall_ms=200
 
-# load DEVICE: writes, reads and compares until it is told to end.
-load() {
-    local run=0
-    while [ ! -e ended ]; do
-        run=$((run + 1))
-        fio --name=load --filename="$1" --direct=1 --ioengine=libaio --iodepth=8 --rw=randrw \
-            --bs=4k --size=64M --time_based --runtime=20 --verify=crc32c --verify_fatal=1 \
-            --verify_backlog=256 --output-format=json --output="fio.${1#/dev/}.$run" || return 1
-        mv "fio.${1#/dev/}.$run" "done.${1#/dev/}.$run"
-    done
-}
-
-# slowest DEVICE: of its requests, in milliseconds; and how many there were, and errors.
-slowest() {
-    cat done."${1#/dev/}".* | python3 -c '
-import json, sys
-text, at, slowest, ios, errors = sys.stdin.read(), 0, 0, 0, 0
-decoder = json.JSONDecoder()
-while text[at:].strip():
-    at += len(text[at:]) - len(text[at:].lstrip())
-    run, at = decoder.raw_decode(text, at)
-    for job in run["jobs"]:
-        errors += job["error"] != 0
-        for way in (job["read"], job["write"]):
-            ios += way["total_ios"]
-            slowest = max(slowest, way["clat_ns"]["max"])
-print(slowest // 1000000, ios, errors)'
-}
-
 # The next daemon, in the place of the one that runs.
 take_over() {
     local old=$daemon tries
@@ -67,7 +38,7 @@ loads() {
     rm -f ended
     jobs=()
     for front in "${!loaded[@]}"; do
-        load "${loaded[$front]}" &
+        load "${loaded[$front]}" 8 &
         jobs+=($!)
     done
 }
@@ -82,7 +53,7 @@ pause 5
 end_loads
 before=
 for front in $(fronts); do
-    read -r ms _ _ < <(slowest "${loaded[$front]}")
+    read -r ms _ _ < <(ended_loads "${loaded[$front]}")
     before+="$front $ms ms, "
 done
 rm -f done.*
@@ -103,7 +74,7 @@ end_loads
 closing=
 slow=
 for front in $(fronts); do
-    read -r ms requests errors < <(slowest "${loaded[$front]}")
+    read -r ms requests errors < <(ended_loads "${loaded[$front]}")
     expect 0 "$errors"
     closing+="; $front: slowest request $ms ms, $requests requests, $errors errors"
     [ "$ms" -le $((stall_ms * slowdown)) ] || slow+=" $front"
