@@ -156,8 +156,8 @@ impl Devices {
         match self.serve_again(*device, record) {
             Ok(Some(volume)) => {
                 let (device, record) = (*device, record.clone());
-                tracing::info!(volume = record.volume, %device, "recovered");
                 let completed = self.complete(device, &record);
+                tracing::info!(volume = record.volume, %device, "recovered");
                 *entry = Entry::Attached(Live { device, record, volume });
                 completed
             }
