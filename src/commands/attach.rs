@@ -90,10 +90,7 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
 }
 
 pub(crate) fn detach(args: DetachArgs) -> Result<()> {
-    let target = match args.target.starts_with("/dev/") {
-        true => args.target,
-        false => absolute(&args.target).context("detach")?,
-    };
+    let target = target(&args.target).context("detach")?;
     let request = DetachRequest { target, force: args.force };
     runtime()?.block_on(async { connect().await?.detach(request).await.map_err(said) })?;
     Ok(())
@@ -128,8 +125,17 @@ pub(super) fn said(status: tonic::Status) -> anyhow::Error {
     }
 }
 
+/// A device, or a volume as the daemon has to see it.
+pub(super) fn target(text: &str) -> Result<String> {
+    if is_device(text) { Ok(text.to_owned()) } else { absolute(text) }
+}
+
+pub(super) fn is_device(text: &str) -> bool {
+    text.starts_with("/dev/")
+}
+
 /// A volume as the daemon, in another directory, has to see it.
-pub(super) fn absolute(volume: &str) -> Result<String> {
+fn absolute(volume: &str) -> Result<String> {
     let spec: VolumeSpec = volume.parse()?;
     let is_relative = spec.file_path().is_some_and(|path| path.is_relative());
     if !is_relative {

@@ -9,7 +9,7 @@ use sheave_bench::output;
 use sheave_control::v1::ResizeRequest;
 use tonic::Code;
 
-use super::attach::{absolute, connect, said};
+use super::attach::{connect, is_device, said, target};
 use crate::process::runtime;
 
 /// Change volumes.
@@ -43,14 +43,14 @@ struct ResizeArgs {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let VolumeCommand::Resize(ResizeArgs { volume, size }) = args.command;
-    let is_device = volume.starts_with("/dev/");
-    let target = if is_device { volume } else { absolute(&volume).context("resize")? };
-    let bytes = match runtime()?.block_on(resize_device(&target, size)) {
-        // It is no device, or there is no daemon.
-        Ok(None) if !is_device => sheave_backends::resize(&target, size)?,
-        Ok(None) => bail!("resize: {target} is none of the daemon's devices; see: sheave ls"),
-        Ok(Some(bytes)) => bytes,
-        Err(error) => return Err(error),
+    let target = target(&volume).context("resize")?;
+    let bytes = match runtime()?.block_on(resize_device(&target, size))? {
+        Some(bytes) => bytes,
+        None if is_device(&target) => {
+            bail!("resize: {target} is none of the daemon's devices; see: sheave ls")
+        }
+        // There is no daemon, or it does not know the volume.
+        None => sheave_backends::resize(&target, size)?,
     };
     Ok(output::print(&mut io::stdout(), format!("{bytes}\n"))?)
 }

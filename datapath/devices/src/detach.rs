@@ -32,7 +32,8 @@ impl Devices {
         ended?;
         let mut entries = self.entries();
         // Unless somebody attaches it again just now.
-        let is_free = |slot: &Slot| slot.try_hold().is_some_and(|entry| entry.is_free());
+        let is_free =
+            |slot: &Slot| slot.try_entry().is_some_and(|entry| matches!(*entry, Entry::Free));
         if entries.get(&name).is_some_and(|slot| Arc::strong_count(slot) <= 2 && is_free(slot)) {
             entries.remove(&name);
         }
@@ -124,10 +125,6 @@ impl Devices {
 }
 
 impl Entry {
-    fn is_free(&self) -> bool {
-        matches!(self, Self::Free)
-    }
-
     /// The device, if there is one.
     fn known(&self) -> Option<(Device, &Record)> {
         match self {

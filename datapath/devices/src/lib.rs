@@ -346,12 +346,16 @@ impl Slot {
 
     /// `None` while somebody changes it.
     fn try_hold(&self) -> Option<Held<'_>> {
-        let entry = match self.entry.try_lock() {
-            Ok(entry) => entry,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        Some(Held { entry, seen: &self.seen })
+        Some(Held { entry: self.try_entry()?, seen: &self.seen })
+    }
+
+    /// The same for who only looks.
+    fn try_entry(&self) -> Option<MutexGuard<'_, Entry>> {
+        match self.entry.try_lock() {
+            Ok(entry) => Some(entry),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

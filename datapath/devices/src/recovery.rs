@@ -40,10 +40,7 @@ impl Devices {
                     let slot = Arc::clone(self.entries().entry(name).or_default());
                     *slot.hold() = Entry::Waiting { device, record, why };
                 }
-                Ok(None) => {
-                    tracing::info!(volume = record.volume, "its device is gone; forgotten");
-                    self.forget(&record);
-                }
+                Ok(None) => self.forget_gone(&record),
                 // Whether there is a device is not known, so the record stays.
                 Err(error) => tracing::error!(volume = record.volume, %error, "not recovered"),
             }
@@ -61,8 +58,7 @@ impl Devices {
         }
         self.leaving.store(true, Relaxed);
         if let Some(why) = self.snapshot().iter().find_map(|(name, slot)| why_not(name, slot)) {
-            self.leaving.store(false, Relaxed);
-            self.ending.store(false, Relaxed);
+            self.go_on();
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
         Ok(self.engine.release(None, within))
@@ -82,6 +78,11 @@ impl Devices {
                 tracing::error!(volume = name, %error, "its I/O waits");
             }
         }
+        self.go_on();
+    }
+
+    /// Undoes what a hand-over has begun with.
+    fn go_on(&self) {
         self.leaving.store(false, Relaxed);
         self.ending.store(false, Relaxed);
     }
@@ -139,8 +140,7 @@ impl Devices {
         let Live { device, record, volume } = live;
         tracing::warn!(volume = record.volume, %device, "the daemon does not serve it any more");
         if let Ok(None) = Device::find(record) {
-            tracing::info!(volume = record.volume, "its device is gone; forgotten");
-            self.forget(record);
+            self.forget_gone(record);
             *entry = Entry::Free;
             return;
         }
@@ -174,14 +174,18 @@ impl Devices {
                 *why = error.to_string();
                 if let Ok(None) = Device::find(record) {
                     // Its predecessor was about to end it, or somebody does by force.
-                    tracing::info!(volume = record.volume, "its device is gone; forgotten");
-                    self.forget(record);
+                    self.forget_gone(record);
                     *entry = Entry::Free;
                     return Ok(());
                 }
                 Err(error)
             }
         }
+    }
+
+    fn forget_gone(&self, record: &Record) {
+        tracing::info!(volume = record.volume, "its device is gone; forgotten");
+        self.forget(record);
     }
 
     /// `None` if the volume's content died with its last process.
@@ -242,7 +246,7 @@ fn why_not(name: &str, slot: &Slot) -> Option<String> {
 impl Slot {
     /// Whether its device is not served; false also while somebody changes it.
     fn needs_care(&self) -> bool {
-        self.try_hold().is_some_and(|entry| match &*entry {
+        self.try_entry().is_some_and(|entry| match &*entry {
             Entry::Free => false,
             Entry::Attached(live) => live.is_lost(),
             Entry::Waiting { .. } => true,

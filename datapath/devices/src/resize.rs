@@ -55,7 +55,8 @@ impl Devices {
             self.serve(device, &record, Arc::clone(&live.volume))?;
             return Err(error);
         }
-        *entry = Entry::Waiting { device, record: record.clone(), why: "being resized".to_owned() };
+        // Closes the volume.
+        *entry = Entry::Free;
         let grown = self.volumes.resize(&name, size).and_then(|size| {
             check_size(&name, &info, record.size, size)?;
             let mut grown = record.clone();

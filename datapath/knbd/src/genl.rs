@@ -59,8 +59,7 @@ pub(crate) struct Attribute<'a> {
 
 impl Genl {
     pub(crate) fn open() -> io::Result<Self> {
-        let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
-        let socket = rustix::net::socket_with(family, SocketType::RAW, flags, Some(GENERIC))?;
+        let socket = open_socket()?;
         set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
         Ok(Self { socket, sequence: 0 })
     }
@@ -141,8 +140,7 @@ impl Listener {
     pub(crate) fn open(group: u32) -> io::Result<Self> {
         let bit = group.checked_sub(1).and_then(|bit| 1_u32.checked_shl(bit));
         let bit = bit.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
-        let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
-        let socket = rustix::net::socket_with(family, SocketType::RAW, flags, Some(GENERIC))?;
+        let socket = open_socket()?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, bit))?;
         Ok(Self(socket))
     }
@@ -215,6 +213,11 @@ pub(crate) fn attributes_of(mut rest: &[u8]) -> impl Iterator<Item = Attribute<'
         rest = rest.get(len.next_multiple_of(ALIGN)..).unwrap_or_default();
         Some(Attribute { kind, content })
     })
+}
+
+fn open_socket() -> io::Result<OwnedFd> {
+    let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
+    Ok(rustix::net::socket_with(family, SocketType::RAW, flags, Some(GENERIC))?)
 }
 
 struct Message<'a> {

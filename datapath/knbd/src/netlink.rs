@@ -85,19 +85,21 @@ pub(crate) fn reconfigure(
     identifier: &str,
 ) -> io::Result<()> {
     let mut attributes = Attributes::default();
-    attributes.put_u32(attribute::INDEX, index);
     attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, dead_connection_s);
     attributes.put_nested(attribute::SOCKETS, &socket_list(socket));
-    attributes.put_text(attribute::BACKEND_IDENTIFIER, identifier);
-    let (mut genl, family) = open()?;
-    genl.call(family, command::RECONFIGURE, &attributes).map(|_| ())
+    change(index, identifier, attributes)
 }
 
 /// Changes the size of a device, in bytes. Waits for requests in flight.
 pub(crate) fn resize(index: u32, size: u64, identifier: &str) -> io::Result<()> {
     let mut attributes = Attributes::default();
-    attributes.put_u32(attribute::INDEX, index);
     attributes.put_u64(attribute::SIZE_BYTES, size);
+    change(index, identifier, attributes)
+}
+
+/// Gives a device that has this identifier other attributes.
+fn change(index: u32, identifier: &str, mut attributes: Attributes) -> io::Result<()> {
+    attributes.put_u32(attribute::INDEX, index);
     attributes.put_text(attribute::BACKEND_IDENTIFIER, identifier);
     let (mut genl, family) = open()?;
     genl.call(family, command::RECONFIGURE, &attributes).map(|_| ())

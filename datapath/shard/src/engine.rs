@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -219,7 +219,9 @@ impl Engine {
         let (released, all) = mpsc::channel();
         self.tell(|| Command::Release(name, released.clone()));
         drop(released);
-        until(&all, within).collect()
+        let by = Instant::now() + within;
+        let next = || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).collect()
     }
 
     /// Serves on the connections that [`Engine::release`] did not give back.
@@ -345,12 +347,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// What comes through a channel within this time.
-fn until<T>(all: &Receiver<T>, within: Duration) -> impl Iterator<Item = T> {
-    let by = Instant::now() + within;
-    std::iter::from_fn(move || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok())
 }
 
 impl fmt::Display for Engine {

@@ -42,7 +42,6 @@ impl Shard {
                 return;
             }
         };
-        self.retain(index);
         let (volume, rest) = (Some(index), Rest::Awake);
         let queue = Queue { name, device, queue, volume, touched: false, rest };
         let key = self.queues.insert(queue);
@@ -91,7 +90,6 @@ impl Shard {
         for &key in &keys {
             if self.queues[key].volume.is_none() {
                 let index = self.mount(served)?;
-                self.retain(index);
                 self.queues[key].volume = Some(index);
             }
             self.queues[key].queue.resized(served.volume.info().size);
@@ -197,7 +195,7 @@ impl Shard {
         }
         let (told, volume) = (told.take(), volume.take());
         if let Some(volume) = volume {
-            self.release(volume);
+            self.unmount(volume);
         }
         if let Some(told) = told {
             // Whoever waited may have given up.
@@ -209,7 +207,7 @@ impl Shard {
         let queue = self.queues.remove(key);
         self.inbox.closed();
         if let Some(volume) = queue.volume {
-            self.release(volume);
+            self.unmount(volume);
         }
         // Last, since with it the device is gone, for others to see.
         drop(queue);

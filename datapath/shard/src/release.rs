@@ -57,7 +57,7 @@ impl Shard {
             Ok(()) => {
                 connection.session.closed(&self.volumes[connection.volume].recorder);
                 self.inbox.closed();
-                self.release(connection.volume);
+                self.unmount(connection.volume);
             }
             // It took too long, and nobody waits any more.
             Err(SendError(Released { socket, .. })) => {

@@ -342,7 +342,7 @@ impl Shard {
         self.inbox.closed();
         let mounted = &mut self.volumes[connection.volume];
         connection.session.closed(&mounted.recorder);
-        self.release(connection.volume);
+        self.unmount(connection.volume);
     }
 
     fn take_commands(&mut self) {
@@ -386,7 +386,6 @@ impl Shard {
             name,
             leaving: None,
         });
-        self.retain(index);
         // The client may have sent requests right behind its last option.
         self.call(key, |session, cx| session.received(&mut [], cx));
         if self.stop_by.is_some() {

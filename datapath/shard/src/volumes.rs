@@ -18,27 +18,26 @@ pub(crate) struct Mounted {
 }
 
 impl Shard {
-    /// Where the volume is among those of this shard, for a user that is [`Self::retain`]ed next.
+    /// Where the volume is among those of this shard, for one more user.
     pub(crate) fn mount(&mut self, served: &Served) -> Result<usize> {
         let Served { volume, stats } = served;
         let known = self.volumes.iter().find(|(_, have)| Arc::ptr_eq(&have.volume, volume));
-        if let Some((index, _)) = known {
-            return Ok(index);
-        }
-        let backend = volume.backend()?;
-        let (volume, recorder) = (Arc::clone(volume), stats.recorder());
-        Ok(self.volumes.insert(Mounted { volume, backend, recorder, users: 0 }))
-    }
-
-    /// One more user of the volume.
-    pub(crate) fn retain(&mut self, volume: usize) {
-        let mounted = &mut self.volumes[volume];
+        let index = match known {
+            Some((index, _)) => index,
+            None => {
+                let backend = volume.backend()?;
+                let (volume, recorder) = (Arc::clone(volume), stats.recorder());
+                self.volumes.insert(Mounted { volume, backend, recorder, users: 0 })
+            }
+        };
+        let mounted = &mut self.volumes[index];
         mounted.users += 1;
         mounted.recorder.add_connections(1);
+        Ok(index)
     }
 
     /// One user of the volume is gone.
-    pub(crate) fn release(&mut self, volume: usize) {
+    pub(crate) fn unmount(&mut self, volume: usize) {
         let mounted = &mut self.volumes[volume];
         mounted.users -= 1;
         mounted.recorder.add_connections(-1);

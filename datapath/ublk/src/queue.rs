@@ -90,7 +90,7 @@ impl UblkQueue {
         let Descriptor { op_flags, sectors, start_sector, .. } =
             self.descriptors.get(slot as usize);
         if self.abandoned {
-            return self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+            return self.fail(slot, cx);
         }
         let fua = op_flags & flag::FUA != 0;
         let operation = op_flags as u8;
@@ -203,6 +203,10 @@ impl UblkQueue {
         self.answer(slot, -kind.linux_errno(), cx);
     }
 
+    fn fail(&mut self, slot: u32, cx: &mut QueueCx<'_>) {
+        self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+    }
+
     /// Tells the kernel how the slot's request ended, and takes the next.
     fn answer(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
         self.slots[slot as usize] = Slot::Away(Some(result));
@@ -224,7 +228,7 @@ impl DeviceQueue for UblkQueue {
             OK => self.begin(slot, cx),
             // The copy before it has told why.
             ECANCELED if matches!(self.slots[slot as usize], Slot::Answering { .. }) => {
-                self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+                self.fail(slot, cx);
             }
             // Nobody else would answer the request.
             EAGAIN | ENOMEM if let Slot::Away(told) = self.slots[slot as usize] => match told {
@@ -259,7 +263,7 @@ impl DeviceQueue for UblkQueue {
             Slot::Filling { range, .. } => {
                 cx.recycle(payload);
                 self.held_bytes -= range.len();
-                self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+                self.fail(slot, cx);
             }
             Slot::Answering { bytes } => {
                 cx.recycle(payload);
@@ -301,12 +305,12 @@ impl DeviceQueue for UblkQueue {
         for slot in 0..self.slots.len() {
             if let Slot::Busy { .. } = self.slots[slot] {
                 self.orphans += 1;
-                self.answer(slot as u32, -ErrorKind::Io.linux_errno(), cx);
+                self.fail(slot as u32, cx);
             }
         }
         self.orphans -= stalled.len();
         for slot in std::mem::take(&mut self.waiting) {
-            self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
+            self.fail(slot, cx);
         }
     }
 

@@ -109,8 +109,8 @@ done
 for round in $(seq "$rounds"); do
     for workload in ${WORKLOADS:-randread:4k:32 randwrite:4k:32 read:1m:4 write:1m:4}; do
         for name in sheave-ublk-memory sheave-nbd-memory nbdkit-memory sheave-ublk-file \
-            sheave-ublk-direct sheave-nbd-file nbdkit-file qemu-nbd-file loop-file rublk-file sheave-ublk-null \
-            rublk-null; do
+            sheave-ublk-direct sheave-nbd-file nbdkit-file qemu-nbd-file loop-file rublk-file \
+            sheave-ublk-null rublk-null; do
             measure "$workload" $name
         done
     done

@@ -49,8 +49,24 @@ stop_daemon() {
 
 kill_daemon() {
     kill -9 $daemon
-    timeout 60 tail --pid=$daemon -f /dev/null || fail 'a killed daemon does not end'
+    timeout 60 tail --pid=$daemon -f /dev/null || {
+        waits >&2
+        fail 'a killed daemon does not end'
+    }
     wait $daemon 2>/dev/null || true
+}
+
+# Where the threads of the daemon wait in the kernel, and all those that cannot be interrupted.
+waits() {
+    local task
+    for task in /proc/[0-9]*/task/*; do
+        case $task in
+            /proc/$daemon/*) ;;
+            *) grep -q '^State:.D' "$task/status" 2>/dev/null || continue ;;
+        esac
+        echo "$task $(tr '\n' ' ' <"$task/comm") $(grep ^State "$task/status")"
+        cat "$task/stack"
+    done
 }
 
 # logged TEXT: waits until the daemon has said so.

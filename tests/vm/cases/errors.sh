@@ -73,8 +73,7 @@ attaches /dev/nbd disk.img
 rm /etc/modprobe.d/none.conf
 
 # What is known of it is damaged: the device is left alone.
-kill -9 $daemon
-wait $daemon || true
+kill_daemon
 record=$(ls /var/lib/sheave/devices/*.json)
 sed -i 's/disk/dusk/' "$record"
 start_daemon

@@ -2,11 +2,6 @@
 # Devices outlive their daemon: it is killed under load, and nobody sees an error.
 . ./common.sh
 
-kill_daemon() {
-    kill -9 $daemon
-    wait $daemon 2>/dev/null || true
-}
-
 mkdir -p mounted
 for front in $(fronts); do
     truncate -s 128M load.img files.img gone.img

@@ -71,9 +71,7 @@ done
 begun=$SECONDS
 for round in $(seq "$rounds"); do
     pause "$((RANDOM % 3 + 1)).$((RANDOM % 10))"
-    for job in "${jobs[@]}"; do
-        kill -0 "$job" 2>/dev/null || fail "round $round: a load has ended"
-    done
+    alive "round $round: a load"
     kill_daemon
     pause 0.$((RANDOM % 5))1
     for front in "${!loaded[@]}"; do
@@ -92,8 +90,7 @@ for round in $(seq "$rounds"); do
     done
     [ $((round % 10)) -ne 0 ] || echo "round $round, $((SECONDS - begun)) s"
 done
-: >ended
-for job in "${jobs[@]}"; do wait "$job" || fail 'a load failed'; done
+finish 'a load'
 
 closing=
 for front in $(fronts); do

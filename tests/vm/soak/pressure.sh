@@ -79,7 +79,7 @@ begun=$SECONDS
 most_kib=0
 while [ $((SECONDS - begun)) -lt $((minutes * 60)) ]; do
     sleep $progress_s
-    for job in "${jobs[@]}"; do kill -0 "$job" 2>/dev/null || fail 'a writer has ended'; done
+    alive 'a writer'
     for front in "${!disks[@]}"; do
         completed "${disks[$front]}"
         [ "$completed" -gt "${ended_before[$front]}" ] || hang "no I/O on $front for $progress_s s"
@@ -91,8 +91,7 @@ while [ $((SECONDS - begun)) -lt $((minutes * 60)) ]; do
     echo "$((SECONDS - begun)) s: $(cat on.*.rounds 2>/dev/null | tr '\n' ' ')files," \
         "$(($(cat $group/memory.current) >> 20)) MiB, max $(event max) times, daemon $kib KiB"
 done
-: >ended
-for job in "${jobs[@]}"; do wait "$job" || fail 'a writer failed'; done
+finish 'a writer'
 
 closing=
 for front in $(fronts); do

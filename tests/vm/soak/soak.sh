@@ -41,6 +41,19 @@ completed() {
     completed=$((fields[0] + fields[4] + fields[11] + fields[15]))
 }
 
+# alive WHAT: none of the jobs has ended.
+alive() {
+    local job
+    for job in "${jobs[@]}"; do kill -0 "$job" 2>/dev/null || fail "$1 has ended"; done
+}
+
+# finish WHAT: tells the jobs to end, and waits for them.
+finish() {
+    local job
+    : >ended
+    for job in "${jobs[@]}"; do wait "$job" || fail "$1 failed"; done
+}
+
 # load DEVICE DEPTH: writes, reads and compares until ./ended is there.
 load() {
     local run=0 name=${1#/dev/}

@@ -42,15 +42,11 @@ loads() {
         jobs+=($!)
     done
 }
-end_loads() {
-    : >ended
-    for job in "${jobs[@]}"; do wait "$job" || fail 'a load failed'; done
-}
 
 # What a request takes while nothing happens.
 loads
 pause 5
-end_loads
+finish 'a load'
 before=
 for front in $(fronts); do
     read -r ms _ _ < <(ended_loads "${loaded[$front]}")
@@ -62,14 +58,12 @@ begun=$SECONDS
 loads
 for round in $(seq "$rounds"); do
     pause "$((RANDOM % 2)).$((RANDOM % 10))"
-    for job in "${jobs[@]}"; do
-        kill -0 "$job" 2>/dev/null || fail "round $round: a load has ended"
-    done
+    alive "round $round: a load"
     take_over
     expect "$devices" "$(sheave ls --json)"
     [ $((round % 10)) -ne 0 ] || echo "round $round, $((SECONDS - begun)) s"
 done
-end_loads
+finish 'a load'
 
 closing=
 slow=
