@@ -20,7 +20,7 @@ use crate::block::BlockDevice;
 pub(crate) enum Task {
     /// Write what the kernel has not written of this device, and hold it until told to let go.
     Claim { name: String },
-    /// Set how the queue of this device works.
+    /// Set how the queue of this device works, and find its partitions.
     Tune { name: String },
     /// Tell the kernel's NBD client a new size, in bytes.
     ResizeNbd { index: u32, size: u64, identifier: String },
@@ -53,7 +53,9 @@ pub fn run_task(task: &str) -> Result<()> {
     let done = match task {
         Task::Claim { name } => BlockDevice::new(name).claim().map(|file| held = Some(file)),
         Task::Tune { name } => {
-            BlockDevice::new(name).tune();
+            let device = BlockDevice::new(name);
+            device.tune();
+            device.add_partitions();
             Ok(())
         }
         Task::ResizeNbd { index, size, identifier } => {

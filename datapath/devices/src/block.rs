@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -247,6 +248,19 @@ impl BlockDevice {
             if has != value && !has.contains(&format!("[{value}]")) {
                 let _: io::Result<()> = fs::write(self.sysfs(name), value);
             }
+        }
+    }
+
+    /// Has the partitions found by partx(8) where the kernel did not look for them, as with ublk
+    /// before Linux 7.1. The kernel waits for the volume.
+    pub(crate) fn add_partitions(&self) {
+        let mut boot = [0; 512];
+        let read = File::open(self.path()).and_then(|mut file| file.read_exact(&mut boot));
+        // The kernel looks when it is opened, if it does so at all. A GPT begins like an MBR.
+        let is_table = read.is_ok() && boot.ends_with(&[0x55, 0xaa]);
+        if is_table && self.partitions().next().is_none() {
+            let _: io::Result<_> =
+                Command::new("partx").arg("--add").arg(self.path()).stdout(Stdio::null()).status();
         }
     }
 

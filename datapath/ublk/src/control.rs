@@ -101,8 +101,7 @@ impl Control {
         self.call(control::UPDATE_SIZE, id, size >> SECTOR_SHIFT, &mut [])
     }
 
-    /// Starts the device once all slots of all queues have been offered, and returns when the
-    /// kernel has read its partition table.
+    /// Starts the device once all slots of all queues have been offered.
     pub(crate) fn start(&mut self, id: u32) -> Result<()> {
         self.call(control::START_DEV, id, own_pid(), &mut [])
     }

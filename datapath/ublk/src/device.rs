@@ -61,12 +61,13 @@ pub fn attach(
     let mut control = Control::open()?;
     let io_max_bytes = IO_MAX_BYTES.min(info.block.maximum_payload);
     let queues = u16::try_from(queues).unwrap_or(u16::MAX);
+    let scan = Scan::of(&mut control)?;
     let added = control.add(queues, DEPTH, io_max_bytes, mark)?;
     let device = Device { id: added.id };
     let live = (|| {
         control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
         made(device)?;
-        serve(engine, served, &added)?;
+        serve(engine, served, &added, scan)?;
         control.start(added.id)
     })();
     if let Err(error) = live {
@@ -129,8 +130,28 @@ pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> R
         }
         sleep(POLL);
     }
-    serve(engine, served, &info)?;
+    serve(engine, served, &info, Scan::None)?;
     control.end_recovery(device.id)
+}
+
+/// Whether the kernel reads the partition table of a device that it starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scan {
+    /// It does so once the device is live.
+    Later,
+    /// It would do so before, and hold the lock without which the device can be neither recovered
+    /// nor ended: if the server dies in that moment, both hang, so it must not.
+    Avoided,
+    /// The device is not started.
+    None,
+}
+
+impl Scan {
+    fn of(control: &mut Control) -> Result<Self> {
+        // Kernels that can be told not to do it do it later (Linux 7.1; 6.19 does so unseen).
+        let can_be_told = control.features()? & feature::NO_AUTO_PART_SCAN != 0;
+        Ok(if can_be_told { Self::Later } else { Self::Avoided })
+    }
 }
 
 impl Device {
@@ -194,14 +215,15 @@ impl fmt::Display for Device {
 }
 
 /// Hands all queues to the shards, and returns when they serve them.
-fn serve(engine: &Engine, served: &Served, info: &DeviceInfo) -> Result<()> {
+fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, scan: Scan) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
     let (started, outcomes) = sync_channel(usize::from(info.queues));
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
-        let queue = UblkQueue::new(number, descriptors, info.depth, served.volume.info().size);
+        let (depth, size) = (info.depth, served.volume.info().size);
+        let queue = UblkQueue::new(number, descriptors, depth, size, scan == Scan::Avoided);
         queues.push(QueueAssignment {
             name: info.mark,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use sheave_core::{
     ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Payload, Reply, Submitted,
 };
@@ -47,6 +48,8 @@ pub(crate) struct UblkQueue {
     abandoned: bool,
     /// What it had been given then and has not ended yet.
     orphans: usize,
+    /// See [`shed_privilege`].
+    unprivileged: bool,
 }
 
 /// Who has a slot.
@@ -69,7 +72,13 @@ struct Timed {
 }
 
 impl UblkQueue {
-    pub(crate) fn new(number: u16, descriptors: Descriptors, depth: u16, size: u64) -> Self {
+    pub(crate) fn new(
+        number: u16,
+        descriptors: Descriptors,
+        depth: u16,
+        size: u64,
+        unprivileged: bool,
+    ) -> Self {
         Self {
             number,
             descriptors,
@@ -82,6 +91,7 @@ impl UblkQueue {
             times: Vec::new(),
             abandoned: false,
             orphans: 0,
+            unprivileged,
         }
     }
 
@@ -216,6 +226,9 @@ impl UblkQueue {
 
 impl DeviceQueue for UblkQueue {
     fn start(&mut self, cx: &mut QueueCx<'_>) {
+        if self.unprivileged {
+            shed_privilege();
+        }
         for slot in 0..self.slots.len() {
             cx.command(&fetch(self.number, slot as u16), slot as u32);
         }
@@ -322,5 +335,17 @@ impl DeviceQueue for UblkQueue {
 
     fn is_finished(&self) -> bool {
         self.ended == self.slots.len() && self.orphans == 0
+    }
+}
+
+/// Takes `CAP_SYS_ADMIN` from this thread, for good: it needs it for nothing, and the kernel reads
+/// no partition table of a device whose queues ask for their first requests without it.
+fn shed_privilege() {
+    let shed = capabilities(None).and_then(|mut sets| {
+        sets.effective.remove(CapabilitySet::SYS_ADMIN);
+        set_capabilities(None, sets)
+    });
+    if let Err(error) = shed {
+        tracing::warn!(%error, "a shard keeps CAP_SYS_ADMIN");
     }
 }

@@ -31,6 +31,7 @@ pub(crate) mod feature {
     pub(crate) const USER_COPY: u64 = 1 << 7;
     /// The driver's own; devices need not ask for it.
     pub(crate) const UPDATE_SIZE: u64 = 1 << 10;
+    pub(crate) const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 }
 
 /// Operations, in the lowest byte of a descriptor's `op_flags`.

@@ -51,9 +51,23 @@ for found in json.load(sys.stdin): print(found["device"])')"
     timeout $patience_s sheave detach --force "$dead" || fail 'a dead device cannot be ended'
     timeout $patience_s tail --pid=$waits -f /dev/null || fail 'attach still waits'
 
+    # A killed daemon ends even then, and what was only half made is forgotten, unless its number had
+    # been written down.
+    sheave detach "$other"
+    kill_daemon
+    start_daemon
+    sheave attach --front $front "$dead" >attach.log 2>&1 &
+    waits=$!
+    sleep 2
+    kill_daemon
+    timeout $patience_s tail --pid=$waits -f /dev/null || fail 'attach waits for a dead daemon'
+    start_daemon
+    timeout $patience_s sheave detach --force "$dead" 2>detach.log || grep -q neither detach.log ||
+        fail "it cannot be ended: $(cat detach.log)"
+    expect '' "$(connected)"
+
     # A detach that waits for the volume keeps a killed daemon neither from ending nor from being
     # followed by another.
-    sheave detach "$other"
     kill_daemon
     start_daemon
     device=$(sheave attach --front $front "$stalled")
