@@ -6,6 +6,7 @@
 
 mod backend;
 mod claim;
+mod forks;
 mod holders;
 mod open;
 mod seek;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, Result, Volume, VolumeInfo};
 
 use claim::Claim;
+pub use forks::start_process;
 
 /// Descriptions that are opened with the file: one for each thread of the usual engine.
 pub(crate) const HANDLES_READY: usize = 4;

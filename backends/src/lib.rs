@@ -26,7 +26,7 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use file::{FileOptions, FileVolume};
+pub use file::{FileOptions, FileVolume, start_process};
 pub use layers::BlockSize;
 pub use memory::Memory;
 pub use null::Null;

@@ -2,8 +2,11 @@
 
 use std::convert::Infallible;
 use std::env;
+use std::io;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -259,10 +262,12 @@ impl VolumeSource for Backends {
 }
 
 /// This program, as the process that waits for a device.
-fn helper() -> std::process::Command {
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg(HELPER);
-    command
+fn helper(task: &str) -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    // Ctrl-C at the daemon's terminal is not for it.
+    command.args([HELPER, task]).process_group(0).stderr(Stdio::null());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    sheave_backends::start_process(|| command.spawn())
 }
 
 /// Serves the devices of a daemon that died or left, goes on trying where a volume cannot be had

@@ -10,17 +10,24 @@ use std::fs::{File, Metadata, TryLockError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, fcntl_lock, fstatfs};
 use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result};
 
+use super::forks::{Kind, Turn};
 use super::holders::{self, Holder};
 
 /// What to do about a file that is in use.
 const ADVICE: &str = "stop it, or add lock=false if you know that it does not write";
 /// File systems that turn `flock` into a POSIX lock, which would collide with our own (statfs(2)).
 const NETWORK_FILE_SYSTEMS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+
+/// How long it takes at most until a program that begins has lost what its predecessor had open.
+const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
+const EXEC_POLL: Duration = Duration::from_millis(1);
 
 /// What makes a file the same file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +98,17 @@ fn claims() -> MutexGuard<'static, Vec<(Identity, bool)>> {
 
 /// Locks an open file against other processes, or says who has it.
 pub(super) fn lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
+    let (_turn, begun) = (Turn::take(Kind::Lock), Instant::now());
+    loop {
+        match try_lock(file, identity, path, read_only) {
+            // By a child that has just begun to be another program, perhaps.
+            Err(_) if begun.elapsed() < EXEC_TIMEOUT => sleep(EXEC_POLL),
+            locked => return locked,
+        }
+    }
+}
+
+fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
     let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Ok(()) => {}

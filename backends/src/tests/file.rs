@@ -2,14 +2,16 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use sheave_core::{Buf, ErrorKind, Op, Payload, Segment, Volume};
 use tempfile::TempDir;
 
 use super::{Log, bytes, driver, extents, range, read, trim, with_fua, write, zeroes};
 use crate::conformance::Mishap;
-use crate::{FileOptions, FileVolume, OpenOptions, check_resize, open, resize};
+use crate::{FileOptions, FileVolume, OpenOptions, check_resize, open, resize, start_process};
 
 const SIZE: u64 = 1 << 20;
 
@@ -303,4 +305,31 @@ fn a_file_that_nobody_has_open_grows_and_never_shrinks() {
     assert_eq!(check_resize(name).unwrap_err().kind(), ErrorKind::NotFound);
     std::fs::write(&path, vec![0; 8 * SIZE as usize]).unwrap();
     assert_eq!(check_resize(name).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_process_that_is_being_started_does_not_keep_a_file_from_being_opened() {
+    let dir = disk_dir();
+    let path = image(&dir, SIZE);
+    let ended = Arc::new(AtomicBool::new(false));
+    let starters: Vec<_> = (0..4)
+        .map(|_| {
+            let ended = Arc::clone(&ended);
+            std::thread::spawn(move || {
+                while !ended.load(Relaxed) {
+                    let child = start_process(|| Command::new("true").spawn());
+                    child.unwrap().wait().unwrap();
+                }
+            })
+        })
+        .collect();
+    let opened: Vec<_> =
+        (0..200).map(|_| FileVolume::open(&FileOptions::new(&path)).map(drop)).collect();
+    ended.store(true, Relaxed);
+    for starter in starters {
+        starter.join().unwrap();
+    }
+    for result in opened {
+        result.unwrap();
+    }
 }

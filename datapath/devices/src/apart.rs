@@ -5,15 +5,18 @@
 //! connections of devices and the lock of the records. Nobody could serve the device then, and the
 //! thread would wait for ever. A child has neither, and may wait as long as it takes.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin};
 use std::thread::Builder;
 
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::block::BlockDevice;
+
+/// Starts a process of this program that calls [`run_task`] with this text, and whose standard input
+/// and output are pipes.
+pub type Helper = fn(&str) -> io::Result<Child>;
 
 /// What a child is asked to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,16 +71,17 @@ pub fn run_task(task: &str) -> Result<()> {
     };
     let answer = serde_json::to_string(&answer).expect("an answer is plain data");
     // Whoever asked may be gone, which ends this process as well.
-    let _ = writeln!(std::io::stdout(), "{answer}");
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let _ = writeln!(io::stdout(), "{answer}");
+    let _ = io::stdin().read_to_end(&mut Vec::new());
     drop(held);
     Ok(())
 }
 
 /// Has a task done and waits for its end, as a step of `op`.
-pub(crate) fn wait_for(program: fn() -> Command, op: &'static str, task: &Task) -> Result<Claim> {
+pub(crate) fn wait_for(helper: Helper, op: &'static str, task: &Task) -> Result<Claim> {
     let failed = |error| Error::from_io(op, "helper process", error);
-    let mut child = spawn(program, task).map_err(failed)?;
+    let text = serde_json::to_string(task).map_err(|error| failed(error.into()))?;
+    let mut child = helper(&text).map_err(failed)?;
     let (hold, stdout) = (child.stdin.take(), child.stdout.take());
     let claim = Claim { child, hold };
     let mut line = String::new();
@@ -90,34 +94,21 @@ pub(crate) fn wait_for(program: fn() -> Command, op: &'static str, task: &Task) 
     if answer.errno == 0 {
         return Ok(claim);
     }
-    let kind = ErrorKind::of_io(&std::io::Error::from_raw_os_error(answer.errno));
+    let kind = ErrorKind::of_io(&io::Error::from_raw_os_error(answer.errno));
     let why = answer.why.split_once(": ").map_or(&*answer.why, |(_, why)| why);
     Err(Error::new(kind, op, why))
 }
 
 /// Has a task done, whenever that may be.
-pub(crate) fn begin(program: fn() -> Command, task: Task) {
+pub(crate) fn begin(helper: Helper, task: Task) {
     let begun = Builder::new().name("helper".to_owned()).spawn(move || {
-        if let Err(error) = wait_for(program, "attach", &task) {
+        if let Err(error) = wait_for(helper, "attach", &task) {
             tracing::debug!(%error, ?task, "not done");
         }
     });
     if let Err(error) = begun {
         tracing::debug!(%error, "not begun");
     }
-}
-
-fn spawn(program: fn() -> Command, task: &Task) -> std::io::Result<Child> {
-    let task = serde_json::to_string(task)?;
-    let mut command = program();
-    // Ctrl-C at the daemon's terminal is not for it.
-    command
-        .process_group(0)
-        .arg(task)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
 }
 
 impl Drop for Claim {

@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 use sheave_core::Result;
 use sheave_shard::{Assignment, Engine, Served};
 
-use crate::apart::{self, Claim, Task};
+use crate::apart::{self, Claim, Helper, Task};
 use crate::records::Record;
 
 /// A connection whose process has died is replaced by its successor; until then requests wait. A
@@ -81,7 +80,7 @@ impl Device {
     }
 
     /// Tells the kernel the size of this record, which the server must know already.
-    pub(crate) fn resize(self, helper: fn() -> Command, record: &Record) -> Result<()> {
+    pub(crate) fn resize(self, helper: Helper, record: &Record) -> Result<()> {
         let (size, identifier) = (record.size, identifier(record.mark));
         match self {
             Self::Ublk(device) => device.resize(size),

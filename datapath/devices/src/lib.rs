@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
@@ -28,7 +27,7 @@ use crate::block::{BlockDevice, block_size};
 use crate::front::{Device, Server};
 use crate::records::{Record, Records};
 
-pub use crate::apart::run_task;
+pub use crate::apart::{Helper, run_task};
 pub use crate::front::Front;
 pub use sheave_knbd::DeadLinks;
 pub use sheave_shard::Released;
@@ -47,8 +46,8 @@ pub struct DevicesConfig {
     pub volumes: Box<dyn VolumeSource>,
     /// Tells whether ublk works here. Asked until it does.
     pub probe_ublk: fn() -> Result<()>,
-    /// Runs [`run_task`] with one more argument, in a process of its own.
-    pub helper: fn() -> Command,
+    /// How work that waits for a device gets a process of its own.
+    pub helper: Helper,
     /// Connections that a predecessor handed over.
     pub left: Vec<Released>,
 }
@@ -83,7 +82,7 @@ pub struct Devices {
     records: Records,
     volumes: Box<dyn VolumeSource>,
     probe_ublk: fn() -> Result<()>,
-    helper: fn() -> Command,
+    helper: Helper,
     ublk_works: AtomicBool,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
