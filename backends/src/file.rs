@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, Result, Volume, VolumeInfo};
+use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, OpKind, Result, Volume, VolumeInfo};
 
 use claim::Claim;
 pub use forks::start_process;
@@ -27,6 +27,8 @@ pub use forks::start_process;
 pub(crate) const HANDLES_READY: usize = 4;
 /// Longest piece in which zeroes are written where the file system can't make them.
 const ZEROES: usize = 1 << 20;
+/// Writes through the page cache that are quicker if their data stays where it is.
+const IN_PLACE_MIN_BYTES: u64 = 16 << 10;
 
 /// How to open a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +111,15 @@ impl Volume for FileVolume {
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let handle = self.image.handle()?;
         Ok(Box::new(backend::FileBackend::new(Arc::clone(&self.image), handle)))
+    }
+
+    fn takes_in_place(&self, kind: OpKind, len: u64) -> bool {
+        match kind {
+            OpKind::Read => true,
+            // Shorter ones are not slower by way of this process, which carries them out on the spot.
+            OpKind::Write => self.image.direct || len >= IN_PLACE_MIN_BYTES,
+            _ => false,
+        }
     }
 }
 

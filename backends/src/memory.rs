@@ -107,7 +107,7 @@ impl Backend for MemoryBackend {
             return Submitted::Done(outcome);
         }
         Submitted::Done(Ok(match op {
-            Op::Read { range } => Reply::Data(self.store.read(range)),
+            Op::Read { range, .. } => Reply::Data(self.store.read(range)),
             Op::Write { range, data, .. } => {
                 if self.store.write(range, &data) {
                     io.recycle(data);

@@ -51,7 +51,7 @@ impl Backend for NullBackend {
             return Submitted::Done(outcome);
         }
         Submitted::Done(Ok(match op {
-            Op::Read { range } => {
+            Op::Read { range, .. } => {
                 let mut zeroes = Payload::new();
                 // A front never asks for more than the maximum payload, a 32-bit number.
                 zeroes.push(Segment::Zero(range.len() as usize));

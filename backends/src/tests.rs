@@ -50,7 +50,7 @@ fn trim(start: u64, len: u64) -> Op {
 }
 
 fn read(start: u64, len: u64) -> Op {
-    Op::Read { range: range(start, len) }
+    Op::Read { range: range(start, len), into: None }
 }
 
 /// The bytes that a read was answered with.

@@ -254,7 +254,7 @@ impl Worker<'_> {
 
     fn data(&mut self, range: ByteRange) -> anyhow::Result<()> {
         for range in range.pieces(self.job.piece) {
-            let Reply::Data(payload) = self.from.run(Op::Read { range })? else {
+            let Reply::Data(payload) = self.from.run(Op::Read { range, into: None })? else {
                 bail!("the source did not answer a read with data");
             };
             self.write(range, &payload)?;

@@ -123,7 +123,7 @@ impl Action {
     fn op<E: Engine>(&self, driver: &mut Driver<E>) -> Op {
         let (range, fua) = (self.range, self.fua);
         match self.what {
-            What::Read => Op::Read { range },
+            What::Read => Op::Read { range, into: None },
             What::Write { seed, ref memory } => {
                 let bytes = pattern(seed, range);
                 Op::Write { range, data: memory.payload(range, &bytes, driver), fua }

@@ -21,7 +21,7 @@ impl Model {
     /// Ops that look at everything.
     pub(super) fn survey(&self) -> Vec<Op> {
         let all = ByteRange::within(0, self.info.size, self.info.size).expect("all of it");
-        let reads = all.pieces(SURVEY).map(|range| Op::Read { range });
+        let reads = all.pieces(SURVEY).map(|range| Op::Read { range, into: None });
         let status = [1, 1000].map(|extents_max| Op::BlockStatus { range: all, extents_max });
         reads.chain(status).collect()
     }
@@ -38,7 +38,7 @@ impl Model {
             (_, Ok(reply)) => reply,
         };
         match (op, reply) {
-            (Op::Read { range }, Reply::Data(data)) => self.check_read(*range, &data),
+            (Op::Read { range, .. }, Reply::Data(data)) => self.check_read(*range, &data),
             (Op::BlockStatus { range, extents_max }, Reply::Extents(extents)) => {
                 self.check_extents(*range, *extents_max, &extents)
             }

@@ -77,8 +77,9 @@ impl Work {
     /// The work for an op that is more than a hint or a look; the outcome for one that is not.
     pub(super) fn begin(op: &Op, image: &Image, io: &mut dyn Io) -> Result<Self, Outcome> {
         match op {
-            Op::Read { range } => {
-                Ok(Self::Read { range: *range, into: io.buffer(range.len() as usize), done: 0 })
+            Op::Read { range, into } => {
+                let into = into.clone().unwrap_or_else(|| io.buffer(range.len() as usize));
+                Ok(Self::Read { range: *range, into, done: 0 })
             }
             Op::Write { range, data, fua } => {
                 let direct = image.direct && !image.is_tail(*range);
@@ -158,6 +159,7 @@ impl Work {
                     *done += count;
                     match *done < into.len() {
                         true => Step::Request,
+                        false if into.index().is_some() => Step::End(Ok(Reply::Done)),
                         false => Step::End(Ok(Reply::Data(into.clone().into()))),
                     }
                 }

@@ -326,7 +326,7 @@ impl Blocks {
         Ok(match op {
             Op::Read { .. } => {
                 let work = Work::Read { skip: skip as usize, len: range.len() as usize };
-                (Op::Read { range: wide }, work)
+                (Op::Read { range: wide, into: None }, work)
             }
             Op::Write { data, fua, .. } => {
                 let patch = self.patch(range, data, fua);

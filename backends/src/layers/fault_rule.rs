@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     fn read(start: u64, len: u64) -> Op {
-        Op::Read { range: ByteRange::within(start, len, u64::MAX).unwrap() }
+        Op::Read { range: ByteRange::within(start, len, u64::MAX).unwrap(), into: None }
     }
 
     #[test]

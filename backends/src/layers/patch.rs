@@ -37,7 +37,7 @@ impl Patch {
 
     /// The first op to run; later, the read that is due.
     pub(super) fn start(&self) -> Op {
-        Op::Read { range: self.reading }
+        Op::Read { range: self.reading, into: None }
     }
 
     /// Takes the end of an op; answers with the next one, if it was not the last.

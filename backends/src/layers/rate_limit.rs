@@ -51,7 +51,7 @@ impl Volume for RateLimit {
 impl Keeper for Arc<Mutex<Meter>> {
     fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End) {
         let bytes = match &op {
-            Op::Read { range } | Op::Write { range, .. } => range.len(),
+            Op::Read { range, .. } | Op::Write { range, .. } => range.len(),
             _ => 0,
         };
         // Two numbers, valid in any state.

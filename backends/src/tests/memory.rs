@@ -108,7 +108,10 @@ fn threads_that_free_chunks_do_not_disturb_the_others() {
                     let data = driver.write_buffer(own);
                     data.copy_in(0, &[value; 4096]);
                     driver.run_one(Op::Write { range: own, data, fua: false }).unwrap();
-                    assert_eq!(bytes(driver.run_one(Op::Read { range: own })), [value; 4096]);
+                    assert_eq!(
+                        bytes(driver.run_one(Op::Read { range: own, into: None })),
+                        [value; 4096]
+                    );
                 }
             }));
         }

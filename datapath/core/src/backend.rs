@@ -1,6 +1,6 @@
 //! Volumes, and the backends through which an engine uses them.
 
-use crate::{ByteRange, Completion, Io, IoDone, Nanos, Op, Outcome, Payload, Result, Tag};
+use crate::{ByteRange, Completion, Io, IoDone, Nanos, Op, OpKind, Outcome, Payload, Result, Tag};
 
 /// Block sizes in bytes (NBD: "block size constraints").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +82,14 @@ pub trait Volume: Send + Sync {
     /// # Errors
     /// When the volume can no longer be used.
     fn backend(&self) -> Result<Box<dyn Backend>>;
+
+    /// Whether the data of a read or a write of `len` bytes may stay in memory that only the kernel
+    /// sees ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without a
+    /// look at it, and is faster that way.
+    fn takes_in_place(&self, kind: OpKind, len: u64) -> bool {
+        let _ = (kind, len);
+        false
+    }
 }
 
 /// What became of a submitted op.

@@ -31,9 +31,15 @@ impl Page {
 /// A view of some bytes of a shared block of pages. Cloning shares the memory.
 #[derive(Clone)]
 pub struct Buf {
-    pages: Arc<Box<[Page]>>,
+    memory: Memory,
     start: usize,
     len: usize,
+}
+
+#[derive(Clone)]
+enum Memory {
+    Pages(Arc<Box<[Page]>>),
+    Registered(u16),
 }
 
 impl Buf {
@@ -41,7 +47,16 @@ impl Buf {
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
         let pages = (0..len.div_ceil(PAGE_SIZE)).map(|_| Page::zeroed()).collect();
-        Self { pages: Arc::new(pages), start: 0, len }
+        Self { memory: Memory::Pages(Arc::new(pages)), start: 0, len }
+    }
+
+    /// Memory that only the kernel sees: the first `len` bytes of what is registered with the ring
+    /// of this thread under `index`. A volume gets it if it asks for it, by
+    /// [`crate::Volume::takes_in_place`], and hands it to [`crate::Io::start`]; whoever looks at its
+    /// bytes panics.
+    #[must_use]
+    pub fn registered(index: u16, len: usize) -> Self {
+        Self { memory: Memory::Registered(index), start: 0, len }
     }
 
     /// A buffer that holds a copy of `bytes`.
@@ -67,16 +82,34 @@ impl Buf {
     /// Bytes that the underlying block of pages holds in all.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.pages.len() * PAGE_SIZE
+        match &self.memory {
+            Memory::Pages(pages) => pages.len() * PAGE_SIZE,
+            Memory::Registered(_) => 0,
+        }
     }
 
     /// The block of pages this buffer is a view of, for whoever hands its address to the kernel.
+    ///
+    /// # Panics
+    /// When it is memory that only the kernel sees: a bug of the caller.
     #[must_use]
     pub fn pages(&self) -> &[Page] {
-        &self.pages
+        match &self.memory {
+            Memory::Pages(pages) => pages,
+            Memory::Registered(_) => panic!("nobody but the kernel looks at registered memory"),
+        }
     }
 
-    /// Where the view begins in [`Buf::pages`], in bytes.
+    /// Under which index it is registered, if only the kernel sees it.
+    #[must_use]
+    pub fn index(&self) -> Option<u16> {
+        match self.memory {
+            Memory::Pages(_) => None,
+            Memory::Registered(index) => Some(index),
+        }
+    }
+
+    /// Where the view begins in [`Buf::pages`] or in what is registered, in bytes.
     #[must_use]
     pub fn start(&self) -> usize {
         self.start
@@ -85,17 +118,21 @@ impl Buf {
     /// Whether both are views of the same bytes.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pages, &other.pages) && self.start == other.start && self.len == other.len
+        let is_same_memory = match (&self.memory, &other.memory) {
+            (Memory::Pages(pages), Memory::Pages(others)) => Arc::ptr_eq(pages, others),
+            _ => self.index().is_some() && self.index() == other.index(),
+        };
+        is_same_memory && self.start == other.start && self.len == other.len
     }
 
     /// The whole block as a view of `len` bytes, if nobody else holds it: how a pool takes a
     /// buffer back.
     #[must_use]
     pub fn reclaim(mut self, len: usize) -> Option<Self> {
-        if Arc::get_mut(&mut self.pages).is_none() || len > self.capacity() {
-            return None;
-        }
-        Some(Self { pages: self.pages, start: 0, len })
+        let fits = len <= self.capacity();
+        let Memory::Pages(pages) = &mut self.memory else { return None };
+        let is_sole = Arc::get_mut(pages).is_some();
+        (is_sole && fits).then_some(Self { memory: self.memory, start: 0, len })
     }
 
     /// A view of `len` bytes that begins `skip` bytes in.
@@ -105,7 +142,7 @@ impl Buf {
     #[must_use]
     pub fn slice(&self, skip: usize, len: usize) -> Self {
         assert!(skip <= self.len && len <= self.len - skip, "slice inside the buffer");
-        Self { pages: Arc::clone(&self.pages), start: self.start + skip, len }
+        Self { memory: self.memory.clone(), start: self.start + skip, len }
     }
 
     /// Stores `bytes` at `at`.
@@ -184,13 +221,14 @@ impl Buf {
 
     /// The pages that `len` bytes at `at` touch: their words, the first byte in them, the count.
     fn runs(&self, at: usize, len: usize) -> impl Iterator<Item = (&[AtomicU64], usize, usize)> {
+        let pages = self.pages();
         let mut at = self.start + at;
         let end = at + len;
         std::iter::from_fn(move || {
             (at < end).then(|| {
                 let skip = at % PAGE_SIZE;
                 let len = (PAGE_SIZE - skip).min(end - at);
-                let words = &self.pages[at / PAGE_SIZE].0[..];
+                let words = &pages[at / PAGE_SIZE].0[..];
                 at += len;
                 (words, skip, len)
             })
@@ -308,6 +346,15 @@ impl Payload {
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// The buffer that only the kernel sees and its index, if the bytes are in one.
+    #[must_use]
+    pub fn registered(&self) -> Option<(&Buf, u16)> {
+        match &self.segments[..] {
+            [Segment::Data(buf)] => Some((buf, buf.index()?)),
+            _ => None,
+        }
     }
 
     /// The segments in order, by value.
@@ -433,6 +480,17 @@ mod tests {
         assert_eq!(payload.segments().len(), 2);
         assert_eq!(payload.to_vec(), b"\0\0\0\0\0abcdef");
         assert_eq!(payload.slice(4, 4).to_vec(), b"\0abc");
+    }
+
+    #[test]
+    fn registered_memory_is_sliced_but_neither_looked_at_nor_reclaimed() {
+        let buf = Buf::registered(7, 4096);
+        let part = buf.slice(512, 1024);
+        assert_eq!((part.index(), part.start(), part.len()), (Some(7), 512, 1024));
+        assert!(buf.is_same(&buf.clone()) && !buf.is_same(&part));
+        assert!(!buf.is_same(&Buf::zeroed(4096)));
+        assert!(buf.clone().reclaim(0).is_none());
+        assert!(std::panic::catch_unwind(|| buf.to_vec()).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Operations and their completions.
 
-use crate::{ByteRange, Payload, Result};
+use crate::{Buf, ByteRange, Payload, Result};
 
 /// What a front asks of a backend. An `Op` owns its buffers until its completion.
 #[derive(Clone, Debug)]
@@ -9,6 +9,9 @@ pub enum Op {
     Read {
         /// What to read.
         range: ByteRange,
+        /// Where to put the bytes, if the volume takes this read in place
+        /// ([`crate::Volume::takes_in_place`]); the reply is then [`Reply::Done`].
+        into: Option<Buf>,
     },
     /// Write `data`, as long as the range, to the range.
     Write {
@@ -126,7 +129,7 @@ impl Op {
     pub fn range(&self) -> Option<ByteRange> {
         match self {
             Self::Flush => None,
-            Self::Read { range }
+            Self::Read { range, .. }
             | Self::Write { range, .. }
             | Self::Trim { range, .. }
             | Self::WriteZeroes { range, .. }
@@ -152,7 +155,7 @@ pub struct Extent {
 pub enum Reply {
     /// Nothing but success.
     Done,
-    /// The bytes of a read, as long as its range.
+    /// The bytes of a read that was not in place, as long as its range.
     Data(Payload),
     /// Extents from the range's start, at least one; the last may end early or (only the last)
     /// go beyond the range, never beyond the volume.

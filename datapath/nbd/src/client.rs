@@ -253,7 +253,9 @@ struct Answer {
 impl Answer {
     fn to(op: &Op, request: &Request, status: Option<u32>) -> Self {
         let len = match op {
-            Op::Read { range } => usize::try_from(range.len()).expect("a read fits into memory"),
+            Op::Read { range, .. } => {
+                usize::try_from(range.len()).expect("a read fits into memory")
+            }
             _ => 0,
         };
         let (data, coverage) = (Buf::zeroed(len), ReadCoverage::new(request));

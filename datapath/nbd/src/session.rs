@@ -140,7 +140,9 @@ impl NbdSession {
     fn execute(&mut self, arrived: Arrived, cx: &mut Cx<'_>) {
         let Arrived { request, verdict, start, data } = arrived;
         let (op, asked) = match verdict {
-            Verdict::Read { range, df } => (Op::Read { range }, Asked::Read { range, df }),
+            Verdict::Read { range, df } => {
+                (Op::Read { range, into: None }, Asked::Read { range, df })
+            }
             Verdict::Write { range, fua } => {
                 let data = data.expect("a write arrives with its data");
                 (Op::Write { range, data, fua }, Asked::Done { bytes: range.len() })

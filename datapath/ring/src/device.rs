@@ -19,8 +19,13 @@ pub struct DeviceCommand {
     pub number: u32,
     /// What it says.
     pub content: [u8; 16],
+    /// Where the driver puts the memory of the next request, as it defines that; zeroes for nowhere.
+    pub buffer: [u8; 8],
 }
 
+/// Where a `struct io_uring_sqe` has its `addr`.
+const ADDR: usize = 16;
+const _: () = assert!(size_of::<squeue::Entry>() == 64);
 /// Entries that must be submitted together.
 const PAIR: usize = 2;
 
@@ -107,7 +112,12 @@ pub enum DeviceEvent {
 }
 
 fn command_entry(device: RawFd, command: &DeviceCommand) -> squeue::Entry {
-    opcode::UringCmd16::new(Fd(device), command.number).cmd(command.content).build()
+    let command_entry = opcode::UringCmd16::new(Fd(device), command.number);
+    let mut entry = command_entry.cmd(command.content).build();
+    // SAFETY: an entry is a `struct io_uring_sqe`, whose bytes 16 to 23 are `addr` and may be any.
+    // JUSTIFICATION: the crate has no way to set the `addr` of a command.
+    unsafe { (&raw mut entry).byte_add(ADDR).cast::<[u8; 8]>().write(command.buffer) };
+    entry
 }
 
 fn len(len: usize) -> u32 {

@@ -7,6 +7,7 @@
 //! Sources: io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_setup(2).
 
 mod batch;
+mod buffers;
 mod control;
 mod copy;
 mod descriptors;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use sheave_core::{IoRequest, Payload};
+use sheave_core::{Buf, IoRequest, Payload};
 use slab::Slab;
 
 use crate::SendBatch;
+use crate::buffers::Buffers;
 use crate::device::DeviceEvent;
 use crate::iovec::{IoVecs, address};
 use crate::plain::mode_bits;
@@ -127,12 +128,13 @@ pub(crate) struct Landing {
 /// An io_uring, used by the thread that made it.
 pub struct Ring {
     // Dropped by hand, in this order: the kernel may write to what follows until the ring is gone.
-    uring: ManuallyDrop<IoUring>,
+    pub(crate) uring: ManuallyDrop<IoUring>,
     in_flight: ManuallyDrop<Slab<InFlight>>,
     provided: ManuallyDrop<Provided>,
     files_in_flight: usize,
     sockets: usize,
     free_slots: Vec<u32>,
+    pub(crate) buffers: Buffers,
     config: RingConfig,
 }
 
@@ -155,6 +157,7 @@ impl Ring {
             files_in_flight: 0,
             sockets: 0,
             free_slots: if registered { (0..count).rev().collect() } else { Vec::new() },
+            buffers: Buffers::default(),
             config,
         })
     }
@@ -434,15 +437,25 @@ impl Drop for Ring {
 fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
     match request {
         IoRequest::Read { file, at, into } => {
-            let len = u32::try_from(into.len()).expect("a buffer is below 4 GiB");
-            opcode::Read::new(fd(file), address(into), len).offset(*at).build()
+            let len = buffer_len(into.len());
+            match into.index() {
+                Some(index) => {
+                    opcode::ReadFixed::new(fd(file), within(into), len, index).offset(*at).build()
+                }
+                None => opcode::Read::new(fd(file), address(into), len).offset(*at).build(),
+            }
         }
         IoRequest::Write { file, at, from, dsync } => {
             let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+            if let Some((buf, index)) = from.registered() {
+                let (first, len) = (within(buf).cast_const(), buffer_len(buf.len()));
+                let write = opcode::WriteFixed::new(fd(file), first, len, index);
+                return write.offset(*at).rw_flags(flags).build();
+            }
             vectors.set_payload(from, 0);
             match vectors.0[..] {
                 [one] => {
-                    let len = u32::try_from(one.iov_len).expect("a buffer is below 4 GiB");
+                    let len = buffer_len(one.iov_len);
                     let from = one.iov_base.cast_const().cast();
                     opcode::Write::new(fd(file), from, len).offset(*at).rw_flags(flags).build()
                 }
@@ -459,6 +472,15 @@ fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
             opcode::Fallocate::new(fd(file), *len).offset(*at).mode(mode_bits(*mode)).build()
         }
     }
+}
+
+/// What the kernel takes for an address in registered memory that has none: how far into it.
+fn within(buf: &Buf) -> *mut u8 {
+    std::ptr::without_provenance_mut(buf.start())
+}
+
+fn buffer_len(len: usize) -> u32 {
+    u32::try_from(len).expect("a buffer is below 4 GiB")
 }
 
 fn fd(file: &impl AsRawFd) -> Fd {

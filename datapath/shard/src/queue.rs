@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use sheave_core::{ByteRange, Io, Nanos, Op, Outcome, Payload, Result, Submitted, Volume};
+use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume};
 use sheave_ring::DeviceCommand;
 use sheave_telemetry::{Recorder, VolumeStats};
 
@@ -22,8 +22,9 @@ const AT_REST: &str = "the shard keeps requests from a queue at rest";
 /// Calls come in turns: any number of `commanded`, `copied`, `completed`, `retry`; then
 /// `turn_ended` once.
 pub trait DeviceQueue: Send {
-    /// Offers all slots to the kernel.
-    fn start(&mut self, cx: &mut QueueCx<'_>);
+    /// Offers all slots to the kernel. `places` is the first of those that the queue has for the
+    /// memory of its requests, one for each slot; `None` if it is to copy.
+    fn start(&mut self, places: Option<u16>, cx: &mut QueueCx<'_>);
 
     /// A command about this slot has ended; a negative result is an error number.
     fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>);
@@ -73,6 +74,9 @@ pub struct QueueAssignment {
     pub queue: Box<dyn DeviceQueue>,
     /// What it serves.
     pub served: Served,
+    /// Places it wants for the memory of its requests ([`sheave_ring::Ring::take_places`]); 0 if
+    /// the driver would not put it there.
+    pub places: u16,
     /// Is told once whether the shard serves it.
     pub started: SyncSender<Result<()>>,
 }
@@ -106,6 +110,12 @@ impl QueueCx<'_> {
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         &self.mounted.as_ref().expect(AT_REST).recorder
+    }
+
+    /// See [`Volume::takes_in_place`].
+    #[must_use]
+    pub fn takes_in_place(&self, kind: OpKind, len: u64) -> bool {
+        self.mounted.as_ref().expect(AT_REST).volume.takes_in_place(kind, len)
     }
 
     /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].

@@ -19,6 +19,8 @@ pub(crate) struct Queue {
     volume: Option<usize>,
     touched: bool,
     rest: Rest,
+    /// Places for the memory of requests: the first, and how many.
+    places: Option<(u16, u16)>,
 }
 
 /// Whether a queue takes requests.
@@ -32,7 +34,7 @@ enum Rest {
 
 impl Shard {
     pub(crate) fn open_queue(&mut self, assignment: QueueAssignment) {
-        let QueueAssignment { name, device, queue, served, started } = assignment;
+        let QueueAssignment { name, device, queue, served, places, started } = assignment;
         let index = match self.mount(&served) {
             Ok(index) => index,
             Err(error) => {
@@ -43,9 +45,12 @@ impl Shard {
             }
         };
         let (volume, rest) = (Some(index), Rest::Awake);
-        let queue = Queue { name, device, queue, volume, touched: false, rest };
+        let wanted = (places > 0).then_some(places);
+        let places = wanted.and_then(|count| Some((self.ring.take_places(count)?, count)));
+        let queue = Queue { name, device, queue, volume, touched: false, rest, places };
         let key = self.queues.insert(queue);
-        self.call_queue(key, |queue, cx| queue.start(cx));
+        let first = places.map(|(first, _)| first);
+        self.call_queue(key, |queue, cx| queue.start(first, cx));
         let _ = started.send(Ok(()));
     }
 
@@ -208,6 +213,9 @@ impl Shard {
         self.inbox.closed();
         if let Some(volume) = queue.volume {
             self.unmount(volume);
+        }
+        if let Some((first, count)) = queue.places {
+            self.ring.give_places(first, count);
         }
         // Last, since with it the device is gone, for others to see.
         drop(queue);

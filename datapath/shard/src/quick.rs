@@ -30,8 +30,9 @@ pub(crate) struct Quick {
 impl Quick {
     /// Whether this request should be carried out on the spot.
     pub(crate) fn takes(&self, request: &IoRequest, now: Nanos) -> bool {
-        let short = matches!(request, IoRequest::Write { from, .. } if from.len() <= LEN_MAX_BYTES);
-        short && now >= self.closed_until
+        let IoRequest::Write { from, .. } = request else { return false };
+        let is_short = from.len() <= LEN_MAX_BYTES;
+        is_short && from.registered().is_none() && now >= self.closed_until
     }
 
     /// Carries it out for that volume of the shard.

@@ -11,7 +11,7 @@ use crate::shard::Shard;
 
 /// A volume that connections and queues of this shard use.
 pub(crate) struct Mounted {
-    volume: Arc<dyn Volume>,
+    pub(crate) volume: Arc<dyn Volume>,
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) recorder: Recorder,
     users: usize,

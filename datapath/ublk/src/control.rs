@@ -44,7 +44,7 @@ pub fn check() -> Result<()> {
 pub fn probe() -> Result<()> {
     check()?;
     let mut control = Control::open()?;
-    let info = control.add(1, 1, 4096, 0)?;
+    let info = control.add(1, 1, 4096, 0, 0)?;
     control.delete(info.id)
 }
 
@@ -78,10 +78,11 @@ impl Control {
         queues: u16,
         depth: u16,
         io_max_bytes: u32,
+        more_features: u64,
         mark: u64,
     ) -> Result<DeviceInfo> {
-        let wanted =
-            DeviceInfo { queues, depth, state: 0, io_max_bytes, id: ANY, features: NEEDED, mark };
+        let features = NEEDED | more_features;
+        let wanted = DeviceInfo { queues, depth, state: 0, io_max_bytes, id: ANY, features, mark };
         let mut bytes = wanted.to_bytes();
         self.call(control::ADD_DEV, ANY, 0, &mut bytes)?;
         Ok(DeviceInfo::of_bytes(&bytes))

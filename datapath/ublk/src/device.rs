@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, OpKind, Result};
 use sheave_ring::Descriptors;
 use sheave_shard::{Engine, QueueAssignment, Served};
 
@@ -61,13 +61,15 @@ pub fn attach(
     let mut control = Control::open()?;
     let io_max_bytes = IO_MAX_BYTES.min(info.block.maximum_payload);
     let queues = u16::try_from(queues).unwrap_or(u16::MAX);
-    let scan = Scan::of(&mut control)?;
-    let added = control.add(queues, DEPTH, io_max_bytes, mark)?;
+    let has = control.features()?;
+    let in_place = served.volume.takes_in_place(OpKind::Read, block.into());
+    let more_features = if in_place { has & feature::AUTO_BUF_REG } else { 0 };
+    let added = control.add(queues, DEPTH, io_max_bytes, more_features, mark)?;
     let device = Device { id: added.id };
     let live = (|| {
         control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
         made(device)?;
-        serve(engine, served, &added, scan)?;
+        serve(engine, served, &added, Scan::of(has))?;
         control.start(added.id)
     })();
     if let Err(error) = live {
@@ -147,10 +149,10 @@ enum Scan {
 }
 
 impl Scan {
-    fn of(control: &mut Control) -> Result<Self> {
+    fn of(features: u64) -> Self {
         // Kernels that can be told not to do it do it later (Linux 7.1; 6.19 does so unseen).
-        let can_be_told = control.features()? & feature::NO_AUTO_PART_SCAN != 0;
-        Ok(if can_be_told { Self::Later } else { Self::Avoided })
+        let can_be_told = features & feature::NO_AUTO_PART_SCAN != 0;
+        if can_be_told { Self::Later } else { Self::Avoided }
     }
 }
 
@@ -222,13 +224,14 @@ fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, scan: Scan) -> Res
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
-        let (depth, size) = (info.depth, served.volume.info().size);
-        let queue = UblkQueue::new(number, descriptors, depth, size, scan == Scan::Avoided);
+        let size = served.volume.info().size;
+        let queue = UblkQueue::new(number, descriptors, info, size, scan == Scan::Avoided);
         queues.push(QueueAssignment {
             name: info.mark,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
             served: served.clone(),
+            places: if info.registers() { info.depth } else { 0 },
             started: started.clone(),
         });
     }

@@ -5,14 +5,16 @@ use std::io;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use sheave_core::{
-    ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Payload, Reply, Submitted,
+    Buf, ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Payload, Reply, Submitted,
 };
-use sheave_ring::{Descriptor, Descriptors};
+use sheave_ring::{Descriptor, Descriptors, DeviceCommand};
 use sheave_shard::{DeviceQueue, QueueCx};
 use sheave_telemetry::Recorder;
 
 use crate::device::IO_MAX_BYTES;
-use crate::uapi::{SECTOR_SHIFT, commit_and_fetch, fetch, flag, operation, position};
+use crate::uapi::{
+    DeviceInfo, SECTOR_SHIFT, buffer_place, commit_and_fetch, fetch, flag, operation, position,
+};
 
 /// The driver has a request.
 const OK: i32 = 0;
@@ -32,6 +34,10 @@ const _: () = assert!(HELD_BYTES_MAX >= IO_MAX_BYTES as u64);
 pub(crate) struct UblkQueue {
     number: u16,
     descriptors: Descriptors,
+    /// The driver puts the memory of requests into places of the ring's table.
+    registers: bool,
+    /// The first slot's place; `None` if there is none, or it has turned out to be of no use.
+    place: Option<u16>,
     /// Bytes of the device.
     size: u64,
     slots: Vec<Slot>,
@@ -59,7 +65,7 @@ enum Slot {
     /// The data of a write is being copied to memory.
     Filling { range: ByteRange, fua: bool, start: Nanos },
     /// The backend.
-    Busy { kind: OpKind, bytes: u64, start: Nanos, submitted: Nanos },
+    Busy { kind: OpKind, bytes: u64, in_place: bool, start: Nanos, submitted: Nanos },
     /// The data of a read is being copied to the request, and the answer follows it.
     Answering { bytes: u64 },
 }
@@ -75,18 +81,20 @@ impl UblkQueue {
     pub(crate) fn new(
         number: u16,
         descriptors: Descriptors,
-        depth: u16,
+        info: &DeviceInfo,
         size: u64,
         unprivileged: bool,
     ) -> Self {
         Self {
             number,
             descriptors,
+            registers: info.registers(),
+            place: None,
             size,
-            slots: (0..depth).map(|_| Slot::Away(None)).collect(),
+            slots: (0..info.depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
             stalled: Vec::new(),
-            waiting: VecDeque::with_capacity(depth.into()),
+            waiting: VecDeque::with_capacity(info.depth.into()),
             held_bytes: 0,
             times: Vec::new(),
             abandoned: false,
@@ -113,23 +121,36 @@ impl UblkQueue {
         let Some(range) = range else {
             return self.refuse(slot, ErrorKind::Invalid, "request beyond the volume", cx);
         };
-        if matches!(operation, operation::READ | operation::WRITE) {
+        let own = self.own_memory(slot, op_flags, len, cx);
+        if own.is_none() && matches!(operation, operation::READ | operation::WRITE) {
             if self.held_bytes + len > HELD_BYTES_MAX {
                 return self.waiting.push_front(slot);
             }
             self.held_bytes += len;
         }
-        let op = match operation {
-            operation::READ => Op::Read { range },
-            operation::WRITE => return self.fill(slot, range, fua, cx),
-            operation::DISCARD => Op::Trim { range, fua },
-            operation::WRITE_ZEROES => {
+        let op = match (operation, own) {
+            (operation::READ, into) => Op::Read { range, into },
+            (operation::WRITE, Some(own)) => Op::Write { range, data: own.into(), fua },
+            (operation::WRITE, None) => return self.fill(slot, range, fua, cx),
+            (operation::DISCARD, _) => Op::Trim { range, fua },
+            (operation::WRITE_ZEROES, _) => {
                 let no_hole = op_flags & flag::NOUNMAP != 0;
                 Op::WriteZeroes { range, fua, no_hole, fast: false }
             }
             _ => return self.refuse(slot, ErrorKind::Unsupported, "unknown operation", cx),
         };
         self.submit(slot, op, cx.now(), cx);
+    }
+
+    /// The memory of the request, if its data can stay there.
+    fn own_memory(&self, slot: u32, op_flags: u32, len: u64, cx: &QueueCx<'_>) -> Option<Buf> {
+        let place = self.place.filter(|_| op_flags & flag::NEED_REG_BUF == 0)? + slot as u16;
+        let kind = match op_flags as u8 {
+            operation::READ => OpKind::Read,
+            operation::WRITE => OpKind::Write,
+            _ => return None,
+        };
+        cx.takes_in_place(kind, len).then(|| Buf::registered(place, len as usize))
     }
 
     /// Begins requests that waited for memory, in the order in which they came.
@@ -154,7 +175,12 @@ impl UblkQueue {
     fn submit(&mut self, slot: u32, op: Op, start: Nanos, cx: &mut QueueCx<'_>) {
         let bytes = op.range().map_or(0, ByteRange::len);
         let (kind, submitted) = (op.kind(), cx.now());
-        self.slots[slot as usize] = Slot::Busy { kind, bytes, start, submitted };
+        let in_place = match &op {
+            Op::Read { into, .. } => into.is_some(),
+            Op::Write { data, .. } => data.registered().is_some(),
+            _ => false,
+        };
+        self.slots[slot as usize] = Slot::Busy { kind, bytes, in_place, start, submitted };
         self.resubmit(slot, op, cx);
     }
 
@@ -174,11 +200,11 @@ impl UblkQueue {
             return;
         }
         let was = std::mem::replace(&mut self.slots[slot as usize], Slot::Away(None));
-        let Slot::Busy { kind, bytes, start, submitted } = was else {
+        let Slot::Busy { kind, bytes, in_place, start, submitted } = was else {
             unreachable!("a backend ends what it was given, once")
         };
         self.times.push(Timed { kind, start, submitted });
-        if matches!(kind, OpKind::Read | OpKind::Write) {
+        if matches!(kind, OpKind::Read | OpKind::Write) && !in_place {
             self.held_bytes -= bytes;
         }
         // What the kernel is told of reads and writes is how much was done.
@@ -188,16 +214,21 @@ impl UblkQueue {
                 cx.recorder().add_bytes(kind, bytes);
                 self.slots[slot as usize] = Slot::Answering { bytes };
                 self.held_bytes += bytes;
-                let then = commit_and_fetch(self.number, slot as u16, done);
+                let then = self.committing(slot, done);
                 cx.copy_to_device(position(self.number, slot as u16), payload, &then, slot);
             }
-            Ok(Reply::Done) if kind != OpKind::Read => {
+            Ok(Reply::Done) if kind != OpKind::Read || in_place => {
                 cx.recorder().add_bytes(kind, bytes);
                 self.answer(slot, done, cx);
             }
             Ok(_) => {
                 debug_assert!(false, "a backend answers what it was asked");
                 self.refuse(slot, ErrorKind::Io, "the volume gave a wrong answer", cx);
+            }
+            Err(error) if in_place && is_about_memory(&error) => {
+                tracing::warn!(%error, queue = self.number, "data is copied from now on");
+                self.place = None;
+                self.begin(slot, cx);
             }
             Err(error) => {
                 cx.recorder().add_error(kind);
@@ -220,17 +251,35 @@ impl UblkQueue {
     /// Tells the kernel how the slot's request ended, and takes the next.
     fn answer(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
         self.slots[slot as usize] = Slot::Away(Some(result));
-        cx.command(&commit_and_fetch(self.number, slot as u16, result), slot);
+        cx.command(&self.committing(slot, result), slot);
+    }
+
+    fn fetching(&self, slot: u32) -> DeviceCommand {
+        fetch(self.number, slot as u16, self.buffer(slot))
+    }
+
+    fn committing(&self, slot: u32, result: i32) -> DeviceCommand {
+        commit_and_fetch(self.number, slot as u16, result, self.buffer(slot))
+    }
+
+    /// Where the driver is to put the memory of the slot's next request.
+    fn buffer(&self, slot: u32) -> [u8; 8] {
+        if self.registers {
+            buffer_place(self.place.map(|first| first + slot as u16))
+        } else {
+            [0; 8]
+        }
     }
 }
 
 impl DeviceQueue for UblkQueue {
-    fn start(&mut self, cx: &mut QueueCx<'_>) {
+    fn start(&mut self, places: Option<u16>, cx: &mut QueueCx<'_>) {
+        self.place = places;
         if self.unprivileged {
             shed_privilege();
         }
         for slot in 0..self.slots.len() {
-            cx.command(&fetch(self.number, slot as u16), slot as u32);
+            cx.command(&self.fetching(slot as u32), slot as u32);
         }
     }
 
@@ -246,7 +295,7 @@ impl DeviceQueue for UblkQueue {
             // Nobody else would answer the request.
             EAGAIN | ENOMEM if let Slot::Away(told) = self.slots[slot as usize] => match told {
                 Some(told) => self.answer(slot, told, cx),
-                None => cx.command(&fetch(self.number, slot as u16), slot),
+                None => cx.command(&self.fetching(slot), slot),
             },
             _ => {
                 self.ended += 1;
@@ -336,6 +385,12 @@ impl DeviceQueue for UblkQueue {
     fn is_finished(&self) -> bool {
         self.ended == self.slots.len() && self.orphans == 0
     }
+}
+
+/// Whether a volume may refuse memory that only the kernel sees in this way: a file system that has
+/// not expected it, or has demands on how the memory of direct I/O lies.
+fn is_about_memory(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
 }
 
 /// Takes `CAP_SYS_ADMIN` from this thread, for good: it needs it for nothing, and the kernel reads

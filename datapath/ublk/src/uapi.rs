@@ -29,6 +29,7 @@ pub(crate) mod feature {
     pub(crate) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     pub(crate) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
     pub(crate) const USER_COPY: u64 = 1 << 7;
+    pub(crate) const AUTO_BUF_REG: u64 = 1 << 11;
     /// The driver's own; devices need not ask for it.
     pub(crate) const UPDATE_SIZE: u64 = 1 << 10;
     pub(crate) const NO_AUTO_PART_SCAN: u64 = 1 << 18;
@@ -47,6 +48,8 @@ pub(crate) mod operation {
 pub(crate) mod flag {
     pub(crate) const FUA: u32 = 1 << 13;
     pub(crate) const NOUNMAP: u32 = 1 << 15;
+    /// Its memory could not be put into its place.
+    pub(crate) const NEED_REG_BUF: u32 = 1 << 17;
 }
 
 /// The state of a device that has not been started, or has been stopped.
@@ -69,6 +72,11 @@ pub(crate) struct DeviceInfo {
 
 impl DeviceInfo {
     pub(crate) const LEN: usize = 64;
+
+    /// Whether the driver puts the memory of requests into the ring's table.
+    pub(crate) fn registers(self) -> bool {
+        self.features & feature::AUTO_BUF_REG != 0
+    }
 
     pub(crate) fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
@@ -136,13 +144,26 @@ fn attributes(info: &VolumeInfo) -> u32 {
 }
 
 /// "Give me the first request of this slot."
-pub(crate) fn fetch(queue: u16, slot: u16) -> DeviceCommand {
-    DeviceCommand { number: iowr(0x20, 16), content: io_command(queue, slot, 0) }
+pub(crate) fn fetch(queue: u16, slot: u16, buffer: [u8; 8]) -> DeviceCommand {
+    DeviceCommand { number: iowr(0x20, 16), content: io_command(queue, slot, 0), buffer }
 }
 
 /// "This is the answer; give me the next request of this slot."
-pub(crate) fn commit_and_fetch(queue: u16, slot: u16, result: i32) -> DeviceCommand {
-    DeviceCommand { number: iowr(0x21, 16), content: io_command(queue, slot, result) }
+pub(crate) fn commit_and_fetch(
+    queue: u16,
+    slot: u16,
+    result: i32,
+    buffer: [u8; 8],
+) -> DeviceCommand {
+    DeviceCommand { number: iowr(0x21, 16), content: io_command(queue, slot, result), buffer }
+}
+
+/// A `struct ublk_auto_buf_reg`: "Put the memory of the next request into this place of the ring's
+/// table, or say that you could not." Beside the table, nothing is put.
+pub(crate) fn buffer_place(place: Option<u16>) -> [u8; 8] {
+    const FALLBACK: u64 = 1 << 16;
+    const NOWHERE: u16 = u16::MAX;
+    (u64::from(place.unwrap_or(NOWHERE)) | FALLBACK).to_ne_bytes()
 }
 
 /// Where the data of this slot's request is in the device's file.
@@ -184,8 +205,8 @@ mod tests {
     fn numbers_are_those_of_the_header() {
         assert_eq!(control::ADD_DEV, 0xc020_7504);
         assert_eq!(control::GET_FEATURES, 0x8020_7513);
-        assert_eq!(fetch(0, 0).number, 0xc010_7520);
-        assert_eq!(commit_and_fetch(0, 0, 0).number, 0xc010_7521);
+        assert_eq!(fetch(0, 0, [0; 8]).number, 0xc010_7520);
+        assert_eq!(commit_and_fetch(0, 0, 0, [0; 8]).number, 0xc010_7521);
         assert_eq!(position(1, 2), 0x8000_0000 + (1 << 41) + (2 << 25));
     }
 

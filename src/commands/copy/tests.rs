@@ -38,7 +38,7 @@ impl Watched {
 
     fn read(&self, at: u64, len: usize) -> Vec<u8> {
         let range = ByteRange::within(at, len as u64, self.info.size).unwrap();
-        match Blocking::open(&*self.inner).unwrap().run(Op::Read { range }).unwrap() {
+        match Blocking::open(&*self.inner).unwrap().run(Op::Read { range, into: None }).unwrap() {
             Reply::Data(payload) => payload.to_vec(),
             other => panic!("{other:?}"),
         }

@@ -47,9 +47,18 @@ for front in $(fronts); do
     for type in ext4 xfs btrfs; do file_system $type; done
 
     memory=$(sheave attach --front $front 'memory:?size=64M')
-    fio --name=verify --filename="$memory" --direct=1 --ioengine=libaio --iodepth=32 --rw=randrw \
-        --bsrange=512-256k --size=64M --io_size=256M --verify=crc32c --verify_fatal=1 \
-        >fio.log 2>&1 || fail "fio: $(cat fio.log)"
+    truncate -s 64M cached.img uncached.img
+    cached=$(sheave attach --front $front cached.img)
+    uncached=$(sheave attach --front $front "uncached.img?direct=true")
+    for loaded in "$memory" "$cached" "$uncached"; do
+        block=$(cat "/sys/block/${loaded#/dev/}/queue/logical_block_size")
+        fio --name=verify --filename="$loaded" --direct=1 --ioengine=libaio --iodepth=32 --rw=randrw \
+            --bsrange="$block-256k" --size=64M --io_size=64M --verify=crc32c --verify_fatal=1 \
+            >fio.log 2>&1 || fail "fio on $loaded: $(cat fio.log)"
+    done
+    sheave detach "$cached"
+    sheave detach "$uncached"
+    ! grep -q 'copied from now on' daemon.log || fail 'requests were not served in place'
     blkdiscard -o 1M -l 8M "$memory"
     blkdiscard -z -o 16M -l 8M "$memory"
     cmp -n 8M -i 1M:0 "$memory" /dev/zero

@@ -83,7 +83,7 @@ impl Backend for AwkwardBackend {
         self.due = None;
         let (tag, op) = self.work.pop_front()?;
         let outcome = Ok(match op {
-            Op::Read { range } => {
+            Op::Read { range, .. } => {
                 let mut zeroes = Payload::new();
                 zeroes.push(Segment::Zero(range.len() as usize));
                 Reply::Data(zeroes)

@@ -126,7 +126,7 @@ fn range() -> ByteRange {
 }
 
 fn read() -> Op {
-    Op::Read { range: range() }
+    Op::Read { range: range(), into: None }
 }
 
 fn status() -> Op {
@@ -292,13 +292,17 @@ fn all_ops_reach_our_own_server() {
         let data = Buf::from_bytes(&written).into();
         first.run(Op::Write { range, data, fua: true }).unwrap();
         first.run(Op::Flush).unwrap();
-        let Ok(Reply::Data(back)) = second.run(Op::Read { range }) else { panic!("data") };
+        let Ok(Reply::Data(back)) = second.run(Op::Read { range, into: None }) else {
+            panic!("data")
+        };
         assert!(back.to_vec() == written);
         let zeroes = Op::WriteZeroes { range, fua: true, no_hole: false, fast: true };
         second.run(zeroes).unwrap();
         second.run(Op::Trim { range, fua: false }).unwrap();
         second.run(Op::Cache { range }).unwrap();
-        let Ok(Reply::Data(back)) = first.run(Op::Read { range }) else { panic!("data") };
+        let Ok(Reply::Data(back)) = first.run(Op::Read { range, into: None }) else {
+            panic!("data")
+        };
         assert!(back.to_vec().iter().all(|byte| *byte == 0));
         let Ok(Reply::Extents(extents)) = first.run(Op::BlockStatus { range, extents_max: 9 })
         else {
