@@ -113,13 +113,16 @@ impl Volume for FileVolume {
         Ok(Box::new(backend::FileBackend::new(Arc::clone(&self.image), handle)))
     }
 
-    fn takes_in_place(&self, kind: OpKind, len: u64) -> bool {
-        match kind {
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        let is_quicker = match kind {
             OpKind::Read => true,
-            // Shorter ones are not slower by way of this process, which carries them out on the spot.
-            OpKind::Write => self.image.direct || len >= IN_PLACE_MIN_BYTES,
+            // What is written directly may be changed meanwhile, which some storage takes for an
+            // error (stable_writes). Short writes are not slower by way of this process, which
+            // carries them out on the spot.
+            OpKind::Write => !self.image.direct && range.len() >= IN_PLACE_MIN_BYTES,
             _ => false,
-        }
+        };
+        is_quicker && self.image.local
     }
 }
 
@@ -131,6 +134,8 @@ struct Image {
     /// The end of the last whole block. What goes beyond it can't be direct.
     whole_end: u64,
     direct: bool,
+    /// It is on a disk of this machine: I/O on it does not wait for a server that is away.
+    local: bool,
     /// `fallocate` takes multiples of this: 1 for files, the logical block of a device.
     hole_block: u64,
     /// What the file system has turned out to be able to do.

@@ -27,7 +27,7 @@ const NETWORK_FILE_SYSTEMS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
 /// How long it takes at most until a program that begins has lost what its predecessor had open.
 const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
-const EXEC_POLL: Duration = Duration::from_millis(1);
+const EXEC_POLL: Duration = Duration::from_millis(10);
 
 /// What makes a file the same file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

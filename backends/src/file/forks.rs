@@ -1,5 +1,6 @@
 //! Between fork and exec a child of this process has all its files, with their locks: who asks then
-//! who has a file finds the child. So processes are started, and files locked, at different times.
+//! who has a file finds the child. So processes that are started often, such as those that wait for
+//! devices, are started while no file is being locked.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,7 +32,10 @@ impl Turn {
         let (begun, other) = (Instant::now(), 1 - kind as usize);
         let mut turns = turns();
         while turns[other] > 0 && begun.elapsed() < PATIENCE {
-            turns = CHANGED.wait_timeout(turns, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+            turns = CHANGED
+                .wait_timeout(turns, PATIENCE.saturating_sub(begun.elapsed()))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         turns[kind as usize] += 1;
         Self(kind)

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
+use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blksszget, statx};
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo};
 
 use super::claim::{Claim, Identity};
@@ -19,6 +19,9 @@ use crate::parse::invalid;
 const BLOCK_MAX: u32 = 64 << 10;
 /// Alignment that every device and file system of today takes, where the kernel does not tell.
 const DIRECT_BLOCK_DEFAULT: u32 = 4096;
+
+/// ext4 and its predecessors, XFS, btrfs and tmpfs (statfs(2)).
+const LOCAL_FILE_SYSTEMS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 
 pub(super) fn open(options: &FileOptions) -> Result<Image> {
     let path = &options.path;
@@ -58,6 +61,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         name,
         whole_end: size - size % minimum,
         direct: options.direct,
+        local: !is_device && is_on_local_file_system(&file),
         hole_block,
         features: Features::default(),
         poisoned: AtomicBool::new(false),
@@ -84,6 +88,11 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
     let has_tail = image.direct && image.whole_end < image.info.size;
     let tail = has_tail.then(|| reopen(false)).transpose()?;
     Ok(Handle { file: reopen(image.direct)?, tail })
+}
+
+fn is_on_local_file_system(file: &File) -> bool {
+    // The magic numbers have 32 bits, whatever the type of the field.
+    fstatfs(file).is_ok_and(|stat| LOCAL_FILE_SYSTEMS.contains(&(stat.f_type as u32)))
 }
 
 fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {

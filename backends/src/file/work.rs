@@ -159,7 +159,7 @@ impl Work {
                     *done += count;
                     match *done < into.len() {
                         true => Step::Request,
-                        false if into.index().is_some() => Step::End(Ok(Reply::Done)),
+                        false if into.registered_index().is_some() => Step::End(Ok(Reply::Done)),
                         false => Step::End(Ok(Reply::Data(into.clone().into()))),
                     }
                 }

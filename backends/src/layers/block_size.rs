@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use sheave_core::{
-    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Nanos, Op, Outcome,
-    Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Nanos, Op, OpKind,
+    Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
 };
 use slab::Slab;
 
@@ -38,15 +38,20 @@ impl BlockSize {
     }
 }
 
+impl BlockSize {
+    fn blocks(&self) -> Blocks {
+        let info = self.inner.info();
+        Blocks { block: info.block.minimum.into(), size: info.size }
+    }
+}
+
 impl Volume for BlockSize {
     fn info(&self) -> &VolumeInfo {
         self.inner.info()
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        let inner = self.inner.backend()?;
-        let blocks =
-            Blocks { block: u64::from(inner.info().block.minimum), size: inner.info().size };
+        let (inner, blocks) = (self.inner.backend()?, self.blocks());
         Ok(Box::new(BlockSizeBackend {
             inner,
             blocks,
@@ -57,6 +62,13 @@ impl Volume for BlockSize {
             retry_at: None,
             refused_until: None,
         }))
+    }
+
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        // Writes may have to wait here for others.
+        kind == OpKind::Read
+            && self.blocks().fill(range)
+            && self.inner.takes_registered(kind, range)
     }
 }
 

@@ -83,11 +83,11 @@ pub trait Volume: Send + Sync {
     /// When the volume can no longer be used.
     fn backend(&self) -> Result<Box<dyn Backend>>;
 
-    /// Whether the data of a read or a write of `len` bytes may stay in memory that only the kernel
-    /// sees ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without a
+    /// Whether the data of such a read or write may stay in memory that only the kernel sees
+    /// ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without a
     /// look at it, and is faster that way.
-    fn takes_in_place(&self, kind: OpKind, len: u64) -> bool {
-        let _ = (kind, len);
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        let _ = (kind, range);
         false
     }
 }

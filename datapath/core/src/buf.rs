@@ -9,8 +9,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use smallvec::SmallVec;
-
 /// Alignment of every buffer, in bytes: enough for `O_DIRECT` on any device.
 pub const PAGE_SIZE: usize = 4096;
 const WORD: usize = size_of::<u64>();
@@ -28,7 +26,8 @@ impl Page {
     }
 }
 
-/// A view of some bytes of a shared block of pages. Cloning shares the memory.
+/// A view of some bytes of a shared block of pages, or of memory that is registered with a ring and
+/// that only the kernel sees. Cloning shares the memory.
 #[derive(Clone)]
 pub struct Buf {
     memory: Memory,
@@ -52,8 +51,8 @@ impl Buf {
 
     /// Memory that only the kernel sees: the first `len` bytes of what is registered with the ring
     /// of this thread under `index`. A volume gets it if it asks for it, by
-    /// [`crate::Volume::takes_in_place`], and hands it to [`crate::Io::start`]; whoever looks at its
-    /// bytes panics.
+    /// [`crate::Volume::takes_registered`], and hands it to [`crate::Io::start`]; whoever looks at
+    /// its bytes panics.
     #[must_use]
     pub fn registered(index: u16, len: usize) -> Self {
         Self { memory: Memory::Registered(index), start: 0, len }
@@ -79,7 +78,7 @@ impl Buf {
         self.len == 0
     }
 
-    /// Bytes that the underlying block of pages holds in all.
+    /// Bytes that the underlying block of pages holds in all; none of registered memory.
     #[must_use]
     pub fn capacity(&self) -> usize {
         match &self.memory {
@@ -102,7 +101,7 @@ impl Buf {
 
     /// Under which index it is registered, if only the kernel sees it.
     #[must_use]
-    pub fn index(&self) -> Option<u16> {
+    pub fn registered_index(&self) -> Option<u16> {
         match self.memory {
             Memory::Pages(_) => None,
             Memory::Registered(index) => Some(index),
@@ -120,7 +119,10 @@ impl Buf {
     pub fn is_same(&self, other: &Self) -> bool {
         let is_same_memory = match (&self.memory, &other.memory) {
             (Memory::Pages(pages), Memory::Pages(others)) => Arc::ptr_eq(pages, others),
-            _ => self.index().is_some() && self.index() == other.index(),
+            _ => {
+                self.registered_index().is_some()
+                    && self.registered_index() == other.registered_index()
+            }
         };
         is_same_memory && self.start == other.start && self.len == other.len
     }
@@ -294,161 +296,6 @@ fn load_part(words: &[AtomicU64], skip: usize, out: &mut [u8]) {
     out.copy_from_slice(&word[shift..shift + out.len()]);
 }
 
-/// A piece of a payload.
-#[derive(Clone, Debug)]
-pub enum Segment {
-    /// That many zero bytes, which take no memory.
-    Zero(usize),
-    /// Bytes in shared memory.
-    Data(Buf),
-}
-
-impl Segment {
-    /// Length in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Zero(len) => *len,
-            Self::Data(buf) => buf.len(),
-        }
-    }
-
-    /// Whether it covers no byte.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The bytes of a read or a write, in order.
-#[derive(Clone, Debug, Default)]
-pub struct Payload {
-    segments: SmallVec<[Segment; 1]>,
-}
-
-impl Payload {
-    /// A payload without bytes.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Appends a segment; empty ones and adjacent zeroes are folded.
-    pub fn push(&mut self, segment: Segment) {
-        match (self.segments.last_mut(), segment) {
-            (_, segment) if segment.is_empty() => {}
-            (Some(Segment::Zero(have)), Segment::Zero(more)) => *have += more,
-            (_, segment) => self.segments.push(segment),
-        }
-    }
-
-    /// The segments in order.
-    #[must_use]
-    pub fn segments(&self) -> &[Segment] {
-        &self.segments
-    }
-
-    /// The buffer that only the kernel sees and its index, if the bytes are in one.
-    #[must_use]
-    pub fn registered(&self) -> Option<(&Buf, u16)> {
-        match &self.segments[..] {
-            [Segment::Data(buf)] => Some((buf, buf.index()?)),
-            _ => None,
-        }
-    }
-
-    /// The segments in order, by value.
-    pub fn into_segments(self) -> impl Iterator<Item = Segment> {
-        self.segments.into_iter()
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.segments.iter().map(Segment::len).sum()
-    }
-
-    /// Whether it holds no byte.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
-    }
-
-    /// A payload of the `len` bytes that begin `skip` bytes in.
-    ///
-    /// # Panics
-    /// When that is not inside the payload: a bug of the caller.
-    #[must_use]
-    pub fn slice(&self, skip: usize, len: usize) -> Self {
-        let (mut skip, mut left) = (skip, len);
-        let mut out = Self::new();
-        for segment in &self.segments {
-            let from = skip.min(segment.len());
-            let take = left.min(segment.len() - from);
-            skip -= from;
-            left -= take;
-            out.push(match segment {
-                Segment::Zero(_) => Segment::Zero(take),
-                Segment::Data(buf) => Segment::Data(buf.slice(from, take)),
-            });
-        }
-        assert!(skip == 0 && left == 0, "slice inside the payload");
-        out
-    }
-
-    /// Stores `bytes` at `at`. Zero segments take no store, so a payload to be filled has none.
-    ///
-    /// # Panics
-    /// When they do not fit or would land in a zero segment: a bug of the caller.
-    pub fn copy_in(&self, at: usize, bytes: &[u8]) {
-        let (mut at, mut from) = (at, bytes);
-        for segment in &self.segments {
-            let skip = at.min(segment.len());
-            let (now, later) = from.split_at(from.len().min(segment.len() - skip));
-            at -= skip;
-            from = later;
-            match segment {
-                Segment::Data(buf) => buf.copy_in(skip, now),
-                Segment::Zero(_) => assert!(now.is_empty(), "no store into a zero segment"),
-            }
-        }
-        assert!(at == 0 && from.is_empty(), "copy_in inside the payload");
-    }
-
-    /// Copies all bytes into `out`, which has the payload's length.
-    ///
-    /// # Panics
-    /// When the lengths differ: a bug of the caller.
-    pub fn copy_out(&self, out: &mut [u8]) {
-        let mut to = out;
-        for segment in &self.segments {
-            let (now, later) = to.split_at_mut(segment.len());
-            to = later;
-            match segment {
-                Segment::Zero(_) => now.fill(0),
-                Segment::Data(buf) => buf.copy_out(0, now),
-            }
-        }
-        assert!(to.is_empty(), "copy_out of the whole payload");
-    }
-
-    /// A copy of the bytes.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
-        let mut out = vec![0; self.len()];
-        self.copy_out(&mut out);
-        out
-    }
-}
-
-impl From<Buf> for Payload {
-    fn from(buf: Buf) -> Self {
-        let mut payload = Self::new();
-        payload.push(Segment::Data(buf));
-        payload
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,22 +318,10 @@ mod tests {
     }
 
     #[test]
-    fn payload_folds_zeroes_and_slices_across_segments() {
-        let mut payload = Payload::new();
-        payload.push(Segment::Zero(3));
-        payload.push(Segment::Zero(2));
-        payload.push(Segment::Data(Buf::from_bytes(b"abcdef")));
-        payload.push(Segment::Zero(0));
-        assert_eq!(payload.segments().len(), 2);
-        assert_eq!(payload.to_vec(), b"\0\0\0\0\0abcdef");
-        assert_eq!(payload.slice(4, 4).to_vec(), b"\0abc");
-    }
-
-    #[test]
     fn registered_memory_is_sliced_but_neither_looked_at_nor_reclaimed() {
         let buf = Buf::registered(7, 4096);
         let part = buf.slice(512, 1024);
-        assert_eq!((part.index(), part.start(), part.len()), (Some(7), 512, 1024));
+        assert_eq!((part.registered_index(), part.start(), part.len()), (Some(7), 512, 1024));
         assert!(buf.is_same(&buf.clone()) && !buf.is_same(&part));
         assert!(!buf.is_same(&Buf::zeroed(4096)));
         assert!(buf.clone().reclaim(0).is_none());

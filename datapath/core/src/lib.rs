@@ -9,11 +9,13 @@ mod buf;
 mod error;
 mod io;
 mod op;
+mod payload;
 mod range;
 
 pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeInfo};
-pub use buf::{Buf, PAGE_SIZE, Page, Payload, Segment};
+pub use buf::{Buf, PAGE_SIZE, Page};
 pub use error::{Error, ErrorKind, NbdErrno, Result};
 pub use io::{Allocate, Destination, Io, IoDone, IoRequest, IoToken, Nanos};
 pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
+pub use payload::{Payload, Segment};
 pub use range::{ByteRange, RangeError};

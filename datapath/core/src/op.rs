@@ -10,7 +10,7 @@ pub enum Op {
         /// What to read.
         range: ByteRange,
         /// Where to put the bytes, if the volume takes this read in place
-        /// ([`crate::Volume::takes_in_place`]); the reply is then [`Reply::Done`].
+        /// ([`crate::Volume::takes_registered`]); the reply is then [`Reply::Done`].
         into: Option<Buf>,
     },
     /// Write `data`, as long as the range, to the range.
@@ -121,6 +121,16 @@ impl Op {
             Self::WriteZeroes { .. } => OpKind::WriteZeroes,
             Self::Cache { .. } => OpKind::Cache,
             Self::BlockStatus { .. } => OpKind::BlockStatus,
+        }
+    }
+
+    /// Whether its data stays in registered memory ([`Buf::registered`]).
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        match self {
+            Self::Read { into, .. } => into.is_some(),
+            Self::Write { data, .. } => data.registered().is_some(),
+            _ => false,
         }
     }
 

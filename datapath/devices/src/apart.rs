@@ -14,8 +14,8 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use crate::block::BlockDevice;
 
-/// Starts a process of this program that calls [`run_task`] with this text, and whose standard input
-/// and output are pipes.
+/// Starts a process of this program that calls [`run_task`] with this text, and whose standard
+/// input and output are pipes.
 pub type Helper = fn(&str) -> io::Result<Child>;
 
 /// What a child is asked to do.
@@ -58,8 +58,7 @@ pub fn run_task(task: &str) -> Result<()> {
         Task::Tune { name } => {
             let device = BlockDevice::new(name);
             device.tune();
-            device.add_partitions();
-            Ok(())
+            device.add_partitions()
         }
         Task::ResizeNbd { index, size, identifier } => {
             sheave_knbd::resize(index, size, &identifier)
@@ -103,7 +102,7 @@ pub(crate) fn wait_for(helper: Helper, op: &'static str, task: &Task) -> Result<
 pub(crate) fn begin(helper: Helper, task: Task) {
     let begun = Builder::new().name("helper".to_owned()).spawn(move || {
         if let Err(error) = wait_for(helper, "attach", &task) {
-            tracing::debug!(%error, ?task, "not done");
+            tracing::warn!(%error, ?task, "not done");
         }
     });
     if let Err(error) = begun {

@@ -253,15 +253,25 @@ impl BlockDevice {
 
     /// Has the partitions found by partx(8) where the kernel did not look for them, as with ublk
     /// before Linux 7.1. The kernel waits for the volume.
-    pub(crate) fn add_partitions(&self) {
+    ///
+    /// # Errors
+    /// When there is no partx.
+    pub(crate) fn add_partitions(&self) -> Result<()> {
+        // Since Linux 6.10 it says whether it looks.
+        if self.number("partscan") == Some(1) {
+            return Ok(());
+        }
         let mut boot = [0; 512];
         let read = File::open(self.path()).and_then(|mut file| file.read_exact(&mut boot));
-        // The kernel looks when it is opened, if it does so at all. A GPT begins like an MBR.
-        let is_table = read.is_ok() && boot.ends_with(&[0x55, 0xaa]);
-        if is_table && self.partitions().next().is_none() {
-            let _: io::Result<_> =
-                Command::new("partx").arg("--add").arg(self.path()).stdout(Stdio::null()).status();
+        // A GPT begins like an MBR. What cannot be read, or is gone, has none.
+        if read.is_ok() && boot.ends_with(&[0x55, 0xaa]) && self.partitions().next().is_none() {
+            let mut partx = Command::new("partx");
+            // It fails where a file system begins like a table.
+            let ended = partx.arg("--add").arg(self.path()).stdout(Stdio::null()).status();
+            let what = "partx, without which the device has no partitions";
+            ended.map_err(|error| Error::from_io("attach", what, error))?;
         }
+        Ok(())
     }
 
     fn number(&self, name: &str) -> Option<u64> {

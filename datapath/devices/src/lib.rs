@@ -348,7 +348,7 @@ impl Slot {
         Some(Held { entry: self.try_entry()?, seen: &self.seen })
     }
 
-    /// The same for who only looks.
+    /// Like [`Self::try_hold`], but without an effect on what others see.
     fn try_entry(&self) -> Option<MutexGuard<'_, Entry>> {
         match self.entry.try_lock() {
             Ok(entry) => Some(entry),

@@ -19,8 +19,8 @@ pub struct DeviceCommand {
     pub number: u32,
     /// What it says.
     pub content: [u8; 16],
-    /// Where the driver puts the memory of the next request, as it defines that; zeroes for nowhere.
-    pub buffer: [u8; 8],
+    /// What it says in the entry's `addr`.
+    pub addr: [u8; 8],
 }
 
 /// Where a `struct io_uring_sqe` has its `addr`.
@@ -114,9 +114,10 @@ pub enum DeviceEvent {
 fn command_entry(device: RawFd, command: &DeviceCommand) -> squeue::Entry {
     let command_entry = opcode::UringCmd16::new(Fd(device), command.number);
     let mut entry = command_entry.cmd(command.content).build();
-    // SAFETY: an entry is a `struct io_uring_sqe`, whose bytes 16 to 23 are `addr` and may be any.
-    // JUSTIFICATION: the crate has no way to set the `addr` of a command.
-    unsafe { (&raw mut entry).byte_add(ADDR).cast::<[u8; 8]>().write(command.buffer) };
+    // SAFETY: `entry` is owned here and `repr(C)` around the 64 bytes of a `struct io_uring_sqe`,
+    // so bytes 16 to 23 lie inside it; they are its `addr`, and a write of bytes needs no
+    // alignment. JUSTIFICATION: the crate has no way to set the `addr` of a command.
+    unsafe { (&raw mut entry).byte_add(ADDR).cast::<[u8; 8]>().write(command.addr) };
     entry
 }
 

@@ -438,7 +438,7 @@ fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
     match request {
         IoRequest::Read { file, at, into } => {
             let len = buffer_len(into.len());
-            match into.index() {
+            match into.registered_index() {
                 Some(index) => {
                     opcode::ReadFixed::new(fd(file), within(into), len, index).offset(*at).build()
                 }
@@ -447,7 +447,9 @@ fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
         }
         IoRequest::Write { file, at, from, dsync } => {
             let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
-            if let Some((buf, index)) = from.registered() {
+            if let Some(buf) = from.registered()
+                && let Some(index) = buf.registered_index()
+            {
                 let (first, len) = (within(buf).cast_const(), buffer_len(buf.len()));
                 let write = opcode::WriteFixed::new(fd(file), first, len, index);
                 return write.offset(*at).rw_flags(flags).build();

@@ -22,9 +22,13 @@ const AT_REST: &str = "the shard keeps requests from a queue at rest";
 /// Calls come in turns: any number of `commanded`, `copied`, `completed`, `retry`; then
 /// `turn_ended` once.
 pub trait DeviceQueue: Send {
-    /// Offers all slots to the kernel. `places` is the first of those that the queue has for the
-    /// memory of its requests, one for each slot; `None` if it is to copy.
-    fn start(&mut self, places: Option<u16>, cx: &mut QueueCx<'_>);
+    /// How many entries of the ring's table of buffers it wants, see
+    /// [`sheave_ring::Ring::reserve_buffers`].
+    fn buffers(&self) -> u16;
+
+    /// Offers all slots to the kernel. It has been given what it wanted of the ring's table, from
+    /// this index on, or nothing.
+    fn start(&mut self, first_buffer: Option<u16>, cx: &mut QueueCx<'_>);
 
     /// A command about this slot has ended; a negative result is an error number.
     fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>);
@@ -74,9 +78,6 @@ pub struct QueueAssignment {
     pub queue: Box<dyn DeviceQueue>,
     /// What it serves.
     pub served: Served,
-    /// Places it wants for the memory of its requests ([`sheave_ring::Ring::take_places`]); 0 if
-    /// the driver would not put it there.
-    pub places: u16,
     /// Is told once whether the shard serves it.
     pub started: SyncSender<Result<()>>,
 }
@@ -112,10 +113,10 @@ impl QueueCx<'_> {
         &self.mounted.as_ref().expect(AT_REST).recorder
     }
 
-    /// See [`Volume::takes_in_place`].
+    /// See [`Volume::takes_registered`].
     #[must_use]
-    pub fn takes_in_place(&self, kind: OpKind, len: u64) -> bool {
-        self.mounted.as_ref().expect(AT_REST).volume.takes_in_place(kind, len)
+    pub fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        self.mounted.as_ref().expect(AT_REST).volume.takes_registered(kind, range)
     }
 
     /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].

@@ -19,8 +19,8 @@ pub(crate) struct Queue {
     volume: Option<usize>,
     touched: bool,
     rest: Rest,
-    /// Places for the memory of requests: the first, and how many.
-    places: Option<(u16, u16)>,
+    /// What it has of the ring's table of buffers.
+    first_buffer: Option<u16>,
 }
 
 /// Whether a queue takes requests.
@@ -34,7 +34,7 @@ enum Rest {
 
 impl Shard {
     pub(crate) fn open_queue(&mut self, assignment: QueueAssignment) {
-        let QueueAssignment { name, device, queue, served, places, started } = assignment;
+        let QueueAssignment { name, device, queue, served, started } = assignment;
         let index = match self.mount(&served) {
             Ok(index) => index,
             Err(error) => {
@@ -45,12 +45,10 @@ impl Shard {
             }
         };
         let (volume, rest) = (Some(index), Rest::Awake);
-        let wanted = (places > 0).then_some(places);
-        let places = wanted.and_then(|count| Some((self.ring.take_places(count)?, count)));
-        let queue = Queue { name, device, queue, volume, touched: false, rest, places };
+        let first_buffer = self.ring.reserve_buffers(queue.buffers());
+        let queue = Queue { name, device, queue, volume, touched: false, rest, first_buffer };
         let key = self.queues.insert(queue);
-        let first = places.map(|(first, _)| first);
-        self.call_queue(key, |queue, cx| queue.start(first, cx));
+        self.call_queue(key, |queue, cx| queue.start(first_buffer, cx));
         let _ = started.send(Ok(()));
     }
 
@@ -214,8 +212,8 @@ impl Shard {
         if let Some(volume) = queue.volume {
             self.unmount(volume);
         }
-        if let Some((first, count)) = queue.places {
-            self.ring.give_places(first, count);
+        if let Some(first) = queue.first_buffer {
+            self.ring.release_buffers(first, queue.queue.buffers());
         }
         // Last, since with it the device is gone, for others to see.
         drop(queue);

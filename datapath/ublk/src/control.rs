@@ -44,7 +44,8 @@ pub fn check() -> Result<()> {
 pub fn probe() -> Result<()> {
     check()?;
     let mut control = Control::open()?;
-    let info = control.add(1, 1, 4096, 0, 0)?;
+    let wanted = DeviceInfo { queues: 1, depth: 1, io_max_bytes: 4096, ..DeviceInfo::default() };
+    let info = control.add(wanted)?;
     control.delete(info.id)
 }
 
@@ -72,18 +73,11 @@ impl Control {
         Ok(u64::from_ne_bytes(bytes))
     }
 
-    /// Adds a device, whose number the driver chooses.
-    pub(crate) fn add(
-        &mut self,
-        queues: u16,
-        depth: u16,
-        io_max_bytes: u32,
-        more_features: u64,
-        mark: u64,
-    ) -> Result<DeviceInfo> {
-        let features = NEEDED | more_features;
-        let wanted = DeviceInfo { queues, depth, state: 0, io_max_bytes, id: ANY, features, mark };
-        let mut bytes = wanted.to_bytes();
+    /// Adds a device like this one, with what is needed beside its features, and a number that the
+    /// driver chooses.
+    pub(crate) fn add(&mut self, wanted: DeviceInfo) -> Result<DeviceInfo> {
+        let features = wanted.features | NEEDED;
+        let mut bytes = DeviceInfo { id: ANY, features, ..wanted }.to_bytes();
         self.call(control::ADD_DEV, ANY, 0, &mut bytes)?;
         Ok(DeviceInfo::of_bytes(&bytes))
     }

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use sheave_core::{Error, ErrorKind, OpKind, Result};
+use sheave_core::{ByteRange, Error, ErrorKind, OpKind, Result};
 use sheave_ring::Descriptors;
 use sheave_shard::{Engine, QueueAssignment, Served};
 
@@ -61,15 +61,28 @@ pub fn attach(
     let mut control = Control::open()?;
     let io_max_bytes = IO_MAX_BYTES.min(info.block.maximum_payload);
     let queues = u16::try_from(queues).unwrap_or(u16::MAX);
-    let has = control.features()?;
-    let in_place = served.volume.takes_in_place(OpKind::Read, block.into());
-    let more_features = if in_place { has & feature::AUTO_BUF_REG } else { 0 };
-    let added = control.add(queues, DEPTH, io_max_bytes, more_features, mark)?;
+    let features = control.features()?;
+    // A volume that takes one of its reads takes most of them.
+    let first = ByteRange::within(0, block.into(), info.size).ok();
+    let takes = first.is_some_and(|first| served.volume.takes_registered(OpKind::Read, first));
+    let registers = takes && features & feature::REGISTERS == feature::REGISTERS;
+    let added = control.add(DeviceInfo {
+        queues,
+        depth: DEPTH,
+        io_max_bytes,
+        features: if registers { feature::AUTO_BUF_REG } else { 0 },
+        mark,
+        ..DeviceInfo::default()
+    })?;
+    // Before Linux 7.1 the kernel reads the partition table while it starts a device, with the lock
+    // that is needed to recover or end it: were the server to die then, both would hang. (6.19 does
+    // so later already, but does not say it.)
+    let shed_privilege = features & feature::NO_AUTO_PART_SCAN == 0;
     let device = Device { id: added.id };
     let live = (|| {
         control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
         made(device)?;
-        serve(engine, served, &added, Scan::of(has))?;
+        serve(engine, served, &added, shed_privilege)?;
         control.start(added.id)
     })();
     if let Err(error) = live {
@@ -132,28 +145,8 @@ pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> R
         }
         sleep(POLL);
     }
-    serve(engine, served, &info, Scan::None)?;
+    serve(engine, served, &info, false)?;
     control.end_recovery(device.id)
-}
-
-/// Whether the kernel reads the partition table of a device that it starts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scan {
-    /// It does so once the device is live.
-    Later,
-    /// It would do so before, and hold the lock without which the device can be neither recovered
-    /// nor ended: if the server dies in that moment, both hang, so it must not.
-    Avoided,
-    /// The device is not started.
-    None,
-}
-
-impl Scan {
-    fn of(features: u64) -> Self {
-        // Kernels that can be told not to do it do it later (Linux 7.1; 6.19 does so unseen).
-        let can_be_told = features & feature::NO_AUTO_PART_SCAN != 0;
-        if can_be_told { Self::Later } else { Self::Avoided }
-    }
 }
 
 impl Device {
@@ -216,8 +209,9 @@ impl fmt::Display for Device {
     }
 }
 
-/// Hands all queues to the shards, and returns when they serve them.
-fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, scan: Scan) -> Result<()> {
+/// Hands all queues to the shards, and returns when they serve them, on demand without the
+/// privilege that makes the kernel read partition tables.
+fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
     let (started, outcomes) = sync_channel(usize::from(info.queues));
@@ -225,13 +219,12 @@ fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, scan: Scan) -> Res
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
         let size = served.volume.info().size;
-        let queue = UblkQueue::new(number, descriptors, info, size, scan == Scan::Avoided);
+        let queue = UblkQueue::new(number, descriptors, info, size, shed_privilege);
         queues.push(QueueAssignment {
             name: info.mark,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
             served: served.clone(),
-            places: if info.registers() { info.depth } else { 0 },
             started: started.clone(),
         });
     }

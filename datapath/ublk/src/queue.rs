@@ -13,7 +13,7 @@ use sheave_telemetry::Recorder;
 
 use crate::device::IO_MAX_BYTES;
 use crate::uapi::{
-    DeviceInfo, SECTOR_SHIFT, buffer_place, commit_and_fetch, fetch, flag, operation, position,
+    DeviceInfo, SECTOR_SHIFT, auto_buf_reg, commit_and_fetch, fetch, flag, operation, position,
 };
 
 /// The driver has a request.
@@ -34,10 +34,10 @@ const _: () = assert!(HELD_BYTES_MAX >= IO_MAX_BYTES as u64);
 pub(crate) struct UblkQueue {
     number: u16,
     descriptors: Descriptors,
-    /// The driver puts the memory of requests into places of the ring's table.
+    /// The driver registers the memory of requests with the ring.
     registers: bool,
-    /// The first slot's place; `None` if there is none, or it has turned out to be of no use.
-    place: Option<u16>,
+    /// The first slot's index there; `None` if there is none, or none is to be used any more.
+    first_buffer: Option<u16>,
     /// Bytes of the device.
     size: u64,
     slots: Vec<Slot>,
@@ -55,7 +55,7 @@ pub(crate) struct UblkQueue {
     /// What it had been given then and has not ended yet.
     orphans: usize,
     /// See [`shed_privilege`].
-    unprivileged: bool,
+    shed_privilege: bool,
 }
 
 /// Who has a slot.
@@ -83,13 +83,13 @@ impl UblkQueue {
         descriptors: Descriptors,
         info: &DeviceInfo,
         size: u64,
-        unprivileged: bool,
+        shed_privilege: bool,
     ) -> Self {
         Self {
             number,
             descriptors,
             registers: info.registers(),
-            place: None,
+            first_buffer: None,
             size,
             slots: (0..info.depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
@@ -99,7 +99,7 @@ impl UblkQueue {
             times: Vec::new(),
             abandoned: false,
             orphans: 0,
-            unprivileged,
+            shed_privilege,
         }
     }
 
@@ -121,7 +121,7 @@ impl UblkQueue {
         let Some(range) = range else {
             return self.refuse(slot, ErrorKind::Invalid, "request beyond the volume", cx);
         };
-        let own = self.own_memory(slot, op_flags, len, cx);
+        let own = self.registered_buffer(slot, op_flags, range, cx);
         if own.is_none() && matches!(operation, operation::READ | operation::WRITE) {
             if self.held_bytes + len > HELD_BYTES_MAX {
                 return self.waiting.push_front(slot);
@@ -143,14 +143,24 @@ impl UblkQueue {
     }
 
     /// The memory of the request, if its data can stay there.
-    fn own_memory(&self, slot: u32, op_flags: u32, len: u64, cx: &QueueCx<'_>) -> Option<Buf> {
-        let place = self.place.filter(|_| op_flags & flag::NEED_REG_BUF == 0)? + slot as u16;
+    fn registered_buffer(
+        &self,
+        slot: u32,
+        op_flags: u32,
+        range: ByteRange,
+        cx: &QueueCx<'_>,
+    ) -> Option<Buf> {
+        if op_flags & flag::NEED_REG_BUF != 0 {
+            return None;
+        }
+        let index = self.index(slot)?;
         let kind = match op_flags as u8 {
             operation::READ => OpKind::Read,
             operation::WRITE => OpKind::Write,
             _ => return None,
         };
-        cx.takes_in_place(kind, len).then(|| Buf::registered(place, len as usize))
+        let takes = cx.takes_registered(kind, range);
+        takes.then(|| Buf::registered(index, range.len() as usize))
     }
 
     /// Begins requests that waited for memory, in the order in which they came.
@@ -175,11 +185,7 @@ impl UblkQueue {
     fn submit(&mut self, slot: u32, op: Op, start: Nanos, cx: &mut QueueCx<'_>) {
         let bytes = op.range().map_or(0, ByteRange::len);
         let (kind, submitted) = (op.kind(), cx.now());
-        let in_place = match &op {
-            Op::Read { into, .. } => into.is_some(),
-            Op::Write { data, .. } => data.registered().is_some(),
-            _ => false,
-        };
+        let in_place = op.is_in_place();
         self.slots[slot as usize] = Slot::Busy { kind, bytes, in_place, start, submitted };
         self.resubmit(slot, op, cx);
     }
@@ -203,6 +209,11 @@ impl UblkQueue {
         let Slot::Busy { kind, bytes, in_place, start, submitted } = was else {
             unreachable!("a backend ends what it was given, once")
         };
+        if in_place && outcome.as_ref().is_err_and(is_about_memory) {
+            tracing::warn!(?outcome, queue = self.number, "data is copied from now on");
+            self.first_buffer = None;
+            return self.begin(slot, cx);
+        }
         self.times.push(Timed { kind, start, submitted });
         if matches!(kind, OpKind::Read | OpKind::Write) && !in_place {
             self.held_bytes -= bytes;
@@ -224,11 +235,6 @@ impl UblkQueue {
             Ok(_) => {
                 debug_assert!(false, "a backend answers what it was asked");
                 self.refuse(slot, ErrorKind::Io, "the volume gave a wrong answer", cx);
-            }
-            Err(error) if in_place && is_about_memory(&error) => {
-                tracing::warn!(%error, queue = self.number, "data is copied from now on");
-                self.place = None;
-                self.begin(slot, cx);
             }
             Err(error) => {
                 cx.recorder().add_error(kind);
@@ -255,27 +261,31 @@ impl UblkQueue {
     }
 
     fn fetching(&self, slot: u32) -> DeviceCommand {
-        fetch(self.number, slot as u16, self.buffer(slot))
+        fetch(self.number, slot as u16, self.addr(slot))
     }
 
     fn committing(&self, slot: u32, result: i32) -> DeviceCommand {
-        commit_and_fetch(self.number, slot as u16, result, self.buffer(slot))
+        commit_and_fetch(self.number, slot as u16, result, self.addr(slot))
     }
 
-    /// Where the driver is to put the memory of the slot's next request.
-    fn buffer(&self, slot: u32) -> [u8; 8] {
-        if self.registers {
-            buffer_place(self.place.map(|first| first + slot as u16))
-        } else {
-            [0; 8]
-        }
+    /// How the driver is to register the memory of the slot's next request.
+    fn addr(&self, slot: u32) -> [u8; 8] {
+        if self.registers { auto_buf_reg(self.index(slot)) } else { [0; 8] }
+    }
+
+    fn index(&self, slot: u32) -> Option<u16> {
+        Some(self.first_buffer? + slot as u16)
     }
 }
 
 impl DeviceQueue for UblkQueue {
-    fn start(&mut self, places: Option<u16>, cx: &mut QueueCx<'_>) {
-        self.place = places;
-        if self.unprivileged {
+    fn buffers(&self) -> u16 {
+        if self.registers { self.slots.len() as u16 } else { 0 }
+    }
+
+    fn start(&mut self, first_buffer: Option<u16>, cx: &mut QueueCx<'_>) {
+        self.first_buffer = first_buffer;
+        if self.shed_privilege {
             shed_privilege();
         }
         for slot in 0..self.slots.len() {
@@ -363,6 +373,8 @@ impl DeviceQueue for UblkQueue {
 
     fn abandon(&mut self, cx: &mut QueueCx<'_>) {
         self.abandoned = true;
+        // What the backend goes on with must not find the memory of a later request there.
+        self.first_buffer = None;
         let stalled = std::mem::take(&mut self.stalled);
         for slot in 0..self.slots.len() {
             if let Slot::Busy { .. } = self.slots[slot] {

@@ -32,6 +32,10 @@ pub(crate) mod feature {
     pub(crate) const AUTO_BUF_REG: u64 = 1 << 11;
     /// The driver's own; devices need not ask for it.
     pub(crate) const UPDATE_SIZE: u64 = 1 << 10;
+    const BUF_REG_OFF_DAEMON: u64 = 1 << 14;
+    /// That of drivers which hold a request until its memory is not registered any more, whatever
+    /// becomes of the server: Linux 6.17, with which the other came.
+    pub(crate) const REGISTERS: u64 = AUTO_BUF_REG | BUF_REG_OFF_DAEMON;
     pub(crate) const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 }
 
@@ -48,7 +52,7 @@ pub(crate) mod operation {
 pub(crate) mod flag {
     pub(crate) const FUA: u32 = 1 << 13;
     pub(crate) const NOUNMAP: u32 = 1 << 15;
-    /// Its memory could not be put into its place.
+    /// Its memory could not be registered.
     pub(crate) const NEED_REG_BUF: u32 = 1 << 17;
 }
 
@@ -73,7 +77,7 @@ pub(crate) struct DeviceInfo {
 impl DeviceInfo {
     pub(crate) const LEN: usize = 64;
 
-    /// Whether the driver puts the memory of requests into the ring's table.
+    /// Whether the driver registers the memory of requests with the ring.
     pub(crate) fn registers(self) -> bool {
         self.features & feature::AUTO_BUF_REG != 0
     }
@@ -144,26 +148,21 @@ fn attributes(info: &VolumeInfo) -> u32 {
 }
 
 /// "Give me the first request of this slot."
-pub(crate) fn fetch(queue: u16, slot: u16, buffer: [u8; 8]) -> DeviceCommand {
-    DeviceCommand { number: iowr(0x20, 16), content: io_command(queue, slot, 0), buffer }
+pub(crate) fn fetch(queue: u16, slot: u16, addr: [u8; 8]) -> DeviceCommand {
+    DeviceCommand { number: iowr(0x20, 16), content: io_command(queue, slot, 0), addr }
 }
 
 /// "This is the answer; give me the next request of this slot."
-pub(crate) fn commit_and_fetch(
-    queue: u16,
-    slot: u16,
-    result: i32,
-    buffer: [u8; 8],
-) -> DeviceCommand {
-    DeviceCommand { number: iowr(0x21, 16), content: io_command(queue, slot, result), buffer }
+pub(crate) fn commit_and_fetch(queue: u16, slot: u16, result: i32, addr: [u8; 8]) -> DeviceCommand {
+    DeviceCommand { number: iowr(0x21, 16), content: io_command(queue, slot, result), addr }
 }
 
-/// A `struct ublk_auto_buf_reg`: "Put the memory of the next request into this place of the ring's
-/// table, or say that you could not." Beside the table, nothing is put.
-pub(crate) fn buffer_place(place: Option<u16>) -> [u8; 8] {
+/// A `struct ublk_auto_buf_reg`: "Register the memory of the next request under this index of the
+/// ring's table, or say that you could not." Beyond the table, nobody can.
+pub(crate) fn auto_buf_reg(index: Option<u16>) -> [u8; 8] {
     const FALLBACK: u64 = 1 << 16;
-    const NOWHERE: u16 = u16::MAX;
-    (u64::from(place.unwrap_or(NOWHERE)) | FALLBACK).to_ne_bytes()
+    const BEYOND: u16 = u16::MAX;
+    (u64::from(index.unwrap_or(BEYOND)) | FALLBACK).to_ne_bytes()
 }
 
 /// Where the data of this slot's request is in the device's file.
