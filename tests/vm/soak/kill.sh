@@ -111,6 +111,8 @@ nothing_left
 stop_daemon
 kernel_is_well 'I/O error'
 for front in $(fronts); do
+    # No request may have been in flight whenever it was killed.
+    [ -s "resumed.$front" ] || continue
     worst=$(sort -n "resumed.$front" | tail -n 1)
     limit=$((start_ms * slowdown))
     [ $front = ublk ] || limit=$((limit + nbd_timer_ms))

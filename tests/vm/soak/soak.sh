@@ -83,8 +83,9 @@ while text[at:].strip():
 print(slowest // 1000000, ios, errors)'
 }
 
-# figures FILE: of the numbers in it, one a line.
+# figures FILE: of the numbers in it, one a line, if there are any.
 figures() {
+    [ -s "$1" ] || { echo none && return; }
     sort -n "$1" | awk '{ v[NR] = $1 } END { print "median", v[int((NR + 1) / 2)], "worst", v[NR] }'
 }
 
