@@ -116,7 +116,7 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
         // A file system without locks: there is nothing to go by but the look at who has it open.
         Err(TryLockError::Error(_)) => {}
     }
-    if !read_only && !is_on_network(file) {
+    if !read_only && !is_on(file, &NETWORK_FILE_SYSTEMS) {
         // Any other error means that this file system has no locks.
         let locked = fcntl_lock(file, FlockOperation::NonBlockingLockExclusive);
         if matches!(locked, Err(Errno::AGAIN | Errno::ACCESS)) {
@@ -134,9 +134,10 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
     }
 }
 
-fn is_on_network(file: &File) -> bool {
-    // The magic numbers have 32 bits, whatever the type of the field.
-    fstatfs(file).is_ok_and(|stat| NETWORK_FILE_SYSTEMS.contains(&(stat.f_type as u32)))
+/// Whether a file is on a file system with one of these magic numbers (statfs(2)).
+pub(super) fn is_on(file: &File, magics: &[u32]) -> bool {
+    // They have 32 bits, whatever the type of the field.
+    fstatfs(file).is_ok_and(|stat| magics.contains(&(stat.f_type as u32)))
 }
 
 fn busy(identity: &Identity, path: &Path, what: &str) -> Error {

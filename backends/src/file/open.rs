@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blksszget, statx};
+use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo};
 
-use super::claim::{Claim, Identity};
+use super::claim::{self, Claim, Identity};
 use super::{Features, FileOptions, Handle, Image, seek};
 use crate::parse::invalid;
 
@@ -43,7 +43,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         return Err(Error::new(ErrorKind::Busy, "open", why));
     }
     if options.lock {
-        super::claim::lock(&file, &identity, path, options.read_only)?;
+        claim::lock(&file, &identity, path, options.read_only)?;
     }
     let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let block = block_sizes(&file, &metadata, &name, options.direct, size)?;
@@ -61,7 +61,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         name,
         whole_end: size - size % minimum,
         direct: options.direct,
-        local: !is_device && is_on_local_file_system(&file),
+        local: !is_device && claim::is_on(&file, &LOCAL_FILE_SYSTEMS),
         hole_block,
         features: Features::default(),
         poisoned: AtomicBool::new(false),
@@ -88,11 +88,6 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
     let has_tail = image.direct && image.whole_end < image.info.size;
     let tail = has_tail.then(|| reopen(false)).transpose()?;
     Ok(Handle { file: reopen(image.direct)?, tail })
-}
-
-fn is_on_local_file_system(file: &File) -> bool {
-    // The magic numbers have 32 bits, whatever the type of the field.
-    fstatfs(file).is_ok_and(|stat| LOCAL_FILE_SYSTEMS.contains(&(stat.f_type as u32)))
 }
 
 fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {

@@ -36,9 +36,7 @@ impl BlockSize {
     pub fn new(inner: Arc<dyn Volume>) -> Self {
         Self { inner, locks: Arc::default() }
     }
-}
 
-impl BlockSize {
     fn blocks(&self) -> Blocks {
         let info = self.inner.info();
         Blocks { block: info.block.minimum.into(), size: info.size }

@@ -119,10 +119,8 @@ impl Buf {
     pub fn is_same(&self, other: &Self) -> bool {
         let is_same_memory = match (&self.memory, &other.memory) {
             (Memory::Pages(pages), Memory::Pages(others)) => Arc::ptr_eq(pages, others),
-            _ => {
-                self.registered_index().is_some()
-                    && self.registered_index() == other.registered_index()
-            }
+            (Memory::Registered(index), Memory::Registered(other)) => index == other,
+            _ => false,
         };
         is_same_memory && self.start == other.start && self.len == other.len
     }

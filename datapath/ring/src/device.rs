@@ -9,7 +9,7 @@ use io_uring::{opcode, squeue};
 use sheave_core::{Payload, Segment};
 
 use crate::Ring;
-use crate::iovec::{IoVecs, ZEROES, address};
+use crate::iovec::{IoVecs, ZEROES, address, len_u32};
 use crate::ring::InFlight;
 
 /// A command as the driver defines it.
@@ -47,11 +47,11 @@ impl Ring {
         let device = Fd(device.as_raw_fd());
         let entry = match payload.segments() {
             [Segment::Data(buf)] => {
-                opcode::Read::new(device, address(buf), len(buf.len())).offset(at).build()
+                opcode::Read::new(device, address(buf), len_u32(buf.len())).offset(at).build()
             }
             _ => {
                 vectors.set_payload(&payload, 0);
-                let (first, count) = (vectors.0.as_ptr(), len(vectors.0.len()));
+                let (first, count) = (vectors.0.as_ptr(), len_u32(vectors.0.len()));
                 opcode::Readv::new(device, first, count).offset(at).build()
             }
         };
@@ -74,14 +74,14 @@ impl Ring {
         let entry = match payload.segments() {
             [Segment::Data(buf)] => {
                 let from = address(buf).cast_const();
-                opcode::Write::new(file, from, len(buf.len())).offset(at).build()
+                opcode::Write::new(file, from, len_u32(buf.len())).offset(at).build()
             }
             [Segment::Zero(zeroes)] if *zeroes <= ZEROES.len() => {
-                opcode::Write::new(file, ZEROES.as_ptr(), len(*zeroes)).offset(at).build()
+                opcode::Write::new(file, ZEROES.as_ptr(), len_u32(*zeroes)).offset(at).build()
             }
             _ => {
                 vectors.set_source(&payload);
-                let (first, count) = (vectors.0.as_ptr(), len(vectors.0.len()));
+                let (first, count) = (vectors.0.as_ptr(), len_u32(vectors.0.len()));
                 opcode::Writev::new(file, first, count).offset(at).build()
             }
         };
@@ -115,12 +115,8 @@ fn command_entry(device: RawFd, command: &DeviceCommand) -> squeue::Entry {
     let command_entry = opcode::UringCmd16::new(Fd(device), command.number);
     let mut entry = command_entry.cmd(command.content).build();
     // SAFETY: `entry` is owned here and `repr(C)` around the 64 bytes of a `struct io_uring_sqe`,
-    // so bytes 16 to 23 lie inside it; they are its `addr`, and a write of bytes needs no
-    // alignment. JUSTIFICATION: the crate has no way to set the `addr` of a command.
+    // so bytes 16 to 23 lie inside it; they are its `addr`, and a write of bytes is aligned.
+    // JUSTIFICATION: the crate has no way to set the `addr` of a command.
     unsafe { (&raw mut entry).byte_add(ADDR).cast::<[u8; 8]>().write(command.addr) };
     entry
-}
-
-fn len(len: usize) -> u32 {
-    u32::try_from(len).expect("a request is shorter than 4 GiB")
 }

@@ -13,7 +13,7 @@ use slab::Slab;
 use crate::SendBatch;
 use crate::buffers::Buffers;
 use crate::device::DeviceEvent;
-use crate::iovec::{IoVecs, address};
+use crate::iovec::{IoVecs, address, len_u32};
 use crate::plain::mode_bits;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
@@ -437,7 +437,7 @@ impl Drop for Ring {
 fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
     match request {
         IoRequest::Read { file, at, into } => {
-            let len = buffer_len(into.len());
+            let len = len_u32(into.len());
             match into.registered_index() {
                 Some(index) => {
                     opcode::ReadFixed::new(fd(file), within(into), len, index).offset(*at).build()
@@ -450,14 +450,14 @@ fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
             if let Some(buf) = from.registered()
                 && let Some(index) = buf.registered_index()
             {
-                let (first, len) = (within(buf).cast_const(), buffer_len(buf.len()));
+                let (first, len) = (within(buf).cast_const(), len_u32(buf.len()));
                 let write = opcode::WriteFixed::new(fd(file), first, len, index);
                 return write.offset(*at).rw_flags(flags).build();
             }
             vectors.set_payload(from, 0);
             match vectors.0[..] {
                 [one] => {
-                    let len = buffer_len(one.iov_len);
+                    let len = len_u32(one.iov_len);
                     let from = one.iov_base.cast_const().cast();
                     opcode::Write::new(fd(file), from, len).offset(*at).rw_flags(flags).build()
                 }
@@ -479,10 +479,6 @@ fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
 /// What the kernel takes for an address in registered memory that has none: how far into it.
 fn within(buf: &Buf) -> *mut u8 {
     std::ptr::without_provenance_mut(buf.start())
-}
-
-fn buffer_len(len: usize) -> u32 {
-    u32::try_from(len).expect("a buffer is below 4 GiB")
 }
 
 fn fd(file: &impl AsRawFd) -> Fd {

@@ -68,8 +68,6 @@ for found in json.load(sys.stdin): print(found["device"])')"
 
     # A detach that waits for the volume keeps a killed daemon neither from ending nor from being
     # followed by another.
-    kill_daemon
-    start_daemon
     device=$(sheave attach --front $front "$stalled")
     dd if=/dev/zero of="$device" bs=64k count=1 seek=500 status=none &
     writer=$!
