@@ -44,6 +44,11 @@ fn a_daemon_does_not_depend_on_disks() {
 }
 
 #[test]
+fn the_daemon_is_a_service() {
+    case("service.sh");
+}
+
+#[test]
 fn a_device_grows_while_it_is_used() {
     case("resize.sh");
 }
@@ -68,9 +73,8 @@ fn case(name: &str) {
         run.arg("--kernel").arg(kernel);
     }
     run.arg("--timeout=400").arg("--copy").arg(cases.join("common.sh"));
-    // It says what a daemon is allowed.
-    let unit = vm.join("../../deploy/systemd/sheave.service");
-    run.arg("--copy").arg(unit);
+    // Its units say what a daemon is allowed.
+    run.arg("--copy").arg(vm.join("../../deploy"));
     run.arg("--copy").arg(cases.join(name)).args(["--", "bash", name]);
     let output = run.output().expect("tests/vm/run runs");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();

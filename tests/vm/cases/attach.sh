@@ -77,17 +77,9 @@ for front in $(fronts); do
     [ -z "$others" ] || refused 'by the other front' sheave attach --front $others disk.img
 
     # A disk with partitions.
-    truncate -s 64M parts.img
-    python3 - <<'P'
-import struct
-with open('parts.img', 'r+b') as disk:
-    disk.seek(446)
-    disk.write(struct.pack('<B3xB3xII', 0, 0x83, 2048, 4096))
-    disk.seek(510)
-    disk.write(b'\x55\xaa')
-P
+    partitioned parts.img
     parts=$(sheave attach --front $front parts.img)
-    for _ in $(seq 200); do [ ! -b "${parts}p1" ] || break; sleep 0.05; done
+    has_partition "$parts"
     head -c 64k random_part >"${parts}p1"
     sheave detach parts.img
     cmp -n 64k -i 0:1M random_part parts.img

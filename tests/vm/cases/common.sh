@@ -98,5 +98,28 @@ clean() {
     esac || fail "$1: $(cat fsck.log)"
 }
 
+# partitioned FILE: a disk with one partition, from 1 MiB on.
+partitioned() {
+    truncate -s 64M "$1"
+    python3 - "$1" <<'P'
+import struct, sys
+with open(sys.argv[1], 'r+b') as disk:
+    disk.seek(446)
+    disk.write(struct.pack('<B3xB3xII', 0, 0x83, 2048, 4096))
+    disk.seek(510)
+    disk.write(b'\x55\xaa')
+P
+}
+
+# has_partition DEVICE: soon.
+has_partition() {
+    local tries
+    for tries in $(seq 200); do
+        [ ! -b "${1}p1" ] || return 0
+        sleep 0.05
+    done
+    fail "$1 has no partition in $tries looks"
+}
+
 # Devices that are connected.
 connected() { ls -d /sys/block/nbd*/pid /sys/block/ublkb* 2>/dev/null | cut -d/ -f4 | tr '\n' ' '; }

@@ -130,7 +130,7 @@ grep -q 'make-rshared' second.log || fail "it said nothing: $(cat second.log)"
 stop_second
 
 # What its unit allows it is enough for every front.
-allowed=$(sed -n 's/^CapabilityBoundingSet=//p' sheave.service)
+allowed=$(sed -n 's/^CapabilityBoundingSet=//p' deploy/systemd/sheave.service)
 allowed=$(tr ' ' '\n' <<<"$allowed" | sed 's/CAP_/+/' | paste -sd, | tr '[:upper:]' '[:lower:]')
 second_daemon setpriv --bounding-set "-all,$allowed"
 [ "$(grep CapEff: /proc/$second/status)" != "$(grep CapEff: /proc/$daemon/status)" ] ||
