@@ -14,10 +14,12 @@ mod sync;
 mod work;
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use rustix::fs::OFlags;
 use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, OpKind, Result, Volume, VolumeInfo};
 
 use claim::Claim;
@@ -78,6 +80,16 @@ pub(crate) fn is_open(path: &Path) -> Result<bool> {
         .metadata()
         .map_err(|error| Error::from_io("resize", path.display().to_string(), error))?;
     Ok(claim::is_claimed(&claim::Identity::of(&metadata)))
+}
+
+/// See [`VolumeInfo::identity`].
+pub(crate) fn identity(path: &Path) -> Result<Option<String>> {
+    let failed = |error| Error::from_io("open", path.display().to_string(), error);
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).custom_flags(OFlags::PATH.bits() as i32);
+    let file = options.open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    Ok(open::identity_of(&file, &metadata))
 }
 
 /// Makes the file so many bytes long, on stable storage. See [`crate::resize`].

@@ -31,7 +31,7 @@ pub use layers::BlockSize;
 pub use memory::Memory;
 pub use null::Null;
 pub use parse::parse_size;
-pub use spec::{OpenOptions, VolumeSpec, check_resize, open, resize};
+pub use spec::{OpenOptions, VolumeSpec, check_resize, identity, open, resize};
 
 use sheave_core::Nanos;
 

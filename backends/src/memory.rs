@@ -58,6 +58,7 @@ impl Memory {
             read_only: false,
             rotational: false,
             volatile: true,
+            identity: None,
             can: Capabilities::ALL,
         };
         let leaves = (0..size.div_ceil(LEAF)).map(|_| OnceLock::new()).collect();

@@ -21,8 +21,15 @@ impl Null {
     pub fn new(size: u64) -> Self {
         let can = Capabilities::ALL;
         let block = BlockSizes::default();
-        let info =
-            VolumeInfo { size, block, read_only: false, rotational: false, volatile: false, can };
+        let info = VolumeInfo {
+            size,
+            block,
+            read_only: false,
+            rotational: false,
+            volatile: false,
+            identity: None,
+            can,
+        };
         Self { info: Arc::new(info) }
     }
 }

@@ -76,6 +76,17 @@ pub fn open(volume: &str, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
     volume.parse::<VolumeSpec>()?.open(options)
 }
 
+/// The [`VolumeInfo::identity`] of what has this name now.
+///
+/// # Errors
+/// When nothing has.
+pub fn identity(volume: &str) -> Result<Option<String>> {
+    match volume.parse::<VolumeSpec>()?.source {
+        Source::File { path, .. } => file::identity(&path),
+        Source::Memory { .. } | Source::Null { .. } => Ok(None),
+    }
+}
+
 /// Makes a VOLUME that nobody has open this many bytes long, if a size is given, and answers how
 /// long it is. It only grows; what is new reads as zeroes.
 ///

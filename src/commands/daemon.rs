@@ -252,6 +252,10 @@ impl VolumeSource for Backends {
         sheave_backends::open(name, &OpenOptions { read_only })
     }
 
+    fn identity(&self, name: &str) -> sheave_core::Result<Option<String>> {
+        sheave_backends::identity(name)
+    }
+
     fn check_resize(&self, name: &str) -> sheave_core::Result<()> {
         sheave_backends::check_resize(name)
     }

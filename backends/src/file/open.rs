@@ -4,7 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -20,6 +20,8 @@ const BLOCK_MAX: u32 = 64 << 10;
 /// Alignment that every device and file system of today takes, where the kernel does not tell.
 const DIRECT_BLOCK_DEFAULT: u32 = 4096;
 
+/// FUSE and 9P, whose files may have other numbers when they are opened again (statfs(2)).
+const FILE_SYSTEMS_WITHOUT_IDENTITY: [u32; 2] = [0x6573_5546, 0x0102_1997];
 /// ext4 and its predecessors, XFS, btrfs and tmpfs (statfs(2)).
 const LOCAL_FILE_SYSTEMS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 
@@ -56,6 +58,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
             read_only: options.read_only,
             rotational: is_device && is_rotational(&metadata),
             volatile: false,
+            identity: identity_of(&file, &metadata),
             can: capabilities(options, seek::is_supported(&file)),
         },
         name,
@@ -128,6 +131,23 @@ fn is_readable(path: &Path) -> bool {
     rustix::fs::access(path, Access::READ_OK).is_ok()
 }
 
+/// What tells this file from another of its name. A number alone may be given to the next file when
+/// this one is removed.
+pub(super) fn identity_of(file: &File, metadata: &Metadata) -> Option<String> {
+    if metadata.file_type().is_block_device() {
+        // Which disk since the start of the node it is, told since Linux 5.15.
+        let sequence = attribute(metadata, "diskseq").unwrap_or_default();
+        return Some(format!("device {} {sequence}", metadata.rdev()));
+    }
+    if claim::is_on(file, &FILE_SYSTEMS_WITHOUT_IDENTITY) {
+        return None;
+    }
+    let born = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok();
+    let born = born.filter(|stat| stat.stx_mask & StatxFlags::BTIME.bits() != 0);
+    let born = born.map(|stat| (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)).unwrap_or_default();
+    Some(format!("file {} {}.{:09}", metadata.ino(), born.0, born.1))
+}
+
 fn capabilities(options: &FileOptions, block_status: bool) -> Capabilities {
     let write = !options.read_only;
     Capabilities {
@@ -196,11 +216,15 @@ fn logical_block(file: &File) -> io::Result<u32> {
 
 /// Whether a device, or the whole device of a partition, says that it rotates.
 fn is_rotational(metadata: &Metadata) -> bool {
+    attribute(metadata, "queue/rotational").is_some_and(|text| text == "1")
+}
+
+/// What the kernel tells of a device, or of the whole device of a partition.
+fn attribute(metadata: &Metadata, name: &str) -> Option<String> {
     let rdev = metadata.rdev();
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
-    let device = format!("/sys/dev/block/{major}:{minor}");
-    ["queue/rotational", "../queue/rotational"]
-        .iter()
-        .find_map(|file| std::fs::read_to_string(Path::new(&device).join(file)).ok())
-        .is_some_and(|text| text.trim() == "1")
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let paths = [device.join(name), device.join("..").join(name)];
+    let text = paths.iter().find_map(|path| std::fs::read_to_string(path).ok())?;
+    Some(text.trim().to_owned())
 }

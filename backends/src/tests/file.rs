@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use super::{Log, bytes, driver, extents, range, read, trim, with_fua, write, zeroes};
 use crate::conformance::Mishap;
-use crate::{FileOptions, FileVolume, OpenOptions, check_resize, open, resize, start_process};
+use crate::{
+    FileOptions, FileVolume, OpenOptions, check_resize, identity, open, resize, start_process,
+};
 
 const SIZE: u64 = 1 << 20;
 
@@ -169,6 +171,24 @@ fn a_file_that_grows_keeps_its_size_in_status() {
     std::os::unix::fs::FileExt::write_at(&file, &[1; 10_000], 10_000).unwrap();
     let status = Op::BlockStatus { range: range(5000, 1000), extents_max: 9 };
     assert_eq!(extents(driver.run_one(status)), [(5000, false, false)]);
+}
+
+#[test]
+fn a_file_that_takes_the_name_of_another_is_another() {
+    let dir = disk_dir();
+    let path = image(&dir, SIZE);
+    let open = || FileVolume::open(&FileOptions::new(&path)).unwrap().info().identity.clone();
+    let first = open();
+    assert!(first.is_some());
+    File::options().write(true).open(&path).unwrap().set_len(2 * SIZE).unwrap();
+    assert_eq!(open(), first);
+    assert_eq!(identity(path.to_str().unwrap()).unwrap(), first);
+    // Its number is free for the next one.
+    std::fs::remove_file(&path).unwrap();
+    assert!(identity(path.to_str().unwrap()).is_err());
+    image(&dir, SIZE);
+    assert_ne!(open(), first);
+    assert_eq!(identity("null:?size=1M").unwrap(), None);
 }
 
 #[test]

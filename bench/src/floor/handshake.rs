@@ -21,6 +21,7 @@ pub(crate) fn serve(socket: &mut UnixStream, size: u64) -> Result<()> {
             read_only: false,
             rotational: false,
             volatile: false,
+            identity: None,
             can: Capabilities { flush: true, multi_conn: true, ..Capabilities::default() },
         },
         tls_only: false,

@@ -68,6 +68,8 @@ pub struct VolumeInfo {
     pub rotational: bool,
     /// Its content is gone with the process that has it open.
     pub volatile: bool,
+    /// Tells it from another volume that comes to have its name; `None` where nothing does.
+    pub identity: Option<String>,
     /// Which ops it has.
     pub can: Capabilities,
 }

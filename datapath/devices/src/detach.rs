@@ -1,7 +1,7 @@
 //! The end of a device.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, Result};
@@ -10,7 +10,7 @@ use sheave_shard::Engine;
 use crate::apart::{self, Claim, Task};
 use crate::front::{Device, Front};
 use crate::records::Record;
-use crate::{Attached, Devices, Entry, Held, Live, Slot, lock};
+use crate::{Attached, Devices, Entry, Held, Live, Slot, THREADS_MAX, lock};
 
 /// How long others may have to do with a device that is ended by force.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -30,14 +30,19 @@ impl Devices {
             false => self.end_unused(&slot),
         };
         ended?;
-        let mut entries = self.entries();
-        // Unless somebody attaches it again just now.
-        let is_free =
-            |slot: &Slot| slot.try_entry().is_some_and(|entry| matches!(*entry, Entry::Free));
-        if entries.get(&name).is_some_and(|slot| Arc::strong_count(slot) <= 2 && is_free(slot)) {
-            entries.remove(&name);
-        }
+        self.clear(&name, &slot);
         Ok(())
+    }
+
+    /// Removes the place of a volume that is no device, unless somebody else is about to use it.
+    pub(crate) fn clear(&self, name: &str, slot: &Arc<Slot>) {
+        let mut entries = self.entries();
+        let is_free = || slot.try_entry().is_some_and(|entry| matches!(*entry, Entry::Free));
+        let is_listed = entries.get(name).is_some_and(|listed| Arc::ptr_eq(listed, slot));
+        // The table's and the caller's.
+        if is_listed && Arc::strong_count(slot) == 2 && is_free() {
+            entries.remove(name);
+        }
     }
 
     fn end_unused(&self, slot: &Slot) -> Result<()> {
@@ -112,15 +117,21 @@ impl Devices {
     /// are attached from now on.
     pub fn wind_down(&self) -> Vec<Error> {
         self.ending.store(true, Relaxed);
-        let mut left = Vec::new();
-        for Attached { volume, .. } in self.list() {
-            match self.detach(&volume, false) {
-                // Somebody else may have ended it in the meantime.
-                Err(error) if self.find("detach", &volume).is_ok() => left.push(error),
-                _ => {}
+        let devices = self.list();
+        let (threads, devices) = (devices.len().min(THREADS_MAX), Mutex::new(devices));
+        let left = Mutex::new(Vec::new());
+        let work = || {
+            loop {
+                let Some(Attached { volume, .. }) = lock(&devices).pop() else { break };
+                match self.detach(&volume, false) {
+                    // Somebody else may have ended it in the meantime.
+                    Err(error) if self.find("detach", &volume).is_ok() => lock(&left).push(error),
+                    _ => {}
+                }
             }
-        }
-        left
+        };
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        left.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -32,6 +32,8 @@ pub use crate::front::Front;
 pub use sheave_knbd::DeadLinks;
 pub use sheave_shard::Released;
 
+/// Devices that are served again, or ended, at a time.
+const THREADS_MAX: usize = 16;
 /// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_POLL: Duration = Duration::from_millis(1);
@@ -59,6 +61,12 @@ pub trait VolumeSource: Send + Sync {
     /// # Errors
     /// Why it cannot be had.
     fn open(&self, name: &str, read_only: bool) -> Result<Arc<dyn Volume>>;
+
+    /// The [`sheave_core::VolumeInfo::identity`] of what has this name now.
+    ///
+    /// # Errors
+    /// When nothing has.
+    fn identity(&self, name: &str) -> Result<Option<String>>;
 
     /// Whether a volume that this process has open can be closed, made longer, and opened again
     /// under its name.
@@ -188,6 +196,20 @@ impl Devices {
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
     pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
         let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
+        let attached = self.attach_in(&slot, name, read_only, front);
+        if attached.is_err() {
+            self.clear(name, &slot);
+        }
+        attached
+    }
+
+    fn attach_in(
+        &self,
+        slot: &Slot,
+        name: &str,
+        read_only: bool,
+        front: Option<Front>,
+    ) -> Result<Attached> {
         let mut entry = slot.hold();
         self.resume(&mut entry)?;
         let attached = match &*entry {
@@ -237,7 +259,7 @@ impl Devices {
         let front = self.choose(front)?;
         let mark = RandomState::new().build_hasher().finish();
         let size = info.size;
-        let mut record = Record::new(name, info.read_only, front, size, mark);
+        let mut record = Record::new(name, info, front, mark);
         self.records.save(&record)?;
         let served = Served { stats: self.registry.volume(name), volume };
         let server = Server { engine: &self.engine, served: &served };

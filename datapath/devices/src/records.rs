@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 
 use crate::Front;
 
@@ -34,6 +34,9 @@ pub(crate) struct Record {
     pub(crate) front: Front,
     /// Bytes.
     pub(crate) size: u64,
+    /// Of the volume, see [`VolumeInfo::identity`].
+    #[serde(default)]
+    pub(crate) identity: Option<String>,
     /// Identifies the device: a random number that the kernel keeps with it.
     pub(crate) mark: u64,
     /// Its number; `None` while the driver has not told it.
@@ -50,9 +53,39 @@ pub(crate) struct Records {
 }
 
 impl Record {
-    pub(crate) fn new(volume: &str, read_only: bool, front: Front, size: u64, mark: u64) -> Self {
-        let volume = volume.to_owned();
-        Self { format: FORMAT, volume, read_only, front, size, mark, id: None, boot: boot_id() }
+    pub(crate) fn new(volume: &str, info: &VolumeInfo, front: Front, mark: u64) -> Self {
+        Self {
+            format: FORMAT,
+            volume: volume.to_owned(),
+            read_only: info.read_only,
+            front,
+            size: info.size,
+            identity: info.identity.clone(),
+            mark,
+            id: None,
+            boot: boot_id(),
+        }
+    }
+
+    /// Checks that a volume is the one that the device had, as far as that can be told.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when it is another one, or has become shorter.
+    pub(crate) fn check_same(&self, op: &'static str, info: &VolumeInfo) -> Result<()> {
+        let invalid = |why| Err(Error::new(ErrorKind::Invalid, op, why));
+        if let (Some(had), Some(has)) = (&self.identity, &info.identity)
+            && had != has
+        {
+            let volume = &self.volume;
+            return invalid(format!(
+                "another file or disk is {volume} now; put back the one that the device had, or \
+                 detach it by force"
+            ));
+        }
+        if info.size < self.size {
+            return invalid(format!("{} bytes, and the device has {}", info.size, self.size));
+        }
+        Ok(())
     }
 
     /// Whether the node has been started anew since.
@@ -178,12 +211,43 @@ fn boot_id() -> String {
 
 #[cfg(test)]
 mod tests {
+    use sheave_core::{BlockSizes, Capabilities};
+
     use super::*;
 
+    fn info(size: u64, identity: Option<&str>) -> VolumeInfo {
+        VolumeInfo {
+            size,
+            block: BlockSizes::default(),
+            read_only: true,
+            rotational: false,
+            volatile: false,
+            identity: identity.map(str::to_owned),
+            can: Capabilities::default(),
+        }
+    }
+
     fn record() -> Record {
-        let mut record = Record::new("/images/a.img", true, Front::Ublk, 1 << 30, 0x1234);
+        let info = info(1 << 30, Some("file 5"));
+        let mut record = Record::new("/images/a.img", &info, Front::Ublk, 0x1234);
         record.id = Some(3);
         record
+    }
+
+    #[test]
+    fn a_volume_that_another_one_has_taken_the_name_of_is_not_served() {
+        let same = |identity, size| record().check_same("recover", &info(size, identity));
+        assert!(same(Some("file 5"), 1 << 30).is_ok());
+        assert!(same(Some("file 5"), 2 << 30).is_ok(), "it may have grown");
+        assert!(same(Some("file 5"), 1 << 29).is_err());
+        assert!(same(Some("file 6"), 1 << 30).is_err());
+        // Where it cannot be told.
+        assert!(same(None, 1 << 30).is_ok());
+        let text = record().to_text();
+        let old = text.split('\n').next().unwrap().replace(r#""identity":"file 5","#, "");
+        let old: Record = serde_json::from_str(&old).unwrap();
+        assert!(old.identity.is_none(), "of an older program");
+        assert!(old.check_same("recover", &info(1 << 30, Some("file 6"))).is_ok());
     }
 
     #[test]

@@ -18,12 +18,10 @@ use crate::apart::{self, Task};
 use crate::block::BlockDevice;
 use crate::front::{Device, Server};
 use crate::records::Record;
-use crate::{Devices, Entry, Live, Slot, lock};
+use crate::{Devices, Entry, Live, Slot, THREADS_MAX, lock};
 
 /// How long a device may be changed before it is told that it is.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
-/// Threads that serve devices again at a time.
-const HELPERS_MAX: usize = 16;
 
 impl Devices {
     /// Finds the devices of a predecessor. [`Devices::look_after`] serves them.
@@ -53,6 +51,9 @@ impl Devices {
     /// # Errors
     /// [`ErrorKind::Busy`] when there is a volume that is gone with this process.
     pub fn hand_over(&self, within: Duration) -> Result<Vec<Released>> {
+        for (name, slot) in self.snapshot() {
+            self.check_found(&name, &slot)?;
+        }
         if self.ending.swap(true, Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
         }
@@ -62,6 +63,22 @@ impl Devices {
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
         Ok(self.engine.release(None, within))
+    }
+
+    /// Whether another process would find the volume of a device by its name: a file that is
+    /// removed or replaced is only this one's.
+    fn check_found(&self, name: &str, slot: &Slot) -> Result<()> {
+        let seen = slot.try_entry().and_then(|entry| match &*entry {
+            Entry::Attached(live) => live.record.identity.clone(),
+            _ => None,
+        });
+        if seen.is_none() || self.volumes.identity(name).is_ok_and(|found| found == seen) {
+            return Ok(());
+        }
+        let why = format!(
+            "{name}: only this daemon has it, since its file was removed or replaced; detach it first"
+        );
+        Err(Error::new(ErrorKind::Busy, "hand over", why))
     }
 
     /// Serves on, since nobody took what was handed over.
@@ -96,8 +113,8 @@ impl Devices {
             self.snapshot().into_iter().filter(|(_, slot)| slot.needs_care()).collect();
         let needed = slots.len();
         let queue = Arc::new(Mutex::new(slots));
-        for _ in 0..needed.min(HELPERS_MAX) {
-            if self.helpers.fetch_add(1, Relaxed) >= HELPERS_MAX {
+        for _ in 0..needed.min(THREADS_MAX) {
+            if self.helpers.fetch_add(1, Relaxed) >= THREADS_MAX {
                 self.helpers.fetch_sub(1, Relaxed);
                 return;
             }
@@ -195,10 +212,7 @@ impl Devices {
         if info.volatile {
             return Ok(None);
         }
-        if info.size < record.size {
-            let what = format!("{} bytes, and the device has {}", info.size, record.size);
-            return Err(Error::new(ErrorKind::Invalid, "recover", what));
-        }
+        record.check_same("recover", info)?;
         self.serve(device, record, Arc::clone(&volume))?;
         Ok(Some(volume))
     }

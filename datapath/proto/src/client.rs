@@ -160,6 +160,7 @@ impl ClientNegotiated {
             read_only: self.has(flag::READ_ONLY),
             rotational: self.has(flag::ROTATIONAL),
             volatile: false,
+            identity: None,
             can: Capabilities {
                 flush: self.has(flag::SEND_FLUSH),
                 fua: self.has(flag::SEND_FUA),

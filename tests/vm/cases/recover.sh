@@ -41,6 +41,15 @@ for front in $(fronts); do
     mv gone.img elsewhere.img
     start_daemon
     logged 'its I/O waits'
+    # So does one that is another file by now, even if it looks the same.
+    kill_daemon
+    cp elsewhere.img gone.img
+    start_daemon
+    logged 'another file'
+    kill_daemon
+    rm gone.img
+    start_daemon
+    logged 'No such file'
     dd if=/dev/urandom of="$device" bs=4k count=16 oflag=direct status=none &
     writer=$!
     refused 'waits for its volume' sheave detach "$device"

@@ -57,6 +57,10 @@ for load in "${loads[@]}"; do wait "$load" || fail "fio: $(cat fio.*.log)"; done
 sheave attach 'memory:?size=1M' >/dev/null
 refused 'does not give way' sheave daemon --takeover
 sheave detach 'memory:?size=1M'
+# Nor what only this daemon still has open.
+cp nbd.img copy.img
+mv copy.img nbd.img
+refused 'removed or replaced' sheave daemon --takeover
 for front in $(fronts); do sheave detach $front.img; done
 kill "$daemon"
 timeout 20 tail --pid="$daemon" -f /dev/null || fail 'it does not end'

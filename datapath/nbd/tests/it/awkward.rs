@@ -26,8 +26,15 @@ impl Awkward {
     fn new(room: usize) -> Self {
         let can = Capabilities { flush: true, ..Capabilities::default() };
         let (block, read_only) = (BlockSizes::default(), false);
-        let info =
-            VolumeInfo { size: 1 << 20, block, read_only, rotational: false, volatile: false, can };
+        let info = VolumeInfo {
+            size: 1 << 20,
+            block,
+            read_only,
+            rotational: false,
+            volatile: false,
+            identity: None,
+            can,
+        };
         Self { info, room, backends: AtomicUsize::new(1) }
     }
 }

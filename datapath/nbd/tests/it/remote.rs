@@ -86,6 +86,7 @@ fn serve(mut stream: UnixStream, script: Script, closing: bool) -> Option<()> {
         read_only: false,
         rotational: false,
         volatile: false,
+        identity: None,
         can,
     };
     let exports =

@@ -60,6 +60,7 @@ impl<'a> Source<'a> {
             read_only: has(0),
             rotational: has(1),
             volatile: false,
+            identity: None,
             can: Capabilities {
                 flush: has(2),
                 fua: has(3),
@@ -84,6 +85,7 @@ fn exports() -> Vec<Export> {
             read_only: false,
             rotational: false,
             volatile: false,
+            identity: None,
             can: Capabilities::default(),
         },
         tls_only,

@@ -16,6 +16,7 @@ pub(crate) fn volume() -> VolumeInfo {
         read_only: false,
         rotational: false,
         volatile: false,
+        identity: None,
         can: Capabilities::ALL,
     }
 }
