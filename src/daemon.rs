@@ -104,7 +104,7 @@ impl ControlSocket {
     ) -> Result<()> {
         let Self { listener, name: _, file: _file } = self;
         let served = Server::builder()
-            .add_service(ControlServer::new(Service { devices }))
+            .add_service(ControlServer::with_interceptor(Service { devices }, check_peer))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)
             .await;
         served.context("control API")
@@ -137,9 +137,8 @@ struct Service {
 impl Control for Service {
     async fn get_version(
         &self,
-        request: Request<GetVersionRequest>,
+        _: Request<GetVersionRequest>,
     ) -> Result<Response<GetVersionResponse>, Status> {
-        check_peer(&request)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Ok(Response::new(GetVersionResponse { version }))
     }
@@ -148,7 +147,6 @@ impl Control for Service {
         &self,
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
-        check_peer(&request)?;
         let AttachRequest { volume, front, read_only } = request.into_inner();
         let front = match Front::try_from(front) {
             Ok(Front::Unspecified) => None,
@@ -165,7 +163,6 @@ impl Control for Service {
         &self,
         request: Request<DetachRequest>,
     ) -> Result<Response<DetachResponse>, Status> {
-        check_peer(&request)?;
         let DetachRequest { target, force } = request.into_inner();
         self.blocking(move |devices| devices.detach(&target, force)).await?;
         Ok(Response::new(DetachResponse {}))
@@ -175,7 +172,6 @@ impl Control for Service {
         &self,
         request: Request<ResizeRequest>,
     ) -> Result<Response<ResizeResponse>, Status> {
-        check_peer(&request)?;
         let ResizeRequest { target, size_bytes } = request.into_inner();
         let attached = self.blocking(move |devices| devices.resize(&target, size_bytes)).await?;
         Ok(Response::new(ResizeResponse { device: Some(message(attached)) }))
@@ -183,9 +179,8 @@ impl Control for Service {
 
     async fn list_devices(
         &self,
-        request: Request<ListDevicesRequest>,
+        _: Request<ListDevicesRequest>,
     ) -> Result<Response<ListDevicesResponse>, Status> {
-        check_peer(&request)?;
         let devices = self.blocking(|devices| Ok(devices.list())).await?;
         let devices = devices.into_iter().map(message).collect();
         Ok(Response::new(ListDevicesResponse { devices }))
@@ -205,11 +200,11 @@ impl Service {
 }
 
 /// Only root and the daemon's own user may tell it anything, whatever the socket's mode has become.
-fn check_peer<T>(request: &Request<T>) -> Result<(), Status> {
+fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
     let own = rustix::process::geteuid().as_raw();
     let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     match peer.map(|peer| peer.uid()) {
-        Some(uid) if uid == own || uid == 0 => Ok(()),
+        Some(uid) if uid == own || uid == 0 => Ok(request),
         _ => Err(Status::permission_denied("only root and the daemon's user may ask this")),
     }
 }

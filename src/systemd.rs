@@ -93,7 +93,8 @@ impl Notify {
     ) -> Infallible {
         let Some(limit) = self.watchdog else { return std::future::pending().await };
         let check = Arc::new(check);
-        let mut ticks = tokio::time::interval(limit / 2);
+        // A check that fails or takes its time is followed by others before the limit.
+        let mut ticks = tokio::time::interval(limit / 4);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

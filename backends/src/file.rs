@@ -14,6 +14,7 @@ mod sync;
 mod work;
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,10 +77,11 @@ impl FileVolume {
 
 /// Whether the file of this name is one that this process has open as a volume.
 pub(crate) fn is_open(path: &Path) -> Result<bool> {
-    let metadata = path
-        .metadata()
-        .map_err(|error| Error::from_io("resize", path.display().to_string(), error))?;
-    Ok(claim::is_claimed(&claim::Identity::of(&metadata)))
+    match path.metadata() {
+        Ok(metadata) => Ok(claim::is_claimed(&claim::Identity::of(&metadata))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::from_io("resize", path.display().to_string(), error)),
+    }
 }
 
 /// See [`VolumeInfo::identity`].

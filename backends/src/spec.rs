@@ -113,7 +113,9 @@ pub fn check_resize(volume: &str) -> Result<()> {
     match volume.parse::<VolumeSpec>()?.source {
         Source::File { path, lock: true, .. } if file::is_open(&path)? => Ok(()),
         Source::File { lock: true, .. } => {
-            let why = format!("{volume}: its file was replaced while it was open; copy the device");
+            let why = format!(
+                "{volume}: its file was removed or replaced while it was open; copy the device"
+            );
             Err(Error::new(ErrorKind::Invalid, "resize", why))
         }
         Source::File { .. } => {

@@ -1,8 +1,8 @@
 //! `sheave attach`, `detach` and `ls`: clients of the daemon.
 
-use std::env;
 use std::error::Error as _;
 use std::io;
+use std::path::{self, Path};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
@@ -11,6 +11,7 @@ use sheave_backends::VolumeSpec;
 use sheave_bench::output;
 use sheave_control::ControlClient;
 use sheave_control::v1::{AttachRequest, DetachRequest, Device, Front, ListDevicesRequest};
+use tonic::Code;
 
 use crate::daemon::control_socket;
 use crate::process::runtime;
@@ -119,6 +120,9 @@ pub(super) async fn connect() -> Result<ControlClient> {
 /// The daemon's own words, without those of the protocol.
 pub(super) fn said(status: tonic::Status) -> anyhow::Error {
     match status.source() {
+        None if status.code() == Code::Unimplemented && status.message().is_empty() => {
+            anyhow!("the daemon is of another version and has no such command; restart it")
+        }
         None => anyhow!("{}", status.message()),
         // Those of the transport are about streams and frames.
         Some(_) => anyhow!("the daemon has ended without an answer; see what it did: sheave ls"),
@@ -137,13 +141,14 @@ pub(super) fn is_device(text: &str) -> bool {
 /// A volume as the daemon, in another directory, has to see it.
 fn absolute(volume: &str) -> Result<String> {
     let spec: VolumeSpec = volume.parse()?;
-    let is_relative = spec.file_path().is_some_and(|path| path.is_relative());
-    if !is_relative {
+    let path = volume.split_once('?').map_or(volume, |(path, _)| path);
+    // Of a URL it is another part, and absolute.
+    if spec.file_path() != Some(Path::new(path)) {
         return Ok(volume.to_owned());
     }
-    let directory = env::current_dir().context("working directory")?;
-    let directory = directory.to_str().context("the working directory's name is no UTF-8")?;
-    Ok(format!("{directory}/{volume}"))
+    let whole = path::absolute(path).context("working directory")?;
+    let whole = whole.to_str().context("the working directory's name is no UTF-8")?;
+    Ok(format!("{whole}{}", &volume[path.len()..]))
 }
 
 fn table(devices: &[Device]) -> String {
@@ -189,5 +194,32 @@ fn front(device: &Device) -> &'static str {
         Front::Nbd => "nbd",
         Front::Ublk => "ublk",
         Front::Unspecified => "?",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_name_and_a_url_is_left_alone() {
+        let here = std::env::current_dir().unwrap();
+        let whole = |rest: &str| format!("{}/{rest}", here.display());
+        assert_eq!(absolute("a.img").unwrap(), whole("a.img"));
+        assert_eq!(absolute("./b/.//a.img?direct=true").unwrap(), whole("b/a.img?direct=true"));
+        assert_eq!(absolute("/x//a.img").unwrap(), "/x/a.img");
+        for url in ["file:///x//a.img?lock=false", "memory:?size=1G"] {
+            assert_eq!(absolute(url).unwrap(), url);
+        }
+    }
+
+    #[test]
+    fn a_daemon_without_the_command_is_of_another_version() {
+        let told = said(tonic::Status::unimplemented("")).to_string();
+        assert!(told.contains("another version"), "{told}");
+        assert_eq!(
+            said(tonic::Status::unimplemented("no such front")).to_string(),
+            "no such front"
+        );
     }
 }

@@ -8,7 +8,11 @@ use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit};
 use serde::Serialize;
 use sheave_bench::output;
+use sheave_control::v1::GetVersionRequest;
 use sheave_ring::{Probe, Support};
+
+use super::attach::{connect, said};
+use crate::process::runtime;
 
 /// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
 const KERNEL_URING: (u32, u32) = (5, 19);
@@ -96,7 +100,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut findings = vec![
         uring(sheave_ring::probe()),
         ublk(is_root.then(crate::ublk::probe)),
-        nbd(sheave_knbd::is_available()),
+        nbd(is_root.then(sheave_knbd::is_available)),
+        daemon(),
     ];
     findings.extend(Node::this().findings());
     let colored = io::stdout().is_terminal();
@@ -128,8 +133,9 @@ fn ublk(probed: Option<sheave_core::Result<()>>) -> Finding {
     match probed {
         Some(Ok(())) => Finding::ok(name, "works: `sheave attach` makes /dev/ublkbN"),
         Some(Err(error)) => {
-            let advice = "`modprobe ublk_drv` as root, on Linux 6.5 and later; until then \
-                          `sheave attach` makes slower /dev/nbdN, and serving does not need it";
+            let advice = "it wants Linux 6.5 or later, its driver (`modprobe ublk_drv`), io_uring \
+                          and CAP_SYS_ADMIN; without, `sheave attach` makes slower /dev/nbdN, and \
+                          serving does not need it";
             Finding::missing(name, error.to_string(), advice)
         }
         None => Finding::unused(name, "not tried: only root can make devices"),
@@ -137,15 +143,36 @@ fn ublk(probed: Option<sheave_core::Result<()>>) -> Finding {
 }
 
 /// What asking for the kernel's NBD client came to.
-fn nbd(found: io::Result<()>) -> Finding {
+fn nbd(found: Option<io::Result<()>>) -> Finding {
     let name = "nbd device";
     match found {
-        Ok(()) => Finding::ok(name, "works: /dev/nbdN by `sheave attach` or nbd-client"),
-        Err(error) => {
+        None => Finding::unused(name, "not tried: only root can make devices"),
+        Some(Ok(())) => Finding::ok(name, "works: /dev/nbdN by `sheave attach` or nbd-client"),
+        Some(Err(error)) => {
             let advice = "`modprobe nbd` as root if there is to be /dev/nbdN here; serving does \
                           not need it";
             Finding::missing(name, format!("the nbd driver is not there: {error}"), advice)
         }
+    }
+}
+
+/// Which daemon answers.
+fn daemon() -> Finding {
+    let (name, own) = ("daemon", env!("CARGO_PKG_VERSION"));
+    let asked = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            let answer = connect().await?.get_version(GetVersionRequest {}).await;
+            Ok(answer.map_err(said)?.into_inner().version)
+        })
+    });
+    match asked {
+        Ok(version) if version == own => Finding::ok(name, format!("version {version} runs")),
+        Ok(version) => Finding::limited(
+            name,
+            format!("version {version} runs, and this is {own}"),
+            "`systemctl reload sheave`, or `sheave daemon --takeover`, once this one is installed",
+        ),
+        Err(error) => Finding::unused(name, format!("{error:#}")),
     }
 }
 
@@ -379,8 +406,8 @@ mod tests {
         let statuses = [ublk(Some(Ok(()))), ublk(Some(Err(refused()))), ublk(None)]
             .map(|finding| finding.status);
         assert_eq!(statuses, [Status::Ok, Status::Missing, Status::Unused]);
-        let absent = nbd(Err(io::Error::from(rustix::io::Errno::NOENT)));
-        assert!(absent.advice.is_some() && nbd(Ok(())).advice.is_none());
+        let absent = nbd(Some(Err(io::Error::from(rustix::io::Errno::NOENT))));
+        assert!(absent.advice.is_some() && nbd(Some(Ok(()))).advice.is_none());
     }
 
     #[test]

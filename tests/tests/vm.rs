@@ -3,10 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use sheave_tests::skip;
-
-/// A case ends with this status when it cannot be run, and with the reason as its last line.
-const SKIPPED: i32 = 77;
+use sheave_tests::{sheave, skip};
 
 #[test]
 fn volumes_are_devices() {
@@ -66,6 +63,7 @@ fn case(name: &str) {
     }
     let cases = vm.join("cases");
     let mut run = Command::new(vm.join("run"));
+    run.env("SHEAVE_BIN", sheave());
     if let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST") {
         run.arg("--keep").arg(guest);
     }
@@ -79,9 +77,6 @@ fn case(name: &str) {
     let output = run.output().expect("tests/vm/run runs");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
-    if output.status.code() == Some(SKIPPED) {
-        return skip(name, out.trim_end().lines().last().expect("a reason"));
-    }
     if !output.status.success()
         && let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST")
     {

@@ -139,7 +139,7 @@ impl BlockDevice {
 
     fn busy(&self, mut users: Vec<String>) -> Error {
         if users.is_empty() {
-            users.push("by a mount in another namespace, or as swap".to_owned());
+            users.push("by a mount in another namespace".to_owned());
         }
         users.truncate(USERS_MAX);
         let why = format!("/dev/{} is in use: {}; end that first", self.name, users.join(", "));
@@ -150,27 +150,22 @@ impl BlockDevice {
         Error::from_io("detach", self.path().display().to_string(), error)
     }
 
-    /// What has claimed it, as far as this process sees it.
+    /// What has claimed it or one of its partitions, as far as this process sees it.
     fn claimants(&self) -> Vec<String> {
-        let holders = fs::read_dir(self.sysfs("holders")).into_iter().flatten().flatten();
-        let holders = holders.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        holders.chain(self.mount_points()).collect()
-    }
-
-    /// Where it is mounted, as far as the first process and this one see it, which may have a mount
-    /// namespace of its own (proc_pid_mountinfo(5)). By its name: btrfs gives its mounts other
-    /// device numbers.
-    fn mount_points(&self) -> BTreeSet<String> {
-        let (path, mut found) = (self.path(), BTreeSet::new());
-        for table in ["/proc/1/mountinfo", "/proc/self/mountinfo"] {
-            let mounts = fs::read_to_string(table).unwrap_or_default();
-            for line in mounts.lines() {
-                let Some((before, after)) = line.split_once(" - ") else { continue };
-                if after.split(' ').nth(1).map(Path::new) == Some(&path) {
-                    found.extend(before.split(' ').nth(4).map(str::to_owned));
-                }
-            }
-        }
+        let parts: Vec<PathBuf> = self.partitions().chain([self.sysfs("")]).collect();
+        let holders = parts.iter().flat_map(|part| fs::read_dir(part.join("holders"))).flatten();
+        let mut found: Vec<String> = holders
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        let names = parts.iter().filter_map(|part| part.canonicalize().ok());
+        let nodes: Vec<PathBuf> =
+            names.filter_map(|part| Some(Path::new("/dev").join(part.file_name()?))).collect();
+        found.extend(mount_points(&nodes));
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let swaps = swaps.lines().filter_map(|line| line.split_whitespace().next());
+        let swaps = swaps.filter(|swap| nodes.iter().any(|node| node == Path::new(swap)));
+        found.extend(swaps.map(|swap| format!("swap on {swap}")));
         found
     }
 
@@ -193,13 +188,16 @@ impl BlockDevice {
         found
     }
 
-    /// Loop devices over it, which no process has open.
+    /// Loop devices over it or a partition, which no process has open.
     fn loops(&self) -> Vec<String> {
-        let path = self.path();
+        let numbers = self.numbers();
         let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
         let over = entries.filter(|entry| {
             let file = fs::read_to_string(entry.path().join("loop/backing_file"));
-            file.is_ok_and(|file| Path::new(file.trim_end()) == path)
+            file.is_ok_and(|file| {
+                block_number(Path::new(file.trim_end()))
+                    .is_some_and(|number| numbers.contains(&number))
+            })
         });
         over.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
@@ -287,8 +285,26 @@ impl BlockDevice {
     }
 }
 
-/// The number of the block device behind an entry of /proc/PID/fd, without asking a file server
-/// that may be away.
+/// Where one of these devices is mounted, as far as the first process and this one see it, which
+/// may have a mount namespace of its own (proc_pid_mountinfo(5)). By its name: btrfs gives its
+/// mounts other device numbers.
+fn mount_points(nodes: &[PathBuf]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for table in ["/proc/1/mountinfo", "/proc/self/mountinfo"] {
+        let mounts = fs::read_to_string(table).unwrap_or_default();
+        for line in mounts.lines() {
+            let Some((before, after)) = line.split_once(" - ") else { continue };
+            let source = after.split(' ').nth(1).map(Path::new);
+            if source.is_some_and(|source| nodes.iter().any(|node| node == source)) {
+                found.extend(before.split(' ').nth(4).map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
+/// The number of the block device of this name, or behind an entry of /proc/PID/fd, without asking
+/// a file server that may be away.
 fn block_number(link: &Path) -> Option<(u32, u32)> {
     let (flags, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE);
     let found = statx(CWD, link, flags, wanted).ok()?;

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use sheave_core::{Error, ErrorKind, Result};
 use sheave_shard::Engine;
 
+use crate::Devices;
 use crate::apart::{self, Claim, Task};
 use crate::front::{Device, Front};
 use crate::records::Record;
-use crate::{Attached, Devices, Entry, Held, Live, Slot, THREADS_MAX, lock};
+use crate::slot::{Attached, Entry, Held, Slot, lock};
 
 /// How long others may have to do with a device that is ended by force.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Devices that are ended at a time, each with a process of its own.
+const THREADS_MAX: usize = 16;
 /// How soon it is tried again to make them end that.
 const FORCE_RETRY: Duration = Duration::from_millis(200);
 
@@ -53,7 +56,9 @@ impl Devices {
             match &*entry {
                 Entry::Free => return Ok(()),
                 Entry::Attached(live) => (live.device, live.record.mark),
-                Entry::Waiting { device, why, .. } => {
+                Entry::Waiting { record, why } => {
+                    let device = Attached::new(record, None).path;
+                    let device = device.display();
                     let why =
                         format!("{device} waits for its volume ({why}); --force fails its I/O");
                     return Err(Error::new(ErrorKind::Busy, "detach", why));
@@ -63,8 +68,8 @@ impl Devices {
         // Without the slot: it may take long, and its connection may have to be looked after.
         let claim = apart::wait_for(self.helper, "detach", &Task::Claim { name: device.name() })?;
         let mut entry = slot.hold();
-        match entry.known() {
-            Some((_, record)) if record.mark == mark => self.end(&mut entry, Some(claim)),
+        match entry.record() {
+            Some(record) if record.mark == mark => self.end(&mut entry, Some(claim)),
             // Somebody else has ended it.
             _ => Ok(()),
         }
@@ -75,32 +80,36 @@ impl Devices {
         loop {
             // Whoever holds the slot may be waiting for the volume.
             let seen = lock(&slot.seen).clone();
-            if let Some(seen) = seen {
+            if let Some(seen) = &seen {
                 seen.abandon(&self.engine)?;
             }
             if let Some(mut entry) = slot.hold_within(FORCE_RETRY) {
-                if let Some((_, record)) = entry.known() {
+                if let Some(record) = entry.record() {
                     // It may have come to be served meanwhile.
                     self.engine.abandon(record.mark);
                 }
                 return self.end(&mut entry, None);
             }
             if begun.elapsed() > FORCE_TIMEOUT {
-                // Whoever opens it will find that there is no device any more.
-                tracing::warn!(volume = name, "ended; its volume is still being opened");
+                // Whoever holds it will find that there is no device any more.
+                if let Some(Attached { record, .. }) = seen {
+                    end_device(&record, None)?;
+                }
+                tracing::warn!(volume = name, "ended; something still waits for its volume");
                 return Ok(());
             }
         }
     }
 
     fn end(&self, entry: &mut Held<'_>, claim: Option<Claim>) -> Result<()> {
-        let Some((device, record)) = entry.known() else { return Ok(()) };
-        device.end(record.mark, claim)?;
+        let Some(record) = entry.record() else { return Ok(()) };
+        end_device(record, claim)?;
         self.forget(record);
         if let Entry::Attached(live) = &**entry {
             live.wait_closed();
         }
-        tracing::info!(volume = record.volume, %device, "detached");
+        let device = Attached::new(record, None).path;
+        tracing::info!(volume = record.volume, device = %device.display(), "detached");
         **entry = Entry::Free;
         Ok(())
     }
@@ -135,28 +144,25 @@ impl Devices {
     }
 }
 
-impl Entry {
-    /// The device, if there is one.
-    fn known(&self) -> Option<(Device, &Record)> {
-        match self {
-            Self::Free => None,
-            Self::Attached(Live { device, record, .. }) | Self::Waiting { device, record, .. } => {
-                Some((*device, record))
-            }
-        }
-    }
-}
-
 impl Attached {
     /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended
     /// then.
     fn abandon(&self, engine: &Engine) -> Result<()> {
-        engine.abandon(self.mark);
+        engine.abandon(self.record.mark);
         // The kernel's NBD client would wait for another connection, and what is not served yet has
         // nobody who answers.
         match (self.front, &self.waiting) {
             (Front::Ublk, None) => Ok(()),
-            _ => self.device.end(self.mark, None),
+            _ => end_device(&self.record, None),
         }
+    }
+}
+
+/// Ends the device of this record, whoever uses it, if the kernel has it.
+fn end_device(record: &Record, claim: Option<Claim>) -> Result<()> {
+    let known = record.device();
+    match known.map_or_else(|| Device::find(record), |device| Ok(Some(device)))? {
+        Some(device) => device.end(record.mark, claim),
+        None => Ok(()),
     }
 }

@@ -15,6 +15,9 @@ use crate::records::Record;
 /// only if it is closed.
 const DEAD_CONNECTION_S: u64 = 600;
 
+/// What identifiers of the daemon's nbd devices begin with.
+const IDENTIFIER: &str = "sheave-";
+
 /// How a device is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -40,10 +43,11 @@ pub(crate) struct Server<'a> {
 }
 
 impl Device {
-    pub(crate) fn front(self) -> Front {
-        match self {
-            Self::Ublk(_) => Front::Ublk,
-            Self::Nbd(_) => Front::Nbd,
+    /// The device of this number, which may be another one's or none.
+    pub(crate) fn numbered(front: Front, id: u32) -> Self {
+        match front {
+            Front::Ublk => Self::Ublk(sheave_ublk::Device::numbered(id)),
+            Front::Nbd => Self::Nbd(sheave_knbd::Device::numbered(id)),
         }
     }
 
@@ -100,9 +104,18 @@ impl Device {
     }
 }
 
+/// nbd devices of a daemon that is none with these marks. (The ublk driver does not tell whose its
+/// devices are.)
+pub(crate) fn unrecorded(marks: &[u64]) -> Vec<Device> {
+    let known: Vec<String> = marks.iter().copied().map(identifier).collect();
+    let devices = sheave_knbd::identified().unwrap_or_default().into_iter();
+    let is_unknown = |name: &String| name.starts_with(IDENTIFIER) && !known.contains(name);
+    devices.filter(|(_, name)| is_unknown(name)).map(|(device, _)| Device::Nbd(device)).collect()
+}
+
 /// By what the NBD client knows a device.
 fn identifier(mark: u64) -> String {
-    format!("sheave-{mark:016x}")
+    format!("{IDENTIFIER}{mark:016x}")
 }
 
 impl fmt::Display for Device {

@@ -8,15 +8,14 @@ mod front;
 mod records;
 mod recovery;
 mod resize;
+mod slot;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_shard::{Engine, Served};
@@ -24,19 +23,15 @@ use sheave_telemetry::Registry;
 
 use crate::apart::Task;
 use crate::block::{BlockDevice, block_size};
-use crate::front::{Device, Server};
+use crate::front::Server;
 use crate::records::{Record, Records};
+use crate::slot::{Entry, Live, Slot, lock};
 
 pub use crate::apart::{Helper, run_task};
 pub use crate::front::Front;
+pub use crate::slot::Attached;
 pub use sheave_knbd::DeadLinks;
 pub use sheave_shard::Released;
-
-/// Devices that are served again, or ended, at a time.
-const THREADS_MAX: usize = 16;
-/// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-const CLOSE_POLL: Duration = Duration::from_millis(1);
 
 /// What the devices of a daemon are made with.
 pub struct DevicesConfig {
@@ -100,65 +95,6 @@ pub struct Devices {
     /// Connections at rest, of another daemon or of devices that are resized, until they are
     /// served.
     left: Mutex<Vec<Released>>,
-    /// Threads at work in [`Self::look_after`].
-    helpers: AtomicUsize,
-}
-
-/// A volume's place.
-#[derive(Default)]
-struct Slot {
-    /// Locked while its device is made or ended, which others do not wait for.
-    entry: Mutex<Entry>,
-    /// How it was before that, for who only looks.
-    seen: Mutex<Option<Attached>>,
-}
-
-/// A slot whose entry is being changed.
-struct Held<'a> {
-    entry: MutexGuard<'a, Entry>,
-    seen: &'a Mutex<Option<Attached>>,
-}
-
-/// What is known of a volume.
-#[derive(Default)]
-enum Entry {
-    #[default]
-    Free,
-    Attached(Live),
-    /// A device of a daemon that died, whose volume cannot be served yet.
-    Waiting {
-        device: Device,
-        record: Record,
-        why: String,
-    },
-}
-
-/// A device that is served.
-struct Live {
-    device: Device,
-    record: Record,
-    /// Open for as long as it is a device: what a volume knows, such as that a flush has failed,
-    /// must not be lost with a connection.
-    volume: Arc<dyn Volume>,
-}
-
-/// A volume that is a device.
-#[derive(Clone, Debug)]
-pub struct Attached {
-    /// The volume, as it was asked for.
-    pub volume: String,
-    /// Such as `/dev/ublkb0`.
-    pub path: PathBuf,
-    /// How it is made.
-    pub front: Front,
-    /// Whether it cannot be written.
-    pub read_only: bool,
-    /// Bytes.
-    pub size: u64,
-    /// Why its I/O waits, after a crash.
-    pub waiting: Option<String>,
-    device: Device,
-    mark: u64,
 }
 
 impl Devices {
@@ -181,7 +117,6 @@ impl Devices {
             ending: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             left: Mutex::new(left),
-            helpers: AtomicUsize::new(0),
         };
         devices.find_left();
         Ok(devices)
@@ -214,9 +149,8 @@ impl Devices {
         self.resume(&mut entry)?;
         let attached = match &*entry {
             Entry::Attached(live) => {
-                let attached = live.attached();
-                check_same(&attached, read_only, front)?;
-                attached
+                check_same(&live.record, read_only, front)?;
+                Attached::new(&live.record, None)
             }
             _ if self.ending.load(Relaxed) => {
                 let why = "this daemon is ending, and serves only what is in use";
@@ -224,7 +158,7 @@ impl Devices {
             }
             _ => {
                 let live = self.make(name, read_only, front, entry.seen)?;
-                let attached = live.attached();
+                let attached = Attached::new(&live.record, None);
                 *entry = Entry::Attached(live);
                 attached
             }
@@ -259,7 +193,7 @@ impl Devices {
         let front = self.choose(front)?;
         let mark = RandomState::new().build_hasher().finish();
         let size = info.size;
-        let mut record = Record::new(name, info, front, mark);
+        let mut record = Record::new(name, read_only, info, front, mark);
         self.records.save(&record)?;
         let served = Served { stats: self.registry.volume(name), volume };
         let server = Server { engine: &self.engine, served: &served };
@@ -268,7 +202,7 @@ impl Devices {
             self.records.save(&record)?;
             // The kernel reads it before it is ready, and the volume may not answer.
             let waiting = Some("being attached".to_owned());
-            *lock(seen) = Some(Attached { waiting, ..Attached::new(device, &record) });
+            *lock(seen) = Some(Attached::new(&record, waiting));
             Ok(())
         });
         let live = made.and_then(|device| {
@@ -323,15 +257,12 @@ impl Devices {
     }
 
     fn find(&self, op: &'static str, target: &str) -> Result<(String, Arc<Slot>)> {
-        let is_path = |slot: &Slot| {
-            lock(&slot.seen).as_ref().is_some_and(|seen| seen.path == Path::new(target))
+        let is_target = |(name, slot): &(String, Arc<Slot>)| {
+            lock(&slot.seen)
+                .as_ref()
+                .is_some_and(|seen| name == target || seen.path == Path::new(target))
         };
-        let mut entries = self.snapshot();
-        let index = entries
-            .iter()
-            .position(|(name, _)| name == target)
-            .or_else(|| entries.iter().position(|(_, slot)| is_path(slot)));
-        index.map(|index| entries.swap_remove(index)).ok_or_else(|| {
+        self.snapshot().into_iter().find(is_target).ok_or_else(|| {
             let why =
                 format!("{target}: neither a device nor a volume of this daemon; see: sheave ls");
             Error::new(ErrorKind::NotFound, op, why)
@@ -348,124 +279,17 @@ impl Devices {
     }
 }
 
-impl Slot {
-    fn hold(&self) -> Held<'_> {
-        Held { entry: lock(&self.entry), seen: &self.seen }
-    }
-
-    /// `None` if somebody changes it for longer.
-    fn hold_within(&self, within: Duration) -> Option<Held<'_>> {
-        let begun = Instant::now();
-        loop {
-            let held = self.try_hold();
-            if held.is_some() || begun.elapsed() > within {
-                return held;
-            }
-            sleep(CLOSE_POLL);
-        }
-    }
-
-    /// `None` while somebody changes it.
-    fn try_hold(&self) -> Option<Held<'_>> {
-        Some(Held { entry: self.try_entry()?, seen: &self.seen })
-    }
-
-    /// Like [`Self::try_hold`], but without an effect on what others see.
-    fn try_entry(&self) -> Option<MutexGuard<'_, Entry>> {
-        match self.entry.try_lock() {
-            Ok(entry) => Some(entry),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-}
-
-impl Deref for Held<'_> {
-    type Target = Entry;
-
-    fn deref(&self) -> &Entry {
-        &self.entry
-    }
-}
-
-impl DerefMut for Held<'_> {
-    fn deref_mut(&mut self) -> &mut Entry {
-        &mut self.entry
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        *lock(self.seen) = self.entry.attached();
-    }
-}
-
-impl Entry {
-    fn attached(&self) -> Option<Attached> {
-        match self {
-            Self::Free => None,
-            Self::Attached(live) => Some(live.attached()),
-            Self::Waiting { device, record, why } => {
-                Some(Attached { waiting: Some(why.clone()), ..Attached::new(*device, record) })
-            }
-        }
-    }
-}
-
-impl Live {
-    /// Waits until the engine has let go of the volume, so that what it lies on can be unmounted.
-    fn wait_closed(&self) {
-        let begun = Instant::now();
-        while !self.is_lost() {
-            if begun.elapsed() > CLOSE_TIMEOUT {
-                return tracing::warn!(volume = self.record.volume, "still has requests in flight");
-            }
-            sleep(CLOSE_POLL);
-        }
-    }
-
-    /// Whether the engine has let go of it.
-    fn is_lost(&self) -> bool {
-        Arc::strong_count(&self.volume) == 1
-    }
-
-    fn attached(&self) -> Attached {
-        Attached::new(self.device, &self.record)
-    }
-}
-
-impl Attached {
-    fn new(device: Device, record: &Record) -> Self {
-        Self {
-            volume: record.volume.clone(),
-            path: BlockDevice::new(device.name()).path(),
-            front: device.front(),
-            read_only: record.read_only,
-            size: record.size,
-            waiting: None,
-            device,
-            mark: record.mark,
-        }
-    }
-}
-
 /// Whether a device that is there is the one that is asked for.
-fn check_same(have: &Attached, read_only: bool, front: Option<Front>) -> Result<()> {
-    let path = have.path.display();
-    let busy = |why| {
-        let why = format!("{} is {path} already, {why}; detach it first", have.volume);
+fn check_same(have: &Record, read_only: bool, front: Option<Front>) -> Result<()> {
+    let busy = |how| {
+        let (volume, device) = (&have.volume, Attached::new(have, None).path);
+        let why = format!("{volume} is {} already, {how}; detach it first", device.display());
         Err(Error::new(ErrorKind::Busy, "attach", why))
     };
-    if read_only && !have.read_only {
-        return busy("for writing");
-    }
     match front {
+        _ if read_only && !have.read_only => busy("for writing"),
+        _ if have.asked_read_only && !read_only => busy("read-only"),
         Some(front) if front != have.front => busy("by the other front"),
         _ => Ok(()),
     }
-}
-
-/// What is behind these locks is whole between any two statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 
-use crate::Front;
+use crate::front::{Device, Front};
 
 /// What this program writes and reads.
 const FORMAT: u32 = 1;
@@ -31,6 +31,9 @@ pub(crate) struct Record {
     /// The volume, as it was asked for.
     pub(crate) volume: String,
     pub(crate) read_only: bool,
+    /// Whether that was asked for, and is not the volume's nature.
+    #[serde(default)]
+    pub(crate) asked_read_only: bool,
     pub(crate) front: Front,
     /// Bytes.
     pub(crate) size: u64,
@@ -53,11 +56,18 @@ pub(crate) struct Records {
 }
 
 impl Record {
-    pub(crate) fn new(volume: &str, info: &VolumeInfo, front: Front, mark: u64) -> Self {
+    pub(crate) fn new(
+        volume: &str,
+        asked_read_only: bool,
+        info: &VolumeInfo,
+        front: Front,
+        mark: u64,
+    ) -> Self {
         Self {
             format: FORMAT,
             volume: volume.to_owned(),
             read_only: info.read_only,
+            asked_read_only,
             front,
             size: info.size,
             identity: info.identity.clone(),
@@ -65,6 +75,11 @@ impl Record {
             id: None,
             boot: boot_id(),
         }
+    }
+
+    /// The device, if its number is known. Whether there is one is the kernel's to say.
+    pub(crate) fn device(&self) -> Option<Device> {
+        self.id.map(|id| Device::numbered(self.front, id))
     }
 
     /// Checks that a volume is the one that the device had, as far as that can be told.
@@ -229,7 +244,7 @@ mod tests {
 
     fn record() -> Record {
         let info = info(1 << 30, Some("file 5"));
-        let mut record = Record::new("/images/a.img", &info, Front::Ublk, 0x1234);
+        let mut record = Record::new("/images/a.img", true, &info, Front::Ublk, 0x1234);
         record.id = Some(3);
         record
     }

@@ -6,19 +6,21 @@
 //! That the predecessor is dead is known: its lock of the records is released only when its
 //! threads, and all I/O that they had in flight, are gone.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_shard::{Released, Served};
 
+use crate::Devices;
 use crate::apart::{self, Task};
 use crate::block::BlockDevice;
-use crate::front::{Device, Server};
+use crate::front::{self, Device, Server};
 use crate::records::Record;
-use crate::{Devices, Entry, Live, Slot, THREADS_MAX, lock};
+use crate::slot::{Entry, Live, Slot, lock};
 
 /// How long a device may be changed before it is told that it is.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,22 +28,41 @@ const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 impl Devices {
     /// Finds the devices of a predecessor. [`Devices::look_after`] serves them.
     pub(crate) fn find_left(&self) {
-        for record in self.records.load() {
+        for mut record in self.records.load() {
             let found = match record.is_stale() {
                 true => Ok(None),
                 false => Device::find(&record),
             };
-            match found {
+            let why = match found {
                 Ok(Some(device)) => {
-                    let why = "not tried yet".to_owned();
-                    let name = record.volume.clone();
-                    let slot = Arc::clone(self.entries().entry(name).or_default());
-                    *slot.hold() = Entry::Waiting { device, record, why };
+                    record.id = Some(device.id());
+                    "not tried yet".to_owned()
                 }
-                Ok(None) => self.forget_gone(&record),
-                // Whether there is a device is not known, so the record stays.
-                Err(error) => tracing::error!(volume = record.volume, %error, "not recovered"),
+                Ok(None) => {
+                    self.forget_gone(&record);
+                    continue;
+                }
+                // It is asked for again until that is known, and its volume is no other device.
+                Err(error) => error.to_string(),
+            };
+            let slot = Arc::clone(self.entries().entry(record.volume.clone()).or_default());
+            let mut entry = slot.hold();
+            match &*entry {
+                Entry::Free => *entry = Entry::Waiting { record, why },
+                _ => tracing::error!(
+                    volume = record.volume,
+                    id = record.id,
+                    "its second device is left alone: end it by hand"
+                ),
             }
+        }
+        let marks: Vec<u64> = self.list().iter().map(|attached| attached.record.mark).collect();
+        for device in front::unrecorded(&marks) {
+            tracing::warn!(
+                %device,
+                "left alone: it is another daemon's, or its record is lost; if it is nobody's, \
+                 end it by hand: nbd-client -d"
+            );
         }
     }
 
@@ -49,36 +70,18 @@ impl Devices {
     /// The process is to end then, since it attaches no more; or to take them back.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when there is a volume that is gone with this process.
-    pub fn hand_over(&self, within: Duration) -> Result<Vec<Released>> {
-        for (name, slot) in self.snapshot() {
-            self.check_found(&name, &slot)?;
-        }
+    /// [`ErrorKind::Busy`] when there is a volume that another process would not find.
+    pub fn hand_over(self: &Arc<Self>, within: Duration) -> Result<Vec<Released>> {
         if self.ending.swap(true, Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
         }
         self.leaving.store(true, Relaxed);
-        if let Some(why) = self.snapshot().iter().find_map(|(name, slot)| why_not(name, slot)) {
+        if let Some(why) = self.snapshot().iter().find_map(|(name, slot)| self.why_not(name, slot))
+        {
             self.go_on();
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
         Ok(self.engine.release(None, within))
-    }
-
-    /// Whether another process would find the volume of a device by its name: a file that is
-    /// removed or replaced is only this one's.
-    fn check_found(&self, name: &str, slot: &Slot) -> Result<()> {
-        let seen = slot.try_entry().and_then(|entry| match &*entry {
-            Entry::Attached(live) => live.record.identity.clone(),
-            _ => None,
-        });
-        if seen.is_none() || self.volumes.identity(name).is_ok_and(|found| found == seen) {
-            return Ok(());
-        }
-        let why = format!(
-            "{name}: only this daemon has it, since its file was removed or replaced; detach it first"
-        );
-        Err(Error::new(ErrorKind::Busy, "hand over", why))
     }
 
     /// Serves on, since nobody took what was handed over.
@@ -109,43 +112,39 @@ impl Devices {
     /// else has ended are forgotten. It is to be called again and again; a volume that does not
     /// answer holds up no others.
     pub fn look_after(self: &Arc<Self>) {
-        let slots: Vec<_> =
-            self.snapshot().into_iter().filter(|(_, slot)| slot.needs_care()).collect();
-        let needed = slots.len();
-        let queue = Arc::new(Mutex::new(slots));
-        for _ in 0..needed.min(THREADS_MAX) {
-            if self.helpers.fetch_add(1, Relaxed) >= THREADS_MAX {
-                self.helpers.fetch_sub(1, Relaxed);
-                return;
+        for (name, slot) in self.snapshot() {
+            if !slot.needs_care() {
+                continue;
             }
-            let (devices, queue) = (Arc::clone(self), Arc::clone(&queue));
-            let work = move || {
-                loop {
-                    let Some((name, slot)) = lock(&queue).pop() else { break };
-                    devices.serve_if_lost(&name, &slot);
-                }
-                devices.helpers.fetch_sub(1, Relaxed);
-            };
+            let devices = Arc::clone(self);
+            let work = move || devices.serve_if_lost(&name, &slot);
             if let Err(error) = Builder::new().name("recovery".to_owned()).spawn(work) {
-                self.helpers.fetch_sub(1, Relaxed);
                 return tracing::warn!(%error, "no thread to serve devices again");
             }
         }
     }
 
-    fn serve_if_lost(&self, name: &str, slot: &Slot) {
+    fn serve_if_lost(&self, name: &str, slot: &Arc<Slot>) {
         // Whoever changes it looks after it.
         let Some(mut entry) = slot.try_hold() else { return };
         if self.leaving.load(Relaxed) {
             return;
         }
         self.notice_loss(&mut entry);
+        let known = match &*entry {
+            Entry::Waiting { why, .. } => why.clone(),
+            _ => String::new(),
+        };
         if let Err(error) = self.resume(&mut entry) {
             match &*entry {
+                // It is tried again and again.
+                Entry::Waiting { why, .. } if *why == known => {}
                 Entry::Waiting { .. } => tracing::warn!(volume = name, %error, "its I/O waits"),
                 _ => tracing::warn!(volume = name, %error, "recovered, but not in all"),
             }
         }
+        drop(entry);
+        self.clear(name, slot);
     }
 
     /// Serves a device again that the engine has let go of, though nobody asked it to.
@@ -169,29 +168,38 @@ impl Devices {
 
     /// Serves a device that waits; forgets it if it is gone by now.
     pub(crate) fn resume(&self, entry: &mut Entry) -> Result<()> {
-        let Entry::Waiting { device, record, why } = entry else { return Ok(()) };
-        match self.serve_again(*device, record) {
-            Ok(Some(volume)) => {
-                let (device, record) = (*device, record.clone());
+        let Entry::Waiting { record, why } = entry else { return Ok(()) };
+        let served = Device::find(record).and_then(|found| {
+            let Some(device) = found else { return Ok(None) };
+            record.id = Some(device.id());
+            self.serve_again(device, record).map(|volume| Some((device, volume)))
+        });
+        let record = record.clone();
+        match served {
+            Ok(Some((device, Some(volume)))) => {
                 let completed = self.complete(device, &record);
                 tracing::info!(volume = record.volume, %device, "recovered");
                 *entry = Entry::Attached(Live { device, record, volume });
                 completed
             }
-            Ok(None) => {
-                // Zeroes in place of what was written would be worse than errors.
-                let (device, record) = (*device, record.clone());
+            // Zeroes in place of what was written would be worse than errors.
+            Ok(Some((device, None))) => {
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
                 device.end(record.mark, None)?;
                 self.forget(&record);
                 *entry = Entry::Free;
                 Ok(())
             }
+            Ok(None) => {
+                self.forget_gone(&record);
+                *entry = Entry::Free;
+                Ok(())
+            }
             Err(error) => {
                 *why = error.to_string();
-                if let Ok(None) = Device::find(record) {
+                if let Ok(None) = Device::find(&record) {
                     // Its predecessor was about to end it, or somebody does by force.
-                    self.forget_gone(record);
+                    self.forget_gone(&record);
                     *entry = Entry::Free;
                     return Ok(());
                 }
@@ -243,27 +251,32 @@ impl Devices {
         apart::begin(self.helper, Task::Tune { name: device.name() });
         Ok(())
     }
-}
 
-/// Why a device cannot be handed over, if it cannot.
-fn why_not(name: &str, slot: &Slot) -> Option<String> {
-    let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else {
-        return Some(format!("{name} is being attached, resized or detached; try again later"));
-    };
-    let Entry::Attached(live) = &*entry else { return None };
-    live.volume
-        .info()
-        .volatile
-        .then(|| format!("{name} would be gone with this daemon; detach it first"))
-}
-
-impl Slot {
-    /// Whether its device is not served; false also while somebody changes it.
-    fn needs_care(&self) -> bool {
-        self.try_entry().is_some_and(|entry| match &*entry {
-            Entry::Free => false,
-            Entry::Attached(live) => live.is_lost(),
-            Entry::Waiting { .. } => true,
+    /// Why a device cannot be handed over, if it cannot.
+    fn why_not(self: &Arc<Self>, name: &str, slot: &Slot) -> Option<String> {
+        let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else {
+            return Some(format!("{name} is being attached, resized or detached; try again later"));
+        };
+        let Entry::Attached(live) = &*entry else { return None };
+        if live.volume.info().volatile {
+            return Some(format!("{name} would be gone with this daemon; detach it first"));
+        }
+        let is_lost = live.record.identity.is_some() && !self.is_there(&live.record);
+        is_lost.then(|| {
+            let why = "its file was removed or replaced, so only this daemon has it";
+            format!("{name}: {why}; detach it first")
         })
+    }
+
+    /// Whether another process would find the volume by its name. Of a file server that is away it
+    /// is taken to be so.
+    fn is_there(self: &Arc<Self>, record: &Record) -> bool {
+        let (answer, answered) = sync_channel(1);
+        let (devices, name) = (Arc::clone(self), record.volume.clone());
+        let ask = move || drop(answer.send(devices.volumes.identity(&name).ok().flatten()));
+        if Builder::new().name("identity".to_owned()).spawn(ask).is_err() {
+            return true;
+        }
+        answered.recv_timeout(HOLD_TIMEOUT).map_or(true, |found| found == record.identity)
     }
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 use sheave_core::{Error, ErrorKind, Op, Result, Volume, VolumeInfo};
 use sheave_shard::Blocking;
 
+use crate::Devices;
 use crate::block::block_size;
 use crate::front::Device;
-use crate::{Attached, Devices, Entry, Live, lock};
+use crate::slot::{Attached, Entry, Live, lock};
 
 /// How long requests in flight may take.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,10 +50,10 @@ impl Devices {
         }
         self.volumes.check_resize(&name)?;
         self.bring_to_rest(live)?;
-        let (device, mut record) = (live.device, live.record.clone());
+        let mut record = live.record.clone();
         if let Err(error) = flush(&*live.volume) {
             // Only who has it open now hears of what was lost.
-            self.serve(device, &record, Arc::clone(&live.volume))?;
+            self.serve(live.device, &record, Arc::clone(&live.volume))?;
             return Err(error);
         }
         // Closes the volume.
@@ -66,7 +67,7 @@ impl Devices {
             record = grown;
             Ok(())
         });
-        *entry = Entry::Waiting { device, record, why: "being resized".to_owned() };
+        *entry = Entry::Waiting { record, why: "being resized".to_owned() };
         let resumed = self.resume(&mut entry);
         grown.and(resumed)?;
         entry.attached().ok_or_else(|| Error::new(ErrorKind::NotFound, "resize", name))

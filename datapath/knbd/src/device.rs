@@ -60,11 +60,20 @@ pub fn attach(
 /// # Errors
 /// What the kernel says.
 pub fn find(identifier: &str) -> Result<Option<Device>> {
-    let connected = netlink::connected().map_err(explain)?;
-    let found = connected
-        .into_iter()
-        .find(|&index| Sysfs::of(index).identifier().as_deref() == Some(identifier));
-    Ok(found.map(|index| Device { index }))
+    Ok(identified()?.into_iter().find(|(_, found)| found == identifier).map(|(device, _)| device))
+}
+
+/// The connected devices that have an identifier, with it. None where there is no driver.
+///
+/// # Errors
+/// What the kernel says.
+pub fn identified() -> Result<Vec<(Device, String)>> {
+    let connected = match netlink::connected() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(explain)?,
+    };
+    let identifier = |index| Some((Device { index }, Sysfs::of(index).identifier()?));
+    Ok(connected.into_iter().filter_map(identifier).collect())
 }
 
 /// Gives a device whose server has died a new connection. Requests that were in flight are sent
@@ -109,6 +118,12 @@ pub fn resize(index: u32, size: u64, identifier: &str) -> Result<()> {
 }
 
 impl Device {
+    /// The device of this number, if there is one.
+    #[must_use]
+    pub fn numbered(index: u32) -> Self {
+        Self { index }
+    }
+
     /// Its number.
     #[must_use]
     pub fn index(self) -> u32 {

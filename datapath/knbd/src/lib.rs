@@ -11,6 +11,6 @@ mod netlink;
 mod sysfs;
 mod watch;
 
-pub use device::{Device, attach, find, recover, resize};
+pub use device::{Device, attach, find, identified, recover, resize};
 pub use netlink::is_available;
 pub use watch::DeadLinks;

@@ -150,6 +150,12 @@ pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> R
 }
 
 impl Device {
+    /// The device of this number, if there is one.
+    #[must_use]
+    pub fn numbered(id: u32) -> Self {
+        Self { id }
+    }
+
     /// Its number.
     #[must_use]
     pub fn id(self) -> u32 {

@@ -62,10 +62,6 @@ print(f'{workload} {name} {rate:.0f} {int(ticks) * 10000 / max(done, 1):.1f}')
 P
 }
 
-[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
-modprobe nbd
-modprobe ublk_drv
-modprobe loop
 head -c ${mib}M /dev/urandom >ublk.img
 for name in direct nbd nbdkit qemu loop rublk; do cp ublk.img $name.img; done
 sync

@@ -73,6 +73,9 @@ for front in $(fronts); do
     ! dd if=/dev/zero of="$frozen" bs=4k count=1 oflag=direct status=none 2>dd.log ||
         fail 'a read-only device was written'
     refused 'for writing' sheave attach --read-only disk.img
+    refused 'read-only' sheave attach 'null:?size=1G'
+    expect "$frozen" "$(sheave attach --read-only 'null:?size=1G')"
+    expect "$device" "$(sheave attach ././disk.img)"
     others=$(fronts | tr ' ' '\n' | grep -v $front || true)
     [ -z "$others" ] || refused 'by the other front' sheave attach --front $others disk.img
 
@@ -80,6 +83,14 @@ for front in $(fronts); do
     partitioned parts.img
     parts=$(sheave attach --front $front parts.img)
     has_partition "$parts"
+    # Who uses one uses the device.
+    mkfs.ext4 -q -F "${parts}p1" 1M 2>mkfs.log
+    mount "${parts}p1" mounted
+    refused "$PWD/mounted" sheave detach parts.img
+    umount mounted
+    loop=$(losetup --find --show "${parts}p1")
+    refused "${loop#/dev/}" sheave detach parts.img
+    losetup --detach "$loop"
     head -c 64k random_part >"${parts}p1"
     sheave detach parts.img
     cmp -n 64k -i 0:1M random_part parts.img

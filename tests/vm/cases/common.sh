@@ -19,15 +19,6 @@ refused() {
     grep -qF -- "$text" <<<"$said" || fail "$*: said \"$said\", not \"$text\""
 }
 
-# skip WHY: ends the case, which cannot be run here.
-skip() {
-    echo "$*"
-    exit 77
-}
-
-# needs_module NAME: the case is for kernels that have it.
-needs_module() { modprobe -q "$1" || skip "Linux $(uname -r) has no $1"; }
-
 start_daemon() {
     sheave daemon "$@" >daemon.log 2>&1 &
     daemon=$!

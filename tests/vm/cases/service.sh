@@ -35,6 +35,7 @@ becomes() {
 replaced() {
     local old tries
     old=$(of MainPID)
+    since=$(date +%s)
     "$@"
     for tries in $(seq 600); do
         [ "$(of MainPID)" = "$old" ] || [ "$(of MainPID)" = 0 ] || break
@@ -129,6 +130,7 @@ becomes deactivating/stop-sigterm
 [[ $(of StatusText) = *'in use'* ]] || fail "its status is \"$(of StatusText)\""
 systemctl kill sheave.service
 becomes failed/failed
+since=$(date +%s)
 systemctl start sheave.service
 served_on
 for front in $(fronts); do umount $front; done

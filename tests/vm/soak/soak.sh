@@ -1,8 +1,5 @@
 # Sourced by the soak tests after ../cases/common.sh.
 
-# The guest is without it, and <() wants it.
-[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
-
 # A bash that sleeps without a process of its own: whoever measures must not need the CPU.
 exec {never}<> <(:)
 pause() { read -rt "$1" -u "$never" || true; }
@@ -81,6 +78,60 @@ while text[at:].strip():
             ios += way["total_ios"]
             slowest = max(slowest, way["clat_ns"]["max"])
 print(slowest // 1000000, ios, errors)'
+}
+
+# File systems of all types that are used while something happens: ext4 on each front, XFS on the
+# first, btrfs on the last. They are called by their front and type.
+make_file_systems() {
+    local all=($(fronts)) name device
+    file_systems=("${all[@]/%/.ext4}" "${all[0]}.xfs" "${all[-1]}.btrfs")
+    for name in "${file_systems[@]}"; do
+        truncate -s 320M "files.$name"
+        device=$(sheave attach --front "${name%.*}" "files.$name")
+        "mkfs.${name#*.}" -q "$device"
+        mkdir "on.$name"
+        mount "$device" "on.$name"
+    done
+}
+
+# Begins to write files to them, until ./ended is there.
+write_file_systems() {
+    local name
+    for name in "${file_systems[@]}"; do
+        write_files "on.$name" &
+        jobs+=($!)
+    done
+}
+
+# write_files DIRECTORY: files that are on stable storage, and what is in them.
+write_files() {
+    local count=0 name
+    mkdir -p "$1.sums"
+    while [ ! -e ended ]; do
+        name=file.$((count % 48))
+        dd if=/dev/urandom of="$1.source" bs=64k count=$((RANDOM % 32 + 1)) status=none
+        rm -f "$1.sums/$name"
+        dd if="$1.source" of="$1/$name" bs=64k conv=fsync status=none || return 1
+        (cd "$1.sums" && sha256sum <"../$1.source" | sed "s|-|$1/$name|" >"$name")
+        count=$((count + 1))
+    done
+    echo $count >"$1.count"
+}
+
+# They are whole, and have what was written; ends their devices. Sets `files` to how many there are.
+check_file_systems() {
+    local name device
+    files=
+    for name in "${file_systems[@]}"; do
+        device=$(findmnt -no SOURCE "on.$name")
+        umount "on.$name"
+        clean "${name#*.}" "$device"
+        mount "$device" "on.$name"
+        cat "on.$name.sums"/file.* | sha256sum --quiet -c - || fail 'a file is not what was written'
+        umount "on.$name"
+        sheave detach "files.$name"
+        files+="${files:+, }$(cat "on.$name.count") files on $name"
+    done
 }
 
 # figures FILE: of the numbers in it, one a line, if there are any.

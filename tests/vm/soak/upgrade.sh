@@ -31,6 +31,7 @@ for front in $(fronts); do
     truncate -s 64M "load.$front"
     loaded[$front]=$(sheave attach --front "$front" "load.$front")
 done
+make_file_systems
 devices=$(sheave ls --json)
 
 # loads: starts the load of all devices.
@@ -56,6 +57,7 @@ rm -f done.*
 
 begun=$SECONDS
 loads
+write_file_systems
 for round in $(seq "$rounds"); do
     pause "$((RANDOM % 2)).$((RANDOM % 10))"
     alive "round $round: a load"
@@ -74,6 +76,8 @@ for front in $(fronts); do
     [ "$ms" -le $((stall_ms * slowdown)) ] || slow+=" $front"
     sheave detach "load.$front"
 done
+check_file_systems
+closing+="; $files"
 nothing_left
 stop_daemon
 kernel_is_well 'I/O error'

@@ -1,0 +1,191 @@
+//! What is known of a volume that is a device, or is to be one.
+
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use sheave_core::Volume;
+
+use crate::block::BlockDevice;
+use crate::front::{Device, Front};
+use crate::records::Record;
+
+/// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(1);
+
+/// A volume's place.
+#[derive(Default)]
+pub(crate) struct Slot {
+    /// Locked while its device is made or ended, which others do not wait for.
+    entry: Mutex<Entry>,
+    /// How it was before that, for who only looks.
+    pub(crate) seen: Mutex<Option<Attached>>,
+}
+
+/// A slot whose entry is being changed.
+pub(crate) struct Held<'a> {
+    entry: MutexGuard<'a, Entry>,
+    pub(crate) seen: &'a Mutex<Option<Attached>>,
+}
+
+/// What is known of a volume.
+#[derive(Default)]
+pub(crate) enum Entry {
+    #[default]
+    Free,
+    Attached(Live),
+    /// A device that is not served: its daemon died and its volume cannot be served yet, or it is
+    /// being resized.
+    Waiting {
+        record: Record,
+        why: String,
+    },
+}
+
+/// A device that is served.
+pub(crate) struct Live {
+    pub(crate) device: Device,
+    pub(crate) record: Record,
+    /// Open for as long as it is a device: what a volume knows, such as that a flush has failed,
+    /// must not be lost with a connection.
+    pub(crate) volume: Arc<dyn Volume>,
+}
+
+/// A volume that is a device.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// The volume, as it was asked for.
+    pub volume: String,
+    /// Such as `/dev/ublkb0`.
+    pub path: PathBuf,
+    /// How it is made.
+    pub front: Front,
+    /// Whether it cannot be written.
+    pub read_only: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Why its I/O waits: after a crash, or while it is attached or resized.
+    pub waiting: Option<String>,
+    pub(crate) record: Record,
+}
+
+impl Slot {
+    pub(crate) fn hold(&self) -> Held<'_> {
+        Held { entry: lock(&self.entry), seen: &self.seen }
+    }
+
+    /// `None` if somebody changes it for longer.
+    pub(crate) fn hold_within(&self, within: Duration) -> Option<Held<'_>> {
+        let begun = Instant::now();
+        loop {
+            let held = self.try_hold();
+            if held.is_some() || begun.elapsed() > within {
+                return held;
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// `None` while somebody changes it.
+    pub(crate) fn try_hold(&self) -> Option<Held<'_>> {
+        Some(Held { entry: self.try_entry()?, seen: &self.seen })
+    }
+
+    /// Like [`Self::try_hold`], but without an effect on what others see.
+    pub(crate) fn try_entry(&self) -> Option<MutexGuard<'_, Entry>> {
+        match self.entry.try_lock() {
+            Ok(entry) => Some(entry),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whether its device is not served; false also while somebody changes it.
+    pub(crate) fn needs_care(&self) -> bool {
+        self.try_entry().is_some_and(|entry| match &*entry {
+            Entry::Free => false,
+            Entry::Attached(live) => live.is_lost(),
+            Entry::Waiting { .. } => true,
+        })
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Entry {
+        &mut self.entry
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *lock(self.seen) = self.entry.attached();
+    }
+}
+
+impl Entry {
+    /// The device, if there is one.
+    pub(crate) fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Free => None,
+            Self::Attached(Live { record, .. }) | Self::Waiting { record, .. } => Some(record),
+        }
+    }
+
+    pub(crate) fn attached(&self) -> Option<Attached> {
+        let waiting = match self {
+            Self::Waiting { why, .. } => Some(why.clone()),
+            _ => None,
+        };
+        self.record().map(|record| Attached::new(record, waiting))
+    }
+}
+
+impl Live {
+    /// Waits until the engine has let go of the volume, so that what it lies on can be unmounted.
+    pub(crate) fn wait_closed(&self) {
+        let begun = Instant::now();
+        while !self.is_lost() {
+            if begun.elapsed() > CLOSE_TIMEOUT {
+                return tracing::warn!(volume = self.record.volume, "still has requests in flight");
+            }
+            sleep(POLL);
+        }
+    }
+
+    /// Whether the engine has let go of it.
+    pub(crate) fn is_lost(&self) -> bool {
+        Arc::strong_count(&self.volume) == 1
+    }
+}
+
+impl Attached {
+    pub(crate) fn new(record: &Record, waiting: Option<String>) -> Self {
+        // One that died before it was told its number is found by its mark.
+        let name = record.device().map_or_else(|| "?".to_owned(), Device::name);
+        Self {
+            volume: record.volume.clone(),
+            path: BlockDevice::new(name).path(),
+            front: record.front,
+            read_only: record.read_only,
+            size: record.size,
+            waiting,
+            record: record.clone(),
+        }
+    }
+}
+
+/// What is behind these locks is whole between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
