@@ -122,6 +122,10 @@ impl Volume for FileVolume {
         &self.image.info
     }
 
+    fn has_lost(&self) -> bool {
+        self.image.poisoned.load(Ordering::Relaxed)
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let handle = self.image.handle()?;
         Ok(Box::new(backend::FileBackend::new(Arc::clone(&self.image), handle)))
@@ -155,7 +159,7 @@ struct Image {
     /// What the file system has turned out to be able to do.
     features: Features,
     /// A flush has failed: what was written since the one before may be lost, and the kernel has
-    /// forgotten it. Set once, never cleared.
+    /// forgotten it. Or the file was cut off by somebody else. Set once, never cleared.
     poisoned: AtomicBool,
     zeroes: OnceLock<Buf>,
     /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
@@ -164,7 +168,7 @@ struct Image {
     /// The description that was opened by name and holds the locks. No backend uses it.
     main: File,
     // Last, so that the file is closed before another opener in this process is let in.
-    _claim: Option<Claim>,
+    claim: Option<Claim>,
 }
 
 /// Features that are taken for granted until the first refusal.
@@ -190,6 +194,10 @@ impl Handle {
 }
 
 impl Image {
+    fn is_locked(&self) -> bool {
+        self.claim.is_some()
+    }
+
     fn handle(&self) -> Result<Handle> {
         // Adding and taking whole entries: nothing can be half done.
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -236,8 +244,8 @@ impl Image {
             return Ok(());
         }
         let why = format!(
-            "{}: an earlier flush failed, so data written before it may be lost; \
-             check the disk, then open the volume again",
+            "{}: an earlier flush failed, or the file was cut off, so data written before may be \
+             lost; check the disk, then open the volume again",
             self.name
         );
         Err(Error::new(ErrorKind::Io, op, why))

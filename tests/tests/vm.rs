@@ -46,6 +46,11 @@ fn the_daemon_is_a_service() {
 }
 
 #[test]
+fn a_bad_disk_below_is_not_forgotten_with_a_daemon() {
+    case("disk.sh");
+}
+
+#[test]
 fn a_device_grows_while_it_is_used() {
     case("resize.sh");
 }

@@ -4,7 +4,10 @@
 //! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer;
 //! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
 //!    so keeps qemu out as well as us;
-//! 4. a look at who has it open for writing ([`super::holders`]), for those that lock nothing.
+//! 4. a look at who has it open for writing ([`super::holders`]), for those that lock nothing;
+//! 5. a lock on a byte behind all others ([`GUARD`]) of every description that is written through.
+//!    The others end with their process, while direct I/O of it may still be on its way to the disk
+//!    and land on what is written after. This one ends with the last request.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -13,8 +16,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, fcntl_lock, fstatfs};
-use rustix::io::Errno;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_int, c_short, flock};
+use rustix::fs::fstatfs;
 use sheave_core::{Error, ErrorKind, Result};
 
 use super::forks::{Kind, Turn};
@@ -24,6 +29,11 @@ use super::holders::{self, Holder};
 const ADVICE: &str = "stop it, or add lock=false if you know that it does not write";
 /// File systems that turn `flock` into a POSIX lock, which would collide with our own (statfs(2)).
 const NETWORK_FILE_SYSTEMS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+
+/// The byte behind all others, which is locked as long as there may be I/O.
+const GUARD: i64 = 1 << 62;
+/// I/O that a process leaves behind ends within milliseconds, unless its disk is slow.
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long it takes at most until a program that begins has lost what its predecessor had open.
 const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
@@ -98,6 +108,42 @@ fn claims() -> MutexGuard<'static, Vec<(Identity, bool)>> {
 
 /// Locks an open file against other processes, or says who has it.
 pub(super) fn lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
+    lock_others_out(file, identity, path, read_only)?;
+    let begun = Instant::now();
+    while !read_only && is_guarded(file) {
+        if begun.elapsed() > IN_FLIGHT_TIMEOUT {
+            let what = "has ended, and what it wrote is still on its way to the disk";
+            return Err(refusal(path, "the process that had it", what));
+        }
+        sleep(EXEC_POLL);
+    }
+    Ok(())
+}
+
+/// Locks the byte behind all others for this description, which I/O in flight keeps open.
+pub(super) fn guard(file: &File) {
+    // Where there are no such locks, nobody can be warned.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, GUARD, 1)));
+}
+
+/// Whether a description that others have locked so is still open.
+fn is_guarded(file: &File) -> bool {
+    let mut found = range(F_WRLCK, GUARD, 1);
+    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut found));
+    asked.is_ok() && c_int::from(found.l_type) != F_UNLCK
+}
+
+/// Whether there are locks of ranges that are only this machine's.
+pub(super) fn has_range_locks(file: &File) -> bool {
+    !is_on(file, &NETWORK_FILE_SYSTEMS)
+}
+
+fn range(kind: c_int, start: i64, len: i64) -> flock {
+    let whence = SEEK_SET as c_short;
+    flock { l_type: kind as c_short, l_whence: whence, l_start: start, l_len: len, l_pid: 0 }
+}
+
+fn lock_others_out(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
     let (_turn, begun) = (Turn::take(Kind::Lock), Instant::now());
     loop {
         match try_lock(file, identity, path, read_only) {
@@ -116,10 +162,10 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
         // A file system without locks: there is nothing to go by but the look at who has it open.
         Err(TryLockError::Error(_)) => {}
     }
-    if !read_only && !is_on(file, &NETWORK_FILE_SYSTEMS) {
+    if !read_only && has_range_locks(file) {
         // Any other error means that this file system has no locks.
-        let locked = fcntl_lock(file, FlockOperation::NonBlockingLockExclusive);
-        if matches!(locked, Err(Errno::AGAIN | Errno::ACCESS)) {
+        let locked = fcntl(file, FcntlArg::F_SETLK(&range(F_WRLCK, 0, GUARD)));
+        if matches!(locked, Err(Errno::EAGAIN | Errno::EACCES)) {
             return Err(busy(identity, path, "has locked it"));
         }
     }

@@ -71,7 +71,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         zeroes: OnceLock::new(),
         idle: Mutex::default(),
         main: file,
-        _claim: claim,
+        claim,
     })
 }
 
@@ -86,6 +86,9 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
         let file = options.open(&path).map_err(|error| {
             Error::from_io("open", format!("{} again, through {path}", image.name), error)
         })?;
+        if image.is_locked() && !image.info.read_only && claim::has_range_locks(&file) {
+            claim::guard(&file);
+        }
         Ok::<_, Error>(Arc::new(file))
     };
     let has_tail = image.direct && image.whole_end < image.info.size;

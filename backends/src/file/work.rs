@@ -154,7 +154,11 @@ impl Work {
     pub(super) fn ended(&mut self, result: io::Result<usize>, image: &Image) -> Step {
         match self {
             Self::Read { range, into, done } => match result {
-                Ok(0) => Step::End(Err(shrunk("read", image, range.start() + *done as u64))),
+                Ok(0) => {
+                    // What follows reads as zeroes once somebody has written behind it.
+                    image.poison();
+                    Step::End(Err(shrunk("read", image, range.start() + *done as u64)))
+                }
                 Ok(count) => {
                     *done += count;
                     match *done < into.len() {

@@ -48,6 +48,10 @@ impl Volume for BlockSize {
         self.inner.info()
     }
 
+    fn has_lost(&self) -> bool {
+        self.inner.has_lost()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let (inner, blocks) = (self.inner.backend()?, self.blocks());
         Ok(Box::new(BlockSizeBackend {

@@ -31,6 +31,10 @@ impl Volume for Faults {
         self.inner.info()
     }
 
+    fn has_lost(&self) -> bool {
+        self.inner.has_lost()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(Gate::new(self.inner.backend()?, Arc::clone(&self.plan))))
     }

@@ -43,6 +43,10 @@ impl Volume for RateLimit {
         self.inner.info()
     }
 
+    fn has_lost(&self) -> bool {
+        self.inner.has_lost()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(Gate::new(self.inner.backend()?, Arc::clone(&self.meter))))
     }

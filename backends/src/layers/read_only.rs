@@ -31,6 +31,10 @@ impl Volume for ReadOnly {
         &self.info
     }
 
+    fn has_lost(&self) -> bool {
+        self.inner.has_lost()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let inner = self.inner.backend()?;
         Ok(Box::new(ReadOnlyBackend { inner, info: self.info.clone() }))

@@ -85,6 +85,12 @@ pub trait Volume: Send + Sync {
     /// When the volume can no longer be used.
     fn backend(&self) -> Result<Box<dyn Backend>>;
 
+    /// Whether data that was written to it is known to be lost. Only this process may know, so the
+    /// volume must not be closed and opened again as if all were well. A layer asks what is below.
+    fn has_lost(&self) -> bool {
+        false
+    }
+
     /// Whether the data of such a read or write may stay in memory that only the kernel sees
     /// ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without a
     /// look at it, and is faster that way.

@@ -6,9 +6,12 @@
 //! thread would wait for ever. A child has neither, and may wait as long as it takes.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin};
 use std::thread::Builder;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result};
 
@@ -76,8 +79,16 @@ pub fn run_task(task: &str) -> Result<()> {
     Ok(())
 }
 
-/// Has a task done and waits for its end, as a step of `op`.
-pub(crate) fn wait_for(helper: Helper, op: &'static str, task: &Task) -> Result<Claim> {
+/// Has a task done and waits for its end, as a step of `op`; for so long, if that is bounded.
+///
+/// # Errors
+/// What the task says; [`ErrorKind::Busy`] when it takes longer.
+pub(crate) fn wait_for(
+    helper: Helper,
+    op: &'static str,
+    task: &Task,
+    patience: Option<Duration>,
+) -> Result<Claim> {
     let failed = |error| Error::from_io(op, "helper process", error);
     let text = serde_json::to_string(task).map_err(|error| failed(error.into()))?;
     let mut child = helper(&text).map_err(failed)?;
@@ -85,6 +96,12 @@ pub(crate) fn wait_for(helper: Helper, op: &'static str, task: &Task) -> Result<
     let claim = Claim { child, hold };
     let mut line = String::new();
     if let Some(stdout) = stdout {
+        if !is_readable(&stdout, patience).map_err(failed)? {
+            claim.give_up();
+            let why =
+                format!("its volume has not answered within {:?}", patience.unwrap_or_default());
+            return Err(Error::new(ErrorKind::Busy, op, why));
+        }
         BufReader::new(stdout).read_line(&mut line).map_err(failed)?;
     }
     let answer: Answer = serde_json::from_str(&line).map_err(|_| {
@@ -101,12 +118,29 @@ pub(crate) fn wait_for(helper: Helper, op: &'static str, task: &Task) -> Result<
 /// Has a task done, whenever that may be.
 pub(crate) fn begin(helper: Helper, task: Task) {
     let begun = Builder::new().name("helper".to_owned()).spawn(move || {
-        if let Err(error) = wait_for(helper, "attach", &task) {
+        if let Err(error) = wait_for(helper, "attach", &task, None) {
             tracing::warn!(%error, ?task, "not done");
         }
     });
     if let Err(error) = begun {
         tracing::debug!(%error, "not begun");
+    }
+}
+
+/// Whether there is something to be read, or the end, within this time.
+fn is_readable(file: &impl AsFd, within: Option<Duration>) -> io::Result<bool> {
+    let Some(within) = within else { return Ok(true) };
+    let timeout = Timespec::try_from(within).map_err(io::Error::other)?;
+    let mut polled = [PollFd::new(file, PollFlags::IN)];
+    Ok(poll(&mut polled, Some(&timeout))? > 0)
+}
+
+impl Claim {
+    /// Ends a child that waits in the kernel, once that lets go of it.
+    fn give_up(mut self) {
+        let _ = self.child.kill();
+        // A thread that cannot be made leaves it to be waited for here.
+        let _ = Builder::new().name("helper".to_owned()).spawn(move || drop(self));
     }
 }
 

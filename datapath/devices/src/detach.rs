@@ -17,6 +17,8 @@ use crate::slot::{Attached, Entry, Held, Slot, lock};
 const FORCE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Devices that are ended at a time, each with a process of its own.
 const THREADS_MAX: usize = 16;
+/// How long a device that is ended with others is written to before the others are looked at again.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How soon it is tried again to make them end that.
 const FORCE_RETRY: Duration = Duration::from_millis(200);
 
@@ -30,11 +32,10 @@ impl Devices {
         let (name, slot) = self.find("detach", target)?;
         let ended = match force {
             true => self.end_by_force(&name, &slot),
-            false => self.end_unused(&slot),
+            false => self.end_unused(&name, &slot, None),
         };
-        ended?;
         self.clear(&name, &slot);
-        Ok(())
+        ended
     }
 
     /// Removes the place of a volume that is no device, unless somebody else is about to use it.
@@ -48,9 +49,10 @@ impl Devices {
         }
     }
 
-    fn end_unused(&self, slot: &Slot) -> Result<()> {
+    /// Waits `patience` for what is to be written, if that is bounded.
+    fn end_unused(&self, name: &str, slot: &Slot, patience: Option<Duration>) -> Result<()> {
         let (device, mark) = {
-            let mut entry = slot.hold();
+            let mut entry = slot.hold_or_busy("detach", name)?;
             // What is not written yet is written to it.
             self.notice_loss(&mut entry);
             match &*entry {
@@ -66,8 +68,9 @@ impl Devices {
             }
         };
         // Without the slot: it may take long, and its connection may have to be looked after.
-        let claim = apart::wait_for(self.helper, "detach", &Task::Claim { name: device.name() })?;
-        let mut entry = slot.hold();
+        let task = Task::Claim { name: device.name() };
+        let claim = apart::wait_for(self.helper, "detach", &task, patience)?;
+        let mut entry = slot.hold_or_busy("detach", name)?;
         match entry.record() {
             Some(record) if record.mark == mark => self.end(&mut entry, Some(claim)),
             // Somebody else has ended it.
@@ -132,10 +135,11 @@ impl Devices {
         let work = || {
             loop {
                 let Some(Attached { volume, .. }) = lock(&devices).pop() else { break };
-                match self.detach(&volume, false) {
-                    // Somebody else may have ended it in the meantime.
-                    Err(error) if self.find("detach", &volume).is_ok() => lock(&left).push(error),
-                    _ => {}
+                // Somebody else may have ended it in the meantime.
+                let Ok((name, slot)) = self.find("detach", &volume) else { continue };
+                match self.end_unused(&name, &slot, Some(WRITE_TIMEOUT)) {
+                    Err(error) if self.find("detach", &name).is_ok() => lock(&left).push(error),
+                    _ => self.clear(&name, &slot),
                 }
             }
         };

@@ -90,7 +90,7 @@ impl Device {
             Self::Ublk(device) => device.resize(size),
             Self::Nbd(device) => {
                 let task = Task::ResizeNbd { index: device.index(), size, identifier };
-                apart::wait_for(helper, "resize", &task).map(|_| ())
+                apart::wait_for(helper, "resize", &task, None).map(|_| ())
             }
         }
     }

@@ -23,9 +23,9 @@ use sheave_telemetry::Registry;
 
 use crate::apart::Task;
 use crate::block::{BlockDevice, block_size};
-use crate::front::Server;
+use crate::front::{Device, Server};
 use crate::records::{Record, Records};
-use crate::slot::{Entry, Live, Slot, lock};
+use crate::slot::{Entry, Held, Live, Slot, lock};
 
 pub use crate::apart::{Helper, run_task};
 pub use crate::front::Front;
@@ -118,7 +118,7 @@ impl Devices {
             leaving: AtomicBool::new(false),
             left: Mutex::new(left),
         };
-        devices.find_left();
+        devices.find_left()?;
         Ok(devices)
     }
 
@@ -145,25 +145,22 @@ impl Devices {
         read_only: bool,
         front: Option<Front>,
     ) -> Result<Attached> {
-        let mut entry = slot.hold();
+        let mut entry = slot.hold_or_busy("attach", name)?;
+        if self.leaving.load(Relaxed) && matches!(*entry, Entry::Waiting { .. }) {
+            let why = "another daemon takes over; try again";
+            return Err(Error::new(ErrorKind::Shutdown, "attach", why));
+        }
         self.resume(&mut entry)?;
-        let attached = match &*entry {
-            Entry::Attached(live) => {
-                check_same(&live.record, read_only, front)?;
-                Attached::new(&live.record, None)
-            }
+        match &*entry {
+            Entry::Attached(live) => check_same(&live.record, read_only, front)?,
             _ if self.ending.load(Relaxed) => {
                 let why = "this daemon is ending, and serves only what is in use";
                 return Err(Error::new(ErrorKind::Shutdown, "attach", why));
             }
-            _ => {
-                let live = self.make(name, read_only, front, entry.seen)?;
-                let attached = Attached::new(&live.record, None);
-                *entry = Entry::Attached(live);
-                attached
-            }
-        };
-        Ok(attached)
+            _ => self.make(name, read_only, front, &mut entry)?,
+        }
+        let none = || Error::new(ErrorKind::NotFound, "attach", format!("{name} is ended already"));
+        entry.attached().ok_or_else(none)
     }
 
     /// All devices, by volume.
@@ -185,8 +182,9 @@ impl Devices {
         name: &str,
         read_only: bool,
         front: Option<Front>,
-        seen: &Mutex<Option<Attached>>,
-    ) -> Result<Live> {
+        entry: &mut Held<'_>,
+    ) -> Result<()> {
+        let seen = entry.seen;
         let volume = self.volumes.open(name, read_only)?;
         let info = volume.info();
         let block = block_size("attach", info)?;
@@ -216,10 +214,15 @@ impl Devices {
         match live {
             Ok(device) => {
                 tracing::info!(volume = name, %device, "attached");
-                Ok(Live { device, record, volume: served.volume })
+                **entry = Entry::Attached(Live { device, record, volume: served.volume });
+                Ok(())
             }
             Err(error) => {
-                self.records.remove(&record);
+                match Device::find(&record) {
+                    Ok(None) => self.records.remove(&record),
+                    // It could not be ended, so it stays known.
+                    _ => **entry = Entry::Waiting { record, why: error.to_string() },
+                }
                 Err(error)
             }
         }

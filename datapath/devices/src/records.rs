@@ -51,7 +51,8 @@ pub(crate) struct Record {
 /// The directory of records. Only one process has it.
 pub(crate) struct Records {
     path: PathBuf,
-    /// Held until the process is gone, and with it all I/O that it had in flight.
+    /// Held until the threads of the process are gone. What it had written may still be on its way
+    /// to a disk, which is for the volumes to know.
     _lock: File,
 }
 
@@ -173,11 +174,16 @@ impl Records {
 
     /// All records that can be read. What is damaged is left as it is, and told. What was being
     /// written when its writer died is removed: it told nothing that is not in its place.
-    pub(crate) fn load(&self) -> Vec<Record> {
-        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+    ///
+    /// # Errors
+    /// When the directory cannot be listed: nobody knows then which volumes are devices.
+    pub(crate) fn load(&self) -> Result<Vec<Record>> {
+        let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = entries
+            .map_err(|error| Error::from_io("open", self.path.display().to_string(), error))?;
         let is = |path: &PathBuf, kind| path.extension().is_some_and(|found| found == kind);
         let mut records = Vec::new();
-        for path in entries.map(|entry| entry.path()) {
+        for path in entries.into_iter().map(|entry| entry.path()) {
             if is(&path, "new") {
                 let _ = fs::remove_file(&path);
             }
@@ -196,7 +202,7 @@ impl Records {
             }
         }
         records.sort_by_key(|record| record.id);
-        records
+        Ok(records)
     }
 
     fn path_of(&self, record: &Record) -> PathBuf {
@@ -270,14 +276,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path().join("devices")).unwrap();
         records.save(&record()).unwrap();
-        assert_eq!(records.load(), [record()]);
+        assert_eq!(records.load().unwrap(), [record()]);
         assert!(!record().is_stale());
         let unfinished = records.path_of(&record()).with_extension("new");
         fs::write(&unfinished, "{").unwrap();
-        assert_eq!(records.load(), [record()]);
+        assert_eq!(records.load().unwrap(), [record()]);
         assert!(!unfinished.exists());
         records.remove(&record());
-        assert_eq!(records.load(), []);
+        assert_eq!(records.load().unwrap(), []);
     }
 
     #[test]
@@ -292,12 +298,12 @@ mod tests {
             text[at] ^= 1;
             fs::write(&path, &text).unwrap();
             // A newline may become another white space.
-            let believed = records.load();
+            let believed = records.load().unwrap();
             assert!(believed.is_empty() || believed == [record()], "byte {at}");
         }
         for len in 0..whole.len() - 1 {
             fs::write(&path, &whole[..len]).unwrap();
-            assert_eq!(records.load(), [], "{len} bytes");
+            assert_eq!(records.load().unwrap(), [], "{len} bytes");
         }
         assert!(path.exists());
     }

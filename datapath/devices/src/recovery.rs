@@ -3,8 +3,8 @@
 //! It may have died, or left ([`Devices::hand_over`]): then the kernel's NBD clients keep their
 //! connections, at rest between two requests, and nothing has to be sent again.
 //!
-//! That the predecessor is dead is known: its lock of the records is released only when its
-//! threads, and all I/O that they had in flight, are gone.
+//! That the predecessor is dead is known: its lock of the records is released only when its threads
+//! are gone. What it still had on its way to a disk is waited for by who opens the volume.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -27,8 +27,11 @@ const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Devices {
     /// Finds the devices of a predecessor. [`Devices::look_after`] serves them.
-    pub(crate) fn find_left(&self) {
-        for mut record in self.records.load() {
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub(crate) fn find_left(&self) -> Result<()> {
+        for mut record in self.records.load()? {
             let found = match record.is_stale() {
                 true => Ok(None),
                 false => Device::find(&record),
@@ -64,6 +67,7 @@ impl Devices {
                  end it by hand: nbd-client -d"
             );
         }
+        Ok(())
     }
 
     /// Brings the connections of devices to rest and gives back those that were within this time.
@@ -81,15 +85,19 @@ impl Devices {
             self.go_on();
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
-        Ok(self.engine.release(None, within))
+        let mut released = self.engine.release(None, within);
+        // Those that another one handed over, and whose volumes are still waited for.
+        released.append(&mut lock(&self.left));
+        Ok(released)
     }
 
     /// Serves on, since nobody took what was handed over.
     pub fn take_back(&self, left: Vec<Released>) {
         self.engine.stay(None);
-        *lock(&self.left) = left;
+        lock(&self.left).extend(left);
         for (name, slot) in self.snapshot() {
-            let entry = slot.hold();
+            // Whoever has it takes its connection, or look_after() will.
+            let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else { continue };
             let Entry::Attached(live) = &*entry else { continue };
             if !lock(&self.left).iter().any(|left| left.name == live.record.mark) {
                 continue;
@@ -260,6 +268,10 @@ impl Devices {
         let Entry::Attached(live) = &*entry else { return None };
         if live.volume.info().volatile {
             return Some(format!("{name} would be gone with this daemon; detach it first"));
+        }
+        if live.volume.has_lost() {
+            let why = "lost data that was written, which only this daemon knows";
+            return Some(format!("{name} has {why}; detach it first"));
         }
         let is_lost = live.record.identity.is_some() && !self.is_there(&live.record);
         is_lost.then(|| {

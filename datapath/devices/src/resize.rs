@@ -31,7 +31,7 @@ impl Devices {
     /// kernel say.
     pub fn resize(&self, target: &str, size: Option<u64>) -> Result<Attached> {
         let (name, slot) = self.find("resize", target)?;
-        let mut entry = slot.hold();
+        let mut entry = slot.hold_or_busy("resize", &name)?;
         let Entry::Attached(live) = &*entry else {
             let why = format!("{target} waits for its volume, or is ended; see: sheave ls");
             return Err(Error::new(ErrorKind::Busy, "resize", why));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use sheave_core::Volume;
+use sheave_core::{Error, ErrorKind, Result, Volume};
 
 use crate::block::BlockDevice;
 use crate::front::{Device, Front};
@@ -14,6 +14,8 @@ use crate::records::Record;
 
 /// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a caller waits for another one.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(1);
 
 /// A volume's place.
@@ -75,6 +77,17 @@ pub struct Attached {
 impl Slot {
     pub(crate) fn hold(&self) -> Held<'_> {
         Held { entry: lock(&self.entry), seen: &self.seen }
+    }
+
+    /// Waits for a bounded time: a volume that hangs must not take a thread for each who asks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when somebody changes it for longer.
+    pub(crate) fn hold_or_busy(&self, op: &'static str, name: &str) -> Result<Held<'_>> {
+        self.hold_within(CALL_TIMEOUT).ok_or_else(|| {
+            let why = format!("{name} is being attached, resized or detached; try again later");
+            Error::new(ErrorKind::Busy, op, why)
+        })
     }
 
     /// `None` if somebody changes it for longer.

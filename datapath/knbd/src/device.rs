@@ -12,7 +12,7 @@ use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 use sheave_proto::{ContextSet, ReplyStyle, transmission_flags};
 
 use crate::netlink::{self, Connect};
-use crate::sysfs::Sysfs;
+use crate::sysfs::{self, Sysfs};
 
 /// The kernel lets go once requests in flight have failed and all files are closed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,20 +60,22 @@ pub fn attach(
 /// # Errors
 /// What the kernel says.
 pub fn find(identifier: &str) -> Result<Option<Device>> {
-    Ok(identified()?.into_iter().find(|(_, found)| found == identifier).map(|(device, _)| device))
+    for (device, found) in identified()? {
+        if found == identifier && netlink::is_connected(device.index).map_err(explain)? {
+            return Ok(Some(device));
+        }
+    }
+    Ok(None)
 }
 
-/// The connected devices that have an identifier, with it. None where there is no driver.
+/// The devices that have an identifier, with it. None where there is no driver.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn identified() -> Result<Vec<(Device, String)>> {
-    let connected = match netlink::connected() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other.map_err(explain)?,
-    };
+    let numbers = sysfs::numbers().map_err(explain)?;
     let identifier = |index| Some((Device { index }, Sysfs::of(index).identifier()?));
-    Ok(connected.into_iter().filter_map(identifier).collect())
+    Ok(numbers.into_iter().filter_map(identifier).collect())
 }
 
 /// Gives a device whose server has died a new connection. Requests that were in flight are sent

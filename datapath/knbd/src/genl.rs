@@ -108,8 +108,11 @@ impl Genl {
         let mut buffer = [0; RECEIVE_LEN];
         for _ in 0..STRAYS_MAX {
             // With a timeout it is not resumed after a signal (signal(7)).
-            let (count, _) =
-                retry_on_intr(|| recv(&self.socket, &mut buffer[..], RecvFlags::empty()))?;
+            let (count, whole) =
+                retry_on_intr(|| recv(&self.socket, &mut buffer[..], RecvFlags::TRUNC))?;
+            if whole > count {
+                return Err(malformed("an answer that is too long"));
+            }
             let mut rest = &buffer[..count];
             while let Some(message) = next_message(&mut rest) {
                 // What answers an earlier request must not be taken for this one's error.

@@ -113,18 +113,22 @@ pub(crate) fn disconnect(index: u32) -> io::Result<()> {
     genl.call(family, command::DISCONNECT, &attributes).map(|_| ())
 }
 
-/// The numbers of the devices that are connected.
-pub(crate) fn connected() -> io::Result<Vec<u32>> {
+/// Whether the device of this number is connected. Asked for one by one: the answer about all of
+/// them outgrows what a message can hold where there are thousands.
+pub(crate) fn is_connected(index: u32) -> io::Result<bool> {
+    let mut attributes = Attributes::default();
+    attributes.put_u32(attribute::INDEX, index);
     let (mut genl, family) = open()?;
-    let answer = genl.call(family, command::STATUS, &Attributes::default())?;
+    let answer = genl.call(family, command::STATUS, &attributes)?;
     let lists = attributes_of(&answer).filter(|found| found.kind == attribute::DEVICE_LIST);
     let items = lists.flat_map(|list| attributes_of(list.content));
-    let devices = items.filter(|item| item.kind == attribute::DEVICE_ITEM).filter_map(|item| {
+    let connected = items.filter(|item| item.kind == attribute::DEVICE_ITEM).find_map(|item| {
         let field = |kind| attributes_of(item.content).find(|found| found.kind == kind);
-        let is_connected = field(attribute::DEVICE_CONNECTED)?.u8()? != 0;
-        is_connected.then_some(field(attribute::DEVICE_INDEX)?.u32()?)
+        let found = field(attribute::DEVICE_INDEX)?.u32()?;
+        (found == index).then_some(field(attribute::DEVICE_CONNECTED)?.u8()? != 0)
     });
-    Ok(devices.collect())
+    let no_answer = || io::Error::new(io::ErrorKind::InvalidData, "nbd: no answer about a device");
+    connected.ok_or_else(no_answer)
 }
 
 fn socket_list(socket: &OwnedFd) -> Attributes {

@@ -1,10 +1,26 @@
 //! What the kernel tells of a device of this driver under /sys/block.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 /// A device's directory.
 pub(crate) struct Sysfs(PathBuf);
+
+/// The numbers of all devices, connected or not; none where there is no driver.
+///
+/// # Errors
+/// When they cannot be listed.
+pub(crate) fn numbers() -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let number: Option<u32> =
+            name.to_str().and_then(|name| name.strip_prefix("nbd")?.parse().ok());
+        numbers.extend(number);
+    }
+    Ok(numbers)
+}
 
 impl Sysfs {
     pub(crate) fn of(index: u32) -> Self {

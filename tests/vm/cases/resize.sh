@@ -78,7 +78,7 @@ P
     # What has lost its name is the only copy, and must not be closed.
     mv disk.img moved.img
     truncate -s 300M disk.img
-    refused 'was replaced' sheave volume resize "$device" --size 300M
+    refused 'removed or replaced' sheave volume resize "$device" --size 300M
     has "$device" 224
     mv moved.img disk.img
     sheave detach disk.img
