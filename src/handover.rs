@@ -166,6 +166,13 @@ impl HandOver {
             transmit(newcomer, &Message::Refused { why }, None)?;
             bail!("asked by another version");
         }
+        let pid = pid.as_raw_nonzero().get();
+        if self.notify.is_service() && parent_of(pid) != Some(std::process::id()) {
+            let why = "it runs as a service, which would lose sight of its successor; use: \
+                       systemctl reload sheave";
+            transmit(newcomer, &Message::Refused { why: why.to_owned() }, None)?;
+            bail!("process {pid} asks for it, which this one has not started");
+        }
         let connections = match self.devices.hand_over(REST_TIMEOUT) {
             Ok(connections) => connections,
             Err(error) => {
@@ -176,7 +183,7 @@ impl HandOver {
         let handed = self.hand(newcomer, &connections);
         match handed {
             // Before this process ends, or its end would be that of the service.
-            Ok(()) => self.notify.succeeded_by(pid.as_raw_nonzero().get()),
+            Ok(()) => self.notify.succeeded_by(pid),
             Err(_) => self.devices.take_back(connections),
         }
         handed
@@ -196,6 +203,12 @@ impl HandOver {
         ensure!(&packet[..count] == TAKEN, "the successor has left");
         Ok(())
     }
+}
+
+/// Who has started this process (proc_pid_status(5)).
+fn parent_of(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 fn transmit(to: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<()> {

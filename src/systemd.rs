@@ -62,6 +62,11 @@ impl Notify {
         }
     }
 
+    /// Whether a service manager looks after this process.
+    pub(crate) fn is_service(&self) -> bool {
+        self.to.is_some()
+    }
+
     /// Clients are answered, by this process even if it was another one before.
     pub(crate) fn ready(&self) {
         self.tell(&format!("READY=1\nMAINPID={}\nSTATUS=serving", process::id()));

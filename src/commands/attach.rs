@@ -3,6 +3,8 @@
 use std::error::Error as _;
 use std::io;
 use std::path::{self, Path};
+use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
@@ -11,11 +13,14 @@ use sheave_backends::VolumeSpec;
 use sheave_bench::output;
 use sheave_control::ControlClient;
 use sheave_control::v1::{AttachRequest, DetachRequest, Device, Front, ListDevicesRequest};
-use tonic::Code;
+use tonic::{Code, Response, Status};
 
 use crate::daemon::control_socket;
 use crate::process::runtime;
 use crate::telemetry::RuntimeDir;
+
+/// When somebody who waits is told what for.
+const HINT_AFTER: Duration = Duration::from_secs(10);
 
 /// Make a volume a block device and print its path.
 #[derive(clap::Args)]
@@ -84,8 +89,8 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
         read_only: args.read_only,
     };
     let device = runtime()?.block_on(async {
-        let answer = connect().await?.attach(request).await.map_err(said)?;
-        answer.into_inner().device.context("attach: the daemon named no device")
+        let answer = answered(connect().await?.attach(request)).await?;
+        answer.device.context("attach: the daemon named no device")
     })?;
     Ok(output::print(&mut io::stdout(), format!("{}\n", device.path))?)
 }
@@ -93,14 +98,14 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
 pub(crate) fn detach(args: DetachArgs) -> Result<()> {
     let target = target(&args.target).context("detach")?;
     let request = DetachRequest { target, force: args.force };
-    runtime()?.block_on(async { connect().await?.detach(request).await.map_err(said) })?;
+    runtime()?.block_on(async { answered(connect().await?.detach(request)).await })?;
     Ok(())
 }
 
 pub(crate) fn ls(args: LsArgs) -> Result<()> {
     let devices = runtime()?.block_on(async {
-        let answer = connect().await?.list_devices(ListDevicesRequest {}).await;
-        Ok::<_, anyhow::Error>(answer.map_err(said)?.into_inner().devices)
+        let answer = answered(connect().await?.list_devices(ListDevicesRequest {})).await?;
+        Ok::<_, anyhow::Error>(answer.devices)
     })?;
     let text = if args.json { json(&devices) } else { table(&devices) };
     Ok(output::print(&mut io::stdout(), text)?)
@@ -113,12 +118,33 @@ pub(super) async fn connect() -> Result<ControlClient> {
     sheave_control::connect(&socket).await.map_err(|error| {
         let cause = anyhow::Error::new(error);
         let (at, why) = (socket.display(), cause.root_cause());
-        anyhow!("no daemon at {at} ({why}); start one: sheave daemon")
+        let advice = match rustix::process::geteuid().is_root() {
+            true => "start one: sheave daemon",
+            false => "devices are for root: sudo sheave …",
+        };
+        anyhow!("no daemon at {at} ({why}); {advice}")
     })
 }
 
+/// The answer to a call, however long it takes; says what is waited for when that is long.
+pub(super) async fn answered<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T> {
+    let mut call = pin!(call);
+    let answer = match tokio::time::timeout(HINT_AFTER, &mut call).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            eprintln!(
+                "sheave: the daemon does not answer yet; waiting (see: systemctl status sheave)"
+            );
+            call.await
+        }
+    };
+    Ok(answer.map_err(said)?.into_inner())
+}
+
 /// The daemon's own words, without those of the protocol.
-pub(super) fn said(status: tonic::Status) -> anyhow::Error {
+pub(super) fn said(status: Status) -> anyhow::Error {
     match status.source() {
         None if status.code() == Code::Unimplemented && status.message().is_empty() => {
             anyhow!("the daemon is of another version and has no such command; restart it")
@@ -215,11 +241,8 @@ mod tests {
 
     #[test]
     fn a_daemon_without_the_command_is_of_another_version() {
-        let told = said(tonic::Status::unimplemented("")).to_string();
+        let told = said(Status::unimplemented("")).to_string();
         assert!(told.contains("another version"), "{told}");
-        assert_eq!(
-            said(tonic::Status::unimplemented("no such front")).to_string(),
-            "no such front"
-        );
+        assert_eq!(said(Status::unimplemented("no such front")).to_string(), "no such front");
     }
 }

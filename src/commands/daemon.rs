@@ -236,10 +236,11 @@ async fn succeed(program: &Program, mut hang_up: Signal, notify: &Notify) -> Inf
             .env_remove("WATCHDOG_PID")
             .spawn();
         let ended = match spawned {
-            Ok(mut child) => child.wait().await,
+            Ok(mut child) => child.wait().await.map(|status| format!("it ended with {status}")),
             Err(error) => Err(error),
         };
-        tracing::error!(?ended, "no successor: serving on");
+        let why = ended.unwrap_or_else(|error| error.to_string());
+        tracing::error!(why, "no successor: serving on");
         notify.ready();
     }
 }

@@ -11,7 +11,7 @@ use sheave_bench::output;
 use sheave_control::v1::GetVersionRequest;
 use sheave_ring::{Probe, Support};
 
-use super::attach::{connect, said};
+use super::attach::{answered, connect};
 use crate::process::runtime;
 
 /// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
@@ -161,8 +161,7 @@ fn daemon() -> Finding {
     let (name, own) = ("daemon", env!("CARGO_PKG_VERSION"));
     let asked = runtime().and_then(|runtime| {
         runtime.block_on(async {
-            let answer = connect().await?.get_version(GetVersionRequest {}).await;
-            Ok(answer.map_err(said)?.into_inner().version)
+            Ok(answered(connect().await?.get_version(GetVersionRequest {})).await?.version)
         })
     });
     match asked {

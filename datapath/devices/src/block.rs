@@ -47,7 +47,10 @@ pub(crate) fn block_size(op: &'static str, info: &VolumeInfo) -> Result<u32> {
     if block > BLOCK_MAX {
         return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
     }
-    if info.size == 0 || !info.size.is_multiple_of(block.into()) {
+    if info.size == 0 {
+        return invalid("it is empty; give it a size first: truncate -s 10G FILE".to_owned());
+    }
+    if !info.size.is_multiple_of(block.into()) {
         let size = info.size;
         return invalid(format!("a device is made of blocks of {block} bytes, and not of {size}"));
     }

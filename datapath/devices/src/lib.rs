@@ -260,12 +260,20 @@ impl Devices {
     }
 
     fn find(&self, op: &'static str, target: &str) -> Result<(String, Arc<Slot>)> {
-        let is_target = |(name, slot): &(String, Arc<Slot>)| {
-            lock(&slot.seen)
-                .as_ref()
-                .is_some_and(|seen| name == target || seen.path == Path::new(target))
+        let mut known = self.snapshot();
+        known.retain(|(_, slot)| lock(&slot.seen).is_some());
+        let is_path = |slot: &Slot| {
+            lock(&slot.seen).as_ref().is_some_and(|seen| seen.path == Path::new(target))
         };
-        self.snapshot().into_iter().find(is_target).ok_or_else(|| {
+        let is_target = |(name, slot): &(String, Arc<Slot>)| name == target || is_path(slot);
+        // Without its parameters, if only one is called so.
+        let is_called = |name: &str| name.split_once('?').is_some_and(|(name, _)| name == target);
+        let called = known.iter().filter(|(name, _)| is_called(name)).count();
+        let index = known
+            .iter()
+            .position(is_target)
+            .or_else(|| known.iter().position(|(name, _)| is_called(name)).filter(|_| called == 1));
+        index.map(|index| known.swap_remove(index)).ok_or_else(|| {
             let why =
                 format!("{target}: neither a device nor a volume of this daemon; see: sheave ls");
             Error::new(ErrorKind::NotFound, op, why)

@@ -9,7 +9,7 @@ state=/var/lib/sheave-service
 of() { systemctl show --value --property "$1" sheave.service; }
 
 # What the daemon has said since then, and what systemd has of it.
-journal() { journalctl --quiet --no-pager --output cat --unit sheave.service --since "@$since"; }
+journal() { journalctl --quiet --no-pager --output cat --unit sheave.service --unit sheave.socket --since "@$since"; }
 
 # said TEXT: waits until it has.
 said() {
@@ -112,6 +112,10 @@ sleep 25
 expect "$main" "$(of MainPID)"
 expect 0 "$(of NRestarts)"
 
+# Nobody else may take it from systemd.
+refused 'systemctl reload' sheave daemon --takeover
+expect "$main" "$(of MainPID)"
+
 # One that dies is started again.
 replaced systemctl kill --kill-who=main --signal=KILL sheave.service
 served_on
@@ -188,6 +192,7 @@ becomes failed/failed
 said 'daemon.toml'
 expect 2/0 "$(of ExecMainStatus)/$(of NRestarts)"
 rm -r /etc/sheave
+systemctl stop sheave.socket
 
 # The other units: a server that the first client starts, at another image by a drop-in.
 install -m 644 deploy/systemd/sheave@.{service,socket} $units
