@@ -48,7 +48,8 @@ pub(crate) fn block_size(op: &'static str, info: &VolumeInfo) -> Result<u32> {
         return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
     }
     if info.size == 0 {
-        return invalid("it is empty; give it a size first: truncate -s 10G FILE".to_owned());
+        let what = format!("a device is made of blocks of {block} bytes, and this volume is empty");
+        return invalid(format!("{what}; give it a size first: truncate -s 10G FILE"));
     }
     if !info.size.is_multiple_of(block.into()) {
         let size = info.size;
