@@ -53,6 +53,7 @@ for round in $(seq "$rounds"); do
     pause "$((RANDOM % 3 + 1)).$((RANDOM % 10))"
     alive "round $round: a load"
     kill_daemon
+    cat daemon.log >>daemon.all
     pause 0.$((RANDOM % 5))1
     for front in "${!loaded[@]}"; do
         completed "${loaded[$front]}"

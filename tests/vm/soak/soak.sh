@@ -7,8 +7,9 @@ pause() { read -rt "$1" -u "$never" || true; }
 fail() {
     trap - ERR
     echo "FAILED: $*" >&2
-    [ ! -f daemon.log ] || tail -n 40 daemon.log | sed 's/^/daemon: /' >&2
-    dmesg | tail -n 25 | sed 's/^/kernel: /' >&2
+    cat daemon.all daemon.log 2>/dev/null | grep -vE ' INFO (ready|recovered)' | tail -n 40 |
+        sed 's/^/daemon: /' >&2 || true
+    dmesg | grep -v 'Possible stuck request' | tail -n 40 | sed 's/^/kernel: /' >&2 || true
     exit 1
 }
 set -E
