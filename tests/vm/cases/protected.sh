@@ -129,6 +129,22 @@ second_daemon unshare --mount --propagation private
 grep -q 'make-rshared' second.log || fail "it said nothing: $(cat second.log)"
 stop_second
 
+# What its unit allows it is enough for every front.
+allowed=$(sed -n 's/^CapabilityBoundingSet=//p' deploy/systemd/sheave.service)
+allowed=$(tr ' ' '\n' <<<"$allowed" | sed 's/CAP_/+/' | paste -sd, | tr '[:upper:]' '[:lower:]')
+second_daemon setpriv --bounding-set "-all,$allowed"
+[ "$(grep CapEff: /proc/$second/status)" != "$(grep CapEff: /proc/$daemon/status)" ] ||
+    fail 'it was allowed everything'
+for front in $(fronts); do
+    device=$(SHEAVE_RUNTIME_DIR=/run/second sheave attach --front $front disk.img)
+    is_protected $second
+    mount "$device" before
+    umount before
+    SHEAVE_RUNTIME_DIR=/run/second sheave detach "$device"
+done
+expect 0 "$(grep -c WARN second.log || true)"
+stop_second
+
 # What a user may not have is said, each on a line, and the rest works.
 second_daemon setpriv --reuid=65534 --clear-groups
 for what in PR_SET_IO_FLUSHER LimitMEMLOCK oom_score_adj CAP_SYS_ADMIN; do
