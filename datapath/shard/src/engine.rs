@@ -71,7 +71,12 @@ pub struct Released {
 
 pub(crate) enum Command {
     Serve(Assignment),
-    ServeQueue(QueueAssignment),
+    /// Open the volume of a device's queue, and tell whether that worked.
+    OpenQueue(QueueAssignment, Sender<Result<(), Error>>),
+    /// Ask the kernel for the requests of those queues of this device that are open, and tell.
+    StartQueues(u64, Sender<()>),
+    /// Close those that have not been started.
+    CloseQueues(u64),
     /// Bring connections that have a name, or this one, to rest and give them back.
     Release(Option<u64>, Sender<Released>),
     /// Stop doing so.
@@ -198,18 +203,30 @@ impl Engine {
         }
     }
 
-    /// Hands the queues of a device to the shards in turn.
+    /// Hands the queues of the device of this name to the shards in turn, and returns when all have
+    /// asked the kernel for requests, or none has.
     ///
     /// # Errors
-    /// When there are no shards, or one does not take what it has been handed before. Queues before
-    /// that one have been handed over.
-    pub fn serve_queues(&self, queues: Vec<QueueAssignment>) -> Result<(), Error> {
+    /// When there are no shards, or one cannot use the volume, or stands still.
+    pub fn serve_queues(&self, name: u64, queues: Vec<QueueAssignment>) -> Result<(), Error> {
         let Kind::Ring(shards) = &self.kind else {
             let what = "device queues need io_uring";
             return Err(Error::new(ErrorKind::Unsupported, "serve", what));
         };
-        let mut pairs = queues.into_iter().zip(shards.iter().cycle());
-        pairs.try_for_each(|(queue, shard)| shard.inbox.assign(Command::ServeQueue(queue)))
+        // What has been asked of the kernel is taken back by the end of the thread only, so nothing
+        // is before everything that can fail has worked.
+        if let Err(error) = open_queues(shards, queues) {
+            self.tell(|| Command::CloseQueues(name));
+            return Err(error);
+        }
+        let (started, all) = mpsc::channel();
+        self.tell(|| Command::StartQueues(name, started.clone()));
+        drop(started);
+        if all.iter().count() < shards.len() {
+            let what = "a shard does not take the queues of a device";
+            return Err(Error::new(ErrorKind::Busy, "serve", what));
+        }
+        Ok(())
     }
 
     /// Brings the connections that have this name to rest, or any if none is said, and gives back
@@ -356,6 +373,21 @@ impl fmt::Display for Engine {
             Kind::Threads(_) => write!(f, "threads ({})", self.reason),
         }
     }
+}
+
+/// Lets the shards open the volume for these queues.
+fn open_queues(shards: &[ShardHandle], queues: Vec<QueueAssignment>) -> Result<(), Error> {
+    let (opened, outcomes) = mpsc::channel();
+    let wanted = queues.len();
+    for (queue, shard) in queues.into_iter().zip(shards.iter().cycle()) {
+        shard.inbox.assign(Command::OpenQueue(queue, opened.clone()))?;
+    }
+    drop(opened);
+    let opened: Vec<()> = outcomes.iter().collect::<Result<_, _>>()?;
+    if opened.len() < wanted {
+        return Err(Error::new(ErrorKind::Io, "serve", "a shard has ended"));
+    }
+    Ok(())
 }
 
 fn start_shard(

@@ -3,9 +3,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 
-use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume};
+use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Submitted, Volume};
 use sheave_ring::DeviceCommand;
 use sheave_telemetry::{Recorder, VolumeStats};
 
@@ -78,8 +77,6 @@ pub struct QueueAssignment {
     pub queue: Box<dyn DeviceQueue>,
     /// What it serves.
     pub served: Served,
-    /// Is told once whether the shard serves it.
-    pub started: SyncSender<Result<()>>,
 }
 
 /// A volume, and where the latencies of its ops go.

@@ -349,13 +349,18 @@ impl Shard {
         while let Some(command) = self.inbox.take() {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
-                Command::ServeQueue(assignment) => self.open_queue(assignment),
+                // Whoever waits for an answer may have gone.
+                Command::OpenQueue(queue, to) => drop(to.send(self.open_queue(queue))),
+                Command::StartQueues(name, to) => {
+                    self.start_queues(name);
+                    let _ = to.send(());
+                }
+                Command::CloseQueues(name) => self.close_queues(name),
                 Command::Release(name, to) => self.begin_release(name, &to),
                 Command::Stay(name) => self.end_release(name),
                 Command::Rest(name, to) => self.begin_rest(name, &to),
                 Command::Wake(name, served, to) => drop(to.send(self.wake(name, &served))),
                 Command::Abandon(name) => self.abandon(name),
-                // Whoever asked may have gone.
                 Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
             }

@@ -5,7 +5,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::mpsc::sync_channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -220,7 +219,6 @@ impl fmt::Display for Device {
 fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
-    let (started, outcomes) = sync_channel(usize::from(info.queues));
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
@@ -231,16 +229,10 @@ fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, shed_privilege: bo
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
             served: served.clone(),
-            started: started.clone(),
         });
     }
-    drop((device, started));
-    engine.serve_queues(queues)?;
-    for _ in 0..info.queues {
-        let gone = |_| Error::new(ErrorKind::Io, "attach", "a shard has ended");
-        outcomes.recv().map_err(gone)??;
-    }
-    Ok(())
+    drop(device);
+    engine.serve_queues(info.mark, queues)
 }
 
 /// Whether the size of a device can be changed.
