@@ -99,7 +99,7 @@ impl Connection {
                         }
                     }
                     Event::NoBuffer { .. } => self.receive(),
-                    Event::File { .. } | Event::Device(_) => {}
+                    Event::File { .. } | Event::Command { .. } => {}
                 }
             }
         }

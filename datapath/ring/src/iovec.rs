@@ -60,14 +60,17 @@ impl IoVecs {
         }
     }
 
-    /// All segments of a payload that is only read, at most [`IOV_MAX`] vectors.
-    pub(crate) fn set_source(&mut self, payload: &Payload) {
+    /// All segments, from byte `skip` on, of a payload that is only read, at most [`IOV_MAX`]
+    /// vectors.
+    pub(crate) fn set_source(&mut self, payload: &Payload, mut skip: usize) {
         self.0.clear();
         for segment in payload.segments() {
+            let from = skip.min(segment.len());
+            skip -= from;
             match segment {
-                Segment::Data(buf) if !self.is_full() => self.push_buf(buf, 0),
+                Segment::Data(buf) if !self.is_full() => self.push_buf(buf, from),
                 Segment::Data(_) => {}
-                Segment::Zero(len) => self.push_zeroes(*len),
+                Segment::Zero(len) => self.push_zeroes(len - from),
             }
         }
     }

@@ -22,7 +22,7 @@ pub use batch::SendBatch;
 pub use control::ControlRing;
 pub use copy::copy_in;
 pub use descriptors::{Descriptor, Descriptors};
-pub use device::{DeviceCommand, DeviceEvent};
+pub use device::DeviceCommand;
 pub use probe::{Probe, Support, probe};
 pub use provided::Received;
 pub use ring::{Event, Ring, RingConfig, Socket};

@@ -1,8 +1,9 @@
-//! The same I/O by ordinary system calls, for the thread engine.
+//! I/O by ordinary system calls: the same as on a ring, for the thread engine and for what is
+//! better done on the spot; and copies of the data of a device.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use sheave_core::{Allocate, IoRequest, Payload};
 
@@ -38,14 +39,60 @@ pub fn file(request: &IoRequest) -> io::Result<usize> {
 }
 
 fn write(file: &File, at: u64, from: &Payload, dsync: bool) -> io::Result<usize> {
-    let offset = offset(at)?;
     let mut iov = IoVecs::default();
     iov.set_payload(from, 0);
-    let flags = if dsync { libc::RWF_DSYNC } else { 0 };
-    let count = iov.0.len() as i32;
-    // SAFETY: the vectors point into memory that `from` keeps alive during the call.
+    write_vectors(file.as_fd(), at, &iov, if dsync { libc::RWF_DSYNC } else { 0 })
+}
+
+fn write_vectors(file: BorrowedFd<'_>, at: u64, iov: &IoVecs, flags: i32) -> io::Result<usize> {
+    let (offset, count) = (offset(at)?, iov.0.len() as i32);
+    // SAFETY: the vectors point into memory that the owner of the list keeps alive.
     // JUSTIFICATION: std can write only from exclusive or frozen bytes.
     retry(|| unsafe { libc::pwritev2(file.as_raw_fd(), iov.0.as_ptr(), count, offset, flags) })
+}
+
+/// Copies the payload to the memory of a device's request, which begins at `at`
+/// (Linux's Documentation/block/ublk.rst, `UBLK_F_USER_COPY`).
+///
+/// # Errors
+/// What the kernel says, also when it has not copied everything.
+pub fn copy_to_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io::Result<()> {
+    let mut iov = IoVecs::default();
+    copy(payload.len(), io::ErrorKind::WriteZero, |done| {
+        iov.set_source(payload, done);
+        write_vectors(device, at + done as u64, &iov, 0)
+    })
+}
+
+/// Copies the memory of a device's request, which begins at `at`, to the payload.
+///
+/// # Errors
+/// As [`copy_to_device`].
+pub fn copy_from_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io::Result<()> {
+    let mut iov = IoVecs::default();
+    copy(payload.len(), io::ErrorKind::UnexpectedEof, |done| {
+        iov.set_payload(payload, done);
+        let (offset, count) = (offset(at + done as u64)?, iov.0.len() as i32);
+        // SAFETY: the vectors point into shared atomics that `payload` keeps alive.
+        // JUSTIFICATION: std can read only into exclusive bytes.
+        retry(|| unsafe { libc::preadv(device.as_raw_fd(), iov.0.as_ptr(), count, offset) })
+    })
+}
+
+/// Calls `step` with how many bytes are done until all are; one that does none is this error.
+fn copy(
+    len: usize,
+    none: io::ErrorKind,
+    mut step: impl FnMut(usize) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        match step(done)? {
+            0 => return Err(none.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
 }
 
 /// Receives into `payload` from byte `skip` on; 0 is the end of the stream.

@@ -12,7 +12,6 @@ use slab::Slab;
 
 use crate::SendBatch;
 use crate::buffers::Buffers;
-use crate::device::DeviceEvent;
 use crate::iovec::{IoVecs, address, len_u32};
 use crate::plain::mode_bits;
 use crate::probe::{Probe, open};
@@ -103,8 +102,13 @@ pub enum Event {
         /// The request.
         request: IoRequest,
     },
-    /// A command or a copy of a device.
-    Device(DeviceEvent),
+    /// A [`Ring::command`].
+    Command {
+        /// The starter's name.
+        user: (u32, u32),
+        /// The driver's answer, a negative error number if it failed.
+        result: i32,
+    },
 }
 
 /// What the kernel holds until the completion. The slab owns it, whatever becomes of the starter.
@@ -115,7 +119,6 @@ pub(crate) enum InFlight {
     Send { user: u64, batch: Box<SendBatch> },
     File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
     Command { user: (u32, u32) },
-    Copy { user: (u32, u32), payload: Payload, vectors: IoVecs },
 }
 
 /// Vectors and header of a `recvmsg`, boxed because the kernel holds their address.
@@ -267,8 +270,12 @@ impl Ring {
         self.push(entry, InFlight::File { user, request, vectors });
     }
 
-    /// Gives the kernel now what is pending, rather than with the next wait.
-    pub fn submit(&mut self) {
+    /// Gives the kernel what is pending now, rather than with the next wait, if it is so many
+    /// entries.
+    pub fn submit_from(&mut self, entries: usize) {
+        if self.uring.submission().len() < entries {
+            return;
+        }
         // What the kernel does not take now stays pending, and the next wait tells what is wrong.
         let _ = self.uring.submitter().submit();
     }
@@ -328,12 +335,7 @@ impl Ring {
                 self.files_in_flight -= 1;
                 Event::File { user, result, request }
             }
-            InFlight::Command { user } => {
-                Event::Device(DeviceEvent::Command { user, result: entry.result() })
-            }
-            InFlight::Copy { user, payload, vectors: _ } => {
-                Event::Device(DeviceEvent::Copied { user, result, payload })
-            }
+            InFlight::Command { user } => Event::Command { user, result: entry.result() },
         }
     }
 
@@ -349,19 +351,6 @@ impl Ring {
                 }
                 Event::Received { user, result: other.map(|_| None) }
             }
-        }
-    }
-
-    /// Sees to it that so many entries go to the kernel in one call.
-    pub(crate) fn make_room(&mut self, entries: usize) {
-        loop {
-            let queue = self.uring.submission();
-            let free = queue.capacity() - queue.len();
-            drop(queue);
-            if free >= entries {
-                return;
-            }
-            self.enter(0, None).expect("the kernel takes submissions");
         }
     }
 

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
-use sheave_core::{Error, ErrorKind};
+use sheave_core::{Error, ErrorKind, Volume};
 
 use crate::shard::Shard;
 use crate::threads::ThreadEngine;
@@ -71,12 +71,11 @@ pub struct Released {
 
 pub(crate) enum Command {
     Serve(Assignment),
-    /// Open the volume of a device's queue, and tell whether that worked.
-    OpenQueue(QueueAssignment, Sender<Result<(), Error>>),
-    /// Ask the kernel for the requests of those queues of this device that are open, and tell.
-    StartQueues(u64, Sender<()>),
-    /// Close those that have not been started.
-    CloseQueues(u64),
+    /// Open this volume and keep it so.
+    Open(Served, Sender<Result<(), Error>>),
+    /// That is not needed any more.
+    Close(Arc<dyn Volume>),
+    ServeQueue(QueueAssignment, Served, Sender<Result<(), Error>>),
     /// Bring connections that have a name, or this one, to rest and give them back.
     Release(Option<u64>, Sender<Released>),
     /// Stop doing so.
@@ -129,6 +128,9 @@ impl Inbox {
 pub struct Engine {
     kind: Kind,
     reason: String,
+    /// Devices are handed to the shards one after another: no queue waits for the volume of another
+    /// device while others of its own are served.
+    pub(crate) handing: Mutex<()>,
 }
 
 enum Kind {
@@ -136,9 +138,38 @@ enum Kind {
     Threads(ThreadEngine),
 }
 
-struct ShardHandle {
+pub(crate) struct ShardHandle {
     inbox: Arc<Inbox>,
     thread: JoinHandle<()>,
+}
+
+impl ShardHandle {
+    /// Tells it, as soon as it has room.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn hand(&self, mut command: Command) -> Result<(), Error> {
+        while let Err(back) = self.inbox.send(command) {
+            self.check()?;
+            command = back;
+            std::thread::sleep(TELL_RETRY);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.thread.is_finished() {
+            return Err(Error::new(ErrorKind::Io, "serve", "a shard has ended"));
+        }
+        Ok(())
+    }
+
+    /// Counts one connection or queue more.
+    pub(crate) fn opened(&self) {
+        self.inbox.connections.fetch_add(1, Relaxed);
+    }
 }
 
 impl Engine {
@@ -159,7 +190,7 @@ impl Engine {
                     .collect::<io::Result<Vec<_>>>()
                     .map_err(|error| Error::from_io("start", "shard thread", error))?;
                 let reason = format!("{:?}", probe.mode);
-                Ok(Self { kind: Kind::Ring(shards), reason })
+                Ok(Self::new(Kind::Ring(shards), reason))
             }
             Some(Err(error)) if config.choice == EngineChoice::Uring => {
                 let what = "io_uring cannot be used here; `--engine threads` works without it";
@@ -170,7 +201,19 @@ impl Engine {
     }
 
     fn threads(clock: Clock, reason: String) -> Self {
-        Self { kind: Kind::Threads(ThreadEngine::new(clock)), reason }
+        Self::new(Kind::Threads(ThreadEngine::new(clock)), reason)
+    }
+
+    fn new(kind: Kind, reason: String) -> Self {
+        Self { kind, reason, handing: Mutex::new(()) }
+    }
+
+    /// The shards; the thread engine has none.
+    pub(crate) fn shards(&self) -> &[ShardHandle] {
+        match &self.kind {
+            Kind::Ring(shards) => shards,
+            Kind::Threads(_) => &[],
+        }
     }
 
     /// Hands a connection to the shard that has the fewest.
@@ -197,36 +240,7 @@ impl Engine {
     /// How many queues a device should have here; 0 if this engine cannot serve any.
     #[must_use]
     pub fn device_queues(&self) -> usize {
-        match &self.kind {
-            Kind::Threads(_) => 0,
-            Kind::Ring(shards) => shards.len(),
-        }
-    }
-
-    /// Hands the queues of the device of this name to the shards in turn, and returns when all have
-    /// asked the kernel for requests, or none has.
-    ///
-    /// # Errors
-    /// When there are no shards, or one cannot use the volume, or stands still.
-    pub fn serve_queues(&self, name: u64, queues: Vec<QueueAssignment>) -> Result<(), Error> {
-        let Kind::Ring(shards) = &self.kind else {
-            let what = "device queues need io_uring";
-            return Err(Error::new(ErrorKind::Unsupported, "serve", what));
-        };
-        // What has been asked of the kernel is taken back by the end of the thread only, so nothing
-        // is before everything that can fail has worked.
-        if let Err(error) = open_queues(shards, queues) {
-            self.tell(|| Command::CloseQueues(name));
-            return Err(error);
-        }
-        let (started, all) = mpsc::channel();
-        self.tell(|| Command::StartQueues(name, started.clone()));
-        drop(started);
-        if all.iter().count() < shards.len() {
-            let what = "a shard does not take the queues of a device";
-            return Err(Error::new(ErrorKind::Busy, "serve", what));
-        }
-        Ok(())
+        self.shards().len()
     }
 
     /// Brings the connections that have this name to rest, or any if none is said, and gives back
@@ -292,8 +306,7 @@ impl Engine {
 
     /// Tells all shards.
     fn tell(&self, command: impl Fn() -> Command) {
-        let Kind::Ring(shards) = &self.kind else { return };
-        for shard in shards {
+        for shard in self.shards() {
             let mut command = command();
             // An inbox is full for a moment only, unless its shard stands still.
             for _ in 0..TELL_TRIES {
@@ -321,7 +334,7 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::Busy`] names those that have not answered in time.
     pub fn check(&self, within: Duration) -> Result<(), Error> {
-        let Kind::Ring(shards) = &self.kind else { return Ok(()) };
+        let shards = self.shards();
         let begun = Instant::now();
         let (answer, answers) = sync_channel(shards.len());
         for (index, shard) in shards.iter().enumerate() {
@@ -348,14 +361,8 @@ impl Engine {
             Kind::Threads(threads) => threads.stop(),
             Kind::Ring(shards) => {
                 for shard in &shards {
-                    let mut command = Command::Stop;
-                    while let Err(back) = shard.inbox.send(command) {
-                        if shard.thread.is_finished() {
-                            break;
-                        }
-                        command = back;
-                        std::thread::sleep(TELL_RETRY);
-                    }
+                    // One that has ended needs not be told.
+                    let _ = shard.hand(Command::Stop);
                 }
                 for shard in shards {
                     // It has said why it panicked.
@@ -373,21 +380,6 @@ impl fmt::Display for Engine {
             Kind::Threads(_) => write!(f, "threads ({})", self.reason),
         }
     }
-}
-
-/// Lets the shards open the volume for these queues.
-fn open_queues(shards: &[ShardHandle], queues: Vec<QueueAssignment>) -> Result<(), Error> {
-    let (opened, outcomes) = mpsc::channel();
-    let wanted = queues.len();
-    for (queue, shard) in queues.into_iter().zip(shards.iter().cycle()) {
-        shard.inbox.assign(Command::OpenQueue(queue, opened.clone()))?;
-    }
-    drop(opened);
-    let opened: Vec<()> = outcomes.iter().collect::<Result<_, _>>()?;
-    if opened.len() < wanted {
-        return Err(Error::new(ErrorKind::Io, "serve", "a shard has ended"));
-    }
-    Ok(())
 }
 
 fn start_shard(

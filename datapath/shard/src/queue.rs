@@ -1,11 +1,11 @@
 //! What a queue of a block device looks like to the shard that serves it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Submitted, Volume};
-use sheave_ring::DeviceCommand;
+use sheave_ring::{DeviceCommand, plain};
 use sheave_telemetry::{Recorder, VolumeStats};
 
 use crate::io::RingIo;
@@ -18,8 +18,7 @@ const AT_REST: &str = "the shard keeps requests from a queue at rest";
 
 /// A queue whose requests the kernel hands over as the ends of commands, one slot each.
 ///
-/// Calls come in turns: any number of `commanded`, `copied`, `completed`, `retry`; then
-/// `turn_ended` once.
+/// Calls come in turns: any number of `commanded`, `completed`, `retry`; then `turn_ended` once.
 pub trait DeviceQueue: Send {
     /// How many entries of the ring's table of buffers it wants, see
     /// [`sheave_ring::Ring::reserve_buffers`].
@@ -31,15 +30,6 @@ pub trait DeviceQueue: Send {
 
     /// A command about this slot has ended; a negative result is an error number.
     fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>);
-
-    /// A copy between the slot's request and memory has ended.
-    fn copied(
-        &mut self,
-        slot: u32,
-        payload: Payload,
-        result: io::Result<usize>,
-        cx: &mut QueueCx<'_>,
-    );
 
     /// An op that was queued has ended.
     fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>);
@@ -69,14 +59,12 @@ pub trait DeviceQueue: Send {
 
 /// A queue, ready to be served.
 pub struct QueueAssignment {
-    /// Under which [`crate::Engine::rest`] and others know the device.
+    /// The name under which [`crate::Engine::rest`] and others know the device.
     pub name: u64,
     /// The driver's file for commands and copies.
     pub device: OwnedFd,
     /// The protocol state.
     pub queue: Box<dyn DeviceQueue>,
-    /// What it serves.
-    pub served: Served,
 }
 
 /// A volume, and where the latencies of its ops go.
@@ -138,14 +126,20 @@ impl QueueCx<'_> {
         self.io.ring.command(self.device, command, (self.queue, slot));
     }
 
-    /// Copies the data of the slot's request, which is at `at`, to memory.
-    pub fn copy_from_device(&mut self, at: u64, payload: Payload, slot: u32) {
-        self.io.ring.copy_from_device(self.device, at, payload, (self.queue, slot));
+    /// Copies the data of a request, which begins at `at`, to memory.
+    ///
+    /// # Errors
+    /// See [`plain::copy_from_device`].
+    pub fn copy_from_device(&self, at: u64, payload: &Payload) -> io::Result<()> {
+        plain::copy_from_device(self.device.as_fd(), at, payload)
     }
 
-    /// Copies memory to the slot's request, and sends the command once that has worked.
-    pub fn copy_to_device(&mut self, at: u64, payload: Payload, then: &DeviceCommand, slot: u32) {
-        self.io.ring.copy_to_device(self.device, at, payload, then, (self.queue, slot));
+    /// Copies memory to a request, whose data begins at `at`.
+    ///
+    /// # Errors
+    /// See [`plain::copy_to_device`].
+    pub fn copy_to_device(&self, at: u64, payload: &Payload) -> io::Result<()> {
+        plain::copy_to_device(self.device.as_fd(), at, payload)
     }
 }
 

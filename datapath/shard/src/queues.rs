@@ -4,9 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 
 use sheave_core::Result;
-use sheave_ring::DeviceEvent;
 
-use crate::io::RingIo;
+use crate::io::{QUEUE_BATCH, RingIo};
 use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
 use crate::shard::Shard;
 
@@ -19,8 +18,6 @@ pub(crate) struct Queue {
     volume: Option<usize>,
     touched: bool,
     rest: Rest,
-    /// It has asked the kernel for requests.
-    started: bool,
     /// What it has of the ring's table of buffers.
     first_buffer: Option<u16>,
 }
@@ -35,63 +32,30 @@ enum Rest {
 }
 
 impl Shard {
-    /// Takes a queue, which waits for [`Shard::start_queues`].
+    /// Serves a queue.
     ///
     /// # Errors
-    /// When its volume cannot be used.
-    pub(crate) fn open_queue(&mut self, assignment: QueueAssignment) -> Result<()> {
-        let QueueAssignment { name, device, queue, served } = assignment;
-        let volume = self.mount(&served).inspect_err(|_| self.inbox.closed())?;
-        let (volume, rest) = (Some(volume), Rest::Awake);
+    /// When its volume cannot be used; it can if [`crate::Opened`] has it open.
+    pub(crate) fn open_queue(
+        &mut self,
+        assignment: QueueAssignment,
+        served: &Served,
+    ) -> Result<()> {
+        let QueueAssignment { name, device, queue } = assignment;
+        let index = self.mount(served).inspect_err(|_| self.inbox.closed())?;
+        let (volume, rest) = (Some(index), Rest::Awake);
         let first_buffer = self.ring.reserve_buffers(queue.buffers());
-        let (touched, started) = (false, false);
-        self.queues.insert(Queue {
-            name,
-            device,
-            queue,
-            volume,
-            touched,
-            rest,
-            started,
-            first_buffer,
-        });
+        let queue = Queue { name, device, queue, volume, touched: false, rest, first_buffer };
+        let key = self.queues.insert(queue);
+        self.call_queue(key, |queue, cx| queue.start(first_buffer, cx));
         Ok(())
     }
 
-    /// Lets the queues of this device that are open ask for requests.
-    pub(crate) fn start_queues(&mut self, name: u64) {
-        for key in self.queues_of(name) {
-            if !std::mem::replace(&mut self.queues[key].started, true) {
-                let first_buffer = self.queues[key].first_buffer;
-                self.call_queue(key, |queue, cx| queue.start(first_buffer, cx));
-            }
-        }
-    }
-
-    /// Lets go of those that have not asked.
-    pub(crate) fn close_queues(&mut self, name: u64) {
-        for key in self.queues_of(name) {
-            if !self.queues[key].started {
-                self.close_queue(key);
-            }
-        }
-    }
-
-    pub(crate) fn device_event(&mut self, event: DeviceEvent) {
-        match event {
-            DeviceEvent::Command { user: (key, slot), result } => {
-                let key = key as usize;
-                match &mut self.queues[key].rest {
-                    Rest::Resting { held, .. } => held.push((slot, result)),
-                    Rest::Awake => {
-                        self.call_queue(key, |queue, cx| queue.commanded(slot, result, cx));
-                    }
-                }
-            }
-            DeviceEvent::Copied { user: (key, slot), result, payload } => {
-                let key = key as usize;
-                self.call_queue(key, |queue, cx| queue.copied(slot, payload, result, cx));
-            }
+    /// A command about this slot of a queue has ended.
+    pub(crate) fn commanded(&mut self, key: usize, slot: u32, result: i32) {
+        match &mut self.queues[key].rest {
+            Rest::Resting { held, .. } => held.push((slot, result)),
+            Rest::Awake => self.call_queue(key, |queue, cx| queue.commanded(slot, result, cx)),
         }
     }
 
@@ -200,7 +164,8 @@ impl Shard {
         let mounted = volume.map(|volume| &mut volumes[volume]);
         // One that is at rest starts no file I/O.
         let volume = volume.unwrap_or_default() as u32;
-        let io = RingIo { ring, pool, quick, clock: *clock, now: *now, volume };
+        let (clock, now, device_batch) = (*clock, *now, QUEUE_BATCH);
+        let io = RingIo { ring, pool, quick, clock, now, device_batch, volume };
         call(&mut **queue, &mut QueueCx { mounted, io, device, queue: key as u32 });
     }
 
@@ -242,114 +207,5 @@ impl Shard {
         }
         // Last, since with it the device is gone, for others to see.
         drop(queue);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::io;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-    use std::time::{Duration, Instant};
-
-    use sheave_backends::Null;
-    use sheave_core::{Backend, Error, ErrorKind, Nanos, Outcome, Payload, Volume, VolumeInfo};
-    use sheave_telemetry::{Recorder, Registry};
-
-    use super::*;
-    use crate::{Clock, Engine, EngineChoice, EngineConfig};
-
-    /// A volume that only so many more threads can use.
-    struct Scarce {
-        null: Null,
-        left: AtomicUsize,
-    }
-
-    impl Volume for Scarce {
-        fn info(&self) -> &VolumeInfo {
-            self.null.info()
-        }
-
-        fn backend(&self) -> Result<Box<dyn Backend>> {
-            let left = self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
-            left.map_err(|_| Error::new(ErrorKind::Busy, "open", "too many open files"))?;
-            self.null.backend()
-        }
-    }
-
-    /// Counts how many of its kind have been started.
-    struct Idle {
-        started: Arc<AtomicUsize>,
-    }
-
-    impl DeviceQueue for Idle {
-        fn buffers(&self) -> u16 {
-            0
-        }
-
-        fn start(&mut self, _: Option<u16>, _: &mut QueueCx<'_>) {
-            self.started.fetch_add(1, SeqCst);
-        }
-
-        fn commanded(&mut self, _: u32, _: i32, _: &mut QueueCx<'_>) {}
-
-        fn copied(&mut self, _: u32, _: Payload, _: io::Result<usize>, _: &mut QueueCx<'_>) {}
-
-        fn completed(&mut self, _: u32, _: Outcome, _: &mut QueueCx<'_>) {}
-
-        fn retry(&mut self, _: &mut QueueCx<'_>) {}
-
-        fn is_stalled(&self) -> bool {
-            false
-        }
-
-        fn in_flight(&self) -> usize {
-            0
-        }
-
-        fn resized(&mut self, _: u64) {}
-
-        fn abandon(&mut self, _: &mut QueueCx<'_>) {}
-
-        fn turn_ended(&mut self, _: Nanos, _: &Recorder) {}
-
-        fn is_finished(&self) -> bool {
-            false
-        }
-    }
-
-    #[test]
-    fn the_queues_of_a_device_start_together_or_not_at_all() {
-        const NAME: u64 = 7;
-        let config = EngineConfig { choice: EngineChoice::Auto, shards: 3, poll_us: 0 };
-        let engine = Engine::start(config, Clock::start()).unwrap();
-        let count = engine.device_queues();
-        if count == 0 {
-            return;
-        }
-        let volume = Arc::new(Scarce { null: Null::new(4096), left: AtomicUsize::new(count - 1) });
-        let started = Arc::new(AtomicUsize::new(0));
-        let stats = Registry::new().volume("scarce");
-        let serve = || {
-            let queue = |_| QueueAssignment {
-                name: NAME,
-                device: File::open("/dev/null").unwrap().into(),
-                queue: Box::new(Idle { started: Arc::clone(&started) }),
-                served: Served { volume: volume.clone(), stats: Arc::clone(&stats) },
-            };
-            engine.serve_queues(NAME, (0..count).map(queue).collect())
-        };
-        assert_eq!(serve().unwrap_err().kind(), ErrorKind::Busy);
-        let begun = Instant::now();
-        while Arc::strong_count(&started) > 1 || engine.connections() > 0 {
-            assert!(begun.elapsed() < Duration::from_secs(10), "the shards keep queues");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!(started.load(SeqCst), 0);
-        volume.left.store(count, SeqCst);
-        serve().unwrap();
-        assert_eq!((started.load(SeqCst), engine.connections()), (count, count));
-        engine.stop();
     }
 }

@@ -13,7 +13,7 @@ use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use slab::Slab;
 
 use crate::engine::{Assignment, Command, Inbox, Released, STOP_GRACE};
-use crate::io::RingIo;
+use crate::io::{CONNECTION_BATCH, RingIo};
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
 use crate::queue::queue_of;
@@ -171,7 +171,9 @@ impl Shard {
             Event::File { user: (volume, token), result, request } => {
                 self.io_done(volume, IoDone { token: IoToken(token), request, result });
             }
-            Event::Device(event) => self.device_event(event),
+            Event::Command { user: (key, slot), result } => {
+                self.commanded(key as usize, slot, result);
+            }
         }
     }
 
@@ -350,12 +352,11 @@ impl Shard {
             match command {
                 Command::Serve(assignment) => self.open(assignment),
                 // Whoever waits for an answer may have gone.
-                Command::OpenQueue(queue, to) => drop(to.send(self.open_queue(queue))),
-                Command::StartQueues(name, to) => {
-                    self.start_queues(name);
-                    let _ = to.send(());
+                Command::Open(served, to) => drop(to.send(self.open_volume(&served))),
+                Command::Close(volume) => self.close_volume(&volume),
+                Command::ServeQueue(queue, served, to) => {
+                    drop(to.send(self.open_queue(queue, &served)));
                 }
-                Command::CloseQueues(name) => self.close_queues(name),
                 Command::Release(name, to) => self.begin_release(name, &to),
                 Command::Stay(name) => self.end_release(name),
                 Command::Rest(name, to) => self.begin_rest(name, &to),
@@ -415,8 +416,8 @@ impl Shard {
         let Self { ring, pool, quick, clock, now, connections, volumes, .. } = self;
         let Connection { session, volume, .. } = &mut connections[key];
         let Mounted { backend, recorder, .. } = &mut volumes[*volume];
-        let (clock, now, volume) = (*clock, *now, *volume as u32);
-        let mut io = RingIo { ring, pool, quick, clock, now, volume };
+        let (clock, now, device_batch, volume) = (*clock, *now, CONNECTION_BATCH, *volume as u32);
+        let mut io = RingIo { ring, pool, quick, clock, now, device_batch, volume };
         let backend = &mut **backend;
         let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
         call(&mut **session, &mut cx);

@@ -4,14 +4,12 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
 use sheave_core::{ByteRange, Error, ErrorKind, OpKind, Result};
 use sheave_ring::Descriptors;
-use sheave_shard::{Engine, QueueAssignment, Served};
+use sheave_shard::{Engine, Opened, QueueAssignment, Served};
 
 use crate::control::Control;
 use crate::queue::UblkQueue;
@@ -52,14 +50,10 @@ pub fn attach(
     made: impl FnOnce(Device) -> Result<()>,
 ) -> Result<Device> {
     let info = served.volume.info();
-    let queues = engine.device_queues();
-    if queues == 0 {
-        let what = "ublk needs io_uring, which this daemon does not use; use nbd";
-        return Err(Error::new(ErrorKind::Unsupported, "attach", what));
-    }
+    let opened = engine.open(served)?;
     let mut control = Control::open()?;
     let io_max_bytes = IO_MAX_BYTES.min(info.block.maximum_payload);
-    let queues = u16::try_from(queues).unwrap_or(u16::MAX);
+    let queues = u16::try_from(engine.device_queues()).unwrap_or(u16::MAX);
     let features = control.features()?;
     // A volume that takes one of its reads takes most of them.
     let first = ByteRange::within(0, block.into(), info.size).ok();
@@ -81,7 +75,7 @@ pub fn attach(
     let live = (|| {
         control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
         made(device)?;
-        serve(engine, served, &added, shed_privilege)?;
+        serve(&opened, &added, shed_privilege)?;
         control.start(added.id)
     })();
     if let Err(error) = live {
@@ -133,6 +127,9 @@ pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> R
         let why = format!("{device} is not the device it was");
         return Err(Error::new(ErrorKind::NotFound, "recover", why));
     }
+    // A device of which some queues have been asked for can be recovered again by the death of this
+    // process only, and one that was begun with not by another process.
+    let opened = engine.open(served)?;
     let begun = Instant::now();
     while let Err(error) = control.start_recovery(device.id) {
         if error.kind() == ErrorKind::Invalid && control.info(device.id)?.state == QUIESCED {
@@ -144,7 +141,7 @@ pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> R
         }
         sleep(POLL);
     }
-    serve(engine, served, &info, false)?;
+    serve(&opened, &info, false)?;
     control.end_recovery(device.id)
 }
 
@@ -216,23 +213,22 @@ impl fmt::Display for Device {
 
 /// Hands all queues to the shards, and returns when they serve them, on demand without the
 /// privilege that makes the kernel read partition tables.
-fn serve(engine: &Engine, served: &Served, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
+fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
+    let size = opened.served().volume.info().size;
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
-        let size = served.volume.info().size;
         let queue = UblkQueue::new(number, descriptors, info, size, shed_privilege);
         queues.push(QueueAssignment {
             name: info.mark,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
-            served: served.clone(),
         });
     }
     drop(device);
-    engine.serve_queues(info.mark, queues)
+    opened.serve(queues)
 }
 
 /// Whether the size of a device can be changed.
@@ -258,9 +254,8 @@ fn numbers() -> Vec<u32> {
 /// Opens the device's file for commands once its node is there.
 fn open_device(id: u32) -> Result<File> {
     let path = format!("/dev/ublkc{id}");
-    // Copies would go to a kernel thread if the file were one that can wait.
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits() as i32);
+    options.read(true).write(true);
     let begun = Instant::now();
     loop {
         match options.open(&path) {

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-use sheave_core::{
-    Buf, ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Payload, Reply, Submitted,
-};
+use sheave_core::{Buf, ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Reply, Submitted};
 use sheave_ring::{Descriptor, Descriptors, DeviceCommand};
 use sheave_shard::{DeviceQueue, QueueCx};
 use sheave_telemetry::Recorder;
@@ -18,8 +16,6 @@ use crate::uapi::{
 
 /// The driver has a request.
 const OK: i32 = 0;
-/// A command behind a copy that failed (errno(3)).
-const ECANCELED: i32 = -125;
 /// What a kernel that is short of memory answers.
 const EAGAIN: i32 = -11;
 const ENOMEM: i32 = -12;
@@ -50,7 +46,7 @@ pub(crate) struct UblkQueue {
     stalled: Vec<(u32, Op)>,
     /// Slots whose data there is no memory for yet.
     waiting: VecDeque<u32>,
-    /// Bytes of data in memory, of reads until they are copied.
+    /// Bytes of data in memory.
     held_bytes: u64,
     times: Vec<Timed>,
     /// Everything is answered with an error, and the backend is given nothing any more.
@@ -67,12 +63,8 @@ pub(crate) struct UblkQueue {
 enum Slot {
     /// The kernel, or nobody. It was told this result, if any.
     Away(Option<i32>),
-    /// The data of a write is being copied to memory.
-    Filling { range: ByteRange, fua: bool, start: Nanos },
     /// The backend.
     Busy { kind: OpKind, bytes: u64, in_place: bool, start: Nanos, submitted: Nanos },
-    /// The data of a read is being copied to the request, and the answer follows it.
-    Answering { bytes: u64 },
 }
 
 /// An op that ended in this turn.
@@ -183,9 +175,13 @@ impl UblkQueue {
     /// Fetches the data of a write.
     fn fill(&mut self, slot: u32, range: ByteRange, fua: bool, cx: &mut QueueCx<'_>) {
         let start = cx.now();
-        self.slots[slot as usize] = Slot::Filling { range, fua, start };
-        let payload = cx.write_buffer(range);
-        cx.copy_from_device(position(self.number, slot as u16), payload, slot);
+        let data = cx.write_buffer(range);
+        if let Err(error) = cx.copy_from_device(position(self.number, slot as u16), &data) {
+            cx.recycle(data);
+            self.held_bytes -= range.len();
+            return self.end_failed(slot, OpKind::Write, &not_copied(&error), cx);
+        }
+        self.submit(slot, Op::Write { range, data, fua }, start, cx);
     }
 
     fn submit(&mut self, slot: u32, op: Op, start: Nanos, cx: &mut QueueCx<'_>) {
@@ -228,11 +224,13 @@ impl UblkQueue {
         let done = i32::try_from(bytes).unwrap_or(0);
         match outcome {
             Ok(Reply::Data(payload)) if payload.len() as u64 == bytes => {
+                let copied = cx.copy_to_device(position(self.number, slot as u16), &payload);
+                cx.recycle(payload);
+                if let Err(error) = copied {
+                    return self.end_failed(slot, kind, &not_copied(&error), cx);
+                }
                 cx.recorder().add_bytes(kind, bytes);
-                self.slots[slot as usize] = Slot::Answering { bytes };
-                self.held_bytes += bytes;
-                let then = self.committing(slot, done);
-                cx.copy_to_device(position(self.number, slot as u16), payload, &then, slot);
+                self.answer(slot, done, cx);
             }
             Ok(Reply::Done) if kind != OpKind::Read || in_place => {
                 cx.recorder().add_bytes(kind, bytes);
@@ -242,12 +240,14 @@ impl UblkQueue {
                 debug_assert!(false, "a backend answers what it was asked");
                 self.refuse(slot, ErrorKind::Io, "the volume gave a wrong answer", cx);
             }
-            Err(error) => {
-                cx.recorder().add_error(kind);
-                self.tell(&error, kind, cx.now());
-                self.answer(slot, -error.kind().linux_errno(), cx);
-            }
+            Err(error) => self.end_failed(slot, kind, &error, cx),
         }
+    }
+
+    fn end_failed(&mut self, slot: u32, kind: OpKind, error: &Error, cx: &mut QueueCx<'_>) {
+        cx.recorder().add_error(kind);
+        self.tell(error, kind, cx.now());
+        self.answer(slot, -error.kind().linux_errno(), cx);
     }
 
     /// Logs that a request failed, unless one has been logged just before.
@@ -299,7 +299,7 @@ impl DeviceQueue for UblkQueue {
     }
 
     fn start(&mut self, first_buffer: Option<u16>, cx: &mut QueueCx<'_>) {
-        self.first_buffer = first_buffer;
+        self.first_buffer = first_buffer.filter(|_| !self.abandoned);
         if self.shed_privilege {
             shed_privilege();
         }
@@ -313,10 +313,6 @@ impl DeviceQueue for UblkQueue {
             // Not before those that wait.
             OK if !self.waiting.is_empty() => self.waiting.push_back(slot),
             OK => self.begin(slot, cx),
-            // The copy before it has told why.
-            ECANCELED if matches!(self.slots[slot as usize], Slot::Answering { .. }) => {
-                self.fail(slot, cx);
-            }
             // Nobody else would answer the request.
             EAGAIN | ENOMEM if let Slot::Away(told) = self.slots[slot as usize] => match told {
                 Some(told) => self.answer(slot, told, cx),
@@ -330,35 +326,6 @@ impl DeviceQueue for UblkQueue {
                 }
             }
         }
-    }
-
-    fn copied(
-        &mut self,
-        slot: u32,
-        payload: Payload,
-        result: io::Result<usize>,
-        cx: &mut QueueCx<'_>,
-    ) {
-        let whole = matches!(result, Ok(count) if count == payload.len());
-        if !whole {
-            tracing::warn!(queue = self.number, slot, ?result, "the kernel did not copy all data");
-        }
-        match self.slots[slot as usize] {
-            Slot::Filling { range, fua, start } if whole && !self.abandoned => {
-                self.submit(slot, Op::Write { range, data: payload, fua }, start, cx);
-            }
-            Slot::Filling { range, .. } => {
-                cx.recycle(payload);
-                self.held_bytes -= range.len();
-                self.fail(slot, cx);
-            }
-            Slot::Answering { bytes } => {
-                cx.recycle(payload);
-                self.held_bytes -= bytes;
-            }
-            _ => cx.recycle(payload),
-        }
-        self.begin_waiting(cx);
     }
 
     fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
@@ -378,7 +345,7 @@ impl DeviceQueue for UblkQueue {
     }
 
     fn in_flight(&self) -> usize {
-        let held = |slot: &&Slot| matches!(slot, Slot::Filling { .. } | Slot::Busy { .. });
+        let held = |slot: &&Slot| matches!(slot, Slot::Busy { .. });
         self.slots.iter().filter(held).count() + self.waiting.len() + self.orphans
     }
 
@@ -413,6 +380,10 @@ impl DeviceQueue for UblkQueue {
     fn is_finished(&self) -> bool {
         self.ended == self.slots.len() && self.orphans == 0
     }
+}
+
+fn not_copied(error: &io::Error) -> Error {
+    Error::new(ErrorKind::Io, "ublk", format!("the kernel did not copy all data: {error}"))
 }
 
 /// Whether a volume may refuse memory that only the kernel sees in this way: a file system that has

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use sheave_core::{Allocate, Buf, IoRequest};
+use sheave_core::{Allocate, Buf, IoRequest, Segment};
 use sheave_ring::{Event, Ring, plain};
 use tempfile::NamedTempFile;
 
@@ -22,6 +23,31 @@ fn on_the_ring() {
 #[test]
 fn by_plain_calls() {
     check(&mut |request| (plain::file(&request), request));
+}
+
+#[test]
+fn copies_of_a_device_are_whole_or_fail() {
+    let file = tempfile::tempfile().unwrap();
+    let bytes = pattern(9000);
+    let mut payload = pieces(&[1, 8999]);
+    payload.copy_in(0, &bytes);
+    // More zeroes, and more pieces, than one call takes.
+    payload.push(Segment::Zero(100 << 20));
+    let many = pieces(&[1; 1500]);
+    many.copy_in(0, &bytes[..1500]);
+    many.segments().iter().for_each(|segment| payload.push(segment.clone()));
+    plain::copy_to_device(file.as_fd(), 3, &payload).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 3 + payload.len() as u64);
+
+    let into = pieces(&[4000, 5000]);
+    plain::copy_from_device(file.as_fd(), 3, &into).unwrap();
+    assert_eq!(into.to_vec(), bytes);
+    let into = pieces(&[1; 1600]);
+    let end = 3 + payload.len() as u64;
+    plain::copy_from_device(file.as_fd(), end - 1600, &into).unwrap();
+    assert_eq!(into.to_vec(), [&[0; 100], &bytes[..1500]].concat());
+    let error = plain::copy_from_device(file.as_fd(), end - 1599, &into).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 fn on_ring(ring: &mut Ring, request: IoRequest) -> (io::Result<usize>, IoRequest) {

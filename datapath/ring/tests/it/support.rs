@@ -76,7 +76,7 @@ pub(crate) fn name(event: &Event) -> &'static str {
         Event::Landed { .. } => "landed",
         Event::Sent { .. } => "sent",
         Event::File { .. } => "file",
-        Event::Device(_) => "device",
+        Event::Command { .. } => "command",
     }
 }
 

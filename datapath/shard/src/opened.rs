@@ -1,0 +1,205 @@
+//! Volumes that all shards have open, to serve devices with.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::engine::{Command, Engine, ShardHandle};
+use crate::queue::{QueueAssignment, Served};
+
+/// How often is looked whether a shard that does not answer is still there.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A volume that all shards have open while this lives.
+pub struct Opened<'a> {
+    engine: &'a Engine,
+    served: &'a Served,
+}
+
+impl Engine {
+    /// Opens the volume on all shards, so that nothing can fail any more when they are handed the
+    /// queues of a device: what one of them has asked the kernel for is taken back by the end of
+    /// its thread only.
+    ///
+    /// # Errors
+    /// When there are no shards, or one cannot use the volume.
+    pub fn open<'a>(&'a self, served: &'a Served) -> Result<Opened<'a>> {
+        if self.shards().is_empty() {
+            let what = "ublk needs io_uring, which this daemon does not use; use nbd";
+            return Err(Error::new(ErrorKind::Unsupported, "open", what));
+        }
+        let _alone = self.handing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have opened it are told to close it, too, if another cannot.
+        let opened = Opened { engine: self, served };
+        let (answer, answers) = mpsc::channel();
+        for shard in self.shards() {
+            shard.hand(Command::Open(served.clone(), answer.clone()))?;
+        }
+        drop(answer);
+        all_of(self.shards(), &answers, self.shards().len())?;
+        Ok(opened)
+    }
+}
+
+impl Opened<'_> {
+    /// The volume.
+    #[must_use]
+    pub fn served(&self) -> &Served {
+        self.served
+    }
+
+    /// Hands the queues of a device to the shards in turn, and returns when all have asked the
+    /// kernel for requests.
+    ///
+    /// # Errors
+    /// When a shard has ended.
+    pub fn serve(&self, queues: Vec<QueueAssignment>) -> Result<()> {
+        let _alone = self.engine.handing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shards, wanted) = (self.engine.shards(), queues.len());
+        let (answer, answers) = mpsc::channel();
+        for (queue, shard) in queues.into_iter().zip(shards.iter().cycle()) {
+            shard.opened();
+            shard.hand(Command::ServeQueue(queue, self.served.clone(), answer.clone()))?;
+        }
+        drop(answer);
+        all_of(shards, &answers, wanted)
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        for shard in self.engine.shards() {
+            // One that has ended has nothing open.
+            let _ = shard.hand(Command::Close(Arc::clone(&self.served.volume)));
+        }
+    }
+}
+
+/// Waits for so many answers, however long it takes.
+fn all_of(shards: &[ShardHandle], answers: &Receiver<Result<()>>, wanted: usize) -> Result<()> {
+    for _ in 0..wanted {
+        loop {
+            match answers.recv_timeout(LOOK) {
+                Ok(answer) => break answer?,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    shards.iter().try_for_each(ShardHandle::check)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::time::{Duration, Instant};
+
+    use sheave_backends::Null;
+    use sheave_core::{Backend, Error, ErrorKind, Nanos, Outcome, Volume, VolumeInfo};
+    use sheave_telemetry::{Recorder, Registry};
+
+    use super::*;
+    use crate::{Clock, DeviceQueue, EngineChoice, EngineConfig, QueueCx};
+
+    /// A volume that only so many more threads can use.
+    struct Scarce {
+        null: Null,
+        left: AtomicUsize,
+    }
+
+    impl Volume for Scarce {
+        fn info(&self) -> &VolumeInfo {
+            self.null.info()
+        }
+
+        fn backend(&self) -> Result<Box<dyn Backend>> {
+            let left = self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+            left.map_err(|_| Error::new(ErrorKind::Busy, "open", "too many open files"))?;
+            self.null.backend()
+        }
+    }
+
+    /// Counts how many of its kind have been started.
+    struct Idle {
+        started: Arc<AtomicUsize>,
+    }
+
+    impl DeviceQueue for Idle {
+        fn buffers(&self) -> u16 {
+            0
+        }
+
+        fn start(&mut self, _: Option<u16>, _: &mut QueueCx<'_>) {
+            self.started.fetch_add(1, SeqCst);
+        }
+
+        fn commanded(&mut self, _: u32, _: i32, _: &mut QueueCx<'_>) {}
+
+        fn completed(&mut self, _: u32, _: Outcome, _: &mut QueueCx<'_>) {}
+
+        fn retry(&mut self, _: &mut QueueCx<'_>) {}
+
+        fn is_stalled(&self) -> bool {
+            false
+        }
+
+        fn in_flight(&self) -> usize {
+            0
+        }
+
+        fn resized(&mut self, _: u64) {}
+
+        fn abandon(&mut self, _: &mut QueueCx<'_>) {}
+
+        fn turn_ended(&mut self, _: Nanos, _: &Recorder) {}
+
+        fn is_finished(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_volume_is_open_on_all_shards_or_none_and_then_its_queues_are_served() {
+        let config = EngineConfig { choice: EngineChoice::Auto, shards: 3, poll_us: 0 };
+        let engine = Engine::start(config, Clock::start()).unwrap();
+        let count = engine.device_queues();
+        if count == 0 {
+            return;
+        }
+        let scarce = Arc::new(Scarce { null: Null::new(4096), left: AtomicUsize::new(count - 1) });
+        let held = Arc::strong_count(&scarce) + 1;
+        let stats = Registry::new().volume("scarce");
+        let served = Served { volume: scarce.clone(), stats };
+        let settled = |users: usize| {
+            let begun = Instant::now();
+            while Arc::strong_count(&scarce) != held + users {
+                assert!(begun.elapsed() < Duration::from_secs(10), "not {users} users");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert_eq!(engine.open(&served).err().unwrap().kind(), ErrorKind::Busy);
+        settled(0);
+
+        scarce.left.store(count, SeqCst);
+        let opened = engine.open(&served).unwrap();
+        settled(count);
+        let started = Arc::new(AtomicUsize::new(0));
+        let queue = |_| QueueAssignment {
+            name: 7,
+            device: File::open("/dev/null").unwrap().into(),
+            queue: Box::new(Idle { started: Arc::clone(&started) }),
+        };
+        opened.serve((0..count).map(queue).collect()).unwrap();
+        assert_eq!((started.load(SeqCst), engine.connections()), (count, count));
+        drop(opened);
+        // The queues have it now.
+        engine.check(Duration::from_secs(10)).unwrap();
+        settled(count);
+        engine.stop();
+    }
+}
