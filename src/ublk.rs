@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,22 @@ pub(crate) const COMMAND: &str = "probe-ublk";
 const TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 
+/// A child that the kernel has not let go of. Another one would wait behind it.
+static HUNG: Mutex<Option<Child>> = Mutex::new(None);
+
 /// Loads the driver if need be, and makes a device and ends it, in a child: some kernels kill or
 /// hang who does it first.
 ///
 /// # Errors
 /// Why it does not work.
 pub(crate) fn probe() -> Result<()> {
+    let mut hung = HUNG.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(child) = &mut *hung {
+        if matches!(child.try_wait(), Ok(None)) {
+            return Err(hangs());
+        }
+        *hung = None;
+    }
     let spawned = Command::new("/proc/self/exe")
         .arg(COMMAND)
         .stdin(Stdio::null())
@@ -37,7 +48,12 @@ pub(crate) fn probe() -> Result<()> {
     }
     // If the kernel does not let go of it, nobody can wait for it either.
     let _ = child.kill();
-    Err(unsupported(format!("the kernel hangs when a device is added ({TIMEOUT:?})")))
+    *hung = Some(child);
+    Err(hangs())
+}
+
+fn hangs() -> Error {
+    unsupported(format!("the kernel hangs when a device is added ({TIMEOUT:?})"))
 }
 
 /// What the child does.
