@@ -85,7 +85,7 @@ pub enum Destination {
     /// In memory, such as a write of whole pages to the page cache. The engine may carry it out on
     /// the spot.
     Memory,
-    /// At a device, which should begin at once rather than with the last request of the turn.
+    /// At a device, which should begin soon rather than with the last request of the turn.
     Device,
 }
 

@@ -161,10 +161,14 @@ impl Server<'_> {
     ) -> Result<()> {
         let Self { engine, served } = self;
         match (device, left) {
-            (Device::Ublk(device), _) => match engine.wake(record.mark, served)? {
-                true => Ok(()),
-                false => sheave_ublk::recover(engine, served, device, record.mark),
-            },
+            (Device::Ublk(device), _) => {
+                // Before the driver is told anything: another process could not begin again.
+                let opened = engine.open(served)?;
+                if opened.wake(record.mark)? {
+                    return Ok(());
+                }
+                sheave_ublk::recover(&opened, device, record.mark)
+            }
             (Device::Nbd(_), Some(socket)) => self.serve(socket, record.mark),
             (Device::Nbd(device), None) => {
                 let serve = |socket| self.serve(socket, record.mark);

@@ -97,8 +97,3 @@ impl IoVecs {
 pub(crate) fn address(buf: &Buf) -> *mut u8 {
     buf.pages().as_ptr().cast::<u8>().cast_mut().wrapping_add(buf.start())
 }
-
-/// A length or a count as entries of the ring have it.
-pub(crate) fn len_u32(len: usize) -> u32 {
-    u32::try_from(len).expect("a request is shorter than 4 GiB")
-}

@@ -1,8 +1,8 @@
 //! Kernel I/O on shared buffers.
 //!
 //! [`Ring`] is the only place that pushes submission queue entries; [`plain`] does the same work by
-//! ordinary system calls. Together they are the only code of the data path that is `unsafe`: what
-//! they take and give is safe.
+//! ordinary system calls, and copies the data of devices. Together they are the only code of the
+//! data path that is `unsafe`: what they take and give is safe.
 //!
 //! Sources: io_uring(7), io_uring_enter(2), io_uring_register(2), io_uring_setup(2).
 

@@ -46,7 +46,7 @@ fn write(file: &File, at: u64, from: &Payload, dsync: bool) -> io::Result<usize>
 
 fn write_vectors(file: BorrowedFd<'_>, at: u64, iov: &IoVecs, flags: i32) -> io::Result<usize> {
     let (offset, count) = (offset(at)?, iov.0.len() as i32);
-    // SAFETY: the vectors point into memory that the owner of the list keeps alive.
+    // SAFETY: all callers made the list of a payload that they borrow through the call.
     // JUSTIFICATION: std can write only from exclusive or frozen bytes.
     retry(|| unsafe { libc::pwritev2(file.as_raw_fd(), iov.0.as_ptr(), count, offset, flags) })
 }
@@ -58,7 +58,7 @@ fn write_vectors(file: BorrowedFd<'_>, at: u64, iov: &IoVecs, flags: i32) -> io:
 /// What the kernel says, also when it has not copied everything.
 pub fn copy_to_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io::Result<()> {
     let mut iov = IoVecs::default();
-    copy(payload.len(), io::ErrorKind::WriteZero, |done| {
+    until_all(payload.len(), io::ErrorKind::WriteZero, |done| {
         iov.set_source(payload, done);
         write_vectors(device, at + done as u64, &iov, 0)
     })
@@ -70,7 +70,7 @@ pub fn copy_to_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io:
 /// As [`copy_to_device`].
 pub fn copy_from_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io::Result<()> {
     let mut iov = IoVecs::default();
-    copy(payload.len(), io::ErrorKind::UnexpectedEof, |done| {
+    until_all(payload.len(), io::ErrorKind::UnexpectedEof, |done| {
         iov.set_payload(payload, done);
         let (offset, count) = (offset(at + done as u64)?, iov.0.len() as i32);
         // SAFETY: the vectors point into shared atomics that `payload` keeps alive.
@@ -80,7 +80,7 @@ pub fn copy_from_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> i
 }
 
 /// Calls `step` with how many bytes are done until all are; one that does none is this error.
-fn copy(
+fn until_all(
     len: usize,
     none: io::ErrorKind,
     mut step: impl FnMut(usize) -> io::Result<usize>,

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use crate::SendBatch;
 use crate::buffers::Buffers;
-use crate::iovec::{IoVecs, address, len_u32};
+use crate::iovec::{IoVecs, address};
 use crate::plain::mode_bits;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
@@ -473,4 +473,9 @@ fn within(buf: &Buf) -> *mut u8 {
 fn fd(file: &impl AsRawFd) -> Fd {
     let raw: RawFd = file.as_raw_fd();
     Fd(raw)
+}
+
+/// A length as entries of the ring have it.
+fn len_u32(len: usize) -> u32 {
+    u32::try_from(len).expect("a request is shorter than 4 GiB")
 }

@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Open(Served, Sender<Result<(), Error>>),
     /// That is not needed any more.
     Close(Arc<dyn Volume>),
-    ServeQueue(QueueAssignment, Served, Sender<Result<(), Error>>),
+    ServeQueue(QueueAssignment, Served, Sender<()>),
     /// Bring connections that have a name, or this one, to rest and give them back.
     Release(Option<u64>, Sender<Released>),
     /// Stop doing so.
@@ -83,7 +83,7 @@ pub(crate) enum Command {
     /// Bring the queues of this device to rest, and tell of each.
     Rest(u64, Sender<()>),
     /// Let them serve this volume, and tell how many there are.
-    Wake(u64, Served, Sender<Result<usize, Error>>),
+    Wake(u64, Served, Sender<usize>),
     /// End all I/O of this device with errors.
     Abandon(u64),
     /// Answer with this number.
@@ -103,12 +103,16 @@ impl Inbox {
         self.commands.pop()
     }
 
+    fn counted(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn closed(&self) {
         self.connections.fetch_sub(1, Relaxed);
     }
 
     fn assign(&self, command: Command) -> Result<(), Error> {
-        self.connections.fetch_add(1, Relaxed);
+        self.counted();
         self.send(command).map_err(|_| {
             self.closed();
             let what = format!("a shard has {INBOX_MAX} connections waiting");
@@ -128,8 +132,9 @@ impl Inbox {
 pub struct Engine {
     kind: Kind,
     reason: String,
-    /// Devices are handed to the shards one after another: no queue waits for the volume of another
-    /// device while others of its own are served.
+    /// Volumes are opened and devices handed over one at a time. So no queue waits behind another
+    /// device's volume while others of its own have asked the kernel for requests, and who takes an
+    /// opening back that has failed takes nobody else's.
     pub(crate) handing: Mutex<()>,
 }
 
@@ -161,14 +166,18 @@ impl ShardHandle {
     /// When it has ended.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.thread.is_finished() {
-            return Err(Error::new(ErrorKind::Io, "serve", "a shard has ended"));
+            return Err(ended());
         }
         Ok(())
     }
 
-    /// Counts one connection or queue more.
-    pub(crate) fn opened(&self) {
-        self.inbox.connections.fetch_add(1, Relaxed);
+    /// Hands it a queue, which counts as a connection.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn assign(&self, queue: Command) -> Result<(), Error> {
+        self.inbox.counted();
+        self.hand(queue).inspect_err(|_| self.inbox.closed())
     }
 }
 
@@ -261,7 +270,7 @@ impl Engine {
     }
 
     /// Brings the queues of this device to rest, so that the shards have its volume no more. They
-    /// hold what the kernel asks for until [`Engine::wake`].
+    /// hold what the kernel asks for until [`crate::Opened::wake`].
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when that takes longer; then wake them.
@@ -281,22 +290,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// Lets the queues of this device go on with this volume. False if it has none here.
-    ///
-    /// # Errors
-    /// When a shard cannot use the volume. Its queues stay at rest.
-    pub fn wake(&self, name: u64, served: &Served) -> Result<bool, Error> {
-        let (woken, all) = mpsc::channel();
-        self.tell(|| Command::Wake(name, served.clone(), woken.clone()));
-        drop(woken);
-        let counts: Result<Vec<usize>, _> = all.iter().collect();
-        if counts.is_err() {
-            // Those that could would keep others from opening the volume again.
-            let _ = self.rest(name, STOP_GRACE);
-        }
-        Ok(counts?.iter().sum::<usize>() > 0)
     }
 
     /// Ends all I/O of this device with errors: what waits for its volume, and what comes.
@@ -380,6 +373,10 @@ impl fmt::Display for Engine {
             Kind::Threads(_) => write!(f, "threads ({})", self.reason),
         }
     }
+}
+
+pub(crate) fn ended() -> Error {
+    Error::new(ErrorKind::Io, "serve", "a shard has ended")
 }
 
 fn start_shard(

@@ -9,11 +9,11 @@ use crate::Clock;
 use crate::pool::Pool;
 use crate::quick::Quick;
 
-/// How many requests to a device are gathered while a turn goes on. It begins sooner with fewer,
-/// but each time costs a call. Measured: docs/performance.md, "O_DIRECT" for connections, "Direct
-/// files" for the queues of block devices.
-pub(crate) const CONNECTION_BATCH: usize = 1;
-pub(crate) const QUEUE_BATCH: usize = 4;
+/// From how many pending entries of the ring on they are submitted when a request to storage is
+/// started, within a turn. Storage begins sooner with fewer, but each time costs a call. Measured:
+/// docs/performance.md, "O_DIRECT" for connections, "Direct files" for the queues of block devices.
+pub(crate) const CONNECTION_SUBMIT_FROM: usize = 1;
+pub(crate) const QUEUE_SUBMIT_FROM: usize = 4;
 
 /// On a ring, next to the sockets.
 pub(crate) struct RingIo<'a> {
@@ -22,8 +22,8 @@ pub(crate) struct RingIo<'a> {
     pub(crate) quick: &'a mut Quick,
     pub(crate) clock: Clock,
     pub(crate) now: Nanos,
-    /// [`CONNECTION_BATCH`] or [`QUEUE_BATCH`].
-    pub(crate) device_batch: usize,
+    /// [`CONNECTION_SUBMIT_FROM`] or [`QUEUE_SUBMIT_FROM`].
+    pub(crate) submit_from: usize,
     /// Which of the shard's volumes asks.
     pub(crate) volume: u32,
 }
@@ -53,7 +53,7 @@ impl Io for RingIo<'_> {
         }
         self.ring.start(request, (self.volume, token.0))?;
         if to == Destination::Device {
-            self.ring.submit_from(self.device_batch);
+            self.ring.submit_from(self.submit_from);
         }
         Ok(())
     }

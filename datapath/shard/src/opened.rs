@@ -4,9 +4,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, Volume};
 
-use crate::engine::{Command, Engine, ShardHandle};
+use crate::engine::{Command, Engine, ShardHandle, ended};
 use crate::queue::{QueueAssignment, Served};
 
 /// How often is looked whether a shard that does not answer is still there.
@@ -19,16 +19,15 @@ pub struct Opened<'a> {
 }
 
 impl Engine {
-    /// Opens the volume on all shards, so that nothing can fail any more when they are handed the
-    /// queues of a device: what one of them has asked the kernel for is taken back by the end of
-    /// its thread only.
+    /// Opens the volume on all shards, so that nothing can fail any more between the first queue of
+    /// a device and the last: what a queue has asked the kernel for is taken back by the end of
+    /// this process only.
     ///
     /// # Errors
     /// When there are no shards, or one cannot use the volume.
     pub fn open<'a>(&'a self, served: &'a Served) -> Result<Opened<'a>> {
         if self.shards().is_empty() {
-            let what = "ublk needs io_uring, which this daemon does not use; use nbd";
-            return Err(Error::new(ErrorKind::Unsupported, "open", what));
+            return Err(Error::new(ErrorKind::Unsupported, "open", "device queues need io_uring"));
         }
         let _alone = self.handing.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that have opened it are told to close it, too, if another cannot.
@@ -38,7 +37,9 @@ impl Engine {
             shard.hand(Command::Open(served.clone(), answer.clone()))?;
         }
         drop(answer);
-        all_of(self.shards(), &answers, self.shards().len())?;
+        all_of(self.shards(), &answers, self.shards().len())?
+            .into_iter()
+            .collect::<Result<()>>()?;
         Ok(opened)
     }
 }
@@ -46,8 +47,8 @@ impl Engine {
 impl Opened<'_> {
     /// The volume.
     #[must_use]
-    pub fn served(&self) -> &Served {
-        self.served
+    pub fn volume(&self) -> &dyn Volume {
+        &*self.served.volume
     }
 
     /// Hands the queues of a device to the shards in turn, and returns when all have asked the
@@ -60,11 +61,23 @@ impl Opened<'_> {
         let (shards, wanted) = (self.engine.shards(), queues.len());
         let (answer, answers) = mpsc::channel();
         for (queue, shard) in queues.into_iter().zip(shards.iter().cycle()) {
-            shard.opened();
-            shard.hand(Command::ServeQueue(queue, self.served.clone(), answer.clone()))?;
+            shard.assign(Command::ServeQueue(queue, self.served.clone(), answer.clone()))?;
         }
         drop(answer);
-        all_of(shards, &answers, wanted)
+        all_of(shards, &answers, wanted).map(drop)
+    }
+
+    /// Lets the queues of the device of this name go on with this volume. False if there are none.
+    ///
+    /// # Errors
+    /// When a shard has ended.
+    pub fn wake(&self, name: u64) -> Result<bool> {
+        let (shards, (answer, answers)) = (self.engine.shards(), mpsc::channel());
+        for shard in shards {
+            shard.hand(Command::Wake(name, self.served.clone(), answer.clone()))?;
+        }
+        drop(answer);
+        Ok(all_of(shards, &answers, shards.len())?.iter().sum::<usize>() > 0)
     }
 }
 
@@ -78,18 +91,16 @@ impl Drop for Opened<'_> {
 }
 
 /// Waits for so many answers, however long it takes.
-fn all_of(shards: &[ShardHandle], answers: &Receiver<Result<()>>, wanted: usize) -> Result<()> {
-    for _ in 0..wanted {
-        loop {
-            match answers.recv_timeout(LOOK) {
-                Ok(answer) => break answer?,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    shards.iter().try_for_each(ShardHandle::check)?;
-                }
-            }
+fn all_of<T>(shards: &[ShardHandle], answers: &Receiver<T>, wanted: usize) -> Result<Vec<T>> {
+    let mut all = Vec::with_capacity(wanted);
+    while all.len() < wanted {
+        match answers.recv_timeout(LOOK) {
+            Ok(answer) => all.push(answer),
+            Err(RecvTimeoutError::Timeout) => shards.iter().try_for_each(ShardHandle::check)?,
+            Err(RecvTimeoutError::Disconnected) => return Err(ended()),
         }
     }
-    Ok(())
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -197,9 +208,10 @@ mod tests {
         opened.serve((0..count).map(queue).collect()).unwrap();
         assert_eq!((started.load(SeqCst), engine.connections()), (count, count));
         drop(opened);
-        // The queues have it now.
-        engine.check(Duration::from_secs(10)).unwrap();
+        // The queues have it now, and nobody else.
         settled(count);
+        engine.rest(7, Duration::from_secs(10)).unwrap();
+        settled(0);
         engine.stop();
     }
 }

@@ -40,7 +40,7 @@ pub trait DeviceQueue: Send {
     /// Whether the backend had no room for an op.
     fn is_stalled(&self) -> bool;
 
-    /// Requests whose op or data the backend holds.
+    /// Requests that want the volume: those that its backend holds, and those that wait for memory.
     fn in_flight(&self) -> usize;
 
     /// The volume has this many bytes from now on.

@@ -3,11 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 
-use sheave_core::Result;
-
-use crate::io::{QUEUE_BATCH, RingIo};
+use crate::io::{QUEUE_SUBMIT_FROM, RingIo};
 use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
 use crate::shard::Shard;
+
+const OPEN: &str = "who hands a queue over has its volume open on all shards";
 
 /// A queue that this shard serves.
 pub(crate) struct Queue {
@@ -32,23 +32,15 @@ enum Rest {
 }
 
 impl Shard {
-    /// Serves a queue.
-    ///
-    /// # Errors
-    /// When its volume cannot be used; it can if [`crate::Opened`] has it open.
-    pub(crate) fn open_queue(
-        &mut self,
-        assignment: QueueAssignment,
-        served: &Served,
-    ) -> Result<()> {
+    /// Serves a queue, whose volume is open.
+    pub(crate) fn open_queue(&mut self, assignment: QueueAssignment, served: &Served) {
         let QueueAssignment { name, device, queue } = assignment;
-        let index = self.mount(served).inspect_err(|_| self.inbox.closed())?;
+        let index = self.mount(served).expect(OPEN);
         let (volume, rest) = (Some(index), Rest::Awake);
         let first_buffer = self.ring.reserve_buffers(queue.buffers());
         let queue = Queue { name, device, queue, volume, touched: false, rest, first_buffer };
         let key = self.queues.insert(queue);
         self.call_queue(key, |queue, cx| queue.start(first_buffer, cx));
-        Ok(())
     }
 
     /// A command about this slot of a queue has ended.
@@ -72,22 +64,18 @@ impl Shard {
         }
     }
 
-    /// Lets the queues of this device take requests again, for this volume. Answers how many it has
-    /// here.
-    ///
-    /// # Errors
-    /// When the volume cannot be used; the queues stay at rest.
-    pub(crate) fn wake(&mut self, name: u64, served: &Served) -> Result<usize> {
+    /// Lets the queues of this device take requests again, for this volume, which is open. Answers
+    /// how many it has here.
+    pub(crate) fn wake(&mut self, name: u64, served: &Served) -> usize {
         let keys = self.queues_of(name);
         for &key in &keys {
             if self.queues[key].volume.is_none() {
-                let index = self.mount(served)?;
-                self.queues[key].volume = Some(index);
+                self.queues[key].volume = Some(self.mount(served).expect(OPEN));
             }
             self.queues[key].queue.resized(served.volume.info().size);
             self.go_on(key);
         }
-        Ok(keys.len())
+        keys.len()
     }
 
     /// Ends all requests of this device with errors, those that wait and those that come.
@@ -164,8 +152,8 @@ impl Shard {
         let mounted = volume.map(|volume| &mut volumes[volume]);
         // One that is at rest starts no file I/O.
         let volume = volume.unwrap_or_default() as u32;
-        let (clock, now, device_batch) = (*clock, *now, QUEUE_BATCH);
-        let io = RingIo { ring, pool, quick, clock, now, device_batch, volume };
+        let (clock, now, submit_from) = (*clock, *now, QUEUE_SUBMIT_FROM);
+        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume };
         call(&mut **queue, &mut QueueCx { mounted, io, device, queue: key as u32 });
     }
 

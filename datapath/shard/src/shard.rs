@@ -13,7 +13,7 @@ use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use slab::Slab;
 
 use crate::engine::{Assignment, Command, Inbox, Released, STOP_GRACE};
-use crate::io::{CONNECTION_BATCH, RingIo};
+use crate::io::{CONNECTION_SUBMIT_FROM, RingIo};
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
 use crate::queue::queue_of;
@@ -349,18 +349,21 @@ impl Shard {
 
     fn take_commands(&mut self) {
         while let Some(command) = self.inbox.take() {
+            // Whoever waits for an answer may have gone.
             match command {
                 Command::Serve(assignment) => self.open(assignment),
-                // Whoever waits for an answer may have gone.
                 Command::Open(served, to) => drop(to.send(self.open_volume(&served))),
                 Command::Close(volume) => self.close_volume(&volume),
                 Command::ServeQueue(queue, served, to) => {
-                    drop(to.send(self.open_queue(queue, &served)));
+                    self.open_queue(queue, &served);
+                    let _ = to.send(());
                 }
                 Command::Release(name, to) => self.begin_release(name, &to),
                 Command::Stay(name) => self.end_release(name),
                 Command::Rest(name, to) => self.begin_rest(name, &to),
-                Command::Wake(name, served, to) => drop(to.send(self.wake(name, &served))),
+                Command::Wake(name, served, to) => {
+                    let _ = to.send(self.wake(name, &served));
+                }
                 Command::Abandon(name) => self.abandon(name),
                 Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
@@ -416,8 +419,9 @@ impl Shard {
         let Self { ring, pool, quick, clock, now, connections, volumes, .. } = self;
         let Connection { session, volume, .. } = &mut connections[key];
         let Mounted { backend, recorder, .. } = &mut volumes[*volume];
-        let (clock, now, device_batch, volume) = (*clock, *now, CONNECTION_BATCH, *volume as u32);
-        let mut io = RingIo { ring, pool, quick, clock, now, device_batch, volume };
+        let (clock, now, submit_from, volume) =
+            (*clock, *now, CONNECTION_SUBMIT_FROM, *volume as u32);
+        let mut io = RingIo { ring, pool, quick, clock, now, submit_from, volume };
         let backend = &mut **backend;
         let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
         call(&mut **session, &mut cx);

@@ -6,7 +6,7 @@ use sheave_core::{Backend, Result, Volume};
 use sheave_telemetry::Recorder;
 
 use crate::Served;
-use crate::io::{CONNECTION_BATCH, RingIo};
+use crate::io::{CONNECTION_SUBMIT_FROM, RingIo};
 use crate::shard::Shard;
 
 /// A volume that connections and queues of this shard use.
@@ -87,7 +87,8 @@ impl Shard {
     pub(crate) fn volume(&mut self, index: usize) -> (&mut dyn Backend, RingIo<'_>) {
         let Self { ring, pool, quick, clock, now, volumes, .. } = self;
         let backend = &mut *volumes[index].backend;
-        let (clock, now, device_batch, volume) = (*clock, *now, CONNECTION_BATCH, index as u32);
-        (backend, RingIo { ring, pool, quick, clock, now, device_batch, volume })
+        let (clock, now, submit_from, volume) =
+            (*clock, *now, CONNECTION_SUBMIT_FROM, index as u32);
+        (backend, RingIo { ring, pool, quick, clock, now, submit_from, volume })
     }
 }

@@ -41,7 +41,7 @@ pub struct Device {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Unsupported`] when it is too
-/// old or the engine has no ring, what `made` says, and what the kernel says.
+/// old or the engine has no ring, and what `made`, the volume and the kernel say.
 pub fn attach(
     engine: &Engine,
     served: &Served,
@@ -120,16 +120,13 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is no such device, or it has another mark;
 /// [`ErrorKind::Busy`] when its server has not died; what the kernel says.
-pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> Result<()> {
+pub fn recover(opened: &Opened<'_>, device: Device, mark: u64) -> Result<()> {
     let mut control = Control::open()?;
     let info = control.info(device.id)?;
     if info.mark != mark {
         let why = format!("{device} is not the device it was");
         return Err(Error::new(ErrorKind::NotFound, "recover", why));
     }
-    // A device of which some queues have been asked for can be recovered again by the death of this
-    // process only, and one that was begun with not by another process.
-    let opened = engine.open(served)?;
     let begun = Instant::now();
     while let Err(error) = control.start_recovery(device.id) {
         if error.kind() == ErrorKind::Invalid && control.info(device.id)?.state == QUIESCED {
@@ -141,7 +138,7 @@ pub fn recover(engine: &Engine, served: &Served, device: Device, mark: u64) -> R
         }
         sleep(POLL);
     }
-    serve(&opened, &info, false)?;
+    serve(opened, &info, false)?;
     control.end_recovery(device.id)
 }
 
@@ -216,7 +213,7 @@ impl fmt::Display for Device {
 fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
-    let size = opened.served().volume.info().size;
+    let size = opened.volume().info().size;
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;

@@ -111,7 +111,7 @@ impl UblkQueue {
         let fua = op_flags & flag::FUA != 0;
         let operation = op_flags as u8;
         if operation == operation::FLUSH {
-            return self.submit(slot, Op::Flush, cx.now(), cx);
+            return self.submit(slot, Op::Flush, cx);
         }
         let start = start_sector.checked_mul(1 << SECTOR_SHIFT);
         let len = u64::from(sectors) << SECTOR_SHIFT;
@@ -137,7 +137,7 @@ impl UblkQueue {
             }
             _ => return self.refuse(slot, ErrorKind::Unsupported, "unknown operation", cx),
         };
-        self.submit(slot, op, cx.now(), cx);
+        self.submit(slot, op, cx);
     }
 
     /// The memory of the request, if its data can stay there.
@@ -174,21 +174,20 @@ impl UblkQueue {
 
     /// Fetches the data of a write.
     fn fill(&mut self, slot: u32, range: ByteRange, fua: bool, cx: &mut QueueCx<'_>) {
-        let start = cx.now();
         let data = cx.write_buffer(range);
         if let Err(error) = cx.copy_from_device(position(self.number, slot as u16), &data) {
             cx.recycle(data);
             self.held_bytes -= range.len();
-            return self.end_failed(slot, OpKind::Write, &not_copied(&error), cx);
+            return self.end_failed(slot, OpKind::Write, &not_copied(error), cx);
         }
-        self.submit(slot, Op::Write { range, data, fua }, start, cx);
+        self.submit(slot, Op::Write { range, data, fua }, cx);
     }
 
-    fn submit(&mut self, slot: u32, op: Op, start: Nanos, cx: &mut QueueCx<'_>) {
+    fn submit(&mut self, slot: u32, op: Op, cx: &mut QueueCx<'_>) {
         let bytes = op.range().map_or(0, ByteRange::len);
-        let (kind, submitted) = (op.kind(), cx.now());
+        let (kind, start) = (op.kind(), cx.now());
         let in_place = op.is_in_place();
-        self.slots[slot as usize] = Slot::Busy { kind, bytes, in_place, start, submitted };
+        self.slots[slot as usize] = Slot::Busy { kind, bytes, in_place, start, submitted: start };
         self.resubmit(slot, op, cx);
     }
 
@@ -227,7 +226,7 @@ impl UblkQueue {
                 let copied = cx.copy_to_device(position(self.number, slot as u16), &payload);
                 cx.recycle(payload);
                 if let Err(error) = copied {
-                    return self.end_failed(slot, kind, &not_copied(&error), cx);
+                    return self.end_failed(slot, kind, &not_copied(error), cx);
                 }
                 cx.recorder().add_bytes(kind, bytes);
                 self.answer(slot, done, cx);
@@ -272,15 +271,12 @@ impl UblkQueue {
     /// Tells the kernel how the slot's request ended, and takes the next.
     fn answer(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
         self.slots[slot as usize] = Slot::Away(Some(result));
-        cx.command(&self.committing(slot, result), slot);
+        let command = commit_and_fetch(self.number, slot as u16, result, self.addr(slot));
+        cx.command(&command, slot);
     }
 
     fn fetching(&self, slot: u32) -> DeviceCommand {
         fetch(self.number, slot as u16, self.addr(slot))
-    }
-
-    fn committing(&self, slot: u32, result: i32) -> DeviceCommand {
-        commit_and_fetch(self.number, slot as u16, result, self.addr(slot))
     }
 
     /// How the driver is to register the memory of the slot's next request.
@@ -299,7 +295,7 @@ impl DeviceQueue for UblkQueue {
     }
 
     fn start(&mut self, first_buffer: Option<u16>, cx: &mut QueueCx<'_>) {
-        self.first_buffer = first_buffer.filter(|_| !self.abandoned);
+        self.first_buffer = first_buffer;
         if self.shed_privilege {
             shed_privilege();
         }
@@ -335,6 +331,9 @@ impl DeviceQueue for UblkQueue {
 
     fn retry(&mut self, cx: &mut QueueCx<'_>) {
         for (slot, op) in std::mem::take(&mut self.stalled) {
+            if let Slot::Busy { submitted, .. } = &mut self.slots[slot as usize] {
+                *submitted = cx.now();
+            }
             self.resubmit(slot, op, cx);
         }
         self.begin_waiting(cx);
@@ -382,8 +381,8 @@ impl DeviceQueue for UblkQueue {
     }
 }
 
-fn not_copied(error: &io::Error) -> Error {
-    Error::new(ErrorKind::Io, "ublk", format!("the kernel did not copy all data: {error}"))
+fn not_copied(error: io::Error) -> Error {
+    Error::new(ErrorKind::Io, "copy", "data of a request").because(error)
 }
 
 /// Whether a volume may refuse memory that only the kernel sees in this way: a file system that has
