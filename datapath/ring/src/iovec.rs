@@ -21,8 +21,7 @@ unsafe impl Send for IoVecs {}
 impl IoVecs {
     pub(crate) fn push_buf(&mut self, buf: &Buf, skip: usize) {
         if buf.len() > skip {
-            let base = address(buf).wrapping_add(skip).cast::<c_void>();
-            self.0.push(iovec { iov_base: base, iov_len: buf.len() - skip });
+            self.0.push(vector(buf, skip));
         }
     }
 
@@ -44,20 +43,15 @@ impl IoVecs {
         }
     }
 
-    /// The data segments of a payload from byte `skip` on, at most [`IOV_MAX`] of them.
+    /// The segments, from byte `skip` on, of a payload that the kernel may write to, at most
+    /// [`IOV_MAX`] of them.
     ///
     /// # Panics
     /// On a zero segment: a payload given to the kernel has none.
-    pub(crate) fn set_payload(&mut self, payload: &Payload, mut skip: usize) {
-        self.0.clear();
-        for segment in payload.segments() {
-            let Segment::Data(buf) = segment else { panic!("payload for the kernel is all data") };
-            let from = skip.min(buf.len());
-            skip -= from;
-            if self.0.len() < IOV_MAX {
-                self.push_buf(buf, from);
-            }
-        }
+    pub(crate) fn set_payload(&mut self, payload: &Payload, skip: usize) {
+        let is_data = |segment: &Segment| matches!(segment, Segment::Data(_));
+        assert!(payload.segments().iter().all(is_data), "payload for the kernel is all data");
+        self.set_source(payload, skip);
     }
 
     /// All segments, from byte `skip` on, of a payload that is only read, at most [`IOV_MAX`]
@@ -88,6 +82,42 @@ impl IoVecs {
         header.msg_iovlen = self.0.len() as _;
         header
     }
+}
+
+/// The vectors of one call, without a list on the heap for a payload that is one buffer, as most
+/// are.
+pub(crate) enum Vectors {
+    One([iovec; 1]),
+    Many(IoVecs),
+}
+
+impl Vectors {
+    /// Those of a payload from byte `skip` on; `set` makes a list of them.
+    pub(crate) fn of(
+        payload: &Payload,
+        skip: usize,
+        set: fn(&mut IoVecs, &Payload, usize),
+    ) -> Self {
+        if let [Segment::Data(buf)] = payload.segments() {
+            return Self::One([vector(buf, skip)]);
+        }
+        let mut list = IoVecs::default();
+        set(&mut list, payload, skip);
+        Self::Many(list)
+    }
+
+    pub(crate) fn as_slice(&self) -> &[iovec] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(list) => &list.0,
+        }
+    }
+}
+
+/// What of a buffer comes after its first `skip` bytes.
+fn vector(buf: &Buf, skip: usize) -> iovec {
+    let base = address(buf).wrapping_add(skip).cast::<c_void>();
+    iovec { iov_base: base, iov_len: buf.len() - skip }
 }
 
 /// Where the bytes of a buffer begin.

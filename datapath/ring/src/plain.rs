@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use sheave_core::{Allocate, IoRequest, Payload};
 
 use crate::SendBatch;
-use crate::iovec::{IoVecs, address};
+use crate::iovec::{IoVecs, Vectors, address};
 
 /// Carries out a file request; the count may be short.
 ///
@@ -39,16 +39,16 @@ pub fn file(request: &IoRequest) -> io::Result<usize> {
 }
 
 fn write(file: &File, at: u64, from: &Payload, dsync: bool) -> io::Result<usize> {
-    let mut iov = IoVecs::default();
-    iov.set_payload(from, 0);
-    write_vectors(file.as_fd(), at, &iov, if dsync { libc::RWF_DSYNC } else { 0 })
+    let vectors = Vectors::of(from, 0, IoVecs::set_payload);
+    write_vectors(file.as_fd(), at, &vectors, if dsync { libc::RWF_DSYNC } else { 0 })
 }
 
-fn write_vectors(file: BorrowedFd<'_>, at: u64, iov: &IoVecs, flags: i32) -> io::Result<usize> {
-    let (offset, count) = (offset(at)?, iov.0.len() as i32);
-    // SAFETY: all callers made the list of a payload that they borrow through the call.
+fn write_vectors(file: BorrowedFd<'_>, at: u64, from: &Vectors, flags: i32) -> io::Result<usize> {
+    let (offset, from) = (offset(at)?, from.as_slice());
+    let count = from.len() as i32;
+    // SAFETY: all callers made the vectors of a payload that they borrow through the call.
     // JUSTIFICATION: std can write only from exclusive or frozen bytes.
-    retry(|| unsafe { libc::pwritev2(file.as_raw_fd(), iov.0.as_ptr(), count, offset, flags) })
+    retry(|| unsafe { libc::pwritev2(file.as_raw_fd(), from.as_ptr(), count, offset, flags) })
 }
 
 /// Copies the payload to the memory of a device's request, which begins at `at`
@@ -57,10 +57,9 @@ fn write_vectors(file: BorrowedFd<'_>, at: u64, iov: &IoVecs, flags: i32) -> io:
 /// # Errors
 /// What the kernel says, also when it has not copied everything.
 pub fn copy_to_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io::Result<()> {
-    let mut iov = IoVecs::default();
     until_all(payload.len(), io::ErrorKind::WriteZero, |done| {
-        iov.set_source(payload, done);
-        write_vectors(device, at + done as u64, &iov, 0)
+        let vectors = Vectors::of(payload, done, IoVecs::set_source);
+        write_vectors(device, at + done as u64, &vectors, 0)
     })
 }
 
@@ -69,13 +68,13 @@ pub fn copy_to_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io:
 /// # Errors
 /// As [`copy_to_device`].
 pub fn copy_from_device(device: BorrowedFd<'_>, at: u64, payload: &Payload) -> io::Result<()> {
-    let mut iov = IoVecs::default();
     until_all(payload.len(), io::ErrorKind::UnexpectedEof, |done| {
-        iov.set_payload(payload, done);
-        let (offset, count) = (offset(at + done as u64)?, iov.0.len() as i32);
+        let vectors = Vectors::of(payload, done, IoVecs::set_payload);
+        let (offset, into) = (offset(at + done as u64)?, vectors.as_slice());
+        let count = into.len() as i32;
         // SAFETY: the vectors point into shared atomics that `payload` keeps alive.
         // JUSTIFICATION: std can read only into exclusive bytes.
-        retry(|| unsafe { libc::preadv(device.as_raw_fd(), iov.0.as_ptr(), count, offset) })
+        retry(|| unsafe { libc::preadv(device.as_raw_fd(), into.as_ptr(), count, offset) })
     })
 }
 

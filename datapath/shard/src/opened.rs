@@ -1,6 +1,6 @@
 //! Volumes that all shards have open, to serve devices with.
 
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -32,14 +32,8 @@ impl Engine {
         let _alone = self.handing.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that have opened it are told to close it, too, if another cannot.
         let opened = Opened { engine: self, served };
-        let (answer, answers) = mpsc::channel();
-        for shard in self.shards() {
-            shard.hand(Command::Open(served.clone(), answer.clone()))?;
-        }
-        drop(answer);
-        all_of(self.shards(), &answers, self.shards().len())?
-            .into_iter()
-            .collect::<Result<()>>()?;
+        let answers = ask(self.shards(), |answer| Command::Open(served.clone(), answer))?;
+        answers.into_iter().collect::<Result<()>>()?;
         Ok(opened)
     }
 }
@@ -72,12 +66,9 @@ impl Opened<'_> {
     /// # Errors
     /// When a shard has ended.
     pub fn wake(&self, name: u64) -> Result<bool> {
-        let (shards, (answer, answers)) = (self.engine.shards(), mpsc::channel());
-        for shard in shards {
-            shard.hand(Command::Wake(name, self.served.clone(), answer.clone()))?;
-        }
-        drop(answer);
-        Ok(all_of(shards, &answers, shards.len())?.iter().sum::<usize>() > 0)
+        let wake = |answer| Command::Wake(name, self.served.clone(), answer);
+        let counts: Vec<usize> = ask(self.engine.shards(), wake)?;
+        Ok(counts.iter().sum::<usize>() > 0)
     }
 }
 
@@ -88,6 +79,14 @@ impl Drop for Opened<'_> {
             let _ = shard.hand(Command::Close(Arc::clone(&self.served.volume)));
         }
     }
+}
+
+/// Asks all shards, and waits for their answers.
+fn ask<T>(shards: &[ShardHandle], question: impl Fn(Sender<T>) -> Command) -> Result<Vec<T>> {
+    let (answer, answers) = mpsc::channel();
+    shards.iter().try_for_each(|shard| shard.hand(question(answer.clone())))?;
+    drop(answer);
+    all_of(shards, &answers, shards.len())
 }
 
 /// Waits for so many answers, however long it takes.

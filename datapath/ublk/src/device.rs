@@ -1,7 +1,7 @@
 //! Devices: made, served again after a crash, ended.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::sleep;
@@ -251,11 +251,9 @@ fn numbers() -> Vec<u32> {
 /// Opens the device's file for commands once its node is there.
 fn open_device(id: u32) -> Result<File> {
     let path = format!("/dev/ublkc{id}");
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
     let begun = Instant::now();
     loop {
-        match options.open(&path) {
+        match File::options().read(true).write(true).open(&path) {
             Ok(file) => return Ok(file),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::from_io("attach", path, error));
