@@ -52,10 +52,12 @@ pub fn check<E: Engine>(
     make_volume: impl Fn() -> Arc<dyn Volume>,
     make_engine: impl Fn() -> E,
 ) {
-    let info = make_volume().info().clone();
-    let block = if options.unaligned { 1 } else { u64::from(info.block.minimum) };
+    let volume = make_volume();
+    let (minimum, size) = (volume.info().block.minimum, volume.size());
+    drop(volume);
+    let block = if options.unaligned { 1 } else { u64::from(minimum) };
     let config = Config { cases: options.cases, failure_persistence: None, ..Config::default() };
-    let outcome = TestRunner::new(config).run(&batches(info.size, block), |batches| {
+    let outcome = TestRunner::new(config).run(&batches(size, block), |batches| {
         let volume = make_volume();
         run(&*volume, &batches, [make_engine(), make_engine()]).map_err(TestCaseError::fail)
     });
@@ -69,7 +71,7 @@ fn run<E: Engine>(volume: &dyn Volume, batches: &[Batch], engines: [E; 2]) -> Re
     let backend = || volume.backend().map_err(|error| format!("no backend: {error}"));
     let [first, second] = engines;
     let mut drivers = [Driver::new(backend()?, first), Driver::new(backend()?, second)];
-    let mut model = Model::new(volume.info().clone());
+    let mut model = Model::new(volume.size());
     for batch in batches {
         let driver = &mut drivers[usize::from(batch.second)];
         let ops = batch.ops(driver);

@@ -14,10 +14,10 @@ mod sync;
 mod work;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::OFlags;
@@ -97,7 +97,7 @@ pub(crate) fn identity(path: &Path) -> Result<Option<String>> {
 /// Makes the file so many bytes long, on stable storage. See [`crate::resize`].
 pub(crate) fn grow(path: &Path, lock: bool, size: u64) -> Result<u64> {
     let image = open::open(&FileOptions { lock, ..FileOptions::new(path) })?;
-    let has = image.info.size;
+    let has = image.size();
     if size < has {
         let why = format!("{}: has {has} bytes; to make it {size} would cut data off", image.name);
         return Err(Error::new(ErrorKind::Invalid, "resize", why));
@@ -120,6 +120,14 @@ pub(crate) fn grow(path: &Path, lock: bool, size: u64) -> Result<u64> {
 impl Volume for FileVolume {
     fn info(&self) -> &VolumeInfo {
         &self.image.info
+    }
+
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.image.grow()
     }
 
     fn has_lost(&self) -> bool {
@@ -149,9 +157,12 @@ struct Image {
     /// For messages.
     name: String,
     info: VolumeInfo,
-    /// The end of the last whole block. What goes beyond it can't be direct.
-    whole_end: u64,
+    /// Bytes. It only grows, so that one who has read an older size may still use it.
+    size: AtomicU64,
     direct: bool,
+    /// Direct, and it ended within a block when it was opened. What of a range lies in such a last
+    /// block goes through the page cache.
+    has_tail: bool,
     /// It is on a disk of this machine: I/O on it does not wait for a server that is away.
     local: bool,
     /// `fallocate` takes multiples of this: 1 for files, the logical block of a device.
@@ -225,9 +236,29 @@ impl Image {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
     }
 
-    /// Whether a range goes beyond the last whole block of a direct volume.
+    fn size(&self) -> u64 {
+        // Only the number itself passes from thread to thread.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// See [`Volume::grow`].
+    fn grow(&self) -> Result<u64> {
+        // Answers the size of a device too (BLKGETSIZE64), whose metadata says 0.
+        let end = (&self.main)
+            .seek(SeekFrom::End(0))
+            .map_err(|error| Error::from_io("grow", &*self.name, error))?;
+        // Without descriptions for a tail only whole blocks can be served. Nor would the tail be
+        // safe: its page could hold blocks that are written directly.
+        let block = u64::from(self.info.block.minimum);
+        let end = if self.direct && !self.has_tail { end - end % block } else { end };
+        let had = self.size.fetch_max(end, Ordering::Relaxed);
+        if end < had { Err(work::shrunk("grow", self, end)) } else { Ok(end) }
+    }
+
+    /// Whether a range goes beyond the last whole block of a direct volume. The range may have been
+    /// made when the volume was shorter, so the end of the volume is no measure.
     fn is_tail(&self, range: ByteRange) -> bool {
-        self.direct && range.end() > self.whole_end
+        self.has_tail && !range.end().is_multiple_of(self.info.block.minimum.into())
     }
 
     /// A megabyte of zeroes, which nobody ever writes to.

@@ -6,7 +6,7 @@
 //! use sheave_backends::{OpenOptions, open};
 //!
 //! let volume = open("memory:?size=1G", &OpenOptions::default())?;
-//! assert_eq!(volume.info().size, 1 << 30);
+//! assert_eq!(volume.size(), 1 << 30);
 //! # Ok::<(), sheave_core::Error>(())
 //! ```
 //!

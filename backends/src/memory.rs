@@ -53,7 +53,6 @@ impl Memory {
         }
         let block = BlockSizes::default();
         let info = VolumeInfo {
-            size,
             block,
             read_only: false,
             rotational: false,
@@ -62,13 +61,21 @@ impl Memory {
             can: Capabilities::ALL,
         };
         let leaves = (0..size.div_ceil(LEAF)).map(|_| OnceLock::new()).collect();
-        Ok(Self { store: Arc::new(Store { info, leaves }) })
+        Ok(Self { store: Arc::new(Store { size, info, leaves }) })
     }
 }
 
 impl Volume for Memory {
     fn info(&self) -> &VolumeInfo {
         &self.store.info
+    }
+
+    fn size(&self) -> u64 {
+        self.store.size
+    }
+
+    fn grow(&self) -> Result<u64> {
+        Ok(self.store.size)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -167,6 +174,7 @@ enum Slot {
 type Leaf = Box<[RwLock<Slot>]>;
 
 struct Store {
+    size: u64,
     info: VolumeInfo,
     leaves: Box<[OnceLock<Leaf>]>,
 }
@@ -260,7 +268,7 @@ impl Store {
 
     fn zero_piece(&self, piece: ByteRange, no_hole: bool) {
         let (skip, len) = in_chunk(piece);
-        let whole = skip == 0 && (len as u64 == CHUNK || piece.end() == self.info.size);
+        let whole = skip == 0 && (len as u64 == CHUNK || piece.end() == self.size);
         let mut slot = write(self.slot_or_new(piece));
         match &*slot {
             Slot::Data(chunk) if !whole => chunk.zero(skip, len),

@@ -12,6 +12,7 @@ use crate::extents::{ExtentList, empty_range_outcome, hole};
 /// Reads zeroes, discards writes; for measuring everything but a store.
 #[derive(Debug)]
 pub struct Null {
+    size: u64,
     info: Arc<VolumeInfo>,
 }
 
@@ -22,7 +23,6 @@ impl Null {
         let can = Capabilities::ALL;
         let block = BlockSizes::default();
         let info = VolumeInfo {
-            size,
             block,
             read_only: false,
             rotational: false,
@@ -30,13 +30,21 @@ impl Null {
             identity: None,
             can,
         };
-        Self { info: Arc::new(info) }
+        Self { size, info: Arc::new(info) }
     }
 }
 
 impl Volume for Null {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn grow(&self) -> Result<u64> {
+        Ok(self.size)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

@@ -96,7 +96,7 @@ pub fn identity(volume: &str) -> Result<Option<String>> {
 pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
     let spec: VolumeSpec = volume.parse()?;
     let Some(size) = size else {
-        return Ok(spec.open(&OpenOptions { read_only: true })?.info().size);
+        return Ok(spec.open(&OpenOptions { read_only: true })?.size());
     };
     match &spec.source {
         Source::File { path, lock, .. } => file::grow(path, *lock, size),

@@ -5,6 +5,7 @@ mod devices;
 mod file;
 mod file_faults;
 mod foreign;
+mod growth;
 mod layers;
 mod memory;
 mod races;

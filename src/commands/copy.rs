@@ -52,17 +52,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let interruption = Interruption::watch(progress.clone())?;
     ensure!(!is_same(&args.from, &args.to), "copy: source and target are the same file");
     let from = source(&args.from).context("copy")?;
-    let size = from.info().size;
+    let size = from.size();
     let target = Target::open(&args.to, size, interruption.clone()).context("copy")?;
     let to = target.volume();
     if to.info().read_only {
         bail!("copy: {}: it is read-only", args.to);
     }
-    if to.info().size < size {
-        bail!("copy: {} has {} bytes, too few for {size}", args.to, to.info().size);
+    if to.size() < size {
+        bail!("copy: {} has {} bytes, too few for {size}", args.to, to.size());
     }
-    if to.info().size > size {
-        let more = to.info().size - size;
+    if to.size() > size {
+        let more = to.size() - size;
         eprintln!("{} is larger; its last {more} bytes are left as they are", args.to);
     }
     if !target.is_new() {
@@ -91,7 +91,7 @@ fn copy(
     let shared = from.info().read_only || from.info().can.multi_conn;
     let workers = if shared && to.info().can.multi_conn { workers } else { 1 };
     let job = Job {
-        size: from.info().size,
+        size: from.size(),
         piece: piece(&*from, &*to),
         from,
         to,

@@ -1,26 +1,27 @@
 //! A volume as a vector, and what it says about the answers of a real one.
 
-use sheave_core::{ByteRange, ErrorKind, Extent, Op, Outcome, Payload, Reply, VolumeInfo};
+use sheave_core::{ByteRange, ErrorKind, Extent, Op, Outcome, Payload, Reply};
 
 /// Piece in which the whole volume is read at the end.
 const SURVEY: u64 = 1 << 16;
 
 pub(super) struct Model {
-    info: VolumeInfo,
     bytes: Vec<u8>,
     /// Trimmed since it was written: reads as it was, or as zero.
     trimmed: Vec<bool>,
 }
 
 impl Model {
-    pub(super) fn new(info: VolumeInfo) -> Self {
-        let size = usize::try_from(info.size).expect("a volume that fits into memory");
-        Self { info, bytes: vec![0; size], trimmed: vec![false; size] }
+    /// A volume of this many zeroes.
+    pub(super) fn new(size: u64) -> Self {
+        let size = usize::try_from(size).expect("a volume that fits into memory");
+        Self { bytes: vec![0; size], trimmed: vec![false; size] }
     }
 
     /// Ops that look at everything.
     pub(super) fn survey(&self) -> Vec<Op> {
-        let all = ByteRange::within(0, self.info.size, self.info.size).expect("all of it");
+        let size = self.bytes.len() as u64;
+        let all = ByteRange::within(0, size, size).expect("all of it");
         let reads = all.pieces(SURVEY).map(|range| Op::Read { range, into: None });
         let status = [1, 1000].map(|extents_max| Op::BlockStatus { range: all, extents_max });
         reads.chain(status).collect()
@@ -91,7 +92,7 @@ impl Model {
             if extent.len == 0 || at >= range.end() {
                 return Err(format!("{extent:?} at {at} in {range:?}"));
             }
-            let end = at.checked_add(extent.len).filter(|end| *end <= self.info.size);
+            let end = at.checked_add(extent.len).filter(|end| *end <= self.bytes.len() as u64);
             let end = end.ok_or_else(|| format!("{extent:?} at {at} leaves the volume"))?;
             // What lies beyond the range may be changed by an op of the same batch.
             let (from, to) = (at as usize, end.min(range.end()) as usize);

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
@@ -49,11 +49,9 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     }
     let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let block = block_sizes(&file, &metadata, &name, options.direct, size)?;
-    let minimum = u64::from(block.minimum);
     let hole_block = if is_device { logical_block(&file).map_err(failed)?.into() } else { 1 };
     Ok(Image {
         info: VolumeInfo {
-            size,
             block,
             read_only: options.read_only,
             rotational: is_device && is_rotational(&metadata),
@@ -62,7 +60,8 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
             can: capabilities(options, seek::is_supported(&file)),
         },
         name,
-        whole_end: size - size % minimum,
+        size: AtomicU64::new(size),
+        has_tail: options.direct && !size.is_multiple_of(block.minimum.into()),
         direct: options.direct,
         local: !is_device && claim::is_on(&file, &LOCAL_FILE_SYSTEMS),
         hole_block,
@@ -91,8 +90,7 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
         }
         Ok::<_, Error>(Arc::new(file))
     };
-    let has_tail = image.direct && image.whole_end < image.info.size;
-    let tail = has_tail.then(|| reopen(false)).transpose()?;
+    let tail = image.has_tail.then(|| reopen(false)).transpose()?;
     Ok(Handle { file: reopen(image.direct)?, tail })
 }
 

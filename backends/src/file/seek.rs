@@ -29,7 +29,7 @@ pub(super) fn block_status(
     image: &Image,
     extents_max: usize,
 ) -> Result<Reply> {
-    let size = image.info.size;
+    let size = image.size();
     let mut list = ExtentList::new(extents_max);
     let mut at = range.start();
     for _ in 0..SEEKS_MAX {

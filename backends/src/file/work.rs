@@ -329,9 +329,10 @@ fn failed(op: &'static str, range: ByteRange, image: &Image, error: io::Error) -
 
 pub(super) fn shrunk(op: &'static str, image: &Image, at: u64) -> Error {
     let why = format!(
-        "{}: it ends at or before byte {at} but had {} bytes when it was opened; \
+        "{}: it ends at or before byte {at} but is served with {} bytes; \
          somebody has cut it off",
-        image.name, image.info.size
+        image.name,
+        image.size()
     );
     Error::new(ErrorKind::Io, op, why)
 }

@@ -38,8 +38,7 @@ impl BlockSize {
     }
 
     fn blocks(&self) -> Blocks {
-        let info = self.inner.info();
-        Blocks { block: info.block.minimum.into(), size: info.size }
+        Blocks::of(&*self.inner)
     }
 }
 
@@ -48,15 +47,22 @@ impl Volume for BlockSize {
         self.inner.info()
     }
 
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.inner.grow()
+    }
+
     fn has_lost(&self) -> bool {
         self.inner.has_lost()
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        let (inner, blocks) = (self.inner.backend()?, self.blocks());
         Ok(Box::new(BlockSizeBackend {
-            inner,
-            blocks,
+            inner: self.inner.backend()?,
+            volume: Arc::clone(&self.inner),
             locks: Arc::clone(&self.locks),
             jobs: Slab::new(),
             pending: VecDeque::new(),
@@ -76,7 +82,8 @@ impl Volume for BlockSize {
 
 struct BlockSizeBackend {
     inner: Box<dyn Backend>,
-    blocks: Blocks,
+    /// That of `inner`, which may grow.
+    volume: Arc<dyn Volume>,
     locks: Arc<RangeLocks>,
     jobs: Slab<Job>,
     /// Next ops of jobs, which wait for their range or for room below.
@@ -124,7 +131,7 @@ impl Backend for BlockSizeBackend {
     }
 
     fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
-        if self.blocks.fill(range) {
+        if self.blocks().fill(range) {
             return self.inner.write_buffer(range, io);
         }
         io.buffer(range.len() as usize).into()
@@ -134,15 +141,16 @@ impl Backend for BlockSizeBackend {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
-        let whole = op.range().is_none_or(|range| self.blocks.fill(range));
+        let blocks = self.blocks();
+        let whole = op.range().is_none_or(|range| blocks.fill(range));
         let plain = whole && !op.kind().is_write() && tag.0 & OWN == 0;
-        if self.blocks.block == 1 || plain {
+        if blocks.block == 1 || plain {
             return self.inner.submit(op, tag, io);
         }
         if self.jobs.len() >= JOBS_MAX {
             return Submitted::Full(op);
         }
-        let (ticket, granted) = match self.enter(&op) {
+        let (ticket, granted) = match self.enter(&op, blocks) {
             Ok(entered) => entered,
             Err(Full) => {
                 // Others make room, of which nobody will tell.
@@ -150,7 +158,7 @@ impl Backend for BlockSizeBackend {
                 return Submitted::Full(op);
             }
         };
-        match self.blocks.plan(op) {
+        match blocks.plan(op) {
             Ok((first, work)) => {
                 let key = self.jobs.insert(Job { tag, ticket, granted, work });
                 self.pending.push_back((key, first));
@@ -210,15 +218,19 @@ impl Drop for BlockSizeBackend {
 struct Full;
 
 impl BlockSizeBackend {
+    fn blocks(&self) -> Blocks {
+        Blocks::of(&*self.volume)
+    }
+
     /// Enters the range of a writing op.
-    fn enter(&self, op: &Op) -> Result<(Option<Ticket>, bool), Full> {
+    fn enter(&self, op: &Op, blocks: Blocks) -> Result<(Option<Ticket>, bool), Full> {
         let Some(range) = op.range().filter(|_| op.kind().is_write()) else {
             return Ok((None, true));
         };
         // A trim never writes a part of a block.
-        let shared = self.blocks.fill(range) || matches!(op, Op::Trim { .. });
+        let shared = blocks.fill(range) || matches!(op, Op::Trim { .. });
         let mode = if shared { Mode::Shared } else { Mode::Exclusive };
-        let wide = range.widened(self.blocks.block, self.blocks.size);
+        let wide = range.widened(blocks.block, blocks.size);
         let (ticket, granted) = self.locks.enter(wide, mode).ok_or(Full)?;
         Ok((Some(ticket), granted))
     }
@@ -307,7 +319,7 @@ impl Step {
     }
 }
 
-/// The blocks of a volume. The last one may be short.
+/// The blocks of a volume at one moment. The last one may be short.
 #[derive(Clone, Copy)]
 struct Blocks {
     block: u64,
@@ -315,6 +327,10 @@ struct Blocks {
 }
 
 impl Blocks {
+    fn of(volume: &dyn Volume) -> Self {
+        Self { block: volume.info().block.minimum.into(), size: volume.size() }
+    }
+
     /// Whether a range consists of whole blocks.
     fn fill(self, range: ByteRange) -> bool {
         range.widened(self.block, self.size) == range

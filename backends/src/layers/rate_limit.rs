@@ -43,6 +43,14 @@ impl Volume for RateLimit {
         self.inner.info()
     }
 
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.inner.grow()
+    }
+
     fn has_lost(&self) -> bool {
         self.inner.has_lost()
     }

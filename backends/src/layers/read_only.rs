@@ -31,6 +31,14 @@ impl Volume for ReadOnly {
         &self.info
     }
 
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.inner.grow()
+    }
+
     fn has_lost(&self) -> bool {
         self.inner.has_lost()
     }

@@ -49,7 +49,7 @@ impl Drop for Loop {
 fn a_device_is_served_with_all_its_ops() {
     let looped = Loop::new(&[]);
     let volume = FileVolume::open(&FileOptions::new(&looped.device)).unwrap();
-    assert_eq!(volume.info().size, SIZE);
+    assert_eq!(volume.size(), SIZE);
     assert!(!volume.info().can.block_status);
     let mut driver = driver(&volume);
     driver.run_one(with_fua(write(1000, b"hello"))).unwrap();

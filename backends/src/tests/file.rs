@@ -38,7 +38,7 @@ fn serves_exactly_its_bytes_and_leaves_the_rest_alone() {
     let dir = disk_dir();
     let path = image(&dir, 1001);
     let volume = FileVolume::open(&FileOptions::new(&path)).unwrap();
-    assert_eq!(volume.info().size, 1001);
+    assert_eq!(volume.size(), 1001);
     let mut driver = driver(&volume);
     driver.run_one(with_fua(write(990, b"hello world"))).unwrap();
     driver.run_one(zeroes(0, 10)).unwrap();
@@ -58,7 +58,7 @@ fn a_direct_file_of_odd_size_keeps_its_size() {
     let url = format!("{}?direct=true", path.display());
     let volume = open(&url, &OpenOptions::default()).unwrap();
     assert!(volume.info().block.minimum >= 4096);
-    assert_eq!(volume.info().size, 10_001);
+    assert_eq!(volume.size(), 10_001);
     let mut driver = driver(&*volume);
     driver.run_one(with_fua(write(9_990, b"hello world"))).unwrap();
     assert_eq!(bytes(driver.run_one(read(9_990, 11))), b"hello world");

@@ -120,6 +120,14 @@ impl Volume for Reluctant {
         self.0.info()
     }
 
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.0.grow()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(ReluctantBackend { inner: self.0.backend()?, offers: 0 }))
     }

@@ -67,8 +67,8 @@ fn names_and_sizes() {
     assert_eq!(spec("file:/images/a.img").name(), "a.img");
     assert_eq!(spec("./images/x:y.img?lock=false").name(), "x:y.img");
     let volume = open("null:?size=1T", &OpenOptions::default()).unwrap();
-    assert_eq!(volume.info().size, 1 << 40);
-    assert_eq!(open("memory:?size=0", &OpenOptions::default()).unwrap().info().size, 0);
+    assert_eq!(volume.size(), 1 << 40);
+    assert_eq!(open("memory:?size=0", &OpenOptions::default()).unwrap().size(), 0);
 }
 
 #[test]

@@ -15,8 +15,8 @@ pub(crate) fn serve(socket: &mut UnixStream, size: u64) -> Result<()> {
     let exports = vec![Export {
         name: String::new(),
         description: String::new(),
+        size,
         info: VolumeInfo {
-            size,
             block: BlockSizes::default(),
             read_only: false,
             rotational: false,

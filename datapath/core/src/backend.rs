@@ -55,11 +55,9 @@ impl Capabilities {
     };
 }
 
-/// What a volume is. Constant while it is open.
+/// What a volume is, except for its size. Constant while it is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
-    /// Size in bytes.
-    pub size: u64,
     /// Block sizes.
     pub block: BlockSizes,
     /// Writing ops are refused.
@@ -78,6 +76,18 @@ pub struct VolumeInfo {
 pub trait Volume: Send + Sync {
     /// What it is.
     fn info(&self) -> &VolumeInfo;
+
+    /// Size in bytes. It never shrinks while the volume is open, so a range that was inside the
+    /// volume stays valid. It changes only in [`Volume::grow`].
+    fn size(&self) -> u64;
+
+    /// Looks whether what is below has grown, serves the new size from now on, and returns it. A
+    /// volume of fixed size returns that. Backends that exist already serve the new size too.
+    ///
+    /// # Errors
+    /// When the new size cannot be found out, and [`crate::ErrorKind::Io`] when what is below is
+    /// shorter than before. The volume then keeps its size.
+    fn grow(&self) -> Result<u64>;
 
     /// A backend for one thread.
     ///

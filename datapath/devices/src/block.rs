@@ -41,18 +41,17 @@ const USERS_MAX: usize = 8;
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] when the kernel cannot have such a device.
-pub(crate) fn block_size(op: &'static str, info: &VolumeInfo) -> Result<u32> {
+pub(crate) fn block_size(op: &'static str, info: &VolumeInfo, size: u64) -> Result<u32> {
     let invalid = |why| Err(Error::new(ErrorKind::Invalid, op, why));
     let block = info.block.minimum.max(BLOCK_MIN);
     if block > BLOCK_MAX {
         return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
     }
-    if info.size == 0 {
+    if size == 0 {
         let what = format!("a device is made of blocks of {block} bytes, and this volume is empty");
         return invalid(format!("{what}; give it a size first: truncate -s 10G FILE"));
     }
-    if !info.size.is_multiple_of(block.into()) {
-        let size = info.size;
+    if !size.is_multiple_of(block.into()) {
         return invalid(format!("a device is made of blocks of {block} bytes, and not of {size}"));
     }
     Ok(block)

@@ -141,9 +141,10 @@ impl Server<'_> {
                 Ok(Device::Ublk(device))
             }
             Front::Nbd => {
-                let (info, identity) = (self.served.volume.info(), &identifier(record.mark));
+                let (volume, identity) = (&*self.served.volume, &identifier(record.mark));
                 let serve = |socket| self.serve(socket, record.mark);
-                let device = sheave_knbd::attach(info, block, DEAD_CONNECTION_S, identity, serve)?;
+                let device =
+                    sheave_knbd::attach(volume, block, DEAD_CONNECTION_S, identity, serve)?;
                 let told = made(Device::Nbd(device));
                 told.inspect_err(|_| drop(device.disconnect(identity, ())))?;
                 Ok(Device::Nbd(device))
@@ -180,7 +181,7 @@ impl Server<'_> {
     fn serve(&self, socket: OwnedFd, mark: u64) -> Result<()> {
         self.engine.serve(Assignment {
             socket,
-            session: sheave_nbd::kernel_session(self.served.volume.info()),
+            session: sheave_nbd::kernel_session(&*self.served.volume),
             served: self.served.clone(),
             name: Some(mark),
         })

@@ -187,11 +187,11 @@ impl Devices {
         let seen = entry.seen;
         let volume = self.volumes.open(name, read_only)?;
         let info = volume.info();
-        let block = block_size("attach", info)?;
+        let size = volume.size();
+        let block = block_size("attach", info, size)?;
         let front = self.choose(front)?;
         let mark = RandomState::new().build_hasher().finish();
-        let size = info.size;
-        let mut record = Record::new(name, read_only, info, front, mark);
+        let mut record = Record::new(name, read_only, info, size, front, mark);
         self.records.save(&record)?;
         let served = Served { stats: self.registry.volume(name), volume };
         let server = Server { engine: &self.engine, served: &served };

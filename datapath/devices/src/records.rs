@@ -61,6 +61,7 @@ impl Record {
         volume: &str,
         asked_read_only: bool,
         info: &VolumeInfo,
+        size: u64,
         front: Front,
         mark: u64,
     ) -> Self {
@@ -70,7 +71,7 @@ impl Record {
             read_only: info.read_only,
             asked_read_only,
             front,
-            size: info.size,
+            size,
             identity: info.identity.clone(),
             mark,
             id: None,
@@ -87,7 +88,7 @@ impl Record {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when it is another one, or has become shorter.
-    pub(crate) fn check_same(&self, op: &'static str, info: &VolumeInfo) -> Result<()> {
+    pub(crate) fn check_same(&self, op: &'static str, info: &VolumeInfo, size: u64) -> Result<()> {
         let invalid = |why| Err(Error::new(ErrorKind::Invalid, op, why));
         if let (Some(had), Some(has)) = (&self.identity, &info.identity)
             && had != has
@@ -98,8 +99,8 @@ impl Record {
                  detach it by force"
             ));
         }
-        if info.size < self.size {
-            return invalid(format!("{} bytes, and the device has {}", info.size, self.size));
+        if size < self.size {
+            return invalid(format!("{size} bytes, and the device has {}", self.size));
         }
         Ok(())
     }
@@ -236,9 +237,8 @@ mod tests {
 
     use super::*;
 
-    fn info(size: u64, identity: Option<&str>) -> VolumeInfo {
+    fn info(identity: Option<&str>) -> VolumeInfo {
         VolumeInfo {
-            size,
             block: BlockSizes::default(),
             read_only: true,
             rotational: false,
@@ -249,15 +249,15 @@ mod tests {
     }
 
     fn record() -> Record {
-        let info = info(1 << 30, Some("file 5"));
-        let mut record = Record::new("/images/a.img", true, &info, Front::Ublk, 0x1234);
+        let info = info(Some("file 5"));
+        let mut record = Record::new("/images/a.img", true, &info, 1 << 30, Front::Ublk, 0x1234);
         record.id = Some(3);
         record
     }
 
     #[test]
     fn a_volume_that_another_one_has_taken_the_name_of_is_not_served() {
-        let same = |identity, size| record().check_same("recover", &info(size, identity));
+        let same = |identity, size| record().check_same("recover", &info(identity), size);
         assert!(same(Some("file 5"), 1 << 30).is_ok());
         assert!(same(Some("file 5"), 2 << 30).is_ok(), "it may have grown");
         assert!(same(Some("file 5"), 1 << 29).is_err());
@@ -268,7 +268,7 @@ mod tests {
         let old = text.split('\n').next().unwrap().replace(r#""identity":"file 5","#, "");
         let old: Record = serde_json::from_str(&old).unwrap();
         assert!(old.identity.is_none(), "of an older program");
-        assert!(old.check_same("recover", &info(1 << 30, Some("file 6"))).is_ok());
+        assert!(old.check_same("recover", &info(Some("file 6")), 1 << 30).is_ok());
     }
 
     #[test]

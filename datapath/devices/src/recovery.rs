@@ -228,7 +228,7 @@ impl Devices {
         if info.volatile {
             return Ok(None);
         }
-        record.check_same("recover", info)?;
+        record.check_same("recover", info, volume.size())?;
         self.serve(device, record, Arc::clone(&volume))?;
         Ok(Some(volume))
     }

@@ -114,5 +114,5 @@ fn check_size(name: &str, info: &VolumeInfo, from: u64, size: u64) -> Result<()>
         let why = format!("{name} has {from} bytes; to make it {size} would cut data off");
         return Err(Error::new(ErrorKind::Invalid, "resize", why));
     }
-    block_size("resize", &VolumeInfo { size, ..info.clone() }).map(|_| ())
+    block_size("resize", info, size).map(|_| ())
 }

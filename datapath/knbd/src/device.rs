@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
+use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_proto::{ContextSet, ReplyStyle, transmission_flags};
 
 use crate::netlink::{self, Connect};
@@ -34,7 +34,7 @@ pub struct Device {
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, and what the kernel says.
 pub fn attach(
-    info: &VolumeInfo,
+    volume: &dyn Volume,
     block_size: u32,
     dead_connection_s: u64,
     identifier: &str,
@@ -42,10 +42,10 @@ pub fn attach(
 ) -> Result<Device> {
     let (kernel, server) = connection()?;
     serve(server)?;
-    let flags = transmission_flags(info, ReplyStyle::Simple, ContextSet::default());
+    let flags = transmission_flags(volume.info(), ReplyStyle::Simple, ContextSet::default());
     let index = netlink::connect(&Connect {
         socket: &kernel,
-        size: info.size,
+        size: volume.size(),
         block_size,
         server_flags: flags,
         dead_connection_s,

@@ -1,6 +1,6 @@
 //! Sessions with the kernel's client, which has no handshake.
 
-use sheave_core::VolumeInfo;
+use sheave_core::Volume;
 use sheave_proto::{ContextSet, Negotiated, ReplyStyle, transmission_flags};
 use sheave_shard::Session;
 
@@ -9,7 +9,8 @@ use crate::session::NbdSession;
 /// A session in the transmission phase, as nbd.ko speaks it: simple replies, and requests of whole
 /// blocks, which its block layer sees to.
 #[must_use]
-pub fn kernel_session(info: &VolumeInfo) -> Box<dyn Session> {
+pub fn kernel_session(volume: &dyn Volume) -> Box<dyn Session> {
+    let info = volume.info();
     let (style, contexts) = (ReplyStyle::Simple, ContextSet::EMPTY);
     let negotiated = Negotiated {
         export: 0,
@@ -17,6 +18,7 @@ pub fn kernel_session(info: &VolumeInfo) -> Box<dyn Session> {
         contexts,
         block_size_asked: true,
         transmission_flags: transmission_flags(info, style, contexts),
+        size: volume.size(),
         info: info.clone(),
         tls: false,
     };

@@ -15,6 +15,8 @@ use crate::tls::{ClientTls, client_tls};
 pub struct Remote {
     uri: NbdUri,
     tls: Option<ClientTls>,
+    /// As negotiated by the first connection.
+    size: u64,
     info: VolumeInfo,
     /// The connection that told what the volume is, for the first backend.
     first: Mutex<Option<Connection>>,
@@ -35,14 +37,23 @@ impl Remote {
         }
         let tls = if uri.tls { Some(client_tls(&uri)?) } else { None };
         let first = Connection::open(&uri, tls.as_ref(), SILENCE_MAX)?;
-        let info = first.negotiated().volume_info();
-        Ok(Self { uri, tls, info, first: Mutex::new(Some(first)) })
+        let (size, info) = (first.negotiated().size, first.negotiated().volume_info());
+        Ok(Self { uri, tls, size, info, first: Mutex::new(Some(first)) })
     }
 }
 
 impl Volume for Remote {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn grow(&self) -> Result<u64> {
+        // A connection keeps the size that it was negotiated with.
+        Ok(self.size)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

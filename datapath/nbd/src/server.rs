@@ -94,7 +94,8 @@ impl Server {
             if list.iter().any(|(other, _)| other.name == export.name) {
                 return Err(fail("two volumes have this name; give each its own by --name"));
             }
-            sheave_proto::check_exportable(export.volume.info()).map_err(fail)?;
+            let (info, size) = (export.volume.info(), export.volume.size());
+            sheave_proto::check_exportable(info, size).map_err(fail)?;
             let stats = registry.volume(&export.name);
             list.push((export, stats));
         }
@@ -222,6 +223,7 @@ impl Exports for ExportList {
         self.0.get(index).map(|(export, _)| ExportInfo {
             name: &export.name,
             description: &export.description,
+            size: export.volume.size(),
             info: export.volume.info(),
             tls_only: false,
         })

@@ -150,12 +150,11 @@ impl ClientNegotiated {
         self.contexts.iter().find(|(_, known)| known == name).map(|(id, _)| *id)
     }
 
-    /// The export as a volume.
+    /// The export as a volume of [`Self::size`] bytes.
     #[must_use]
     pub fn volume_info(&self) -> VolumeInfo {
         use transmission_flag as flag;
         VolumeInfo {
-            size: self.size,
             block: self.block,
             read_only: self.has(flag::READ_ONLY),
             rotational: self.has(flag::ROTATIONAL),

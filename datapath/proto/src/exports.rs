@@ -11,6 +11,8 @@ pub struct ExportInfo<'a> {
     pub name: &'a str,
     /// What it is, for people; may be empty.
     pub description: &'a str,
+    /// Bytes that a client which connects now can use.
+    pub size: u64,
     /// The volume.
     pub info: &'a VolumeInfo,
     /// Only for encrypted connections. Others are not told that it exists.
@@ -57,6 +59,8 @@ pub struct Export {
     /// As in [`ExportInfo`].
     pub description: String,
     /// As in [`ExportInfo`].
+    pub size: u64,
+    /// As in [`ExportInfo`].
     pub info: VolumeInfo,
     /// As in [`ExportInfo`].
     pub tls_only: bool,
@@ -71,6 +75,7 @@ impl Exports for Vec<Export> {
         self.get(index).map(|export| ExportInfo {
             name: &export.name,
             description: &export.description,
+            size: export.size,
             info: &export.info,
             tls_only: export.tls_only,
         })

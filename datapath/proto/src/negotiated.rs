@@ -22,6 +22,8 @@ pub struct Negotiated {
     pub block_size_asked: bool,
     /// Flags that the client was told ([`transmission_flag`]).
     pub transmission_flags: u16,
+    /// Bytes that this client can use, even if the volume grows meanwhile.
+    pub size: u64,
     /// The volume as the client was told.
     pub info: VolumeInfo,
     /// Whether the connection is encrypted.
@@ -70,8 +72,8 @@ pub fn transmission_flags(info: &VolumeInfo, style: ReplyStyle, contexts: Contex
 /// not a multiple of it, since clients could not reach the end otherwise. Requests that keep to
 /// the smaller one need the same layer as those of clients that did not ask.
 #[must_use]
-pub fn minimum_block(info: &VolumeInfo) -> u32 {
-    let fits_size = 1_u32.checked_shl(info.size.trailing_zeros()).unwrap_or(u32::MAX);
+pub fn minimum_block(info: &VolumeInfo, size: u64) -> u32 {
+    let fits_size = 1_u32.checked_shl(size.trailing_zeros()).unwrap_or(u32::MAX);
     info.block.minimum.min(fits_size)
 }
 
@@ -79,10 +81,10 @@ pub fn minimum_block(info: &VolumeInfo) -> u32 {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_exportable(info: &VolumeInfo) -> Result<(), &'static str> {
+pub fn check_exportable(info: &VolumeInfo, size: u64) -> Result<(), &'static str> {
     let block = &info.block;
     let checks = [
-        (i64::try_from(info.size).is_ok(), "the volume is larger than 2^63-1 bytes"),
+        (i64::try_from(size).is_ok(), "the volume is larger than 2^63-1 bytes"),
         (
             block.minimum.is_power_of_two() && block.minimum <= MINIMUM_BLOCK_MAX,
             "the minimum block size is not a power of two up to 64 KiB",

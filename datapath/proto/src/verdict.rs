@@ -280,9 +280,11 @@ impl Negotiated {
     }
 
     fn range(&self, request: &Request, len: u64, past_end: NbdErrno) -> Result<ByteRange, Refusal> {
-        let range = ByteRange::within(request.offset, len, self.info.size)
+        let range = ByteRange::within(request.offset, len, self.size)
             .map_err(|_| (past_end, "beyond the end of the export"))?;
-        if self.block_size_asked && !range.is_aligned(u64::from(minimum_block(&self.info))) {
+        if self.block_size_asked
+            && !range.is_aligned(u64::from(minimum_block(&self.info, self.size)))
+        {
             return Err((NbdErrno::Inval, "not aligned to the minimum block size"));
         }
         Ok(range)

@@ -127,6 +127,14 @@ mod tests {
             self.null.info()
         }
 
+        fn size(&self) -> u64 {
+            self.null.size()
+        }
+
+        fn grow(&self) -> Result<u64> {
+            self.null.grow()
+        }
+
         fn backend(&self) -> Result<Box<dyn Backend>> {
             let left = self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
             left.map_err(|_| Error::new(ErrorKind::Busy, "open", "too many open files"))?;

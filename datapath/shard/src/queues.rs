@@ -72,7 +72,7 @@ impl Shard {
             if self.queues[key].volume.is_none() {
                 self.queues[key].volume = Some(self.mount(served).expect(OPEN));
             }
-            self.queues[key].queue.resized(served.volume.info().size);
+            self.queues[key].queue.resized(served.volume.size());
             self.go_on(key);
         }
         keys.len()

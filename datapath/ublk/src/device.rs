@@ -49,14 +49,14 @@ pub fn attach(
     mark: u64,
     made: impl FnOnce(Device) -> Result<()>,
 ) -> Result<Device> {
-    let info = served.volume.info();
+    let (info, size) = (served.volume.info(), served.volume.size());
     let opened = engine.open(served)?;
     let mut control = Control::open()?;
     let io_max_bytes = IO_MAX_BYTES.min(info.block.maximum_payload);
     let queues = u16::try_from(engine.device_queues()).unwrap_or(u16::MAX);
     let features = control.features()?;
     // A volume that takes one of its reads takes most of them.
-    let first = ByteRange::within(0, block.into(), info.size).ok();
+    let first = ByteRange::within(0, block.into(), size).ok();
     let takes = first.is_some_and(|first| served.volume.takes_registered(OpKind::Read, first));
     let registers = takes && features & feature::REGISTERS == feature::REGISTERS;
     let added = control.add(DeviceInfo {
@@ -73,7 +73,7 @@ pub fn attach(
     let shed_privilege = features & feature::NO_AUTO_PART_SCAN == 0;
     let device = Device { id: added.id };
     let live = (|| {
-        control.set_parameters(added.id, &mut parameters(info, block, added.io_max_bytes))?;
+        control.set_parameters(added.id, &mut parameters(info, size, block, added.io_max_bytes))?;
         made(device)?;
         serve(&opened, &added, shed_privilege)?;
         control.start(added.id)
@@ -213,7 +213,7 @@ impl fmt::Display for Device {
 fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
-    let size = opened.volume().info().size;
+    let size = opened.volume().size();
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;

@@ -110,7 +110,7 @@ impl DeviceInfo {
 }
 
 /// A `struct ublk_params` with the basic part and that about discarding.
-pub(crate) fn parameters(info: &VolumeInfo, block: u32, io_max_bytes: u32) -> [u8; 60] {
+pub(crate) fn parameters(info: &VolumeInfo, size: u64, block: u32, io_max_bytes: u32) -> [u8; 60] {
     const BASIC: u32 = 1;
     const DISCARD: u32 = 1 << 1;
     // As long as a request can say, in sectors.
@@ -121,9 +121,9 @@ pub(crate) fn parameters(info: &VolumeInfo, block: u32, io_max_bytes: u32) -> [u
     bytes[8..12].copy_from_slice(&attributes(info).to_ne_bytes());
     let preferred = info.block.preferred.max(block);
     let shifts = [block, block.max(preferred.min(4096)), preferred, block];
-    bytes[12..16].copy_from_slice(&shifts.map(|size| size.ilog2() as u8));
+    bytes[12..16].copy_from_slice(&shifts.map(|len| len.ilog2() as u8));
     bytes[16..20].copy_from_slice(&(io_max_bytes >> SECTOR_SHIFT).to_ne_bytes());
-    bytes[24..32].copy_from_slice(&(info.size >> SECTOR_SHIFT).to_ne_bytes());
+    bytes[24..32].copy_from_slice(&(size >> SECTOR_SHIFT).to_ne_bytes());
     bytes[44..48].copy_from_slice(&preferred.to_ne_bytes());
     let lens = [info.can.trim, info.can.write_zeroes].map(|can| if can { LEN_MAX } else { 0 });
     bytes[48..52].copy_from_slice(&lens[0].to_ne_bytes());

@@ -31,13 +31,13 @@ impl Watched {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
-        let range = ByteRange::within(at, bytes.len() as u64, self.info.size).unwrap();
+        let range = ByteRange::within(at, bytes.len() as u64, self.inner.size()).unwrap();
         let data = Buf::from_bytes(bytes).into();
         Blocking::open(&*self.inner).unwrap().run(Op::Write { range, data, fua: false }).unwrap();
     }
 
     fn read(&self, at: u64, len: usize) -> Vec<u8> {
-        let range = ByteRange::within(at, len as u64, self.info.size).unwrap();
+        let range = ByteRange::within(at, len as u64, self.inner.size()).unwrap();
         match Blocking::open(&*self.inner).unwrap().run(Op::Read { range, into: None }).unwrap() {
             Reply::Data(payload) => payload.to_vec(),
             other => panic!("{other:?}"),
@@ -48,6 +48,14 @@ impl Watched {
 impl Volume for Watched {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn grow(&self) -> sheave_core::Result<u64> {
+        self.inner.grow()
     }
 
     fn backend(&self) -> sheave_core::Result<Box<dyn Backend>> {

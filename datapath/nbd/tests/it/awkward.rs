@@ -27,7 +27,6 @@ impl Awkward {
         let can = Capabilities { flush: true, ..Capabilities::default() };
         let (block, read_only) = (BlockSizes::default(), false);
         let info = VolumeInfo {
-            size: 1 << 20,
             block,
             read_only,
             rotational: false,
@@ -42,6 +41,14 @@ impl Awkward {
 impl Volume for Awkward {
     fn info(&self) -> &VolumeInfo {
         &self.info
+    }
+
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn grow(&self) -> Result<u64> {
+        Ok(self.size())
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

@@ -41,6 +41,14 @@ impl Volume for Served {
         self.volume.info()
     }
 
+    fn size(&self) -> u64 {
+        self.volume.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.volume.grow()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(Advertised(self.volume.backend()?)))
     }

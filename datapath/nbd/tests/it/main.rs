@@ -6,6 +6,7 @@ mod support;
 
 mod awkward;
 mod conformance;
+mod growth;
 mod hostile;
 mod layers;
 mod limits;

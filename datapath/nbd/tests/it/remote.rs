@@ -81,7 +81,6 @@ fn serve(mut stream: UnixStream, script: Script, closing: bool) -> Option<()> {
     let can =
         Capabilities { flush: true, write_zeroes: true, block_status: true, ..Default::default() };
     let info = VolumeInfo {
-        size: SIZE,
         block: Default::default(),
         read_only: false,
         rotational: false,
@@ -89,8 +88,13 @@ fn serve(mut stream: UnixStream, script: Script, closing: bool) -> Option<()> {
         identity: None,
         can,
     };
-    let exports =
-        vec![Export { name: "e".to_owned(), description: String::new(), info, tls_only: false }];
+    let exports = vec![Export {
+        name: "e".to_owned(),
+        description: String::new(),
+        size: SIZE,
+        info,
+        tls_only: false,
+    }];
     let mut handshake = ServerHandshake::new(TlsMode::Off, HandshakeLimits::default());
     stream.write_all(&ServerHandshake::greeting()).ok()?;
     let mut input = [0; 1];
@@ -284,7 +288,7 @@ fn all_ops_reach_our_own_server() {
         let server = Setup::new(engine, "memory:?size=1M").start();
         let remote =
             Remote::open(&format!("nbd+unix:///disk?socket={}", server.socket.display())).unwrap();
-        assert_eq!(remote.info().size, SIZE);
+        assert_eq!(remote.size(), SIZE);
         // The second backend is a connection of its own.
         let mut first = Blocking::open(&remote).unwrap();
         let mut second = Blocking::open(&remote).unwrap();

@@ -161,7 +161,7 @@ impl ServerHandshake {
             put_reply(out, option, reply_type::INFO, &reply);
         };
         info(info_type::EXPORT, &|reply| {
-            reply.put_u64(export.info.size);
+            reply.put_u64(export.size);
             reply.put_u16(negotiated.transmission_flags);
         });
         if wanted.contains(&info_type::NAME) {
@@ -174,7 +174,11 @@ impl ServerHandshake {
         }
         info(info_type::BLOCK_SIZE, &|reply| {
             // Who does not ask promises nothing and is served whatever it sends.
-            reply.put_u32(if block_size_asked { minimum_block(export.info) } else { 1 });
+            reply.put_u32(if block_size_asked {
+                minimum_block(export.info, export.size)
+            } else {
+                1
+            });
             reply.put_u32(export.info.block.preferred);
             reply.put_u32(export.info.block.maximum_payload);
         });
@@ -259,7 +263,7 @@ impl ServerHandshake {
         };
         Ok(match choose() {
             Ok(negotiated) => {
-                out.put_u64(negotiated.info.size);
+                out.put_u64(negotiated.size);
                 out.put_u16(negotiated.transmission_flags);
                 if !self.client.no_zeroes {
                     out.extend_from_slice(&[0; EXPORT_NAME_PADDING_LEN]);
@@ -277,7 +281,8 @@ impl ServerHandshake {
         export: &ExportInfo<'_>,
         block_size_asked: bool,
     ) -> Result<Negotiated, Refusal> {
-        check_exportable(export.info).map_err(|message| (reply_type::ERR_PLATFORM, message))?;
+        check_exportable(export.info, export.size)
+            .map_err(|message| (reply_type::ERR_PLATFORM, message))?;
         let Agreed { style, contexts } = &self.agreed;
         let contexts = match contexts {
             Some((set_for, contexts)) if set_for == name => *contexts,
@@ -289,6 +294,7 @@ impl ServerHandshake {
             contexts,
             block_size_asked,
             transmission_flags: transmission_flags(export.info, *style, contexts),
+            size: export.size,
             info: export.info.clone(),
             tls: self.is_tls,
         })

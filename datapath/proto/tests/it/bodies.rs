@@ -49,13 +49,17 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Of a volume that may be exported.
+    fn size(&mut self) -> u64 {
+        self.word() >> (1 + self.byte() % 63)
+    }
+
     /// A volume that may be exported, with odd numbers.
     fn volume(&mut self) -> VolumeInfo {
         let bits = self.byte();
         let has = |bit: u8| bits & 1 << bit != 0;
         let minimum = 1 << (self.byte() % 17);
         VolumeInfo {
-            size: self.word() >> (1 + self.byte() % 63),
             block: BlockSizes { minimum, preferred: minimum.max(512), maximum_payload: 1 << 20 },
             read_only: has(0),
             rotational: has(1),
@@ -79,8 +83,8 @@ fn exports() -> Vec<Export> {
     let export = |name: &str, tls_only| Export {
         name: name.to_owned(),
         description: "about it".to_owned(),
+        size: 1 << 30,
         info: VolumeInfo {
-            size: 1 << 30,
             block: BlockSizes::default(),
             read_only: false,
             rotational: false,
@@ -200,7 +204,7 @@ fn check_negotiated(negotiated: &Negotiated) {
 pub(crate) fn server_transmission(data: &[u8]) -> bool {
     let mut source = Source(data);
     let style = source.style();
-    let info = source.volume();
+    let (info, size) = (source.volume(), source.size());
     let mut contexts = ContextSet::EMPTY;
     if style != ReplyStyle::Simple && source.byte() & 1 != 0 {
         contexts.insert(MetaContext::BaseAllocation);
@@ -211,6 +215,7 @@ pub(crate) fn server_transmission(data: &[u8]) -> bool {
         contexts,
         block_size_asked: source.byte() & 1 != 0,
         transmission_flags: transmission_flags(&info, style, contexts),
+        size,
         info,
         tls: false,
     };
@@ -289,7 +294,7 @@ fn check_verdict(negotiated: &Negotiated, request: &Request, verdict: Verdict) {
         Verdict::Flush => return assert_eq!(payload_len, 0),
         Verdict::Done | Verdict::Disconnect => return,
     };
-    assert!(!range.is_empty() && range.end() <= info.size);
+    assert!(!range.is_empty() && range.end() <= negotiated.size);
     assert_eq!(range.start(), request.offset);
 }
 

@@ -289,7 +289,7 @@ fn r9_extended_payload_beyond_the_maximum_disconnects() {
 
 #[test]
 fn r9_extended_lengths_may_need_64_bits() {
-    let server = with(ReplyStyle::Extended, |info| info.size = 1 << 50);
+    let server = Negotiated { size: 1 << 50, ..with(ReplyStyle::Extended, |_| {}) };
     for command in [command::TRIM, command::WRITE_ZEROES, command::CACHE, command::BLOCK_STATUS] {
         let verdict = server.check(&request(command, 0, 0, 1 << 50));
         assert!(!matches!(verdict, Verdict::Refuse { .. } | Verdict::Drop(_)));
@@ -411,7 +411,7 @@ fn errors_unaligned_is_invalid_for_those_who_know_the_block_size_only() {
 
 #[test]
 fn sizes_unaligned_end_of_the_volume_can_be_reached() {
-    let mut server = with(ReplyStyle::Simple, |info| info.size = 1000);
+    let mut server = Negotiated { size: 1000, ..with(ReplyStyle::Simple, |_| {}) };
     server.block_size_asked = true;
     let verdict = server.check(&request(command::READ, 0, 992, 8));
     assert!(matches!(verdict, Verdict::Read { .. }));
@@ -451,7 +451,7 @@ fn r6_df_overflows_only_beyond_64_kib() {
 fn sizes_trim_and_zeroes_beyond_the_maximum_payload_are_fine() {
     let kernel_max = (4 << 30) - 512;
     for style in STYLES {
-        let server = with(style, |info| info.size = 1 << 40);
+        let server = Negotiated { size: 1 << 40, ..with(style, |_| {}) };
         for command in [command::TRIM, command::WRITE_ZEROES, command::CACHE] {
             let verdict = server.check(&request(command, 0, 0, kernel_max));
             assert!(!matches!(verdict, Verdict::Refuse { .. } | Verdict::Drop(_)));

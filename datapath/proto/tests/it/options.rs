@@ -424,7 +424,7 @@ fn t12_block_status_payload_needs_extended_headers_and_a_context() {
 
 fn go_with_sizes(size: u64, block: BlockSizes, wanted: &[u16]) -> Vec<Reply> {
     let mut server = Server::new(TlsMode::Off);
-    server.exports[0].info.size = size;
+    server.exports[0].size = size;
     server.exports[0].info.block = block;
     server.ask(option::GO, &info("disk", wanted)).0
 }

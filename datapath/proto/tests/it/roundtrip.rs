@@ -12,7 +12,7 @@ use sheave_proto::{
     ReplyStyle, ReplyTo, Request, ServerHandshake, StatusQuery, TlsMode, Verdict, read_chunks,
 };
 
-use crate::support::{exports, negotiated, volume};
+use crate::support::{SIZE, exports, negotiated, volume};
 
 /// How long the pieces are in which bytes arrive; over and over.
 fn splits() -> impl Strategy<Value = Vec<usize>> {
@@ -117,7 +117,7 @@ proptest! {
                 prop_assert_eq!((server.style, client.style), (style, style));
                 prop_assert_eq!((server.tls, client.tls), (tls, tls));
                 prop_assert_eq!(server.transmission_flags, client.transmission_flags);
-                prop_assert_eq!(server.info.size, client.size);
+                prop_assert_eq!(server.size, client.size);
                 prop_assert_eq!(server.block_size_asked, block_sizes);
                 let minimum = if block_sizes { 512 } else { 1 };
                 prop_assert_eq!((client.block_sizes_told, client.block.minimum), (true, minimum));
@@ -153,7 +153,7 @@ proptest! {
         let End::Info(info) = shake_hands(config(Goal::Info), mode, &splits) else {
             panic!("no information");
         };
-        prop_assert_eq!((info.size, info.name.as_deref()), (volume().size, Some("disk")));
+        prop_assert_eq!((info.size, info.name.as_deref()), (SIZE, Some("disk")));
     }
 
     #[test]

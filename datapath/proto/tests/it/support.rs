@@ -11,7 +11,6 @@ pub(crate) const SIZE: u64 = 1 << 30;
 /// A volume that can do everything.
 pub(crate) fn volume() -> VolumeInfo {
     VolumeInfo {
-        size: SIZE,
         block: BlockSizes { minimum: 512, preferred: 4096, maximum_payload: 32 << 20 },
         read_only: false,
         rotational: false,
@@ -26,6 +25,7 @@ pub(crate) fn exports() -> Vec<Export> {
     let export = |name: &str, tls_only| Export {
         name: name.to_owned(),
         description: format!("the {name}"),
+        size: SIZE,
         info: volume(),
         tls_only,
     };
@@ -110,6 +110,7 @@ pub(crate) fn negotiated(style: ReplyStyle, info: VolumeInfo) -> Negotiated {
         contexts,
         block_size_asked: false,
         transmission_flags: sheave_proto::transmission_flags(&info, style, contexts),
+        size: SIZE,
         info,
         tls: false,
     }
