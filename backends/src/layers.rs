@@ -12,5 +12,6 @@ mod read_only;
 pub use block_size::BlockSize;
 pub(crate) use fault_rule::FaultRule;
 pub(crate) use faults::Faults;
-pub(crate) use rate_limit::{RateLimit, RateLimits};
+pub(crate) use rate_limit::RateLimit;
+pub use rate_limit::{Limits, RateLimits};
 pub(crate) use read_only::{ReadOnly, refusal};

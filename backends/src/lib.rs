@@ -27,7 +27,7 @@ mod spec;
 mod tests;
 
 pub use file::{FileOptions, FileVolume, start_process};
-pub use layers::BlockSize;
+pub use layers::{BlockSize, Limits, RateLimits};
 pub use memory::Memory;
 pub use null::Null;
 pub use parse::parse_size;

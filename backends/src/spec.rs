@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sheave_core::{Error, ErrorKind, Result, Volume};
 
 use crate::file::{self, FileOptions, FileVolume};
-use crate::layers::{BlockSize, FaultRule, Faults, RateLimit, RateLimits, ReadOnly};
+use crate::layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 use crate::memory::Memory;
 use crate::null::Null;
 use crate::parse::{Parameters, invalid, parse_count, parse_digits, parse_size, percent_decode};
@@ -62,10 +62,13 @@ enum Source {
 }
 
 /// What a caller wants of a volume besides what its text says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// Refuse to write, whatever the text says.
     pub read_only: bool,
+    /// Limits that the holder of a clone can change while the volume is in use. They hold beside
+    /// those of the text.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// Parses and opens a VOLUME.
@@ -96,7 +99,8 @@ pub fn identity(volume: &str) -> Result<Option<String>> {
 pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
     let spec: VolumeSpec = volume.parse()?;
     let Some(size) = size else {
-        return Ok(spec.open(&OpenOptions { read_only: true })?.size());
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        return Ok(spec.open(&options)?.size());
     };
     match &spec.source {
         Source::File { path, lock, .. } => file::grow(path, *lock, size),
@@ -222,8 +226,10 @@ impl VolumeSpec {
         if volume.info().block.minimum > 1 {
             volume = Arc::new(BlockSize::new(volume));
         }
-        if self.limits != RateLimits::default() {
-            volume = Arc::new(RateLimit::new(volume, self.limits));
+        let own =
+            (self.limits != RateLimits::default()).then(|| Arc::new(Limits::new(self.limits)));
+        for limits in own.into_iter().chain(options.limits.clone()) {
+            volume = Arc::new(RateLimit::new(volume, limits));
         }
         if !self.faults.is_empty() {
             volume = Arc::new(Faults::new(volume, self.faults.clone(), self.fault_seed));
@@ -284,15 +290,15 @@ fn size_of(rest: &str, parameters: &mut Parameters) -> Result<u64> {
 }
 
 fn limits(parameters: &mut Parameters) -> Result<RateLimits> {
-    let nonzero = std::num::NonZeroU64::new;
     let mut limits = RateLimits::default();
     if let Some(text) = parameters.take("limit-bps")? {
-        let rate = nonzero(parse_size(&text)?);
-        limits.bytes_per_second =
-            Some(rate.ok_or_else(|| parameters.wrong("limit-bps must be above 0"))?);
+        limits.bytes_per_second = parse_size(&text)?;
+        if limits.bytes_per_second == 0 {
+            return Err(parameters.wrong("limit-bps must be above 0"));
+        }
     }
     if let Some(text) = parameters.take("limit-iops")? {
-        limits.ops_per_second = nonzero(parse_count("limit-iops", &text)?);
+        limits.ops_per_second = parse_count("limit-iops", &text)?;
     }
     Ok(limits)
 }

@@ -115,7 +115,7 @@ fn source(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
         return remote(text);
     }
     let spec: VolumeSpec = text.parse()?;
-    Ok(spec.open(&OpenOptions { read_only: true })?)
+    Ok(spec.open(&OpenOptions { read_only: true, ..OpenOptions::default() })?)
 }
 
 fn remote(text: &str) -> anyhow::Result<Arc<dyn Volume>> {

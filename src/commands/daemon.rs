@@ -250,7 +250,7 @@ struct Backends;
 
 impl VolumeSource for Backends {
     fn open(&self, name: &str, read_only: bool) -> sheave_core::Result<Arc<dyn Volume>> {
-        sheave_backends::open(name, &OpenOptions { read_only })
+        sheave_backends::open(name, &OpenOptions { read_only, ..OpenOptions::default() })
     }
 
     fn identity(&self, name: &str) -> sheave_core::Result<Option<String>> {

@@ -178,7 +178,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
 }
 
 fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
-    let options = OpenOptions { read_only: args.read_only };
+    let options = OpenOptions { read_only: args.read_only, ..OpenOptions::default() };
     let mut exports = Vec::with_capacity(args.volumes.len());
     for (index, VolumeArg { text, spec }) in args.volumes.iter().enumerate() {
         let volume = spec.open(&options)?;

@@ -49,9 +49,16 @@ impl Volume for Faults {
 }
 
 impl Keeper for Arc<Plan> {
+    /// A time.
+    type Turn = Nanos;
+
     fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End) {
         let (delay_ns, error) = self.strike(&op);
         (now.saturating_add(delay_ns), error.map_or(End::Submit(op), End::Fail))
+    }
+
+    fn due(&self, turn: &Nanos) -> Nanos {
+        *turn
     }
 
     fn spoils_writes(&self) -> bool {

@@ -15,8 +15,22 @@ const DELAYED_MAX: usize = 1024;
 
 /// What a layer has to say about ops.
 pub(super) trait Keeper: Send {
-    /// When an op may go, and how. Asked once for each.
-    fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End);
+    /// What an op waits for. The smallest of a gate passes first.
+    type Turn: Ord + Send;
+
+    /// How long a gate with waiting ops may sleep before it asks again when they are due.
+    const RECHECK_NS: Nanos = Nanos::MAX;
+
+    /// What an op waits for, and how it ends then. Asked once for each.
+    fn decide(&mut self, op: Op, now: Nanos) -> (Self::Turn, End);
+
+    /// When the turn comes. May change while an op waits for it.
+    fn due(&self, turn: &Self::Turn) -> Nanos;
+
+    /// Notes the time, before `due` is asked in a new turn of the engine.
+    fn wake(&mut self, now: Nanos) {
+        let _ = now;
+    }
 
     /// Whether writes may fail, so that they must not be received in place.
     fn spoils_writes(&self) -> bool {
@@ -24,17 +38,21 @@ pub(super) trait Keeper: Send {
     }
 }
 
-/// A backend behind a queue ordered by time.
-pub(super) struct Gate<K> {
+/// A backend behind a queue ordered by turn.
+pub(super) struct Gate<K: Keeper> {
     inner: Box<dyn Backend>,
     keeper: K,
-    delayed: BinaryHeap<Reverse<Delayed>>,
-    /// Number of the next op, which keeps ops of one time in order.
+    delayed: BinaryHeap<Reverse<Delayed<K::Turn>>>,
+    /// Number of the next op, which keeps ops of one turn in order.
     next: u64,
+    /// When the delayed ops were last looked at.
+    looked_at: Nanos,
 }
 
-struct Delayed {
-    release: Nanos,
+struct Delayed<T> {
+    turn: T,
+    /// The backend below had no room before this time.
+    not_before: Nanos,
     number: u64,
     tag: Tag,
     end: End,
@@ -48,30 +66,28 @@ pub(super) enum End {
 
 impl<K: Keeper> Gate<K> {
     pub(super) fn new(inner: Box<dyn Backend>, keeper: K) -> Self {
-        Self { inner, keeper, delayed: BinaryHeap::new(), next: 0 }
+        Self { inner, keeper, delayed: BinaryHeap::new(), next: 0, looked_at: 0 }
     }
 
-    /// Takes an op that is due at `release`.
-    fn pass(&mut self, release: Nanos, end: End, tag: Tag, io: &mut dyn Io) -> Submitted {
-        let now = io.now();
-        if release > now {
-            return self.delay(release, end, tag);
-        }
+    /// Ends an op whose turn has come; hands it back if the backend below has no room.
+    fn pass(&mut self, end: End, tag: Tag, io: &mut dyn Io) -> Result<Submitted, End> {
         match end {
-            End::Fail(error) => Submitted::Done(Err(error)),
+            End::Fail(error) => Ok(Submitted::Done(Err(error))),
             End::Submit(op) => match self.inner.submit(op, tag, io) {
-                // Taken all the same, so that what the keeper has counted for it is counted once.
-                Submitted::Full(op) => self.delay(now + RETRY_NS, End::Submit(op), tag),
-                taken => taken,
+                Submitted::Full(op) => Err(End::Submit(op)),
+                taken => Ok(taken),
             },
         }
     }
 
-    fn delay(&mut self, release: Nanos, end: End, tag: Tag) -> Submitted {
+    fn delay(&mut self, turn: K::Turn, not_before: Nanos, tag: Tag, end: End) {
         let number = self.next;
         self.next += 1;
-        self.delayed.push(Reverse(Delayed { release, number, tag, end }));
-        Submitted::Queued
+        self.delayed.push(Reverse(Delayed { turn, not_before, number, tag, end }));
+    }
+
+    fn due(&self, delayed: &Delayed<K::Turn>) -> Nanos {
+        self.keeper.due(&delayed.turn).max(delayed.not_before)
     }
 }
 
@@ -91,8 +107,20 @@ impl<K: Keeper> Backend for Gate<K> {
         if self.delayed.len() >= DELAYED_MAX {
             return Submitted::Full(op);
         }
-        let (release, end) = self.keeper.decide(op, io.now());
-        self.pass(release, end, tag, io)
+        let now = io.now();
+        if self.delayed.is_empty() {
+            self.looked_at = now;
+        }
+        let (turn, end) = self.keeper.decide(op, now);
+        if self.keeper.due(&turn) > now {
+            self.delay(turn, 0, tag, end);
+            return Submitted::Queued;
+        }
+        self.pass(end, tag, io).unwrap_or_else(|end| {
+            // Taken all the same, so that what the keeper has counted for it is counted once.
+            self.delay(turn, now + RETRY_NS, tag, end);
+            Submitted::Queued
+        })
     }
 
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
@@ -100,38 +128,47 @@ impl<K: Keeper> Backend for Gate<K> {
     }
 
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        if self.delayed.is_empty() {
+            return self.inner.reap(io);
+        }
         let now = io.now();
-        while self.delayed.peek().is_some_and(|Reverse(first)| first.release <= now) {
-            let Some(Reverse(Delayed { tag, end, .. })) = self.delayed.pop() else { break };
-            if let Submitted::Done(outcome) = self.pass(now, end, tag, io) {
-                return Some(Completion { tag, outcome });
+        self.looked_at = now;
+        self.keeper.wake(now);
+        while self.delayed.peek().is_some_and(|Reverse(first)| self.due(first) <= now) {
+            let Some(Reverse(Delayed { turn, tag, end, .. })) = self.delayed.pop() else { break };
+            match self.pass(end, tag, io) {
+                Ok(Submitted::Done(outcome)) => return Some(Completion { tag, outcome }),
+                Ok(_) => {}
+                Err(end) => self.delay(turn, now + RETRY_NS, tag, end),
             }
         }
         self.inner.reap(io)
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        let own = self.delayed.peek().map(|Reverse(first)| first.release);
+        let own = self.delayed.peek().map(|Reverse(first)| {
+            self.due(first).min(self.looked_at.saturating_add(K::RECHECK_NS))
+        });
         own.into_iter().chain(self.inner.deadline()).min()
     }
 }
 
-impl Ord for Delayed {
+impl<T: Ord> Ord for Delayed<T> {
     fn cmp(&self, other: &Self) -> Ordering {
-        (self.release, self.number).cmp(&(other.release, other.number))
+        self.turn.cmp(&other.turn).then(self.number.cmp(&other.number))
     }
 }
 
-impl PartialOrd for Delayed {
+impl<T: Ord> PartialOrd for Delayed<T> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Delayed {
+impl<T: Ord> PartialEq for Delayed<T> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl Eq for Delayed {}
+impl<T: Ord> Eq for Delayed<T> {}

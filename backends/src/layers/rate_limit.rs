@@ -1,7 +1,7 @@
 //! Limits bytes and ops per second over all connections of a volume.
 
-use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sheave_core::{Backend, Nanos, Op, Result, Volume, VolumeInfo};
 
@@ -9,32 +9,73 @@ use super::gate::{End, Gate, Keeper};
 
 /// What an idle volume may do at once, as a time at its limit.
 const BURST_NS: Nanos = 50_000_000;
+/// How soon waiting ops notice that a limit has changed.
+const RECHECK_NS: Nanos = 10_000_000;
 
-/// Limits; `None` is no limit.
+/// How much a volume may do per second; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RateLimits {
+pub struct RateLimits {
     /// Bytes read and written per second.
-    pub(crate) bytes_per_second: Option<NonZeroU64>,
+    pub bytes_per_second: u64,
     /// Ops of any kind per second.
-    pub(crate) ops_per_second: Option<NonZeroU64>,
+    pub ops_per_second: u64,
+}
+
+/// Limits that can change while the volume is in use: share them with
+/// [`OpenOptions::limits`](crate::OpenOptions::limits) and keep a clone.
+///
+/// Ops that wait obey new limits within 10 ms: a higher one releases them earlier, a lower one
+/// later, and without a limit they go at once.
+#[derive(Debug, Default)]
+pub struct Limits {
+    bytes_per_second: AtomicU64,
+    ops_per_second: AtomicU64,
+}
+
+impl Limits {
+    /// These limits.
+    #[must_use]
+    pub fn new(limits: RateLimits) -> Self {
+        let RateLimits { bytes_per_second, ops_per_second } = limits;
+        Self {
+            bytes_per_second: AtomicU64::new(bytes_per_second),
+            ops_per_second: AtomicU64::new(ops_per_second),
+        }
+    }
+
+    /// Changes them, also while the volume is open and busy.
+    pub fn set(&self, limits: RateLimits) {
+        self.bytes_per_second.store(limits.bytes_per_second, Relaxed);
+        self.ops_per_second.store(limits.ops_per_second, Relaxed);
+    }
+
+    /// The limits now.
+    #[must_use]
+    pub fn get(&self) -> RateLimits {
+        RateLimits {
+            bytes_per_second: self.bytes_per_second.load(Relaxed),
+            ops_per_second: self.ops_per_second.load(Relaxed),
+        }
+    }
 }
 
 /// A volume that no connection, nor all together, can use faster than its limits.
 ///
-/// Ops that come too early wait in order. An op larger than what one second allows is not refused;
-/// those after it pay for it by waiting.
+/// Ops that come too early wait in order. After idling, a volume may do what its limit allows in
+/// 50 ms at once. An op larger than what one second allows is not refused; those after it pay for
+/// it by waiting.
 pub(crate) struct RateLimit {
     inner: Arc<dyn Volume>,
-    meter: Arc<Mutex<Meter>>,
+    meter: Arc<SharedMeter>,
 }
 
 impl RateLimit {
     /// Wraps a volume.
-    pub(crate) fn new(inner: Arc<dyn Volume>, limits: RateLimits) -> Self {
-        let bucket = |rate: Option<_>| rate.map(|per_second| Bucket { per_second, busy_until: 0 });
-        let meter =
-            Meter { bytes: bucket(limits.bytes_per_second), ops: bucket(limits.ops_per_second) };
-        Self { inner, meter: Arc::new(Mutex::new(meter)) }
+    pub(crate) fn new(inner: Arc<dyn Volume>, limits: Arc<Limits>) -> Self {
+        // As if they had held for long: a new volume may begin with a burst.
+        let mut meter = Meter::default();
+        meter.obey(limits.get(), 0);
+        Self { inner, meter: Arc::new(SharedMeter { limits, meter: Mutex::new(meter) }) }
     }
 }
 
@@ -60,46 +101,127 @@ impl Volume for RateLimit {
     }
 }
 
-impl Keeper for Arc<Mutex<Meter>> {
-    fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End) {
+/// The meter of all backends of a volume.
+struct SharedMeter {
+    limits: Arc<Limits>,
+    meter: Mutex<Meter>,
+}
+
+impl SharedMeter {
+    fn lock(&self) -> MutexGuard<'_, Meter> {
+        // Numbers, valid in any state.
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keeper for Arc<SharedMeter> {
+    type Turn = Turn;
+
+    const RECHECK_NS: Nanos = RECHECK_NS;
+
+    fn decide(&mut self, op: Op, now: Nanos) -> (Turn, End) {
+        let limits = self.limits.get();
+        if limits == RateLimits::default() {
+            return (Turn::default(), End::Submit(op));
+        }
         let bytes = match &op {
             Op::Read { range, .. } | Op::Write { range, .. } => range.len(),
             _ => 0,
         };
-        // Two numbers, valid in any state.
-        let mut meter = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meter = self.lock();
+        meter.obey(limits, now);
         (meter.reserve(now, bytes), End::Submit(op))
+    }
+
+    fn due(&self, turn: &Turn) -> Nanos {
+        if *turn == Turn::default() { 0 } else { self.lock().due(turn) }
+    }
+
+    fn wake(&mut self, now: Nanos) {
+        let limits = self.limits.get();
+        self.lock().obey(limits, now);
     }
 }
 
-/// Hands out times: each op gets the time at which all before it are paid for.
+/// Hands out turns: each op may go when all before it are paid for.
+#[derive(Default)]
 struct Meter {
-    bytes: Option<Bucket>,
-    ops: Option<Bucket>,
+    bytes: Bucket,
+    ops: Bucket,
 }
 
+/// What has to be paid for before an op may go. Later ops have greater ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    bytes: NanoUnits,
+    ops: NanoUnits,
+}
+
+/// Billionths of a byte or an op: a rate of 1/s pays for one in a nanosecond.
+type NanoUnits = u128;
+
+/// A budget that grows with time. Ops wait for an amount and not for a time, so that a new rate
+/// holds for those that wait, too.
+#[derive(Default)]
 struct Bucket {
-    per_second: NonZeroU64,
-    /// When everything that was let through is paid for.
-    busy_until: Nanos,
+    /// Units per second since `since`; 0 is no limit.
+    rate: u64,
+    since: Nanos,
+    /// What time had paid for at `since`.
+    paid: NanoUnits,
+    /// What has been let through, or will be.
+    promised: NanoUnits,
 }
 
 impl Meter {
-    fn reserve(&mut self, now: Nanos, bytes: u64) -> Nanos {
-        let reserve = |bucket: &mut Option<Bucket>, amount| {
-            bucket.as_mut().map_or(0, |bucket| bucket.reserve(now, amount))
-        };
-        let (bytes, ops) = (reserve(&mut self.bytes, bytes), reserve(&mut self.ops, 1));
-        bytes.max(ops)
+    fn obey(&mut self, limits: RateLimits, now: Nanos) {
+        self.bytes.set_rate(limits.bytes_per_second, now);
+        self.ops.set_rate(limits.ops_per_second, now);
+    }
+
+    fn reserve(&mut self, now: Nanos, bytes: u64) -> Turn {
+        Turn { bytes: self.bytes.reserve(now, bytes), ops: self.ops.reserve(now, 1) }
+    }
+
+    fn due(&self, turn: &Turn) -> Nanos {
+        self.bytes.due(turn.bytes).max(self.ops.due(turn.ops))
     }
 }
 
 impl Bucket {
-    fn reserve(&mut self, now: Nanos, amount: u64) -> Nanos {
-        let start = self.busy_until.max(now.saturating_sub(BURST_NS));
-        let cost_ns = u128::from(amount) * 1_000_000_000 / u128::from(self.per_second.get());
-        self.busy_until = start.saturating_add(u64::try_from(cost_ns).unwrap_or(Nanos::MAX));
+    fn set_rate(&mut self, rate: u64, now: Nanos) {
+        if rate == self.rate {
+            return;
+        }
+        // Without a limit nothing was owed.
+        self.paid = if self.rate == 0 { self.promised } else { self.paid_at(now) };
+        self.since = now;
+        self.rate = rate;
+    }
+
+    fn paid_at(&self, now: Nanos) -> NanoUnits {
+        let elapsed_ns = now.saturating_sub(self.since);
+        self.paid + NanoUnits::from(self.rate) * NanoUnits::from(elapsed_ns)
+    }
+
+    fn reserve(&mut self, now: Nanos, amount: u64) -> NanoUnits {
+        if self.rate == 0 {
+            return 0;
+        }
+        let burst = NanoUnits::from(self.rate) * NanoUnits::from(BURST_NS);
+        let start = self.promised.max(self.paid_at(now).saturating_sub(burst));
+        let cost = NanoUnits::from(amount) * 1_000_000_000;
+        self.promised = start.saturating_add(cost);
         start
+    }
+
+    fn due(&self, turn: NanoUnits) -> Nanos {
+        let owed = turn.saturating_sub(self.paid);
+        if self.rate == 0 || owed == 0 {
+            return 0;
+        }
+        let wait_ns = owed.div_ceil(NanoUnits::from(self.rate));
+        self.since.saturating_add(Nanos::try_from(wait_ns).unwrap_or(Nanos::MAX))
     }
 }
 
@@ -107,21 +229,62 @@ impl Bucket {
 mod tests {
     use super::*;
 
+    const SECOND: Nanos = 1_000_000_000;
+
+    fn bucket(rate: u64) -> Bucket {
+        Bucket { rate, ..Bucket::default() }
+    }
+
+    fn release(bucket: &mut Bucket, now: Nanos, amount: u64) -> Nanos {
+        let turn = bucket.reserve(now, amount);
+        bucket.due(turn)
+    }
+
     #[test]
     fn a_bucket_lets_a_burst_through_and_then_its_rate() {
-        let mut bucket = Bucket { per_second: NonZeroU64::new(1000).unwrap(), busy_until: 0 };
-        let now = 10_000_000_000;
-        let releases: Vec<_> = (0..60).map(|_| bucket.reserve(now, 1)).collect();
+        let mut bucket = bucket(1000);
+        let now = 10 * SECOND;
+        let releases: Vec<_> = (0..60).map(|_| release(&mut bucket, now, 1)).collect();
         // A thousandth of a second each, and 50 ms worth of them at once.
         assert_eq!(releases.iter().filter(|release| **release <= now).count(), 51);
         assert_eq!(releases[59], now + 9_000_000);
-        assert_eq!(bucket.reserve(now + 1_000_000_000, 1), now + 950_000_000);
+        assert_eq!(release(&mut bucket, now + SECOND, 1), now + 950_000_000);
     }
 
     #[test]
     fn an_op_beyond_any_rate_does_not_overflow() {
-        let mut bucket = Bucket { per_second: NonZeroU64::MIN, busy_until: 0 };
-        assert_eq!(bucket.reserve(1, u64::MAX), 0);
-        assert_eq!(bucket.reserve(2, 1), Nanos::MAX);
+        let mut bucket = bucket(1);
+        assert_eq!(release(&mut bucket, 1, u64::MAX), 0);
+        assert_eq!(release(&mut bucket, 2, 1), Nanos::MAX);
+    }
+
+    #[test]
+    fn a_new_rate_holds_for_what_waits() {
+        let mut bucket = bucket(10);
+        let now = 100 * SECOND;
+        release(&mut bucket, now, 100);
+        let turn = bucket.reserve(now, 1);
+        assert_eq!(bucket.due(turn), now + 10 * SECOND - BURST_NS);
+        // After one second 90.5 units are owed less the burst of half a unit.
+        bucket.set_rate(90, now + SECOND);
+        let raised = bucket.due(turn);
+        assert!((now + 2 * SECOND - BURST_NS..=now + 2 * SECOND).contains(&raised), "{raised}");
+        bucket.set_rate(1, now + SECOND);
+        assert!(bucket.due(turn) > now + 90 * SECOND);
+        bucket.set_rate(0, now + SECOND);
+        assert_eq!(bucket.due(turn), 0, "without a limit it goes at once");
+    }
+
+    #[test]
+    fn a_limit_after_none_begins_without_debt_or_credit() {
+        let mut bucket = bucket(10);
+        let now = 100 * SECOND;
+        let turns: Vec<_> = (0..50).map(|_| bucket.reserve(now, 1)).collect();
+        bucket.set_rate(0, now);
+        bucket.set_rate(10, now + 60 * SECOND);
+        let later = now + 60 * SECOND;
+        assert!(turns.iter().all(|turn| bucket.due(*turn) <= later), "they were free to go");
+        let releases: Vec<_> = (0..3).map(|_| release(&mut bucket, later, 1)).collect();
+        assert_eq!(releases, [0, later + SECOND / 10, later + SECOND / 5]);
     }
 }

@@ -1,13 +1,12 @@
 //! The conformance suite over every volume and layer.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use sheave_core::Volume;
 use tempfile::TempDir;
 
 use crate::conformance::{Options, PlainEngine, check};
-use crate::layers::{FaultRule, Faults, RateLimit, RateLimits};
+use crate::layers::{FaultRule, Faults, Limits, RateLimit, RateLimits};
 use crate::{BlockSize, FileOptions, FileVolume, Memory, OpenOptions, open};
 
 /// Neither a multiple of a chunk, nor of a page, nor of anything.
@@ -80,11 +79,9 @@ fn file_volume_on_an_engine_that_refuses() {
 
 #[test]
 fn rate_limit_layer() {
-    let limits = RateLimits {
-        bytes_per_second: NonZeroU64::new(1 << 20),
-        ops_per_second: NonZeroU64::new(100),
-    };
-    let make = || -> Arc<dyn Volume> { Arc::new(RateLimit::new(memory(), limits)) };
+    let limits = RateLimits { bytes_per_second: 1 << 20, ops_per_second: 100 };
+    let make =
+        || -> Arc<dyn Volume> { Arc::new(RateLimit::new(memory(), Arc::new(Limits::new(limits)))) };
     check(ANY, make, || PlainEngine::new(1));
 }
 

@@ -1,6 +1,5 @@
 //! What each layer does, besides passing the conformance suite.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use sheave_core::{
@@ -9,9 +8,9 @@ use sheave_core::{
 };
 
 use super::{bytes, driver, range, read, write};
-use crate::Memory;
 use crate::conformance::{Driver, Engine, PlainEngine};
-use crate::layers::{FaultRule, Faults, RateLimit, RateLimits, ReadOnly};
+use crate::layers::{FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
+use crate::{Memory, OpenOptions};
 
 const SIZE: u64 = 1 << 20;
 
@@ -22,6 +21,14 @@ fn memory() -> Arc<dyn Volume> {
 fn faults(rules: &[&str]) -> Faults {
     let rules: Vec<FaultRule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
     Faults::new(memory(), rules, 1)
+}
+
+fn limits(bytes_per_second: u64, ops_per_second: u64) -> Arc<Limits> {
+    Arc::new(Limits::new(RateLimits { bytes_per_second, ops_per_second }))
+}
+
+fn limited(limits: &Arc<Limits>) -> RateLimit {
+    RateLimit::new(memory(), Arc::clone(limits))
 }
 
 fn now(driver: &mut Driver<PlainEngine>) -> Nanos {
@@ -73,8 +80,7 @@ fn a_delayed_failure_fails_late() {
 
 #[test]
 fn limits_hold_over_all_backends_together() {
-    let limits = RateLimits { bytes_per_second: NonZeroU64::new(SIZE), ops_per_second: None };
-    let volume = RateLimit::new(memory(), limits);
+    let volume = limited(&limits(SIZE, 0));
     let mut drivers = [driver(&volume), driver(&volume)];
     // Three seconds' worth of bytes, taken in turns. Each driver has a clock of its own, so both
     // together take as long as the later one.
@@ -89,13 +95,83 @@ fn limits_hold_over_all_backends_together() {
 
 #[test]
 fn ops_per_second_hold_for_every_kind_of_op() {
-    let limits = RateLimits { bytes_per_second: None, ops_per_second: NonZeroU64::new(1000) };
-    let mut driver = driver(&RateLimit::new(memory(), limits));
+    let mut driver = driver(&limited(&limits(0, 1000)));
     for outcome in driver.run((0..1000).map(|_| Op::Flush).collect()) {
         outcome.unwrap();
     }
     let end = now(&mut driver);
     assert!((940_000_000..1_010_000_000).contains(&end), "{end} ns");
+}
+
+/// Reaps until the next op ends; when that is, in milliseconds.
+fn next_end_ms(backend: &mut dyn Backend, mut now: Nanos) -> Nanos {
+    loop {
+        if backend.reap(&mut NoIo(now)).is_some() {
+            return now / 1_000_000;
+        }
+        let due = backend.deadline().expect("an op waits");
+        assert!(due > now && due <= now + 10_000_000, "a changed limit is noticed soon");
+        now = due;
+    }
+}
+
+#[test]
+fn a_limit_that_changes_holds_for_what_waits() {
+    const MS: Nanos = 1_000_000;
+    const HOUR_MS: Nanos = 3_600_000;
+    let limits = limits(0, 1);
+    let set = |bytes_per_second, ops_per_second| {
+        limits.set(RateLimits { bytes_per_second, ops_per_second });
+    };
+    let mut backend = limited(&limits).backend().unwrap();
+    let start = HOUR_MS * MS;
+    let offer =
+        |backend: &mut dyn Backend, tag, now| backend.submit(Op::Flush, Tag(tag), &mut NoIo(now));
+    assert!(matches!(offer(&mut *backend, 0, start), Submitted::Done(Ok(_))));
+    for tag in 1..8 {
+        assert!(matches!(offer(&mut *backend, tag, start), Submitted::Queued), "op {tag}");
+    }
+    let first = next_end_ms(&mut *backend, start);
+    assert_eq!(first, HOUR_MS + 950, "one a second, less the burst");
+    // Nine tenths of the second are still to be waited for, ten times as fast.
+    set(0, 10);
+    let second = next_end_ms(&mut *backend, start + 1050 * MS);
+    assert!((HOUR_MS + 1130..=HOUR_MS + 1160).contains(&second), "{second}");
+    // A tenth of an op an hour is slower than before.
+    set(1, 1);
+    let third = next_end_ms(&mut *backend, second * MS);
+    assert!((second + 900..=second + 1020).contains(&third), "{third} after {second}");
+    set(0, 0);
+    for tag in 4..8 {
+        let completion = backend.reap(&mut NoIo(third * MS + 10 * MS)).expect("no limit, no wait");
+        assert_eq!(completion.tag, Tag(tag));
+    }
+    assert_eq!(backend.deadline(), None);
+    assert!(matches!(offer(&mut *backend, 8, third * MS + 10 * MS), Submitted::Done(Ok(_))));
+    set(0, 1);
+    let later = (third + 1000) * MS;
+    assert!(matches!(offer(&mut *backend, 9, later), Submitted::Done(Ok(_))), "no debt");
+    assert!(matches!(offer(&mut *backend, 10, later), Submitted::Queued), "no credit");
+    set(1 << 20, 0);
+    assert!(backend.reap(&mut NoIo(later + 10 * MS)).is_some(), "the other limit binds no flush");
+}
+
+#[test]
+fn limits_of_the_text_and_of_the_opener_hold_together() {
+    let limits = limits(0, 100);
+    let options = OpenOptions { limits: Some(Arc::clone(&limits)), ..OpenOptions::default() };
+    let volume = crate::open("memory:?size=1M&limit-iops=1000", &options).unwrap();
+    let mut driver = driver(&*volume);
+    let mut run_ms = |count| {
+        let before = now(&mut driver);
+        assert!(driver.run((0..count).map(|_| Op::Flush).collect()).iter().all(Result::is_ok));
+        (now(&mut driver) - before) / 1_000_000
+    };
+    let slow = run_ms(500);
+    assert!((4900..5050).contains(&slow), "{slow} ms");
+    limits.set(RateLimits::default());
+    let fast = run_ms(2000);
+    assert!((1900..2050).contains(&fast), "{fast} ms");
 }
 
 #[test]
@@ -214,7 +290,7 @@ fn who_finds_no_room_for_its_range_asks_again() {
     let path = dir.path().join("a.img");
     std::fs::write(&path, vec![0; 8 << 20]).unwrap();
     let url = format!("{}?direct=true", path.display());
-    let volume = crate::open(&url, &crate::OpenOptions::default()).unwrap();
+    let volume = crate::open(&url, &OpenOptions::default()).unwrap();
     // No file request is ever taken, so the ranges of all writes stay where they are.
     let mut backends = Vec::new();
     let mut full = loop {

@@ -89,7 +89,7 @@ fn a_bare_path_is_taken_as_written_and_a_url_is_decoded() {
 #[test]
 fn read_only_comes_from_text_or_options_and_lies_outside_faults() {
     let text = "memory:?size=1M&fault=write:error=EIO&fault=read:error=EIO:after=1";
-    let options = OpenOptions { read_only: true };
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     for volume in [
         open(text, &options).unwrap(),
         open(&format!("{text}&read-only=true"), &OpenOptions::default()).unwrap(),

@@ -30,7 +30,7 @@ impl Target {
             return Ok(Self { volume: remote(text)?, new: None, interruption });
         }
         let spec: VolumeSpec = text.parse()?;
-        let options = OpenOptions { read_only: false };
+        let options = OpenOptions::default();
         let Some(path) = spec.file_path().filter(|path| is_missing(path)) else {
             return Ok(Self { volume: spec.open(&options)?, new: None, interruption });
         };

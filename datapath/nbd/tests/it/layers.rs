@@ -1,8 +1,10 @@
 //! Volumes that fail, wait and answer out of order.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sheave_core::NbdErrno;
+use sheave_backends::{Limits, OpenOptions, RateLimits};
+use sheave_core::{NbdErrno, OpKind};
 use sheave_proto::wire::command;
 
 use crate::support::{Client, Setup, both_engines, pattern};
@@ -102,6 +104,43 @@ both_engines! {
         for number in (0..EACH as u64).step_by(3) {
             assert_eq!(clients[0].bytes(number * 8, 8), number.to_le_bytes());
         }
+    }
+
+    /// An hour's worth of ops waits until the limit is raised, and the rest until it is lifted.
+    fn a_changed_limit_holds_for_what_waits(engine) {
+        let limit = |ops_per_second| RateLimits { bytes_per_second: 0, ops_per_second };
+        let limits = Arc::new(Limits::new(limit(0)));
+        let options = OpenOptions { limits: Some(Arc::clone(&limits)), ..OpenOptions::default() };
+        let volume = sheave_backends::open("memory:?size=1M", &options).unwrap();
+        let server = Setup::of(engine, volume).start();
+        let mut client = Client::new(&server);
+        (0..1000).for_each(|number| assert_eq!(client.bytes(number, 4).len(), 4));
+
+        limits.set(limit(1));
+        (0..600).for_each(|number| { client.read(number, 4); });
+        client.link.flush().unwrap();
+        let begun = Instant::now();
+        client.answer().unwrap().expect("the first needs no wait");
+        limits.set(limit(200));
+        (0..200).for_each(|_| { client.answer().unwrap().expect("a reply"); });
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(900), "200 reads at 200/s in {took:?}");
+        assert!(took < Duration::from_secs(60), "they waited for the old limit: {took:?}");
+
+        limits.set(limit(1));
+        // Until it is noticed, some pass at the old one.
+        std::thread::sleep(Duration::from_millis(100));
+        let reads = || server.counted("disk").op(OpKind::Read).expect("reads").count();
+        let (lowered, before) = (Instant::now(), reads());
+        std::thread::sleep(Duration::from_millis(500));
+        let passed = reads() - before;
+        assert!(passed <= 1 + lowered.elapsed().as_secs(), "{passed} reads at 1/s");
+        limits.set(limit(0));
+        while client.in_flight() > 0 {
+            client.answer().unwrap().expect("a reply");
+        }
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(60), "400 reads without a limit: {took:?}");
     }
 
     fn a_limit_is_kept_and_binds_nobody_else(engine) {
