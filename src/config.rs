@@ -8,6 +8,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use serde::Deserialize;
+use sheave_core::printable;
 use toml::{Spanned, Value};
 
 /// Read if it is there, unless another is named.
@@ -42,7 +43,7 @@ impl DaemonConfig {
                 Ok(Self::default())
             }
             Err(error) => {
-                let path = path.display();
+                let path = printable(&path);
                 Err(BadConfig(format!("cannot read the configuration file {path}: {error}")))
             }
         }
@@ -94,7 +95,7 @@ impl File<'_> {
         let index = before.matches('\n').count();
         let line = self.text.lines().nth(index).unwrap_or_default().trim();
         let why = why.lines().collect::<Vec<_>>().join(", ");
-        BadConfig(format!("{}:{}: {line}: {why}", self.path.display(), index + 1))
+        BadConfig(format!("{}:{}: {line}: {why}", printable(&self.path), index + 1))
     }
 }
 

@@ -14,7 +14,7 @@ use sheave_control::v1::{
     AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
     GetVersionResponse, ListDevicesRequest, ListDevicesResponse, ResizeRequest, ResizeResponse,
 };
-use sheave_core::{Error, ErrorKind};
+use sheave_core::{Error, ErrorKind, printable};
 use sheave_devices::{self as devices, Attached, Devices};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -58,7 +58,7 @@ impl ControlSocket {
         dir.create()?;
         let path = control_socket(dir);
         let listener = listen_at(&path, SocketType::STREAM)
-            .with_context(|| format!("control socket {}", path.display()))?;
+            .with_context(|| format!("control socket {}", printable(&path)))?;
         Self::take_over(dir, listener.into(), false)
     }
 
@@ -72,11 +72,11 @@ impl ControlSocket {
         let listener = UnixListener::from_std(listener).context("control socket")?;
         if !passed {
             let path = control_socket(dir);
-            let name = path.display().to_string();
+            let name = printable(&path).to_string();
             return Ok(Self { name, listener, file: Some(SocketFile(path)) });
         }
         let address = listener.local_addr().context("passed socket")?;
-        let path = address.as_pathname().unwrap_or_else(|| Path::new("?")).display();
+        let path = printable(address.as_pathname().unwrap_or_else(|| Path::new("?")));
         Ok(Self { name: format!("{path}, passed"), listener, file: None })
     }
 
@@ -117,7 +117,7 @@ impl ControlSocket {
 /// When one does, or that cannot be found out.
 pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
     let path = control_socket(dir);
-    let what = || format!("control socket {}", path.display());
+    let what = || format!("control socket {}", printable(&path));
     match UnixStream::connect(&path).await {
         Ok(_) => bail!("{}: another daemon listens there", what()),
         Err(error) if is_nobody(&error) => Ok(()),
@@ -216,7 +216,7 @@ fn status(error: Error) -> Status {
 fn message(attached: Attached) -> Device {
     Device {
         volume: attached.volume,
-        path: attached.path.display().to_string(),
+        path: printable(&attached.path).to_string(),
         front: match attached.front {
             devices::Front::Ublk => Front::Ublk,
             devices::Front::Nbd => Front::Nbd,

@@ -23,6 +23,7 @@ use rustix::net::{
     connect, recv, recvmsg, send, sendmsg, socket_with,
 };
 use serde::{Deserialize, Serialize};
+use sheave_core::printable;
 use sheave_devices::{Devices, Released};
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
@@ -91,7 +92,7 @@ impl Taken {
         let address = SocketAddrUnix::new(&path)?;
         match retry_on_intr(|| connect(&socket, &address)) {
             Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
-            connected => connected.with_context(|| path.display().to_string())?,
+            connected => connected.with_context(|| printable(&path).to_string())?,
         }
         set_socket_timeout(&socket, Timeout::Recv, Some(REST_TIMEOUT + PACKET_TIMEOUT))?;
         retry_on_intr(|| send(&socket, ASK, SendFlags::NOSIGNAL))?;
@@ -129,8 +130,8 @@ impl HandOver {
     /// When the socket cannot be made.
     pub(crate) fn start(self, dir: &RuntimeDir) -> Result<()> {
         let path = socket_path(dir);
-        let listener =
-            listen_at(&path, SocketType::SEQPACKET).with_context(|| path.display().to_string())?;
+        let listener = listen_at(&path, SocketType::SEQPACKET)
+            .with_context(|| printable(&path).to_string())?;
         let thread = std::thread::Builder::new().name("handover".to_owned());
         thread.spawn(move || {
             loop {

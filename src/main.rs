@@ -16,6 +16,7 @@ mod ublk;
 use std::process::ExitCode;
 
 use clap::Parser;
+use sheave_core::printable;
 
 /// What clap ends with when arguments are wrong.
 const USAGE: u8 = 2;
@@ -26,7 +27,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: what, on what, why, what to do.
-            eprintln!("sheave: {error:#}");
+            let error_line = format!("{error:#}");
+            eprintln!("sheave: {}", printable(&error_line));
             if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
         }
     }

@@ -21,7 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::OFlags;
-use sheave_core::{Backend, Buf, ByteRange, Error, ErrorKind, OpKind, Result, Volume, VolumeInfo};
+use sheave_core::{
+    Backend, Buf, ByteRange, Error, ErrorKind, OpKind, Result, Volume, VolumeInfo, printable,
+};
 
 use claim::Claim;
 pub use forks::start_process;
@@ -80,13 +82,13 @@ pub(crate) fn is_open(path: &Path) -> Result<bool> {
     match path.metadata() {
         Ok(metadata) => Ok(claim::is_claimed(&claim::Identity::of(&metadata))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::from_io("resize", path.display().to_string(), error)),
+        Err(error) => Err(Error::from_io("resize", printable(&path).to_string(), error)),
     }
 }
 
 /// See [`VolumeInfo::identity`].
 pub(crate) fn identity(path: &Path) -> Result<Option<String>> {
-    let failed = |error| Error::from_io("open", path.display().to_string(), error);
+    let failed = |error| Error::from_io("open", printable(&path).to_string(), error);
     let mut options = std::fs::OpenOptions::new();
     options.read(true).custom_flags(OFlags::PATH.bits() as i32);
     let file = options.open(path).map_err(failed)?;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, printable};
 
 /// Parses a size in bytes: a whole number and a unit of 1024ths, as in `4096`, `64K`, `10G`,
 /// `1TiB`.
@@ -114,17 +114,29 @@ impl Parameters {
 
     /// An error about these parameters.
     pub(crate) fn wrong(&self, why: &str) -> Error {
-        invalid("parse volume", format!("\"{}\": {why}", self.owner))
+        invalid("parse volume", format!("\"{}\": {why}", printable(&self.owner)))
     }
 }
 
-/// Undoes `%41` escapes.
+/// Undoes `%41` escapes of text.
 pub(crate) fn percent_decode(text: &str) -> Result<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Ok(Cow::Borrowed(text));
+    match percent_decode_bytes(text)? {
+        Cow::Borrowed(_) => Ok(Cow::Borrowed(text)),
+        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| {
+            invalid("parse volume", format!("\"{}\": its escapes are no UTF-8", printable(text)))
+        }),
     }
-    let wrong =
-        || invalid("parse volume", format!("\"{text}\": % must begin a UTF-8 escape (%25)"));
+}
+
+/// Undoes `%E9` escapes.
+pub(crate) fn percent_decode_bytes(text: &str) -> Result<Cow<'_, [u8]>> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text.as_bytes()));
+    }
+    let wrong = || {
+        let why = "% must begin an escape of two hexadecimal digits; write % itself as %25";
+        invalid("parse volume", format!("\"{}\": {why}", printable(text)))
+    };
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -140,7 +152,7 @@ pub(crate) fn percent_decode(text: &str) -> Result<Cow<'_, str>> {
             byte => byte,
         });
     }
-    String::from_utf8(out).map(Cow::Owned).map_err(|_| wrong())
+    Ok(Cow::Owned(out))
 }
 
 pub(crate) fn invalid(op: &'static str, context: String) -> Error {
@@ -215,9 +227,12 @@ mod tests {
 
     #[test]
     fn broken_escapes_are_refused() {
-        for text in ["%", "%4", "%zz", "a%+1", "%ff"] {
+        for text in ["%", "%4", "%zz", "a%+1"] {
             assert!(percent_decode(text).is_err(), "{text}");
+            assert!(percent_decode_bytes(text).is_err(), "{text}");
         }
+        assert!(percent_decode("%ff").is_err(), "text is UTF-8");
+        assert_eq!(*percent_decode_bytes("a%ff%25").unwrap(), *b"a\xff%");
         assert_eq!(percent_decode("a%20b").unwrap(), "a b");
     }
 }

@@ -1,5 +1,7 @@
 //! How volumes are written down, and how they are opened.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,8 +11,11 @@ use sheave_core::{Error, ErrorKind, Result, Volume};
 use crate::file::{self, FileOptions, FileVolume};
 use crate::layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 use crate::memory::Memory;
+use crate::names::export_name;
 use crate::null::Null;
-use crate::parse::{Parameters, invalid, parse_count, parse_digits, parse_size, percent_decode};
+use crate::parse::{
+    Parameters, invalid, parse_count, parse_digits, parse_size, percent_decode_bytes,
+};
 
 /// The largest volume: offsets in files are signed.
 const SIZE_MAX: u64 = i64::MAX as u64;
@@ -30,7 +35,8 @@ const LAYER_PARAMETERS: [&str; 5] = ["read-only", "limit-bps", "limit-iops", "fa
 /// | `null:?size=1T` | reads zeroes, discards writes |
 /// | `file:///images/a.img`, `/images/a.img`, `a.img` | an image file or block device |
 ///
-/// A bare path is taken as it is written, up to the first `?`; in a URL, `%41` escapes are undone.
+/// A bare path is taken as it is written, up to the first `?`; in a URL, `%E9` escapes are undone,
+/// so that a URL can name any file. For what is no text see [`crate::volume_text`].
 /// Parameters follow after `?`, joined by `&`:
 ///
 /// | parameter | volume | meaning |
@@ -178,14 +184,14 @@ impl FromStr for VolumeSpec {
 }
 
 impl VolumeSpec {
-    /// What to call the volume: the base name of its file, else its kind.
+    /// What to call the volume: the [`export_name`] of its file, else its kind.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> String {
         match &self.source {
-            Source::Memory { .. } => "memory",
-            Source::Null { .. } => "null",
+            Source::Memory { .. } => "memory".to_owned(),
+            Source::Null { .. } => "null".to_owned(),
             Source::File { path, .. } => {
-                path.file_name().and_then(|name| name.to_str()).unwrap_or("file")
+                path.file_name().map_or_else(|| "file".to_owned(), export_name)
             }
         }
     }
@@ -242,7 +248,7 @@ impl VolumeSpec {
 }
 
 /// Splits `scheme:rest`. A colon after a slash, or after what can't be a scheme, is part of a path.
-fn split_scheme(location: &str) -> Option<(&str, &str)> {
+pub(crate) fn split_scheme(location: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = location.split_once(':')?;
     let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
@@ -260,7 +266,7 @@ fn url_path(location: &str, rest: &str) -> Result<PathBuf> {
             format!("{location}: a file URL is file:// and an absolute path, file:///images/a.img");
         return Err(invalid("parse volume", why));
     }
-    Ok(Path::new(&*percent_decode(path)?).to_path_buf())
+    Ok(PathBuf::from(OsStr::from_bytes(&percent_decode_bytes(path)?)))
 }
 
 fn file_source(path: PathBuf, parameters: &mut Parameters) -> Result<Source> {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use sheave_core::printable;
 
 /// Prints text. A reader that has seen enough and closed the pipe is no error.
 ///
@@ -35,7 +36,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
     if found.as_ref().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         return Ok(());
     }
-    let what = || format!("write {}", path.display());
+    let what = || format!("write {}", printable(&path));
     match OpenOptions::new().write(true).create_new(true).open(path) {
         // An empty file would look like a result.
         Ok(_) => fs::remove_file(path).with_context(what),

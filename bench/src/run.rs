@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table, presets};
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use sheave_backends::volume_text;
+use sheave_core::printable;
 use sheave_proto::ReplyStyle;
 
 use crate::load::{self, Interrupt, Length, Order, Outcome, Plan, Target, Workload};
@@ -30,6 +33,7 @@ const FAULTS_SHOWN_MAX: usize = 5;
 pub(crate) struct RunArgs {
     /// The server: nbd://host/export, nbd+unix:///export?socket=PATH, nbds://… with
     /// ?tls-certificates=DIR
+    #[arg(value_parser = uri_parser())]
     url: String,
     /// What to do; writes overwrite what the volume holds
     #[arg(long, value_enum, default_value_t = Rw::Read)]
@@ -139,10 +143,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     if let Some(path) = &args.hgrm {
         let mut text = String::new();
         sheave_telemetry::write_hgrm(&outcome.recorder.all(), &mut text)?;
-        fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        fs::write(path, text).with_context(|| format!("write {}", printable(&path)))?;
     }
     ensure!(!interrupt.is_set(), "interrupted after {:.1} s", outcome.elapsed.as_secs_f64());
     verdict(&outcome)
+}
+
+/// The paths in a URI may hold any byte, as it is or escaped.
+fn uri_parser() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().try_map(|uri| volume_text(&uri))
 }
 
 fn plan(args: &RunArgs) -> Result<Plan> {

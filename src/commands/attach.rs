@@ -9,12 +9,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
-use sheave_backends::VolumeSpec;
+use sheave_backends::{VolumeSpec, path_text};
 use sheave_bench::output;
 use sheave_control::ControlClient;
 use sheave_control::v1::{AttachRequest, DetachRequest, Device, Front, ListDevicesRequest};
+use sheave_core::{is_plain, printable};
 use tonic::{Code, Response, Status};
 
+use super::volume_parser;
 use crate::daemon::control_socket;
 use crate::process::runtime;
 use crate::telemetry::RuntimeDir;
@@ -32,6 +34,7 @@ Examples:
 Attaching the same volume once more prints the same device.")]
 pub(crate) struct AttachArgs {
     /// A URL or a path
+    #[arg(value_parser = volume_parser())]
     volume: String,
     /// How the device is made
     #[arg(long, value_enum, default_value_t = FrontArg::Auto)]
@@ -49,6 +52,7 @@ Examples:
   sheave detach disk.img")]
 pub(crate) struct DetachArgs {
     /// A device, or a volume as it was attached
+    #[arg(value_parser = volume_parser())]
     target: String,
     /// Even if it is in use; its I/O then fails
     #[arg(long)]
@@ -117,7 +121,7 @@ pub(super) async fn connect() -> Result<ControlClient> {
     let socket = control_socket(&dir);
     sheave_control::connect(&socket).await.map_err(|error| {
         let cause = anyhow::Error::new(error);
-        let (at, why) = (socket.display(), cause.root_cause());
+        let (at, why) = (printable(&socket), cause.root_cause());
         let advice = match rustix::process::geteuid().is_root() {
             true => "start one: sheave daemon",
             false => "devices are for root: sudo sheave …",
@@ -165,16 +169,20 @@ pub(super) fn is_device(text: &str) -> bool {
 }
 
 /// A volume as the daemon, in another directory, has to see it.
+///
+/// A path becomes absolute, and a URL if it is no printable text, or holds a `?`. A URL stays as it
+/// is, unless its path has such bytes: their escapes can be written in several ways, and a volume
+/// has one name.
 fn absolute(volume: &str) -> Result<String> {
     let spec: VolumeSpec = volume.parse()?;
-    let path = volume.split_once('?').map_or(volume, |(path, _)| path);
-    // Of a URL it is another part, and absolute.
-    if spec.file_path() != Some(Path::new(path)) {
+    let (location, query) = volume.split_at(volume.find('?').unwrap_or(volume.len()));
+    let Some(path) = spec.file_path() else { return Ok(volume.to_owned()) };
+    let is_url = path != Path::new(location);
+    if is_url && path.to_str().is_some_and(|path| path.chars().all(is_plain)) {
         return Ok(volume.to_owned());
     }
     let whole = path::absolute(path).context("working directory")?;
-    let whole = whole.to_str().context("the working directory's name is no UTF-8")?;
-    Ok(format!("{whole}{}", &volume[path.len()..]))
+    Ok(path_text(&whole) + query)
 }
 
 fn table(devices: &[Device]) -> String {
@@ -193,7 +201,8 @@ fn table(devices: &[Device]) -> String {
             (false, _) => "rw",
         };
         let bytes = device.size_bytes.to_string();
-        table.add_row([&device.path, front(device), &bytes, mode, &device.volume]);
+        let volume = printable(&device.volume).to_string();
+        table.add_row([&device.path, front(device), &bytes, mode, &volume]);
     }
     format!("{table}\n")
 }
@@ -234,9 +243,30 @@ mod tests {
         assert_eq!(absolute("a.img").unwrap(), whole("a.img"));
         assert_eq!(absolute("./b/.//a.img?direct=true").unwrap(), whole("b/a.img?direct=true"));
         assert_eq!(absolute("/x//a.img").unwrap(), "/x/a.img");
-        for url in ["file:///x//a.img?lock=false", "memory:?size=1G"] {
+        for url in ["file:///x//a.img?lock=false", "file:///x/a%3F.img", "memory:?size=1G"] {
             assert_eq!(absolute(url).unwrap(), url);
         }
+    }
+
+    #[test]
+    fn a_file_whose_name_is_no_text_has_one_name_too() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let volume = |bytes: &[u8]| {
+            let text = sheave_backends::volume_text(std::ffi::OsStr::from_bytes(bytes)).unwrap();
+            absolute(&text).unwrap()
+        };
+        let name = "file:///x/caf%E9%0A.img?lock=false";
+        for other in [
+            &b"/x//./caf\xe9\n.img?lock=false"[..],
+            b"file:///x/caf%e9%0a.img?lock=false",
+            b"file://localhost/x/c%61f\xe9\n.img?lock=false",
+            name.as_bytes(),
+        ] {
+            assert_eq!(volume(other), name);
+        }
+        let here = sheave_backends::file_url(&std::env::current_dir().unwrap());
+        assert_eq!(volume(b"./caf\xe9"), format!("{here}/caf%E9"));
+        assert_eq!(target(&volume(b"/dev/\xe9")).unwrap(), "file:///dev/%E9");
     }
 
     #[test]

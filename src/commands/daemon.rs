@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use sheave_backends::OpenOptions;
-use sheave_core::Volume;
+use sheave_core::{Volume, printable};
 use sheave_devices::{DeadLinks, Devices, DevicesConfig, VolumeSource};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
@@ -225,7 +225,7 @@ async fn succeed(program: &Program, mut hang_up: Signal, notify: &Notify) -> Inf
         if hang_up.recv().await.is_none() {
             return std::future::pending().await;
         }
-        tracing::info!(program = %program.path.display(), "asked for a successor");
+        tracing::info!(program = %printable(&program.path), "asked for a successor");
         notify.reloading();
         let arguments = env::args_os().skip(1).filter(|argument| argument != "--takeover");
         let spawned = tokio::process::Command::new(&program.path)

@@ -11,7 +11,15 @@ pub(crate) mod stats;
 pub(crate) mod top;
 pub(crate) mod volume;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use sheave_backends::volume_text;
+
 use crate::cli::Command;
+
+/// Parses an argument that names a volume: a URL, or a path with any bytes.
+fn volume_parser() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().try_map(|argument| volume_text(&argument))
+}
 
 pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     match command {

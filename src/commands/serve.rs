@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use clap::builder::TypedValueParser as _;
 use clap::{CommandFactory as _, ValueEnum};
 use listenfd::ListenFd;
 use sheave_backends::{OpenOptions, VolumeSpec};
@@ -11,6 +12,7 @@ use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, serve
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 
+use super::volume_parser;
 use crate::cli::Cli;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
 use crate::telemetry::{MetricsServer, StatsSocket};
@@ -21,7 +23,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 #[command(after_help = EXAMPLES, after_long_help = format!("{MANUAL}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
     /// Volumes: URLs or paths
-    #[arg(required = true, value_name = "VOLUME", value_parser = VolumeArg::parse)]
+    #[arg(required = true, value_name = "VOLUME", value_parser = volume_parser().try_map(VolumeArg::parse))]
     volumes: Vec<VolumeArg>,
     /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
@@ -95,8 +97,8 @@ struct VolumeArg {
 }
 
 impl VolumeArg {
-    fn parse(text: &str) -> Result<Self, sheave_core::Error> {
-        Ok(Self { text: text.to_owned(), spec: text.parse()? })
+    fn parse(text: String) -> Result<Self, sheave_core::Error> {
+        Ok(Self { spec: text.parse()?, text })
     }
 }
 
@@ -182,8 +184,8 @@ fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
     let mut exports = Vec::with_capacity(args.volumes.len());
     for (index, VolumeArg { text, spec }) in args.volumes.iter().enumerate() {
         let volume = spec.open(&options)?;
-        let name = args.names.get(index).map_or_else(|| spec.name(), String::as_str);
-        exports.push(Export { name: name.to_owned(), description: text.clone(), volume });
+        let name = args.names.get(index).cloned().unwrap_or_else(|| spec.name());
+        exports.push(Export { name, description: text.clone(), volume });
     }
     Ok(exports)
 }

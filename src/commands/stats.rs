@@ -8,8 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use comfy_table::{CellAlignment, Table, presets};
+use sheave_backends::export_name;
 use sheave_bench::output;
+use sheave_core::printable;
 use sheave_telemetry::{Stage, write_hgrm};
 
 use crate::telemetry::{COLUMNS, ServerSnapshot, Servers, stage_rows};
@@ -28,6 +31,7 @@ Examples:
   sheave stats --hgrm before.hgrm   before.disk.read.hgrm, …: for HdrHistogram's plotters")]
 pub(crate) struct Args {
     /// Only the volume with this name
+    #[arg(value_parser = OsStringValueParser::new().map(name_text))]
     volume: Option<String>,
     /// Write the latencies of each volume and op to a file in HdrHistogram's text format, in µs;
     /// names of volume and op are put before the extension
@@ -38,6 +42,11 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// The name of an export; a file's name that is no text stands for that of its export.
+fn name_text(argument: OsString) -> String {
+    argument.into_string().unwrap_or_else(|argument| export_name(&argument))
+}
+
 /// Shows the statistics.
 ///
 /// # Errors
@@ -45,7 +54,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<()> {
     let mut servers = Servers::read().context("stats")?;
     for failure in &servers.failures {
-        eprintln!("sheave: stats: {failure:#}");
+        eprintln!("sheave: stats: {}", printable(&format!("{failure:#}")));
     }
     if let Some(volume) = &args.volume {
         servers.retain_volume(volume).context("stats")?;
@@ -53,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.hgrm {
         // Standard output may be for a program.
         for written in write_files(&servers.snapshots, path).context("stats")? {
-            eprintln!("wrote {}", written.display());
+            eprintln!("wrote {}", printable(&written));
         }
     }
     let text = match (args.json, &args.hgrm) {
@@ -73,14 +82,17 @@ fn tables(servers: &[ServerSnapshot]) -> String {
         let _ = writeln!(
             text,
             "{separator}{}, process {}, up {uptime_s:.1} s; MB/s and IOPS are averages since then",
-            server.program, server.pid
+            printable(&server.program),
+            server.pid
         );
         for volume in &server.volumes {
             let gauges = volume.gauges;
             let _ = writeln!(
                 text,
                 "{}: {} connections, {} bytes in flight",
-                volume.name, gauges.connections, gauges.bytes_in_flight
+                printable(&volume.name),
+                gauges.connections,
+                gauges.bytes_in_flight
             );
         }
         let _ = writeln!(text, "{}", table(server).trim_fmt());
@@ -107,15 +119,20 @@ fn write_files(servers: &[ServerSnapshot], path: &Path) -> Result<Vec<PathBuf>> 
         for volume in &server.volumes {
             for op in &volume.ops {
                 let Some(histogram) = op.stage(Stage::Total) else { continue };
-                let mut name = file_path(path, &[&volume.name, op.kind.name()]);
-                if !names.insert(name.clone()) {
-                    let pid = server.pid.to_string();
-                    name = file_path(path, &[&pid, &volume.name, op.kind.name()]);
+                let (pid, kind) = (server.pid.to_string(), op.kind.name());
+                let mut name = file_path(path, &[&volume.name, kind]);
+                let mut number = 1;
+                // Of names that differ only in characters that are not kept, too.
+                while !names.insert(name.clone()) {
+                    let numbered = format!("{pid}-{number}");
+                    let prefix = if number == 1 { &pid } else { &numbered };
+                    name = file_path(path, &[prefix, &volume.name, kind]);
+                    number += 1;
                 }
                 let mut text = String::new();
                 write_hgrm(histogram, &mut text).context("cannot format a histogram")?;
                 fs::write(&name, text)
-                    .with_context(|| format!("cannot write {}", name.display()))?;
+                    .with_context(|| format!("cannot write {}", printable(&name)))?;
                 written.push(name);
             }
         }
@@ -192,6 +209,32 @@ mod tests {
         let error = format!("{:#}", write_files(&[server()], &missing).unwrap_err());
         assert!(error.contains("lat.disk.read.hgrm: No such file"), "{error}");
         assert!(write_files(&[], &path).is_err());
+    }
+
+    #[test]
+    fn names_act_on_no_terminal_and_are_whole_in_json() {
+        let registry = Registry::new();
+        let name = "a\n\x1b]0;b\x07";
+        registry.volume(name).recorder().record(OpKind::Read, Stage::Total, 1);
+        let server = ServerSnapshot::of(&registry, Duration::from_secs(1));
+        let text = tables(std::slice::from_ref(&server));
+        assert!(text.chars().all(|c| c == '\n' || sheave_core::is_plain(c)), "{text:?}");
+        assert!(text.contains(r"a\n\u{1b}]0;b\u{7} "), "{text}");
+        let json = serde_json::to_string(&[&server]).unwrap();
+        assert!(json.contains(r#""a\n\u001b]0;b\u0007""#), "{json}");
+    }
+
+    #[test]
+    fn each_of_several_names_that_look_alike_gets_its_file() {
+        let registry = Registry::new();
+        for name in ["a/b", "a b", "a\nb", "a.b"] {
+            registry.volume(name).recorder().record(OpKind::Read, Stage::Total, 1);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let server = ServerSnapshot::of(&registry, Duration::from_secs(1));
+        let written = write_files(&[server], &dir.path().join("lat.hgrm")).unwrap();
+        let files: BTreeSet<_> = written.iter().collect();
+        assert_eq!((files.len(), fs::read_dir(&dir).unwrap().count()), (4, 4), "{written:?}");
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Watch {
                 }
                 if shared.contains(&volume.name) {
                     for row in &mut rows[first..] {
-                        row[0] = format!("{} [{}]", volume.name, server.pid);
+                        row[0] = format!("{} [{}]", row[0], server.pid);
                     }
                 }
             }

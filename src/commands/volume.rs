@@ -10,6 +10,7 @@ use sheave_control::v1::ResizeRequest;
 use tonic::Code;
 
 use super::attach::{connect, is_device, said, target};
+use super::volume_parser;
 use crate::process::runtime;
 
 /// Change volumes.
@@ -35,6 +36,7 @@ Examples:
 It prints the size in bytes. What is new reads as zeroes. A ublk device needs Linux 6.16.")]
 struct ResizeArgs {
     /// A URL or a path; or a device
+    #[arg(value_parser = volume_parser())]
     volume: String,
     /// How long it is to be, such as 10G; without it a device becomes as long as its volume
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text))]

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{major, minor};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::thread::UnshareFlags;
+use sheave_core::printable;
 
 const MOUNT_INFO: &str = "/proc/self/mountinfo";
 /// Unmounting may show a mount that lies below. There are never this many of ours.
@@ -47,7 +48,7 @@ fn leave_devices() -> Result<()> {
         let mounts = mounts()?;
         let mut ours = mounts.iter().rev().filter(|mount| mount.is_ours());
         let Some(mount) = ours.find(|mount| !kept.contains(&mount.point)) else { break };
-        let (point, source) = (mount.point.display(), &mount.source);
+        let (point, source) = (printable(&mount.point), &mount.source);
         if mount.point == Path::new("/") {
             tracing::warn!("/ is on {source}, which this process can therefore not survive");
             kept.push(mount.point.clone());

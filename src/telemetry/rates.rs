@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sheave_core::printable;
 use sheave_telemetry::{Histogram, OpSnapshot, Stage, VolumeSnapshot};
 
 /// The heads of a [`Row`]; latencies are in microseconds.
@@ -30,10 +31,10 @@ const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 pub(crate) fn op_rows(volume: &VolumeSnapshot, elapsed: Duration) -> Vec<Row> {
     if volume.ops.is_empty() {
         let mut row: Row = Row::default();
-        (row[0], row[1]) = (volume.name.clone(), "idle".to_owned());
+        (row[0], row[1]) = (shown_name(volume), "idle".to_owned());
         return vec![row];
     }
-    volume.ops.iter().map(|op| op_row(&volume.name, op, elapsed)).collect()
+    volume.ops.iter().map(|op| op_row(shown_name(volume), op, elapsed)).collect()
 }
 
 /// Like [`op_rows`], with a row for each stage of each kind behind it.
@@ -44,7 +45,7 @@ pub(crate) fn stage_rows(volume: &VolumeSnapshot, elapsed: Duration) -> Vec<Row>
         let stages = op.stages().filter(|(stage, _)| *stage != Stage::Total);
         rows.extend(stages.map(|(stage, histogram)| {
             let mut row: Row = Row::default();
-            row[0].clone_from(&volume.name);
+            row[0] = shown_name(volume);
             row[1] = format!("{}/{}", op.kind.name(), stage.name());
             row[2] = histogram.len().to_string();
             fill_latencies(&mut row, histogram);
@@ -54,13 +55,18 @@ pub(crate) fn stage_rows(volume: &VolumeSnapshot, elapsed: Duration) -> Vec<Row>
     if rows.is_empty() { op_rows(volume, elapsed) } else { rows }
 }
 
-fn op_row(volume: &str, op: &OpSnapshot, elapsed: Duration) -> Row {
+/// A volume's name as people are shown it.
+fn shown_name(volume: &VolumeSnapshot) -> String {
+    printable(&volume.name).to_string()
+}
+
+fn op_row(volume: String, op: &OpSnapshot, elapsed: Duration) -> Row {
     let per_second = |amount: f64| match elapsed.as_secs_f64() {
         0.0 => String::new(),
         seconds => number(amount / seconds),
     };
     let mut row: Row = Row::default();
-    row[0] = volume.to_owned();
+    row[0] = volume;
     row[1] = op.kind.name().to_owned();
     row[2] = op.count().to_string();
     row[3] = op.errors.to_string();

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
+use sheave_core::printable;
 
 /// Clients that the kernel lets wait.
 const BACKLOG: i32 = 128;
@@ -63,7 +64,7 @@ impl RuntimeDir {
             made => made,
         };
         made.with_context(|| {
-            format!("cannot make directory {}; name another by {OVERRIDE}", self.path.display())
+            format!("cannot make directory {}; name another by {OVERRIDE}", printable(&self.path))
         })?;
         self.exists().map(|_| ())
     }
@@ -80,9 +81,9 @@ impl RuntimeDir {
         };
         let found = match found {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            found => found.with_context(|| format!("cannot look at {}", self.path.display()))?,
+            found => found.with_context(|| format!("cannot look at {}", printable(&self.path)))?,
         };
-        let path = self.path.display();
+        let path = printable(&self.path);
         ensure!(found.is_dir(), "{path} is not a directory; remove it or set {OVERRIDE}");
         if let Some(owner) = self.owner {
             let private = found.uid() == owner && found.mode() & 0o022 == 0;

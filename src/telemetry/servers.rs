@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
+use sheave_core::printable;
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
 use super::runtime_dir::RuntimeDir;
@@ -111,7 +112,7 @@ impl Servers {
             anyhow!(
                 "no server of this user runs (looked in {}); start one with `sheave serve VOLUME`, \
                  or set SHEAVE_RUNTIME_DIR to what it was started with",
-                dir.path().display()
+                printable(&dir.path())
             )
         }))
     }
@@ -165,7 +166,7 @@ fn sockets(dir: &RuntimeDir) -> Result<Vec<(u32, PathBuf)>> {
     if !dir.exists()? {
         return Ok(Vec::new());
     }
-    let what = || format!("cannot read directory {}", dir.path().display());
+    let what = || format!("cannot read directory {}", printable(&dir.path()));
     let mut found = Vec::new();
     for entry in fs::read_dir(dir.path()).with_context(what)? {
         let entry = entry.with_context(what)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::net::SocketType;
+use sheave_core::printable;
 use sheave_telemetry::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -43,7 +44,7 @@ impl StatsSocket {
     pub(crate) fn start_in(dir: &RuntimeDir, registry: Arc<Registry>) -> Result<Self> {
         let started = Instant::now();
         let path = dir.path().join(socket_name(process::id()));
-        let what = || format!("statistics socket {}", path.display());
+        let what = || format!("statistics socket {}", printable(&path));
         dir.create().with_context(what)?;
         if let Probe::Answers(_) = probe(&path).with_context(what)? {
             bail!("{} is in use; set SHEAVE_RUNTIME_DIR to another directory", what());

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_int, c_short, flock};
 use rustix::fs::fstatfs;
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, printable};
 
 use super::forks::{Kind, Turn};
 use super::holders::{self, Holder};
@@ -195,6 +195,6 @@ fn busy(identity: &Identity, path: &Path, what: &str) -> Error {
 }
 
 fn refusal(path: &Path, who: &str, what: &str) -> Error {
-    let why = format!("{}: {who} {what}; {ADVICE}", path.display());
+    let why = format!("{}: {who} {what}; {ADVICE}", printable(&path));
     Error::new(ErrorKind::Busy, "open", why)
 }

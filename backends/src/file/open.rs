@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
-use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo};
+use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
 use super::claim::{self, Claim, Identity};
 use super::{Features, FileOptions, Handle, Image, seek};
@@ -27,7 +27,7 @@ const LOCAL_FILE_SYSTEMS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1
 
 pub(super) fn open(options: &FileOptions) -> Result<Image> {
     let path = &options.path;
-    let name = path.display().to_string();
+    let name = printable(&path).to_string();
     let failed = |error| Error::from_io("open", &*name, error);
     // Looked at before it is opened: to open a FIFO would wait for its other end.
     let metadata = path.metadata().map_err(failed)?;

@@ -1,8 +1,15 @@
 //! The control API of `sheave daemon`: gRPC on a unix socket.
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint, Error};
 
 /// Version 1: messages, client and server trait.
@@ -19,6 +26,28 @@ pub type ControlClient = v1::control_client::ControlClient<Channel>;
 /// # Errors
 /// When nobody listens there, or this user may not.
 pub async fn connect(socket: &Path) -> Result<ControlClient, Error> {
-    let endpoint = Endpoint::try_from(format!("unix://{}", socket.display()))?;
-    Ok(ControlClient::new(endpoint.connect().await?))
+    // It is for the calls' headers; a path need not be text, so it cannot be in a URL.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let connector = Connector { socket: socket.to_owned() };
+    Ok(ControlClient::new(endpoint.connect_with_connector(connector).await?))
+}
+
+/// Connects to a unix socket, whatever the URL.
+struct Connector {
+    socket: PathBuf,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<UnixStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let socket = self.socket.clone();
+        Box::pin(async move { Ok(TokioIo::new(UnixStream::connect(socket).await?)) })
+    }
 }

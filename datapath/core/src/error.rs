@@ -5,6 +5,8 @@ use std::{fmt, io};
 
 use rustix::io::Errno;
 
+use crate::printable::printable;
+
 /// Short for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -178,9 +180,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.op, self.context)?;
+        // Names from outside are in it, of files and exports.
+        write!(f, "{}: {}", self.op, printable(&self.context))?;
         match &self.source {
-            Some(source) => write!(f, ": {source}"),
+            Some(source) => write!(f, ": {}", printable(&source.to_string())),
             None => Ok(()),
         }
     }
@@ -229,5 +232,7 @@ mod tests {
     fn display_tells_what_on_what_and_why() {
         let error = Error::from_io("open", "a.img", io::Error::from(Errno::NOENT));
         assert_eq!(error.to_string(), "open: a.img: No such file or directory (os error 2)");
+        let error = Error::new(ErrorKind::Invalid, "open", "a\n\x1b[2J").because("b\r");
+        assert_eq!(error.to_string(), r"open: a\n\u{1b}[2J: b\r");
     }
 }

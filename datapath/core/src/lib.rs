@@ -10,6 +10,7 @@ mod error;
 mod io;
 mod op;
 mod payload;
+mod printable;
 mod range;
 
 pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeInfo};
@@ -18,4 +19,5 @@ pub use error::{Error, ErrorKind, NbdErrno, Result};
 pub use io::{Allocate, Destination, Io, IoDone, IoRequest, IoToken, Nanos};
 pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
 pub use payload::{Payload, Segment};
+pub use printable::{Printable, is_plain, printable};
 pub use range::{ByteRange, RangeError};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx};
 use rustix::io::Errno;
-use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
+use sheave_core::{Error, ErrorKind, Result, VolumeInfo, printable};
 
 /// What the block layer addresses at least, and at most: a page.
 const BLOCK_MIN: u32 = 512;
@@ -150,7 +150,7 @@ impl BlockDevice {
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::from_io("detach", self.path().display().to_string(), error)
+        Error::from_io("detach", printable(&self.path()).to_string(), error)
     }
 
     /// What has claimed it or one of its partitions, as far as this process sees it.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_shard::Engine;
 
 use crate::Devices;
@@ -60,7 +60,7 @@ impl Devices {
                 Entry::Attached(live) => (live.device, live.record.mark),
                 Entry::Waiting { record, why } => {
                     let device = Attached::new(record, None).path;
-                    let device = device.display();
+                    let device = printable(&device);
                     let why =
                         format!("{device} waits for its volume ({why}); --force fails its I/O");
                     return Err(Error::new(ErrorKind::Busy, "detach", why));
@@ -112,7 +112,7 @@ impl Devices {
             live.wait_closed();
         }
         let device = Attached::new(record, None).path;
-        tracing::info!(volume = record.volume, device = %device.display(), "detached");
+        tracing::info!(volume = record.volume, device = %printable(&device), "detached");
         **entry = Entry::Free;
         Ok(())
     }

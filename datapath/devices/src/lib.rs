@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_core::{Error, ErrorKind, Result, Volume, printable};
 use sheave_shard::{Engine, Served};
 use sheave_telemetry::Registry;
 
@@ -294,7 +294,7 @@ impl Devices {
 fn check_same(have: &Record, read_only: bool, front: Option<Front>) -> Result<()> {
     let busy = |how| {
         let (volume, device) = (&have.volume, Attached::new(have, None).path);
-        let why = format!("{volume} is {} already, {how}; detach it first", device.display());
+        let why = format!("{volume} is {} already, {how}; detach it first", printable(&device));
         Err(Error::new(ErrorKind::Busy, "attach", why))
     };
     match front {

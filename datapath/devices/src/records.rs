@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
+use sheave_core::{Error, ErrorKind, Result, VolumeInfo, printable};
 
 use crate::front::{Device, Front};
 
@@ -135,7 +135,7 @@ impl Records {
     /// [`ErrorKind::Busy`] when another process keeps it, and what the file system says.
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
         let fail =
-            |error| Error::from_io("open", format!("device records {}", path.display()), error);
+            |error| Error::from_io("open", format!("device records {}", printable(&path)), error);
         fs::create_dir_all(&path).map_err(fail)?;
         let name = path.join("lock");
         let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(name);
@@ -146,7 +146,7 @@ impl Records {
                 Ok(()) => return Ok(Self { path, _lock: lock }),
                 Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_TIMEOUT => sleep(LOCK_POLL),
                 Err(Errno::WOULDBLOCK) => {
-                    let what = format!("{}: another daemon has these records", path.display());
+                    let what = format!("{}: another daemon has these records", printable(&path));
                     return Err(Error::new(ErrorKind::Busy, "open", what));
                 }
                 Err(errno) => return Err(fail(errno.into())),
@@ -161,7 +161,7 @@ impl Records {
     pub(crate) fn save(&self, record: &Record) -> Result<()> {
         let path = self.path_of(record);
         self.replace(&path, &record.to_text())
-            .map_err(|error| Error::from_io("write", path.display().to_string(), error))
+            .map_err(|error| Error::from_io("write", printable(&path).to_string(), error))
     }
 
     /// Forgets a record.
@@ -169,7 +169,7 @@ impl Records {
         let path = self.path_of(record);
         if let Err(error) = fs::remove_file(&path).and_then(|()| self.sync()) {
             // The next start finds that there is no such device.
-            tracing::warn!(%error, path = %path.display(), "a device's record is left behind");
+            tracing::warn!(%error, path = %printable(&path), "a device's record is left behind");
         }
     }
 
@@ -181,7 +181,7 @@ impl Records {
     pub(crate) fn load(&self) -> Result<Vec<Record>> {
         let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries
-            .map_err(|error| Error::from_io("open", self.path.display().to_string(), error))?;
+            .map_err(|error| Error::from_io("open", printable(&self.path).to_string(), error))?;
         let is = |path: &PathBuf, kind| path.extension().is_some_and(|found| found == kind);
         let mut records = Vec::new();
         for path in entries.into_iter().map(|entry| entry.path()) {
@@ -196,7 +196,7 @@ impl Records {
                 Ok(record) => records.push(record),
                 Err(error) => tracing::error!(
                     error,
-                    path = %path.display(),
+                    path = %printable(&path),
                     "a device's record is damaged; the device, if there is one, is left alone: \
                      end it by hand and remove the file"
                 ),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
 };
-use sheave_core::{Error, ErrorKind};
+use sheave_core::{Error, ErrorKind, printable};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// A client from which nothing was heard for so long is asked whether it is still there, …
@@ -78,7 +78,7 @@ impl Listener {
     /// # Errors
     /// When somebody does listen there, or something else is there, or the path cannot be used.
     pub fn unix(path: &Path) -> Result<Self, Error> {
-        let name = path.display().to_string();
+        let name = printable(&path).to_string();
         let fail = |error: io::Error| {
             let is_missing = error.kind() == io::ErrorKind::NotFound;
             let hint = if is_missing { " (its directory must exist)" } else { "" };
@@ -131,7 +131,7 @@ impl Listener {
     pub fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let path = address.as_pathname().map(|path| path.display().to_string());
+        let path = address.as_pathname().map(|path| printable(&path).to_string());
         let name = format!("unix:{}", path.unwrap_or_default());
         let socket = Socket::Unix(UnixListener::from_std(listener)?);
         Ok(Self { socket, name, path: None })

@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
-use sheave_core::{Error, ErrorKind};
+use sheave_core::{Error, ErrorKind, printable};
 use sheave_proto::uri::{NbdUri, TlsKind, Transport};
 use sheave_ring::SendBatch;
 
@@ -179,11 +179,11 @@ fn certificates(path: &Path, purpose: &str) -> Result<Vec<CertificateDer<'static
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|error| Error::from_io("tls", path.display().to_string(), error))
+    fs::read(path).map_err(|error| Error::from_io("tls", printable(&path).to_string(), error))
 }
 
 fn invalid(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Invalid, "tls", format!("{}: {what}", path.display()))
+    Error::new(ErrorKind::Invalid, "tls", format!("{}: {what}", printable(&path)))
 }
 
 /// Whether more can come.

@@ -6,6 +6,7 @@ use std::{fs, process, thread};
 
 use anyhow::Context as _;
 use indicatif::ProgressBar;
+use sheave_core::printable;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -60,7 +61,7 @@ fn end(leftover: &Leftover) -> ! {
         Leftover::Nothing => "nothing was left behind".to_owned(),
         Leftover::Partial(path) => match fs::remove_file(path) {
             Ok(()) => "nothing was left behind".to_owned(),
-            Err(error) => format!("{} cannot be removed: {error}", path.display()),
+            Err(error) => format!("{} cannot be removed: {error}", printable(&path)),
         },
         Leftover::Existing(name) => format!("{name} is incomplete"),
         Leftover::Done => "the copy is whole".to_owned(),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use sheave_backends::{OpenOptions, VolumeSpec};
-use sheave_core::Volume;
+use sheave_core::{Volume, printable};
 
 use super::interrupt::{Interruption, Leftover};
 use super::{is_nbd, remote};
@@ -37,7 +37,7 @@ impl Target {
         let path = path.to_owned();
         let partial = partial_path(&path)?;
         interruption.leaves(|leftover| {
-            make(&partial, size).with_context(|| format!("{} cannot be made", path.display()))?;
+            make(&partial, size).with_context(|| format!("{} cannot be made", printable(&path)))?;
             *leftover = Leftover::Partial(partial.clone());
             anyhow::Ok(())
         })?;
@@ -61,7 +61,7 @@ impl Target {
         self.interruption.leaves(|leftover| {
             if let (Leftover::Partial(partial), Some(path)) = (&*leftover, &self.new) {
                 rename(partial, path).with_context(|| {
-                    format!("{} cannot get its name; nothing was left behind", path.display())
+                    format!("{} cannot get its name; nothing was left behind", printable(&path))
                 })?;
             }
             *leftover = Leftover::Done;
@@ -69,7 +69,7 @@ impl Target {
         })?;
         if let Some(path) = &self.new {
             // The bytes are on the disk; so must be the name.
-            sync_directory(path).with_context(|| path.display().to_string())?;
+            sync_directory(path).with_context(|| printable(&path).to_string())?;
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ fn is_missing(path: &Path) -> bool {
 fn partial_path(path: &Path) -> anyhow::Result<PathBuf> {
     let is_directory = path.as_os_str().as_encoded_bytes().ends_with(b"/");
     let Some(name) = path.file_name().filter(|_| !is_directory) else {
-        bail!("{} is no name of a file", path.display());
+        bail!("{} is no name of a file", printable(&path));
     };
     let mut partial = OsString::from(".");
     partial.push(name);
