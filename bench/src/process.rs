@@ -185,12 +185,13 @@ mod tests {
     fn our_own_work_is_seen() {
         let tree = ProcessTree::new(std::process::id());
         let before = tree.cpu().unwrap();
+        // As much as it takes: others use the CPUs, too.
         let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(60) {
+        let mut used = 0;
+        while used <= 20_000_000 && start.elapsed() < Duration::from_secs(120) {
             std::hint::spin_loop();
+            used = tree.cpu().unwrap().since(&before);
         }
-        std::thread::sleep(Duration::from_millis(5));
-        let used = tree.cpu().unwrap().since(&before);
         assert!(used > 20_000_000, "{used} ns");
         assert!(tree.holdings().unwrap().resident_bytes > 1 << 20);
     }

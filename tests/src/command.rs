@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// A foreign client that takes longer than this hangs.
-const TIMEOUT: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// A command to run.
 #[derive(Debug)]
@@ -62,7 +61,7 @@ pub fn python(script: &str) -> Run {
 impl Run {
     /// A command without arguments.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { command: Command::new(program), stdin: Vec::new(), timeout: TIMEOUT }
+        Self { command: Command::new(program), stdin: Vec::new(), timeout: PATIENCE }
     }
 
     /// Adds an argument.
@@ -100,7 +99,7 @@ impl Run {
         self
     }
 
-    /// Limits it to another time than one minute.
+    /// Limits it to another time than [`PATIENCE`].
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

@@ -10,6 +10,7 @@ mod command;
 mod files;
 mod server;
 mod skip;
+mod wait;
 mod wire;
 
 pub use bystander::Bystander;
@@ -18,6 +19,7 @@ pub use command::{Output, Run, have, python, sheave};
 pub use files::{Scratch, compare, pattern};
 pub use server::{Serve, Server};
 pub use skip::{skip, uring_or_skip};
+pub use wait::{PATIENCE, eventually};
 pub use wire::{
     Chunk, GoReply, Wire, cmd, errno, flag, go_data, magic, opt, option_header, reply,
     request_header,

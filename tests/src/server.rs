@@ -12,13 +12,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::wait;
-use crate::{Certificates, Run, Scratch, sheave};
+use crate::{Certificates, PATIENCE, Run, Scratch, sheave};
 
 /// Names the directory in which `sheave stats` finds a server. Each has its own here.
 const RUNTIME_DIR: &str = "SHEAVE_RUNTIME_DIR";
 
-const START_TIMEOUT: Duration = Duration::from_secs(20);
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOG_LINES_SHOWN: usize = 30;
 /// A free port may be taken by another test between its choice and its use.
 const PORT_ATTEMPTS: usize = 5;
@@ -255,12 +253,12 @@ impl Server {
     fn end(&mut self, signal: Signal) -> ExitStatus {
         self.ended = true;
         kill_process(Pid::from_child(&self.child), signal).expect("our own child");
-        if let Some(status) = wait(&mut self.child, STOP_TIMEOUT) {
+        if let Some(status) = wait(&mut self.child, PATIENCE) {
             return status;
         }
         self.child.kill().expect("our own child");
         self.child.wait().expect("our own child");
-        panic!("the server did not end within {STOP_TIMEOUT:?} of {signal:?}\n{}", self.log());
+        panic!("the server did not end within {PATIENCE:?} of {signal:?}\n{}", self.log());
     }
 
     fn wait_until_it_accepts(&mut self) -> Result<(), String> {
@@ -273,8 +271,8 @@ impl Server {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if start.elapsed() > START_TIMEOUT {
-                return Err(format!("no connection after {START_TIMEOUT:?}: {last}"));
+            if start.elapsed() > PATIENCE {
+                return Err(format!("no connection after {PATIENCE:?}: {last}"));
             }
             thread::sleep(Duration::from_millis(10));
         }

@@ -8,11 +8,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crate::Server;
 use crate::server::Address;
-
-/// A server that says nothing for this long is stuck.
-const TIMEOUT: Duration = Duration::from_secs(20);
+use crate::{PATIENCE, Server};
 
 /// Magic numbers.
 #[expect(missing_docs, reason = "names of the protocol's document")]
@@ -167,7 +164,7 @@ impl Wire {
     }
 
     fn over(stream: impl Stream + 'static) -> io::Result<Self> {
-        stream.set_timeout(TIMEOUT)?;
+        stream.set_timeout(PATIENCE)?;
         Ok(Self { stream: Box::new(stream) })
     }
 

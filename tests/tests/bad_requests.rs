@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sheave_tests::{
-    Bystander, Scratch, Serve, Server, Wire, both_engines, cmd, errno, flag, opt, option_header,
-    pattern, request_header,
+    Bystander, PATIENCE, Scratch, Serve, Server, Wire, both_engines, cmd, errno, eventually, flag,
+    opt, option_header, pattern, request_header,
 };
 
 both_engines! {
@@ -218,7 +217,7 @@ both_engines! {
         assert!(grown < 4 * (80 << 10), "{grown} KiB for unread replies");
         // When it reads again, it gets what it asked for.
         let (wire, asked) = &mut stuck[0];
-        wire.set_timeout(Duration::from_secs(20));
+        wire.set_timeout(PATIENCE);
         let want = pattern(16 << 20, 1);
         for _ in 0..*asked {
             let (error, cookie) = wire.any_simple_reply().expect("a late reply");
@@ -250,11 +249,8 @@ both_engines! {
             wire.send(&bytes).expect("send");
         }
         bystander.check(&mut server);
-        let start = Instant::now();
-        while server.fds() > fds + 1 && start.elapsed() < Duration::from_secs(5) {
-            thread::sleep(Duration::from_millis(20));
-        }
-        assert!(server.fds() <= fds + 1, "{} descriptors, {fds} before", server.fds());
+        let closed = eventually(|| server.fds() <= fds + 1);
+        assert!(closed, "{} descriptors, {fds} before", server.fds());
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use sheave_tests::{
-    Bystander, Run, Scratch, Serve, Server, Wire, both_engines, cmd, errno, pattern,
+    Bystander, Run, Scratch, Serve, Server, Wire, both_engines, cmd, errno, eventually, pattern,
     request_header, sheave, skip,
 };
 
@@ -113,19 +113,20 @@ fn a_killed_server_leaves_nothing_in_the_way() {
     let socket = server.socket().to_owned();
     server.kill();
     assert!(Path::new(&socket).exists(), "a killed server cannot remove its socket");
-    let mut second = std::process::Command::new(sheave())
+    let mut second = std::process::Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(sheave())
         .args(["serve", &image, "--socket", &socket])
         .env("SHEAVE_RUNTIME_DIR", scratch.path())
         .spawn()
         .expect("a second server");
-    let start = std::time::Instant::now();
-    let mut wire = loop {
-        assert!(start.elapsed().as_secs() < 10, "the second server does not serve");
-        match Wire::connect(&server) {
-            Ok(wire) => break wire,
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
-        }
-    };
+    let mut wire = None;
+    let serves = eventually(|| {
+        wire = Wire::connect(&server).ok();
+        wire.is_some()
+    });
+    assert!(serves, "the second server does not serve");
+    let mut wire = wire.expect("a connection");
     wire.handshake().expect("greeting");
     wire.go("").expect("go");
     let read = wire.read(0, 65536).expect("a reply").expect("data");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use sheave_tests::{Certificates, Run, Scratch, Serve, both_engines, sheave};
+use sheave_tests::{Certificates, PATIENCE, Run, Scratch, Serve, both_engines, eventually, sheave};
 
 both_engines! {
     fn verified_load_on_every_kind_of_connection(engine) {
@@ -84,7 +84,7 @@ fn a_quick_comparison_writes_a_report_that_stands_alone() {
         .arg(&report)
         .arg("--json")
         .arg(&json)
-        .timeout(Duration::from_secs(120))
+        .timeout(PATIENCE * 5)
         .ok();
     assert!(shown.contains("nbdkit"), "{shown}");
     let figures: Value =
@@ -119,6 +119,9 @@ fn an_interrupted_load_tells_what_it_has() {
         let command = command.args(["bench", "run", &server.uri()]).args(args.split(' '));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.expect("start sheave");
+        let served = || server.sheave("stats --json").ok().contains("\"op\":\"read\"");
+        assert!(eventually(served), "no read was served");
+        // What it has to tell is from after its warm-up.
         std::thread::sleep(Duration::from_secs(2));
         kill_process(Pid::from_child(&child), Signal::INT).expect("our own child");
         let output = child.wait_with_output().expect("our own child");

@@ -3,7 +3,6 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
-use std::time::Duration;
 
 use sheave_tests::{Run, Scratch, magic, opt, reply, sheave};
 
@@ -53,7 +52,7 @@ fn told_of(answer: fn(&mut UnixStream, u64, u64) -> io::Result<()>) -> String {
         let _ = serve(stream, answer);
     });
     let run = Run::new(sheave()).args("bench run --structured --seconds 1 --qd 4");
-    let output = run.arg(format!("nbd+unix:///?socket={socket}")).timeout(Duration::from_secs(20));
+    let output = run.arg(format!("nbd+unix:///?socket={socket}"));
     let output = output.output();
     server.join().expect("the server");
     assert_eq!(output.status.code(), Some(1), "{}", output.describe());

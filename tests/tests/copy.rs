@@ -3,11 +3,9 @@
 use std::fs;
 use std::io::Read as _;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sheave_tests::{Run, Scratch, Serve, compare, pattern, sheave};
+use sheave_tests::{Run, Scratch, Serve, compare, eventually, pattern, sheave};
 
 #[test]
 fn to_and_from_a_server_that_takes_whole_blocks_only() {
@@ -127,10 +125,7 @@ fn interrupted(from: &str, to: &str, signal: Signal, has_begun: impl Fn() -> boo
     let mut command = Command::new(sheave());
     let command = command.args(["copy", "--quiet", from, to]).stderr(Stdio::piped());
     let mut child = command.spawn().expect("start sheave");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !has_begun() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(20));
-    }
+    assert!(eventually(has_begun), "the copy does not begin");
     kill_process(Pid::from_child(&child), signal).expect("our own child");
     let mut told = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut told).expect("read a pipe");

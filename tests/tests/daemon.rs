@@ -6,18 +6,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use sheave_tests::{Run, Scratch, have, sheave, skip, uring_or_skip};
-
-/// Longer than a daemon takes to start or end on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(20);
+use sheave_tests::{PATIENCE, Run, Scratch, eventually, have, sheave, skip, uring_or_skip};
 
 #[test]
 fn a_manager_is_told_of_begin_life_and_end() {
-    const WATCHDOG: Duration = Duration::from_secs(4);
+    const WATCHDOG: Duration = Duration::from_secs(8);
     let scratch = Scratch::new();
     let manager = UnixDatagram::bind(scratch.path().join("notify")).expect("a socket");
     manager.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -70,11 +65,7 @@ fn a_successor_is_known_to_the_manager_before_its_predecessor_ends() {
     assert_eq!(first.sheave("ls").ok(), "no devices\n");
     successor.signal("TERM");
     assert!(told(&manager).starts_with("STOPPING=1\n"));
-    let begun = Instant::now();
-    while successor.is_alive() {
-        assert!(begun.elapsed() < PATIENCE, "it does not end:\n{}", first.log());
-        sleep(POLL);
-    }
+    assert!(eventually(|| !successor.is_alive()), "it does not end:\n{}", first.log());
 }
 
 #[test]
@@ -245,11 +236,7 @@ impl Daemon {
 
     #[track_caller]
     fn wait_for_log(&self, text: &str) {
-        let begun = Instant::now();
-        while !self.log().contains(text) {
-            assert!(begun.elapsed() < PATIENCE, "no {text:?} in:\n{}", self.log());
-            sleep(POLL);
-        }
+        assert!(eventually(|| self.log().contains(text)), "no {text:?} in:\n{}", self.log());
     }
 
     fn shards(&self) -> usize {
@@ -265,14 +252,13 @@ impl Daemon {
 
     #[track_caller]
     fn ends_well(&mut self) {
-        let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("our own child") {
-                break status;
-            }
-            assert!(begun.elapsed() < PATIENCE, "it does not end:\n{}", self.log());
-            sleep(POLL);
-        };
+        let mut ended = None;
+        let in_time = eventually(|| {
+            ended = self.child.try_wait().expect("our own child");
+            ended.is_some()
+        });
+        assert!(in_time, "it does not end:\n{}", self.log());
+        let status = ended.expect("its status");
         assert!(status.success(), "{status}\n{}", self.log());
     }
 }
@@ -308,7 +294,7 @@ impl Drop for Stray {
 
 /// One that is expected to end by itself.
 fn daemon(scratch: &Scratch) -> Run {
-    let run = Run::new(sheave()).arg("daemon").timeout(PATIENCE);
+    let run = Run::new(sheave()).arg("daemon");
     run.env("SHEAVE_RUNTIME_DIR", scratch.path()).env("SHEAVE_STATE_DIR", scratch.path())
 }
 

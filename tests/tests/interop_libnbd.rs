@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
-use sheave_tests::{Run, Scratch, Serve, both_engines, compare, python, sheave, skip};
+use sheave_tests::{Run, Scratch, Serve, both_engines, compare, eventually, python, sheave, skip};
 
 const MIB: u64 = 1 << 20;
 
@@ -213,16 +212,18 @@ fn mount_by_nbdfuse(engine: &str) {
         .arg(server.uri())
         .spawn()
         .expect("nbdfuse");
-    let start = Instant::now();
-    while !file.exists() && start.elapsed() < Duration::from_secs(10) {
-        if let Some(status) = fuse.try_wait().expect("our own child") {
-            skip(test, &format!("nbdfuse cannot mount here ({status})"));
-            return;
-        }
-        thread::sleep(Duration::from_millis(20));
+    let mut ended = None;
+    let mounted = eventually(|| {
+        ended = fuse.try_wait().expect("our own child");
+        file.exists() || ended.is_some()
+    });
+    if let Some(status) = ended {
+        skip(test, &format!("nbdfuse cannot mount here ({status})"));
+        return;
     }
     let unmount = || Run::new("fusermount3").arg("-u").arg(&mount).ok();
     let outcome = std::panic::catch_unwind(|| {
+        assert!(mounted, "nbdfuse has no file");
         let data = sheave_tests::pattern(3 << 20, 7);
         let from = scratch.file("data");
         fs::write(&from, &data).expect("write a file");

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sheave_tests::{Bystander, Scratch, Serve, Server, Wire, both_engines, pattern};
+use sheave_tests::{Bystander, Scratch, Serve, Server, Wire, both_engines, eventually, pattern};
 
 /// Promised: at most 20 MiB resident when idle, at most 64 KiB for an idle connection.
 const IDLE_KIB_MAX: u64 = 20 << 10;
@@ -22,8 +22,8 @@ both_engines! {
                 wire.read(round * 4096, 4096).expect("a reply").expect("data");
             }
         }
-        thread::sleep(Duration::from_millis(500));
-        let (rss_kib, before) = (server.rss_kib(), switches(&server));
+        let before = asleep(&server);
+        let rss_kib = server.rss_kib();
         assert!(rss_kib <= IDLE_KIB_MAX, "{rss_kib} KiB when idle");
         thread::sleep(Duration::from_secs(2));
         let woken = switches(&server) - before;
@@ -42,11 +42,10 @@ both_engines! {
             assert_eq!(wire.write(0, &pattern(65536, 4)).expect("a reply"), 0);
             wire.read(0, 65536).expect("a reply").expect("data");
         }
-        thread::sleep(Duration::from_millis(500));
-        let each = server.rss_kib().saturating_sub(before) / CONNECTIONS;
+        let each = || server.rss_kib().saturating_sub(before) / CONNECTIONS;
         let limit =
             if engine == "uring" { CONNECTION_KIB_MAX } else { CONNECTION_WITH_THREADS_KIB_MAX };
-        assert!(each <= limit, "{each} KiB for an idle connection");
+        assert!(eventually(|| each() <= limit), "{} KiB for an idle connection", each());
         bystander.check(&mut server);
     }
 
@@ -95,17 +94,25 @@ fn connect_and_leave(server: &Server, times: u64) {
 
 /// Descriptors and memory after the last connection is gone.
 fn settled(server: &Server) -> (usize, u64) {
-    let start = Instant::now();
-    let mut fds = server.fds();
-    while start.elapsed() < Duration::from_secs(5) {
-        thread::sleep(Duration::from_millis(200));
-        let now = server.fds();
-        if now == fds {
-            break;
-        }
-        fds = now;
-    }
+    let fds = settles(Duration::from_millis(200), || server.fds());
     (fds, server.rss_kib())
+}
+
+/// How often its threads were woken until they slept.
+fn asleep(server: &Server) -> u64 {
+    settles(Duration::from_millis(500), || switches(server))
+}
+
+/// A count once it is the same after a while.
+fn settles<T: PartialEq + Copy>(apart: Duration, count: impl Fn() -> T) -> T {
+    let mut last = count();
+    let settled = eventually(|| {
+        thread::sleep(apart);
+        let now = count();
+        now == std::mem::replace(&mut last, now)
+    });
+    assert!(settled, "it goes on for ever");
+    last
 }
 
 /// How often the server's threads have been put to sleep, so how often they were woken.

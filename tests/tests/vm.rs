@@ -1,9 +1,12 @@
 //! Devices, in a guest with a kernel that has them (`tests/vm/run`).
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use sheave_tests::{sheave, skip};
+
+/// More than `harness.sh` needs for a case whose time is over.
+const TIMEOUT_S: u64 = 3600;
 
 #[test]
 fn volumes_are_devices() {
@@ -60,11 +63,35 @@ fn a_volume_that_does_not_answer_can_be_ended() {
     case("stalled.sh");
 }
 
-/// Runs a case in the guest that all tests of this run share, if there is one.
+#[test]
+fn a_case_that_fails_takes_no_other_with_it() {
+    // Each of the two leaves a mounted device without a daemon; the second, what no kill ends, too.
+    let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED: on purpose"), "{said}");
+    case("harness_passes.sh");
+    let Some((status, said)) = run_case("harness_hangs.sh", &["CASE_TIMEOUT_S=30"]) else { return };
+    assert_eq!(status.code(), Some(125), "{said}");
+    for explained in ["harness_hangs.sh:", "the time is over", "dd if=/dev/zero", "waits: dd"] {
+        assert!(said.contains(explained), "no {explained:?} in:\n{said}");
+    }
+    case("harness_passes.sh");
+}
+
+/// Runs a case, which must pass.
 fn case(name: &str) {
+    if let Some((status, said)) = run_case(name, &[]) {
+        assert!(status.success(), "{name}: {status}\n{said}");
+    }
+}
+
+/// Runs a case in the guest that all tests of this run share, if there is one: its status, and
+/// what it printed. `harness.sh` cleans up after it.
+fn run_case(name: &str, env: &[&str]) -> Option<(ExitStatus, String)> {
     let vm = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm");
     if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
-        return skip(name, "qemu-system-x86 is not installed");
+        skip(name, "qemu-system-x86 is not installed");
+        return None;
     }
     let cases = vm.join("cases");
     let mut run = Command::new(vm.join("run"));
@@ -75,18 +102,13 @@ fn case(name: &str) {
     if let Some(kernel) = std::env::var_os("SHEAVE_VM_KERNEL") {
         run.arg("--kernel").arg(kernel);
     }
-    run.arg("--timeout=400").arg("--copy").arg(cases.join("common.sh"));
+    run.arg("--timeout").arg(TIMEOUT_S.to_string());
+    run.arg("--copy").arg(vm.join("harness.sh")).arg("--copy").arg(cases.join("common.sh"));
     // Its units say what a daemon is allowed.
     run.arg("--copy").arg(vm.join("../../deploy"));
-    run.arg("--copy").arg(cases.join(name)).args(["--", "bash", name]);
-    let output = run.output().expect("tests/vm/run runs");
+    run.arg("--copy").arg(cases.join(name)).args(["--", "env"]).args(env);
+    let output = run.args(["bash", "harness.sh", name]).output().expect("tests/vm/run runs");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    if !output.status.success()
-        && let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST")
-    {
-        // What it has left must not make others fail.
-        let _ = Command::new(vm.join("run")).arg("--stop").arg(guest).status();
-    }
-    assert!(output.status.success(), "{name}: {}\n{out}\n{err}", output.status);
+    let said = format!("{}\n{}", text(&output.stdout), text(&output.stderr));
+    Some((output.status, said))
 }

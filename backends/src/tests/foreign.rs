@@ -13,6 +13,9 @@ use tempfile::TempDir;
 
 use crate::{FileOptions, FileVolume};
 
+/// Longest wait for anything that must come, on a slow machine with other work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A server that is killed in the end.
 struct Server(Child);
 
@@ -26,7 +29,7 @@ impl Server {
             .spawn()
             .unwrap_or_else(|error| panic!("this test needs {program} installed: {error}"));
         let server = Self(child);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         // A server that greets has opened its file; its socket may be there before.
         while !greets(socket) {
             assert!(Instant::now() < deadline, "{program} does not start");
@@ -72,7 +75,7 @@ impl Setup {
     /// Opens what nobody else holds. A process that another test is just starting holds copies of
     /// our descriptors, and so of a lock that we have given up, until its `exec`: that passes.
     fn open(&self, read_only: bool) -> sheave_core::Result<FileVolume> {
-        let give_up = Instant::now() + Duration::from_secs(5);
+        let give_up = Instant::now() + PATIENCE;
         loop {
             match self.try_open(read_only) {
                 Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < give_up => {
@@ -88,7 +91,7 @@ impl Setup {
     }
 
     fn refused(&self, read_only: bool, who: &str) {
-        let give_up = Instant::now() + Duration::from_secs(5);
+        let give_up = Instant::now() + PATIENCE;
         let message = loop {
             let error = self.try_open(read_only).err().expect("refused");
             assert_eq!(error.kind(), ErrorKind::Busy);

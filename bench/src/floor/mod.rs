@@ -77,7 +77,7 @@ mod tests {
         let args = FloorArgs { socket: socket.clone(), size: ByteSize(8 << 20), poll_us: 20 };
         // It listens until the test process ends.
         thread::spawn(move || floor(&args));
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while UnixStream::connect(&socket).is_err() {
             assert!(Instant::now() < deadline, "the floor does not listen");
             thread::sleep(Duration::from_millis(5));

@@ -19,23 +19,18 @@ peer() {
     LD_LIBRARY_PATH=$PWD/peers/lib "$PWD/peers/bin/$program" "$@"
 }
 
-# listens SOCKET: waits for it.
-listens() {
-    for _ in $(seq 200); do [ ! -S "$1" ] || return 0; sleep 0.05; done
-    fail "nobody listens at $1"
-}
-
 # new_ublk COMMAND...: the device that is there after it.
 new_ublk() {
     local before
     before=$(ls /dev/ublkb* 2>/dev/null || true)
     "$@" >rublk.log 2>&1 || fail "$*: $(cat rublk.log)"
-    for _ in $(seq 200); do
-        found=$(comm -13 <(sort <<<"$before") <(ls /dev/ublkb* 2>/dev/null | sort) | head -n 1)
-        [ -z "$found" ] || return 0
-        sleep 0.05
-    done
-    fail "$*: no device"
+    wait_for "a device of $*" is_new "$before"
+}
+
+# is_new DEVICES: there is another one, in `found`.
+is_new() {
+    found=$(comm -13 <(sort <<<"$1") <(ls /dev/ublkb* 2>/dev/null | sort) | head -n 1)
+    [ -n "$found" ]
 }
 
 # ticks PID: CPU that it has used, in hundredths of a second.
@@ -82,8 +77,9 @@ nbdkit_file=$!
 peer qemu-nbd -f raw -t --cache=writeback --aio=io_uring -k "$PWD/qemu.sock" qemu.img 2>>peer.log &
 qemu=$!
 number=10
-for name in nbdkit-memory nbdkit-file qemu; do
-    listens $name.sock
+for name in "nbdkit-memory $nbdkit_memory" "nbdkit-file $nbdkit_file" "qemu $qemu"; do
+    read -r name pid <<<"$name"
+    listens $name.sock $pid
     nbd-client -unix $name.sock /dev/nbd$number -b 512 >>peer.log 2>&1
     number=$((number + 1))
 done
@@ -123,12 +119,12 @@ attach_ms() {
 connect_nbdkit() { nbd-client -unix nbdkit-again.sock /dev/nbd14 -b 512 >>peer.log 2>&1; }
 serve_and_connect() {
     peer nbdkit -f -U nbdkit-new.sock "$PWD/peers/lib/nbdkit-file-plugin.so" again.img >>peer.log 2>&1 &
-    listens nbdkit-new.sock
+    listens nbdkit-new.sock $!
     nbd-client -unix nbdkit-new.sock /dev/nbd14 -b 512 >>peer.log 2>&1
 }
 truncate -s 64M again.img again.ublk again.nbd
 peer nbdkit -f -U nbdkit-again.sock "$PWD/peers/lib/nbdkit-file-plugin.so" again.img >>peer.log 2>&1 &
-listens nbdkit-again.sock
+listens nbdkit-again.sock $!
 for round in $(seq "$attaches"); do
     attach_ms nbd-client-nbdkit connect_nbdkit
     nbd-client -d /dev/nbd14 >/dev/null

@@ -34,12 +34,8 @@ for front in $(fronts); do
     expect "$device" "$(sheave attach "$PWD/disk.img")"
     expect $((256 << 11)) "$(cat "/sys/block/$name/size")"
     # It is tuned soon after it can be used.
-    for _ in $(seq 200); do
-        [ "$(cat "/sys/block/$name/queue/read_ahead_kb")" != 1024 ] || break
-        sleep 0.05
-    done
+    wait_for "$name is tuned" grep -qx 1024 "/sys/block/$name/queue/read_ahead_kb"
     expect 1024 "$(cat "/sys/block/$name/queue/max_sectors_kb")"
-    expect 1024 "$(cat "/sys/block/$name/queue/read_ahead_kb")"
     grep -qF '[none]' "/sys/block/$name/queue/scheduler" || fail 'a scheduler is in the way'
     expect 'write back' "$(cat "/sys/block/$name/queue/write_cache")"
     expect 1 "$(cat "/sys/block/$name/queue/fua")"

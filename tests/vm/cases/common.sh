@@ -1,10 +1,35 @@
 # Sourced by the cases, which run as root in a guest.
 set -euo pipefail
 
+# Longest wait for anything that must come. A guest is emulated, on a machine with other work.
+patience_s=300
+
+# A sleep without a process of its own: a measurement must not need the CPU.
+exec {never}<> <(:)
+pause() { read -rt "$1" -u "$never" || true; }
+
+# The harness shows the end of this when the case fails.
+if [ -n "${CASE_TRACE:-}" ]; then
+    exec {trace}>"$CASE_TRACE"
+    BASH_XTRACEFD=$trace
+    PS4='+ ${BASH_SOURCE##*/}:$LINENO: '
+    set -x
+fi
+
 fail() {
     echo "FAILED: $*" >&2
     [ ! -f daemon.log ] || sed 's/^/daemon: /' daemon.log >&2
     exit 1
+}
+
+# wait_for WHAT COMMAND...: until the command succeeds.
+wait_for() {
+    local what=$1 end=$((SECONDS + patience_s))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $end ] || fail "$what: not within $patience_s s"
+        pause 0.05
+    done
 }
 
 # expect WANT GOT
@@ -19,56 +44,65 @@ refused() {
     grep -qF -- "$text" <<<"$said" || fail "$*: said \"$said\", not \"$text\""
 }
 
+has_ended() { ! kill -0 "$1" 2>/dev/null; }
+
+# ended PID WHAT: waits for the end of any process.
+ended() { wait_for "$2 ends" has_ended "$1"; }
+
+# The socket of a daemon that was killed may be there before.
+is_ready() {
+    grep -q ' ready ' daemon.log && return
+    ! has_ended $daemon || fail 'the daemon ended'
+    return 1
+}
+
 start_daemon() {
     sheave daemon "$@" >daemon.log 2>&1 &
     daemon=$!
-    trap 'kill $daemon 2>/dev/null || true' EXIT
-    local tries
-    for tries in $(seq 200); do
-        # The socket may be one that a daemon has left.
-        ! grep -q ' ready ' daemon.log || return 0
-        kill -0 $daemon 2>/dev/null || break
-        sleep 0.05
-    done
-    fail "the daemon did not start after $tries looks"
+    wait_for 'the daemon starts' is_ready
 }
 
 stop_daemon() {
     kill $daemon
+    ended $daemon 'the daemon'
     wait $daemon || fail "the daemon ended with $?"
 }
 
 kill_daemon() {
     kill -9 $daemon
-    timeout 60 tail --pid=$daemon -f /dev/null || {
-        waits >&2
-        fail 'a killed daemon does not end'
-    }
+    ended $daemon 'a killed daemon'
     wait $daemon 2>/dev/null || true
 }
 
-# Where the threads of the daemon wait in the kernel, and all those that cannot be interrupted.
-waits() {
-    local task
-    for task in /proc/[0-9]*/task/*; do
-        case $task in
-            /proc/$daemon/*) ;;
-            *) grep -q '^State:.D' "$task/status" 2>/dev/null || continue ;;
-        esac
-        echo "$task $(tr '\n' ' ' <"$task/comm") $(grep ^State "$task/status")"
-        cat "$task/stack"
-    done
+# logged TEXT: waits until the daemon has said so.
+logged() { wait_for "the daemon says \"$1\"" grep -qF -- "$1" daemon.log; }
+
+# accepts SOCKET PID: the server listens there (flag __SO_ACCEPTCON in /proc/net/unix).
+accepts() {
+    grep -qE " 00010000 .*[ /]$1\$" /proc/net/unix && return
+    ! has_ended "$2" || fail "the server of $1 ended"
+    return 1
 }
 
-# logged TEXT: waits until the daemon has said so.
-logged() {
-    local tries
-    for tries in $(seq 600); do
-        ! grep -qF -- "$1" daemon.log || return 0
-        sleep 0.05
-    done
-    fail "the daemon did not say \"$1\" in $tries looks"
+# listens SOCKET PID: waits for a server there.
+listens() { wait_for "a server at $1" accepts "$1" "$2"; }
+
+# in_flight DEVICE COUNT: whether the kernel waits for that many requests of it, or more.
+in_flight() {
+    local reads writes
+    read -r reads writes <"/sys/block/${1#/dev/}/inflight"
+    [ $((reads + writes)) -ge "$2" ]
 }
+
+# writes_wait DEVICE: whether the kernel waits for a write to it.
+writes_wait() {
+    local _ writes
+    read -r _ writes <"/sys/block/${1#/dev/}/inflight"
+    [ "$writes" -gt 0 ]
+}
+
+# is_listed VOLUME: whether the daemon knows it.
+is_listed() { sheave ls | grep -qF -- "$1"; }
 
 # What this kernel can make devices with; ublk in full came with 6.5.
 fronts() {
@@ -102,15 +136,8 @@ with open(sys.argv[1], 'r+b') as disk:
 P
 }
 
-# has_partition DEVICE: soon.
-has_partition() {
-    local tries
-    for tries in $(seq 200); do
-        [ ! -b "${1}p1" ] || return 0
-        sleep 0.05
-    done
-    fail "$1 has no partition in $tries looks"
-}
+# has_partition DEVICE: waits for it.
+has_partition() { wait_for "a partition of $1" [ -b "${1}p1" ]; }
 
 # Devices that are connected.
 connected() { ls -d /sys/block/nbd*/pid /sys/block/ublkb* 2>/dev/null | cut -d/ -f4 | tr '\n' ' '; }

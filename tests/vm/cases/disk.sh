@@ -9,13 +9,14 @@ disk_below() {
     sheave serve "memory:?size=16M&fault=write:$1:count=1:range=1M-2M" --socket below.sock \
         >below.log 2>&1 &
     below=$!
-    for _ in $(seq 200); do [ ! -S below.sock ] || break; sleep 0.05; done
+    listens below.sock $below
     nbd-client -unix below.sock /dev/nbd8 -b 512 >client.log 2>&1 || fail "$(cat client.log)"
 }
 
 end_disk_below() {
     nbd-client -d /dev/nbd8 >/dev/null
     kill $below
+    ended $below 'the disk below'
     wait $below || fail "the disk below ended with $?"
 }
 
@@ -32,13 +33,22 @@ has() {
 
 for name in first second; do head -c 4096 /dev/urandom >$name; done
 for front in $(fronts); do
+    # What the end of a daemon and the start of the next one take here.
+    start_daemon
+    begun=$SECONDS
+    kill_daemon
+    start_daemon
+    took_s=$((SECONDS - begun + 1))
+    kill_daemon
+    delay_s=$((took_s * 4 > 15 ? took_s * 4 : 15))
+
     # A write of a daemon that is dead is still on its way to the disk when the next one starts.
-    disk_below delay=15s
+    disk_below delay=${delay_s}s
     start_daemon
     device=$(sheave attach --front $front '/dev/nbd8?direct=true')
     block first &
     writer=$!
-    sleep 2
+    wait_for 'the write is on its way' writes_wait nbd8
     kill_daemon
     start_daemon
     logged 'its I/O waits'
@@ -46,7 +56,7 @@ for front in $(fronts); do
     wait $writer || fail 'the first write failed'
     block second conv=fsync
     has second 'an old write came later'
-    sleep 20
+    sleep $((delay_s + 5))
     has second 'an old write came much later'
     sheave detach "$device"
     stop_daemon

@@ -3,19 +3,23 @@
 # the volume can be attached.
 . ./common.sh
 
+# has_begun COUNT: that many waits for stable storage.
+has_begun() { [ "$(grep -c fsync calls)" -ge "$1" ]; }
+
 # half_made FRONT SYNC: it dies at its first to fourth wait for stable storage: for the record of a
 # device that is not made yet, and its directory; then for the record with the device's number.
 half_made() {
     local attaching
-    strace -f -qq -e trace=fsync -e inject=fsync:delay_enter=4000000:when="$2" -o trace \
+    # It is killed long before the delay of ten minutes is over.
+    strace -f -qq -e trace=fsync -e inject=fsync:delay_enter=600000000:when="$2" -o calls \
         sheave daemon --shards 1 >daemon.log 2>&1 &
     logged ready
     daemon=$(pgrep -x sheave)
     sheave attach --front "$1" half.img >attach.log 2>&1 &
     attaching=$!
     # Its delay begins behind what was there before.
-    for _ in $(seq 200); do [ "$(grep -c fsync trace)" -lt "$2" ] || break; sleep 0.05; done
-    sleep 0.5
+    wait_for "wait $2 for stable storage" has_begun "$2"
+    pause 0.5
     kill -9 $daemon
     ! wait $attaching || fail "it was attached: $(cat attach.log)"
     wait

@@ -19,7 +19,7 @@ for found in json.load(sys.stdin): print(found["device"], "ro" if found["read_on
     expect "$device" "$(sheave attach disk.img)"
     cp /usr/bin/fio mounted/
     umount mounted
-    timeout 20 tail --pid=$daemon -f /dev/null || fail 'it does not end'
+    ended $daemon 'the daemon'
     wait $daemon || fail "the daemon ended with $?"
     expect '' "$(connected)"
     expect 1 "$(grep -c 'served on' daemon.log)"
@@ -33,6 +33,7 @@ for found in json.load(sys.stdin): print(found["device"], "ro" if found["read_on
     kill $daemon
     logged 'served on'
     kill $daemon
+    ended $daemon 'the daemon'
     wait $daemon && fail 'it ended as if all were well'
     grep -q 'second signal, SIGTERM, ended it with 1 devices' daemon.log || fail 'it said nothing'
     start_daemon

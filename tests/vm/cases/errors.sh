@@ -27,7 +27,7 @@ chmod 700 /run/sheave
 # A device that somebody else made is not ours to end.
 sheave serve 'memory:?size=1M' --socket foreign.sock >serve.log 2>&1 &
 server=$!
-for _ in $(seq 100); do [ ! -S foreign.sock ] || break; sleep 0.05; done
+listens foreign.sock $server
 nbd-client -unix foreign.sock /dev/nbd8 >client.log 2>&1 || fail "nbd-client: $(cat client.log)"
 refused 'neither a device nor a volume' sheave detach /dev/nbd8
 dd if=/dev/urandom of=random bs=64k count=16 status=none
@@ -38,10 +38,8 @@ kill $server
 wait $server
 
 sheave detach disk.img
-unload() {
-    for _ in $(seq 100); do rmmod $1 2>/dev/null && return; sleep 0.05; done
-    fail "$1 cannot be unloaded"
-}
+unloads() { rmmod "$1" 2>/dev/null; }
+unload() { wait_for "$1 is unloaded" unloads "$1"; }
 # attaches PREFIX ARGUMENT...: to a device with a name that begins so.
 attaches() {
     local prefix=$1 device

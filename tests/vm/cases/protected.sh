@@ -30,10 +30,16 @@ mounted() { awk -v device="$2" '$(NF - 1) == device { print $5 }' "/proc/$1/moun
 # The daemon dies, which must not take it long, and is started again.
 replace_daemon() {
     kill -9 $daemon
-    timeout 20 tail --pid=$daemon -f /dev/null || fail 'it waits for its own device'
+    ended $daemon 'a daemon that must not wait for its own device'
     wait $daemon 2>/dev/null || true
     start_daemon
     logged "recovered volume=\"$PWD/disk.img"
+}
+
+# second_serves COMMAND...
+second_serves() {
+    ! has_ended $second || fail "the second daemon ended: $(cat second.log)"
+    "$@" sheave ls >ls.log 2>&1
 }
 
 # second_daemon COMMAND...: one with directories of its own, run by the command.
@@ -43,17 +49,12 @@ second_daemon() {
     chown nobody /run/second
     "$@" sheave daemon >second.log 2>&1 &
     second=$!
-    trap 'kill $daemon $second 2>/dev/null || true' EXIT
-    local tries
-    for tries in $(seq 200); do
-        ! "$@" sheave ls >ls.log 2>&1 || return 0
-        sleep 0.05
-    done
-    fail "the second daemon did not start in $tries tries: $(cat second.log ls.log)"
+    wait_for 'the second daemon serves' second_serves "$@"
 }
 
 stop_second() {
     kill $second
+    ended $second 'the second daemon'
     wait $second || fail "the second daemon ended with $?"
     rm -r /run/second
 }

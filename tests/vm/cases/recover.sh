@@ -14,10 +14,11 @@ for front in $(fronts); do
         --bs=4k --size=64M --time_based --runtime=20 --verify=crc32c --verify_fatal=1 \
         --verify_backlog=256 >fio.log 2>&1 &
     load=$!
+    wait_for 'the load has begun' in_flight "$device" 1
     for round in 1 2 3; do
         dd if=/dev/urandom of=mounted/file.$round bs=1M count=8 conv=fsync status=none &
         writer=$!
-        sleep 0.$((RANDOM % 10))
+        pause 0.$((RANDOM % 10))
         kill_daemon
         start_daemon
         logged 'recovered volume="'"$PWD"'/load.img'

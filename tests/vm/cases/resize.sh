@@ -37,7 +37,7 @@ for front in $(fronts); do
         --rw=randrw --bs=4k --time_based --runtime=8 --verify=crc32c --verify_fatal=1 \
         --verify_backlog=64 >fio.log 2>&1 &
     load=$!
-    sleep 2
+    wait_for 'the load has begun' in_flight "$device" 1
     for mib in 96 128 160; do
         expect $((mib << 20)) "$(sheave volume resize disk.img --size ${mib}M)"
         has "$device" $mib

@@ -11,37 +11,31 @@ of() { systemctl show --value --property "$1" sheave.service; }
 # What the daemon has said since then, and what systemd has of it.
 journal() { journalctl --quiet --no-pager --output cat --unit sheave.service --unit sheave.socket --since "@$since"; }
 
+has_said() { journal | grep -F -- "$1" >/dev/null; }
+
 # said TEXT: waits until it has.
-said() {
-    local tries
-    for tries in $(seq 600); do
-        ! journal | grep -qF -- "$1" || return 0
-        sleep 0.1
-    done
-    fail "the service did not say \"$1\" in $tries looks: $(journal)"
-}
+said() { wait_for "the service says \"$1\"" has_said "$1"; }
+
+is() { [ "$(of ActiveState)/$(of SubState)" = "$1" ]; }
 
 # becomes STATE
-becomes() {
-    local tries
-    for tries in $(seq 600); do
-        [ "$(of ActiveState)/$(of SubState)" != "$1" ] || return 0
-        sleep 0.1
-    done
-    fail "it is $(of ActiveState)/$(of SubState), not $1: $(journal)"
+becomes() { wait_for "the service becomes $1" is "$1"; }
+
+# is_other PID: another process is the service.
+is_other() {
+    local main
+    main=$(of MainPID)
+    [ "$main" != "$1" ] && [ "$main" != 0 ]
 }
 
 # replaced COMMAND...: after it, another process is the service.
 replaced() {
-    local old tries
+    local old
     old=$(of MainPID)
     since=$(date +%s)
     "$@"
-    for tries in $(seq 600); do
-        [ "$(of MainPID)" = "$old" ] || [ "$(of MainPID)" = 0 ] || break
-        sleep 0.1
-    done
-    timeout 30 tail --pid="$old" -f /dev/null || fail "$*: the old one is still there"
+    wait_for "another process after: $*" is_other "$old"
+    ended "$old" "the old process after: $*"
     becomes active/running
 }
 
@@ -64,9 +58,10 @@ install -m 644 deploy/systemd/sheave.{service,socket} $units
 install -m 644 deploy/udev/60-sheave-ublk.rules /etc/udev/rules.d
 mkdir -p $units/sheave.service.d $state
 # Shorter than in life, so that it can be waited for; the guest is many times slower.
-cat >$units/sheave.service.d/test.conf <<'C'
+watchdog_s=20
+cat >$units/sheave.service.d/test.conf <<C
 [Service]
-WatchdogSec=20s
+WatchdogSec=${watchdog_s}s
 TimeoutAbortSec=2s
 C
 systemctl daemon-reload
@@ -88,11 +83,11 @@ done
 expect 0 "$(journal | grep -cE 'WARN|ERROR' || true)"
 devices=$(sheave ls --json)
 
-# What is on them has a name.
+# What is on them has a name. A udev that is slow has taken more than ten seconds for it.
+leads() { [ "$(readlink -f "$1")" = "$2" ]; }
 for front in $(fronts); do
     link=/dev/disk/by-label/sheave-test-$front
-    for _ in $(seq 100); do [ ! -b $link ] || break; sleep 0.1; done
-    expect "${device[$front]}" "$(readlink -f $link)"
+    wait_for "$link leads to ${device[$front]}" leads $link "${device[$front]}"
 done
 
 # Partitions are found in the service's confines, too.
@@ -108,7 +103,7 @@ replaced systemctl reload sheave.service
 served_on
 expect "$devices" "$(sheave ls --json)"
 main=$(of MainPID)
-sleep 25
+sleep $((watchdog_s + 5))
 expect "$main" "$(of MainPID)"
 expect 0 "$(of NRestarts)"
 
@@ -138,7 +133,7 @@ since=$(date +%s)
 systemctl start sheave.service
 served_on
 for front in $(fronts); do umount $front; done
-timeout 60 systemctl stop sheave.service 2>stop.log || fail "$(cat stop.log)"
+timeout $patience_s systemctl stop sheave.service 2>stop.log || fail "$(cat stop.log)"
 expect inactive/success "$(of ActiveState)/$(of Result)"
 expect '' "$(connected)"
 for front in $(fronts); do clean ext4 $state/$front.img; done
@@ -209,5 +204,6 @@ clean ext4 /var/lib/sheave/disk.img
 rm /var/lib/sheave/disk.img
 
 sed -i '/sheave-test/d' /etc/fstab
+systemctl disable --quiet sheave.socket sheave.service
 rm -r $units/sheave* /etc/udev/rules.d/60-sheave-ublk.rules $state
 systemctl daemon-reload

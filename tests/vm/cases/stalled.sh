@@ -6,12 +6,10 @@
 # A part of it, or all, answers after an hour.
 stalled="$PWD/disk.img?fault=any:delay=3600s:range=24M-48M"
 dead="$PWD/dead.img?fault=any:delay=3600s"
-# Nobody waits so long in vain.
-patience_s=30
 
-# gone PID: it has ended, for that the device is ended.
+# gone PID WHAT: it ends with an error, since its device is ended.
 gone() {
-    timeout $patience_s tail --pid="$1" -f /dev/null || fail "$2 still waits"
+    ended "$1" "$2"
     wait "$1" && fail "$2 was served" || true
 }
 
@@ -29,7 +27,9 @@ for front in $(fronts); do
     done
     dd if="$device" of=/dev/null bs=64k count=1 skip=500 iflag=direct >dd.log 2>&1 &
     readers+=($!)
-    sleep 2
+    wait_for 'some of them wait' in_flight "$device" 4
+    # Time for more of them, if there is any.
+    pause 2
     # The others go on.
     dd if=/dev/urandom of="$other" bs=1M count=8 oflag=direct status=none
     expect 2 "$(sheave ls --json | grep -o '"device"' | wc -l)"
@@ -45,11 +45,9 @@ for found in json.load(sys.stdin): print(found["device"])')"
     # One that does not even answer while it is attached.
     sheave attach --front $front "$dead" >attach.log 2>&1 &
     waits=$!
-    sleep 2
-    sheave ls >ls.log
-    grep -qF "$dead" ls.log || fail "it is not listed: $(cat ls.log)"
+    wait_for "$dead is listed" is_listed "$dead"
     timeout $patience_s sheave detach --force "$dead" || fail 'a dead device cannot be ended'
-    timeout $patience_s tail --pid=$waits -f /dev/null || fail 'attach still waits'
+    ended $waits 'attach'
 
     # A killed daemon ends even then, and what was only half made is forgotten, unless its number had
     # been written down.
@@ -58,9 +56,9 @@ for found in json.load(sys.stdin): print(found["device"])')"
     start_daemon
     sheave attach --front $front "$dead" >attach.log 2>&1 &
     waits=$!
-    sleep 2
+    wait_for "$dead is listed" is_listed "$dead"
     kill_daemon
-    timeout $patience_s tail --pid=$waits -f /dev/null || fail 'attach waits for a dead daemon'
+    ended $waits 'attach by a dead daemon'
     start_daemon
     timeout $patience_s sheave detach --force "$dead" 2>detach.log || grep -q neither detach.log ||
         fail "it cannot be ended: $(cat detach.log)"
@@ -71,21 +69,21 @@ for found in json.load(sys.stdin): print(found["device"])')"
     device=$(sheave attach --front $front "$stalled")
     dd if=/dev/zero of="$device" bs=64k count=1 seek=500 status=none &
     writer=$!
-    sleep 2
+    wait_for 'the write waits' writes_wait "$device"
     sheave detach "$device" >detach.log 2>&1 &
     waits=$!
-    sleep 4
+    pause 4
     kill_daemon
-    timeout $patience_s tail --pid=$waits -f /dev/null || fail 'a detach waits for a dead daemon'
+    ended $waits 'a detach by a dead daemon'
     start_daemon
     logged 'recovered volume='
     # Nor does it keep another from ending the device.
     sheave detach "$device" >detach.log 2>&1 &
     waits=$!
-    sleep 2
+    pause 2
     timeout $patience_s sheave detach --force "$device" || fail 'it cannot be ended'
-    timeout $patience_s tail --pid=$waits -f /dev/null || fail 'the first detach still waits'
-    timeout $patience_s tail --pid=$writer -f /dev/null || fail 'the writer still waits'
+    ended $waits 'the first detach'
+    ended $writer 'the writer'
     expect 'no devices' "$(sheave ls)"
     kill_daemon
     rm disk.img other.img dead.img
@@ -99,7 +97,7 @@ fio --name=load --filename="$device" --direct=1 --ioengine=libaio --iodepth=8 --
     --size=32M --time_based --runtime=15 --verify=crc32c --verify_fatal=1 --verify_backlog=64 \
     >fio.log 2>&1 &
 load=$!
-sleep 3
+wait_for 'the load has begun' in_flight "$device" 1
 python3 - "$daemon" <<'P'
 import ctypes, fcntl, os, socket, sys
 pid = int(sys.argv[1])

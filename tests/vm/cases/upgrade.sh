@@ -11,13 +11,13 @@ take_over() {
         cp old.log daemon.log
         exec 8>>old.log
         kill -HUP "$old"
-        timeout 20 tail --pid="$old" -f /dev/null || fail "it does not give way: $(cat old.log)"
+        ended "$old" 'the daemon that gives way'
         mv old.log daemon.log
         daemon=$(pgrep -nf 'sheave daemon.*--takeover')
     else
         sheave daemon --takeover >daemon.log 2>&1 &
         daemon=$!
-        timeout 20 tail --pid="$old" -f /dev/null || fail "it does not give way: $(cat daemon.log)"
+        ended "$old" 'the daemon that gives way'
     fi
     for front in $(fronts); do logged 'recovered volume="'"$PWD/$front.img"; done
 }
@@ -39,17 +39,19 @@ for front in $(fronts); do
         --bs=4k --size=32M --time_based --runtime=20 --verify=crc32c --verify_fatal=1 \
         --verify_backlog=64 >fio.$front.log 2>&1 &
     loads+=($!)
+    wait_for 'the load has begun' in_flight "$device" 1
 done
 devices=$(sheave ls --json)
 for round in 1 2 3; do
-    sleep 2
+    pause 2
     take_over now
     expect "$devices" "$(sheave ls --json)"
 done
-before=$(reads "$PWD/nbd.img")
+has_reads() { before=$(reads "$PWD/nbd.img") && [ "$before" -gt 0 ]; }
+wait_for 'reads are counted' has_reads
 take_over signal
 expect "$devices" "$(sheave ls --json)"
-[ "$(reads "$PWD/nbd.img")" -ge "$before" ] && [ "$before" -gt 0 ] || fail 'statistics were lost'
+[ "$(reads "$PWD/nbd.img")" -ge "$before" ] || fail 'statistics were lost'
 for load in "${loads[@]}"; do wait "$load" || fail "fio: $(cat fio.*.log)"; done
 ! grep -q 'its I/O waits' daemon.log || fail 'a device had to wait'
 
@@ -63,7 +65,7 @@ mv copy.img nbd.img
 refused 'removed or replaced' sheave daemon --takeover
 for front in $(fronts); do sheave detach $front.img; done
 kill "$daemon"
-timeout 20 tail --pid="$daemon" -f /dev/null || fail 'it does not end'
+ended "$daemon" 'the daemon'
 expect '' "$(connected)"
 
 # Where there is nobody, there is nothing to take over.

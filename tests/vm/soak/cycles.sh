@@ -10,7 +10,6 @@ workers=4
 kill_every=30
 # The last part of the cycles is without kills, and shows what one daemon keeps.
 quiet=$((rounds / 5))
-tries_max=300
 # What a daemon may have more of at the end.
 more_files_max=2
 more_threads_max=2
@@ -19,9 +18,9 @@ more_kib_max=4096
 # persist WHAT COMMAND...: until it works. A daemon that has just died, or finds its devices, says
 # so; anything else is wrong. What it prints is in `said`.
 persist() {
-    local what=$1 tries
+    local what=$1 end=$((SECONDS + patience_s))
     shift
-    for tries in $(seq $tries_max); do
+    while [ $SECONDS -lt $end ]; do
         ! said=$("$@" 2>"err.$worker") || return 0
         case $(cat "err.$worker") in
             *'no daemon at'* | *'the daemon'* | *'waits for its volume'* | *'transport error'* | \
@@ -37,7 +36,7 @@ persist() {
         esac
         pause 0.2
     done
-    fail "$what, after $tries tries: $(cat "err.$worker")"
+    fail "$what: $(cat "err.$worker")"
 }
 
 # use DEVICE NUMBER: what is written to a file must be there, whatever happens to the daemon.
@@ -111,6 +110,15 @@ has() {
         "$(awk '/^VmRSS:/ { print $2 }' "/proc/$daemon/status")"
 }
 
+# settle: waits until the daemon has no more threads to end, which wait ten seconds for calls.
+settle() {
+    local last=
+    while [ "$last" != "$(ls "/proc/$daemon/task" | wc -l)" ]; do
+        last=$(ls "/proc/$daemon/task" | wc -l)
+        sleep 12
+    done
+}
+
 : >cycles
 echo 0 >kills
 kills=0
@@ -135,12 +143,11 @@ while working; do
 done
 begin $((quiet / 4 / workers * workers))
 while working; do pause 0.1; done
-# Threads that wait for calls end when there are none.
-sleep 12
+settle
 read -r files threads kib < <(has)
 begin $((quiet - quiet / 4))
 while working; do pause 0.1; done
-sleep 12
+settle
 read -r files_now threads_now kib_now < <(has)
 closing="$(done_cycles) cycles, $kills kills, $((SECONDS - begun)) s; "
 closing+="files $files to $files_now, threads $threads to $threads_now, KiB $kib to $kib_now"

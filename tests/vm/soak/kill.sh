@@ -9,8 +9,6 @@ rounds=${ROUNDS:-100}
 # nbd has for what was in flight.
 start_ms=1000
 nbd_timer_ms=5000
-# How long is looked.
-resume_max_ms=30000
 
 # resumed BEGUN_MS: waits until each loaded device has ended a request, and notes when.
 resumed() {
@@ -27,8 +25,8 @@ resumed() {
             fi
         done
         [ -n "$waits" ] || return 0
-        [ $((${EPOCHREALTIME/[.,]/} / 1000 - $1)) -lt $resume_max_ms ] ||
-            fail "no I/O on$waits within $resume_max_ms ms"
+        [ $((${EPOCHREALTIME/[.,]/} / 1000 - $1)) -lt $((patience_s * 1000)) ] ||
+            fail "no I/O on$waits within $patience_s s"
         pause 0.005
     done
 }

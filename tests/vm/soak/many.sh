@@ -8,7 +8,6 @@ devices=${DEVICES:-200}
 # Of an idle daemon, in parts of a thousand of a CPU.
 idle_limit_permille=20
 idle_s=20
-recover_max_s=300
 
 # pattern NUMBER: a megabyte that no other device has.
 pattern() { head -c 1M < <(yes "what is on device $1"); }
@@ -69,12 +68,8 @@ echo "idle: $idle_permille/1000"
 kill_daemon
 from_ms=$(now_ms)
 start_daemon
-tries=0
-while [ "$(recovered)" -lt "$devices" ]; do
-    tries=$((tries + 1))
-    [ $tries -lt $((recover_max_s * 4)) ] || fail "$(recovered) of $devices are recovered"
-    sleep 0.25
-done
+all_recovered() { [ "$(recovered)" -ge "$devices" ]; }
+wait_for "all $devices devices are recovered" all_recovered
 spent=$(($(now_ms) - from_ms))
 closing+=" recovery of all $spent ms;"
 echo "recovery: $spent ms"

@@ -6,7 +6,8 @@
 
 minutes=${MINUTES:-10}
 limit_mib=${LIMIT_MIB:-160}
-progress_s=30
+# How often is looked; the wait for any progress is that of all waits.
+look_s=30
 # Each file is longer than half the limit.
 files=5
 file_parts=$((limit_mib / 8))
@@ -51,7 +52,7 @@ check() {
     content "$(cat "$1.size.$2")" | cmp - "$1/file.$2" || return 1
 }
 
-sysctl -qw kernel.hung_task_timeout_secs=60 2>/dev/null ||
+sysctl -qw kernel.hung_task_timeout_secs=$patience_s 2>/dev/null ||
     echo 'this kernel does not tell of hung tasks'
 group=/sys/fs/cgroup/soak
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
@@ -62,7 +63,7 @@ echo $BASHPID >$group/cgroup.procs
 
 start_daemon
 jobs=()
-declare -A disks ended_before
+declare -A disks ended_before progressed
 for front in $(fronts); do
     truncate -s 768M "disk.$front"
     disks[$front]=$(sheave attach --front "$front" "disk.$front")
@@ -72,20 +73,25 @@ for front in $(fronts); do
     dirty "on.$front" &
     jobs+=($!)
     ended_before[$front]=0
+    progressed[$front]=$SECONDS
 done
 grep -q '/soak$' "/proc/$daemon/cgroup" || fail 'the daemon is not in the cgroup'
 
 begun=$SECONDS
 most_kib=0
 while [ $((SECONDS - begun)) -lt $((minutes * 60)) ]; do
-    sleep $progress_s
+    sleep $look_s
     alive 'a writer'
     for front in "${!disks[@]}"; do
         completed "${disks[$front]}"
-        [ "$completed" -gt "${ended_before[$front]}" ] || hang "no I/O on $front for $progress_s s"
-        ended_before[$front]=$completed
+        if [ "$completed" -gt "${ended_before[$front]}" ]; then
+            ended_before[$front]=$completed
+            progressed[$front]=$SECONDS
+        fi
+        [ $((SECONDS - progressed[$front])) -lt $patience_s ] ||
+            hang "no I/O on $front for $patience_s s"
     done
-    timeout $progress_s sheave ls >/dev/null || hang 'the daemon does not answer'
+    timeout $patience_s sheave ls >/dev/null || hang 'the daemon does not answer'
     kib=$(awk '/^VmRSS:/ { print $2 }' "/proc/$daemon/status")
     [ "$kib" -le $most_kib ] || most_kib=$kib
     echo "$((SECONDS - begun)) s: $(cat on.*.rounds 2>/dev/null | tr '\n' ' ')files," \
@@ -95,7 +101,7 @@ finish 'a writer'
 
 closing=
 for front in $(fronts); do
-    timeout 300 umount "on.$front" || hang "umount of $front"
+    timeout $patience_s umount "on.$front" || hang "umount of $front"
     clean ext4 "${disks[$front]}"
     mount "${disks[$front]}" "on.$front"
     for number in $(seq 0 $((files - 1))); do

@@ -1,9 +1,5 @@
 # Sourced by the soak tests after ../cases/common.sh.
 
-# A bash that sleeps without a process of its own: whoever measures must not need the CPU.
-exec {never}<> <(:)
-pause() { read -rt "$1" -u "$never" || true; }
-
 fail() {
     trap - ERR
     echo "FAILED: $*" >&2

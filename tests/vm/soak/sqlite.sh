@@ -32,7 +32,7 @@ for journal in ${JOURNALS:-WAL DELETE}; do
     mount "$device" mounted
     python3 rows.py write mounted/rows.db $journal acknowledged &
     writer=$!
-    for _ in $(seq 200); do [ ! -s acknowledged ] || break; pause 0.1; done
+    wait_for 'a first commit' [ -s acknowledged ]
     for round in $(seq "$kills"); do
         pause "$((RANDOM % 3)).$((RANDOM % 10))"
         kill -0 $writer || fail "round $round: the writer has ended"

@@ -39,19 +39,19 @@ both_engines! {
         let drip = std::thread::spawn(move || {
             // Options that no server knows, byte by byte.
             let option = [&b"IHAVEOPT"[..], &[0, 0, 0, 99, 0, 0, 0, 0]].concat();
-            let all = [&[0, 0, 0, 1][..], &option.repeat(60)].concat();
+            let all = [&[0, 0, 0, 1][..], &option.repeat(6000)].concat();
             for byte in all {
                 if dripping.write_all(&[byte]).is_err() {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
-            panic!("it was listened to for two seconds");
+            panic!("it was listened to for minutes");
         });
         assert_eq!(end(silent).len(), 18, "the greeting");
         drip.join().unwrap();
         let took = begun.elapsed();
-        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(2), "{took:?}");
+        assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(10), "{took:?}");
         // Who has negotiated may be silent.
         let mut client = Client::new(&server);
         std::thread::sleep(Duration::from_millis(600));

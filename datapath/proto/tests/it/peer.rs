@@ -18,7 +18,7 @@ use sheave_proto::{
     ReadCoverage, ReplyBody, ReplyDecoder, ReplyStyle, Request,
 };
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 pub(crate) const SIZE: u64 = 16 << 20;
 
 /// A directory of our own, removed at the end.

@@ -16,8 +16,14 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Nothing takes that long.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
+use sheave_shard::STOP_GRACE;
+
+/// Longest wait for anything that must come. A slow machine with other work needs a small part of
+/// it, and a test that passes never waits so long.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A stop that gives up on a client or a volume, on a slow machine.
+pub(crate) const GIVEN_UP: Duration = Duration::from_secs(STOP_GRACE.as_secs() * 4);
 
 /// Defines a test for each engine.
 macro_rules! both_engines {

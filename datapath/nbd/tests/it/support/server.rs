@@ -14,6 +14,8 @@ use sheave_telemetry::{Registry, VolumeSnapshot};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use super::GIVEN_UP;
+
 /// How to start a server.
 pub(crate) struct Setup {
     pub(crate) engine: EngineChoice,
@@ -131,6 +133,6 @@ impl Drop for Running {
             return;
         }
         let took = self.stop();
-        assert!(took < Duration::from_secs(8), "stopping took {took:?}");
+        assert!(took < GIVEN_UP, "stopping took {took:?}");
     }
 }
