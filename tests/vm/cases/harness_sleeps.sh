@@ -1,0 +1,5 @@
+#!/bin/bash
+# Does not end.
+. ./common.sh
+
+sleep infinity
