@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,8 +18,6 @@ use crate::{Certificates, PATIENCE, Run, Scratch, sheave};
 const RUNTIME_DIR: &str = "SHEAVE_RUNTIME_DIR";
 
 const LOG_LINES_SHOWN: usize = 30;
-/// A free port may be taken by another test between its choice and its use.
-const PORT_ATTEMPTS: usize = 5;
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -101,16 +99,11 @@ impl Serve {
     /// Starts it on a free TCP port of the loopback interface and waits until it accepts.
     #[must_use]
     pub fn tcp(&self) -> Server {
-        let mut log = String::new();
-        for _ in 0..PORT_ATTEMPTS {
-            let address = free_port();
-            let args = ["--listen".to_owned(), address.to_string()];
-            match self.start(&args, Address::Tcp(address), Scratch::new()) {
-                Ok(server) => return server,
-                Err(text) => log = text,
-            }
-        }
-        panic!("{:?} did not start:\n{log}", self.args);
+        // The kernel chooses: a port that a test chose could be taken by another before its use.
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let args = ["--listen".to_owned(), address.to_string()];
+        self.start(&args, Address::Tcp(address), Scratch::new())
+            .unwrap_or_else(|log| panic!("{:?} did not start:\n{log}", self.args))
     }
 
     fn start(&self, listen: &[String], to: Address, scratch: Scratch) -> Result<Server, String> {
@@ -261,13 +254,24 @@ impl Server {
         panic!("the server did not end within {PATIENCE:?} of {signal:?}\n{}", self.log());
     }
 
+    /// Connects once, where the server says that it listens.
+    fn connect(&mut self) -> io::Result<()> {
+        if let Address::Tcp(address) = &self.address
+            && address.port() == 0
+        {
+            let found = listening(&self.log()).ok_or_else(|| io::Error::other("no address yet"));
+            self.address = Address::Tcp(found?);
+        }
+        self.address.connect()
+    }
+
     fn wait_until_it_accepts(&mut self) -> Result<(), String> {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("our own child") {
                 return Err(format!("ended with {status}"));
             }
-            let last = match self.address.connect() {
+            let last = match self.connect() {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -309,7 +313,8 @@ impl Address {
     }
 }
 
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("its address")
+/// The TCP address in the line of the log that a server begins with.
+fn listening(log: &str) -> Option<SocketAddr> {
+    let (listeners, _) = log.split_once("listener=\"")?.1.split_once('"')?;
+    listeners.split(", ").find_map(|listener| listener.parse().ok())
 }
