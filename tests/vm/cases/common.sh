@@ -101,6 +101,9 @@ writes_wait() {
     [ "$writes" -gt 0 ]
 }
 
+# is_blocked PID: no signal ends it now (state D of proc_pid_status(5)).
+is_blocked() { grep -q '^State:.D' "/proc/$1/status"; }
+
 # is_listed VOLUME: whether the daemon knows it.
 is_listed() { sheave ls | grep -qF -- "$1"; }
 

@@ -22,6 +22,6 @@ done
 kill_daemon
 for front in $(fronts); do
     dd if=/dev/urandom of=$front/dirty bs=1M count=4 conv=fsync status=none &
-    wait_for "a request by $front waits" in_flight "$(findmnt -no SOURCE $front)" 1
+    wait_for "a write by $front waits" is_blocked $!
 done
 fail 'on purpose'

@@ -8,7 +8,6 @@ device=$(sheave attach disk.img)
 echo "0 $(blockdev --getsz "$device") linear $device 0" | dmsetup create stuck
 dmsetup suspend --nolockfs stuck
 dd if=/dev/zero of=/dev/mapper/stuck bs=1M count=4 oflag=direct status=none &
-waits() { grep -q '^State:.D' "/proc/$1/status"; }
-wait_for 'a write that waits' waits $!
+wait_for 'a write that waits' is_blocked $!
 kill_daemon
 fail 'on purpose'
