@@ -205,5 +205,7 @@ rm /var/lib/sheave/disk.img
 
 sed -i '/sheave-test/d' /etc/fstab
 systemctl disable --quiet sheave.socket sheave.service
+# It has failed for its configuration.
+systemctl reset-failed sheave.service
 rm -r $units/sheave* /etc/udev/rules.d/60-sheave-ublk.rules $state
 systemctl daemon-reload
