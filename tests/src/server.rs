@@ -1,10 +1,11 @@
 //! A running `sheave serve`.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const LOG_LINES_SHOWN: usize = 30;
 /// How to start a server.
 #[derive(Clone, Debug)]
 pub struct Serve {
-    args: Vec<String>,
+    args: Vec<OsString>,
     wrapper: Vec<String>,
     log_level: String,
 }
@@ -47,15 +48,25 @@ pub(crate) enum Address {
 impl Serve {
     /// Serves one volume.
     #[must_use]
-    pub fn new(volume: impl AsRef<Path>) -> Self {
-        let volume = volume.as_ref().to_str().expect("UTF-8 path").to_owned();
-        Self { args: vec![volume], wrapper: Vec::new(), log_level: String::new() }
+    pub fn new(volume: impl AsRef<OsStr>) -> Self {
+        Self {
+            args: vec![volume.as_ref().to_owned()],
+            wrapper: Vec::new(),
+            log_level: String::new(),
+        }
     }
 
     /// Adds arguments, divided at white space.
     #[must_use]
     pub fn args(mut self, args: &str) -> Self {
-        self.args.extend(args.split_whitespace().map(str::to_owned));
+        self.args.extend(args.split_whitespace().map(OsString::from));
+        self
+    }
+
+    /// Adds one argument as it is.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
         self
     }
 
@@ -69,7 +80,7 @@ impl Serve {
     #[must_use]
     pub fn tls(mut self, certificates: &Certificates, mutual: bool) -> Self {
         let args = if mutual { certificates.mutual_args() } else { certificates.server_args() };
-        self.args.extend(args);
+        self.args.extend(args.into_iter().map(OsString::from));
         self
     }
 
@@ -89,9 +100,15 @@ impl Serve {
     /// Starts it on a unix socket and waits until it accepts.
     #[must_use]
     pub fn unix(&self) -> Server {
+        self.unix_named("s")
+    }
+
+    /// Like [`Self::unix`], on a socket of this name.
+    #[must_use]
+    pub fn unix_named(&self, name: impl AsRef<OsStr>) -> Server {
         let scratch = Scratch::new();
-        let socket = scratch.path().join("s");
-        let args = ["--socket".to_owned(), socket.to_str().expect("UTF-8 path").to_owned()];
+        let socket = scratch.path().join(name.as_ref());
+        let args = ["--socket".into(), socket.clone().into_os_string()];
         self.start(&args, Address::Unix(socket), scratch)
             .unwrap_or_else(|log| panic!("{:?} did not start:\n{log}", self.args))
     }
@@ -101,12 +118,12 @@ impl Serve {
     pub fn tcp(&self) -> Server {
         // The kernel chooses: a port that a test chose could be taken by another before its use.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let args = ["--listen".to_owned(), address.to_string()];
+        let args = ["--listen".into(), address.to_string().into()];
         self.start(&args, Address::Tcp(address), Scratch::new())
             .unwrap_or_else(|log| panic!("{:?} did not start:\n{log}", self.args))
     }
 
-    fn start(&self, listen: &[String], to: Address, scratch: Scratch) -> Result<Server, String> {
+    fn start(&self, listen: &[OsString], to: Address, scratch: Scratch) -> Result<Server, String> {
         let log = scratch.path().join("log");
         let stderr = File::create(&log).expect("log file");
         // However the test ends, its server ends with it.

@@ -44,16 +44,31 @@ fn what_is_interrupted_leaves_no_image_that_looks_whole() {
 }
 
 #[test]
-fn a_copy_onto_an_image_that_was_interrupted_can_be_made_again() {
+fn a_copy_onto_an_image_is_all_of_it_or_nothing() {
     let scratch = Scratch::new();
     let (image, other) = (scratch.islands("disk.img", 64 << 20), scratch.filled("o.img", 64 << 20));
     let out = scratch.sparse("out.img", 64 << 20);
     let slow = format!("{other}?limit-bps=8M");
-    let has_begun = || fs::read(&out).expect("file").iter().any(|byte| *byte != 0);
-    let told = interrupted(&slow, &out, Signal::TERM, has_begun);
-    assert!(told.contains("out.img is incomplete"), "{told}");
-    // Where the new source has zeroes the old one's bytes must go.
+    let told = interrupted(&slow, &out, Signal::TERM, || names(&scratch).contains(".partial"));
+    assert!(told.contains("interrupted; nothing was left behind"), "{told}");
+    assert_eq!(names(&scratch), "disk.img o.img out.img");
+    assert!(fs::read(&out).expect("file").iter().all(|byte| *byte == 0), "it is as it was");
     Run::new(sheave()).args("copy --quiet").arg(&image).arg(&out).ok();
+    compare(&image, &out);
+}
+
+#[test]
+fn a_copy_onto_an_export_that_was_interrupted_can_be_made_again() {
+    let scratch = Scratch::new();
+    let (image, other) = (scratch.islands("disk.img", 64 << 20), scratch.filled("o.img", 64 << 20));
+    let out = scratch.sparse("out.img", 64 << 20);
+    let server = Serve::new(&out).unix();
+    let slow = format!("{other}?limit-bps=8M");
+    let has_begun = || fs::read(&out).expect("file").iter().any(|byte| *byte != 0);
+    let told = interrupted(&slow, &server.uri(), Signal::TERM, has_begun);
+    assert!(told.contains(&format!("{} is incomplete", server.uri())), "{told}");
+    // Where the new source has zeroes the old one's bytes must go.
+    Run::new(sheave()).args("copy --quiet").arg(&image).arg(server.uri()).ok();
     compare(&image, &out);
 }
 
@@ -73,12 +88,16 @@ fn what_fails_leaves_no_image_that_looks_whole() {
     assert_eq!(names(&scratch), "disk.img");
     scratch.sparse("out.img", 8 << 20);
     let told = Run::new(sheave()).args("copy --quiet").arg(&image).arg(&full).fails();
-    assert!(told.contains("which is incomplete now"), "{told}");
+    assert!(!told.contains("incomplete"), "{told}");
     assert_eq!(names(&scratch), "disk.img out.img", "what was there before stays");
+    assert!(fs::read(&out).expect("file").iter().all(|byte| *byte == 0), "as it was");
+    let server = Serve::new("memory:?size=8M&fault=write:error=ENOSPC:after=3").unix();
+    let told = Run::new(sheave()).args("copy --quiet").arg(&image).arg(server.uri()).fails();
+    assert!(told.contains("which is incomplete now"), "{told}");
 }
 
 #[test]
-fn the_end_of_a_larger_target_stays_and_that_is_told() {
+fn an_image_becomes_as_long_as_the_source_and_other_targets_keep_their_size() {
     let scratch = Scratch::new();
     let (small, large) = (scratch.filled("small", 1 << 20), scratch.filled("large", 3 << 20));
     let copy = |from: &str, to: &str| {
@@ -86,10 +105,23 @@ fn the_end_of_a_larger_target_stays_and_that_is_told() {
         assert!(output.status.success(), "{}", output.describe());
         output.stderr
     };
-    let told = copy(&small, &large);
-    assert!(told.contains("its last 2097152 bytes are left as they are"), "{told}");
-    assert!(fs::read(&large).expect("file") == pattern(3 << 20, 1), "what it was");
-    assert_eq!(copy(&large, &scratch.file("new")), "", "nothing to tell");
+    let old = scratch.filled("old", 2 << 20);
+    for source in [&small, &large] {
+        assert_eq!(copy(source, &old), "", "nothing to tell");
+        compare(source, &old);
+    }
+    let export = scratch.file("export");
+    fs::write(&export, pattern(2 << 20, 3)).expect("write a file");
+    let server = Serve::new(&export).unix();
+    let told = copy(&small, &server.uri());
+    let want = format!("{} is larger; its last 1048576 bytes are left as they are", server.uri());
+    assert_eq!(told.trim_end(), want);
+    let mut expected = pattern(2 << 20, 3);
+    expected[..1 << 20].copy_from_slice(&pattern(1 << 20, 1));
+    assert!(fs::read(&export).expect("file") == expected, "its end stays");
+    let told = Run::new(sheave()).args("copy --quiet").arg(&large).arg(server.uri()).fails();
+    assert!(told.contains("has 2097152 bytes, too few for the 3145728 of"), "{told}");
+    assert!(fs::read(&export).expect("file") == expected, "nothing was written");
 }
 
 #[test]

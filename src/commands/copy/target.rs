@@ -1,49 +1,45 @@
 //! Where a copy goes: what exists, or a new image, which gets its name only when it is whole.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions as FileOptions};
+use std::fs::{self, File, Metadata, OpenOptions as FileOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use sheave_backends::{OpenOptions, VolumeSpec};
+use sheave_backends::{OpenOptions, VolumeSpec, path_text};
 use sheave_core::{Volume, printable};
 
 use super::interrupt::{Interruption, Leftover};
 use super::{is_nbd, remote};
 
-/// An open target. Dropping one that is new and was not published removes it.
+/// An open target. Dropping one that is a new image and was not published removes it.
 pub(super) struct Target {
     volume: Arc<dyn Volume>,
-    /// Where a new image is to be.
-    new: Option<PathBuf>,
+    image: Option<NewImage>,
     interruption: Interruption,
 }
 
 impl Target {
-    /// Opens what `text` names, or makes it if it is an image that does not exist.
+    /// Opens what `text` names. An image is made anew, in place of one that exists.
     pub(super) fn open(text: &str, size: u64, interruption: Interruption) -> anyhow::Result<Self> {
         if is_nbd(text) {
-            return Ok(Self { volume: remote(text)?, new: None, interruption });
+            return Ok(Self { volume: remote(text)?, image: None, interruption });
         }
         let spec: VolumeSpec = text.parse()?;
         let options = OpenOptions::default();
-        let Some(path) = spec.file_path().filter(|path| is_missing(path)) else {
-            return Ok(Self { volume: spec.open(&options)?, new: None, interruption });
+        let Some((image, file)) = NewImage::begin(&spec, interruption.clone())? else {
+            return Ok(Self { volume: spec.open(&options)?, image: None, interruption });
         };
-        let path = path.to_owned();
-        let partial = partial_path(&path)?;
-        interruption.leaves(|leftover| {
-            make(&partial, size).with_context(|| format!("{} cannot be made", printable(&path)))?;
-            *leftover = Leftover::Partial(partial.clone());
-            anyhow::Ok(())
-        })?;
-        let opened = spec.with_file_path(partial).open(&options);
-        let volume = opened.inspect_err(|_| remove(&interruption))?;
-        Ok(Self { volume, new: Some(path), interruption })
+        let name = || printable(&image.path).to_string();
+        file.set_len(size).with_context(name)?;
+        // Closing it later would drop the volume's lock.
+        drop(file);
+        let volume = spec.with_file_path(image.partial.clone()).open(&options)?;
+        Ok(Self { volume, image: Some(image), interruption })
     }
 
     /// What to write to.
@@ -53,29 +49,94 @@ impl Target {
 
     /// It was made for this copy, so it reads as zeroes everywhere.
     pub(super) fn is_new(&self) -> bool {
-        self.new.is_some()
+        self.image.is_some()
     }
 
-    /// Gives a new image its name. Never replaces one that somebody has made meanwhile.
-    pub(super) fn publish(self) -> anyhow::Result<()> {
-        self.interruption.leaves(|leftover| {
-            if let (Leftover::Partial(partial), Some(path)) = (&*leftover, &self.new) {
-                rename(partial, path).with_context(|| {
-                    format!("{} cannot get its name; nothing was left behind", printable(&path))
-                })?;
-            }
-            *leftover = Leftover::Done;
-            anyhow::Ok(())
-        })?;
-        if let Some(path) = &self.new {
-            // The bytes are on the disk; so must be the name.
-            sync_directory(path).with_context(|| printable(&path).to_string())?;
+    /// From here on an end leaves it incomplete, unless it is a new image.
+    pub(super) fn begin_overwriting(&self, name: &str) {
+        if !self.is_new() {
+            let name = name.to_owned();
+            self.interruption.leaves(|leftover| *leftover = Leftover::Existing(name));
         }
-        Ok(())
+    }
+
+    /// It is whole now. Gives an image its name.
+    pub(super) fn publish(self) -> anyhow::Result<()> {
+        match self.image {
+            Some(image) => image.publish(),
+            None => {
+                self.interruption.leaves(|leftover| *leftover = Leftover::Done);
+                Ok(())
+            }
+        }
     }
 }
 
-impl Drop for Target {
+/// An image that gets its name when it is whole, until then it has one beside it. Dropping it
+/// removes it.
+pub(super) struct NewImage {
+    /// Where it is to be.
+    path: PathBuf,
+    partial: PathBuf,
+    /// What it takes the place of. Held open, so that no other program begins to use it.
+    old: Option<Arc<dyn Volume>>,
+    interruption: Interruption,
+}
+
+impl NewImage {
+    /// Makes an empty file for the image that `spec` names; `None` if it names a device, or what is
+    /// no file. One that exists must be writable and unused, and gives its mode and owner.
+    pub(super) fn begin(
+        spec: &VolumeSpec,
+        interruption: Interruption,
+    ) -> anyhow::Result<Option<(Self, File)>> {
+        let Some(path) = spec.file_path() else { return Ok(None) };
+        let (path, old) = match path.metadata() {
+            _ if is_missing(path) => (path.to_owned(), None),
+            // Where links lead, so that they stay.
+            Ok(found) if found.is_file() => (path.canonicalize()?, Some(found)),
+            // What is wrong with it is told by its opening.
+            _ => return Ok(None),
+        };
+        let volume = old.is_some().then(|| spec.open(&OpenOptions::default()));
+        let volume = volume.transpose()?;
+        if volume.as_ref().is_some_and(|volume| volume.info().read_only) {
+            bail!("{}: it is read-only", printable(&path));
+        }
+        let partial = partial_path(&path)?;
+        let file = interruption.leaves(|leftover| {
+            let file = make(&partial, old.as_ref())
+                .with_context(|| format!("{} cannot be made", printable(&path)))?;
+            *leftover = Leftover::Partial(partial.clone());
+            anyhow::Ok(file)
+        })?;
+        Ok(Some((Self { path, partial, old: volume, interruption }, file)))
+    }
+
+    /// Gives it its name. Never replaces what was made by others meanwhile.
+    pub(super) fn publish(self) -> anyhow::Result<()> {
+        let name = printable(&self.path);
+        self.interruption.leaves(|leftover| {
+            self.rename()
+                .with_context(|| format!("{name} cannot get its name; nothing was left behind"))?;
+            *leftover = Leftover::Done;
+            anyhow::Ok(())
+        })?;
+        // The bytes are on the disk; so must be the name.
+        sync_directory(&self.path).with_context(|| name.to_string())
+    }
+
+    fn rename(&self) -> anyhow::Result<()> {
+        let Some(old) = &self.old else { return Ok(rename_new(&self.partial, &self.path)?) };
+        let url = path_text(&self.path);
+        if sheave_backends::identity(&url)? != old.info().identity {
+            bail!("another file has taken its place meanwhile");
+        }
+        Ok(fs::rename(&self.partial, &self.path)?)
+    }
+}
+
+impl Drop for NewImage {
     fn drop(&mut self) {
         remove(&self.interruption);
     }
@@ -109,12 +170,29 @@ fn partial_path(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(path.with_file_name(partial))
 }
 
-fn make(path: &Path, size: u64) -> io::Result<()> {
-    let file = FileOptions::new().write(true).create_new(true).open(path)?;
-    file.set_len(size).inspect_err(|_| drop(fs::remove_file(path)))
+/// Makes an empty file, for the same users as the one that it is to replace.
+fn make(path: &Path, old: Option<&Metadata>) -> anyhow::Result<File> {
+    let mode = if old.is_some() { 0o600 } else { 0o666 };
+    let file = FileOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    if let Some(old) = old {
+        let given = give(&file, old).inspect_err(|_| drop(fs::remove_file(path)));
+        given
+            .context("its owner and mode cannot be kept; to write over it: sheave copy … - > it")?;
+    }
+    Ok(file)
 }
 
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
+fn give(file: &File, old: &Metadata) -> io::Result<()> {
+    let made = file.metadata()?;
+    if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
+        fchown(file, Some(old.uid()), Some(old.gid()))?;
+    }
+    // After the owner, whose change takes bits of the mode away.
+    file.set_permissions(old.permissions())
+}
+
+/// Gives a file a name that nothing has.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // File systems without that flag have links, or nothing that is safe.
         Err(Errno::INVAL | Errno::NOSYS) => {
@@ -156,8 +234,41 @@ mod tests {
         target.publish().unwrap();
         assert_eq!(names(dir.path()), ["a.img"]);
         assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
-        assert!(!open(&path).unwrap().is_new());
-        assert_eq!(names(dir.path()), ["a.img"], "what was there before stays");
+    }
+
+    #[test]
+    fn an_image_that_exists_is_replaced_only_by_a_whole_one() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::TempDir::new().unwrap();
+        let (path, link) = (dir.path().join("a.img"), dir.path().join("link"));
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("a.img", &link).unwrap();
+        drop(open(&link).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"old", "it was not published");
+        let target = open(&link).unwrap();
+        assert!(target.is_new() && target.volume().size() == 1 << 20);
+        target.publish().unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.len(), found.permissions().mode() & 0o7777), (1 << 20, 0o640));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(names(dir.path()).len(), 2);
+    }
+
+    #[test]
+    fn an_image_that_is_used_or_replaced_meanwhile_stays() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("a.img");
+        fs::write(&path, "old").unwrap();
+        let used = sheave_backends::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
+        assert!(open(&path).is_err());
+        drop(used);
+        let target = open(&path).unwrap();
+        fs::rename(&path, dir.path().join("b.img")).unwrap();
+        fs::write(&path, "other").unwrap();
+        target.publish().unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"other");
+        assert_eq!(names(dir.path()).len(), 2);
     }
 
     #[test]

@@ -1,7 +1,14 @@
 //! Copies between volumes that keep an eye on what is done to them.
 
-use sheave_core::{Backend, Completion, Io, IoDone, Nanos, Submitted, Tag, VolumeInfo};
+use std::sync::Mutex;
 
+use sheave_core::{
+    Backend, Buf, ByteRange, Completion, Io, IoDone, Nanos, Op, Payload, Reply, Segment, Submitted,
+    Tag, VolumeInfo,
+};
+use sheave_shard::Blocking;
+
+use super::job::{ZERO_UNIT, copy, zero_runs};
 use super::*;
 
 const SIZE: u64 = 200 << 20;
@@ -107,7 +114,7 @@ impl Drop for WatchedBackend {
 
 fn copy_quietly(from: &Arc<Watched>, to: &Arc<Watched>) -> anyhow::Result<()> {
     let (from, to) = (Arc::clone(from), Arc::clone(to));
-    copy(from, to, false, 4, &progress(true))
+    copy(from, to, false, 4, &progress(true, MEASURED))
 }
 
 fn source(change: impl FnOnce(&mut VolumeInfo)) -> Arc<Watched> {
