@@ -1,6 +1,6 @@
 //! Whether ublk works here, found out by a process that can be spared.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -36,7 +36,10 @@ pub(crate) fn probe() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();
-    let mut child = spawned.map_err(|error| Error::from_io("ublk", "probe", error))?;
+    let mut child = spawned.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => unsupported("the probe needs /proc, mounted".to_owned()),
+        _ => Error::from_io("ublk", "probe", error),
+    })?;
     let begun = Instant::now();
     while begun.elapsed() < TIMEOUT {
         match child.try_wait() {

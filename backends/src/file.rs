@@ -27,6 +27,7 @@ use sheave_core::{
 
 use claim::Claim;
 pub use forks::start_process;
+pub use holders::are_visible as are_holders_visible;
 
 /// Descriptions that are opened with the file: one for each thread of the usual engine.
 pub(crate) const HANDLES_READY: usize = 4;
@@ -158,6 +159,8 @@ impl Volume for FileVolume {
 struct Image {
     /// For messages.
     name: String,
+    /// As it was opened.
+    path: PathBuf,
     info: VolumeInfo,
     /// Bytes. It only grows, so that one who has read an older size may still use it.
     size: AtomicU64,

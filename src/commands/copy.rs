@@ -18,7 +18,7 @@ use sheave_nbd::Remote;
 use self::interrupt::Interruption;
 use self::pipe::Pipe;
 use self::target::Target;
-use super::volume_parser;
+use super::{NO_PROC, volume_parser};
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Where to: likewise, or - for standard output.
     ///
     /// An image gets its name only when it is whole; one that exists is then replaced, and keeps
-    /// owner and mode. Devices and exports are overwritten; if one is larger, its end stays as it is.
+    /// owner and mode. Devices and exports are overwritten; the end of a larger one stays as it is.
     #[arg(value_parser = volume_parser())]
     to: String,
     /// Requests at a time
@@ -57,6 +57,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     ensure!(from.is_none() || to.is_none(), "copy: of two pipes; one must be a volume or image");
     let progress = progress(args.quiet, if from.is_some() { ENDLESS } else { MEASURED });
     let interruption = Interruption::watch(progress.clone())?;
+    if !sheave_backends::are_holders_visible() {
+        eprintln!("sheave: copy: {NO_PROC}");
+    }
     let copied = match (&from, &to) {
         (Some(from), _) => pipe::receive(from, &args.to, interruption, &progress),
         (None, Some(to)) => pipe::send(&args.from, to, &interruption, &progress),

@@ -67,11 +67,14 @@ pub(crate) const HELPER: &str = "device-helper";
 /// Unless somebody says how long.
 const POLL_US_DEFAULT: u32 = 50;
 
+const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices by /proc; mount it: \
+                          mount -t proc proc /proc";
+
 pub(crate) fn run(args: Args) -> Result<()> {
     let engine = engine_config(&args).context("daemon")?;
     // As they are now: the file may be another one when a successor is asked for.
     let program = Program {
-        path: env::current_exe().context("daemon")?,
+        path: env::current_exe().context(NEEDS_PROC)?,
         directory: env::current_dir().unwrap_or_else(|_| "/".into()),
     };
     start_log();

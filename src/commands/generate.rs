@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::CommandFactory;
 use sheave_bench::output;
+use sheave_core::printable;
 
 use crate::cli::Cli;
 
@@ -33,7 +34,7 @@ pub(crate) fn completions(args: Completions) -> anyhow::Result<()> {
 }
 
 pub(crate) fn man(args: Man) -> anyhow::Result<()> {
-    let place = args.directory.display().to_string();
+    let place = printable(&args.directory).to_string();
     std::fs::create_dir_all(&args.directory).with_context(|| format!("man: {place}"))?;
     clap_mangen::generate_to(Cli::command(), &args.directory)
         .with_context(|| format!("man: {place}"))?;

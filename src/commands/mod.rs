@@ -16,6 +16,10 @@ use sheave_backends::volume_text;
 
 use crate::cli::Command;
 
+/// What is lost where /proc is not mounted, as in a bare chroot.
+const NO_PROC: &str = "/proc is not mounted, so other programs that have a file open are not \
+                       noticed, unless they have locked it";
+
 /// Parses an argument that names a volume: a URL, or a path with any bytes.
 fn volume_parser() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().try_map(|argument| volume_text(&argument))

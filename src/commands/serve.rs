@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use clap::builder::TypedValueParser as _;
+use clap::builder::TypedValueParser;
 use clap::{CommandFactory as _, ValueEnum};
 use listenfd::ListenFd;
 use sheave_backends::{OpenOptions, VolumeSpec};
@@ -12,7 +12,7 @@ use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, serve
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 
-use super::volume_parser;
+use super::{NO_PROC, volume_parser};
 use crate::cli::Cli;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
 use crate::telemetry::{MetricsServer, StatsSocket};
@@ -23,7 +23,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 #[command(after_help = EXAMPLES, after_long_help = format!("{MANUAL}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
     /// Volumes: URLs or paths
-    #[arg(required = true, value_name = "VOLUME", value_parser = volume_parser().try_map(VolumeArg::parse))]
+    #[arg(required = true, value_name = "VOLUME", value_parser = VolumeArg::parser())]
     volumes: Vec<VolumeArg>,
     /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
@@ -81,6 +81,9 @@ Parameters of a VOLUME, after '?' and joined by '&' (quote it, since both mean s
   limit-iops=5000           ops a second
   fault=RULE fault-seed=N   failures on purpose; several rules are allowed
 
+A path is taken as it is, up to '?'. In file:///… a byte may be written %E9, and '?' as %3F. A file
+whose name is no UTF-8 has an export name with such escapes.
+
 A RULE is ops joined by '+' (read, write, flush, trim, write-zeroes, cache, block-status, any),
 then error=EIO or delay=200ms, then, if need be, after=N, count=N, probability=P, range=FROM-TO;
 all between colons: fault=read+write:error=EIO:after=100
@@ -97,6 +100,10 @@ struct VolumeArg {
 }
 
 impl VolumeArg {
+    fn parser() -> impl TypedValueParser<Value = Self> {
+        volume_parser().try_map(Self::parse)
+    }
+
     fn parse(text: String) -> Result<Self, sheave_core::Error> {
         Ok(Self { spec: text.parse()?, text })
     }
@@ -133,6 +140,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
+    if !sheave_backends::are_holders_visible() {
+        tracing::warn!("{NO_PROC}");
+    }
     let exports = open_volumes(&args)?;
     // From here on there is something to be ended in order.
     let mut signals = EndSignals::catch()?;

@@ -93,6 +93,22 @@ fn unsafe_code_says_why_it_is_safe_and_needed() {
 }
 
 #[test]
+fn paths_in_messages_are_printable() {
+    let is_shipped = |path: &str| {
+        let shipped = ["src/", "datapath/", "backends/", "csi/"];
+        shipped.iter().any(|dir| path.starts_with(dir)) && !path.contains("/tests")
+    };
+    let mut wrong = Vec::new();
+    for (path, text) in sources().into_iter().filter(|(path, _)| is_shipped(path)) {
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = code.lines().enumerate().filter(|(_, line)| line.contains(".display()"));
+        wrong.extend(lines.map(|(index, _)| format!("{path}:{}", index + 1)));
+    }
+    let why = "a file's name may hold what a terminal acts on, and need not be UTF-8";
+    assert!(wrong.is_empty(), "sheave_core::printable, not display(), since {why}: {wrong:?}");
+}
+
+#[test]
 fn the_changelog_keeps_its_form() {
     const SECTIONS: &[&str] =
         &["Added", "Changed", "Deprecated", "Fixed", "Performance", "Removed", "Security"];

@@ -29,6 +29,12 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Whether other programs that have a file open can be found: /proc is mounted.
+#[must_use]
+pub fn are_visible() -> bool {
+    Path::new("/proc/self/fd").exists()
+}
+
 /// Other processes that have the file open, but those that started this one: a shell or a test
 /// that hands us a file it made knows what it does.
 pub(super) fn find(identity: &Identity) -> Vec<Holder> {

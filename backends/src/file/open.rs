@@ -12,7 +12,7 @@ use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
 use super::claim::{self, Claim, Identity};
-use super::{Features, FileOptions, Handle, Image, seek};
+use super::{Features, FileOptions, Handle, Image, holders, seek};
 use crate::parse::invalid;
 
 /// The largest minimum block that a volume may state.
@@ -60,6 +60,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
             can: capabilities(options, seek::is_supported(&file)),
         },
         name,
+        path: path.clone(),
         size: AtomicU64::new(size),
         has_tail: options.direct && !size.is_multiple_of(block.minimum.into()),
         direct: options.direct,
@@ -74,17 +75,14 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     })
 }
 
-/// Opens the file once more, as a description of its own. By way of /proc, since the name may be
-/// gone or another file's by now.
+/// Opens the file once more, as a description of its own.
 pub(super) fn handle(image: &Image) -> Result<Handle> {
-    let path = format!("/proc/self/fd/{}", image.main.as_raw_fd());
     let reopen = |direct: bool| {
         let flags = if direct { OFlags::DIRECT.bits() as i32 } else { 0 };
         let mut options = OpenOptions::new();
         options.read(true).write(!image.info.read_only).custom_flags(flags);
-        let file = options.open(&path).map_err(|error| {
-            Error::from_io("open", format!("{} again, through {path}", image.name), error)
-        })?;
+        let file = open_again(image, &options)
+            .map_err(|error| Error::from_io("open", format!("{} again", image.name), error))?;
         if image.is_locked() && !image.info.read_only && claim::has_range_locks(&file) {
             claim::guard(&file);
         }
@@ -92,6 +90,24 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
     };
     let tail = image.has_tail.then(|| reopen(false)).transpose()?;
     Ok(Handle { file: reopen(image.direct)?, tail })
+}
+
+/// Opens what is open by way of /proc, since its name may be gone or another file's by now. Where
+/// /proc is not mounted, by its name, if it still has that.
+fn open_again(image: &Image, options: &OpenOptions) -> io::Result<File> {
+    if holders::are_visible() {
+        return options.open(format!("/proc/self/fd/{}", image.main.as_raw_fd()));
+    }
+    let own = Identity::of(&image.main.metadata()?);
+    let check = |found: Metadata| match Identity::of(&found) == own {
+        true => Ok(()),
+        false => Err(io::Error::other("its name is another file's; mount /proc to go without it")),
+    };
+    // Before it is opened, since a FIFO would be waited for, and after.
+    check(image.path.metadata()?)?;
+    let file = options.open(&image.path)?;
+    check(file.metadata()?)?;
+    Ok(file)
 }
 
 fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
