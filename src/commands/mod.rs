@@ -11,8 +11,12 @@ pub(crate) mod stats;
 pub(crate) mod top;
 pub(crate) mod volume;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use std::ffi::OsStr;
+
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
 use sheave_backends::volume_text;
+use sheave_core::printable;
 
 use crate::cli::Command;
 
@@ -21,8 +25,30 @@ const NO_PROC: &str = "/proc is not mounted, so other programs that have a file 
                        noticed, unless they have locked it";
 
 /// Parses an argument that names a volume: a URL, or a path with any bytes.
-fn volume_parser() -> impl TypedValueParser<Value = String> {
-    OsStringValueParser::new().try_map(|argument| volume_text(&argument))
+fn volume_parser() -> VolumeParser<String> {
+    VolumeParser(Ok)
+}
+
+/// Parses an argument into what its [`volume_text`] means. Unlike the parsers of clap, it shows a
+/// wrong one without acting on the terminal.
+#[derive(Clone)]
+struct VolumeParser<T>(fn(String) -> sheave_core::Result<T>);
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for VolumeParser<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        volume_text(value).and_then(self.0).map_err(|error| {
+            let name = argument.map(ToString::to_string).unwrap_or_default();
+            let what = format!("invalid value '{}' for '{name}': {error}\n", printable(value));
+            clap::Error::raw(ErrorKind::ValueValidation, what).with_cmd(command)
+        })
+    }
 }
 
 pub(crate) fn run(command: Command) -> anyhow::Result<()> {

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use clap::builder::TypedValueParser;
 use clap::{CommandFactory as _, ValueEnum};
 use listenfd::ListenFd;
 use sheave_backends::{OpenOptions, VolumeSpec};
@@ -12,7 +11,7 @@ use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, serve
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 
-use super::{NO_PROC, volume_parser};
+use super::{NO_PROC, VolumeParser};
 use crate::cli::Cli;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
 use crate::telemetry::{MetricsServer, StatsSocket};
@@ -23,7 +22,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 #[command(after_help = EXAMPLES, after_long_help = format!("{MANUAL}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
     /// Volumes: URLs or paths
-    #[arg(required = true, value_name = "VOLUME", value_parser = VolumeArg::parser())]
+    #[arg(required = true, value_name = "VOLUME", value_parser = VolumeParser(VolumeArg::parse))]
     volumes: Vec<VolumeArg>,
     /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
@@ -100,10 +99,6 @@ struct VolumeArg {
 }
 
 impl VolumeArg {
-    fn parser() -> impl TypedValueParser<Value = Self> {
-        volume_parser().try_map(Self::parse)
-    }
-
     fn parse(text: String) -> Result<Self, sheave_core::Error> {
         Ok(Self { spec: text.parse()?, text })
     }

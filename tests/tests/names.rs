@@ -88,6 +88,10 @@ fn messages_show_names_without_acting_on_terminals() {
         assert_eq!(told.lines().count(), 1, "{told}");
         assert!(told.contains(r"no\xe9\n\u{1b}[2Jsheave: done.img"), "{told}");
     }
+    let wrong = Run::new(sheave()).arg("serve").arg(os(b"a\xe9\x1b[2J?size=1")).output();
+    assert_eq!(wrong.status.code(), Some(2), "{}", wrong.describe());
+    check_plain(&wrong.stderr);
+    assert!(wrong.stderr.contains(r"invalid value 'a\xe9\u{1b}[2J?size=1'"), "{}", wrong.stderr);
     let named = Serve::new("memory:?size=1M").arg("--name").arg("a\n\u{1b}]0;title\u{7}").unix();
     let table = named.sheave("stats").ok();
     check_plain(&table);
