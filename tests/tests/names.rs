@@ -92,7 +92,9 @@ fn messages_show_names_without_acting_on_terminals() {
     assert_eq!(wrong.status.code(), Some(2), "{}", wrong.describe());
     check_plain(&wrong.stderr);
     assert!(wrong.stderr.contains(r"invalid value 'a\xe9\u{1b}[2J?size=1'"), "{}", wrong.stderr);
-    let named = Serve::new("memory:?size=1M").arg("--name").arg("a\n\u{1b}]0;title\u{7}").unix();
+    let named = Serve::new("memory:?size=1M").arg("--name").arg("a\n\u{1b}]0;title\u{7}");
+    let named = named.log_level("debug").unix();
+    Run::new("nbdinfo").arg(named.uri()).ok();
     let table = named.sheave("stats").ok();
     check_plain(&table);
     assert!(table.contains(r"a\n\u{1b}]0;title\u{7}: 0 connections"), "{table}");

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use sheave_core::{Nanos, Outcome, Payload};
+use sheave_core::{Nanos, Outcome, Payload, printable};
 use sheave_ring::SendBatch;
 use sheave_shard::{Cx, NextRead, Session};
 use sheave_telemetry::Recorder;
@@ -52,7 +52,7 @@ impl Session for LoggedSession {
     }
 
     fn ended(&mut self, error: Option<&io::Error>) {
-        let Self { peer, export, .. } = self;
+        let (peer, export) = (&self.peer, printable(&self.export));
         let span = tracing::info_span!("connection", %peer, %export);
         span.in_scope(|| self.session.ended(error));
     }
@@ -71,7 +71,7 @@ impl Session for LoggedSession {
 
     fn closed(&mut self, recorder: &Recorder) {
         self.session.closed(recorder);
-        let Self { peer, export, .. } = self;
+        let (peer, export) = (&self.peer, printable(&self.export));
         tracing::debug!(%peer, %export, "connection closed");
     }
 }
