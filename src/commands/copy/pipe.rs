@@ -37,7 +37,7 @@ impl Pipe {
         if text == "-" {
             return Ok(Some(Self::Standard));
         }
-        // What is wrong with a volume is told by its opening.
+        // Opening a volume says what is wrong with it.
         let spec = if is_nbd(text) { None } else { text.parse::<VolumeSpec>().ok() };
         let Some(path) = spec.as_ref().and_then(VolumeSpec::file_path) else { return Ok(None) };
         if !path.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
@@ -216,7 +216,7 @@ struct Stream {
 
 impl Output {
     fn new(file: File, name: String, size: u64) -> Self {
-        // Of a redirection to a file: it tells then whether all has reached the disk.
+        // Redirected to a file or device: a flush then says whether all has reached the disk.
         let is_storage = file
             .metadata()
             .is_ok_and(|found| found.file_type().is_file() || found.file_type().is_block_device());

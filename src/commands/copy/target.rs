@@ -72,7 +72,7 @@ impl Target {
     }
 }
 
-/// An image that gets its name when it is whole, until then it has one beside it. Dropping it
+/// An image under a temporary name beside its own, which it gets when it is whole. Dropping it
 /// removes it.
 pub(super) struct NewImage {
     /// Where it is to be.
@@ -95,7 +95,7 @@ impl NewImage {
             _ if is_missing(path) => (path.to_owned(), None),
             // Where links lead, so that they stay.
             Ok(found) if found.is_file() => (path.canonicalize()?, Some(found)),
-            // What is wrong with it is told by its opening.
+            // Opening it says what is wrong with it.
             _ => return Ok(None),
         };
         let volume = old.is_some().then(|| spec.open(&OpenOptions::default()));
