@@ -1,18 +1,20 @@
 //! From a new connection to a negotiated one, on the control thread.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Poll, ready};
 
 use rustls::ServerConnection;
 use sheave_proto::{
     CloseReason, Exports, HandshakeLimits, Negotiated, Next, ServerHandshake, TlsMode,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 
-use crate::listener::Stream;
+use crate::stream::Stream;
 use crate::tls::explain_io;
 
 /// Bytes received at once; the longest option is bounded by the protocol crate.
@@ -27,39 +29,82 @@ pub(crate) struct Agreed {
     pub(crate) early: Vec<u8>,
 }
 
+/// Why a client ended before it had negotiated.
+pub(crate) enum Failure {
+    /// It sent nothing and left, as health checks and port scans do.
+    Left,
+    /// Anything else.
+    Failed(io::Error),
+}
+
 /// Negotiates. `None` when the client left in good order. `peer` names it in the log.
 pub(crate) async fn negotiate(
+    stream: Stream,
+    peer: &str,
+    exports: &(dyn Exports + Sync),
+    tls: Option<&TlsAcceptor>,
+    mode: TlsMode,
+) -> Result<Option<Agreed>, Failure> {
+    let mut heard = false;
+    match negotiate_heard(stream, peer, exports, tls, mode, &mut heard).await {
+        Ok(None) if !heard => Err(Failure::Left),
+        Err(error) if !heard && has_left(&error) => Err(Failure::Left),
+        outcome => outcome.map_err(Failure::Failed),
+    }
+}
+
+/// Whether the client closed the connection, with or without a reset.
+fn has_left(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected)
+}
+
+/// Sets `heard` when the client has sent something.
+async fn negotiate_heard(
     mut stream: Stream,
     peer: &str,
     exports: &(dyn Exports + Sync),
     tls: Option<&TlsAcceptor>,
     mode: TlsMode,
+    heard: &mut bool,
 ) -> io::Result<Option<Agreed>> {
     let mut handshake = ServerHandshake::new(mode, HandshakeLimits::default());
     stream.write_all(&ServerHandshake::greeting()).await?;
-    let (negotiated, early) = match talk(&mut stream, peer, &mut handshake, exports).await? {
-        End::Closed => return Ok(None),
-        End::Agreed { negotiated, early } => (*negotiated, early),
+    match talk(&mut stream, peer, &mut handshake, exports, heard).await? {
+        End::Closed => Ok(None),
+        End::Agreed { negotiated, early } => {
+            let socket = stream.into_fd()?;
+            Ok(Some(Agreed { socket, negotiated: *negotiated, tls: None, early }))
+        }
         End::StartTls => {
             let acceptor =
                 tls.ok_or_else(|| io::Error::other("TLS agreed on without a certificate"))?;
-            // What the client sent before TLS is forgotten: it may not be the client's.
-            handshake.tls_started();
-            let mut stream = acceptor.accept(stream).await.map_err(explain_io)?;
-            let End::Agreed { negotiated, early } =
-                talk(&mut stream, peer, &mut handshake, exports).await?
-            else {
-                let _ = stream.shutdown().await;
-                return Ok(None);
-            };
-            // All replies must be out before the shard goes on with the cipher state.
-            stream.flush().await?;
-            let (stream, tls) = stream.into_inner();
-            let socket = stream.into_fd()?;
-            return Ok(Some(Agreed { socket, negotiated: *negotiated, tls: Some(tls), early }));
+            // In a box, since most clients are without TLS and need not carry its state.
+            Box::pin(negotiate_encrypted(stream, peer, handshake, exports, acceptor)).await
         }
+    }
+}
+
+async fn negotiate_encrypted(
+    stream: Stream,
+    peer: &str,
+    mut handshake: ServerHandshake,
+    exports: &(dyn Exports + Sync),
+    acceptor: &TlsAcceptor,
+) -> io::Result<Option<Agreed>> {
+    // What the client sent before TLS is forgotten: it may not be the client's.
+    handshake.tls_started();
+    let mut stream = acceptor.accept(stream).await.map_err(explain_io)?;
+    let ended = talk(&mut stream, peer, &mut handshake, exports, &mut true).await?;
+    let End::Agreed { negotiated, early } = ended else {
+        let _ = stream.shutdown().await;
+        return Ok(None);
     };
-    Ok(Some(Agreed { socket: stream.into_fd()?, negotiated, tls: None, early }))
+    // All replies must be out before the shard goes on with the cipher state.
+    stream.flush().await?;
+    let (stream, tls) = stream.into_inner();
+    let socket = stream.into_fd()?;
+    Ok(Some(Agreed { socket, negotiated: *negotiated, tls: Some(tls), early }))
 }
 
 enum End {
@@ -68,18 +113,32 @@ enum End {
     StartTls,
 }
 
+/// Appends what has arrived. A client that sends nothing costs no buffer.
+async fn receive<S: AsyncRead + Unpin>(stream: &mut S, pending: &mut Vec<u8>) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut bytes = [MaybeUninit::uninit(); RECEIVE_LEN];
+        let mut arrived = ReadBuf::uninit(&mut bytes);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut arrived))?;
+        pending.extend_from_slice(arrived.filled());
+        Poll::Ready(Ok(arrived.filled().len()))
+    })
+    .await
+}
+
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     peer: &str,
     handshake: &mut ServerHandshake,
     exports: &(dyn Exports + Sync),
+    heard: &mut bool,
 ) -> io::Result<End> {
-    let mut pending = Vec::with_capacity(RECEIVE_LEN);
+    let mut pending = Vec::new();
     loop {
-        if stream.read_buf(&mut pending).await? == 0 {
+        if receive(stream, &mut pending).await? == 0 {
             tracing::debug!(peer, "the client left the handshake");
             return Ok(End::Closed);
         }
+        *heard = true;
         loop {
             let step = handshake.step(&pending, exports);
             pending.drain(..step.consumed);
@@ -106,46 +165,6 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                     return Ok(End::Closed);
                 }
             }
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -2,7 +2,11 @@
 //! client for tools.
 #![forbid(unsafe_code)]
 
+mod accept_errors;
+mod address;
+mod admission;
 mod client;
+mod gate;
 mod handshake;
 mod incoming;
 mod kernel;
@@ -12,8 +16,11 @@ mod remote;
 mod replies;
 mod server;
 mod session;
+mod stream;
 mod tls;
 
+pub use accept_errors::AcceptErrors;
+pub use address::bind_tcp;
 pub use client::unreachable;
 pub use kernel::kernel_session;
 pub use listener::Listener;

@@ -1,18 +1,23 @@
 //! Where clients come in.
 
+use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
 };
 use sheave_core::{Error, ErrorKind, printable};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+
+use crate::address::bind_tcp;
+use crate::gate::Uptime;
+use crate::stream::Stream;
 
 /// A client from which nothing was heard for so long is asked whether it is still there, …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -24,7 +29,7 @@ const KEEPALIVE_PROBES_MAX: u32 = 4;
 /// The longest path of a unix socket in bytes (unix(7): 108 with the zero byte at its end).
 const SOCKET_PATH_MAX: usize = 107;
 
-/// A bound socket. A unix socket's path is removed on drop, if it is ours.
+/// A listening socket. A unix socket's path is removed on drop, if it is ours.
 pub struct Listener {
     socket: Socket,
     name: String,
@@ -32,45 +37,25 @@ pub struct Listener {
     path: Option<(PathBuf, FileId)>,
 }
 
-/// Device and inode.
-type FileId = (u64, u64);
-
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// A client that has not negotiated yet.
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+/// Device and inode.
+type FileId = (u64, u64);
 
 impl Listener {
-    /// Listens on `HOST:PORT`; port 0 picks a free one.
+    /// Listens on all addresses of `HOST:PORT`; port 0 picks a free one.
     ///
     /// # Errors
-    /// When the address is not one, or is in use.
-    pub fn tcp(address: &str) -> Result<Self, Error> {
-        check_address(address)?;
-        let fail = |error: io::Error| {
-            let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    " (choose another port by --listen, or 0 for a free one)"
-                }
-                io::ErrorKind::PermissionDenied => {
-                    " (ports below 1024 are for root; choose another by --listen)"
-                }
-                io::ErrorKind::AddrNotAvailable => {
-                    " (no address of this machine; 0.0.0.0 stands for all it has)"
-                }
-                _ => "",
-            };
-            Error::from_io("listen", format!("{address}{hint}"), error)
-        };
-        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(fail)?.collect();
-        let listener = std::net::TcpListener::bind(&addresses[..]).map_err(fail)?;
-        Self::from_tcp(listener).map_err(fail)
+    /// As [`bind_tcp`]; or when they cannot be used in the running tokio runtime.
+    pub fn tcp(address: &str) -> Result<Vec<Self>, Error> {
+        let fail = |error| Error::from_io("listen", address, error);
+        bind_tcp(address)?
+            .into_iter()
+            .map(|listener| Self::from_tcp(listener).map_err(fail))
+            .collect()
     }
 
     /// Listens on a unix socket. A socket file that nobody listens on any more is replaced.
@@ -113,28 +98,26 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes a bound TCP socket over, as socket activation passes one.
+    /// Takes over a TCP socket, as socket activation passes one.
     ///
     /// # Errors
     /// When it cannot be used in the running tokio runtime.
     pub fn from_tcp(listener: std::net::TcpListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
         let name = listener.local_addr()?.to_string();
-        let socket = Socket::Tcp(TcpListener::from_std(listener)?);
-        Ok(Self { socket, name, path: None })
+        prepare(&listener)?;
+        Ok(Self { socket: Socket::Tcp(TcpListener::from_std(listener)?), name, path: None })
     }
 
-    /// Takes a bound unix socket over.
+    /// Takes over a unix socket.
     ///
     /// # Errors
     /// When it cannot be used in the running tokio runtime.
     pub fn from_unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let path = address.as_pathname().map(|path| printable(&path).to_string());
         let name = format!("unix:{}", path.unwrap_or_default());
-        let socket = Socket::Unix(UnixListener::from_std(listener)?);
-        Ok(Self { socket, name, path: None })
+        prepare(&listener)?;
+        Ok(Self { socket: Socket::Unix(UnixListener::from_std(listener)?), name, path: None })
     }
 
     /// What it listens on, for people.
@@ -143,15 +126,28 @@ impl Listener {
         &self.name
     }
 
-    pub(crate) async fn accept(&self) -> io::Result<Stream> {
-        match &self.socket {
-            Socket::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                set_options(&stream);
-                Ok(Stream::Tcp(stream))
-            }
-            Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+    pub(crate) async fn accept(&self, uptime: Uptime) -> io::Result<Stream> {
+        poll_fn(|cx| self.poll_accept(cx, uptime)).await
+    }
+
+    /// Accepts a client without waiting and closes it.
+    pub(crate) fn close_one(&self, uptime: Uptime) -> io::Result<()> {
+        match self.poll_accept(&mut Context::from_waker(Waker::noop()), uptime) {
+            Poll::Ready(accepted) => accepted.map(drop),
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>, uptime: Uptime) -> Poll<io::Result<Stream>> {
+        Poll::Ready(Ok(match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, address) = ready!(listener.poll_accept(cx))?;
+                // Not on the listener: clients may have been in the queue of a passed one before.
+                set_options(&stream);
+                Stream::tcp(stream, address, uptime)
+            }
+            Socket::Unix(listener) => Stream::unix(ready!(listener.poll_accept(cx))?.0, uptime),
+        }))
     }
 }
 
@@ -165,34 +161,18 @@ impl Drop for Listener {
     }
 }
 
-/// Says what is wrong with an address that is none, which the resolver would not.
-fn check_address(address: &str) -> Result<(), Error> {
-    let Some((host, port)) = address.rsplit_once(':') else {
-        return Err(invalid(
-            address,
-            "the port is missing; write HOST:PORT, as in 127.0.0.1:10809",
-        ));
-    };
-    if host.is_empty() {
-        let why = format!("the host is missing; write 127.0.0.1:{port}, or 0.0.0.0:{port} for all");
-        return Err(invalid(address, &why));
-    }
-    if host.contains(':') && !host.starts_with('[') {
-        let why = "write HOST:PORT with an IPv6 address in brackets, as in [::1]:10809";
-        return Err(invalid(address, why));
-    }
-    match port.parse::<u16>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(invalid(address, "the port must be a number from 0 to 65535")),
-    }
-}
-
-fn invalid(what: &str, why: &str) -> Error {
+pub(crate) fn invalid(what: &str, why: &str) -> Error {
     Error::new(ErrorKind::Invalid, "listen", format!("{what}: {why}"))
 }
 
 fn file_id(path: &Path) -> io::Result<FileId> {
     path.symlink_metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Lets clients wait in its queue, as many as net.core.somaxconn allows, also if fewer could before.
+fn prepare(socket: &impl AsFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(socket, true)?;
+    Ok(rustix::net::listen(socket, i32::MAX)?)
 }
 
 /// A client that is gone already is no reason to stop accepting, so errors are left to its reads.
@@ -204,28 +184,4 @@ fn set_options(stream: &TcpStream) {
         .and_then(|()| set_tcp_keepidle(stream, KEEPALIVE_IDLE))
         .and_then(|()| set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL))
         .and_then(|()| set_tcp_keepcnt(stream, KEEPALIVE_PROBES_MAX));
-}
-
-impl Stream {
-    /// Who is at the other end, for people.
-    pub(crate) fn peer(&self) -> String {
-        match self {
-            Self::Tcp(stream) => match stream.peer_addr() {
-                Ok(address) => address.to_string(),
-                Err(_) => "a client that left".to_owned(),
-            },
-            Self::Unix(stream) => match stream.peer_cred() {
-                // There is no process id when it is in another namespace.
-                Ok(who) => format!("unix:pid={},uid={}", who.pid().unwrap_or(0), who.uid()),
-                Err(_) => "unix".to_owned(),
-            },
-        }
-    }
-
-    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
-        Ok(match self {
-            Self::Tcp(stream) => stream.into_std()?.into(),
-            Self::Unix(stream) => stream.into_std()?.into(),
-        })
-    }
 }

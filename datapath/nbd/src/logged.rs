@@ -7,6 +7,7 @@ use sheave_ring::SendBatch;
 use sheave_shard::{Cx, NextRead, Session};
 use sheave_telemetry::Recorder;
 
+use crate::gate::Place;
 use crate::session::NbdSession;
 
 /// An [`NbdSession`] with the names of both ends.
@@ -14,11 +15,13 @@ pub(crate) struct LoggedSession {
     session: NbdSession,
     peer: String,
     export: String,
+    /// Free for another client when this session is dropped.
+    _place: Place,
 }
 
 impl LoggedSession {
-    pub(crate) fn new(session: NbdSession, peer: String, export: String) -> Self {
-        Self { session, peer, export }
+    pub(crate) fn new(session: NbdSession, peer: String, export: String, place: Place) -> Self {
+        Self { session, peer, export, _place: place }
     }
 }
 

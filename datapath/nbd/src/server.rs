@@ -1,8 +1,6 @@
 //! The server: accepts, negotiates within bounds, and hands connections to the engine.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustls::ServerConfig as TlsConfig;
@@ -10,14 +8,18 @@ use sheave_core::{Error, ErrorKind, Volume};
 use sheave_proto::{ExportInfo, Exports, TlsMode};
 use sheave_shard::{Assignment, Clock, Engine, EngineConfig, STOP_GRACE, Served};
 use sheave_telemetry::{Registry, VolumeStats};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::handshake::{Agreed, negotiate};
-use crate::listener::{Listener, Stream};
+use crate::accept_errors::AcceptErrors;
+use crate::admission::Bounds;
+use crate::gate::{Gate, Place};
+use crate::handshake::{Agreed, Failure, negotiate};
+use crate::listener::Listener;
 use crate::logged::LoggedSession;
 use crate::session::NbdSession;
+use crate::stream::Stream;
 use crate::tls::TlsStream;
 
 /// Stopping that takes no longer is not worth a line.
@@ -33,20 +35,22 @@ pub struct Export {
     pub volume: Arc<dyn Volume>,
 }
 
-/// Bounds on what clients can take.
+/// Bounds on what clients can take. Clients beyond them wait in the listen queue. One address, IPv6
+/// network (/64) or local user gets at most seven eighths of the places.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Time from the connection to the end of the handshake, in milliseconds.
     pub handshake_timeout_ms: u64,
-    /// Connections that have not negotiated yet; one more is closed at once.
+    /// Connections that have not negotiated yet. When there are more, one that has been silent for
+    /// three seconds makes room.
     pub negotiating_max: usize,
-    /// Connections in all; one more is closed at once.
+    /// Connections in all.
     pub connections_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { handshake_timeout_ms: 10_000, negotiating_max: 128, connections_max: 16_384 }
+        Self { handshake_timeout_ms: 10_000, negotiating_max: 1152, connections_max: 16_384 }
     }
 }
 
@@ -73,9 +77,8 @@ struct Shared {
     exports: ExportList,
     tls: Option<TlsAcceptor>,
     engine: Engine,
-    limits: Limits,
-    negotiating: Arc<Semaphore>,
-    refused: AtomicUsize,
+    handshake_timeout: Duration,
+    gate: Arc<Gate>,
 }
 
 struct ExportList(Vec<(Export, Arc<VolumeStats>)>);
@@ -104,9 +107,11 @@ impl Server {
             exports: ExportList(list),
             tls: tls.map(TlsAcceptor::from),
             engine,
-            limits,
-            negotiating: Arc::new(Semaphore::new(limits.negotiating_max)),
-            refused: AtomicUsize::new(0),
+            handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
+            gate: Gate::new(Bounds {
+                negotiating: limits.negotiating_max,
+                connections: limits.connections_max,
+            }),
         });
         Ok(Self { shared, stopping: watch::Sender::new(false), listeners: JoinSet::new() })
     }
@@ -116,15 +121,9 @@ impl Server {
         let (shared, mut stopping) = (Arc::clone(&self.shared), self.stopping.subscribe());
         self.listeners.spawn(async move {
             let mut clients = JoinSet::new();
-            loop {
-                tokio::select! {
-                    () = stopped(&mut stopping) => break,
-                    Some(_) = clients.join_next() => {}
-                    accepted = listener.accept() => match accepted {
-                        Ok(stream) => shared.admit(stream, &mut clients),
-                        Err(error) => back_off(&listener, &error).await,
-                    },
-                }
+            tokio::select! {
+                () = stopped(&mut stopping) => {}
+                () = shared.accept(&listener, &mut clients) => {}
             }
             clients.shutdown().await;
         });
@@ -164,37 +163,55 @@ impl Server {
 }
 
 impl Shared {
-    /// Negotiates with a new client, if there is room for it.
-    fn admit(self: &Arc<Self>, stream: Stream, clients: &mut JoinSet<()>) {
-        let peer = stream.peer();
-        let full = self.engine.connections() >= self.limits.connections_max;
-        let Some(permit) = Arc::clone(&self.negotiating).try_acquire_owned().ok().filter(|_| !full)
-        else {
-            let refused = self.refused.fetch_add(1, Relaxed) + 1;
-            return tracing::warn!(peer, refused, "too many connections, one more was closed");
-        };
-        let shared = Arc::clone(self);
-        clients.spawn(async move {
-            let timeout_ms = shared.limits.handshake_timeout_ms;
-            let mode = if shared.tls.is_some() { TlsMode::Forced } else { TlsMode::Off };
-            let talk = negotiate(stream, &peer, &shared.exports, shared.tls.as_ref(), mode);
-            match tokio::time::timeout(Duration::from_millis(timeout_ms), talk).await {
-                Err(_) => tracing::info!(peer, timeout_ms, "handshake timed out"),
-                Ok(Err(error)) => tracing::info!(peer, %error, "handshake failed"),
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(agreed))) => shared.hand_over(peer, agreed),
-            }
-            drop(permit);
-        });
+    /// Accepts and negotiates until it is dropped.
+    async fn accept(self: &Arc<Self>, listener: &Listener, clients: &mut JoinSet<()>) {
+        let mut errors = AcceptErrors::new(listener.name());
+        loop {
+            // Kept while tasks end, so that this listener does not lose its turn.
+            let next = self.gate.next(listener, &mut errors);
+            tokio::pin!(next);
+            let (stream, place) = loop {
+                tokio::select! {
+                    accepted = &mut next => break accepted,
+                    Some(_) = clients.join_next() => {}
+                }
+            };
+            let id = place.id();
+            let task = clients.spawn(Arc::clone(self).serve(stream, place));
+            self.gate.attach(id, task);
+        }
     }
 
-    fn hand_over(&self, peer: String, agreed: Agreed) {
+    /// Negotiates with a client and hands it over.
+    async fn serve(self: Arc<Self>, stream: Stream, mut place: Place) {
+        let peer = stream.peer();
+        let mode = if self.tls.is_some() { TlsMode::Forced } else { TlsMode::Off };
+        let talk = negotiate(stream, &peer, &self.exports, self.tls.as_ref(), mode);
+        let error = match tokio::time::timeout(self.handshake_timeout, talk).await {
+            Ok(Ok(Some(agreed))) => return self.hand_over(peer, agreed, place),
+            Ok(Ok(None)) => return place.leaves_in_order(),
+            Ok(Err(Failure::Left)) => {
+                return tracing::debug!(peer, "the client left without a byte");
+            }
+            Ok(Err(Failure::Failed(error))) => error.to_string(),
+            Err(_) => format!("timed out after {} ms", self.handshake_timeout.as_millis()),
+        };
+        match self.gate.fault() {
+            Some(more) => tracing::info!(peer, error, more, "handshake failed"),
+            None => tracing::debug!(peer, error, "handshake failed"),
+        }
+    }
+
+    fn hand_over(&self, peer: String, agreed: Agreed, mut place: Place) {
+        if !place.establish() {
+            return tracing::debug!(peer, "its place was given away");
+        }
         let Agreed { socket, negotiated, tls, early } = agreed;
         let (export, stats) = &self.exports.0[negotiated.export];
         let (name, style) = (export.name.as_str(), negotiated.style);
         tracing::debug!(peer, export = name, ?style, tls = negotiated.tls, "connection opened");
         let session = NbdSession::new(negotiated, tls.map(TlsStream::new), early);
-        let session = LoggedSession::new(session, peer.clone(), export.name.clone());
+        let session = LoggedSession::new(session, peer.clone(), export.name.clone(), place);
         let served = self.engine.serve(Assignment {
             socket,
             session: Box::new(session),
@@ -233,10 +250,4 @@ impl Exports for ExportList {
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // An error means that the server is gone, which is as good.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// Accepting fails for want of descriptors or memory, which takes a while to mend.
-async fn back_off(listener: &Listener, error: &io::Error) {
-    tracing::warn!(%error, listener = listener.name(), "cannot accept");
-    tokio::time::sleep(Duration::from_millis(100)).await;
 }

@@ -58,34 +58,70 @@ both_engines! {
         assert_eq!(client.bytes(0, 3), [0; 3]);
     }
 
-    fn those_who_negotiate_are_counted(engine) {
+    fn a_silent_client_makes_room_for_another(engine) {
         let limits = Limits { negotiating_max: 3, ..Limits::default() };
         let server = server(engine, limits);
         let mut client = Client::new(&server);
-        let mut strangers: Vec<_> = (0..3).map(|_| stranger(&server)).collect();
-        for stranger in &mut strangers {
-            stranger.read_exact(&mut [0; 18]).unwrap();
+        let mut silent: Vec<_> = (0..3).map(|_| stranger(&server)).collect();
+        for silent in &mut silent {
+            silent.read_exact(&mut [0; 18]).unwrap();
         }
-        assert_eq!(end(stranger(&server)), [], "one too many");
+        let begun = Instant::now();
+        let mut next = Client::new(&server);
+        assert!(begun.elapsed() < Duration::from_secs(8), "before the deadline of the handshake");
+        assert_eq!(next.bytes(0, 3), [0; 3], "it waited in the queue and is served");
+        assert_eq!(end(silent.remove(0)), [], "the oldest gave way");
+        silent[1].write_all(&[0, 0, 0, 1]).unwrap();
         assert_eq!(client.bytes(0, 3), [0; 3], "others go on");
-        strangers.pop();
-        wait_until("there is room again", || {
-            let mut next = stranger(&server);
-            next.read_exact(&mut [0; 18]).is_ok()
-        });
     }
 
-    fn connections_are_counted(engine) {
+    fn a_burst_beyond_all_places_is_served(engine) {
+        let limits = Limits { negotiating_max: 2, ..Limits::default() };
+        let server = server(engine, limits);
+        let clients: Vec<_> = (0..40)
+            .map(|_| {
+                let mut stream = stranger(&server);
+                std::thread::spawn(move || {
+                    stream.read_exact(&mut [0; 18]).unwrap();
+                    // A round trip.
+                    std::thread::sleep(Duration::from_millis(20));
+                    let abort = [&[0, 0, 0, 1][..], b"IHAVEOPT", &[0, 0, 0, 2, 0, 0, 0, 0]];
+                    stream.write_all(&abort.concat()).unwrap();
+                    let mut reply = [0; 20];
+                    stream.read_exact(&mut reply).unwrap();
+                    assert_eq!(reply[12..16], [0, 0, 0, 1], "an ACK");
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().unwrap();
+        }
+    }
+
+    fn connections_beyond_the_bound_wait_for_one_that_ends(engine) {
         let limits = Limits { connections_max: 4, ..Limits::default() };
         let server = server(engine, limits);
         let mut clients: Vec<_> = (0..4).map(|_| Client::new(&server)).collect();
         wait_until("all are served", || server.connections() == 4);
-        assert_eq!(end(stranger(&server)), [], "one too many");
+        let mut next = stranger(&server);
+        next.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let error = next.read_exact(&mut [0; 18]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "it waits and is not closed");
         clients.pop();
-        wait_until("one is gone", || server.connections() == 3);
-        wait_until("there is room again", || stranger(&server).read_exact(&mut [0; 18]).is_ok());
+        next.set_read_timeout(Some(TIMEOUT)).unwrap();
+        next.read_exact(&mut [0; 18]).unwrap();
         for client in &mut clients {
             assert_eq!(client.bytes(0, 3), [0; 3], "others go on");
         }
+    }
+
+    fn a_full_server_stops_at_once(engine) {
+        let limits = Limits { connections_max: 1, ..Limits::default() };
+        let mut server = server(engine, limits);
+        let mut client = Client::new(&server);
+        let _waiting: Vec<_> = (0..3).map(|_| stranger(&server)).collect();
+        assert_eq!(client.bytes(0, 3), [0; 3]);
+        drop(client);
+        assert!(server.stop() < Duration::from_secs(5));
     }
 }

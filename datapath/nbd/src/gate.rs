@@ -1,0 +1,255 @@
+//! Accepts clients as the admission policy allows.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::accept_errors::{AcceptErrors, is_table_full};
+use crate::admission::{Admission, Bounds, Origin, Verdict};
+use crate::listener::Listener;
+use crate::stream::Stream;
+
+/// How often a client that is at fault gets a line of its own in the log.
+const FAULT_INTERVAL_MS: u64 = 1000;
+
+/// Milliseconds since the server's start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uptime(Instant);
+
+impl Uptime {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now_ms(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// All listeners of a server share one.
+pub(crate) struct Gate {
+    admission: Mutex<Admission<AbortHandle>>,
+    /// A place may be free.
+    changed: Notify,
+    /// Held while a listener waits for a place. It is fair, so listeners take turns.
+    turn: tokio::sync::Mutex<()>,
+    uptime: Uptime,
+    faults: Mutex<Faults>,
+}
+
+#[derive(Default)]
+struct Faults {
+    logged_ms: Option<u64>,
+    more: u64,
+}
+
+/// A place of a client; freed on drop.
+pub(crate) struct Place {
+    gate: Arc<Gate>,
+    origin: Origin,
+    phase: Phase,
+}
+
+enum Phase {
+    Negotiating {
+        id: u64,
+        in_order: bool,
+    },
+    Established,
+    /// Lost to another client.
+    Evicted,
+}
+
+impl Gate {
+    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            admission: Mutex::new(Admission::new(bounds)),
+            changed: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            uptime: Uptime::start(),
+            faults: Mutex::default(),
+        })
+    }
+
+    /// The next client that gets a place. Give the place its task by [`Gate::attach`].
+    pub(crate) async fn next(
+        self: &Arc<Self>,
+        listener: &Listener,
+        errors: &mut AcceptErrors,
+    ) -> (Stream, Place) {
+        loop {
+            match self.accept(listener).await {
+                Ok(stream) => {
+                    if let Some(place) = self.admit(&stream).await {
+                        return (stream, place);
+                    }
+                }
+                Err(error) if is_table_full(&error) && self.evict_silent() => {
+                    // Its descriptor is closed when its task has run.
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => {
+                    let wait = errors.failed(&error, || listener.close_one(self.uptime));
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Accepts a client, and logs what becomes due meanwhile.
+    async fn accept(&self, listener: &Listener) -> io::Result<Stream> {
+        loop {
+            self.report();
+            let due = self.lock().report_due();
+            tokio::select! {
+                biased;
+                accepted = listener.accept(self.uptime) => return accepted,
+                () = self.sleep_until(due.unwrap_or(u64::MAX)), if due.is_some() => {}
+            }
+        }
+    }
+
+    /// Waits for a place; others stay in the listen queue meanwhile. `None` when the client is to
+    /// be closed.
+    async fn admit(self: &Arc<Self>, stream: &Stream) -> Option<Place> {
+        let origin = stream.origin();
+        let mut turn = Some(self.turn.lock().await);
+        let mut is_first = true;
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let verdict = self.lock().admit(origin, stream.moved(), self.now());
+            let until = match verdict {
+                Verdict::In { id, evicted } => {
+                    if let Some(evicted) = evicted {
+                        evicted.abort();
+                    }
+                    let phase = Phase::Negotiating { id, in_order: false };
+                    return Some(Place { gate: Arc::clone(self), origin, phase });
+                }
+                Verdict::Refused => {
+                    tracing::debug!(peer = stream.peer(), "closed: its address has its share");
+                    return None;
+                }
+                Verdict::Full(until) => until,
+                Verdict::OverShare(until) => {
+                    // One address at its share holds up this listener only.
+                    drop(turn.take());
+                    Some(until)
+                }
+            };
+            if std::mem::take(&mut is_first) {
+                self.lock().paused();
+            }
+            self.report();
+            tokio::select! {
+                () = changed => {}
+                () = self.sleep_until(until.unwrap_or(u64::MAX)), if until.is_some() => {}
+            }
+        }
+    }
+
+    /// Says which task has a place, to be aborted when another client gets it.
+    pub(crate) fn attach(&self, id: u64, task: AbortHandle) {
+        if !self.lock().attach(id, task.clone()) {
+            // It has ended, or has lost its place already.
+            task.abort();
+        }
+    }
+
+    fn evict_silent(&self) -> bool {
+        let evicted = self.lock().evict_silent(self.now());
+        let is_evicted = evicted.is_some();
+        if let Some(evicted) = evicted {
+            evicted.abort();
+        }
+        is_evicted
+    }
+
+    fn report(&self) {
+        let mut admission = self.lock();
+        let Some(events) = admission.report(self.now()) else { return };
+        let (negotiating, connections) = admission.counts();
+        drop(admission);
+        tracing::warn!(
+            negotiating,
+            connections,
+            silent_closed = events.silent_closed,
+            over_share_closed = events.over_share_closed,
+            "more clients than places; others wait in the listen queue"
+        );
+    }
+
+    /// Whether a client's fault is to be logged, at most one a second, and how many were not since
+    /// the last one.
+    pub(crate) fn fault(&self) -> Option<u64> {
+        let now = self.now();
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        if faults.logged_ms.is_some_and(|at| now < at + FAULT_INTERVAL_MS) {
+            faults.more += 1;
+            return None;
+        }
+        faults.logged_ms = Some(now);
+        Some(std::mem::take(&mut faults.more))
+    }
+
+    async fn sleep_until(&self, at_ms: u64) {
+        // A millisecond later, since the clock counts whole ones.
+        let wait_ms = at_ms.saturating_sub(self.now()).saturating_add(1);
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+
+    fn now(&self) -> u64 {
+        self.uptime.now_ms()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Admission<AbortHandle>> {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// For [`Gate::attach`].
+    pub(crate) fn id(&self) -> u64 {
+        match self.phase {
+            Phase::Negotiating { id, .. } => id,
+            Phase::Established | Phase::Evicted => u64::MAX,
+        }
+    }
+
+    /// The client leaves, having done what it came for.
+    pub(crate) fn leaves_in_order(&mut self) {
+        if let Phase::Negotiating { in_order, .. } = &mut self.phase {
+            *in_order = true;
+        }
+    }
+
+    /// The client has negotiated. False when it has lost its place.
+    pub(crate) fn establish(&mut self) -> bool {
+        let Phase::Negotiating { id, .. } = self.phase else { return false };
+        let is_kept = self.gate.lock().establish(id, self.gate.now());
+        self.phase = if is_kept { Phase::Established } else { Phase::Evicted };
+        // Its place among those that negotiate is free.
+        self.gate.changed.notify_waiters();
+        is_kept
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut admission = self.gate.lock();
+        match self.phase {
+            Phase::Negotiating { id, in_order } => {
+                admission.leave(id, in_order, self.gate.now());
+            }
+            Phase::Established => admission.closed(self.origin),
+            Phase::Evicted => return,
+        }
+        drop(admission);
+        self.gate.changed.notify_waiters();
+    }
+}
