@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod daemon;
 mod handover;
+mod limits;
 mod process;
 mod protect;
 mod state_dir;

@@ -6,6 +6,8 @@ use std::env;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
@@ -15,6 +17,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use listenfd::ListenFd;
+use rustix::net::getpeername;
+use rustix::net::sockopt::socket_acceptconn;
 use tokio::time::MissedTickBehavior;
 
 /// The manager reads at once, unless it is stuck.
@@ -27,19 +31,77 @@ pub(crate) struct Notify {
     watchdog: Option<Duration>,
 }
 
-/// The unix socket that the manager listens at in our place, if there is one. To be called while
+/// A listening socket that the manager passed.
+#[derive(Debug)]
+pub(crate) enum Passed {
+    /// Of TCP.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// The sockets that the manager listens on for this process. To be called while there is one
+/// thread, since it changes the environment.
+///
+/// # Errors
+/// When one is not a listening stream socket of TCP or of the unix family.
+pub(crate) fn passed_sockets() -> Result<Vec<Passed>> {
+    let mut passed = ListenFd::from_env();
+    (0..passed.len())
+        .map(|index| {
+            let socket = take(&mut passed, index);
+            socket.with_context(|| format!("socket {} passed by the service manager", index + 1))
+        })
+        .collect()
+}
+
+fn take(passed: &mut ListenFd, index: usize) -> Result<Passed> {
+    // Each refuses sockets of other kinds and leaves them for the next.
+    if let Ok(Some(socket)) = passed.take_unix_listener(index) {
+        check_listens(&socket)?;
+        return Ok(Passed::Unix(socket));
+    }
+    if let Ok(Some(socket)) = passed.take_tcp_listener(index) {
+        check_listens(&socket)?;
+        return Ok(Passed::Tcp(socket));
+    }
+    bail!(
+        "not a stream socket of TCP or of the unix family; in the socket unit, use \
+         ListenStream=HOST:PORT or ListenStream=/PATH, not ListenDatagram= or others"
+    )
+}
+
+fn check_listens(socket: impl AsFd) -> Result<()> {
+    if socket_acceptconn(&socket).context("cannot tell whether it listens")? {
+        return Ok(());
+    }
+    if getpeername(&socket).is_ok() {
+        bail!("it is the connection of one client; set Accept=no in the socket unit");
+    }
+    bail!(
+        "it does not listen; use ListenStream= and Accept=no in the socket unit, or call listen(2) \
+         before passing it"
+    )
+}
+
+/// The unix socket that the manager listens on for the daemon, if there is one. To be called while
 /// there is one thread, since it changes the environment.
 ///
 /// # Errors
-/// When it passes something else.
+/// When the manager passes anything else.
 pub(crate) fn passed_socket() -> Result<Option<UnixListener>> {
-    let mut passed = ListenFd::from_env();
-    match passed.len() {
-        0 => Ok(None),
-        1 => passed.take_unix_listener(0).context("socket passed by the service manager"),
-        count => {
-            bail!("the service manager passes {count} sockets; it should be the control socket")
-        }
+    let mut passed = passed_sockets()?;
+    match (passed.pop(), passed.len()) {
+        (None, _) => Ok(None),
+        (Some(Passed::Unix(socket)), 0) => Ok(Some(socket)),
+        (Some(Passed::Tcp(_)), 0) => bail!(
+            "the service manager passes a TCP socket; it should be the control socket, so use \
+             ListenStream=/PATH in the socket unit"
+        ),
+        (Some(_), others) => bail!(
+            "the service manager passes {} sockets; it should be the control socket",
+            others + 1
+        ),
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, ValueEnum};
-use listenfd::ListenFd;
 use sheave_backends::{OpenOptions, VolumeSpec};
 use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
 use sheave_shard::{EngineChoice, EngineConfig};
@@ -13,10 +12,14 @@ use sheave_telemetry::Registry;
 
 use super::{NO_PROC, VolumeParser};
 use crate::cli::Cli;
+use crate::limits::raise_open_files;
 use crate::process::{EndSignals, default_shards, runtime, start_log};
+use crate::systemd::{Passed, passed_sockets};
 use crate::telemetry::{MetricsServer, StatsSocket};
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
+/// The most names of exports in a line of the log.
+const NAMES_LOGGED: usize = 10;
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{MANUAL}\n\n{EXAMPLES}"))]
@@ -24,7 +27,7 @@ pub(crate) struct Args {
     /// Volumes: URLs or paths
     #[arg(required = true, value_name = "VOLUME", value_parser = VolumeParser(VolumeArg::parse))]
     volumes: Vec<VolumeArg>,
-    /// TCP address; port 0 picks a free one [default: 127.0.0.1:10809]
+    /// TCP address, all that HOST has; port 0 picks a free one [default: 127.0.0.1:10809]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
     listen: Option<String>,
     /// Unix socket, instead of TCP; the umask says who may connect
@@ -87,7 +90,10 @@ A RULE is ops joined by '+' (read, write, flush, trim, write-zeroes, cache, bloc
 then error=EIO or delay=200ms, then, if need be, after=N, count=N, probability=P, range=FROM-TO;
 all between colons: fault=read+write:error=EIO:after=100
 
-At most 16384 connections are served, and 128 may negotiate at a time, for 10 s each.
+At most 16384 connections are served, and 1152 may negotiate at a time, for 10 s each; more wait
+until there is room. When all negotiate, one that is silent for 3 s makes room for the next. An
+address (an IPv6 network /64, a user of the unix socket) gets at most seven eighths of either.
+The limit of open files is raised to the hard one (`ulimit -Hn`, LimitNOFILE= in a unit).
 SIGINT and SIGTERM end it: connections have 5 s to finish what they have begun; a second signal ends
 it at once. SHEAVE_LOG=debug tells more on standard error, such as each connection.";
 
@@ -127,14 +133,16 @@ impl From<EngineArg> for EngineChoice {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     check_names(&args);
     start_log();
+    raise_open_files();
+    let passed = passed_sockets().context("serve")?;
     let runtime = runtime().context("serve")?;
-    let outcome = runtime.block_on(serve(args)).context("serve");
+    let outcome = runtime.block_on(serve(args, passed)).context("serve");
     // Not waited for: after a second signal connections may still be busy.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: Args) -> anyhow::Result<()> {
+async fn serve(args: Args, passed: Vec<Passed>) -> anyhow::Result<()> {
     if !sheave_backends::are_holders_visible() {
         tracing::warn!("{NO_PROC}");
     }
@@ -170,8 +178,8 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         }
     };
     // Last, since whoever can connect may ask for statistics next.
-    for listener in listeners(&args)? {
-        let (exports, engine) = (names.join(", "), server.engine());
+    let (exports, engine) = (summary(&names), server.engine());
+    for listener in listeners(&args, passed)? {
         tracing::info!(exports, listener = listener.name(), engine, "serving");
         server.listen(listener);
     }
@@ -209,25 +217,32 @@ fn check_names(args: &Args) {
 }
 
 /// Sockets passed by the service manager, else what the command line says.
-fn listeners(args: &Args) -> anyhow::Result<Vec<Listener>> {
-    let mut passed = ListenFd::from_env();
-    let mut listeners = Vec::new();
-    for index in 0..passed.len() {
-        let listener = match passed.take_unix_listener(index) {
-            Ok(Some(listener)) => Listener::from_unix(listener),
-            _ => match passed.take_tcp_listener(index)? {
-                Some(listener) => Listener::from_tcp(listener),
-                None => continue,
-            },
-        };
-        listeners.push(listener.context("a socket passed by the service manager")?);
-    }
+fn listeners(args: &Args, passed: Vec<Passed>) -> anyhow::Result<Vec<Listener>> {
+    let take = |passed| match passed {
+        Passed::Unix(socket) => Listener::from_unix(socket),
+        Passed::Tcp(socket) => Listener::from_tcp(socket),
+    };
+    let mut listeners = passed
+        .into_iter()
+        .map(take)
+        .collect::<Result<Vec<_>, _>>()
+        .context("a socket passed by the service manager")?;
     if let Some(path) = &args.socket {
         listeners.push(Listener::unix(path)?);
     } else if let Some(address) = &args.listen {
-        listeners.push(Listener::tcp(address)?);
+        listeners.extend(Listener::tcp(address)?);
     } else if listeners.is_empty() {
-        listeners.push(Listener::tcp(DEFAULT_LISTEN)?);
+        listeners.extend(Listener::tcp(DEFAULT_LISTEN)?);
     }
     Ok(listeners)
+}
+
+/// Names for the log, which needs not have a thousand of them.
+fn summary(names: &[String]) -> String {
+    let shown = names.len().min(NAMES_LOGGED);
+    let text = names[..shown].join(", ");
+    match names.len() - shown {
+        0 => text,
+        more => format!("{text} and {more} more"),
+    }
 }
