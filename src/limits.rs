@@ -2,8 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard one. The soft one is low for the sake of programs
-/// that use select(2), which neither this one nor its children do.
+/// Raises the soft limit of open files to the hard one. The soft one is low for programs that use
+/// select(2), which neither this one nor its children do.
 pub(crate) fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

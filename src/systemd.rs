@@ -47,15 +47,15 @@ pub(crate) enum Passed {
 /// When one is not a listening stream socket of TCP or of the unix family.
 pub(crate) fn passed_sockets() -> Result<Vec<Passed>> {
     let mut passed = ListenFd::from_env();
-    (0..passed.len())
-        .map(|index| {
-            let socket = take(&mut passed, index);
-            socket.with_context(|| format!("socket {} passed by the service manager", index + 1))
-        })
-        .collect()
+    (0..passed.len()).map(|index| take(&mut passed, index)).collect()
 }
 
 fn take(passed: &mut ListenFd, index: usize) -> Result<Passed> {
+    check_taken(passed, index)
+        .with_context(|| format!("socket {} passed by the service manager", index + 1))
+}
+
+fn check_taken(passed: &mut ListenFd, index: usize) -> Result<Passed> {
     // Each refuses sockets of other kinds and leaves them for the next.
     if let Ok(Some(socket)) = passed.take_unix_listener(index) {
         check_listens(&socket)?;
@@ -90,18 +90,19 @@ fn check_listens(socket: impl AsFd) -> Result<()> {
 /// # Errors
 /// When the manager passes anything else.
 pub(crate) fn passed_socket() -> Result<Option<UnixListener>> {
-    let mut passed = passed_sockets()?;
-    match (passed.pop(), passed.len()) {
-        (None, _) => Ok(None),
-        (Some(Passed::Unix(socket)), 0) => Ok(Some(socket)),
-        (Some(Passed::Tcp(_)), 0) => bail!(
-            "the service manager passes a TCP socket; it should be the control socket, so use \
-             ListenStream=/PATH in the socket unit"
-        ),
-        (Some(_), others) => bail!(
-            "the service manager passes {} sockets; it should be the control socket",
-            others + 1
-        ),
+    let mut passed = ListenFd::from_env();
+    match passed.len() {
+        0 => Ok(None),
+        1 => match take(&mut passed, 0)? {
+            Passed::Unix(socket) => Ok(Some(socket)),
+            Passed::Tcp(_) => bail!(
+                "the service manager passes a TCP socket; it should be the control socket, so use \
+                 ListenStream=/PATH in the socket unit"
+            ),
+        },
+        count => {
+            bail!("the service manager passes {count} sockets; it should be the control socket")
+        }
     }
 }
 

@@ -22,7 +22,6 @@ use tokio::sync::oneshot;
 use crate::config::{DaemonConfig, POLL_US, SHARDS};
 use crate::daemon::{self, ControlSocket};
 use crate::handover::{HandOver, Taken};
-use crate::limits::raise_open_files;
 use crate::process::{EndSignals, default_shards, hang_up, runtime, start_log};
 use crate::protect::protect;
 use crate::state_dir::state_dir;
@@ -79,7 +78,6 @@ pub(crate) fn run(args: Args) -> Result<()> {
         directory: env::current_dir().unwrap_or_else(|_| "/".into()),
     };
     start_log();
-    raise_open_files();
     let (dir, state) = (RuntimeDir::locate(), state_dir().context("daemon")?);
     let notify = Notify::from_env();
     // These two want to be alone, before there are threads.

@@ -212,6 +212,7 @@ struct Node {
     root: PathBuf,
     release: String,
     nofile: Rlimit,
+    memlock: Rlimit,
     is_root: bool,
 }
 
@@ -221,12 +222,13 @@ impl Node {
             root: PathBuf::from("/"),
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
             nofile: getrlimit(Resource::Nofile),
+            memlock: getrlimit(Resource::Memlock),
             is_root: rustix::process::geteuid().is_root(),
         }
     }
 
     fn findings(&self) -> Vec<Finding> {
-        vec![self.kernel(), self.uring_sysctl(), self.nofile(), self.ktls()]
+        vec![self.kernel(), self.uring_sysctl(), self.nofile(), self.memlock(), self.ktls()]
     }
 
     fn kernel(&self) -> Finding {
@@ -282,17 +284,39 @@ impl Node {
         let (current, maximum) = (self.nofile.current, self.nofile.maximum);
         let tell = |limit: Option<u64>| match limit {
             Some(files) => files.to_string(),
-            None => "any number".to_owned(),
+            None => "none".to_owned(),
         };
-        let detail = format!("{} may be open, at most {}", tell(current), tell(maximum));
-        if current.is_none_or(|files| files >= NOFILE_WANTED) {
+        // Serving raises the soft limit (`raise_open_files`).
+        let detail = format!(
+            "soft limit {}, hard limit {}; `sheave serve` and the daemon use the hard one",
+            tell(current),
+            tell(maximum)
+        );
+        if maximum.is_none_or(|files| files >= NOFILE_WANTED) {
             return Finding::ok("open files", detail);
         }
         let advice = format!(
-            "`ulimit -n {NOFILE_WANTED}`, or LimitNOFILE={NOFILE_WANTED} in the systemd unit; each \
-             connection takes one or two"
+            "`ulimit -Hn {NOFILE_WANTED}` as root, or LimitNOFILE={NOFILE_WANTED} in the systemd \
+             unit; each connection takes one or two, each exported file six"
         );
         Finding::limited("open files", detail, advice)
+    }
+
+    fn memlock(&self) -> Finding {
+        let kib = |limit: Option<u64>| match limit {
+            Some(bytes) => format!("{} KiB", bytes >> 10),
+            None => "none".to_owned(),
+        };
+        let detail = format!(
+            "soft limit {}, hard limit {}; only the daemon locks memory, up to the hard one; rings \
+             are not counted",
+            kib(self.memlock.current),
+            kib(self.memlock.maximum)
+        );
+        if self.memlock.maximum.is_none() || self.is_root {
+            return Finding::ok("locked memory", detail);
+        }
+        Finding::unused("locked memory", detail)
     }
 
     fn read(&self, path: &str) -> Option<String> {
@@ -312,11 +336,12 @@ mod tests {
     use super::*;
 
     fn node(root: &std::path::Path) -> Node {
-        let limit = |limit| Rlimit { current: Some(limit), maximum: None };
+        let limit = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
         Node {
             root: root.to_owned(),
             release: "6.18.3+deb14-amd64".to_owned(),
             nofile: limit(1024),
+            memlock: limit(64 << 10),
             is_root: false,
         }
     }
@@ -340,6 +365,7 @@ mod tests {
             ("kernel", Ok),
             ("io_uring sysctl", Ok),
             ("open files", Limited),
+            ("locked memory", Unused),
             ("kernel TLS", Unused),
         ];
         assert_eq!(statuses(&bare), expected);
@@ -360,6 +386,15 @@ mod tests {
             assert!(matches!(finding.status, Status::Ok | Status::Unused), "{finding:?}");
             assert!(!finding.detail.contains("not loaded"), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn the_hard_limit_of_open_files_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let nofile = Rlimit { current: Some(1024), maximum: Some(524_288) };
+        let finding = Node { nofile, ..node(root.path()) }.nofile();
+        assert_eq!(finding.status, Status::Ok);
+        assert!(finding.detail.starts_with("soft limit 1024, hard limit 524288;"), "{finding:?}");
     }
 
     #[test]

@@ -166,7 +166,7 @@ async fn serve(args: Args, passed: Vec<Passed>) -> anyhow::Result<()> {
     let config = ServerConfig { exports, tls, engine, limits: Limits::default() };
     let mut server = Server::start(config, &registry)?;
     let _metrics = match &args.metrics {
-        Some(address) => Some(MetricsServer::start(address, Arc::clone(&registry)).await?),
+        Some(address) => Some(MetricsServer::start(address, Arc::clone(&registry))?),
         None => None,
     };
     let _stats = match StatsSocket::start(registry) {

@@ -1,31 +1,31 @@
-//! A TCP listener for small answers: few connections at a time, each short.
+//! TCP listeners for small answers: few connections at a time, each short.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::serve::Listener;
+use sheave_nbd::AcceptErrors;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-/// The wait after a failed accept, most likely for want of file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
 /// Accepts when fewer than its maximum of connections are open; cuts those that stay too long.
 pub(super) struct BoundedListener {
     listener: TcpListener,
+    errors: AcceptErrors,
     free: Arc<Semaphore>,
     lifetime: Duration,
 }
 
 impl BoundedListener {
-    pub(super) fn new(listener: TcpListener, connections_max: usize, lifetime: Duration) -> Self {
-        Self { listener, free: Arc::new(Semaphore::new(connections_max)), lifetime }
+    /// Those that share `free` have as many connections as it has permits.
+    pub(super) fn new(listener: TcpListener, free: Arc<Semaphore>, lifetime: Duration) -> Self {
+        Self { listener, errors: AcceptErrors::new("metrics"), free, lifetime }
     }
 }
 
@@ -43,8 +43,10 @@ impl Listener for BoundedListener {
                     return (BoundedStream { stream, end, _permit: permit }, from);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "metrics: cannot accept");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    let listener = &self.listener;
+                    let wait =
+                        self.errors.failed(&error, || at_once(|cx| listener.poll_accept(cx)));
+                    tokio::time::sleep(wait).await;
                 }
             }
         }
@@ -52,6 +54,16 @@ impl Listener for BoundedListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+}
+
+/// Accepts without waiting, and closes the connection.
+pub(super) fn at_once<T>(
+    poll_accept: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> io::Result<()> {
+    match poll_accept(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(accepted) => accepted.map(drop),
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

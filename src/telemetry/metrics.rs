@@ -17,9 +17,11 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{self, Unit};
+use sheave_nbd::bind_tcp;
 use sheave_telemetry::{Histogram, OpSnapshot, Registry, VolumeSnapshot};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::listener::BoundedListener;
 
@@ -41,21 +43,19 @@ const NS_PER_SECOND: f64 = 1e9;
 pub(crate) struct MetricsServer {
     #[cfg(test)]
     address: SocketAddr,
-    task: JoinHandle<()>,
+    /// One for each address.
+    _tasks: JoinSet<()>,
 }
 
 impl MetricsServer {
-    /// Listens at `HOST:PORT`, on the current tokio runtime.
+    /// Listens at all addresses of `HOST:PORT`, on the current tokio runtime.
     ///
     /// # Errors
     /// When the address is none, or cannot be listened at.
-    pub(crate) async fn start(address: &str, registry: Arc<Registry>) -> Result<Self> {
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "metrics: cannot listen at {address}; give --metrics a free HOST:PORT of this host"
-            )
+    pub(crate) fn start(address: &str, registry: Arc<Registry>) -> Result<Self> {
+        let bound = bind_tcp(address).with_context(|| {
+            format!("metrics: cannot listen at {address}; give --metrics a free HOST:PORT")
         })?;
-        let address = listener.local_addr().context("metrics: the listener has no address")?;
         let mut metrics = registry::Registry::default();
         metrics.register_collector(Box::new(VolumeCollector { registry, started: Instant::now() }));
         let router = Router::new()
@@ -63,29 +63,34 @@ impl MetricsServer {
             .route("/metrics", get(scrape))
             .layer(map_response(close))
             .with_state(Arc::new(metrics));
-        let listener = BoundedListener::new(listener, CONNECTIONS_MAX, LIFETIME);
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "metrics: no longer served");
-            }
-        });
-        tracing::info!("metrics at http://{address}/metrics");
+        let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut addresses = Vec::with_capacity(bound.len());
+        let mut tasks = JoinSet::new();
+        for listener in bound {
+            listener.set_nonblocking(true).context("metrics")?;
+            let listener = TcpListener::from_std(listener).context("metrics")?;
+            addresses.push(listener.local_addr().context("metrics: no address")?);
+            let listener = BoundedListener::new(listener, Arc::clone(&free), LIFETIME);
+            let router = router.clone();
+            tasks.spawn(async move {
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::error!(%error, "metrics: no longer served");
+                }
+            });
+        }
+        for address in &addresses {
+            tracing::info!("metrics at http://{address}/metrics");
+        }
         Ok(Self {
             #[cfg(test)]
-            address,
-            task,
+            address: addresses[0],
+            _tasks: tasks,
         })
     }
 
     #[cfg(test)]
     fn address(&self) -> SocketAddr {
         self.address
-    }
-}
-
-impl Drop for MetricsServer {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -241,7 +246,7 @@ mod tests {
         recorder.add_error(OpKind::Flush);
         recorder.add_connections(2);
         recorder.add_bytes_in_flight(512);
-        let endpoint = MetricsServer::start("127.0.0.1:0", registry).await.unwrap();
+        let endpoint = MetricsServer::start("127.0.0.1:0", registry).unwrap();
 
         let answer = fetch(endpoint.address(), "/metrics").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -295,10 +300,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_in_use_is_named() {
-        let first = MetricsServer::start("127.0.0.1:0", Arc::default()).await.unwrap();
+        let first = MetricsServer::start("127.0.0.1:0", Arc::default()).unwrap();
         let address = first.address().to_string();
         for bad in [address.as_str(), "no-port", "256.0.0.1:1"] {
-            let error = MetricsServer::start(bad, Arc::default()).await.unwrap_err();
+            let error = MetricsServer::start(bad, Arc::default()).unwrap_err();
             let text = format!("{error:#}");
             assert!(text.starts_with(&format!("metrics: cannot listen at {bad}; give")), "{text}");
         }

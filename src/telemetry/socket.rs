@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::net::SocketType;
 use sheave_core::printable;
+use sheave_nbd::AcceptErrors;
 use sheave_telemetry::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::listener::at_once;
 use super::runtime_dir::{RuntimeDir, listen_at};
 use super::servers::{Probe, ServerSnapshot, probe, socket_name};
 
@@ -22,8 +24,6 @@ use super::servers::{Probe, ServerSnapshot, probe, socket_name};
 const READERS_MAX: usize = 8;
 /// How long a reader may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// The wait after a failed accept, most likely for want of file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Tells each who connects to `serve-PID.sock` one JSON snapshot. Dropping it removes the socket.
 #[derive(Debug)]
@@ -74,6 +74,7 @@ impl Drop for StatsSocket {
 
 async fn answer(listener: UnixListener, registry: Arc<Registry>, started: Instant) {
     let mut readers = JoinSet::new();
+    let mut errors = AcceptErrors::new("statistics socket");
     loop {
         tokio::select! {
             accepted = listener.accept(), if readers.len() < READERS_MAX => match accepted {
@@ -82,8 +83,8 @@ async fn answer(listener: UnixListener, registry: Arc<Registry>, started: Instan
                     readers.spawn(send(stream, snapshot));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "statistics socket: cannot accept");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    let wait = errors.failed(&error, || at_once(|cx| listener.poll_accept(cx)));
+                    tokio::time::sleep(wait).await;
                 }
             },
             Some(_) = readers.join_next() => {}

@@ -169,7 +169,7 @@ fn file_id(path: &Path) -> io::Result<FileId> {
     path.symlink_metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Lets clients wait in its queue, as many as net.core.somaxconn allows, also if fewer could before.
+/// Lets as many clients wait in the queue as net.core.somaxconn allows, also in a passed one.
 fn prepare(socket: &impl AsFd) -> io::Result<()> {
     rustix::io::ioctl_fionbio(socket, true)?;
     Ok(rustix::net::listen(socket, i32::MAX)?)

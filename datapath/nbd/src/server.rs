@@ -1,5 +1,6 @@
 //! The server: accepts, negotiates within bounds, and hands connections to the engine.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,10 +92,11 @@ impl Server {
     pub fn start(config: ServerConfig, registry: &Registry) -> Result<Self, Error> {
         let ServerConfig { exports, tls, engine, limits } = config;
         let mut list: Vec<(Export, Arc<VolumeStats>)> = Vec::with_capacity(exports.len());
+        let mut names = HashSet::with_capacity(exports.len());
         for export in exports {
             let fail =
                 |what| Error::new(ErrorKind::Invalid, "export", format!("{}: {what}", export.name));
-            if list.iter().any(|(other, _)| other.name == export.name) {
+            if !names.insert(export.name.clone()) {
                 return Err(fail("two volumes have this name; give each its own by --name"));
             }
             let (info, size) = (export.volume.info(), export.volume.size());

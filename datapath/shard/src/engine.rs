@@ -1,7 +1,6 @@
 //! Engines: how sessions are run, and which one this node can have.
 
 use std::fmt;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender, sync_channel};
@@ -10,10 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use rustix::event::{EventfdFlags, eventfd};
 use sheave_core::{Error, ErrorKind, Volume};
 
-use crate::shard::Shard;
+use crate::start::{limit_of, start_shards, stop_shards};
 use crate::threads::ThreadEngine;
 use crate::{Clock, QueueAssignment, Served, Session};
 
@@ -99,6 +97,10 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    pub(crate) fn new(wake: OwnedFd) -> Self {
+        Self { commands: ArrayQueue::new(INBOX_MAX), wake, connections: AtomicUsize::new(0) }
+    }
+
     pub(crate) fn take(&self) -> Option<Command> {
         self.commands.pop()
     }
@@ -144,8 +146,8 @@ enum Kind {
 }
 
 pub(crate) struct ShardHandle {
-    inbox: Arc<Inbox>,
-    thread: JoinHandle<()>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) thread: JoinHandle<()>,
 }
 
 impl ShardHandle {
@@ -193,19 +195,35 @@ impl Engine {
         };
         match probed {
             None => Ok(Self::threads(clock, "asked for".to_owned())),
-            Some(Ok(probe)) => {
-                let shards = (0..config.shards.max(1))
-                    .map(|index| start_shard(index, &probe, config.poll_us, clock))
-                    .collect::<io::Result<Vec<_>>>()
-                    .map_err(|error| Error::from_io("start", "shard thread", error))?;
-                let reason = format!("{:?}", probe.mode);
-                Ok(Self::new(Kind::Ring(shards), reason))
-            }
+            Some(Ok(probe)) => match start_shards(&config, &probe, clock) {
+                Ok(shards) => Ok(Self::new(Kind::Ring(shards), format!("{:?}", probe.mode))),
+                // The probe makes one ring; more may be too many.
+                Err(error) if config.choice == EngineChoice::Auto => {
+                    let limit = limit_of(&error);
+                    let reason =
+                        format!("no io_uring for {} shards: {error}{limit}", config.shards);
+                    Ok(Self::threads(clock, reason))
+                }
+                Err(error) => {
+                    let (shards, limit) = (config.shards, limit_of(&error));
+                    let what = format!(
+                        "io_uring for {shards} shards{limit}; fewer --shards need less, and \
+                         `--engine threads` works without it"
+                    );
+                    Err(Error::from_io("start", what, error))
+                }
+            },
             Some(Err(error)) if config.choice == EngineChoice::Uring => {
-                let what = "io_uring cannot be used here; `--engine threads` works without it";
+                let limit = limit_of(&error);
+                let what = format!(
+                    "io_uring cannot be used here{limit}; `--engine threads` works without it"
+                );
                 Err(Error::from_io("start", what, error))
             }
-            Some(Err(error)) => Ok(Self::threads(clock, format!("no io_uring here: {error}"))),
+            Some(Err(error)) => {
+                let limit = limit_of(&error);
+                Ok(Self::threads(clock, format!("no io_uring here: {error}{limit}")))
+            }
         }
     }
 
@@ -352,16 +370,7 @@ impl Engine {
     pub fn stop(self) {
         match self.kind {
             Kind::Threads(threads) => threads.stop(),
-            Kind::Ring(shards) => {
-                for shard in &shards {
-                    // One that has ended needs not be told.
-                    let _ = shard.hand(Command::Stop);
-                }
-                for shard in shards {
-                    // It has said why it panicked.
-                    let _ = shard.thread.join();
-                }
-            }
+            Kind::Ring(shards) => stop_shards(shards),
         }
     }
 }
@@ -379,41 +388,10 @@ pub(crate) fn ended() -> Error {
     Error::new(ErrorKind::Io, "serve", "a shard has ended")
 }
 
-fn start_shard(
-    index: usize,
-    probe: &sheave_ring::Probe,
-    poll_us: u32,
-    clock: Clock,
-) -> io::Result<ShardHandle> {
-    let wake = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let inbox = Arc::new(Inbox {
-        commands: ArrayQueue::new(INBOX_MAX),
-        wake: wake.try_clone()?,
-        connections: AtomicUsize::new(0),
-    });
-    let (mine, probe) = (Arc::clone(&inbox), probe.clone());
-    let poll_limit = u64::from(poll_us) * 1000;
-    let (started, outcome) = sync_channel(1);
-    let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-        // The ring belongs to the thread that makes it.
-        let shard = match Shard::new(&probe, poll_limit, clock, mine, wake) {
-            Ok(shard) => shard,
-            Err(error) => {
-                let _ = started.send(Err(error));
-                return;
-            }
-        };
-        let _ = started.send(Ok(()));
-        // Only our own mistakes make a ring fail. A shard that is gone would leave its clients, and
-        // all that are handed to it later, waiting for ever.
-        shard.run().expect("the ring works");
-    })?;
-    outcome.recv().map_err(|_| io::Error::other("shard thread ended early"))??;
-    Ok(ShardHandle { inbox, thread })
-}
-
 #[cfg(test)]
 mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);

@@ -17,6 +17,7 @@ mod quick;
 mod release;
 mod session;
 mod shard;
+mod start;
 mod threads;
 mod volumes;
 
