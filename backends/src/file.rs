@@ -5,6 +5,7 @@
 //! flush of one thread could swallow the error that belongs to another's.
 
 mod backend;
+mod batch;
 mod claim;
 mod forks;
 mod holders;
@@ -25,6 +26,7 @@ use sheave_core::{
     Backend, Buf, ByteRange, Error, ErrorKind, OpKind, Result, Volume, VolumeInfo, printable,
 };
 
+pub use batch::OpenBatch;
 use claim::Claim;
 pub use forks::start_process;
 pub use holders::are_visible as are_holders_visible;

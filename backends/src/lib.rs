@@ -27,7 +27,7 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use file::{FileOptions, FileVolume, are_holders_visible, start_process};
+pub use file::{FileOptions, FileVolume, OpenBatch, are_holders_visible, start_process};
 pub use layers::{BlockSize, Limits, RateLimits};
 pub use memory::Memory;
 pub use names::{export_name, file_url, path_text, volume_text};

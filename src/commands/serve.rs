@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, ValueEnum};
-use sheave_backends::{OpenOptions, VolumeSpec};
+use sheave_backends::{OpenBatch, OpenOptions, VolumeSpec};
 use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
@@ -194,12 +194,14 @@ async fn serve(args: Args, passed: Vec<Passed>) -> anyhow::Result<()> {
 
 fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
     let options = OpenOptions { read_only: args.read_only, ..OpenOptions::default() };
+    let batch = OpenBatch::begin();
     let mut exports = Vec::with_capacity(args.volumes.len());
     for (index, VolumeArg { text, spec }) in args.volumes.iter().enumerate() {
         let volume = spec.open(&options)?;
         let name = args.names.get(index).cloned().unwrap_or_else(|| spec.name());
         exports.push(Export { name, description: text.clone(), volume });
     }
+    batch.check()?;
     Ok(exports)
 }
 
@@ -240,9 +242,9 @@ fn listeners(args: &Args, passed: Vec<Passed>) -> anyhow::Result<Vec<Listener>> 
 /// Names for the log, which needs not have a thousand of them.
 fn summary(names: &[String]) -> String {
     let shown = names.len().min(NAMES_LOGGED);
-    let text = names[..shown].join(", ");
+    let shown_names = names[..shown].join(", ");
     match names.len() - shown {
-        0 => text,
-        more => format!("{text} and {more} more"),
+        0 => shown_names,
+        more => format!("{shown_names} and {more} more"),
     }
 }

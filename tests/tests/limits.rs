@@ -5,9 +5,9 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sheave_tests::{Bystander, Scratch, Serve, sheave};
+use sheave_tests::{Bystander, Run, Scratch, Serve, sheave};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -57,6 +57,45 @@ fn the_soft_limit_of_open_files_is_raised() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).expect("proc");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
     assert_eq!(line.split_whitespace().nth(3), Some("512"), "{line}");
+}
+
+#[test]
+fn a_thousand_exports_start_soon_and_stay_small() {
+    const EXPORTS: usize = 1000;
+    /// Resident; 40 MiB are promised of a release build, and debug builds keep no more.
+    const RSS_KIB_MAX: u64 = 40 << 10;
+    let scratch = Scratch::new();
+    let images = (0..EXPORTS).map(|index| {
+        let path = scratch.file(&format!("{index}.img"));
+        let image = std::fs::File::create(&path).expect("a file");
+        image.set_len(1 << 20).expect("a size");
+        path
+    });
+    let images: Vec<String> = images.collect();
+    let begun = Instant::now();
+    let mut server = Serve::new(&images[0]).args(&images[1..].join(" ")).unix();
+    // One second is promised of a release build on an idle machine.
+    assert!(begun.elapsed() < TIMEOUT, "{:?}", begun.elapsed());
+    assert!(server.rss_kib() <= RSS_KIB_MAX, "{} KiB", server.rss_kib());
+    assert!(server.fds() < 8 * EXPORTS, "{} descriptors", server.fds());
+    assert!(server.log().contains("and 990 more"), "{}", server.log());
+    assert!(server.interrupt().success());
+}
+
+#[test]
+fn one_of_many_files_that_another_program_writes_to_is_named() {
+    let scratch = Scratch::new();
+    let paths = ["a.img", "b.img", "c.img"].map(|name| scratch.filled(name, 4096));
+    // A program that locks nothing, and whose parent is not the server's.
+    let script = format!("exec 3<>'{}'; echo open; exec sleep 60", paths[1]);
+    let mut writer =
+        Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().expect("sh");
+    writer.stdout.take().expect("piped").read_exact(&mut [0; 5]).expect("it is open");
+    let error = Run::new(sheave()).args(&format!("serve {}", paths.join(" "))).fails();
+    assert!(error.contains("b.img: sleep (pid "), "{error}");
+    assert!(error.contains("has it open for writing"), "{error}");
+    writer.kill().expect("our own child");
+    writer.wait().expect("our own child");
 }
 
 /// What the command says when it gets this socket from a service manager.

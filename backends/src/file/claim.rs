@@ -22,6 +22,7 @@ use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_int, c_short, flock};
 use rustix::fs::fstatfs;
 use sheave_core::{Error, ErrorKind, Result, printable};
 
+use super::batch;
 use super::forks::{Kind, Turn};
 use super::holders::{self, Holder};
 
@@ -35,9 +36,12 @@ const GUARD: i64 = 1 << 62;
 /// I/O that a process leaves behind ends within milliseconds, unless its disk is slow.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a program does that may not.
+pub(super) const WRITES: &str = "has it open for writing";
+
 /// How long it takes at most until a program that begins has lost what its predecessor had open.
-const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
-const EXEC_POLL: Duration = Duration::from_millis(10);
+pub(super) const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
+pub(super) const EXEC_POLL: Duration = Duration::from_millis(10);
 
 /// What makes a file the same file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,15 +173,22 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
             return Err(busy(identity, path, "has locked it"));
         }
     }
-    if holders::qemu_writes(identity) {
-        return Err(busy(identity, path, "has it open for writing"));
+    if batch::defer(identity, path) {
+        return Ok(());
     }
-    let writer = holders::find(identity).into_iter().find(|holder| holder.writes);
-    let writer = writer.map(|holder| holder.to_string()).or_else(|| holders::loop_device(identity));
-    match writer {
-        Some(who) => Err(refusal(path, &who, "has it open for writing")),
+    match writer(&[*identity]) {
+        Some((_, who)) => Err(refusal(path, &who, WRITES)),
         None => Ok(()),
     }
+}
+
+/// A program that has one of the files open for writing, and the index of the file.
+pub(super) fn writer(files: &[Identity]) -> Option<(usize, String)> {
+    if let Some(index) = holders::qemu_writes(&holders::locks(), files) {
+        return Some((index, any_holder(&files[index])));
+    }
+    let found = holders::find_all(files).into_iter().find(|(_, holder)| holder.writes);
+    found.map(|(index, holder)| (index, holder.to_string())).or_else(|| holders::loop_device(files))
 }
 
 /// Whether a file is on a file system with one of these magic numbers (statfs(2)).
@@ -187,14 +198,17 @@ pub(super) fn is_on(file: &File, magics: &[u32]) -> bool {
 }
 
 fn busy(identity: &Identity, path: &Path, what: &str) -> Error {
-    let mut holders = holders::find(identity);
-    // Whoever writes is the likelier owner of a lock.
-    holders.sort_by_key(|holder| !holder.writes);
-    let who = holders.first().map_or_else(|| "another program".to_owned(), Holder::to_string);
-    refusal(path, &who, what)
+    refusal(path, &any_holder(identity), what)
 }
 
-fn refusal(path: &Path, who: &str, what: &str) -> Error {
+fn any_holder(identity: &Identity) -> String {
+    let mut holders = holders::find(identity);
+    // A program that writes is the likelier owner of a lock.
+    holders.sort_by_key(|holder| !holder.writes);
+    holders.first().map_or_else(|| "another program".to_owned(), Holder::to_string)
+}
+
+pub(super) fn refusal(path: &Path, who: &str, what: &str) -> Error {
     let why = format!("{}: {who} {what}; {ADVICE}", printable(&path));
     Error::new(ErrorKind::Busy, "open", why)
 }

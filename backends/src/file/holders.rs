@@ -1,5 +1,6 @@
 //! Who has a file open, as far as /proc and /sys tell.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::os::unix::process::parent_id;
@@ -38,41 +39,67 @@ pub fn are_visible() -> bool {
 /// Other processes that have the file open, but those that started this one: a shell or a test
 /// that hands us a file it made knows what it does.
 pub(super) fn find(identity: &Identity) -> Vec<Holder> {
+    find_all(std::slice::from_ref(identity)).into_iter().map(|(_, holder)| holder).collect()
+}
+
+/// The same for several files with one look at all processes; each holder with the index of its
+/// file.
+pub(super) fn find_all(files: &[Identity]) -> Vec<(usize, Holder)> {
     let family = family();
+    let sought = Sought {
+        files,
+        inodes: files.iter().map(|file| file.ino).collect(),
+        has_device: files.iter().any(|file| file.rdev.is_some()),
+    };
     let mut budget = FILES_MAX;
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| !family.contains(pid))
-        .filter_map(|pid| holder(pid, identity, &mut budget))
+        .flat_map(|pid| held(pid, &sought, &mut budget))
         .collect()
 }
 
-fn holder(pid: u32, identity: &Identity, budget: &mut usize) -> Option<Holder> {
+struct Sought<'a> {
+    files: &'a [Identity],
+    inodes: HashSet<u64>,
+    has_device: bool,
+}
+
+fn held(pid: u32, sought: &Sought<'_>, budget: &mut usize) -> Vec<(usize, Holder)> {
     let process = Path::new("/proc").join(pid.to_string());
     // Not ours to read, or gone: nothing to be learnt.
-    let entries = fs::read_dir(process.join("fdinfo")).ok()?;
-    let mut writes = None;
+    let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return Vec::new() };
+    let mut found: Vec<(usize, bool)> = Vec::new();
     for entry in entries.flatten() {
-        *budget = budget.checked_sub(1)?;
+        let Some(left) = budget.checked_sub(1) else { break };
+        *budget = left;
         let Ok(info) = fs::read_to_string(entry.path()) else { continue };
         let Some(open) = OpenFile::parse(&info) else { continue };
         // A stat may hang on a dead network file system, so it is made only where it may match.
-        let may_match = identity.rdev.is_some() || open.ino.is_none_or(|ino| ino == identity.ino);
+        let may_match =
+            sought.has_device || open.ino.is_none_or(|ino| sought.inodes.contains(&ino));
         if !may_match {
             continue;
         }
         let Ok(metadata) = fs::metadata(process.join("fd").join(entry.file_name())) else {
             continue;
         };
-        if identity.is_same(&Identity::of(&metadata)) {
-            writes = Some(writes.unwrap_or(false) | open.writes);
+        let identity = Identity::of(&metadata);
+        let same = sought.files.iter().position(|file| file.is_same(&identity));
+        let Some(index) = same else { continue };
+        match found.iter_mut().find(|(other, _)| *other == index) {
+            Some((_, writes)) => *writes |= open.writes,
+            None => found.push((index, open.writes)),
         }
     }
-    let writes = writes?;
+    if found.is_empty() {
+        return Vec::new();
+    }
     let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-    Some(Holder { pid, name: name.trim().to_owned(), writes })
+    let holder = |writes| Holder { pid, name: name.trim().to_owned(), writes };
+    found.into_iter().map(|(index, writes)| (index, holder(writes))).collect()
 }
 
 /// This process and those it descends from.
@@ -112,34 +139,39 @@ impl OpenFile {
     }
 }
 
-/// Whether a qemu program has the file open for writing, by its locks in /proc/locks. They show
-/// also where its process is hidden from us.
-pub(super) fn qemu_writes(identity: &Identity) -> bool {
-    fs::read_to_string("/proc/locks").is_ok_and(|locks| has_qemu_writer(&locks, identity))
+/// The locks of this machine (/proc/locks). They show also processes that are hidden from us.
+pub(super) fn locks() -> String {
+    fs::read_to_string("/proc/locks").unwrap_or_default()
 }
 
-fn has_qemu_writer(locks: &str, identity: &Identity) -> bool {
-    let (major, minor) = (rustix::fs::major(identity.dev), rustix::fs::minor(identity.dev));
-    let file = format!("{major:02x}:{minor:02x}:{}", identity.ino);
-    locks.lines().any(|line| {
+/// The index of a file that a qemu program has open for writing, by its locks.
+pub(super) fn qemu_writes(locks: &str, files: &[Identity]) -> Option<usize> {
+    let by_inode: HashMap<String, usize> = files.iter().map(inode_in_locks).zip(0..).collect();
+    locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "OFDLCK", _, _, _, inode, first, last] = fields[..] else { return false };
-        let (Ok(first), Ok(last)) = (first.parse::<u64>(), last.parse::<u64>()) else {
-            return false;
-        };
-        inode == file && QEMU_WRITE_BYTES.iter().any(|byte| (first..=last).contains(byte))
+        let [_, "OFDLCK", _, _, _, inode, first, last] = fields[..] else { return None };
+        let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+        let writes = QEMU_WRITE_BYTES.iter().any(|byte| (first..=last).contains(byte));
+        by_inode.get(inode).copied().filter(|_| writes)
     })
 }
 
-/// A loop device that writes to the file.
-pub(super) fn loop_device(identity: &Identity) -> Option<String> {
+/// What /proc/locks calls a file.
+fn inode_in_locks(file: &Identity) -> String {
+    let (major, minor) = (rustix::fs::major(file.dev), rustix::fs::minor(file.dev));
+    format!("{major:02x}:{minor:02x}:{}", file.ino)
+}
+
+/// A loop device that writes to one of the files, and the index of that.
+pub(super) fn loop_device(files: &[Identity]) -> Option<(usize, String)> {
     fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
         let device = entry.path();
         let backing = fs::read_to_string(device.join("loop/backing_file")).ok()?;
         let read_only = fs::read_to_string(device.join("ro")).is_ok_and(|ro| ro.trim() == "1");
         let metadata = fs::metadata(backing.trim_end_matches('\n')).ok()?;
-        let same = identity.is_same(&Identity::of(&metadata)) && !read_only;
-        same.then(|| format!("/dev/{}", entry.file_name().to_string_lossy()))
+        let identity = Identity::of(&metadata);
+        let index = files.iter().position(|file| file.is_same(&identity))?;
+        (!read_only).then(|| (index, format!("/dev/{}", entry.file_name().to_string_lossy())))
     })
 }
 
@@ -156,10 +188,11 @@ mod tests {
         let reader = "2: OFDLCK ADVISORY  READ -1 fe:00:9977946 203 203\n\
                       3: OFDLCK ADVISORY  READ -1 fe:00:9977946 100 100\n";
         let file = |ino| Identity { dev: rustix::fs::makedev(0xfe, 0), ino, rdev: None };
-        assert!(has_qemu_writer(writer, &file(9_977_946)));
-        assert!(!has_qemu_writer(writer, &file(9_977_948)));
-        assert!(!has_qemu_writer(reader, &file(9_977_946)));
-        assert!(!has_qemu_writer("", &file(1)));
+        assert_eq!(qemu_writes(writer, &[file(9_977_946)]), Some(0));
+        assert_eq!(qemu_writes(writer, &[file(1), file(9_977_948), file(9_977_946)]), Some(2));
+        assert_eq!(qemu_writes(writer, &[file(9_977_948)]), None);
+        assert_eq!(qemu_writes(reader, &[file(9_977_946)]), None);
+        assert_eq!(qemu_writes("", &[file(1)]), None);
     }
 
     #[test]
