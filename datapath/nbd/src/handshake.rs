@@ -8,14 +8,14 @@ use std::pin::Pin;
 use std::task::{Poll, ready};
 
 use rustls::ServerConnection;
-use sheave_proto::{
-    CloseReason, Exports, HandshakeLimits, Negotiated, Next, ServerHandshake, TlsMode,
-};
+use sheave_proto::{CloseReason, HandshakeLimits, Negotiated, Next, ServerHandshake};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 
+use crate::access::Client;
+use crate::exports::{Offer, View};
 use crate::stream::Stream;
-use crate::tls::explain_io;
+use crate::tls::{client_names, explain_io};
 
 /// Bytes received at once; the longest option is bounded by the protocol crate.
 const RECEIVE_LEN: usize = 4096;
@@ -27,6 +27,7 @@ pub(crate) struct Agreed {
     pub(crate) tls: Option<ServerConnection>,
     /// What the client sent right behind its last option.
     pub(crate) early: Vec<u8>,
+    pub(crate) client: Client,
 }
 
 /// Why a client ended before it had negotiated.
@@ -41,12 +42,10 @@ pub(crate) enum Failure {
 pub(crate) async fn negotiate(
     stream: Stream,
     peer: &str,
-    exports: &(dyn Exports + Sync),
-    tls: Option<&TlsAcceptor>,
-    mode: TlsMode,
+    offer: &Offer,
 ) -> Result<Option<Agreed>, Failure> {
     let mut heard = false;
-    match negotiate_heard(stream, peer, exports, tls, mode, &mut heard).await {
+    match negotiate_heard(stream, peer, offer, &mut heard).await {
         Ok(None) if !heard => Err(Failure::Left),
         Err(error) if !heard && has_left(&error) => Err(Failure::Left),
         outcome => outcome.map_err(Failure::Failed),
@@ -63,24 +62,25 @@ fn has_left(error: &io::Error) -> bool {
 async fn negotiate_heard(
     mut stream: Stream,
     peer: &str,
-    exports: &(dyn Exports + Sync),
-    tls: Option<&TlsAcceptor>,
-    mode: TlsMode,
+    offer: &Offer,
     heard: &mut bool,
 ) -> io::Result<Option<Agreed>> {
-    let mut handshake = ServerHandshake::new(mode, HandshakeLimits::default());
+    let client = stream.client();
+    let mut handshake = ServerHandshake::new(offer.tls_mode(), HandshakeLimits::default());
     stream.write_all(&ServerHandshake::greeting()).await?;
-    match talk(&mut stream, peer, &mut handshake, exports, heard).await? {
+    match talk(&mut stream, peer, &mut handshake, &offer.view(&client), heard).await? {
         End::Closed => Ok(None),
         End::Agreed { negotiated, early } => {
             let socket = stream.into_fd()?;
-            Ok(Some(Agreed { socket, negotiated: *negotiated, tls: None, early }))
+            Ok(Some(Agreed { socket, negotiated: *negotiated, tls: None, early, client }))
         }
         End::StartTls => {
-            let acceptor =
-                tls.ok_or_else(|| io::Error::other("TLS agreed on without a certificate"))?;
+            let acceptor = offer
+                .tls
+                .as_ref()
+                .ok_or_else(|| io::Error::other("TLS agreed on without a certificate"))?;
             // In a box, since most clients are without TLS and need not carry its state.
-            Box::pin(negotiate_encrypted(stream, peer, handshake, exports, acceptor)).await
+            Box::pin(negotiate_encrypted(stream, peer, handshake, client, offer, acceptor)).await
         }
     }
 }
@@ -89,13 +89,16 @@ async fn negotiate_encrypted(
     stream: Stream,
     peer: &str,
     mut handshake: ServerHandshake,
-    exports: &(dyn Exports + Sync),
+    mut client: Client,
+    offer: &Offer,
     acceptor: &TlsAcceptor,
 ) -> io::Result<Option<Agreed>> {
     // What the client sent before TLS is forgotten: it may not be the client's.
     handshake.tls_started();
     let mut stream = acceptor.accept(stream).await.map_err(explain_io)?;
-    let ended = talk(&mut stream, peer, &mut handshake, exports, &mut true).await?;
+    client.names = client_names(stream.get_ref().1);
+    let view = offer.view(&client);
+    let ended = talk(&mut stream, peer, &mut handshake, &view, &mut true).await?;
     let End::Agreed { negotiated, early } = ended else {
         let _ = stream.shutdown().await;
         return Ok(None);
@@ -104,7 +107,7 @@ async fn negotiate_encrypted(
     stream.flush().await?;
     let (stream, tls) = stream.into_inner();
     let socket = stream.into_fd()?;
-    Ok(Some(Agreed { socket, negotiated: *negotiated, tls: Some(tls), early }))
+    Ok(Some(Agreed { socket, negotiated: *negotiated, tls: Some(tls), early, client }))
 }
 
 enum End {
@@ -129,7 +132,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     peer: &str,
     handshake: &mut ServerHandshake,
-    exports: &(dyn Exports + Sync),
+    exports: &View<'_>,
     heard: &mut bool,
 ) -> io::Result<End> {
     let mut pending = Vec::new();

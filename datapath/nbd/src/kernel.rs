@@ -22,5 +22,5 @@ pub fn kernel_session(volume: &dyn Volume) -> Box<dyn Session> {
         info: info.clone(),
         tls: false,
     };
-    Box::new(NbdSession::new(negotiated, None, Vec::new()))
+    Box::new(NbdSession::new(negotiated, None, Vec::new(), None))
 }

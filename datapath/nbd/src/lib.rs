@@ -3,15 +3,17 @@
 #![forbid(unsafe_code)]
 
 mod accept_errors;
+mod access;
 mod address;
 mod admission;
 mod client;
+mod connections;
+mod exports;
 mod gate;
 mod handshake;
 mod incoming;
 mod kernel;
 mod listener;
-mod logged;
 mod remote;
 mod replies;
 mod server;
@@ -20,10 +22,14 @@ mod stream;
 mod tls;
 
 pub use accept_errors::AcceptErrors;
+pub use access::{Access, CertificateName, Place};
 pub use address::bind_tcp;
 pub use client::unreachable;
+pub use connections::ClientSnapshot;
+pub use exports::{Export, ExportSnapshot, Offers, STRING_LEN_MAX};
 pub use kernel::kernel_session;
-pub use listener::Listener;
+pub use listener::{Listener, SocketAccess};
 pub use remote::Remote;
-pub use server::{Export, Limits, Server, ServerConfig};
+pub use rustls::ServerConfig as TlsConfig;
+pub use server::{Limits, Server, ServerConfig};
 pub use tls::{ClientTls, TlsFiles, client_tls, server_tls};

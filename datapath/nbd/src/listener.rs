@@ -1,16 +1,21 @@
 //! Where clients come in.
 
+use std::fs::{self, Permissions};
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
+};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 use sheave_core::{Error, ErrorKind, printable};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -37,6 +42,15 @@ pub struct Listener {
     path: Option<(PathBuf, FileId)>,
 }
 
+/// Who may connect to a unix socket: those who may write to it (unix(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permission bits of the socket file; what the umask leaves without it.
+    pub mode: Option<u32>,
+    /// Its group; the process's without it.
+    pub group: Option<u32>,
+}
+
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -61,12 +75,26 @@ impl Listener {
     /// Listens on a unix socket. A socket file that nobody listens on any more is replaced.
     ///
     /// # Errors
-    /// When somebody does listen there, or something else is there, or the path cannot be used.
+    /// When another server listens there, or something else is there, or the path cannot be used.
     pub fn unix(path: &Path) -> Result<Self, Error> {
+        Self::unix_for(path, SocketAccess::default())
+    }
+
+    /// Like [`Listener::unix`], open to these users from its first moment on.
+    ///
+    /// # Errors
+    /// As [`Listener::unix`], and when the group cannot be set.
+    pub fn unix_for(path: &Path, access: SocketAccess) -> Result<Self, Error> {
         let name = printable(&path).to_string();
         let fail = |error: io::Error| {
             let is_missing = error.kind() == io::ErrorKind::NotFound;
-            let hint = if is_missing { " (its directory must exist)" } else { "" };
+            let not_ours =
+                access.group.is_some() && Errno::from_io_error(&error) == Some(Errno::PERM);
+            let hint = match () {
+                () if is_missing => " (its directory must exist)",
+                () if not_ours => " (a socket goes to groups of the user who runs this)",
+                () => "",
+            };
             Error::from_io("listen", format!("{name}{hint}"), error)
         };
         let len = path.as_os_str().len();
@@ -81,7 +109,7 @@ impl Listener {
         if found.is_ok() {
             match StdUnixStream::connect(path) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).map_err(fail)?;
+                    fs::remove_file(path).map_err(fail)?;
                 }
                 // Whoever may not connect cannot know that nobody listens.
                 Err(error) => return Err(fail(error)),
@@ -91,7 +119,7 @@ impl Listener {
                 }
             }
         }
-        let listener = std::os::unix::net::UnixListener::bind(path).map_err(fail)?;
+        let listener = bind_unix(path, access).map_err(fail)?;
         let mut listener = Self::from_unix(listener).map_err(fail)?;
         listener.path = Some((path.to_owned(), file_id(path).map_err(fail)?));
         listener.name = format!("unix:{name}");
@@ -156,13 +184,37 @@ impl Drop for Listener {
         if let Some((path, id)) = &self.path
             && file_id(path).is_ok_and(|now| now == *id)
         {
-            let _ = std::fs::remove_file(path);
+            let _ = fs::remove_file(path);
         }
     }
 }
 
 pub(crate) fn invalid(what: &str, why: &str) -> Error {
     Error::new(ErrorKind::Invalid, "listen", format!("{what}: {why}"))
+}
+
+/// A socket with its permissions, to which no client can connect yet: it does not listen.
+fn bind_unix(path: &Path, access: SocketAccess) -> io::Result<std::os::unix::net::UnixListener> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let set = || {
+        if let Some(group) = access.group {
+            std::os::unix::fs::lchown(path, None, Some(group))?;
+        }
+        if let Some(mode) = access.mode {
+            fs::set_permissions(path, Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    };
+    match set() {
+        Ok(()) => Ok(socket.into()),
+        Err(error) => {
+            // It was made here a moment ago.
+            let _ = fs::remove_file(path);
+            Err(error)
+        }
+    }
 }
 
 fn file_id(path: &Path) -> io::Result<FileId> {
@@ -172,7 +224,7 @@ fn file_id(path: &Path) -> io::Result<FileId> {
 /// Lets as many clients wait in the queue as net.core.somaxconn allows, also in a passed one.
 fn prepare(socket: &impl AsFd) -> io::Result<()> {
     rustix::io::ioctl_fionbio(socket, true)?;
-    Ok(rustix::net::listen(socket, i32::MAX)?)
+    Ok(listen(socket, i32::MAX)?)
 }
 
 /// A client that is gone already is no reason to stop accepting, so errors are left to its reads.

@@ -1,40 +1,32 @@
 //! The server: accepts, negotiates within bounds, and hands connections to the engine.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig as TlsConfig;
-use sheave_core::{Error, ErrorKind, Volume};
-use sheave_proto::{ExportInfo, Exports, TlsMode};
-use sheave_shard::{Assignment, Clock, Engine, EngineConfig, STOP_GRACE, Served};
-use sheave_telemetry::{Registry, VolumeStats};
+use sheave_core::Error;
+use sheave_shard::{Assignment, Clock, Ending, Engine, EngineConfig, STOP_GRACE, Served};
+use sheave_telemetry::Registry;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use crate::accept_errors::AcceptErrors;
 use crate::admission::Bounds;
+use crate::connections::Connection;
+use crate::exports::{Export, ExportSet, Offer, Offers};
 use crate::gate::{Gate, Place};
 use crate::handshake::{Agreed, Failure, negotiate};
 use crate::listener::Listener;
-use crate::logged::LoggedSession;
 use crate::session::NbdSession;
 use crate::stream::Stream;
 use crate::tls::TlsStream;
 
 /// Stopping that takes no longer is not worth a line.
 const STOP_AT_ONCE: Duration = Duration::from_millis(200);
-
-/// A volume under a name.
-pub struct Export {
-    /// What clients ask for.
-    pub name: String,
-    /// What people are told about it.
-    pub description: String,
-    /// The volume.
-    pub volume: Arc<dyn Volume>,
-}
+/// How often it is looked whether connections have ended.
+const SEE_OFF_PERIOD: Duration = Duration::from_millis(50);
 
 /// Bounds on what clients can take. Clients beyond them wait in the listen queue. One address, IPv6
 /// network (/64) or local user gets at most seven eighths of the places.
@@ -57,7 +49,7 @@ impl Default for Limits {
 
 /// What a server is made of.
 pub struct ServerConfig {
-    /// A single one is also the default export; among several there is none.
+    /// The only one that a client may use is its default export; among several there is none.
     pub exports: Vec<Export>,
     /// With it, clients must use TLS (proto.md: FORCEDTLS).
     pub tls: Option<Arc<TlsConfig>>,
@@ -75,40 +67,29 @@ pub struct Server {
 }
 
 struct Shared {
-    exports: ExportList,
-    tls: Option<TlsAcceptor>,
+    offers: Offers,
+    registry: Arc<Registry>,
     engine: Engine,
+    /// Names of connections in the engine.
+    next_id: AtomicU64,
     handshake_timeout: Duration,
     gate: Arc<Gate>,
 }
-
-struct ExportList(Vec<(Export, Arc<VolumeStats>)>);
 
 impl Server {
     /// Starts the engine. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When two exports share a name, or the engine cannot be had.
-    pub fn start(config: ServerConfig, registry: &Registry) -> Result<Self, Error> {
+    pub fn start(config: ServerConfig, registry: &Arc<Registry>) -> Result<Self, Error> {
         let ServerConfig { exports, tls, engine, limits } = config;
-        let mut list: Vec<(Export, Arc<VolumeStats>)> = Vec::with_capacity(exports.len());
-        let mut names = HashSet::with_capacity(exports.len());
-        for export in exports {
-            let fail =
-                |what| Error::new(ErrorKind::Invalid, "export", format!("{}: {what}", export.name));
-            if !names.insert(export.name.clone()) {
-                return Err(fail("two volumes have this name; give each its own by --name"));
-            }
-            let (info, size) = (export.volume.info(), export.volume.size());
-            sheave_proto::check_exportable(info, size).map_err(fail)?;
-            let stats = registry.volume(&export.name);
-            list.push((export, stats));
-        }
+        let offers = Offers::new(ExportSet::new(exports, None, registry)?, tls);
         let engine = Engine::start(engine, Clock::start())?;
         let shared = Arc::new(Shared {
-            exports: ExportList(list),
-            tls: tls.map(TlsAcceptor::from),
+            offers,
+            registry: Arc::clone(registry),
             engine,
+            next_id: AtomicU64::new(0),
             handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
             gate: Gate::new(Bounds {
                 negotiating: limits.negotiating_max,
@@ -131,6 +112,39 @@ impl Server {
         });
     }
 
+    /// What is offered, with its clients.
+    #[must_use]
+    pub fn offers(&self) -> Offers {
+        self.shared.offers.clone()
+    }
+
+    /// Offers these exports and this certificate from now on. Exports of a volume that is offered
+    /// already go on, whatever their names. Connections of volumes that are not offered any more,
+    /// and those of clients that may not use theirs any more, finish what they have in flight and
+    /// are closed, after [`STOP_GRACE`] at the latest. Returns how many.
+    ///
+    /// # Errors
+    /// When two exports share a name, or one cannot be offered. Nothing has changed then.
+    pub fn replace(
+        &mut self,
+        exports: Vec<Export>,
+        tls: Option<Arc<TlsConfig>>,
+    ) -> Result<usize, Error> {
+        let Shared { offers, registry, engine, .. } = &*self.shared;
+        let before = offers.current().exports;
+        let now = ExportSet::new(exports, Some(&before), registry)?;
+        let refused = before.not_allowed(&now);
+        offers.replace(now, tls);
+        drop(before);
+        engine.end(refused.iter().map(|one| one.id).collect(), Ending::InOrder);
+        let count = refused.len();
+        let ended = refused.iter().map(Arc::downgrade).collect();
+        drop(refused);
+        let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.subscribe());
+        self.listeners.spawn(shared.see_off(ended, stopping));
+        Ok(count)
+    }
+
     /// The engine, for people.
     #[must_use]
     pub fn engine(&self) -> String {
@@ -146,14 +160,14 @@ impl Server {
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         while self.listeners.join_next().await.is_some() {}
-        let Some(Shared { engine, exports, .. }) = Arc::into_inner(self.shared) else {
+        let Some(Shared { engine, offers, .. }) = Arc::into_inner(self.shared) else {
             return tracing::warn!("a client was still being negotiated with");
         };
         let mut stopped = tokio::task::spawn_blocking(move || engine.stop());
         let outcome = match tokio::time::timeout(STOP_AT_ONCE, &mut stopped).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let (busy, wait_s) = (exports.connections(), STOP_GRACE.as_secs());
+                let (busy, wait_s) = (offers.current().exports.connections(), STOP_GRACE.as_secs());
                 tracing::info!("waiting up to {wait_s} s for {busy} connections that are busy");
                 stopped.await
             }
@@ -187,10 +201,10 @@ impl Shared {
     /// Negotiates with a client and hands it over.
     async fn serve(self: Arc<Self>, stream: Stream, mut place: Place) {
         let peer = stream.peer();
-        let mode = if self.tls.is_some() { TlsMode::Forced } else { TlsMode::Off };
-        let talk = negotiate(stream, &peer, &self.exports, self.tls.as_ref(), mode);
+        let offer = self.offers.current();
+        let talk = negotiate(stream, &peer, &offer);
         let error = match tokio::time::timeout(self.handshake_timeout, talk).await {
-            Ok(Ok(Some(agreed))) => return self.hand_over(peer, agreed, place),
+            Ok(Ok(Some(agreed))) => return self.hand_over(peer, &offer, agreed, place),
             Ok(Ok(None)) => return place.leaves_in_order(),
             Ok(Err(Failure::Left)) => {
                 return tracing::debug!(peer, "the client left without a byte");
@@ -204,48 +218,76 @@ impl Shared {
         }
     }
 
-    fn hand_over(&self, peer: String, agreed: Agreed, mut place: Place) {
+    /// Ends in order what is left of a client's handshake, unless the export has been taken from
+    /// it meanwhile.
+    fn hand_over(&self, peer: String, offer: &Offer, agreed: Agreed, mut place: Place) {
         if !place.establish() {
             return tracing::debug!(peer, "its place was given away");
         }
-        let Agreed { socket, negotiated, tls, early } = agreed;
-        let (export, stats) = &self.exports.0[negotiated.export];
-        let (name, style) = (export.name.as_str(), negotiated.style);
-        tracing::debug!(peer, export = name, ?style, tls = negotiated.tls, "connection opened");
-        let session = NbdSession::new(negotiated, tls.map(TlsStream::new), early);
-        let session = LoggedSession::new(session, peer.clone(), export.name.clone(), place);
+        let Agreed { socket, negotiated, tls, early, client } = agreed;
+        let Some(chosen) = offer.exports.get(negotiated.export) else { return };
+        let name = chosen.export.name.as_str();
+        let now = self.offers.current().exports;
+        let is_allowed =
+            now.counterpart(chosen).is_some_and(|now| now.export.access.permits(&client));
+        if !is_allowed {
+            return tracing::info!(peer, export = name, "removed during the handshake");
+        }
+        if !chosen.has_room() {
+            return tracing::info!(peer, export = name, "no room for another connection");
+        }
+        let (style, certificate) = (negotiated.style, client.names.first().cloned());
+        let is_tls = negotiated.tls;
+        tracing::debug!(
+            peer,
+            export = name,
+            ?style,
+            tls = is_tls,
+            certificate,
+            "connection opened"
+        );
+        let id = self.next_id.fetch_add(1, Relaxed);
+        let attached = chosen.users.attach(id, Some(place), peer.clone(), client, name);
+        let session = NbdSession::new(negotiated, tls.map(TlsStream::new), early, Some(attached));
+        let (volume, stats) = (Arc::clone(&chosen.export.volume), Arc::clone(&chosen.users.stats));
         let served = self.engine.serve(Assignment {
             socket,
             session: Box::new(session),
-            served: Served { volume: Arc::clone(&export.volume), stats: Arc::clone(stats) },
-            name: None,
+            served: Served { volume, stats },
+            name: Some(id),
         });
         if let Err(error) = served {
             tracing::warn!(peer, export = name, %error, "connection refused");
         }
     }
-}
 
-impl ExportList {
-    /// Connections being served.
-    fn connections(&self) -> i64 {
-        self.0.iter().map(|(_, stats)| stats.snapshot().gauges.connections).sum()
-    }
-}
-
-impl Exports for ExportList {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn export(&self, index: usize) -> Option<ExportInfo<'_>> {
-        self.0.get(index).map(|(export, _)| ExportInfo {
-            name: &export.name,
-            description: &export.description,
-            size: export.volume.size(),
-            info: export.volume.info(),
-            tls_only: false,
-        })
+    /// Waits until these connections have ended, and then for no more; forgets counters of volumes
+    /// that nothing uses any more.
+    async fn see_off(
+        self: Arc<Self>,
+        mut ended: Vec<Weak<Connection>>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let begun = Instant::now();
+        let mut is_cut = false;
+        loop {
+            ended.retain(|one| one.strong_count() > 0);
+            if ended.is_empty() {
+                return self.registry.forget_unused();
+            }
+            if !is_cut && begun.elapsed() > STOP_GRACE {
+                is_cut = true;
+                let left: HashSet<_> =
+                    ended.iter().filter_map(Weak::upgrade).map(|one| one.id).collect();
+                let (count, grace_s) = (left.len(), STOP_GRACE.as_secs());
+                tracing::info!(count, grace_s, "connections closed that took too long to end");
+                self.engine.end(left, Ending::AtOnce);
+            }
+            tokio::select! {
+                () = stopped(&mut stopping) => return,
+                () = tokio::time::sleep(SEE_OFF_PERIOD) => {}
+            }
+        }
     }
 }
 

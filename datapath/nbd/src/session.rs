@@ -12,6 +12,7 @@ use sheave_shard::{Cx, NextRead, Session};
 use sheave_telemetry::Recorder;
 use slab::Slab;
 
+use crate::connections::Attached;
 use crate::incoming::{Arrived, Broken, Incoming};
 use crate::replies::{self, Asked};
 use crate::tls::{Stream, TlsStream};
@@ -52,6 +53,11 @@ pub(crate) struct NbdSession {
     /// The stream is broken: replies are of no use any more.
     gone: bool,
     times: Vec<Timed>,
+    /// Payload bytes of the requests that succeeded.
+    bytes_read: u64,
+    bytes_written: u64,
+    /// The place among the connections of its export; the kernel's connection has none.
+    attached: Option<Attached>,
 }
 
 /// What is remembered of a request until its reply.
@@ -77,7 +83,12 @@ struct Timed {
 
 impl NbdSession {
     /// A session that begins with the bytes the client sent right behind its last option.
-    pub(crate) fn new(negotiated: Negotiated, tls: Option<TlsStream>, early: Vec<u8>) -> Self {
+    pub(crate) fn new(
+        negotiated: Negotiated,
+        tls: Option<TlsStream>,
+        early: Vec<u8>,
+        attached: Option<Attached>,
+    ) -> Self {
         Self {
             incoming: Incoming::new(&negotiated),
             negotiated,
@@ -95,6 +106,9 @@ impl NbdSession {
             leaving: false,
             gone: false,
             times: Vec::new(),
+            bytes_read: 0,
+            bytes_written: 0,
+            attached,
         }
     }
 
@@ -131,7 +145,7 @@ impl NbdSession {
             Ok(None) => {}
             Ok(Some(arrived)) => self.execute(arrived, cx),
             Err(Broken(reason)) => {
-                tracing::info!(reason, "connection dropped");
+                self.in_span(|| tracing::info!(reason, "connection dropped"));
                 self.finish();
             }
         }
@@ -199,6 +213,11 @@ impl NbdSession {
         match outcome {
             Ok(answer) => {
                 recorder.add_bytes(kind, asked.bytes());
+                match kind {
+                    OpKind::Read => self.bytes_read += asked.bytes(),
+                    OpKind::Write => self.bytes_written += asked.bytes(),
+                    _ => {}
+                }
                 self.reply(|ready| replies::success(ready, to, asked, answer));
             }
             Err(error) => {
@@ -262,7 +281,7 @@ impl Session for NbdSession {
                 self.parse_backlog(cx);
             }
             Err(error) => {
-                tracing::info!(%error, "TLS connection dropped");
+                self.in_span(|| tracing::info!(%error, "TLS connection dropped"));
                 self.finish();
             }
         }
@@ -310,6 +329,9 @@ impl Session for NbdSession {
             self.replies_sending = std::mem::take(&mut self.replies_ready);
         }
         self.record_held(recorder, self.held);
+        if let Some(attached) = &self.attached {
+            attached.count(self.bytes_read, self.bytes_written);
+        }
     }
 
     fn sent(&mut self, bytes: usize) {
@@ -334,7 +356,7 @@ impl Session for NbdSession {
 
     fn ended(&mut self, error: Option<&io::Error>) {
         if let Some(error) = error {
-            tracing::info!(%error, "connection lost");
+            self.in_span(|| tracing::info!(%error, "connection lost"));
             self.gone = true;
         }
         self.finish();
@@ -370,10 +392,22 @@ impl Session for NbdSession {
 
     fn closed(&mut self, recorder: &Recorder) {
         self.record_held(recorder, 0);
+        self.in_span(|| tracing::debug!("connection closed"));
     }
 }
 
 impl NbdSession {
+    /// Logs with the names of both ends.
+    fn in_span(&self, log: impl FnOnce()) {
+        match &self.attached {
+            None => log(),
+            Some(one) => {
+                tracing::info_span!("connection", peer = one.peer, export = one.export)
+                    .in_scope(log);
+            }
+        }
+    }
+
     fn record_held(&mut self, recorder: &Recorder, held: usize) {
         if held != self.held_recorded {
             recorder.add_bytes_in_flight(held as i64 - self.held_recorded as i64);

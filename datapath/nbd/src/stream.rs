@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::access::{self, Client};
 use crate::admission::{Moved, Origin};
 use crate::gate::Uptime;
 
@@ -72,6 +73,16 @@ impl Stream {
             Peer::Process { user, .. } => Origin::User(user),
             Peer::Unknown => Origin::Unknown,
         }
+    }
+
+    /// The other end, for the exports that it may use. Its certificate is not known yet.
+    pub(crate) fn client(&self) -> Client {
+        let origin = match self.peer {
+            Peer::Address(address) => access::Origin::Address(address.ip()),
+            Peer::Process { user, .. } => access::Origin::Unix(user),
+            Peer::Unknown => access::Origin::Unknown,
+        };
+        Client { origin, names: Vec::new() }
     }
 
     /// When the last byte moved.

@@ -1,24 +1,28 @@
 //! TLS by rustls, in user space: certificates from files, and the stream a session runs on.
 
-use std::fs;
+mod der;
+mod files;
+
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection};
-use sheave_core::{Error, ErrorKind, printable};
+use rustls::{ClientConfig, ServerConfig, ServerConnection};
+use sheave_core::{Error, ErrorKind};
 use sheave_proto::uri::{NbdUri, TlsKind, Transport};
 use sheave_ring::SendBatch;
+use webpki::EndEntityCert;
+
+use self::files::{authorities, certificates, invalid, private_key, revocation_lists};
 
 /// Bytes encrypted at once. The client decrypts them while the next are encrypted, and they are
 /// still in the cache when they are sent.
 const STRETCH: usize = 256 << 10;
 
-/// Where the server's identity is, in PEM.
-#[derive(Clone, Debug)]
+/// Where the server's identity is, in PEM or DER.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain.
     pub cert: PathBuf,
@@ -26,6 +30,21 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Certificate authorities of the clients; without it any client is let in.
     pub client_ca: Option<PathBuf>,
+    /// Revocation lists of these authorities. With it, a client is let in only if its authority has
+    /// a list that does not name its certificate; when a list should have been renewed is not
+    /// looked at.
+    pub client_crl: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// All files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let Self { cert, key, client_ca, client_crl } = self;
+        [Some(cert), Some(key), client_ca.as_ref(), client_crl.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+    }
 }
 
 /// A configuration for TLS 1.2 and 1.3 from files.
@@ -47,9 +66,12 @@ pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
                 "what --tls-client-ca names: authorities of which clients must show a certificate",
             )?;
             let roots = Arc::new(roots);
+            let lists = files.client_crl.as_deref().map(revocation_lists).transpose()?;
+            let blamed = files.client_crl.as_ref().unwrap_or(path);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                .with_crls(lists.unwrap_or_default())
                 .build()
-                .map_err(|error| invalid(path, "cannot verify clients").because(error))?;
+                .map_err(|error| invalid(blamed, "cannot verify clients").because(error))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
@@ -126,6 +148,9 @@ pub(crate) fn explain(error: &rustls::Error) -> String {
     } else if known("CaUsedAsEndEntity") {
         "the certificate is an authority's (as self-signed ones are by default), which cannot be a \
          server's or client's own; make one with basicConstraints=CA:false"
+    } else if known("UnknownRevocationStatus") {
+        "its authority has no revocation list among those of --tls-client-crl; add one, which may \
+         be empty"
     } else {
         return error.to_string();
     };
@@ -151,39 +176,16 @@ fn unusable(path: &Path, error: rustls::Error) -> Error {
     }
 }
 
-fn authorities(path: &Path, purpose: &str) -> Result<RootCertStore, Error> {
-    let mut roots = RootCertStore::empty();
-    for cert in certificates(path, purpose)? {
-        roots
-            .add(cert)
-            .map_err(|error| invalid(path, "not a certificate authority").because(error))?;
-    }
-    Ok(roots)
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_slice(&read(path)?)
-        .map_err(|error| invalid(path, "no private key in PEM").because(error))
-}
-
-/// `purpose` says what belongs into the file.
-fn certificates(path: &Path, purpose: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let certs = CertificateDer::pem_slice_iter(&read(path)?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| invalid(path, "not PEM").because(error))?;
-    if certs.is_empty() {
-        let why = format!("no certificate in it; wanted is {purpose}, in PEM");
-        return Err(invalid(path, &why));
-    }
-    Ok(certs)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|error| Error::from_io("tls", printable(&path).to_string(), error))
-}
-
-fn invalid(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Invalid, "tls", format!("{}: {what}", printable(&path)))
+/// What the certificate of a verified client calls it: common names, then DNS names. Empty without
+/// a certificate.
+pub(crate) fn client_names(tls: &ServerConnection) -> Vec<String> {
+    let Some(own) = tls.peer_certificates().and_then(|chain| chain.first()) else {
+        return Vec::new();
+    };
+    // It has been verified by the same parser.
+    let Ok(cert) = EndEntityCert::try_from(own) else { return Vec::new() };
+    let names = der::common_names(cert.subject()).into_iter().chain(cert.valid_dns_names());
+    names.map(str::to_owned).collect()
 }
 
 /// Whether more can come.

@@ -37,6 +37,15 @@ pub trait Exports {
         true
     }
 
+    /// Whether one more client may enter the transmission phase with the export of that index.
+    ///
+    /// # Errors
+    /// Why it may not, for the client.
+    fn admit(&self, index: usize) -> Result<(), &'static str> {
+        let _ = index;
+        Ok(())
+    }
+
     /// The export of that name. The empty name stands for a single export; among several there is
     /// no default, so that nobody writes to one by chance. Names may be secrets, so the time it
     /// takes does not depend on how much of one was guessed.

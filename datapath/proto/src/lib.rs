@@ -41,4 +41,4 @@ pub use server::{
 };
 pub use sparse::{HOLE_LEN_MIN, ReadChunk, read_chunks};
 pub use verdict::{PAYLOAD_SKIP_MAX, Verdict};
-pub use wire::ReplyStyle;
+pub use wire::{ReplyStyle, STRING_LEN_MAX};

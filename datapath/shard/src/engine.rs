@@ -1,5 +1,6 @@
 //! Engines: how sessions are run, and which one this node can have.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 use sheave_core::{Error, ErrorKind, Volume};
 
+use crate::ending::Ending;
 use crate::start::{limit_of, start_shards, stop_shards};
 use crate::threads::ThreadEngine;
 use crate::{Clock, QueueAssignment, Served, Session};
@@ -54,7 +56,7 @@ pub struct Assignment {
     pub session: Box<dyn Session>,
     /// What it serves.
     pub served: Served,
-    /// If it is a device's, the name under which [`Engine::release`] and others know it.
+    /// The name under which [`Engine::release`], [`Engine::end`] and others know it.
     pub name: Option<u64>,
 }
 
@@ -84,6 +86,8 @@ pub(crate) enum Command {
     Wake(u64, Served, Sender<usize>),
     /// End all I/O of this device with errors.
     Abandon(u64),
+    /// End the connections that have these names.
+    End(Arc<HashSet<u64>>, Ending),
     /// Answer with this number.
     Echo(usize, SyncSender<usize>),
     Stop,
@@ -132,7 +136,7 @@ impl Inbox {
 
 /// A running engine.
 pub struct Engine {
-    kind: Kind,
+    pub(crate) kind: Kind,
     reason: String,
     /// Volumes are opened and devices handed over one at a time. So no queue waits behind another
     /// device's volume while others of its own have asked the kernel for requests, and who takes an
@@ -140,7 +144,7 @@ pub struct Engine {
     pub(crate) handing: Mutex<()>,
 }
 
-enum Kind {
+pub(crate) enum Kind {
     Ring(Vec<ShardHandle>),
     Threads(ThreadEngine),
 }
@@ -316,7 +320,7 @@ impl Engine {
     }
 
     /// Tells all shards.
-    fn tell(&self, command: impl Fn() -> Command) {
+    pub(crate) fn tell(&self, command: impl Fn() -> Command) {
         for shard in self.shards() {
             let mut command = command();
             // An inbox is full for a moment only, unless its shard stands still.

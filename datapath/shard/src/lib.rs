@@ -6,6 +6,7 @@
 
 mod blocking;
 mod clock;
+mod ending;
 mod engine;
 mod io;
 mod opened;
@@ -23,6 +24,7 @@ mod volumes;
 
 pub use blocking::Blocking;
 pub use clock::Clock;
+pub use ending::Ending;
 pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, Released, STOP_GRACE};
 pub use opened::Opened;
 pub use queue::{DeviceQueue, QueueAssignment, QueueCx, Served};

@@ -59,7 +59,7 @@ pub(crate) struct Connection {
     /// The stream has failed or ended; nothing more is sent or received.
     dead: bool,
     pub(crate) touched: bool,
-    /// Whose device it is.
+    /// See [`Assignment::name`].
     pub(crate) name: Option<u64>,
     /// Where it goes once it is at rest, if it is to.
     pub(crate) leaving: Option<Sender<Released>>,
@@ -365,6 +365,7 @@ impl Shard {
                     let _ = to.send(self.wake(name, &served));
                 }
                 Command::Abandon(name) => self.abandon(name),
+                Command::End(names, ending) => self.end(&names, ending),
                 Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => self.begin_stop(),
             }
@@ -407,12 +408,17 @@ impl Shard {
         self.stop_by = Some(self.now + STOP_GRACE.as_nanos() as Nanos);
         let keys: Vec<usize> = self.connections.iter().map(|(key, _)| key).collect();
         for key in keys {
-            let connection = &mut self.connections[key];
-            connection.session.shut_down();
-            // Ends a receive that waits for a request; replies can still be sent.
-            let _ = shutdown(connection.socket.as_fd(), Shutdown::Read);
-            self.touch(key);
+            self.shut_down(key);
         }
+    }
+
+    /// Lets a connection finish what it has in flight and takes no more requests from it.
+    pub(crate) fn shut_down(&mut self, key: usize) {
+        let connection = &mut self.connections[key];
+        connection.session.shut_down();
+        // Ends a receive that waits for a request; replies can still be sent.
+        let _ = shutdown(connection.socket.as_fd(), Shutdown::Read);
+        self.touch(key);
     }
 
     fn call(&mut self, key: usize, call: impl FnOnce(&mut dyn Session, &mut Cx<'_>)) {

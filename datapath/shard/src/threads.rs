@@ -1,7 +1,7 @@
 //! The plain engine: a thread a connection, blocking calls. The fallback where io_uring is
 //! disabled, and what the ring is compared with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,6 +15,7 @@ use sheave_core::{Backend, Error, Nanos};
 use sheave_ring::{SendBatch, plain};
 use sheave_telemetry::Recorder;
 
+use crate::ending::Ending;
 use crate::engine::{Assignment, STOP_GRACE};
 use crate::io::PlainIo;
 use crate::session::untag;
@@ -32,11 +33,19 @@ pub(crate) struct ThreadEngine {
 /// Sockets of running threads, so that stopping can end their reads.
 #[derive(Default)]
 struct OpenSockets {
-    sockets: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    sockets: Mutex<HashMap<u64, OpenSocket>>,
     closed: Condvar,
     next: AtomicU64,
     /// Threads are to take no more requests, though their sockets may still have some.
     stopping: AtomicBool,
+}
+
+struct OpenSocket {
+    socket: Arc<OwnedFd>,
+    /// See [`Assignment::name`].
+    name: Option<u64>,
+    /// Its thread is to take no more requests.
+    ending: Arc<AtomicBool>,
 }
 
 impl ThreadEngine {
@@ -45,13 +54,15 @@ impl ThreadEngine {
     }
 
     pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
-        let Assignment { socket, session, served, name: _ } = assignment;
-        let socket = Arc::new(socket);
+        let Assignment { socket, session, served, name } = assignment;
+        let (socket, ending) = (Arc::new(socket), Arc::<AtomicBool>::default());
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);
-        self.open.lock().insert(id, Arc::clone(&socket));
+        let entry = OpenSocket { socket: Arc::clone(&socket), name, ending: Arc::clone(&ending) };
+        self.open.lock().insert(id, entry);
         let begin = move |backend| Connection {
             open: Arc::clone(&open),
+            ending,
             socket,
             session,
             backend,
@@ -82,12 +93,28 @@ impl ThreadEngine {
         self.open.lock().len()
     }
 
+    /// See [`crate::Engine::end`].
+    pub(crate) fn end(&self, names: &HashSet<u64>, ending: Ending) {
+        for open in self.open.lock().values() {
+            if open.name.is_some_and(|name| names.contains(&name)) {
+                open.ending.store(true, Relaxed);
+                let _ = shutdown(
+                    open.socket.as_fd(),
+                    match ending {
+                        Ending::InOrder => Shutdown::Read,
+                        Ending::AtOnce => Shutdown::Both,
+                    },
+                );
+            }
+        }
+    }
+
     pub(crate) fn stop(self) {
         self.open.stopping.store(true, Relaxed);
         for (how, wait) in [(Shutdown::Read, STOP_GRACE), (Shutdown::Both, LAST_GRACE)] {
             let sockets = self.open.lock();
-            for socket in sockets.values() {
-                let _ = shutdown(socket.as_fd(), how);
+            for open in sockets.values() {
+                let _ = shutdown(open.socket.as_fd(), how);
             }
             let waited = self
                 .open
@@ -102,7 +129,7 @@ impl ThreadEngine {
 }
 
 impl OpenSockets {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<OwnedFd>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, OpenSocket>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,6 +141,8 @@ impl OpenSockets {
 
 struct Connection {
     open: Arc<OpenSockets>,
+    /// See [`OpenSocket::ending`].
+    ending: Arc<AtomicBool>,
     socket: Arc<OwnedFd>,
     session: Box<dyn Session>,
     backend: Box<dyn Backend>,
@@ -148,7 +177,7 @@ impl Connection {
         self.io.now = self.clock.now();
         self.work();
         self.reply()?;
-        if self.open.stopping.load(Relaxed) {
+        if self.ending.load(Relaxed) || self.open.stopping.load(Relaxed) {
             self.session.shut_down();
         }
         match self.session.next_read() {

@@ -22,12 +22,18 @@ impl Registry {
     /// The statistics of the volume with this name, which appears in snapshots from now on.
     pub fn volume(&self, name: &str) -> Arc<VolumeStats> {
         let mut volumes = lock(&self.volumes);
-        if let Some(volume) = volumes.iter().find(|volume| volume.name == name) {
+        if let Some(volume) = volumes.iter().find(|volume| *lock(&volume.name) == name) {
             return Arc::clone(volume);
         }
-        let volume = Arc::new(VolumeStats { name: name.to_owned(), counters: Mutex::default() });
+        let volume =
+            Arc::new(VolumeStats { name: Mutex::new(name.to_owned()), counters: Mutex::default() });
         volumes.push(Arc::clone(&volume));
         volume
+    }
+
+    /// Forgets the volumes whose statistics nothing else holds.
+    pub fn forget_unused(&self) {
+        lock(&self.volumes).retain(|volume| Arc::strong_count(volume) > 1);
     }
 
     /// What has been counted so far, volumes in the order of their registration. Merging takes
@@ -47,15 +53,20 @@ impl fmt::Debug for Registry {
 
 /// The statistics of one volume.
 pub struct VolumeStats {
-    name: String,
+    name: Mutex<String>,
     counters: Mutex<Vec<Arc<Counters>>>,
 }
 
 impl VolumeStats {
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        lock(&self.name).clone()
+    }
+
+    /// Gives it another one.
+    pub fn rename(&self, name: &str) {
+        name.clone_into(&mut lock(&self.name));
     }
 
     /// A recorder for one thread. It goes on with the counters of one that was dropped, if there
@@ -77,7 +88,7 @@ impl VolumeStats {
     /// What all recorders of the volume have counted so far.
     #[must_use]
     pub fn snapshot(&self) -> VolumeSnapshot {
-        let mut total = VolumeSnapshot::empty(&self.name);
+        let mut total = VolumeSnapshot::empty(&self.name());
         for counters in lock(&self.counters).iter() {
             counters.merge_into(&mut total);
         }
@@ -88,7 +99,7 @@ impl VolumeStats {
 
 impl fmt::Debug for VolumeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VolumeStats({})", self.name)
+        write!(f, "VolumeStats({})", self.name())
     }
 }
 

@@ -154,6 +154,9 @@ impl ServerHandshake {
         let (index, export) = self.find(name, exports)?;
         let block_size_asked = wanted.contains(&info_type::BLOCK_SIZE);
         let negotiated = self.negotiate(index, name, &export, block_size_asked)?;
+        if option == option::GO {
+            exports.admit(index).map_err(|message| (reply_type::ERR_POLICY, message))?;
+        }
         let mut info = |kind: u16, fill: &dyn Fn(&mut Vec<u8>)| {
             let mut reply = Vec::new();
             reply.put_u16(kind);
@@ -259,6 +262,7 @@ impl ServerHandshake {
             }
             let name = as_string(data).ok_or(MALFORMED)?;
             let (index, export) = self.find(name, exports)?;
+            exports.admit(index).map_err(|message| (reply_type::ERR_POLICY, message))?;
             self.negotiate(index, name, &export, false)
         };
         Ok(match choose() {

@@ -52,6 +52,7 @@ impl Certificates {
             cert: self.file("server-cert.pem"),
             key: self.file("server-key.pem"),
             client_ca: Some(self.file("ca-cert.pem")),
+            client_crl: None,
         };
         sheave_nbd::server_tls(&files).unwrap()
     }

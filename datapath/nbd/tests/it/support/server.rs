@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sheave_backends::OpenOptions;
 use sheave_core::Volume;
-use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig};
+use sheave_nbd::{Access, Export, Limits, Listener, Server, ServerConfig};
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::{Registry, VolumeSnapshot};
 use tempfile::TempDir;
@@ -78,12 +78,18 @@ impl Setup {
         Running { socket, address, registry, stop, thread, _dir: Some(dir) }
     }
 
-    fn server(self, registry: &Registry) -> Server {
+    fn server(self, registry: &Arc<Registry>) -> Server {
         let engine = EngineConfig { choice: self.engine, shards: self.shards, poll_us: 20 };
         let exports = self
             .volumes
             .into_iter()
-            .map(|(name, volume)| Export { description: name.clone(), name, volume })
+            .map(|(name, volume)| Export {
+                description: name.clone(),
+                name,
+                volume,
+                access: Access::default(),
+                connections_max: None,
+            })
             .collect();
         let config = ServerConfig { exports, tls: self.tls, engine, limits: self.limits };
         Server::start(config, registry).unwrap()
