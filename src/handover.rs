@@ -27,6 +27,7 @@ use sheave_core::printable;
 use sheave_devices::{Devices, Released};
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
+use crate::log;
 use crate::systemd::Notify;
 use crate::telemetry::{RuntimeDir, listen_at};
 
@@ -38,6 +39,8 @@ const TAKEN: &[u8] = b"taken";
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one side waits for a packet of the other.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the log may take of the pause that devices have.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(50);
 const PACKET_MAX: usize = 4096;
 /// Connections that are handed over, the most that a daemon can have.
 const MESSAGES_MAX: usize = 1 << 16;
@@ -139,6 +142,8 @@ impl HandOver {
                     Ok(newcomer) => match self.give_way(&newcomer) {
                         Ok(()) => {
                             tracing::info!("taken over");
+                            // Short: the successor waits for the end of this process.
+                            log::finish_within(LAST_LINES_TIMEOUT);
                             // Everything that is left is the successor's.
                             std::process::exit(0);
                         }

@@ -7,6 +7,7 @@ mod config;
 mod daemon;
 mod handover;
 mod limits;
+mod log;
 mod process;
 mod protect;
 mod state_dir;
@@ -14,23 +15,39 @@ mod systemd;
 mod telemetry;
 mod ublk;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser;
-use sheave_core::printable;
+use sheave_bench::{output, signals};
 
 /// What clap ends with when arguments are wrong.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    match commands::run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line: what, on what, why, what to do.
-            let error_line = format!("{error:#}");
-            eprintln!("sheave: {}", printable(&error_line));
-            if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
+    // If that fails, only a process with such a limit notices.
+    let _ = signals::ignore_file_limit();
+    let outcome = match cli::Cli::try_parse() {
+        Ok(cli) => commands::run(cli.command),
+        Err(error) if error.use_stderr() => {
+            // The exit code says it, too.
+            let _ = error.print();
+            return USAGE.into();
         }
-    }
+        Err(help) => print_help(&help),
+    };
+    let Err(error) = outcome else {
+        log::finish();
+        return ExitCode::SUCCESS;
+    };
+    // One line: what, on what, why, what to do.
+    log::last_line(&format!("sheave: {error:#}"));
+    if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
+}
+
+/// Prints the help or the version that was asked for.
+fn print_help(help: &clap::Error) -> anyhow::Result<()> {
+    let printed = help.print().and_then(|()| io::stdout().flush());
+    output::until_closed(printed).context("cannot write to standard output")
 }

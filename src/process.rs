@@ -1,12 +1,13 @@
 //! What the commands that serve until they are told to stop have in common.
 
-use std::io::{self, IsTerminal as _};
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
 
 use anyhow::Context as _;
+use sheave_bench::signals;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 /// More shards than this gain nothing for one node's volumes.
 const SHARDS_MAX: usize = 4;
@@ -24,78 +25,92 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("runtime")
 }
 
-/// The signals that end the process in good order, caught from here on.
-pub(crate) struct EndSignals {
-    interrupt: Signal,
-    terminate: Signal,
+/// What a signal asks of a process that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// To end in order; the signal's name.
+    End(&'static str),
+    /// To take up what has changed.
+    Reload,
 }
 
-impl EndSignals {
+/// What SIGHUP asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HangUp {
+    /// The end, since the terminal is gone. Ignored if this process was started to ignore it.
+    End,
+    /// A reload, since there is something to take up.
+    Reload,
+}
+
+/// The signals of a process that serves, caught from here on: they wait until they are asked for.
+pub(crate) struct Signals {
+    /// With their numbers, those that end the process first.
+    caught: Vec<(i32, Signal)>,
+    hang_up: HangUp,
+}
+
+impl Signals {
     /// # Errors
     /// When they cannot be caught.
-    pub(crate) fn catch() -> io::Result<Self> {
-        let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+    pub(crate) fn catch(hang_up: HangUp) -> anyhow::Result<Self> {
+        let mut numbers = signals::ending();
+        if hang_up == HangUp::Reload && !numbers.contains(&signals::HANG_UP) {
+            numbers.push(signals::HANG_UP);
+        }
+        numbers.extend(signals::MEANINGLESS);
+        let catch = |number| Ok((number, signal(SignalKind::from_raw(number))?));
+        let caught: io::Result<_> = numbers.into_iter().map(catch).collect();
+        Ok(Self { caught: caught.context("catch signals")?, hang_up })
     }
 
-    /// Waits for one and names it.
-    pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+    /// Waits for the next one. Those without a meaning are logged, and that is all.
+    pub(crate) async fn next(&mut self) -> Asked {
+        loop {
+            let number = self.receive().await;
+            let name = signals::name(number);
+            if signals::MEANINGLESS.contains(&number) {
+                tracing::info!("{name} has no meaning here and is ignored");
+            } else if number == signals::HANG_UP && self.hang_up == HangUp::Reload {
+                return Asked::Reload;
+            } else {
+                return Asked::End(name);
+            }
         }
     }
-}
 
-/// The signal that asks for a successor.
-///
-/// # Errors
-/// When it cannot be caught.
-pub(crate) fn hang_up() -> io::Result<Signal> {
-    signal(SignalKind::hangup())
-}
-
-/// Events go to standard error; `SHEAVE_LOG` says which.
-pub(crate) fn start_log() {
-    let wanted = std::env::var_os("SHEAVE_LOG").unwrap_or_default();
-    let wanted = wanted.to_string_lossy();
-    let filter = log_filter(&wanted);
-    let is_usable = filter.is_some();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new("info")))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    if !is_usable {
-        tracing::error!(
-            "SHEAVE_LOG={wanted:?} is not used; write error, warn, info, debug or trace"
-        );
-    }
-}
-
-/// What `SHEAVE_LOG` asks for, if that is anything. A mere word that is no level would be taken for
-/// the name of a part of the program, and silence all others.
-fn log_filter(wanted: &str) -> Option<EnvFilter> {
-    if wanted.is_empty() {
-        return Some(EnvFilter::new("info"));
-    }
-    let is_level = |rule: &str| !rule.is_empty() && rule.parse::<LevelFilter>().is_ok();
-    let is_rule = |rule: &str| rule.contains('=') || is_level(rule);
-    wanted.split(',').all(is_rule).then(|| EnvFilter::try_new(wanted).ok()).flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_level_that_is_none_is_not_taken() {
-        for good in ["", "debug", "WARN", "off", "info,sheave_nbd=trace"] {
-            assert!(log_filter(good).is_some(), "{good}");
+    /// Waits for the end to be asked for, and names the signal. Calls `reload` for what asks for a
+    /// reload before.
+    pub(crate) async fn end(&mut self, reload: impl Fn()) -> &'static str {
+        loop {
+            match self.next().await {
+                Asked::End(name) => return name,
+                Asked::Reload => reload(),
+            }
         }
-        for bad in ["verbose", "debug,", "sheave_nbd=loud", "info verbose"] {
-            assert!(log_filter(bad).is_none(), "{bad}");
+    }
+
+    /// Waits for a second signal, which asks for the end at once. SIGHUP does not: a closed
+    /// terminal may send two, and a service manager may send it right behind another (SendSIGHUP=
+    /// in systemd.kill(5)).
+    pub(crate) async fn insisted(&mut self, reload: impl Fn()) -> &'static str {
+        let hang_up = signals::name(signals::HANG_UP);
+        loop {
+            let name = self.end(&reload).await;
+            if name != hang_up {
+                return name;
+            }
         }
+    }
+
+    async fn receive(&mut self) -> i32 {
+        poll_fn(|cx| {
+            let arrived = self
+                .caught
+                .iter_mut()
+                .find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
+            arrived.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }

@@ -1,6 +1,7 @@
 //! Whether ublk works here, found out by a process that can be spared.
 
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -32,6 +33,8 @@ pub(crate) fn probe() -> Result<()> {
     }
     let spawned = Command::new("/proc/self/exe")
         .arg(COMMAND)
+        // Ctrl-C at the terminal would leave the device that it tries.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

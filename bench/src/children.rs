@@ -9,8 +9,9 @@ use std::{fs, process, thread};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::signals;
 
 /// How long a process may take to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
@@ -26,12 +27,13 @@ struct Ours {
     dirs: Vec<PathBuf>,
 }
 
-/// Makes a signal kill what is registered before it ends us.
+/// Makes a signal that ends this command kill what is registered before.
 ///
 /// # Errors
 /// When the signals cannot be caught.
 pub(crate) fn clean_up_on_signals() -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("catch signals")?;
+    signals::ignore_meaningless().context("catch signals")?;
+    let mut signals = Signals::new(signals::ending()).context("catch signals")?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let ours = ours();

@@ -10,6 +10,7 @@ mod placement;
 mod process;
 mod report;
 mod run;
+pub mod signals;
 mod stats;
 mod units;
 

@@ -1,4 +1,5 @@
-//! What goes to standard output, and to files.
+//! What commands print, and write to files. All printing goes through here: the macros of std panic
+//! when standard output or standard error fails.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -7,12 +8,29 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sheave_core::printable;
 
-/// Prints text. A reader that has seen enough and closed the pipe is no error.
+/// Prints text to `out`, which is standard output but in tests. A reader that has seen enough and
+/// closed the pipe is no error.
 ///
 /// # Errors
 /// When the output cannot be written.
-pub fn print(out: &mut dyn Write, text: impl AsRef<[u8]>) -> io::Result<()> {
-    until_closed(out.write_all(text.as_ref()).and_then(|()| out.flush()))
+pub(crate) fn print(out: &mut dyn Write, text: impl AsRef<[u8]>) -> Result<()> {
+    let printed = out.write_all(text.as_ref()).and_then(|()| out.flush());
+    until_closed(printed).context("cannot write to standard output")
+}
+
+/// Prints text to standard output.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn to_stdout(text: impl AsRef<[u8]>) -> Result<()> {
+    print(&mut io::stdout(), text)
+}
+
+/// Prints a line to standard error, without what a terminal would act on. It is lost if that fails,
+/// as the command goes on.
+pub fn note(line: &str) {
+    // In one call, so that lines of several processes stay apart.
+    let _ = io::stderr().write_all(format!("{}\n", printable(line)).as_bytes());
 }
 
 /// Takes it for a good end that the reader, `head` for instance, has closed the pipe.
@@ -57,7 +75,8 @@ mod tests {
         drop(reader);
         assert!(print(&mut writer, "text").is_ok());
         let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        assert_eq!(print(&mut full, "text").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        let error = print(&mut full, "text").unwrap_err().downcast::<io::Error>().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         let mut kept = Vec::new();
         print(&mut kept, "text").unwrap();
         assert_eq!(kept, b"text");

@@ -1,7 +1,6 @@
 //! `sheave bench run`: one load on one server.
 
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -16,9 +15,10 @@ use sheave_backends::volume_text;
 use sheave_core::printable;
 use sheave_proto::ReplyStyle;
 
-use crate::load::{self, Interrupt, Length, Order, Outcome, Plan, Target, Workload};
+use crate::load::{self, Length, Order, Outcome, Plan, Target, Workload};
 use crate::output;
 use crate::process::ProcessTree;
+use crate::signals::Interrupt;
 use crate::stats::Percentiles;
 use crate::units::{self, ByteSize};
 
@@ -136,9 +136,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let outcome = load::run_unless(&plan, &interrupt, || interrupt.catch())?;
     let summary = summary(args, &plan, &outcome);
     if args.json {
-        output::print(&mut io::stdout(), serde_json::to_string_pretty(&summary)? + "\n")?;
+        output::to_stdout(serde_json::to_string_pretty(&summary)? + "\n")?;
     } else {
-        output::print(&mut io::stdout(), shown(&summary, &outcome))?;
+        output::to_stdout(shown(&summary, &outcome))?;
     }
     if let Some(path) = &args.hgrm {
         let mut text = String::new();
@@ -264,7 +264,7 @@ fn shown(summary: &Summary, outcome: &Outcome) -> String {
 fn verdict(outcome: &Outcome) -> Result<()> {
     let recorder = &outcome.recorder;
     for fault in recorder.faults.iter().take(FAULTS_SHOWN_MAX) {
-        eprintln!("{fault}");
+        output::note(&fault.to_string());
     }
     ensure!(recorder.fault_count == 0, "{} reads returned wrong data", recorder.fault_count);
     let errors: Vec<_> =

@@ -1,7 +1,6 @@
 //! `sheave attach`, `detach` and `ls`: clients of the daemon.
 
 use std::error::Error as _;
-use std::io;
 use std::path::{self, Path};
 use std::pin::pin;
 use std::time::Duration;
@@ -96,7 +95,7 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
         let answer = answered(connect().await?.attach(request)).await?;
         answer.device.context("attach: the daemon named no device")
     })?;
-    Ok(output::print(&mut io::stdout(), format!("{}\n", device.path))?)
+    output::to_stdout(format!("{}\n", device.path)).context("attach")
 }
 
 pub(crate) fn detach(args: DetachArgs) -> Result<()> {
@@ -112,7 +111,7 @@ pub(crate) fn ls(args: LsArgs) -> Result<()> {
         Ok::<_, anyhow::Error>(answer.devices)
     })?;
     let text = if args.json { json(&devices) } else { table(&devices) };
-    Ok(output::print(&mut io::stdout(), text)?)
+    output::to_stdout(text).context("ls")
 }
 
 pub(super) async fn connect() -> Result<ControlClient> {
@@ -138,8 +137,8 @@ pub(super) async fn answered<T>(
     let answer = match tokio::time::timeout(HINT_AFTER, &mut call).await {
         Ok(answer) => answer,
         Err(_) => {
-            eprintln!(
-                "sheave: the daemon does not answer yet; waiting (see: systemctl status sheave)"
+            output::note(
+                "sheave: the daemon does not answer yet; waiting (see: systemctl status sheave)",
             );
             call.await
         }

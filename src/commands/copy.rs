@@ -12,6 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sheave_backends::{BlockSize, OpenOptions, VolumeSpec};
+use sheave_bench::output;
 use sheave_core::Volume;
 use sheave_nbd::Remote;
 
@@ -58,7 +59,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let progress = progress(args.quiet, if from.is_some() { ENDLESS } else { MEASURED });
     let interruption = Interruption::watch(progress.clone())?;
     if !sheave_backends::are_holders_visible() {
-        eprintln!("sheave: copy: {NO_PROC}");
+        output::note(&format!("sheave: copy: {NO_PROC}"));
     }
     let copied = match (&from, &to) {
         (Some(from), _) => pipe::receive(from, &args.to, interruption, &progress),
@@ -83,7 +84,7 @@ fn volumes(args: &Args, interruption: Interruption, progress: &ProgressBar) -> a
     ensure!(room >= size, "{to} has {room} bytes, too few for the {size} of {from}");
     if room > size {
         let more = room - size;
-        eprintln!("{to} is larger; its last {more} bytes are left as they are");
+        output::note(&format!("{to} is larger; its last {more} bytes are left as they are"));
     }
     target.begin_overwriting(to);
     progress.set_length(size);

@@ -16,13 +16,13 @@ use sheave_core::{Volume, printable};
 use sheave_devices::{DeadLinks, Devices, DevicesConfig, VolumeSource};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
-use tokio::signal::unix::Signal;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify as Event, oneshot};
 
 use crate::config::{DaemonConfig, POLL_US, SHARDS};
 use crate::daemon::{self, ControlSocket};
 use crate::handover::{HandOver, Taken};
-use crate::process::{EndSignals, default_shards, hang_up, runtime, start_log};
+use crate::log;
+use crate::process::{HangUp, Signals, default_shards, runtime};
 use crate::protect::protect;
 use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
@@ -77,12 +77,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
         path: env::current_exe().context(NEEDS_PROC)?,
         directory: env::current_dir().unwrap_or_else(|_| "/".into()),
     };
-    start_log();
+    log::start();
     let (dir, state) = (RuntimeDir::locate(), state_dir().context("daemon")?);
     let notify = Notify::from_env();
     // These two want to be alone, before there are threads.
     let passed = passed_socket().context("daemon")?;
     protect();
+    // From here on there may be threads, and they are protected.
+    log::start_writer();
     let runtime = runtime().context("daemon")?;
     let takeover = args.takeover;
     let start = Start { engine, dir, state, passed, notify, program, takeover };
@@ -122,8 +124,8 @@ struct Program {
 
 async fn serve(start: Start) -> Result<()> {
     let Start { engine, dir, state, passed, notify, program, takeover } = start;
-    let mut signals = EndSignals::catch()?;
-    let hang_up = hang_up()?;
+    let mut signals = Signals::catch(HangUp::Reload)?;
+    let hung_up = Event::new();
     let engine = Engine::start(engine, Clock::start())?;
     // From here on the devices of a predecessor wait, so nothing else is left to be done.
     let taken = if takeover { Taken::ask(&dir)? } else { None };
@@ -162,9 +164,9 @@ async fn serve(start: Start) -> Result<()> {
     notify.ready();
     let (insist, insisted) = oneshot::channel();
     let ended = async {
-        tracing::info!("ending: {}", signals.next().await);
+        tracing::info!("ending: {}", signals.end(|| hung_up.notify_one()).await);
         notify.stopping("ending devices");
-        if let Err(error) = wind_down(&devices, &mut signals, &notify).await {
+        if let Err(error) = wind_down(&devices, &mut signals, &hung_up, &notify).await {
             let _ = insist.send(error);
             std::future::pending().await
         }
@@ -175,7 +177,7 @@ async fn serve(start: Start) -> Result<()> {
         // At once, even if a client still waits for an answer.
         Ok(error) = insisted => Err(error),
         never = notify.keep_alive(move |within| watched.check(within)) => match never {},
-        never = succeed(&program, hang_up, &notify) => match never {},
+        never = succeed(&program, &hung_up, &notify) => match never {},
     }
 }
 
@@ -186,7 +188,8 @@ async fn serve(start: Start) -> Result<()> {
 /// When such a signal has come.
 async fn wind_down(
     devices: &Arc<Devices>,
-    signals: &mut EndSignals,
+    signals: &mut Signals,
+    hung_up: &Event,
     notify: &Notify,
 ) -> Result<()> {
     let mut told = 0;
@@ -195,7 +198,7 @@ async fn wind_down(
         let winding_down = tokio::task::spawn_blocking(move || ending.wind_down());
         let left = tokio::select! {
             left = winding_down => left?,
-            signal = signals.next() => {
+            signal = signals.insisted(|| hung_up.notify_one()) => {
                 bail!("a second signal, {signal}, ended it while it ended devices")
             }
         };
@@ -212,7 +215,7 @@ async fn wind_down(
         }
         tokio::select! {
             () = tokio::time::sleep(WIND_DOWN_PERIOD) => {}
-            signal = signals.next() => {
+            signal = signals.insisted(|| hung_up.notify_one()) => {
                 bail!(
                     "a second signal, {signal}, ended it with {count} devices in use; \
                      the next daemon serves them on"
@@ -223,11 +226,9 @@ async fn wind_down(
 }
 
 /// Starts a successor whenever SIGHUP asks for one. If it works, this process ends in the middle.
-async fn succeed(program: &Program, mut hang_up: Signal, notify: &Notify) -> Infallible {
+async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infallible {
     loop {
-        if hang_up.recv().await.is_none() {
-            return std::future::pending().await;
-        }
+        hung_up.notified().await;
         tracing::info!(program = %printable(&program.path), "asked for a successor");
         notify.reloading();
         let arguments = env::args_os().skip(1).filter(|argument| argument != "--takeover");

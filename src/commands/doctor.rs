@@ -110,7 +110,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     } else {
         findings.iter().map(|finding| lines(finding, colored)).collect()
     };
-    output::print(&mut io::stdout(), text).context("doctor: cannot write to standard output")
+    output::to_stdout(text).context("doctor")
 }
 
 fn lines(finding: &Finding, colored: bool) -> String {

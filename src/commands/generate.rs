@@ -1,6 +1,5 @@
 //! `sheave completions` and `sheave man`: what clap knows, in other forms.
 
-use std::io;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -30,7 +29,7 @@ pub(crate) struct Man {
 pub(crate) fn completions(args: Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "sheave", &mut script);
-    output::print(&mut io::stdout(), script).context("completions: cannot write to standard output")
+    output::to_stdout(script).context("completions")
 }
 
 pub(crate) fn man(args: Man) -> anyhow::Result<()> {

@@ -146,9 +146,16 @@ async fn serve(args: Args, passed: Vec<Passed>) -> anyhow::Result<()> {
     if !sheave_backends::are_holders_visible() {
         tracing::warn!("{NO_PROC}");
     }
-    let exports = open_volumes(&args)?;
-    // From here on there is something to be ended in order.
-    let mut signals = EndSignals::catch()?;
+    let args = Arc::new(args);
+    let opening = Arc::clone(&args);
+    let exports = tokio::select! {
+        // A disk may take its time.
+        opened = tokio::task::spawn_blocking(move || open_volumes(&opening)) => opened??,
+        signal = signals.end(|| {}) => {
+            tracing::info!("ending: {signal}");
+            return Ok(());
+        }
+    };
     let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => {
@@ -183,10 +190,10 @@ async fn serve(args: Args, passed: Vec<Passed>) -> anyhow::Result<()> {
         tracing::info!(exports, listener = listener.name(), engine, "serving");
         server.listen(listener);
     }
-    tracing::info!("ending: {}", signals.next().await);
+    tracing::info!("ending: {}", signals.end(|| {}).await);
     tokio::select! {
         () = server.stop() => Ok(()),
-        signal = signals.next() => {
+        signal = signals.insisted(|| {}) => {
             bail!("a second signal, {signal}, ended it before all connections were done")
         }
     }

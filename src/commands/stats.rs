@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -54,7 +53,7 @@ fn name_text(argument: OsString) -> String {
 pub(crate) fn run(args: Args) -> Result<()> {
     let mut servers = Servers::read().context("stats")?;
     for failure in &servers.failures {
-        eprintln!("sheave: stats: {}", printable(&format!("{failure:#}")));
+        output::note(&format!("sheave: stats: {failure:#}"));
     }
     if let Some(volume) = &args.volume {
         servers.retain_volume(volume).context("stats")?;
@@ -62,7 +61,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.hgrm {
         // Standard output may be for a program.
         for written in write_files(&servers.snapshots, path).context("stats")? {
-            eprintln!("wrote {}", printable(&written));
+            output::note(&format!("wrote {}", printable(&written)));
         }
     }
     let text = match (args.json, &args.hgrm) {
@@ -70,7 +69,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (false, Some(_)) => return Ok(()),
         (false, None) => tables(&servers.snapshots),
     };
-    output::print(&mut io::stdout(), text).context("stats: cannot write to standard output")
+    output::to_stdout(text).context("stats")
 }
 
 fn tables(servers: &[ServerSnapshot]) -> String {

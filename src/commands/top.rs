@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::mem::ManuallyDrop;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ratatui::DefaultTerminal;
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Alignment, Constraint, Layout};
@@ -15,7 +15,7 @@ use ratatui::style::Stylize;
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Table};
 use sheave_bench::output;
-use tokio::signal::unix::{SignalKind, signal};
+use sheave_bench::signals::Interrupt;
 
 use crate::telemetry::{COLUMNS, Row, ServerSnapshot, Servers, op_rows};
 
@@ -48,12 +48,14 @@ pub(crate) struct Args {
 /// # Errors
 /// When no server answers at the start, or the terminal fails.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let interrupt = Interrupt::default();
+    interrupt.catch().context("top")?;
     let mut watch = Watch::default();
     watch.advance(Servers::read().context("top")?.snapshots);
     if io::stdout().is_terminal() && io::stdin().is_terminal() {
-        on_screen(&args, &mut watch).context("top: the terminal failed")
+        on_screen(&args, &mut watch, &interrupt).context("top: the terminal failed")
     } else {
-        let printed = as_lines(&args, &mut watch);
+        let printed = as_lines(&args, &mut watch, &interrupt);
         output::until_closed(printed).context("top: cannot write to standard output")
     }
 }
@@ -113,12 +115,17 @@ fn shared_names(servers: &[ServerSnapshot]) -> BTreeSet<String> {
     names.filter(|name| !seen.insert(*name)).cloned().collect()
 }
 
-fn as_lines(args: &Args, watch: &mut Watch) -> io::Result<()> {
+fn as_lines(args: &Args, watch: &mut Watch, interrupt: &Interrupt) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let mut next = Instant::now();
     for _ in 0..args.count.unwrap_or(u64::MAX) {
         next += args.interval;
-        thread::sleep(next.saturating_duration_since(Instant::now()));
+        while Instant::now() < next {
+            thread::sleep(next.saturating_duration_since(Instant::now()).min(SIGNAL_CHECK));
+            if interrupt.is_set() {
+                return Ok(());
+            }
+        }
         out.write_all(block(&watch.look()).as_bytes())?;
         out.flush()?;
     }
@@ -144,11 +151,8 @@ fn block(rows: &[Row]) -> String {
     [&heads].into_iter().chain(rows).map(line).collect::<String>() + "\n"
 }
 
-fn on_screen(args: &Args, watch: &mut Watch) -> io::Result<()> {
-    let ended = end_on_signal();
-    let _restore = Restore;
-    // Also sees to it that a panic puts the terminal back.
-    let mut terminal = ratatui::try_init()?;
+fn on_screen(args: &Args, watch: &mut Watch, interrupt: &Interrupt) -> io::Result<()> {
+    let mut screen = Screen::open()?;
     let mut rows = Vec::new();
     let mut next = Instant::now();
     for turn in 0.. {
@@ -160,8 +164,8 @@ fn on_screen(args: &Args, watch: &mut Watch) -> io::Result<()> {
         }
         next = (next + args.interval).max(Instant::now());
         loop {
-            terminal.draw(|frame| draw(frame, &rows, turn == 0, watch.seen.len()))?;
-            match wait(next, &ended)? {
+            screen.0.draw(|frame| draw(frame, &rows, turn == 0, watch.seen.len()))?;
+            match wait(next, interrupt)? {
                 Wake::Quit => return Ok(()),
                 Wake::Redraw => {}
                 Wake::Time => break,
@@ -171,12 +175,22 @@ fn on_screen(args: &Args, watch: &mut Watch) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts the terminal back.
-struct Restore;
+/// The terminal, which is put back when this is dropped. Its own drop would print an error, and so
+/// panic, when the terminal is gone.
+struct Screen(ManuallyDrop<DefaultTerminal>);
 
-impl Drop for Restore {
+impl Screen {
+    /// Also makes a panic put the terminal back.
+    fn open() -> io::Result<Self> {
+        let opened = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()));
+        Ok(Self(ManuallyDrop::new(opened?)))
+    }
+}
+
+impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        let _ = self.0.show_cursor();
+        let _ = ratatui::try_restore();
     }
 }
 
@@ -187,10 +201,10 @@ enum Wake {
 }
 
 /// Waits for a key, a change of the terminal's size, a signal, or the time.
-fn wait(until: Instant, ended: &AtomicBool) -> io::Result<Wake> {
+fn wait(until: Instant, interrupt: &Interrupt) -> io::Result<Wake> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        if ended.load(Relaxed) {
+        if interrupt.is_set() {
             return Ok(Wake::Quit);
         }
         if left.is_zero() {
@@ -215,29 +229,6 @@ fn is_quit(key: KeyEvent) -> bool {
         _ => false,
     };
     quits && key.kind != KeyEventKind::Release
-}
-
-/// A flag that a signal to end sets, since ending at once would leave the terminal as it is.
-/// Where signals cannot be caught, they end the program at once, as ever.
-fn end_on_signal() -> Arc<AtomicBool> {
-    let ended = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&ended);
-    thread::spawn(move || -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        runtime.block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut hangup = signal(SignalKind::hangup())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            flag.store(true, Relaxed);
-            Ok(())
-        })
-    });
-    ended
 }
 
 fn draw(frame: &mut Frame<'_>, rows: &[Row], first: bool, servers: usize) {

@@ -1,7 +1,5 @@
 //! `sheave volume`: volumes themselves, whether they are devices or not.
 
-use std::io;
-
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use sheave_backends::parse_size;
@@ -54,7 +52,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         // There is no daemon, or it does not know the volume.
         None => sheave_backends::resize(&target, size)?,
     };
-    Ok(output::print(&mut io::stdout(), format!("{bytes}\n"))?)
+    output::to_stdout(format!("{bytes}\n")).context("resize")
 }
 
 /// `None` if it is not a device of a daemon here.

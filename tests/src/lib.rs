@@ -18,6 +18,7 @@ pub use certs::Certificates;
 pub use command::{Output, Run, have, python, sheave};
 pub use files::{Scratch, compare, pattern};
 pub use server::{Serve, Server};
+pub(crate) use skip::note;
 pub use skip::{skip, uring_or_skip};
 pub use wait::{PATIENCE, eventually};
 pub use wire::{

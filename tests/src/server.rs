@@ -4,16 +4,18 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::wait;
-use crate::{Certificates, PATIENCE, Run, Scratch, sheave};
+use crate::{Certificates, PATIENCE, Run, Scratch, note, sheave};
 
 /// Names the directory in which `sheave stats` finds a server. Each has its own here.
 const RUNTIME_DIR: &str = "SHEAVE_RUNTIME_DIR";
@@ -26,6 +28,7 @@ pub struct Serve {
     args: Vec<OsString>,
     wrapper: Vec<String>,
     log_level: String,
+    log_to: Option<Arc<OwnedFd>>,
 }
 
 /// A server on a unix socket or a TCP port. Dropping it ends it and checks that it ended well.
@@ -53,6 +56,7 @@ impl Serve {
             args: vec![volume.as_ref().to_owned()],
             wrapper: Vec::new(),
             log_level: String::new(),
+            log_to: None,
         }
     }
 
@@ -97,6 +101,12 @@ impl Serve {
         Self { log_level: level.to_owned(), ..self }
     }
 
+    /// Sends its log there, in place of the file that [`Server::log`] reads.
+    #[must_use]
+    pub fn log_to(self, fd: impl Into<OwnedFd>) -> Self {
+        Self { log_to: Some(Arc::new(fd.into())), ..self }
+    }
+
     /// Starts it on a unix socket and waits until it accepts.
     #[must_use]
     pub fn unix(&self) -> Server {
@@ -125,7 +135,11 @@ impl Serve {
 
     fn start(&self, listen: &[OsString], to: Address, scratch: Scratch) -> Result<Server, String> {
         let log = scratch.path().join("log");
-        let stderr = File::create(&log).expect("log file");
+        let stdout = File::create(&log).expect("log file");
+        let stderr = match &self.log_to {
+            Some(fd) => fd.try_clone().expect("a descriptor"),
+            None => stdout.try_clone().expect("log file").into(),
+        };
         // However the test ends, its server ends with it.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -137,7 +151,7 @@ impl Serve {
             .env(RUNTIME_DIR, scratch.path())
             .env("SHEAVE_LOG", &self.log_level)
             .stdin(Stdio::null())
-            .stdout(stderr.try_clone().expect("log file"))
+            .stdout(stdout)
             .stderr(stderr)
             .spawn()
             .expect("setpriv (util-linux)");
@@ -253,22 +267,39 @@ impl Server {
         self.end(Signal::INT)
     }
 
-    /// Kills it, as power loss does.
-    pub fn kill(&mut self) {
-        self.ended = true;
-        self.child.kill().expect("our own child");
-        self.child.wait().expect("our own child");
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
     }
 
-    fn end(&mut self, signal: Signal) -> ExitStatus {
+    /// Ends it by a signal and returns its status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.ended()
+    }
+
+    /// Waits until it has ended and returns its status.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub fn ended(&mut self) -> ExitStatus {
         self.ended = true;
-        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
         if let Some(status) = wait(&mut self.child, PATIENCE) {
             return status;
         }
         self.child.kill().expect("our own child");
         self.child.wait().expect("our own child");
-        panic!("the server did not end within {PATIENCE:?} of {signal:?}\n{}", self.log());
+        panic!("the server did not end within {PATIENCE:?} of a signal\n{}", self.log());
+    }
+
+    /// Kills it, as power loss does.
+    pub fn kill(&mut self) {
+        self.ended = true;
+        self.child.kill().expect("our own child");
+        self.child.wait().expect("our own child");
     }
 
     /// Connects once, where the server says that it listens.
@@ -308,7 +339,7 @@ impl Drop for Server {
             let tail = lines.len().saturating_sub(LOG_LINES_SHOWN);
             let ended = self.child.try_wait().expect("our own child");
             let state = ended.map_or_else(|| "it runs".to_owned(), |status| status.to_string());
-            eprintln!("--- end of the server's log ({state})\n{}", lines[tail..].join("\n"));
+            note(&format!("--- end of the server's log ({state})\n{}\n", lines[tail..].join("\n")));
             drop(self.child.kill());
             drop(self.child.wait());
             return;

@@ -3,11 +3,17 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 
+/// Prints for the person who reads the output of the tests.
+#[expect(clippy::print_stderr, reason = "what libtest shows only for a test that fails")]
+pub(crate) fn note(text: &str) {
+    eprint!("{text}");
+}
+
 /// Tells that a test is skipped and why: on stderr, and in the file `$SHEAVE_SKIP_LOG`, which
 /// `make test` shows at its end.
 pub fn skip(test: &str, reason: &str) {
     let line = format!("skipped: {test}: {reason}\n");
-    eprint!("{line}");
+    note(&line);
     if let Ok(path) = std::env::var("SHEAVE_SKIP_LOG") {
         let mut log = OpenOptions::new().create(true).append(true).open(path).expect("skip log");
         log.write_all(line.as_bytes()).expect("skip log");

@@ -114,7 +114,12 @@ fn what_cannot_be_measured_is_refused_before_it_begins() {
 #[test]
 fn an_interrupted_load_tells_what_it_has() {
     let server = Serve::new("memory:?size=16M").unix();
-    for args in ["--seconds 60", "--rw mixed --verify --ops 1000000000 --connections 2"] {
+    for (signal, args) in [
+        (Signal::INT, "--seconds 60"),
+        (Signal::TERM, "--rw mixed --verify --ops 1000000000 --connections 2"),
+        (Signal::QUIT, "--seconds 60"),
+        (Signal::HUP, "--seconds 60"),
+    ] {
         let mut command = Command::new(sheave());
         let command = command.args(["bench", "run", &server.uri()]).args(args.split(' '));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -123,7 +128,9 @@ fn an_interrupted_load_tells_what_it_has() {
         assert!(eventually(served), "no read was served");
         // What it has to tell is from after its warm-up.
         std::thread::sleep(Duration::from_secs(2));
-        kill_process(Pid::from_child(&child), Signal::INT).expect("our own child");
+        for signal in [Signal::USR1, Signal::USR2, signal] {
+            kill_process(Pid::from_child(&child), signal).expect("our own child");
+        }
         let output = child.wait_with_output().expect("our own child");
         let [shown, told] = [output.stdout, output.stderr].map(String::from_utf8);
         let (shown, told) = (shown.expect("text"), told.expect("text"));

@@ -35,7 +35,7 @@ fn what_is_interrupted_leaves_no_image_that_looks_whole() {
     let scratch = Scratch::new();
     let from = format!("{}?limit-bps=8M", scratch.filled("o.img", 64 << 20));
     let out = scratch.file("out.img");
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::QUIT, Signal::HUP] {
         let told = interrupted(&from, &out, signal, || names(&scratch).contains("out.img"));
         assert!(told.contains("interrupted; nothing was left behind"), "{signal:?}: {told}");
         assert_eq!(told.lines().count(), 1, "{told}");
@@ -151,14 +151,17 @@ fn a_source_that_fails_fails_the_copy() {
     assert_eq!(output.stderr.lines().count(), 1, "one line: {}", output.stderr);
 }
 
-/// Starts a copy, ends it by a signal as soon as it has begun, and answers what it told.
+/// Starts a copy, ends it by a signal as soon as it has begun, and answers what it told. Signals
+/// without a meaning do not end it.
 #[track_caller]
 fn interrupted(from: &str, to: &str, signal: Signal, has_begun: impl Fn() -> bool) -> String {
     let mut command = Command::new(sheave());
     let command = command.args(["copy", "--quiet", from, to]).stderr(Stdio::piped());
     let mut child = command.spawn().expect("start sheave");
     assert!(eventually(has_begun), "the copy does not begin");
-    kill_process(Pid::from_child(&child), signal).expect("our own child");
+    for signal in [Signal::USR1, Signal::USR2, signal] {
+        kill_process(Pid::from_child(&child), signal).expect("our own child");
+    }
     let mut told = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut told).expect("read a pipe");
     assert_eq!(child.wait().expect("our own child").code(), Some(1), "it was not done: {told}");

@@ -2,6 +2,7 @@
 //! it gets on with a service manager. The test plays that.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -174,6 +175,32 @@ fn a_second_daemon_does_not_start() {
     assert_eq!(first.sheave("ls").ok(), "no devices\n", "the first is not disturbed");
     first.signal("TERM");
     first.ends_well();
+}
+
+#[test]
+fn a_daemon_outlives_the_reader_of_its_log() {
+    let scratch = Scratch::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut daemon = Daemon::start(&scratch, |command| {
+        command.arg(sheave()).arg("daemon").stderr(writer);
+    });
+    let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains(" ready ")), "what was logged before its thread began");
+    drop(lines);
+    for _ in 0..3 {
+        // It logs that.
+        daemon.signal("USR1");
+        assert_eq!(daemon.sheave("ls").ok(), "no devices\n");
+    }
+    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+    let mut ls = Command::new(sheave());
+    ls.arg("ls").env("SHEAVE_RUNTIME_DIR", &daemon.dir).stdout(full);
+    let output = ls.output().expect("start sheave");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.starts_with("sheave: ls: cannot write to standard output: "), "{told}");
+    daemon.signal("QUIT");
+    daemon.ends_well();
 }
 
 #[test]

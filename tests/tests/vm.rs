@@ -39,6 +39,11 @@ fn a_daemon_ends_when_nothing_uses_it() {
 }
 
 #[test]
+fn a_daemon_outlives_its_log() {
+    case("log.sh");
+}
+
+#[test]
 fn a_daemon_does_not_depend_on_disks() {
     case("protected.sh");
 }

@@ -132,7 +132,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
 
 fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     if args.list {
-        return Ok(output::print(out, table::list())?);
+        return output::print(out, table::list());
     }
     let mut skipped = Vec::new();
     let campaign = campaign(args, &mut skipped)?;
@@ -148,7 +148,8 @@ fn compare(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
         None => env::current_exe().context("find this program")?,
     };
     if about.is_busy(cpus.count()) {
-        eprintln!("others are at work here (load {}): figures will be poor", about.load_average);
+        let load = &about.load_average;
+        output::note(&format!("others are at work here (load {load}): figures will be poor"));
     }
     let mut launcher = Launcher::new(program, &dir)?;
     let mut results =

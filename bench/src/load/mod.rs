@@ -1,7 +1,6 @@
 //! The load generator: an NBD client that does nothing but ask.
 
 mod connect;
-mod interrupt;
 mod job;
 mod ledger;
 mod pacer;
@@ -21,7 +20,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 pub(crate) use connect::{Connection, Target};
-pub(crate) use interrupt::Interrupt;
 pub(crate) use job::Workload;
 use job::{Job, Phase};
 use ledger::Ledger;
@@ -32,6 +30,7 @@ pub(crate) use recorder::{Recorder, histogram};
 use session::Session;
 
 use crate::process::ProcessTree;
+use crate::signals::Interrupt;
 
 /// The deepest queue of a connection.
 pub(crate) const QUEUE_DEPTH_MAX: usize = 4096;

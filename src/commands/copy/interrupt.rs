@@ -1,4 +1,4 @@
-//! What SIGINT, SIGTERM and a lost terminal do to a copy.
+//! What a signal that ends a command does to a copy.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,9 +6,11 @@ use std::{fs, process, thread};
 
 use anyhow::Context as _;
 use indicatif::ProgressBar;
+use sheave_bench::signals;
 use sheave_core::printable;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::log;
 
 /// What stays of a copy that ends now.
 #[derive(Debug, Default)]
@@ -32,17 +34,12 @@ impl Interruption {
     /// Catches the signals from here on.
     pub(super) fn watch(progress: ProgressBar) -> anyhow::Result<Self> {
         let interruption = Self::default();
-        let mut caught = vec![SIGINT, SIGTERM];
-        // What nohup starts is to outlive its terminal.
-        if !is_ignored(SIGHUP) {
-            caught.push(SIGHUP);
-        }
-        let mut signals = Signals::new(caught).context("catch signals")?;
+        signals::ignore_meaningless().context("catch signals")?;
+        let mut signals = Signals::new(signals::ending()).context("catch signals")?;
         let watched = interruption.clone();
         thread::spawn(move || {
             if signals.forever().next().is_some() {
-                progress.abandon();
-                watched.leaves(|leftover| end(leftover));
+                watched.leaves(|leftover| end(leftover, &progress));
             }
         });
         Ok(interruption)
@@ -55,8 +52,8 @@ impl Interruption {
     }
 }
 
-/// Ends the process; whoever holds the lock before has made `leftover` true.
-fn end(leftover: &Leftover) -> ! {
+/// Cleans up and ends the process. The caller holds the lock, so `leftover` is true.
+fn end(leftover: &Leftover, progress: &ProgressBar) -> ! {
     let told = match leftover {
         Leftover::Nothing => "nothing was left behind".to_owned(),
         Leftover::Partial(path) => match fs::remove_file(path) {
@@ -66,14 +63,8 @@ fn end(leftover: &Leftover) -> ! {
         Leftover::Existing(name) => format!("{name} is incomplete"),
         Leftover::Done => "the copy is whole".to_owned(),
     };
-    eprintln!("sheave: copy: interrupted; {told}");
+    // Last, since a terminal may have been stopped.
+    progress.abandon();
+    log::last_line(&format!("sheave: copy: interrupted; {told}"));
     process::exit(1)
-}
-
-/// Whether whoever started this process made it ignore the signal.
-fn is_ignored(signal: i32) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sheave_backends::{VolumeSpec, path_text};
+use sheave_bench::output;
 use sheave_core::{
     Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, Io, IoDone, Op, Outcome,
     Reply, Submitted, Tag, Volume, VolumeInfo, printable,
@@ -170,7 +171,8 @@ fn receive_volume(input: &mut Input<'_>, target: &Target, to: &str) -> Result<()
     };
     copy().with_context(|| format!("{} to {to}, which is incomplete now", input.name))?;
     if at < size {
-        eprintln!("{to} is larger; its last {} bytes are left as they are", size - at);
+        let more = size - at;
+        output::note(&format!("{to} is larger; its last {more} bytes are left as they are"));
     }
     Ok(())
 }

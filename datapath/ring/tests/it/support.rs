@@ -10,6 +10,7 @@ use sheave_ring::{Event, Received, Ring, RingConfig, SendBatch, Socket, probe};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A small ring; `None` where the kernel has none, since there is nothing to test then.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
 pub(crate) fn ring(config: RingConfig) -> Option<Ring> {
     let probe = probe().inspect_err(|error| eprintln!("skipped, no io_uring: {error}")).ok()?;
     Some(Ring::new(&probe, config).expect("a ring where the probe had one"))

@@ -52,7 +52,8 @@ macro_rules! both_engines {
 }
 pub(crate) use both_engines;
 
-/// Whether there is a ring here; if not, that is told at the end of `make test`.
+/// Whether there is a ring here; if not, `make test` says so at its end.
+#[expect(clippy::print_stderr, reason = "a skipped test says why")]
 pub(crate) fn uring_or_skip(test: &str) -> bool {
     let Err(error) = sheave_ring::probe() else { return true };
     let line = format!("skipped: {test}: no io_uring: {error}\n");
