@@ -18,7 +18,7 @@ use std::panic::{self, PanicHookInfo};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use sheave_core::printable;
 use tracing_subscriber::EnvFilter;
@@ -29,6 +29,9 @@ use self::queue::Queue;
 /// How long the end of the process waits for its last lines, at most. It waits less when the reader
 /// takes nothing at all.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a line may wait for its reader where this must be the thread that waits.
+const NO_THREAD_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 static QUEUE: Queue = Queue::new();
 
@@ -56,11 +59,11 @@ pub(crate) fn start() {
 }
 
 /// Writes what is collected, from here on, on a thread that inherits how this one is protected.
-/// Without such a thread, for want of memory, the log is not written before the process ends.
+/// Where there can be no more threads, the log is written when the process ends.
 pub(crate) fn start_writer() {
     QUEUE.start_writer(|writer| {
         let thread = thread::Builder::new().name("log".to_owned());
-        thread.spawn(move || writer.run(Stderr)).is_ok()
+        thread.spawn(move || writer.run(Stderr { timeout: None })).is_ok()
     });
 }
 
@@ -80,6 +83,9 @@ pub(crate) fn finish() {
 pub(crate) fn finish_within(timeout: Duration) {
     if !QUEUE.is_written() {
         start_writer();
+        if let Some(mut writer) = QUEUE.no_writer() {
+            writer.run_once(&mut Stderr { timeout: Some(NO_THREAD_TIMEOUT) });
+        }
         QUEUE.wait(timeout);
     }
 }
@@ -97,6 +103,11 @@ fn filter(wanted: &str) -> Option<EnvFilter> {
 
 /// A panic may end the process, so its line is waited for, unlike others.
 fn log_panic(info: &PanicHookInfo<'_>) {
+    QUEUE.push((panic_text(info) + "\n").as_bytes());
+    finish();
+}
+
+fn panic_text(info: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
     let what = info.payload_as_str().unwrap_or("a value that is no text");
@@ -107,8 +118,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     if backtrace.status() == BacktraceStatus::Captured {
         text += &format!("\n{backtrace}");
     }
-    QUEUE.push((text + "\n").as_bytes());
-    finish();
+    text
 }
 
 /// Takes events, each in one piece.
@@ -126,17 +136,24 @@ impl Write for Lines {
 }
 
 /// Standard error without the lock of [`io::Stderr`], which a writer that is stuck would keep.
-struct Stderr;
+struct Stderr {
+    /// How long it may be full.
+    timeout: Option<Timespec>,
+}
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stderr = io::stderr();
         loop {
+            let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+            if poll(&mut fds, self.timeout.as_ref())? == 0 {
+                // Lines that follow do not wait as well.
+                self.timeout = Some(Timespec::default());
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             match rustix::io::write(&stderr, bytes) {
-                // Another process has made it non-blocking, for all that share it.
-                Err(Errno::AGAIN) => {
-                    poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
-                }
+                // Another process has made it non-blocking, for all that share it, and was faster.
+                Err(Errno::AGAIN) => {}
                 written => return Ok(written?),
             }
         }
@@ -149,7 +166,22 @@ impl Write for Stderr {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    #[test]
+    fn a_panic_is_one_line_with_its_thread_and_place() {
+        let (send, receive) = mpsc::channel();
+        panic::set_hook(Box::new(move |info| drop(send.send(panic_text(info)))));
+        let thread = thread::Builder::new().name("shard-7".to_owned());
+        let ended = thread.spawn(|| panic!("on purpose, {}", 7)).unwrap().join();
+        drop(panic::take_hook());
+        assert!(ended.is_err());
+        let text = receive.recv().unwrap();
+        assert!(text.starts_with("thread 'shard-7' panicked at src/log.rs:"), "{text}");
+        assert!(text.lines().next().unwrap().ends_with(": on purpose, 7"), "{text}");
+    }
 
     #[test]
     fn a_log_level_that_is_none_is_not_taken() {

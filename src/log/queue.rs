@@ -67,8 +67,17 @@ impl Queue {
     pub(super) fn start_writer(&'static self, start: impl FnOnce(Writer) -> bool) {
         let mut state = self.lock();
         if !state.has_writer {
-            state.has_writer = start(Writer { queue: self, lost_count: 0, is_cut: false });
+            state.has_writer = start(self.writer());
         }
+    }
+
+    /// A writer for this thread if there is none.
+    pub(super) fn no_writer(&'static self) -> Option<Writer> {
+        (!self.lock().has_writer).then(|| self.writer())
+    }
+
+    fn writer(&'static self) -> Writer {
+        Writer { queue: self, lost_count: 0, is_cut: false }
     }
 
     /// Whether every line is written or given up.
@@ -99,8 +108,6 @@ impl Queue {
     /// Waits for lines and takes all there are, and how many were lost behind them.
     fn take(&self) -> (Vec<u8>, u64) {
         let mut state = self.lock();
-        state.is_writing = false;
-        self.changed.notify_all();
         while state.is_written() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -132,18 +139,25 @@ impl Writer {
     /// Writes lines for as long as the process lives.
     pub(super) fn run(mut self, mut out: impl Write) -> ! {
         loop {
-            let (lines, lost_count) = self.queue.take();
-            // One call a line: a pipe keeps those of several processes apart up to 4096 bytes.
-            for line in lines.split_inclusive(|&byte| byte == b'\n') {
-                if self.report(&mut out).and_then(|()| self.put(&mut out, line)).is_err() {
-                    self.lost_count += 1;
-                }
-                self.queue.count_done();
-            }
-            self.lost_count += lost_count;
-            // If it cannot be written now, the next line is preceded by it.
-            let _ = self.report(&mut out);
+            self.run_once(&mut out);
         }
+    }
+
+    /// Waits for lines and writes all there are.
+    pub(super) fn run_once(&mut self, out: &mut impl Write) {
+        let (lines, lost_count) = self.queue.take();
+        // One call a line: a pipe keeps those of several processes apart up to 4096 bytes.
+        for line in lines.split_inclusive(|&byte| byte == b'\n') {
+            if self.report(out).and_then(|()| self.put(out, line)).is_err() {
+                self.lost_count += 1;
+            }
+            self.queue.count_done();
+        }
+        self.lost_count += lost_count;
+        // If it cannot be written now, the next line is preceded by it.
+        let _ = self.report(out);
+        self.queue.lock().is_writing = false;
+        self.queue.changed.notify_all();
     }
 
     /// Says how many lines were lost, if any, in the form of the others.

@@ -127,11 +127,23 @@ fn a_line_that_never_fits_is_lost_alone() {
 }
 
 #[test]
+fn where_no_writer_can_start_the_caller_writes() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let queue = queue(None::<io::PipeWriter>);
+    queue.push(b"last\n");
+    queue.start_writer(|_| false);
+    queue.no_writer().unwrap().run_once(&mut writer);
+    assert!(queue.is_written());
+    assert_eq!(read_lines(reader, 1), ["last"]);
+}
+
+#[test]
 fn a_writer_that_cannot_start_is_tried_again() {
     let queue = queue(None::<io::PipeWriter>);
     queue.start_writer(|_| false);
     let (reader, writer) = io::pipe().unwrap();
     queue.push(b"late\n");
     start(queue, writer);
+    assert!(queue.no_writer().is_none());
     assert_eq!(read_lines(reader, 1), ["late"]);
 }
