@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Volume(commands::volume::Args),
     /// Copy a volume or image to another, sparse
     Copy(commands::copy::Args),
+    /// List exports of running servers and their clients
+    Exports(commands::exports::Args),
     /// Show latencies and throughput of running servers
     Stats(commands::stats::Args),
     /// Watch running servers

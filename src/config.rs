@@ -1,4 +1,7 @@
-//! The daemon's configuration file: TOML, documented in docs/daemon.md.
+//! Configuration files: TOML. That of the daemon, documented in docs/daemon.md, and what all have
+//! in common.
+
+pub(crate) mod serve;
 
 use std::error::Error;
 use std::fmt;
@@ -8,6 +11,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use sheave_core::printable;
 use toml::{Spanned, Value};
 
@@ -42,10 +46,7 @@ impl DaemonConfig {
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
-            Err(error) => {
-                let path = printable(&path);
-                Err(BadConfig(format!("cannot read the configuration file {path}: {error}")))
-            }
+            Err(error) => Err(BadConfig::unreadable(path, &error)),
         }
     }
 }
@@ -58,19 +59,23 @@ struct Keys {
     poll_us: Option<Spanned<Value>>,
 }
 
-struct File<'a> {
+pub(crate) struct File<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
 impl File<'_> {
     fn config(&self) -> Result<DaemonConfig, BadConfig> {
-        let keys: Keys = toml::from_str(self.text)
-            .map_err(|error| self.bad(error.span().unwrap_or_default(), error.message()))?;
+        let keys: Keys = self.keys()?;
         Ok(DaemonConfig {
             shards: self.number(keys.shards, SHARDS)?,
             poll_us: self.number(keys.poll_us, POLL_US)?,
         })
+    }
+
+    fn keys<T: DeserializeOwned>(&self) -> Result<T, BadConfig> {
+        toml::from_str(self.text)
+            .map_err(|error| self.bad(error.span().unwrap_or_default(), error.message()))
     }
 
     fn number(
@@ -78,24 +83,50 @@ impl File<'_> {
         value: Option<Spanned<Value>>,
         range: RangeInclusive<i64>,
     ) -> Result<Option<u32>, BadConfig> {
+        let (least, most) = range.clone().into_inner();
+        self.value(value, &format!("expected a number from {least} to {most}"), |value| {
+            let number = value.as_integer().filter(|number| range.contains(number));
+            number.and_then(|number| u32::try_from(number).ok())
+        })
+    }
+
+    /// What `take` makes of a value; if that is nothing, the value is not `expected`.
+    fn value<T>(
+        &self,
+        value: Option<Spanned<Value>>,
+        expected: &str,
+        take: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, BadConfig> {
         let Some(value) = value else { return Ok(None) };
-        let number = value.get_ref().as_integer().filter(|number| range.contains(number));
-        match number.and_then(|number| u32::try_from(number).ok()) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                let (least, most) = range.into_inner();
-                Err(self.bad(value.span(), &format!("expected a number from {least} to {most}")))
-            }
+        match take(value.get_ref()) {
+            Some(taken) => Ok(Some(taken)),
+            None => Err(self.bad(value.span(), expected)),
         }
     }
 
     /// Names the place and shows the line, which has the key.
     fn bad(&self, span: Range<usize>, why: &str) -> BadConfig {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
-        let index = before.matches('\n').count();
+        let index = self.line_of(&span);
         let line = self.text.lines().nth(index).unwrap_or_default().trim();
         let why = why.lines().collect::<Vec<_>>().join(", ");
         BadConfig(format!("{}:{}: {line}: {why}", printable(&self.path), index + 1))
+    }
+
+    /// The line of a place, from 0.
+    fn line_of(&self, span: &Range<usize>) -> usize {
+        self.text.get(..span.start).unwrap_or(self.text).matches('\n').count()
+    }
+}
+
+impl BadConfig {
+    /// Of what does not belong to one place.
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// Of the file as a whole.
+    fn unreadable(path: &Path, error: &io::Error) -> Self {
+        Self(format!("cannot read the configuration file {}: {error}", printable(&path)))
     }
 }
 

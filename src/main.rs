@@ -10,6 +10,7 @@ mod limits;
 mod log;
 mod process;
 mod protect;
+mod serve;
 mod state_dir;
 mod systemd;
 mod telemetry;

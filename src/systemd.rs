@@ -140,11 +140,11 @@ impl Notify {
         self.tell(&format!("MAINPID={pid}"));
     }
 
-    /// A successor is about to take over.
-    pub(crate) fn reloading(&self) {
+    /// It takes up what has changed, or a successor is about to take over.
+    pub(crate) fn reloading(&self, status: &str) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS=giving way"));
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}"));
     }
 
     /// The end has begun, and what it waits for.

@@ -230,7 +230,7 @@ async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infalli
     loop {
         hung_up.notified().await;
         tracing::info!(program = %printable(&program.path), "asked for a successor");
-        notify.reloading();
+        notify.reloading("giving way");
         let arguments = env::args_os().skip(1).filter(|argument| argument != "--takeover");
         let spawned = tokio::process::Command::new(&program.path)
             .current_dir(&program.directory)

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod copy;
 pub(crate) mod daemon;
 pub(crate) mod doctor;
+pub(crate) mod exports;
 pub(crate) mod generate;
 pub(crate) mod serve;
 pub(crate) mod stats;
@@ -21,7 +22,7 @@ use sheave_core::printable;
 use crate::cli::Command;
 
 /// What is lost where /proc is not mounted, as in a bare chroot.
-const NO_PROC: &str = "/proc is not mounted, so other programs that have a file open are not \
+pub(crate) const NO_PROC: &str = "/proc is not mounted, so other programs that have a file open are not \
                        noticed, unless they have locked it";
 
 /// Parses an argument that names a volume: a URL, or a path with any bytes.
@@ -60,6 +61,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Ls(args) => attach::ls(args),
         Command::Volume(args) => volume::run(args),
         Command::Copy(args) => copy::run(args),
+        Command::Exports(args) => exports::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => top::run(args),
         Command::Bench(args) => bench::run(args),

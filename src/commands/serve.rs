@@ -1,74 +1,98 @@
 //! `sheave serve`: volumes to NBD clients.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, ValueEnum};
-use sheave_backends::{OpenBatch, OpenOptions, VolumeSpec};
-use sheave_nbd::{Export, Limits, Listener, Server, ServerConfig, TlsFiles, server_tls};
-use sheave_shard::{EngineChoice, EngineConfig};
-use sheave_telemetry::Registry;
+use sheave_backends::VolumeSpec;
+use sheave_nbd::Access;
+use sheave_shard::EngineChoice;
 
-use super::{NO_PROC, VolumeParser};
+use super::VolumeParser;
 use crate::cli::Cli;
+use crate::config::serve::check_text;
+use crate::config::{POLL_US, SHARDS};
 use crate::limits::raise_open_files;
-use crate::process::{EndSignals, default_shards, runtime, start_log};
-use crate::systemd::{Passed, passed_sockets};
-use crate::telemetry::{MetricsServer, StatsSocket};
-
-const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
-/// The most names of exports in a line of the log.
-const NAMES_LOGGED: usize = 10;
+use crate::log;
+use crate::process::runtime;
+use crate::serve::offer::Wanted;
+use crate::serve::run::serve;
+use crate::serve::settings::Settings;
+use crate::systemd::passed_sockets;
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{MANUAL}\n\n{EXAMPLES}"))]
 pub(crate) struct Args {
     /// Volumes: URLs or paths
-    #[arg(required = true, value_name = "VOLUME", value_parser = VolumeParser(VolumeArg::parse))]
+    #[arg(
+        required_unless_present = "config",
+        value_name = "VOLUME",
+        value_parser = VolumeParser(VolumeArg::parse)
+    )]
     volumes: Vec<VolumeArg>,
-    /// TCP address, all that HOST has; port 0 picks a free one [default: 127.0.0.1:10809]
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "socket")]
-    listen: Option<String>,
-    /// Unix socket, instead of TCP; the umask says who may connect
+    /// Configuration file, with exports that change at SIGHUP; options given here count more
+    #[arg(long, value_name = "F")]
+    pub(crate) config: Option<PathBuf>,
+    /// TCP address, all that HOST has; as often as needed; port 0 picks a free one [default:
+    /// 127.0.0.1:10809]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Vec<String>,
+    /// Unix socket, as often as needed
     #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    pub(crate) socket: Vec<PathBuf>,
+    /// Permission bits of unix sockets, such as 0660 [default: what the umask leaves]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    pub(crate) socket_mode: Option<u32>,
+    /// Group of unix sockets [default: that of the process]
+    #[arg(long, value_name = "NAME|GID")]
+    pub(crate) socket_group: Option<String>,
     /// Export name [default: the file name]; with several volumes once for each, in order.
     ///
     /// Clients of a single export need no name; among several there is no default.
-    #[arg(long = "name", value_name = "EXPORT")]
+    #[arg(long = "name", value_name = "EXPORT", value_parser = |text: &str| string("name", text))]
     names: Vec<String>,
+    /// What clients that list exports are told [default: nothing]; once for each volume, in order
+    #[arg(
+        long = "description",
+        value_name = "TEXT",
+        value_parser = |text: &str| string("description", text)
+    )]
+    descriptions: Vec<String>,
     /// Refuse all writes
     #[arg(long)]
-    read_only: bool,
-    /// Certificate chain (PEM); with it clients must use TLS
-    #[arg(long, value_name = "F", requires = "tls_key")]
-    tls_cert: Option<PathBuf>,
-    /// Private key of the certificate (PEM)
-    #[arg(long, value_name = "F", requires = "tls_cert")]
-    tls_key: Option<PathBuf>,
-    /// Authorities (PEM) of which clients must show a certificate
-    #[arg(long, value_name = "F", requires = "tls_cert")]
-    tls_client_ca: Option<PathBuf>,
+    pub(crate) read_only: bool,
+    /// Certificate chain (PEM or DER); with it clients must use TLS
+    #[arg(long, value_name = "F")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM or DER), without a passphrase
+    #[arg(long, value_name = "F")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Authorities (PEM or DER) of which clients must show a certificate
+    #[arg(long, value_name = "F")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// Revocation lists (PEM or DER) of these authorities
+    #[arg(long, value_name = "F")]
+    pub(crate) tls_client_crl: Option<PathBuf>,
     /// Threads that serve connections [default: CPUs, at most 4]
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
-    shards: Option<u8>,
-    /// Microseconds that a busy shard looks for work before it sleeps; 0 = never
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    poll_us: u32,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(SHARDS))]
+    pub(crate) shards: Option<u32>,
+    /// Microseconds that a busy shard looks for work before it sleeps; 0 = never [default: 50]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(POLL_US))]
+    pub(crate) poll_us: Option<u32>,
     /// Serve Prometheus metrics over HTTP at this address
     #[arg(long, value_name = "HOST:PORT")]
-    metrics: Option<String>,
-    /// How connections are run
-    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
-    engine: EngineArg,
+    pub(crate) metrics: Option<String>,
+    /// How connections are run [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) engine: Option<EngineArg>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  sheave serve disk.img --socket /run/disk.sock
+  sheave serve disk.img --socket /run/disk.sock --socket-mode 0660 --socket-group disk
   sheave serve 'memory:?size=1G' --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem
   sheave serve a.img b.img --listen 127.0.0.1:0        # exports a.img and b.img
+  sheave serve --config serve.toml                     # exports that change by kill -HUP
   sheave serve 'disk.img?fault=read:delay=200ms:probability=0.01' --socket /tmp/slow.sock
 
 With a socket passed by systemd (LISTEN_FDS), --listen and --socket are not needed.";
@@ -94,8 +118,18 @@ At most 16384 connections are served, and 1152 may negotiate at a time, for 10 s
 until there is room. When all negotiate, one that is silent for 3 s makes room for the next. An
 address (an IPv6 network /64, a user of the unix socket) gets at most seven eighths of either.
 The limit of open files is raised to the hard one (`ulimit -Hn`, LimitNOFILE= in a unit).
-SIGINT and SIGTERM end it: connections have 5 s to finish what they have begun; a second signal ends
-it at once. SHEAVE_LOG=debug tells more on standard error, such as each connection.";
+
+With --config or --tls-cert, or as a service, SIGHUP reads the configuration file and the TLS files
+again: volumes are opened, grown, renamed and closed, and the clients of the others notice nothing.
+If anything is wrong, one line says what, and all stays as it was. Certificates, keys, authorities
+and revocation lists are also read when their files change. Other options need a restart. Without
+any of these SIGHUP stands for a closed terminal, and ends the server unless nohup started it.
+
+SIGINT, SIGTERM and SIGQUIT end it: connections have 5 s to finish what they have begun; a second
+one ends it at once. SIGUSR1 and SIGUSR2 are ignored.
+
+The log goes to standard error; SHEAVE_LOG=debug tells more, such as each connection. Serving never
+waits for the log: lines that cannot be written in time are lost, and a later line says how many.";
 
 /// A volume as it was written, and what that means.
 #[derive(Clone)]
@@ -110,8 +144,8 @@ impl VolumeArg {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum EngineArg {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineArg {
     /// io_uring where the kernel has it, else threads
     Auto,
     /// io_uring or fail
@@ -130,93 +164,50 @@ impl From<EngineArg> for EngineChoice {
     }
 }
 
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    check_names(&args);
-    start_log();
+pub(crate) fn run(args: Args) -> Result<()> {
+    check_counts(&args);
+    log::start();
     raise_open_files();
+    // Changes the environment, before there are threads.
     let passed = passed_sockets().context("serve")?;
+    log::start_writer();
+    let settings = Settings::read(&args).context("serve")?;
     let runtime = runtime().context("serve")?;
-    let outcome = runtime.block_on(serve(args, passed)).context("serve");
+    let outcome = runtime.block_on(serve(args, settings, passed)).context("serve");
     // Not waited for: after a second signal connections may still be busy.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: Args, passed: Vec<Passed>) -> anyhow::Result<()> {
-    if !sheave_backends::are_holders_visible() {
-        tracing::warn!("{NO_PROC}");
-    }
-    let args = Arc::new(args);
-    let opening = Arc::clone(&args);
-    let exports = tokio::select! {
-        // A disk may take its time.
-        opened = tokio::task::spawn_blocking(move || open_volumes(&opening)) => opened??,
-        signal = signals.end(|| {}) => {
-            tracing::info!("ending: {signal}");
-            return Ok(());
-        }
-    };
-    let names: Vec<String> = exports.iter().map(|export| export.name.clone()).collect();
-    let tls = match (&args.tls_cert, &args.tls_key) {
-        (Some(cert), Some(key)) => {
-            let client_ca = args.tls_client_ca.clone();
-            Some(server_tls(&TlsFiles { cert: cert.clone(), key: key.clone(), client_ca })?)
-        }
-        _ => None,
-    };
-    let registry = Arc::new(Registry::new());
-    let engine = EngineConfig {
-        choice: args.engine.into(),
-        shards: args.shards.map_or_else(default_shards, usize::from),
-        poll_us: args.poll_us,
-    };
-    let config = ServerConfig { exports, tls, engine, limits: Limits::default() };
-    let mut server = Server::start(config, &registry)?;
-    let _metrics = match &args.metrics {
-        Some(address) => Some(MetricsServer::start(address, Arc::clone(&registry))?),
-        None => None,
-    };
-    let _stats = match StatsSocket::start(registry) {
-        Ok(socket) => Some(socket),
-        Err(error) => {
-            // Serving matters more than being watched.
-            tracing::warn!("no statistics for `sheave stats`: {error:#}");
-            None
-        }
-    };
-    // Last, since whoever can connect may ask for statistics next.
-    let (exports, engine) = (summary(&names), server.engine());
-    for listener in listeners(&args, passed)? {
-        tracing::info!(exports, listener = listener.name(), engine, "serving");
-        server.listen(listener);
-    }
-    tracing::info!("ending: {}", signals.end(|| {}).await);
-    tokio::select! {
-        () = server.stop() => Ok(()),
-        signal = signals.insisted(|| {}) => {
-            bail!("a second signal, {signal}, ended it before all connections were done")
-        }
+impl Args {
+    /// The exports of the command line.
+    pub(crate) fn wanted(&self) -> Vec<Wanted> {
+        let volumes = self.volumes.iter().enumerate();
+        let wanted = volumes.map(|(index, VolumeArg { text, spec })| Wanted {
+            place: String::new(),
+            name: self.names.get(index).cloned().unwrap_or_else(|| spec.name()),
+            volume: text.clone(),
+            spec: spec.clone(),
+            description: self.descriptions.get(index).cloned().unwrap_or_default(),
+            read_only: self.read_only,
+            limits: None,
+            access: Access::default(),
+            connections_max: None,
+        });
+        wanted.collect()
     }
 }
 
-fn open_volumes(args: &Args) -> anyhow::Result<Vec<Export>> {
-    let options = OpenOptions { read_only: args.read_only, ..OpenOptions::default() };
-    let batch = OpenBatch::begin();
-    let mut exports = Vec::with_capacity(args.volumes.len());
-    for (index, VolumeArg { text, spec }) in args.volumes.iter().enumerate() {
-        let volume = spec.open(&options)?;
-        let name = args.names.get(index).cloned().unwrap_or_else(|| spec.name());
-        exports.push(Export { name, description: text.clone(), volume });
-    }
-    batch.check()?;
-    Ok(exports)
-}
-
-/// Ends with a usage error unless there is a name for each volume, or none.
-fn check_names(args: &Args) {
-    let (names, volumes) = (args.names.len(), args.volumes.len());
-    if names != 0 && names != volumes {
-        let what = format!("--name is given {names} times for {volumes} volumes");
+/// Ends with a usage error unless there is a name for each volume, or none, and a description.
+fn check_counts(args: &Args) {
+    let volumes = args.volumes.len();
+    for (option, given) in
+        [("--name", args.names.len()), ("--description", args.descriptions.len())]
+    {
+        if given == 0 || given == volumes {
+            continue;
+        }
+        let what = format!("{option} is given {given} times for {volumes} volumes");
         let mut cli = Cli::command();
         // So that the usage is that of this command.
         cli.build();
@@ -225,33 +216,17 @@ fn check_names(args: &Args) {
     }
 }
 
-/// Sockets passed by the service manager, else what the command line says.
-fn listeners(args: &Args, passed: Vec<Passed>) -> anyhow::Result<Vec<Listener>> {
-    let take = |passed| match passed {
-        Passed::Unix(socket) => Listener::from_unix(socket),
-        Passed::Tcp(socket) => Listener::from_tcp(socket),
-    };
-    let mut listeners = passed
-        .into_iter()
-        .map(take)
-        .collect::<Result<Vec<_>, _>>()
-        .context("a socket passed by the service manager")?;
-    if let Some(path) = &args.socket {
-        listeners.push(Listener::unix(path)?);
-    } else if let Some(address) = &args.listen {
-        listeners.extend(Listener::tcp(address)?);
-    } else if listeners.is_empty() {
-        listeners.extend(Listener::tcp(DEFAULT_LISTEN)?);
-    }
-    Ok(listeners)
+/// A string that goes to clients.
+fn string(what: &str, text: &str) -> Result<String, String> {
+    check_text(what, text).map(|()| text.to_owned())
 }
 
-/// Names for the log, which needs not have a thousand of them.
-fn summary(names: &[String]) -> String {
-    let shown = names.len().min(NAMES_LOGGED);
-    let shown_names = names[..shown].join(", ");
-    match names.len() - shown {
-        0 => shown_names,
-        more => format!("{shown_names} and {more} more"),
-    }
+/// Permission bits in octal.
+///
+/// # Errors
+/// What would be right.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, &'static str> {
+    let is_octal = text.len() <= 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
+    mode.ok_or("expected permission bits in octal, such as 0660")
 }

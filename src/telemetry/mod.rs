@@ -1,5 +1,6 @@
 //! How a process that serves volumes shows its statistics, and how others read them.
 
+mod exports;
 mod listener;
 mod metrics;
 mod rates;
@@ -7,6 +8,7 @@ mod runtime_dir;
 mod servers;
 mod socket;
 
+pub(crate) use exports::{ClientEntry, ExportEntry};
 pub(crate) use metrics::MetricsServer;
 pub(crate) use rates::{COLUMNS, Row, op_rows, stage_rows};
 pub(crate) use runtime_dir::{RuntimeDir, listen_at};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sheave_core::printable;
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
+use super::exports::ExportEntry;
 use super::runtime_dir::RuntimeDir;
 
 /// The form of [`ServerSnapshot`]; changes whenever an older reader would misread it.
@@ -35,6 +36,9 @@ pub(crate) struct ServerSnapshot {
     pub(crate) uptime_ms: u64,
     /// What it has counted.
     pub(crate) volumes: Vec<VolumeSnapshot>,
+    /// What it offers to NBD clients; older releases do not tell.
+    #[serde(default)]
+    pub(crate) exports: Vec<ExportEntry>,
 }
 
 impl ServerSnapshot {
@@ -46,7 +50,13 @@ impl ServerSnapshot {
             program: concat!("sheave ", env!("CARGO_PKG_VERSION")).to_owned(),
             uptime_ms: uptime.as_millis().try_into().unwrap_or(u64::MAX),
             volumes: registry.snapshot(),
+            exports: Vec::new(),
         }
+    }
+
+    /// The same with these exports.
+    pub(crate) fn with_exports(self, exports: Vec<ExportEntry>) -> Self {
+        Self { exports, ..self }
     }
 
     /// One line of JSON.

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::net::SocketType;
 use sheave_core::printable;
-use sheave_nbd::AcceptErrors;
+use sheave_nbd::{AcceptErrors, Offers};
 use sheave_telemetry::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::exports::ExportEntry;
 use super::listener::at_once;
 use super::runtime_dir::{RuntimeDir, listen_at};
 use super::servers::{Probe, ServerSnapshot, probe, socket_name};
@@ -37,11 +38,23 @@ impl StatsSocket {
     ///
     /// # Errors
     /// When the directory or the socket cannot be made.
-    pub(crate) fn start(registry: Arc<Registry>) -> Result<Self> {
-        Self::start_in(&RuntimeDir::locate(), registry)
+    pub(crate) fn start(registry: Arc<Registry>, offers: Offers) -> Result<Self> {
+        Self::start_with(&RuntimeDir::locate(), registry, Some(offers))
     }
 
+    /// The same in this directory, for a process without exports.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
     pub(crate) fn start_in(dir: &RuntimeDir, registry: Arc<Registry>) -> Result<Self> {
+        Self::start_with(dir, registry, None)
+    }
+
+    fn start_with(
+        dir: &RuntimeDir,
+        registry: Arc<Registry>,
+        offers: Option<Offers>,
+    ) -> Result<Self> {
         let started = Instant::now();
         let path = dir.path().join(socket_name(process::id()));
         let what = || format!("statistics socket {}", printable(&path));
@@ -54,7 +67,7 @@ impl StatsSocket {
         let listener = StdListener::from(listener);
         listener.set_nonblocking(true).with_context(what)?;
         let listener = UnixListener::from_std(listener).with_context(what)?;
-        let task = tokio::spawn(answer(listener, registry, started));
+        let task = tokio::spawn(answer(listener, registry, offers, started));
         Ok(Self { path, task })
     }
 
@@ -72,14 +85,21 @@ impl Drop for StatsSocket {
     }
 }
 
-async fn answer(listener: UnixListener, registry: Arc<Registry>, started: Instant) {
+async fn answer(
+    listener: UnixListener,
+    registry: Arc<Registry>,
+    offers: Option<Offers>,
+    started: Instant,
+) {
     let mut readers = JoinSet::new();
     let mut errors = AcceptErrors::new("statistics socket");
     loop {
         tokio::select! {
             accepted = listener.accept(), if readers.len() < READERS_MAX => match accepted {
                 Ok((stream, _)) => {
-                    let snapshot = ServerSnapshot::of(&registry, started.elapsed());
+                    let exports = offers.iter().flat_map(Offers::snapshot);
+                    let snapshot = ServerSnapshot::of(&registry, started.elapsed())
+                        .with_exports(exports.map(ExportEntry::from).collect());
                     readers.spawn(send(stream, snapshot));
                 }
                 Err(error) => {

@@ -1,0 +1,212 @@
+//! A server from its start to its end.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use sheave_core::Error;
+use sheave_nbd::{Export, Limits, Offers, Server, ServerConfig, TlsConfig};
+use sheave_shard::EngineConfig;
+use sheave_telemetry::Registry;
+use tokio::task::spawn_blocking;
+
+use super::offer::{Held, Offer};
+use super::settings::{Fixed, Settings};
+use super::tls_watch::TlsWatch;
+use crate::commands::NO_PROC;
+use crate::commands::serve::Args;
+use crate::process::{Asked, HangUp, Signals, default_shards};
+use crate::systemd::{Notify, Passed};
+use crate::telemetry::{MetricsServer, StatsSocket};
+
+/// The most names of exports in a line of the log.
+const NAMES_LOGGED: usize = 10;
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// What cannot be had at the start, or that a second signal came.
+pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -> Result<()> {
+    let Settings { fixed, request } = settings;
+    let notify = Notify::from_env();
+    let reloads = args.config.is_some() || request.tls.is_some() || notify.is_service();
+    if !sheave_backends::are_holders_visible() {
+        tracing::warn!("{NO_PROC}");
+    }
+    // First, so that a signal never leaves a socket behind.
+    let mut signals = Signals::catch(if reloads { HangUp::Reload } else { HangUp::End })?;
+    let offer = tokio::select! {
+        // A disk may take its time.
+        prepared = spawn_blocking(move || request.prepare(&[])) => prepared??,
+        signal = signals.end(|| {}) => {
+            tracing::info!("ending: {signal}");
+            return Ok(());
+        }
+    };
+    let registry = Arc::new(Registry::new());
+    let mut server = start(&fixed, &offer, &registry)?;
+    let _metrics = match &fixed.metrics {
+        Some(address) => Some(MetricsServer::start(address, Arc::clone(&registry))?),
+        None => None,
+    };
+    let _stats = show_statistics(registry, server.offers());
+    // Last, since a client may ask for statistics next.
+    let (exports, engine) = (summary(&offer.exports), server.engine());
+    for listener in fixed.places.listen(passed)? {
+        tracing::info!(exports, listener = listener.name(), engine, "serving");
+        server.listen(listener);
+    }
+    notify.ready();
+    let mut state = State::new(args, fixed, offer);
+    let ended = loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::End(signal) => break signal,
+                Asked::Reload => {
+                    notify.reloading("reading the configuration");
+                    if let Some(signal) = state.reload(&mut server, &mut signals).await {
+                        break signal;
+                    }
+                    notify.ready();
+                }
+            },
+            changed = watched(&mut state.tls) => take_tls(changed, &server.offers()),
+        }
+    };
+    tracing::info!("ending: {ended}");
+    notify.stopping("ending connections");
+    drop(state);
+    tokio::select! {
+        () = server.stop() => Ok(()),
+        signal = signals.insisted(|| {}) => {
+            bail!("a second signal, {signal}, ended it before all connections were done")
+        }
+    }
+}
+
+fn start(fixed: &Fixed, offer: &Offer, registry: &Arc<Registry>) -> Result<Server> {
+    let shards = fixed.shards.and_then(|shards| usize::try_from(shards).ok());
+    let engine = EngineConfig {
+        choice: fixed.engine.into(),
+        shards: shards.unwrap_or_else(default_shards),
+        poll_us: fixed.poll_us,
+    };
+    let (exports, tls) = (offer.exports.clone(), offer.tls.clone());
+    let config = ServerConfig { exports, tls, engine, limits: Limits::default() };
+    Ok(Server::start(config, registry)?)
+}
+
+/// Names for the log, which needs not have a thousand of them.
+fn summary(exports: &[Export]) -> String {
+    let shown = exports.iter().take(NAMES_LOGGED).map(|export| export.name.as_str());
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match exports.len().saturating_sub(NAMES_LOGGED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Serving matters more than being watched.
+fn show_statistics(registry: Arc<Registry>, offers: Offers) -> Option<StatsSocket> {
+    StatsSocket::start(registry, offers)
+        .inspect_err(|error| tracing::warn!("no statistics for `sheave stats`: {error:#}"))
+        .ok()
+}
+
+/// What a reload compares with.
+struct State {
+    args: Arc<Args>,
+    fixed: Fixed,
+    held: Vec<Held>,
+    tls: Option<TlsWatch>,
+}
+
+impl State {
+    fn new(args: Args, fixed: Fixed, offer: Offer) -> Self {
+        let mut state = Self { args: Arc::new(args), fixed, held: Vec::new(), tls: None };
+        state.hold(offer);
+        state
+    }
+
+    fn hold(&mut self, offer: Offer) {
+        self.held = offer.held;
+        self.tls = offer.tls_files.map(|(files, stamps)| TlsWatch::new(files, stamps));
+    }
+
+    /// Takes up what is asked for now, and once more for a signal that came meanwhile. Returns the
+    /// signal that ended it.
+    async fn reload(&mut self, server: &mut Server, signals: &mut Signals) -> Option<&'static str> {
+        loop {
+            let again = Cell::new(false);
+            let prepared = tokio::select! {
+                prepared = self.prepare() => prepared,
+                // The end need not wait for a disk that does not answer.
+                signal = signals.end(|| again.set(true)) => return Some(signal),
+            };
+            self.take_up(prepared, server);
+            if !again.get() {
+                return None;
+            }
+        }
+    }
+
+    /// Reads and opens all that is asked for now. Nothing changes by it.
+    ///
+    /// # Errors
+    /// What cannot be read or had.
+    async fn prepare(&self) -> Result<(Fixed, Offer)> {
+        let (args, held) = (Arc::clone(&self.args), self.held.clone());
+        let prepared = spawn_blocking(move || {
+            let Settings { fixed, request } = Settings::read(&args)?;
+            Ok((fixed, request.prepare(&held)?))
+        });
+        prepared.await.context("reload")?
+    }
+
+    /// Serves what has been prepared, in one step, or says why not.
+    fn take_up(&mut self, prepared: Result<(Fixed, Offer)>, server: &mut Server) {
+        let replaced = prepared.and_then(|(fixed, offer)| {
+            let ended = server.replace(offer.exports.clone(), offer.tls.clone())?;
+            Ok((fixed, offer, ended))
+        });
+        let (fixed, offer, ended) = match replaced {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                return tracing::error!("not reloaded, and all stays as it was: {error:#}");
+            }
+        };
+        let (exports, opened) =
+            (offer.held.len(), offer.held.iter().filter(|one| one.is_new()).count());
+        let closed = self.held.len() + opened - exports;
+        self.hold(offer);
+        tracing::info!(exports, opened, closed, ended_connections = ended, "reloaded");
+        for held in &self.held {
+            held.take_up();
+        }
+        let changed = self.fixed.changed(&fixed);
+        if !changed.is_empty() {
+            let keys = changed.join(", ");
+            tracing::warn!("changed, but a restart is needed for it: {keys}");
+        }
+    }
+}
+
+/// Waits for another certificate; for ever without one.
+async fn watched(tls: &mut Option<TlsWatch>) -> Result<Arc<TlsConfig>, Error> {
+    match tls {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn take_tls(changed: Result<Arc<TlsConfig>, Error>, offers: &Offers) {
+    match changed {
+        Ok(tls) => {
+            offers.set_tls(tls);
+            tracing::info!("TLS files have changed, and new connections use them");
+        }
+        Err(error) => {
+            tracing::warn!("TLS files have changed and are not used, the old ones are: {error}");
+        }
+    }
+}
