@@ -45,6 +45,43 @@ impl Certificates {
         stranger
     }
 
+    /// A directory for another client of this authority, whose certificate has these names.
+    #[must_use]
+    pub fn client(&self, common_name: &str, dns_name: Option<&str>) -> Scratch {
+        let mut extension = "extendedKeyUsage=clientAuth".to_owned();
+        if let Some(name) = dns_name {
+            extension += &format!("\nsubjectAltName=DNS:{name}");
+        }
+        issue(self.dir.path(), common_name, &extension);
+        let dir = self.without_client();
+        for end in ["cert.pem", "key.pem"] {
+            let own = self.file(&format!("{common_name}-{end}"));
+            fs::copy(own, dir.file(&format!("client-{end}"))).expect("copy a certificate");
+        }
+        dir
+    }
+
+    /// Issues the server another certificate, with another key.
+    pub fn renew_server(&self) {
+        issue(self.dir.path(), "server", "subjectAltName=DNS:localhost,IP:127.0.0.1");
+    }
+
+    /// Writes `crl.pem`: these clients' certificates are revoked.
+    pub fn revoke(&self, common_names: &[&str]) {
+        let config = "[ca]\ndefault_ca = d\n[d]\ndatabase = index.txt\ncrlnumber = crlnumber\n\
+                      default_md = sha256\ndefault_crl_days = 2\ncrl_extensions = e\n\
+                      [e]\nauthorityKeyIdentifier = keyid\n";
+        for (name, text) in [("ca.cnf", config), ("index.txt", ""), ("crlnumber", "01\n")] {
+            fs::write(self.file(name), text).expect("write a file");
+        }
+        let ca = || openssl(self.dir(), "ca -config ca.cnf -keyfile ca-key.pem -cert ca-cert.pem");
+        for name in common_names {
+            ca().args(&format!("-revoke {name}-cert.pem")).ok();
+        }
+        ca().args("-gencrl -out crl.tmp").ok();
+        fs::rename(self.file("crl.tmp"), self.file("crl.pem")).expect("rename a file");
+    }
+
     /// The path of one file.
     #[must_use]
     pub fn file(&self, name: &str) -> String {

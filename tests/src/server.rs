@@ -60,6 +60,13 @@ impl Serve {
         }
     }
 
+    /// Serves what a configuration file says.
+    #[must_use]
+    pub fn configured(config: &str) -> Self {
+        let args = vec!["--config".to_owned(), config.to_owned()];
+        Self { args, wrapper: Vec::new(), log_level: String::new(), log_to: None }
+    }
+
     /// Adds arguments, divided at white space.
     #[must_use]
     pub fn args(mut self, args: &str) -> Self {
@@ -265,6 +272,37 @@ impl Server {
     /// When it does not end in time.
     pub fn interrupt(&mut self) -> ExitStatus {
         self.end(Signal::INT)
+    }
+
+    /// Makes it read its configuration again and waits for what it says about it.
+    ///
+    /// # Panics
+    /// When it says nothing.
+    pub fn reload(&self) -> String {
+        let is_about_it = |line: &&str| line.contains("eloaded");
+        let before = self.log().lines().filter(is_about_it).count();
+        self.signal(Signal::HUP);
+        let start = Instant::now();
+        loop {
+            let log = self.log();
+            if let Some(line) = log.lines().filter(is_about_it).nth(before) {
+                return line.to_owned();
+            }
+            assert!(start.elapsed() < PATIENCE, "not reloaded:\n{log}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until its log has this text so many times.
+    ///
+    /// # Panics
+    /// When it does not come to that.
+    pub fn wait_for_log(&self, text: &str, times: usize) {
+        let start = Instant::now();
+        while self.log().matches(text).count() < times {
+            assert!(start.elapsed() < PATIENCE, "no {text:?}:\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Sends it a signal.

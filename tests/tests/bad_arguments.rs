@@ -19,7 +19,7 @@ fn wrong_usage_is_told_with_code_2() {
         "serve memory:?size=1M --shards 0",
         "serve memory:?size=1M --shards many",
         "serve memory:?size=1M --poll-us -1",
-        "serve memory:?size=1M --listen 127.0.0.1:0 --socket /tmp/s",
+        "serve memory:?size=1M --socket /tmp/s --socket-mode 999",
         "serve memory:?size=1M --tls-cert cert.pem",
         "serve memory:?size=1M --tls-key key.pem",
         "copy memory:?size=1M",
