@@ -1,7 +1,7 @@
 //! Opens many files with a single look at the programs that have them open.
 //!
-//! The look at all processes takes time in proportion to the files that are open on the machine. Done
-//! for each of a thousand files, it takes minutes.
+//! The look at all processes takes time in proportion to the files that are open on the machine.
+//! Done for each of a thousand files, it takes minutes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
