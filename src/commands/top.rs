@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::mem::ManuallyDrop;
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ const WIDTHS: [u16; COLUMNS.len()] = [8, 12, 9, 6, 7, 8, 9, 9, 9, 9, 9];
 const EXPENDABLE: [&str; 6] = ["p99.9 µs", "p90 µs", "ERRORS", "COUNT", "max µs", "MB/s"];
 /// How soon a signal that ends the program is noticed.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
+/// How long the screen may take to notice it, too.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Watch the volumes that are served.
 #[derive(clap::Args, Debug)]
@@ -153,6 +156,7 @@ fn block(rows: &[Row]) -> String {
 
 fn on_screen(args: &Args, watch: &mut Watch, interrupt: &Interrupt) -> io::Result<()> {
     let mut screen = Screen::open()?;
+    end_if_stuck(interrupt.clone());
     let mut rows = Vec::new();
     let mut next = Instant::now();
     for turn in 0.. {
@@ -173,6 +177,19 @@ fn on_screen(args: &Args, watch: &mut Watch, interrupt: &Interrupt) -> io::Resul
         }
     }
     Ok(())
+}
+
+/// Ends the process some time after a signal: on a terminal that is gone, crossterm reads for ever
+/// without a look at anything else.
+fn end_if_stuck(interrupt: Interrupt) {
+    thread::spawn(move || {
+        while !interrupt.is_set() {
+            thread::sleep(SIGNAL_CHECK);
+        }
+        thread::sleep(END_TIMEOUT);
+        let _ = ratatui::crossterm::terminal::disable_raw_mode();
+        process::exit(0)
+    });
 }
 
 /// The terminal, which is put back when this is dropped. Its own drop would print an error, and so
