@@ -183,8 +183,13 @@ struct Image {
     /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
     /// file drops the process's POSIX lock on it.
     idle: Mutex<Vec<Handle>>,
-    /// The description that was opened by name and holds the locks. No backend uses it.
-    main: File,
+    /// The description that was opened by name and holds the locks. Backends use it for nothing but
+    /// [`Image::allocates`].
+    main: Arc<File>,
+    /// `main` holds a device exclusively (`O_EXCL`).
+    holds_device: bool,
+    /// A device that cannot write zeroes by itself. The kernel does it, as slowly as anybody.
+    no_zero_offload: bool,
     // Last, so that the file is closed before another opener in this process is let in.
     claim: Option<Claim>,
 }
@@ -251,7 +256,7 @@ impl Image {
     /// See [`Volume::grow`].
     fn grow(&self) -> Result<u64> {
         // Answers the size of a device too (BLKGETSIZE64), whose metadata says 0.
-        let end = (&self.main)
+        let end = (&*self.main)
             .seek(SeekFrom::End(0))
             .map_err(|error| Error::from_io("grow", &*self.name, error))?;
         // Without descriptions for a tail only whole blocks can be served. Nor would the tail be
@@ -266,6 +271,15 @@ impl Image {
     /// made when the volume was shorter, so the end of the volume is no measure.
     fn is_tail(&self, range: ByteRange) -> bool {
         self.has_tail && !range.end().is_multiple_of(self.info.block.minimum.into())
+    }
+
+    /// The description for `fallocate`. Before a device discards or zeroes a range, the kernel drops
+    /// what its page cache has of it; dirty pages only for the description that holds the device
+    /// exclusively, if there is one, and other descriptions get EBUSY (block/bdev.c,
+    /// `truncate_bdev_range`). Which description it is has no effect on which one hears of a failed
+    /// write-back: that does the sync after it, if one is wanted.
+    fn allocates<'a>(&'a self, handle: &'a Handle) -> &'a Arc<File> {
+        if self.holds_device { &self.main } else { &handle.file }
     }
 
     /// A megabyte of zeroes, which nobody ever writes to.

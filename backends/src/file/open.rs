@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
+use rustix::io::Errno;
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
 use super::claim::{self, Claim, Identity};
@@ -47,9 +48,15 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     if options.lock {
         claim::lock(&file, &identity, path, options.read_only)?;
     }
+    if is_device && !options.read_only {
+        check_writable(&file).map_err(|error| explain(error, &name, options))?;
+    }
     let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let block = block_sizes(&file, &metadata, &name, options.direct, size)?;
     let hole_block = if is_device { logical_block(&file).map_err(failed)?.into() } else { 1 };
+    // Without it a refused hole would already have cost what the page cache had.
+    let no_zero_offload =
+        is_device && attribute(&metadata, "queue/write_zeroes_max_bytes").as_deref() == Some("0");
     Ok(Image {
         info: VolumeInfo {
             block,
@@ -66,11 +73,16 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         direct: options.direct,
         local: !is_device && claim::is_on(&file, &LOCAL_FILE_SYSTEMS),
         hole_block,
-        features: Features::default(),
+        features: Features {
+            no_punch_hole: AtomicBool::new(no_zero_offload),
+            ..Features::default()
+        },
         poisoned: AtomicBool::new(false),
         zeroes: OnceLock::new(),
         idle: Mutex::default(),
-        main: file,
+        main: Arc::new(file),
+        holds_device: is_exclusive(options, is_device),
+        no_zero_offload,
         claim,
     })
 }
@@ -114,7 +126,7 @@ fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
     let mut flags = OFlags::empty();
     flags.set(OFlags::DIRECT, options.direct);
     // On a device: not while it is mounted or part of another device.
-    flags.set(OFlags::EXCL, is_device && !options.read_only && options.lock);
+    flags.set(OFlags::EXCL, is_exclusive(options, is_device));
     OpenOptions::new()
         .read(true)
         .write(!options.read_only)
@@ -122,10 +134,30 @@ fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
         .open(&options.path)
 }
 
+/// Whether to hold a device exclusively.
+fn is_exclusive(options: &FileOptions, is_device: bool) -> bool {
+    is_device && !options.read_only && options.lock
+}
+
+/// Whether a device that could be opened for writing can also be written: the kernel looks at
+/// BLKROGET, and at whether it is a swap device, only when it is (block/fops.c, `blkdev_write_iter`).
+/// Nothing is written.
+fn check_writable(device: &File) -> io::Result<()> {
+    rustix::io::retry_on_intr(|| rustix::io::pwrite(device, &[], 0))?;
+    Ok(())
+}
+
 /// Says what to do where the errno alone would not.
 fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
     let kind = ErrorKind::of_io(&error);
     let hint = match kind {
+        _ if Errno::from_io_error(&error) == Some(Errno::NOMEDIUM) => {
+            " (there is no medium in it; insert one)"
+        }
+        ErrorKind::Permission if !options.read_only && is_held_read_only(&options.path) => {
+            " (the kernel holds this device read-only; read-only=true serves it so, and \
+             blockdev --setrw makes it writable)"
+        }
         ErrorKind::Permission if !options.read_only && is_readable(&options.path) => {
             " (read-only=true serves it without write access)"
         }
@@ -142,6 +174,12 @@ fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
         kind => kind,
     };
     Error::new(kind, "open", format!("{name}{hint}")).because(error)
+}
+
+/// Whether it is a device, and the kernel says that it is read-only.
+fn is_held_read_only(path: &Path) -> bool {
+    let metadata = path.metadata().ok().filter(|found| found.file_type().is_block_device());
+    metadata.is_some_and(|found| attribute(&found, "ro").as_deref() == Some("1"))
 }
 
 fn is_readable(path: &Path) -> bool {

@@ -132,9 +132,9 @@ impl Work {
                 from: if *done == 0 { data.clone() } else { data.slice(*done, data.len() - done) },
                 dsync: *fua == Fua::Dsync,
             },
-            Self::Trim { range, .. } => allocate(handle, Allocate::PunchHole, *range),
+            Self::Trim { range, .. } => allocate(image, handle, Allocate::PunchHole, *range),
             Self::Zero { range, how: Zeroing::Allocate(mode), .. } => {
-                allocate(handle, *mode, *range)
+                allocate(image, handle, *mode, *range)
             }
             Self::Zero { range, how: Zeroing::Write { done }, .. } => {
                 let rest = range.part(*done, range.len() - done);
@@ -203,6 +203,8 @@ impl Work {
                     image.features.no_punch_hole.store(true, Relaxed);
                     Step::End(Ok(Reply::Done))
                 }
+                // A trim is a hint.
+                Err(error) if is_held(&error) => Step::End(Ok(Reply::Done)),
                 Err(error) => Step::End(Err(failed("trim", *range, image, error))),
             },
             Self::Zero { .. } => self.zero_ended(result, image),
@@ -212,7 +214,7 @@ impl Work {
 
     fn zero_ended(&mut self, result: io::Result<usize>, image: &Image) -> Step {
         let Self::Zero { range, how, fua, fast, no_hole } = self else { return Step::Sync };
-        match (how, result) {
+        match (&mut *how, result) {
             (Zeroing::Allocate(_), Ok(_)) => sync_or_end(*fua),
             (Zeroing::Allocate(mode), Err(error)) if is_unsupported(&error) => {
                 let refused = match mode {
@@ -228,6 +230,16 @@ impl Work {
                     }
                     Err(error) => Step::End(Err(error)),
                 }
+            }
+            // Only now, and nothing has been altered.
+            (Zeroing::Allocate(_), Err(error)) if is_held(&error) => {
+                if *fast {
+                    let why = format!("{}: another program holds the device", image.name);
+                    let error = Error::new(ErrorKind::Unsupported, "write_zeroes", why);
+                    return Step::End(Err(error));
+                }
+                *how = Zeroing::Write { done: 0 };
+                Step::Request
             }
             (Zeroing::Write { .. }, Ok(0)) => Step::End(Err(stuck(*range, image))),
             (Zeroing::Write { done }, Ok(count)) => {
@@ -250,7 +262,7 @@ fn zeroing(range: ByteRange, no_hole: bool, fast: bool, image: &Image) -> Result
     if aligned && !no_hole && !features.no_punch_hole.load(Relaxed) {
         return Ok(Zeroing::Allocate(Allocate::PunchHole));
     }
-    if aligned && !features.no_zero_range.load(Relaxed) {
+    if aligned && !features.no_zero_range.load(Relaxed) && !(fast && image.no_zero_offload) {
         return Ok(Zeroing::Allocate(Allocate::ZeroRange));
     }
     if fast {
@@ -312,14 +324,20 @@ fn whole_blocks(range: ByteRange, block: u64) -> ByteRange {
     range.part(skip, end - range.start() - skip)
 }
 
-fn allocate(handle: &Handle, mode: Allocate, range: ByteRange) -> IoRequest {
-    let file = Arc::clone(&handle.file);
+fn allocate(image: &Image, handle: &Handle, mode: Allocate, range: ByteRange) -> IoRequest {
+    let file = Arc::clone(image.allocates(handle));
     IoRequest::Allocate { file, mode, at: range.start(), len: range.len() }
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::NOTTY))
+}
+
+/// Whether a device refuses because its page cache has dirty data of the range, and another
+/// program holds it exclusively.
+fn is_held(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::BUSY)
 }
 
 fn failed(op: &'static str, range: ByteRange, image: &Image, error: io::Error) -> Error {

@@ -248,3 +248,54 @@ fn a_direct_write_whose_sync_fails_poisons_and_one_that_fails_itself_does_not() 
         assert!(error.to_string().contains("may be lost"), "{error}");
     }
 }
+
+#[test]
+fn a_device_that_another_program_holds_gets_zeroes_written_and_no_trims() {
+    let dir = TempDir::new().unwrap();
+    let volume = volume(&dir);
+    let log = Log::default();
+    let mut held = true;
+    let mut driver = log.driver(&volume, move |request| match request {
+        IoRequest::Allocate { .. } if held => errno(Errno::BUSY),
+        IoRequest::Write { at: 0, from, .. } if from.len() == 1 => {
+            held = false;
+            Mishap::None
+        }
+        _ => Mishap::None,
+    });
+    driver.run_one(with_fua(trim(0, 4096))).unwrap();
+    assert_eq!(log.take(), ["PunchHole 0+4096"]);
+    for no_hole in [false, true] {
+        let zero = |fast| Op::WriteZeroes { range: range(0, 4096), fua: true, no_hole, fast };
+        let way = if no_hole { "ZeroRange 0+4096" } else { "PunchHole 0+4096" };
+        // As a whole: it is slow, and the next one may be fast.
+        assert_eq!(driver.run_one(zero(true)).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(log.take(), [way]);
+        driver.run_one(zero(false)).unwrap();
+        assert_eq!(log.take(), [way, "write 0+4096", "sync"]);
+    }
+    assert_eq!(bytes(driver.run_one(read(0, 4097))), [vec![0; 4096], vec![0x11]].concat());
+    driver.run_one(write(0, b"x")).unwrap();
+    log.take();
+    driver.run_one(zeroes(0, 4096)).unwrap();
+    assert_eq!(log.take(), ["PunchHole 0+4096"], "it is not remembered");
+}
+
+#[test]
+fn a_file_system_that_becomes_read_only_is_a_matter_of_permission() {
+    for why in [Errno::ROFS, Errno::PERM] {
+        let dir = TempDir::new().unwrap();
+        let volume = volume(&dir);
+        let mut driver = Log::default().driver(&volume, move |request| match request {
+            IoRequest::Write { .. } | IoRequest::Allocate { .. } => errno(why),
+            _ => Mishap::None,
+        });
+        for op in [write(0, b"x"), with_fua(write(0, b"x")), trim(0, 4096), zeroes(0, 4096)] {
+            let error = driver.run_one(op).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+            assert_eq!(error.kind().nbd_errno(), sheave_core::NbdErrno::Perm);
+        }
+        assert_eq!(bytes(driver.run_one(read(0, 2))), [0x11; 2], "reads go on");
+        driver.run_one(Op::Flush).unwrap();
+    }
+}
