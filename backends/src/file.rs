@@ -8,6 +8,7 @@ mod backend;
 mod batch;
 mod claim;
 mod forks;
+mod format;
 mod holders;
 mod open;
 mod seek;
@@ -49,13 +50,25 @@ pub struct FileOptions {
     pub direct: bool,
     /// Refuse it when another program has it open for writing, and lock it against others.
     pub lock: bool,
+    /// The logical block of the disk that it is, a power of two from 512 to 4096 bytes; without it
+    /// that of the device, and 512 for an image.
+    pub block: Option<u32>,
+    /// It is meant to be served as it is, even if it looks like an image in another format.
+    pub raw: bool,
 }
 
 impl FileOptions {
     /// Opens `path` for reading and writing, locked, through the page cache.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), read_only: false, direct: false, lock: true }
+        Self {
+            path: path.into(),
+            read_only: false,
+            direct: false,
+            lock: true,
+            block: None,
+            raw: false,
+        }
     }
 }
 
@@ -101,7 +114,7 @@ pub(crate) fn identity(path: &Path) -> Result<Option<String>> {
 
 /// Makes the file so many bytes long, on stable storage. See [`crate::resize`].
 pub(crate) fn grow(path: &Path, lock: bool, size: u64) -> Result<u64> {
-    let image = open::open(&FileOptions { lock, ..FileOptions::new(path) })?;
+    let image = open::open(&FileOptions { lock, raw: true, ..FileOptions::new(path) })?;
     let has = image.size();
     if size < has {
         let why = format!("{}: has {has} bytes; to make it {size} would cut data off", image.name);
@@ -167,6 +180,10 @@ struct Image {
     /// Bytes. It only grows, so that one who has read an older size may still use it.
     size: AtomicU64,
     direct: bool,
+    /// It grows by multiples of this: of its logical block, and of whole blocks where there are no
+    /// descriptions for a tail. Nor would such a tail be safe: its page could hold blocks that are
+    /// written directly.
+    growth_unit: u64,
     /// Direct, and it ended within a block when it was opened. What of a range lies in such a last
     /// block goes through the page cache.
     has_tail: bool,
@@ -259,10 +276,7 @@ impl Image {
         let end = (&*self.main)
             .seek(SeekFrom::End(0))
             .map_err(|error| Error::from_io("grow", &*self.name, error))?;
-        // Without descriptions for a tail only whole blocks can be served. Nor would the tail be
-        // safe: its page could hold blocks that are written directly.
-        let block = u64::from(self.info.block.minimum);
-        let end = if self.direct && !self.has_tail { end - end % block } else { end };
+        let end = end - end % self.growth_unit;
         let had = self.size.fetch_max(end, Ordering::Relaxed);
         if end < had { Err(work::shrunk("grow", self, end)) } else { Ok(end) }
     }
@@ -273,11 +287,11 @@ impl Image {
         self.has_tail && !range.end().is_multiple_of(self.info.block.minimum.into())
     }
 
-    /// The description for `fallocate`. Before a device discards or zeroes a range, the kernel drops
-    /// what its page cache has of it; dirty pages only for the description that holds the device
-    /// exclusively, if there is one, and other descriptions get EBUSY (block/bdev.c,
-    /// `truncate_bdev_range`). Which description it is has no effect on which one hears of a failed
-    /// write-back: that does the sync after it, if one is wanted.
+    /// The description for `fallocate`. Before a device discards or zeroes a range, the kernel
+    /// drops what its page cache has of it. If a description holds the device exclusively, it drops
+    /// dirty pages for that one only, and fails with EBUSY for others (block/bdev.c,
+    /// `truncate_bdev_range`). A failed write-back is reported by syncs, not by `fallocate`, so
+    /// each backend still hears of it through its own description.
     fn allocates<'a>(&'a self, handle: &'a Handle) -> &'a Arc<File> {
         if self.holds_device { &self.main } else { &handle.file }
     }

@@ -43,6 +43,8 @@ const LAYER_PARAMETERS: [&str; 5] = ["read-only", "limit-bps", "limit-iops", "fa
 /// |---|---|---|
 /// | `size=10G` | memory, null | its size |
 /// | `direct=true` | file | bypass the page cache (`O_DIRECT`) |
+/// | `block=4096` | file | logical block of the disk: 512 (default of images), 1024, 2048, 4096 |
+/// | `format=raw` | file | serve it as it is, even if it looks like another format |
 /// | `lock=false` | file | open it even if another program has it open for writing |
 /// | `read-only=true` | all | refuse to write |
 /// | `limit-bps=100M`, `limit-iops=5000` | all | per second, of all connections together |
@@ -64,7 +66,7 @@ pub struct VolumeSpec {
 enum Source {
     Memory { size: u64 },
     Null { size: u64 },
-    File { path: PathBuf, direct: bool, lock: bool },
+    File { path: PathBuf, direct: bool, lock: bool, block: Option<u32>, raw: bool },
 }
 
 /// What a caller wants of a volume besides what its text says.
@@ -109,6 +111,9 @@ pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
         return Ok(spec.open(&options)?.size());
     };
     match &spec.source {
+        Source::File { block: Some(block), .. } if !size.is_multiple_of((*block).into()) => {
+            Err(invalid("resize", format!("{volume}: {size} bytes are no multiple of its block")))
+        }
         Source::File { path, lock, .. } => file::grow(path, *lock, size),
         Source::Memory { .. } | Source::Null { .. } => Err(fixed_size(volume)),
     }
@@ -223,9 +228,10 @@ impl VolumeSpec {
         let mut volume: Arc<dyn Volume> = match &self.source {
             Source::Memory { size } => Arc::new(Memory::new(*size)?),
             Source::Null { size } => Arc::new(Null::new(*size)),
-            Source::File { path, direct, lock } => {
-                let (direct, lock) = (*direct, *lock);
-                let options = FileOptions { path: path.clone(), read_only, direct, lock };
+            Source::File { path, direct, lock, block, raw } => {
+                let (direct, lock, block, raw) = (*direct, *lock, *block, *raw);
+                let path = path.clone();
+                let options = FileOptions { path, read_only, direct, lock, block, raw };
                 Arc::new(FileVolume::open(&options)?)
             }
         };
@@ -277,7 +283,28 @@ fn file_source(path: PathBuf, parameters: &mut Parameters) -> Result<Source> {
         path,
         direct: parameters.take_switch("direct")?.unwrap_or(false),
         lock: parameters.take_switch("lock")?.unwrap_or(true),
+        block: logical_block(parameters)?,
+        raw: is_raw(parameters)?,
     })
+}
+
+fn logical_block(parameters: &mut Parameters) -> Result<Option<u32>> {
+    let Some(text) = parameters.take("block")? else { return Ok(None) };
+    match parse_size(&text)? {
+        size @ (512 | 1024 | 2048 | 4096) => Ok(Some(size as u32)),
+        _ => Err(parameters.wrong(&format!("block={text}: write 512, 1024, 2048 or 4096"))),
+    }
+}
+
+fn is_raw(parameters: &mut Parameters) -> Result<bool> {
+    match parameters.take("format")?.as_deref() {
+        None => Ok(false),
+        Some("raw") => Ok(true),
+        Some(other) => {
+            let why = format!("format={other}: only raw images are served; qemu-nbd serves others");
+            Err(parameters.wrong(&why))
+        }
+    }
 }
 
 fn size_of(rest: &str, parameters: &mut Parameters) -> Result<u64> {

@@ -64,6 +64,11 @@ fn a_device_grows_while_it_is_used() {
 }
 
 #[test]
+fn a_device_has_the_blocks_of_the_disk_below() {
+    case("sectors.sh");
+}
+
+#[test]
 fn a_volume_that_does_not_answer_can_be_ended() {
     case("stalled.sh");
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sheave_tests::{
-    Run, Scratch, Serve, Wire, both_engines, compare, errno, pattern, python, skip,
+    Run, Scratch, Serve, Wire, both_engines, compare, errno, pattern, python, sheave, skip,
 };
 
 const MIB: u64 = 1 << 20;
@@ -107,5 +107,50 @@ both_engines! {
         assert_eq!(wire.write(MIB, &pattern(1 << 20, 3)).expect("a reply"), 0);
         let data = wire.read(MIB, 1 << 20).expect("a reply").expect("data");
         assert!(data.iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn clients_are_told_the_logical_block_of_the_disk() {
+    const SCRIPT: &str = "import nbd, sys
+h = nbd.NBD()
+h.set_strict_mode(0)
+h.connect_uri(sys.argv[1])
+least, size = h.get_block_size(nbd.SIZE_MINIMUM), h.get_size()
+assert least == int(sys.argv[2]), least
+assert size % least == 0 and h.get_block_size(nbd.SIZE_PREFERRED) == 4096
+h.pwrite(b'odd', 4097)
+assert h.pread(3, 4097) == b'odd'";
+    let scratch = Scratch::on_disk();
+    let image = scratch.filled("disk.img", 1 << 20);
+    let cases = [("", "1"), ("?block=512", "1"), ("?block=2048", "2048"), ("?block=4K", "4096")];
+    for (parameters, least) in cases {
+        let server = Serve::new(format!("{image}{parameters}")).unix();
+        // It asks for the sizes, and sends less all the same.
+        let client = Run::new("/usr/bin/python3").arg("-c").arg(SCRIPT);
+        client.arg(server.uri()).arg(least).ok();
+    }
+    let odd = scratch.filled("odd.img", 5000);
+    let serve = Run::new(sheave()).arg("serve").arg(format!("{odd}?block=4096"));
+    let refused = serve.args("--listen 127.0.0.1:0").fails();
+    assert!(refused.contains("truncate -s %4096"), "{refused}");
+}
+
+#[test]
+fn images_in_other_formats_are_served_with_a_warning() {
+    let scratch = Scratch::on_disk();
+    let image = scratch.filled("disk.qcow2", 1 << 20);
+    let count = |parameters: &str| {
+        let log = Serve::new(format!("{image}{parameters}")).unix().log();
+        log.lines().filter(|line| line.contains("WARN") && line.contains("qcow2 image")).count()
+    };
+    assert_eq!(count(""), 0);
+    let mut bytes = std::fs::read(&image).expect("an image");
+    bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    std::fs::write(&image, bytes).expect("an image");
+    for (parameters, lines) in
+        [("", 1), ("?direct=true", 1), ("?read-only=true", 1), ("?format=raw", 0)]
+    {
+        assert_eq!(count(parameters), lines, "{parameters}");
     }
 }

@@ -13,11 +13,13 @@ use rustix::io::Errno;
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
 use super::claim::{self, Claim, Identity};
-use super::{Features, FileOptions, Handle, Image, holders, seek};
+use super::{Features, FileOptions, Handle, Image, format, holders, seek};
 use crate::parse::invalid;
 
 /// The largest minimum block that a volume may state.
 const BLOCK_MAX: u32 = 64 << 10;
+/// The logical block of an image, unless it is said otherwise.
+const LOGICAL_DEFAULT: u32 = 512;
 /// Alignment that every device and file system of today takes, where the kernel does not tell.
 const DIRECT_BLOCK_DEFAULT: u32 = 4096;
 
@@ -37,23 +39,18 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         let why = format!("{name}: a volume is a regular file or a block device; this is neither");
         return Err(invalid("open", why));
     }
-    let identity = Identity::of(&metadata);
-    let claim =
-        options.lock.then(|| Claim::new(&identity, &name, options.read_only)).transpose()?;
-    let mut file = open_file(options, is_device).map_err(|error| explain(error, &name, options))?;
-    if Identity::of(&file.metadata().map_err(failed)?) != identity {
-        let why = format!("{name}: it was replaced while it was being opened; try again");
-        return Err(Error::new(ErrorKind::Busy, "open", why));
-    }
-    if options.lock {
-        claim::lock(&file, &identity, path, options.read_only)?;
-    }
-    if is_device && !options.read_only {
-        check_writable(&file).map_err(|error| explain(error, &name, options))?;
-    }
+    let (claim, mut file) = take(options, &name, &metadata)?;
     let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let sector = if is_device { logical_block(&file).map_err(failed)? } else { LOGICAL_DEFAULT };
+    let logical = logical(options, &name, sector, size)?;
     let block = block_sizes(&file, &metadata, &name, options.direct, size)?;
-    let hole_block = if is_device { logical_block(&file).map_err(failed)?.into() } else { 1 };
+    let block = BlockSizes { logical, preferred: block.preferred.max(logical), ..block };
+    if !options.raw {
+        format::warn_of_others(&name, &file, size);
+    }
+    let hole_block = if is_device { sector.into() } else { 1 };
+    let has_tail = options.direct && !size.is_multiple_of(block.minimum.into());
+    let whole = if options.direct && !has_tail { block.minimum } else { 1 };
     // Without it a refused hole would already have cost what the page cache had.
     let no_zero_offload =
         is_device && attribute(&metadata, "queue/write_zeroes_max_bytes").as_deref() == Some("0");
@@ -69,7 +66,8 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         name,
         path: path.clone(),
         size: AtomicU64::new(size),
-        has_tail: options.direct && !size.is_multiple_of(block.minimum.into()),
+        growth_unit: whole.max(options.block.unwrap_or(1)).into(),
+        has_tail,
         direct: options.direct,
         local: !is_device && claim::is_on(&file, &LOCAL_FILE_SYSTEMS),
         hole_block,
@@ -85,6 +83,27 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         no_zero_offload,
         claim,
     })
+}
+
+/// Opens what has this name, if it may be used, and keeps others from using it. The file is closed
+/// before the claim ends, in this order.
+fn take(options: &FileOptions, name: &str, metadata: &Metadata) -> Result<(Option<Claim>, File)> {
+    let is_device = metadata.file_type().is_block_device();
+    let identity = Identity::of(metadata);
+    let claim = options.lock.then(|| Claim::new(&identity, name, options.read_only)).transpose()?;
+    let file = open_file(options, is_device).map_err(|error| explain(error, name, options))?;
+    let opened = file.metadata().map_err(|error| Error::from_io("open", name, error))?;
+    if Identity::of(&opened) != identity {
+        let why = format!("{name}: it was replaced while it was being opened; try again");
+        return Err(Error::new(ErrorKind::Busy, "open", why));
+    }
+    if options.lock {
+        claim::lock(&file, &identity, &options.path, options.read_only)?;
+    }
+    if is_device && !options.read_only {
+        check_writable(&file).map_err(|error| explain(error, name, options))?;
+    }
+    Ok((claim, file))
 }
 
 /// Opens the file once more, as a description of its own.
@@ -139,9 +158,8 @@ fn is_exclusive(options: &FileOptions, is_device: bool) -> bool {
     is_device && !options.read_only && options.lock
 }
 
-/// Whether a device that could be opened for writing can also be written: the kernel looks at
-/// BLKROGET, and at whether it is a swap device, only when it is (block/fops.c, `blkdev_write_iter`).
-/// Nothing is written.
+/// Checks that a device which was opened for writing can be written. Only a write looks at whether
+/// it is read-only (BLKROGET) or a swap device (block/fops.c, `blkdev_write_iter`). Writes nothing.
 fn check_writable(device: &File) -> io::Result<()> {
     rustix::io::retry_on_intr(|| rustix::io::pwrite(device, &[], 0))?;
     Ok(())
@@ -155,8 +173,8 @@ fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
             " (there is no medium in it; insert one)"
         }
         ErrorKind::Permission if !options.read_only && is_held_read_only(&options.path) => {
-            " (the kernel holds this device read-only; read-only=true serves it so, and \
-             blockdev --setrw makes it writable)"
+            " (the kernel holds this device read-only; serve it with --read-only or \
+             read-only=true, or make it writable: blockdev --setrw)"
         }
         ErrorKind::Permission if !options.read_only && is_readable(&options.path) => {
             " (read-only=true serves it without write access)"
@@ -215,6 +233,23 @@ fn capabilities(options: &FileOptions, block_status: bool) -> Capabilities {
         block_status,
         multi_conn: true,
     }
+}
+
+/// The logical block of a disk whose sectors have `sector` bytes.
+fn logical(options: &FileOptions, name: &str, sector: u32, size: u64) -> Result<u32> {
+    let Some(block) = options.block else { return Ok(sector) };
+    if block < sector {
+        let why = format!("{name}: block={block}: the blocks of this device have {sector} bytes");
+        return Err(invalid("open", why));
+    }
+    if !size.is_multiple_of(block.into()) {
+        let why = format!(
+            "{name}: block={block}: its {size} bytes are no multiple of that; \
+             round it up: truncate -s %{block} FILE"
+        );
+        return Err(invalid("open", why));
+    }
+    Ok(block)
 }
 
 fn block_sizes(

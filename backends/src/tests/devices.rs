@@ -42,6 +42,8 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // Else the next one under this number would be read-only too.
+        let _ = Command::new("blockdev").arg("--setrw").arg(&self.device).status();
         let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
     }
 }
@@ -224,6 +226,7 @@ fn a_direct_device_takes_its_own_blocks() {
     let url = format!("{}?direct=true", looped.device.display());
     let volume = open(&url, &OpenOptions::default()).unwrap();
     assert_eq!(volume.info().block.minimum, 4096);
+    assert_eq!(volume.info().block.logical, 4096);
     let mut driver = driver(&*volume);
     driver.run_one(with_fua(write(4000, b"over the edge of a block"))).unwrap();
     driver.run_one(with_fua(write(4090, &[0; 10]))).unwrap();
@@ -339,7 +342,7 @@ fn a_backend_that_comes_late_tells_of_what_was_lost_before() {
 }
 
 #[test]
-#[ignore = "needs root, mount and chattr"]
+#[ignore = "needs root and a free loop device"]
 fn files_that_cannot_be_written_say_what_to_do() {
     let run = |program: &str, args: &[&str], path: &Path| {
         let ended = Command::new(program).args(args).arg(path).status();
@@ -369,4 +372,26 @@ fn files_that_cannot_be_written_say_what_to_do() {
     run("mount", &["-o", "remount,ro"], &mounted);
     check(&path);
     run("umount", &[], &mounted);
+}
+
+#[test]
+#[ignore = "needs root and a free loop device"]
+fn a_device_has_the_logical_block_of_what_is_below() {
+    for sector in [512, 1024, 2048, 4096] {
+        let looped = Loop::new(&["--sector-size", &sector.to_string()]);
+        for parameters in
+            ["", "?direct=true", "?read-only=true&limit-iops=99999&fault=any:delay=1us"]
+        {
+            let url = format!("{}{parameters}", looped.device.display());
+            let volume = open(&url, &OpenOptions::default()).unwrap();
+            assert_eq!(volume.info().block.logical, sector, "{url}");
+        }
+        let url = format!("{}?block=2048", looped.device.display());
+        match open(&url, &OpenOptions::default()) {
+            Ok(volume) => assert_eq!((volume.info().block.logical, sector <= 2048), (2048, true)),
+            Err(error) => {
+                assert!(sector > 2048 && error.kind() == ErrorKind::Invalid, "{error}");
+            }
+        }
+    }
 }

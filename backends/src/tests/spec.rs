@@ -4,7 +4,7 @@ use sheave_core::{ErrorKind, Op};
 use tempfile::TempDir;
 
 use super::{bytes, driver, read, write};
-use crate::{OpenOptions, VolumeSpec, open};
+use crate::{OpenOptions, VolumeSpec, open, resize};
 
 fn error(text: &str) -> (ErrorKind, String) {
     let error = open(text, &OpenOptions::default()).err().unwrap_or_else(|| panic!("{text} opens"));
@@ -103,4 +103,48 @@ fn read_only_comes_from_text_or_options_and_lies_outside_faults() {
         assert_eq!(kind(driver.run_one(read(0, 1))), ErrorKind::Io);
         assert!(driver.run_one(Op::Flush).is_ok());
     }
+}
+
+#[test]
+fn the_block_of_an_image_is_512_bytes_or_as_it_is_said() {
+    let dir = TempDir::new_in("/var/tmp").unwrap();
+    let path = dir.path().join("a.img");
+    let open_with = |parameters: &str| {
+        open(&format!("{}?{parameters}", path.display()), &OpenOptions::default())
+    };
+    std::fs::write(&path, vec![0; 40_960]).unwrap();
+    for direct in ["direct=false", "direct=true"] {
+        assert_eq!(
+            open_with(direct).unwrap().info().block.logical,
+            512,
+            "whatever the way to it takes"
+        );
+        for block in [512, 1024, 2048, 4096] {
+            let volume = open_with(&format!("{direct}&block={block}")).unwrap();
+            let sizes = volume.info().block;
+            assert_eq!(sizes.logical, block);
+            assert!(sizes.preferred >= block);
+            // It grows by whole blocks.
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(53_000).unwrap();
+            let unit =
+                u64::from(block.max(if direct.ends_with("true") { sizes.minimum } else { 1 }));
+            assert_eq!(volume.grow().unwrap(), 53_000 - 53_000 % unit);
+            drop(volume);
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(40_960).unwrap();
+        }
+    }
+    assert_eq!(open_with("block=4K").unwrap().info().block.logical, 4096);
+    std::fs::write(&path, vec![0; 4097]).unwrap();
+    let error = open_with("block=4096").err().expect("refused");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("truncate -s %4096"), "{error}");
+    for wrong in ["0", "256", "8192", "1000", "x"] {
+        assert!(open_with(&format!("block={wrong}")).is_err(), "{wrong}");
+    }
+    assert!(open_with("format=qcow2").err().expect("refused").to_string().contains("qemu-nbd"));
+    drop(open_with("format=raw").unwrap());
+    let url = format!("{}?block=4096", path.display());
+    assert_eq!(resize(&url, Some(10_000)).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(resize(&url, Some(8192)).unwrap(), 8192);
+    drop(open_with("block=4096").unwrap());
 }

@@ -7,7 +7,11 @@ use crate::{ByteRange, Completion, Io, IoDone, Nanos, Op, OpKind, Outcome, Paylo
 pub struct BlockSizes {
     /// Every offset and length is a multiple of this power of two, at most 64 KiB.
     pub minimum: u32,
-    /// Best unit of I/O: a power of two, at least `minimum` and 512.
+    /// The logical block of the disk that the volume is, for partition tables and file systems: a
+    /// power of two, at least 512. Devices made of the volume have it. `minimum` is another thing:
+    /// what the way to the data takes.
+    pub logical: u32,
+    /// Best unit of I/O: a power of two, at least `minimum` and `logical`.
     pub preferred: u32,
     /// The longest read or write.
     pub maximum_payload: u32,
@@ -15,7 +19,7 @@ pub struct BlockSizes {
 
 impl Default for BlockSizes {
     fn default() -> Self {
-        Self { minimum: 1, preferred: 4096, maximum_payload: 32 << 20 }
+        Self { minimum: 1, logical: 512, preferred: 4096, maximum_payload: 32 << 20 }
     }
 }
 

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx};
 use rustix::io::Errno;
-use sheave_core::{Error, ErrorKind, Result, VolumeInfo, printable};
+use sheave_core::{Error, ErrorKind, Result, printable};
 
-/// What the block layer addresses at least, and at most: a page.
-const BLOCK_MIN: u32 = 512;
+/// What the block layer addresses at most: a page.
 const BLOCK_MAX: u32 = 4096;
 /// Sectors of `/sys/block/*/size`, whatever the device's block.
 const SECTOR_LEN: u64 = 512;
@@ -37,13 +36,13 @@ const OPENERS_POLL: Duration = Duration::from_millis(20);
 /// Users that an error message names.
 const USERS_MAX: usize = 8;
 
-/// The block that a device of this volume has.
+/// Checks that the kernel can make a device with blocks of `block` bytes of a volume of `size`
+/// bytes.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] when the kernel cannot have such a device.
-pub(crate) fn block_size(op: &'static str, info: &VolumeInfo, size: u64) -> Result<u32> {
-    let invalid = |why| Err(Error::new(ErrorKind::Invalid, op, why));
-    let block = info.block.minimum.max(BLOCK_MIN);
+/// [`ErrorKind::Invalid`] when it cannot, with what to do.
+pub(crate) fn check_blocks(op: &'static str, name: &str, block: u32, size: u64) -> Result<()> {
+    let invalid = |why| Err(Error::new(ErrorKind::Invalid, op, format!("{name}: {why}")));
     if block > BLOCK_MAX {
         return invalid(format!("blocks of {block} bytes; the kernel takes {BLOCK_MAX} at most"));
     }
@@ -52,9 +51,10 @@ pub(crate) fn block_size(op: &'static str, info: &VolumeInfo, size: u64) -> Resu
         return invalid(format!("{what}; give it a size first: truncate -s 10G FILE"));
     }
     if !size.is_multiple_of(block.into()) {
-        return invalid(format!("a device is made of blocks of {block} bytes, and not of {size}"));
+        let what = format!("a device is made of blocks of {block} bytes, and {size} bytes are not");
+        return invalid(format!("{what}; round the image up: truncate -s %{block} FILE"));
     }
-    Ok(block)
+    Ok(())
 }
 
 /// A device by its name, such as `nbd0`.

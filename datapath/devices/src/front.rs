@@ -125,14 +125,14 @@ impl fmt::Display for Device {
 }
 
 impl Server<'_> {
-    /// Makes a device with blocks of `block` bytes. `made` is told of it, with ublk before it can
+    /// Makes a device. `made` is told of it, with ublk before it can
     /// be used; the NBD client tells no number that early, but finds a device by its identifier.
     pub(crate) fn attach(
         self,
         record: &Record,
-        block: u32,
         made: impl FnOnce(Device) -> Result<()>,
     ) -> Result<Device> {
+        let block = record.block;
         match record.front {
             Front::Ublk => {
                 let made = |device| made(Device::Ublk(device));

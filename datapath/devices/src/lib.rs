@@ -22,7 +22,7 @@ use sheave_shard::{Engine, Served};
 use sheave_telemetry::Registry;
 
 use crate::apart::Task;
-use crate::block::{BlockDevice, block_size};
+use crate::block::{BlockDevice, check_blocks};
 use crate::front::{Device, Server};
 use crate::records::{Record, Records};
 use crate::slot::{Entry, Held, Live, Slot, lock};
@@ -188,14 +188,15 @@ impl Devices {
         let volume = self.volumes.open(name, read_only)?;
         let info = volume.info();
         let size = volume.size();
-        let block = block_size("attach", info, size)?;
+        let block = info.block.logical;
+        check_blocks("attach", name, block, size)?;
         let front = self.choose(front)?;
         let mark = RandomState::new().build_hasher().finish();
         let mut record = Record::new(name, read_only, info, size, front, mark);
         self.records.save(&record)?;
         let served = Served { stats: self.registry.volume(name), volume };
         let server = Server { engine: &self.engine, served: &served };
-        let made = server.attach(&record.clone(), block, |device| {
+        let made = server.attach(&record.clone(), |device| {
             record.id = Some(device.id());
             self.records.save(&record)?;
             // The kernel reads it before it is ready, and the volume may not answer.

@@ -37,6 +37,9 @@ pub(crate) struct Record {
     pub(crate) front: Front,
     /// Bytes.
     pub(crate) size: u64,
+    /// Its logical block in bytes, which it keeps; `512` in the records of older programs.
+    #[serde(default = "block_default")]
+    pub(crate) block: u32,
     /// Of the volume, see [`VolumeInfo::identity`].
     #[serde(default)]
     pub(crate) identity: Option<String>,
@@ -72,6 +75,7 @@ impl Record {
             asked_read_only,
             front,
             size,
+            block: info.block.logical,
             identity: info.identity.clone(),
             mark,
             id: None,
@@ -226,6 +230,10 @@ impl Records {
     }
 }
 
+fn block_default() -> u32 {
+    512
+}
+
 fn boot_id() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
@@ -269,6 +277,20 @@ mod tests {
         let old: Record = serde_json::from_str(&old).unwrap();
         assert!(old.identity.is_none(), "of an older program");
         assert!(old.check_same("recover", &info(Some("file 6")), 1 << 30).is_ok());
+    }
+
+    #[test]
+    fn a_device_keeps_its_block() {
+        let mut info = info(None);
+        info.block.logical = 4096;
+        let made = Record::new("/images/a.img", false, &info, 1 << 30, Front::Nbd, 7);
+        let text = made.to_text();
+        let found = Record::of_text(&text).unwrap();
+        assert_eq!((found.block, &found), (4096, &made));
+        let old = text.split('\n').next().unwrap().replace(r#""block":4096,"#, "");
+        assert!(!old.contains("block"));
+        let old: Record = serde_json::from_str(&old).unwrap();
+        assert_eq!(old.block, 512, "of an older program");
     }
 
     #[test]

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Op, Result, Volume, VolumeInfo};
+use sheave_core::{Error, ErrorKind, Op, Result, Volume};
 use sheave_shard::Blocking;
 
 use crate::Devices;
-use crate::block::block_size;
+use crate::block::check_blocks;
 use crate::front::Device;
+use crate::records::Record;
 use crate::slot::{Attached, Entry, Live, lock};
 
 /// How long requests in flight may take.
@@ -39,14 +40,13 @@ impl Devices {
         if self.ending.load(Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "resize", "this daemon is ending"));
         }
-        let info = live.volume.info().clone();
         if self.engine.device_queues() == 0 {
             let what = format!("{name}: needs io_uring, which this daemon does not use; detach it");
             return Err(Error::new(ErrorKind::Unsupported, "resize", what));
         }
         live.device.check_resize()?;
         if let Some(size) = size {
-            check_size(&live.record.volume, &info, live.record.size, size)?;
+            check_size(&live.record, size)?;
         }
         self.volumes.check_resize(&name)?;
         self.bring_to_rest(live)?;
@@ -59,7 +59,7 @@ impl Devices {
         // Closes the volume.
         *entry = Entry::Free;
         let grown = self.volumes.resize(&name, size).and_then(|size| {
-            check_size(&name, &info, record.size, size)?;
+            check_size(&record, size)?;
             let mut grown = record.clone();
             grown.size = size;
             // Before the kernel is told: after a crash it is told again.
@@ -108,11 +108,12 @@ fn flush(volume: &dyn Volume) -> Result<()> {
     Blocking::open(volume)?.run(Op::Flush).map(|_| ())
 }
 
-/// Whether a device of `from` bytes can have `size`.
-fn check_size(name: &str, info: &VolumeInfo, from: u64, size: u64) -> Result<()> {
+/// Whether a device can have `size` bytes.
+fn check_size(device: &Record, size: u64) -> Result<()> {
+    let (name, from) = (&device.volume, device.size);
     if size < from {
         let why = format!("{name} has {from} bytes; to make it {size} would cut data off");
         return Err(Error::new(ErrorKind::Invalid, "resize", why));
     }
-    block_size("resize", info, size).map(|_| ())
+    check_blocks("resize", name, device.block, size)
 }

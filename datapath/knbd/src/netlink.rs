@@ -61,6 +61,15 @@ pub fn is_available() -> io::Result<()> {
 
 /// Makes a device of a free number, which is answered.
 pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
+    let (mut genl, family) = open()?;
+    let answer = genl.call(family, command::CONNECT, &describe(connect))?;
+    attributes_of(&answer)
+        .find(|found| found.kind == attribute::INDEX)
+        .and_then(|found| found.u32())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "nbd: connected, but to what?"))
+}
+
+fn describe(connect: &Connect<'_>) -> Attributes {
     let mut attributes = Attributes::default();
     attributes.put_u64(attribute::SIZE_BYTES, connect.size);
     attributes.put_u64(attribute::BLOCK_SIZE_BYTES, connect.block_size.into());
@@ -69,12 +78,7 @@ pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
     attributes.put_u64(attribute::DEAD_CONN_TIMEOUT, connect.dead_connection_s);
     attributes.put_nested(attribute::SOCKETS, &socket_list(connect.socket));
     attributes.put_text(attribute::BACKEND_IDENTIFIER, connect.identifier);
-    let (mut genl, family) = open()?;
-    let answer = genl.call(family, command::CONNECT, &attributes)?;
-    attributes_of(&answer)
-        .find(|found| found.kind == attribute::INDEX)
-        .and_then(|found| found.u32())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "nbd: connected, but to what?"))
+    attributes
 }
 
 /// Puts a socket in the place of a dead one, if there is one.
@@ -150,4 +154,31 @@ fn open() -> io::Result<(Genl, u16)> {
         found => found?,
     };
     Ok((genl, family))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::host_endian_bytes, reason = "netlink is")]
+    fn the_kernel_is_given_size_and_block() {
+        let socket = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let (size, block_size) = (1 << 40, 4096);
+        let attributes = describe(&Connect {
+            socket: &socket,
+            size,
+            block_size,
+            server_flags: 1,
+            dead_connection_s: 600,
+            identifier: "sheave-0",
+        });
+        let number = |kind| {
+            let found = attributes_of(attributes.bytes()).find(|found| found.kind == kind).unwrap();
+            u64::from_ne_bytes(found.content.try_into().unwrap())
+        };
+        assert_eq!(number(attribute::SIZE_BYTES), size);
+        assert_eq!(number(attribute::BLOCK_SIZE_BYTES), 4096);
+    }
 }

@@ -7,7 +7,7 @@ use sheave_shard::Session;
 use crate::session::NbdSession;
 
 /// A session in the transmission phase, as nbd.ko speaks it: simple replies, and requests of whole
-/// blocks, which its block layer sees to.
+/// logical blocks, which may be less than the volume's minimum. A layer below copes.
 #[must_use]
 pub fn kernel_session(volume: &dyn Volume) -> Box<dyn Session> {
     let info = volume.info();
@@ -16,7 +16,7 @@ pub fn kernel_session(volume: &dyn Volume) -> Box<dyn Session> {
         export: 0,
         style,
         contexts,
-        block_size_asked: true,
+        block_size_asked: false,
         transmission_flags: transmission_flags(info, style, contexts),
         size: volume.size(),
         info: info.clone(),

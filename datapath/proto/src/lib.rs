@@ -32,7 +32,9 @@ pub use decoder::{
     Decoded, Descriptors, REPLY_LEN_MAX, ReplyBody, ReplyDecoder, ReplyError, ReplyEvent,
 };
 pub use exports::{Export, ExportInfo, Exports};
-pub use negotiated::{Negotiated, check_exportable, minimum_block, transmission_flags};
+pub use negotiated::{
+    Negotiated, advertised_block, check_exportable, minimum_block, transmission_flags,
+};
 pub use reply::{ReplyTo, StatusQuery};
 pub use request::{BadMagic, Request};
 pub use server::{

@@ -4,9 +4,11 @@ use sheave_core::VolumeInfo;
 
 use crate::context::ContextSet;
 use crate::wire::{
-    BLOCK_STATUS_EXTENTS_MAX, MINIMUM_BLOCK_MAX, PAYLOAD_MAX_MIN, PREFERRED_BLOCK_MIN, ReplyStyle,
-    transmission_flag,
+    BLOCK_STATUS_EXTENTS_MAX, MINIMUM_BLOCK_MAX, PAYLOAD_MAX_MIN, ReplyStyle, transmission_flag,
 };
+
+/// The logical block of most disks, which every client assumes.
+const LOGICAL_BLOCK_DEFAULT: u32 = 512;
 
 /// What a server negotiated with one client: all that the transmission phase needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,13 +70,24 @@ pub fn transmission_flags(info: &VolumeInfo, style: ReplyStyle, contexts: Contex
     flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag)
 }
 
-/// The minimum block size that clients are told: the volume's, or less where the volume's size is
-/// not a multiple of it, since clients could not reach the end otherwise. Requests that keep to
-/// the smaller one need the same layer as those of clients that did not ask.
+/// The minimum block size that requests of clients must keep to: the volume's, or less where the
+/// volume's size is not a multiple of it, since clients could not reach the end otherwise. Requests
+/// that keep to the smaller one need the same layer as those of clients that did not ask.
 #[must_use]
 pub fn minimum_block(info: &VolumeInfo, size: u64) -> u32 {
     let fits_size = 1_u32.checked_shl(size.trailing_zeros()).unwrap_or(u32::MAX);
     info.block.minimum.min(fits_size)
+}
+
+/// The minimum block size that clients which ask for it are told: [`minimum_block`], or the logical
+/// block of a disk that has larger ones than most, so that a client which makes a disk of the
+/// export makes the same disk. Smaller requests are served all the same.
+#[must_use]
+pub fn advertised_block(info: &VolumeInfo, size: u64) -> u32 {
+    let minimum = minimum_block(info, size);
+    let logical = info.block.logical;
+    let is_told = logical > LOGICAL_BLOCK_DEFAULT && size.is_multiple_of(logical.into());
+    if is_told { minimum.max(logical) } else { minimum }
 }
 
 /// Why a volume cannot be told to clients: its numbers have no place in the protocol.
@@ -90,8 +103,13 @@ pub fn check_exportable(info: &VolumeInfo, size: u64) -> Result<(), &'static str
             "the minimum block size is not a power of two up to 64 KiB",
         ),
         (
+            block.logical.is_power_of_two()
+                && (LOGICAL_BLOCK_DEFAULT..=MINIMUM_BLOCK_MAX).contains(&block.logical),
+            "the logical block size is not a power of two from 512 to 64 KiB",
+        ),
+        (
             block.preferred.is_power_of_two()
-                && block.preferred >= block.minimum.max(PREFERRED_BLOCK_MIN),
+                && block.preferred >= block.minimum.max(block.logical),
             "the preferred block size is not a power of two from 512 and the minimum up",
         ),
         (

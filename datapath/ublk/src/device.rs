@@ -56,7 +56,8 @@ pub fn attach(
     let queues = u16::try_from(engine.device_queues()).unwrap_or(u16::MAX);
     let features = control.features()?;
     // A volume that takes one of its reads takes most of them.
-    let first = ByteRange::within(0, block.into(), size).ok();
+    let most = u64::from(block.max(info.block.minimum));
+    let first = ByteRange::within(0, most, size).ok();
     let takes = first.is_some_and(|first| served.volume.takes_registered(OpKind::Read, first));
     let registers = takes && features & feature::REGISTERS == feature::REGISTERS;
     let added = control.add(DeviceInfo {

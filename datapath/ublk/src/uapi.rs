@@ -1,7 +1,7 @@
 //! Numbers and structures of include/uapi/linux/ublk_cmd.h, and their bytes.
 #![expect(clippy::host_endian_bytes, reason = "structures of the kernel are in the host's order")]
 
-use sheave_core::VolumeInfo;
+use sheave_core::{PAGE_SIZE, VolumeInfo};
 use sheave_ring::DeviceCommand;
 
 pub(crate) const SECTOR_SHIFT: u32 = 9;
@@ -119,8 +119,11 @@ pub(crate) fn parameters(info: &VolumeInfo, size: u64, block: u32, io_max_bytes:
     bytes[..4].copy_from_slice(&60_u32.to_ne_bytes());
     bytes[4..8].copy_from_slice(&(BASIC | DISCARD).to_ne_bytes());
     bytes[8..12].copy_from_slice(&attributes(info).to_ne_bytes());
+    // Logical, physical, best and least unit of I/O. What is not a multiple of the third is patched
+    // into pages, or into blocks of the volume.
     let preferred = info.block.preferred.max(block);
-    let shifts = [block, block.max(preferred.min(4096)), preferred, block];
+    let physical = preferred.min(PAGE_SIZE as u32).max(block);
+    let shifts = [block, physical, preferred, physical];
     bytes[12..16].copy_from_slice(&shifts.map(|len| len.ilog2() as u8));
     bytes[16..20].copy_from_slice(&(io_max_bytes >> SECTOR_SHIFT).to_ne_bytes());
     bytes[24..32].copy_from_slice(&(size >> SECTOR_SHIFT).to_ne_bytes());
@@ -207,6 +210,38 @@ mod tests {
         assert_eq!(fetch(0, 0, [0; 8]).number, 0xc010_7520);
         assert_eq!(commit_and_fetch(0, 0, 0, [0; 8]).number, 0xc010_7521);
         assert_eq!(position(1, 2), 0x8000_0000 + (1 << 41) + (2 << 25));
+    }
+
+    #[test]
+    fn a_device_has_the_logical_block_of_its_volume() {
+        use sheave_core::{BlockSizes, Capabilities};
+
+        let shifts = |minimum: u32, logical| {
+            let default = BlockSizes::default();
+            let preferred = default.preferred.max(minimum);
+            let info = VolumeInfo {
+                block: BlockSizes { minimum, logical, preferred, ..default },
+                read_only: false,
+                rotational: false,
+                volatile: false,
+                identity: None,
+                can: Capabilities::ALL,
+            };
+            let bytes = parameters(&info, 1 << 20, logical, 1 << 20);
+            assert_eq!(bytes[24..32], 2048_u64.to_ne_bytes(), "in sectors of 512, always");
+            let [logical, physical, best, least] = *bytes[12..16].as_array().unwrap();
+            // drivers/block/ublk_drv.c, `ublk_validate_params`.
+            assert!(9 <= logical && logical <= physical && physical <= 12);
+            (logical, physical, best, least)
+        };
+        assert_eq!(shifts(1, 512), (9, 12, 12, 12));
+        assert_eq!(shifts(1, 4096), (12, 12, 12, 12));
+        assert_eq!(
+            shifts(4096, 512),
+            (9, 12, 12, 12),
+            "direct I/O takes larger blocks than it has"
+        );
+        assert_eq!(shifts(1 << 16, 1024), (10, 12, 16, 12));
     }
 
     #[test]

@@ -197,7 +197,9 @@ impl Found {
             info_type::BLOCK_SIZE if data.len() == 14 => {
                 let mut read = || Some((fields.u32()?, fields.u32()?, fields.u32()?));
                 let (minimum, preferred, maximum_payload) = read().ok_or(MALFORMED)?;
-                self.block = Some(checked(BlockSizes { minimum, preferred, maximum_payload })?);
+                let logical = minimum.max(PREFERRED_BLOCK_MIN);
+                let block = BlockSizes { minimum, logical, preferred, maximum_payload };
+                self.block = Some(checked(block)?);
             }
             info_type::EXPORT | info_type::BLOCK_SIZE => return Err(MALFORMED),
             info_type::NAME => self.name = Some(text(fields.rest()).ok_or(MALFORMED)?),
@@ -245,7 +247,7 @@ fn text(data: &[u8]) -> Option<String> {
 }
 
 fn checked(block: BlockSizes) -> Result<BlockSizes, ClientError> {
-    let BlockSizes { minimum, preferred, maximum_payload } = block;
+    let BlockSizes { minimum, preferred, maximum_payload, .. } = block;
     let is_valid = minimum.is_power_of_two()
         && minimum <= MINIMUM_BLOCK_MAX
         && preferred.is_power_of_two()

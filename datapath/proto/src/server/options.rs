@@ -3,7 +3,7 @@
 use crate::bytes::{Put, Reader, as_string, truncated};
 use crate::context::{ContextSet, MetaContext};
 use crate::exports::{ExportInfo, Exports};
-use crate::negotiated::{Negotiated, check_exportable, minimum_block, transmission_flags};
+use crate::negotiated::{Negotiated, advertised_block, check_exportable, transmission_flags};
 use crate::wire::{
     EXPORT_NAME_PADDING_LEN, ReplyStyle, STRING_LEN_MAX, info_type, option, reply_type,
 };
@@ -178,7 +178,7 @@ impl ServerHandshake {
         info(info_type::BLOCK_SIZE, &|reply| {
             // Who does not ask promises nothing and is served whatever it sends.
             reply.put_u32(if block_size_asked {
-                minimum_block(export.info, export.size)
+                advertised_block(export.info, export.size)
             } else {
                 1
             });

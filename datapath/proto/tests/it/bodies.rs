@@ -60,7 +60,12 @@ impl<'a> Source<'a> {
         let has = |bit: u8| bits & 1 << bit != 0;
         let minimum = 1 << (self.byte() % 17);
         VolumeInfo {
-            block: BlockSizes { minimum, preferred: minimum.max(512), maximum_payload: 1 << 20 },
+            block: BlockSizes {
+                minimum,
+                logical: 512,
+                preferred: minimum.max(512),
+                maximum_payload: 1 << 20,
+            },
             read_only: has(0),
             rotational: has(1),
             volatile: false,

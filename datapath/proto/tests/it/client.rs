@@ -110,7 +110,8 @@ fn client_asks_for_the_best_first() {
     let negotiated = client.accept_go();
     assert_eq!(negotiated.style, ReplyStyle::Extended);
     assert_eq!((negotiated.size, negotiated.transmission_flags), (SIZE, 1));
-    let block = BlockSizes { minimum: 512, preferred: 4096, maximum_payload: 1 << 20 };
+    let block =
+        BlockSizes { minimum: 512, logical: 512, preferred: 4096, maximum_payload: 1 << 20 };
     assert_eq!((negotiated.block, negotiated.block_sizes_told), (block, true));
     assert_eq!(negotiated.context(BASE), Some(9));
     assert_eq!(negotiated.name.as_deref(), Some("real name"));

@@ -3,6 +3,7 @@
 //! flag bit 8, `f5` command flag bit 5, `c6` command 6, `r4` the fourth rule of replies.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod blocks;
 mod bodies;
 mod client;
 mod commands;

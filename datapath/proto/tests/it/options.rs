@@ -14,7 +14,7 @@ use crate::support::{
 const BASE: &str = "base:allocation";
 
 /// The information of one type in the replies to `INFO` or `GO`.
-fn info_of(replies: &[Reply], kind: u16) -> Option<&[u8]> {
+pub(crate) fn info_of(replies: &[Reply], kind: u16) -> Option<&[u8]> {
     let mut found = replies
         .iter()
         .filter(|(reply, data)| *reply == reply_type::INFO && be16(data) == kind)
@@ -422,7 +422,7 @@ fn t12_block_status_payload_needs_extended_headers_and_a_context() {
     assert_eq!(without_context.transmission_flags & flag::BLOCK_STATUS_PAYLOAD, 0);
 }
 
-fn go_with_sizes(size: u64, block: BlockSizes, wanted: &[u16]) -> Vec<Reply> {
+pub(crate) fn go_with_sizes(size: u64, block: BlockSizes, wanted: &[u16]) -> Vec<Reply> {
     let mut server = Server::new(TlsMode::Off);
     server.exports[0].size = size;
     server.exports[0].info.block = block;
@@ -437,6 +437,10 @@ fn sizes_that_have_no_place_in_the_protocol_are_not_told() {
         BlockSizes { minimum: 1000, ..good },
         BlockSizes { minimum: 128 << 10, preferred: 128 << 10, ..good },
         BlockSizes { preferred: 256, minimum: 1, ..good },
+        BlockSizes { logical: 256, ..good },
+        BlockSizes { logical: 1536, ..good },
+        BlockSizes { logical: 8192, ..good },
+        BlockSizes { logical: 128 << 10, preferred: 128 << 10, ..good },
         BlockSizes { preferred: 5000, ..good },
         BlockSizes { minimum: 8192, preferred: 4096, ..good },
         BlockSizes { maximum_payload: 4096, ..good },

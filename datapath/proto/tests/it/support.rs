@@ -11,7 +11,7 @@ pub(crate) const SIZE: u64 = 1 << 30;
 /// A volume that can do everything.
 pub(crate) fn volume() -> VolumeInfo {
     VolumeInfo {
-        block: BlockSizes { minimum: 512, preferred: 4096, maximum_payload: 32 << 20 },
+        block: BlockSizes { minimum: 512, ..BlockSizes::default() },
         read_only: false,
         rotational: false,
         volatile: false,
