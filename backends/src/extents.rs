@@ -1,6 +1,6 @@
 //! A list of extents with a bound, and the answer to ops that touch no byte.
 
-use sheave_core::{Error, ErrorKind, Extent, Op, Outcome, Payload, Reply};
+use sheave_core::{Error, ErrorKind, Extent, Op, Outcome, Payload, Reply, memory};
 
 /// Extents in order, equal neighbours merged, at most so many.
 pub(crate) struct ExtentList {
@@ -13,22 +13,33 @@ impl ExtentList {
         Self { extents: Vec::new(), count_max: count_max.max(1) }
     }
 
-    /// Appends a run; false when the list is full without it.
+    /// Appends a run; false when the list is full without it, or cannot grow.
     pub(crate) fn push(&mut self, run: Extent) -> bool {
         if run.len == 0 {
             return true;
         }
-        let is_full = self.extents.len() >= self.count_max;
-        match self.extents.last_mut() {
-            Some(last) if last.hole == run.hole && last.zero == run.zero => last.len += run.len,
-            _ if is_full => return false,
-            _ => self.extents.push(run),
+        if let Some(last) = self.extents.last_mut()
+            && last.hole == run.hole
+            && last.zero == run.zero
+        {
+            last.len += run.len;
+            return true;
         }
-        true
+        let has_room = self.extents.len() < self.count_max
+            && memory::attempt(|| self.extents.try_reserve(1)).is_ok();
+        if has_room {
+            self.extents.push(run);
+        }
+        has_room
     }
 
-    pub(crate) fn into_reply(self) -> Reply {
-        Reply::Extents(self.extents)
+    /// # Errors
+    /// When there was no memory for a single run.
+    pub(crate) fn into_reply(self) -> Outcome {
+        match self.extents.is_empty() {
+            true => Err(Error::new(ErrorKind::NoMemory, "block_status", "no memory for extents")),
+            false => Ok(Reply::Extents(self.extents)),
+        }
     }
 }
 
@@ -67,7 +78,7 @@ mod tests {
         assert!(list.push(hole(3)) && list.push(hole(4)) && list.push(hole(0)));
         assert!(list.push(data(5)) && list.push(data(1)));
         assert!(!list.push(hole(9)));
-        let Reply::Extents(extents) = list.into_reply() else { panic!("extents") };
+        let Ok(Reply::Extents(extents)) = list.into_reply() else { panic!("extents") };
         assert_eq!(extents, [hole(7), data(6)]);
     }
 }

@@ -296,9 +296,13 @@ impl Image {
         if self.holds_device { &self.main } else { &handle.file }
     }
 
-    /// A megabyte of zeroes, which nobody ever writes to.
-    fn zeroes(&self) -> &Buf {
-        self.zeroes.get_or_init(|| Buf::zeroed(ZEROES))
+    /// A megabyte of zeroes that is never written to.
+    fn zeroes(&self) -> Result<Buf> {
+        if let Some(zeroes) = self.zeroes.get() {
+            return Ok(zeroes.clone());
+        }
+        let fresh = Buf::try_zeroed(ZEROES)?;
+        Ok(self.zeroes.get_or_init(|| fresh).clone())
     }
 
     fn poison(&self) {

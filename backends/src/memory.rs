@@ -8,13 +8,19 @@
 //! Memory is overcommitted: a range that is zeroed with `no_hole` counts as allocated but takes
 //! memory, beside 40 bytes a chunk for the index, only when it is written. Ranges of many chunks
 //! are zeroed a piece a turn, so that others on the same thread need not wait.
+//!
+//! A write that gets no memory fails with [`ErrorKind::NoSpace`], not `NoMemory`: to its clients
+//! the volume is a disk that is full, on which they know what to do (qemu halts the guest until
+//! there is room, file systems report it), while ENOMEM is an I/O error to them.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use sheave_core::{
     Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, ErrorKind, Extent, Io,
-    IoDone, Nanos, Op, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+    IoDone, Nanos, Op, Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume,
+    VolumeInfo, memory,
 };
 
 use crate::extents::{ExtentList, empty_range_outcome, hole};
@@ -45,7 +51,8 @@ impl Memory {
     /// A volume of `size` bytes, which costs nothing until it is written.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] above 1 PiB.
+    /// [`ErrorKind::TooLarge`] above 1 PiB; [`ErrorKind::NoMemory`] when the table of its leaves,
+    /// 16 bytes for each 256 MiB, cannot be had.
     pub fn new(size: u64) -> Result<Self> {
         if size > SIZE_MAX {
             let why = format!("a memory volume of {size} bytes; the most is 1P");
@@ -60,8 +67,8 @@ impl Memory {
             identity: None,
             can: Capabilities::ALL,
         };
-        let leaves = (0..size.div_ceil(LEAF)).map(|_| OnceLock::new()).collect();
-        Ok(Self { store: Arc::new(Store { size, info, leaves }) })
+        let leaves = list(size.div_ceil(LEAF) as usize, OnceLock::new)?;
+        Ok(Self { store: Arc::new(Store { size, info, leaves, held_bytes: Arc::default() }) })
     }
 }
 
@@ -80,6 +87,10 @@ impl Volume for Memory {
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(MemoryBackend { store: Arc::clone(&self.store), long: VecDeque::new() }))
+    }
+
+    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
+        Some(Arc::clone(&self.store.held_bytes))
     }
 }
 
@@ -101,35 +112,36 @@ impl Backend for MemoryBackend {
         &self.store.info
     }
 
-    fn write_buffer(&mut self, range: ByteRange, _: &mut dyn Io) -> Payload {
+    fn write_buffer(&mut self, range: ByteRange, _: &mut dyn Io) -> Result<Payload> {
         let mut out = Payload::new();
+        out.try_reserve(chunk_count(range))?;
         for piece in range.pieces(CHUNK) {
             let (skip, len) = in_chunk(piece);
-            out.push(Segment::Data(self.store.chunk(piece).slice(skip, len)));
+            out.push(Segment::Data(self.store.chunk(piece)?.slice(skip, len)));
         }
-        out
+        Ok(out)
     }
 
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
-        Submitted::Done(Ok(match op {
-            Op::Read { range, .. } => Reply::Data(self.store.read(range)),
-            Op::Write { range, data, .. } => {
-                if self.store.write(range, &data) {
+        Submitted::Done(match op {
+            Op::Read { range, .. } => self.store.read(range).map(Reply::Data),
+            Op::Write { range, data, .. } => self.store.write(range, &data).map(|copied| {
+                if copied {
                     io.recycle(data);
                 }
                 Reply::Done
-            }
+            }),
             Op::Trim { .. } | Op::WriteZeroes { .. } if self.long.len() >= LONG_MAX => {
                 return Submitted::Full(op);
             }
             Op::Trim { range, .. } => return self.zero(range, false, tag),
             Op::WriteZeroes { range, no_hole, .. } => return self.zero(range, no_hole, tag),
             Op::BlockStatus { range, extents_max } => self.store.block_status(range, extents_max),
-            Op::Flush | Op::Cache { .. } => Reply::Done,
-        }))
+            Op::Flush | Op::Cache { .. } => Ok(Reply::Done),
+        })
     }
 
     fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {
@@ -152,12 +164,18 @@ impl Backend for MemoryBackend {
 
 impl MemoryBackend {
     fn zero(&mut self, range: ByteRange, no_hole: bool, tag: Tag) -> Submitted {
-        let rest = self.store.zero_some(range, no_hole, ZERO_STEPS_MAX);
-        if rest.is_empty() {
-            return Submitted::Done(Ok(Reply::Done));
+        let zeroed = self.store.zero_some(range, no_hole, ZERO_STEPS_MAX).and_then(|rest| {
+            memory::attempt(|| self.long.try_reserve(1))?;
+            Ok(rest)
+        });
+        match zeroed {
+            Err(error) => Submitted::Done(Err(error)),
+            Ok(rest) if rest.is_empty() => Submitted::Done(Ok(Reply::Done)),
+            Ok(rest) => {
+                self.long.push_back(Zeroing { tag, rest, no_hole });
+                Submitted::Queued
+            }
         }
-        self.long.push_back(Zeroing { tag, rest, no_hole });
-        Submitted::Queued
     }
 }
 
@@ -177,11 +195,14 @@ struct Store {
     size: u64,
     info: VolumeInfo,
     leaves: Box<[OnceLock<Leaf>]>,
+    /// Bytes of chunks and leaves.
+    held_bytes: Arc<AtomicU64>,
 }
 
 impl Store {
-    fn read(&self, range: ByteRange) -> Payload {
+    fn read(&self, range: ByteRange) -> Result<Payload> {
         let mut out = Payload::new();
+        out.try_reserve(chunk_count(range))?;
         for piece in range.pieces(CHUNK) {
             let (skip, len) = in_chunk(piece);
             let slot = self.slot(piece).map(read);
@@ -190,60 +211,85 @@ impl Store {
                 _ => Segment::Zero(len),
             });
         }
-        out
+        Ok(out)
     }
 
     /// Writes `data`; whether any of it had to be copied.
-    fn write(&self, range: ByteRange, data: &Payload) -> bool {
+    fn write(&self, range: ByteRange, data: &Payload) -> Result<bool> {
         let (mut done, mut copied) = (0, false);
         for segment in data.segments() {
             let target = range.part(done, segment.len() as u64);
             done += target.len();
             match segment {
                 Segment::Zero(_) => {
-                    self.zero_some(target, false, usize::MAX);
+                    self.zero_some(target, false, usize::MAX)?;
                 }
-                Segment::Data(buf) => copied |= self.write_buf(target, buf),
+                Segment::Data(buf) => copied |= self.write_buf(target, buf)?,
             }
         }
-        copied
+        Ok(copied)
     }
 
-    fn write_buf(&self, range: ByteRange, buf: &Buf) -> bool {
+    fn write_buf(&self, range: ByteRange, buf: &Buf) -> Result<bool> {
         let (mut from, mut copied) = (0, false);
         for piece in range.pieces(CHUNK) {
             let (skip, len) = in_chunk(piece);
-            let slot = self.slot_or_new(piece);
+            let slot = self.slot_or_new(piece)?;
             // The lock is held while bytes are copied, so that they land in a chunk that is part
-            // of the volume even when somebody frees chunks meanwhile.
+            // of the volume even when others free chunks meanwhile.
             let shared = read(slot);
             copied |= if let Slot::Data(chunk) = &*shared {
                 copy_unless_in_place(chunk, skip, buf, from, len)
             } else {
                 drop(shared);
                 let mut slot = write(slot);
-                let chunk = allocated(&mut slot, None);
+                let chunk = self.allocated(&mut slot, None)?;
                 copy_unless_in_place(&chunk, skip, buf, from, len)
             };
             from += len;
         }
-        copied
+        Ok(copied)
     }
 
     /// The chunk that holds `piece`, allocated if it was not.
-    fn chunk(&self, piece: ByteRange) -> Buf {
-        let slot = self.slot_or_new(piece);
+    fn chunk(&self, piece: ByteRange) -> Result<Buf> {
+        let slot = self.slot_or_new(piece)?;
         if let Slot::Data(chunk) = &*read(slot) {
-            return chunk.clone();
+            return Ok(chunk.clone());
         }
         // Clearing memory takes long; readers of the chunk need not wait for it.
-        let fresh = Buf::zeroed(CHUNK as usize);
-        allocated(&mut write(slot), Some(fresh))
+        let fresh = self.new_chunk()?;
+        self.allocated(&mut write(slot), Some(fresh))
+    }
+
+    /// The chunk in a slot; put there, `fresh` or new, if there was none.
+    fn allocated(&self, slot: &mut Slot, fresh: Option<Buf>) -> Result<Buf> {
+        if let Slot::Data(chunk) = slot {
+            return Ok(chunk.clone());
+        }
+        let chunk = fresh.map_or_else(|| self.new_chunk(), Ok)?;
+        *slot = Slot::Data(chunk.clone());
+        self.held_bytes.fetch_add(CHUNK, Relaxed);
+        Ok(chunk)
+    }
+
+    fn new_chunk(&self) -> Result<Buf> {
+        Buf::try_zeroed(CHUNK as usize).map_err(|_| self.full())
+    }
+
+    #[cold]
+    fn full(&self) -> Error {
+        let why = format!(
+            "no memory is left for the volume, which holds {} bytes of it; trim what is not \
+             needed, or give the server more memory",
+            self.held_bytes.load(Relaxed)
+        );
+        Error::new(ErrorKind::NoSpace, "write", why)
     }
 
     /// Makes a range read as zeroes; whole chunks give their memory back. Answers with what is left
     /// after so many steps.
-    fn zero_some(&self, range: ByteRange, no_hole: bool, steps_max: usize) -> ByteRange {
+    fn zero_some(&self, range: ByteRange, no_hole: bool, steps_max: usize) -> Result<ByteRange> {
         let (mut done, mut steps) = (0, 0);
         for part in range.pieces(LEAF) {
             if !no_hole && self.leaf(part).is_none() {
@@ -256,20 +302,20 @@ impl Store {
             }
             for piece in part.pieces(CHUNK) {
                 if steps == steps_max {
-                    return range.part(done, range.len() - done);
+                    return Ok(range.part(done, range.len() - done));
                 }
-                self.zero_piece(piece, no_hole);
+                self.zero_piece(piece, no_hole)?;
                 steps += 1;
                 done += piece.len();
             }
         }
-        range.part(done, range.len() - done)
+        Ok(range.part(done, range.len() - done))
     }
 
-    fn zero_piece(&self, piece: ByteRange, no_hole: bool) {
+    fn zero_piece(&self, piece: ByteRange, no_hole: bool) -> Result<()> {
         let (skip, len) = in_chunk(piece);
         let whole = skip == 0 && (len as u64 == CHUNK || piece.end() == self.size);
-        let mut slot = write(self.slot_or_new(piece));
+        let mut slot = write(self.slot_or_new(piece)?);
         match &*slot {
             Slot::Data(chunk) if !whole => chunk.zero(skip, len),
             Slot::Hole if !no_hole => {}
@@ -279,12 +325,16 @@ impl Store {
                     std::mem::replace(&mut *slot, if no_hole { Slot::Zeroed } else { Slot::Hole });
                 // Giving memory back takes long; the lock need not be held.
                 drop(slot);
+                if let Slot::Data(_) = old {
+                    self.held_bytes.fetch_sub(CHUNK, Relaxed);
+                }
                 drop(old);
             }
         }
+        Ok(())
     }
 
-    fn block_status(&self, range: ByteRange, extents_max: usize) -> Reply {
+    fn block_status(&self, range: ByteRange, extents_max: usize) -> Outcome {
         let mut list = ExtentList::new(extents_max);
         let mut looked_at = 0;
         for part in range.pieces(LEAF) {
@@ -323,21 +373,39 @@ impl Store {
         Some(&self.leaf(piece)?[slot_index(piece)])
     }
 
-    fn slot_or_new(&self, piece: ByteRange) -> &RwLock<Slot> {
-        let leaf = self.leaves[(piece.start() / LEAF) as usize]
-            .get_or_init(|| (0..LEAF_CHUNKS).map(|_| RwLock::new(Slot::Hole)).collect());
-        &leaf[slot_index(piece)]
+    fn slot_or_new(&self, piece: ByteRange) -> Result<&RwLock<Slot>> {
+        let place = &self.leaves[(piece.start() / LEAF) as usize];
+        let leaf = match place.get() {
+            Some(leaf) => leaf,
+            None => self.new_leaf(place)?,
+        };
+        Ok(&leaf[slot_index(piece)])
+    }
+
+    #[cold]
+    fn new_leaf<'a>(&self, place: &'a OnceLock<Leaf>) -> Result<&'a Leaf> {
+        let fresh = list(LEAF_CHUNKS as usize, || RwLock::new(Slot::Hole));
+        let fresh = fresh.map_err(|_| self.full())?;
+        let len_bytes = size_of_val(&*fresh) as u64;
+        // Another thread may be first; its leaf stays then.
+        Ok(place.get_or_init(|| {
+            self.held_bytes.fetch_add(len_bytes, Relaxed);
+            fresh
+        }))
     }
 }
 
-/// The chunk in a slot; put there, `fresh` or new, if there was none.
-fn allocated(slot: &mut Slot, fresh: Option<Buf>) -> Buf {
-    if let Slot::Data(chunk) = slot {
-        return chunk.clone();
-    }
-    let chunk = fresh.unwrap_or_else(|| Buf::zeroed(CHUNK as usize));
-    *slot = Slot::Data(chunk.clone());
-    chunk
+/// A list of `count` new entries.
+fn list<T>(count: usize, new: impl FnMut() -> T) -> Result<Box<[T]>> {
+    let mut list = Vec::new();
+    memory::attempt(|| list.try_reserve_exact(count))?;
+    list.resize_with(count, new);
+    Ok(list.into_boxed_slice())
+}
+
+/// How many chunks a range touches.
+fn chunk_count(range: ByteRange) -> usize {
+    (range.end().div_ceil(CHUNK) - range.start() / CHUNK) as usize
 }
 
 /// Copies `len` bytes of `buf` to their place in a chunk, unless they were received there; whether

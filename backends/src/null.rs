@@ -65,12 +65,12 @@ impl Backend for NullBackend {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
-        Submitted::Done(Ok(match op {
+        Submitted::Done(match op {
             Op::Read { range, .. } => {
                 let mut zeroes = Payload::new();
                 // A front never asks for more than the maximum payload, a 32-bit number.
                 zeroes.push(Segment::Zero(range.len() as usize));
-                Reply::Data(zeroes)
+                Ok(Reply::Data(zeroes))
             }
             Op::BlockStatus { range, extents_max } => {
                 let mut list = ExtentList::new(extents_max);
@@ -79,10 +79,10 @@ impl Backend for NullBackend {
             }
             Op::Write { data, .. } => {
                 io.recycle(data);
-                Reply::Done
+                Ok(Reply::Done)
             }
-            _ => Reply::Done,
-        }))
+            _ => Ok(Reply::Done),
+        })
     }
 
     fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {

@@ -70,8 +70,8 @@ impl Io for RingIo {
         self.start.elapsed().as_nanos() as Nanos
     }
 
-    fn buffer(&mut self, len: usize) -> Buf {
-        dirty(len)
+    fn buffer(&mut self, len: usize) -> sheave_core::Result<Buf> {
+        Ok(dirty(len))
     }
 
     fn start(
@@ -127,8 +127,8 @@ impl Io for CallsIo {
         self.start.elapsed().as_nanos() as Nanos
     }
 
-    fn buffer(&mut self, len: usize) -> Buf {
-        dirty(len)
+    fn buffer(&mut self, len: usize) -> sheave_core::Result<Buf> {
+        Ok(dirty(len))
     }
 
     fn start(

@@ -25,8 +25,11 @@ impl<E: Engine> Driver<E> {
     }
 
     /// See [`Backend::write_buffer`].
+    ///
+    /// # Panics
+    /// When there is no memory for it.
     pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
-        self.backend.write_buffer(range, self.engine.io())
+        self.backend.write_buffer(range, self.engine.io()).expect("memory for a write")
     }
 
     /// Submits all ops at once and answers with their outcomes in the same order.

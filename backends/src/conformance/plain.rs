@@ -7,7 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, fallocate};
-use sheave_core::{Allocate, Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE};
+use sheave_core::{
+    Allocate, Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Result,
+};
 
 use super::Engine;
 
@@ -123,11 +125,11 @@ impl Io for PlainIo {
         self.now
     }
 
-    fn buffer(&mut self, len: usize) -> Buf {
+    fn buffer(&mut self, len: usize) -> Result<Buf> {
         // A pool's buffers hold what was in them before; whoever takes that for zeroes is wrong.
-        let buf = Buf::zeroed(len);
+        let buf = Buf::try_zeroed(len)?;
         buf.copy_in(0, &vec![0xa5; len]);
-        buf
+        Ok(buf)
     }
 
     fn start(
@@ -135,7 +137,7 @@ impl Io for PlainIo {
         request: IoRequest,
         token: IoToken,
         _: Destination,
-    ) -> Result<(), IoRequest> {
+    ) -> std::result::Result<(), IoRequest> {
         let refused =
             self.refuse_one_in > 0 && self.next_random().is_multiple_of(self.refuse_one_in);
         if refused || self.queue.len() >= self.queue_max {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{Advice, fadvise};
 use sheave_core::{
     Backend, ByteRange, Completion, Destination, Error, Io, IoDone, IoRequest, IoToken, Nanos, Op,
-    Outcome, Reply, Submitted, Tag, VolumeInfo,
+    Outcome, Reply, Result, Submitted, Tag, VolumeInfo, memory,
 };
 use slab::Slab;
 
@@ -80,6 +80,9 @@ impl Backend for FileBackend {
         }
         if self.jobs.len() >= JOBS_MAX {
             return Submitted::Full(op);
+        }
+        if let Err(error) = self.make_room() {
+            return Submitted::Done(Err(error));
         }
         let work = match Work::begin(&op, &self.image, io) {
             Ok(work) => work,
@@ -162,6 +165,16 @@ impl FileBackend {
                 Some(seek::block_status(&self.handle.file, *range, &self.image, *extents_max))
             }
         }
+    }
+
+    /// Makes sure that one more job needs no memory in these lists, whatever comes of it.
+    fn make_room(&mut self) -> Result<()> {
+        let count = self.jobs.len() + 1;
+        memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
+        memory::attempt(|| self.ready.try_reserve(count))?;
+        // The sync may be stalled, too.
+        memory::attempt(|| self.stalled.try_reserve((count + 1) - self.stalled.len()))?;
+        self.sync.make_room(count)
     }
 
     fn prefetch(&self, range: ByteRange) {

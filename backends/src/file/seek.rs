@@ -50,6 +50,6 @@ pub(super) fn block_status(
     // Looked at last, so that it cannot have been cut off meanwhile.
     match seek(file, SeekFrom::End(0)) {
         Ok(end) if end < size => Err(shrunk("block_status", image, end)),
-        _ => Ok(list.into_reply()),
+        _ => list.into_reply(),
     }
 }

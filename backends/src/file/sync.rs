@@ -4,6 +4,8 @@
 //! reports once. So whoever comes while one runs waits for the next, together with all others who
 //! do; under load that is also what makes flushes cheap.
 
+use sheave_core::{Result, memory};
+
 /// Jobs that wait for a sync of a backend's file.
 #[derive(Default)]
 pub(super) struct GroupSync {
@@ -19,6 +21,12 @@ impl GroupSync {
     pub(super) fn join(&mut self, key: usize) -> bool {
         self.waiting.push(key);
         self.next()
+    }
+
+    /// Makes room for so many jobs in all.
+    pub(super) fn make_room(&mut self, count: usize) -> Result<()> {
+        memory::attempt(|| self.waiting.try_reserve(count - self.waiting.len()))?;
+        memory::attempt(|| self.running.try_reserve(count - self.running.len()))
     }
 
     /// Takes the next of those whom the sync that ended has served.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use rustix::io::Errno;
 use sheave_core::{
     Allocate, Buf, ByteRange, Destination, Error, ErrorKind, Io, IoRequest, Op, Outcome, PAGE_SIZE,
-    Payload, Reply, Segment,
+    Payload, Reply, Result, Segment,
 };
 
 use super::{Handle, Image, ZEROES};
@@ -55,11 +55,11 @@ pub(super) enum Fua {
 }
 
 /// How zeroes are made.
-#[derive(Clone, Copy)]
 pub(super) enum Zeroing {
     Allocate(Allocate),
-    /// Written, this many bytes so far.
+    /// Written from this buffer of zeroes, this many bytes so far.
     Write {
+        zeroes: Buf,
         done: u64,
     },
 }
@@ -78,7 +78,10 @@ impl Work {
     pub(super) fn begin(op: &Op, image: &Image, io: &mut dyn Io) -> Result<Self, Outcome> {
         match op {
             Op::Read { range, into } => {
-                let into = into.clone().unwrap_or_else(|| io.buffer(range.len() as usize));
+                let into = match into {
+                    Some(into) => into.clone(),
+                    None => io.buffer(range.len() as usize).map_err(Err)?,
+                };
                 Ok(Self::Read { range: *range, into, done: 0 })
             }
             Op::Write { range, data, fua } => {
@@ -88,7 +91,7 @@ impl Work {
                     (true, true) => Fua::Dsync,
                     (true, false) => Fua::Sync,
                 };
-                let data = storable(data, direct, image, io);
+                let data = storable(data, direct, image, io).map_err(Err)?;
                 Ok(Self::Write { range: *range, data, done: 0, fua })
             }
             Op::Trim { range, fua } => {
@@ -136,13 +139,13 @@ impl Work {
             Self::Zero { range, how: Zeroing::Allocate(mode), .. } => {
                 allocate(image, handle, *mode, *range)
             }
-            Self::Zero { range, how: Zeroing::Write { done }, .. } => {
+            Self::Zero { range, how: Zeroing::Write { zeroes, done }, .. } => {
                 let rest = range.part(*done, range.len() - done);
                 let piece = rest.pieces(ZEROES as u64).next().unwrap_or(rest);
                 IoRequest::Write {
                     file: Arc::clone(handle.of(piece, image)),
                     at: piece.start(),
-                    from: image.zeroes().slice(0, piece.len() as usize).into(),
+                    from: zeroes.slice(0, piece.len() as usize).into(),
                     dsync: false,
                 }
             }
@@ -242,7 +245,7 @@ impl Work {
                 Step::Request
             }
             (Zeroing::Write { .. }, Ok(0)) => Step::End(Err(stuck(*range, image))),
-            (Zeroing::Write { done }, Ok(count)) => {
+            (Zeroing::Write { done, .. }, Ok(count)) => {
                 *done += count as u64;
                 if *done < range.len() { Step::Request } else { sync_or_end(*fua) }
             }
@@ -269,11 +272,11 @@ fn zeroing(range: ByteRange, no_hole: bool, fast: bool, image: &Image) -> Result
         let why = format!("{}: its file system can only write zeroes", image.name);
         return Err(Error::new(ErrorKind::Unsupported, "write_zeroes", why));
     }
-    Ok(Zeroing::Write { done: 0 })
+    Ok(Zeroing::Write { zeroes: image.zeroes()?, done: 0 })
 }
 
 /// `data` without zero segments and, for direct I/O, in aligned memory.
-fn storable(data: &Payload, direct: bool, image: &Image, io: &mut dyn Io) -> Payload {
+fn storable(data: &Payload, direct: bool, image: &Image, io: &mut dyn Io) -> Result<Payload> {
     let block = image.info.block.minimum as usize;
     let fits = |segment: &Segment| match segment {
         Segment::Zero(_) => false,
@@ -282,12 +285,12 @@ fn storable(data: &Payload, direct: bool, image: &Image, io: &mut dyn Io) -> Pay
         }
     };
     if data.segments().iter().all(fits) {
-        return data.clone();
+        return Ok(data.clone());
     }
     if !direct {
-        return without_zero_segments(data, image.zeroes());
+        return Ok(without_zero_segments(data, &image.zeroes()?));
     }
-    let buf = io.buffer(data.len());
+    let buf = io.buffer(data.len())?;
     let mut at = 0;
     for segment in data.segments() {
         match segment {
@@ -296,7 +299,7 @@ fn storable(data: &Payload, direct: bool, image: &Image, io: &mut dyn Io) -> Pay
         }
         at += segment.len();
     }
-    buf.into()
+    Ok(buf.into())
 }
 
 fn without_zero_segments(data: &Payload, zeroes: &Buf) -> Payload {

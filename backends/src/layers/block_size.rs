@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use sheave_core::{
     Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Nanos, Op, OpKind,
-    Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+    Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo, memory,
 };
 use slab::Slab;
 
@@ -57,6 +58,10 @@ impl Volume for BlockSize {
 
     fn has_lost(&self) -> bool {
         self.inner.has_lost()
+    }
+
+    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
+        self.inner.held_bytes()
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -130,11 +135,11 @@ impl Backend for BlockSizeBackend {
         self.inner.info()
     }
 
-    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
+    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
         if self.blocks().fill(range) {
             return self.inner.write_buffer(range, io);
         }
-        io.buffer(range.len() as usize).into()
+        io.buffer(range.len() as usize).map(Payload::from)
     }
 
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
@@ -149,6 +154,9 @@ impl Backend for BlockSizeBackend {
         }
         if self.jobs.len() >= JOBS_MAX {
             return Submitted::Full(op);
+        }
+        if let Err(error) = self.make_room() {
+            return Submitted::Done(Err(error));
         }
         let (ticket, granted) = match self.enter(&op, blocks) {
             Ok(entered) => entered,
@@ -222,6 +230,14 @@ impl BlockSizeBackend {
         Blocks::of(&*self.volume)
     }
 
+    /// Makes sure that one more job needs no memory in these lists, whatever comes of it.
+    fn make_room(&mut self) -> Result<()> {
+        let count = self.jobs.len() + 1;
+        memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
+        memory::attempt(|| self.ready.try_reserve(count))?;
+        memory::attempt(|| self.pending.try_reserve(count - self.pending.len()))
+    }
+
     /// Enters the range of a writing op.
     fn enter(&self, op: &Op, blocks: Blocks) -> Result<(Option<Ticket>, bool), Full> {
         let Some(range) = op.range().filter(|_| op.kind().is_write()) else {
@@ -291,11 +307,11 @@ impl Work {
                 Next::End(Reply::Data(bytes.slice(*skip, *len)))
             }
             (Self::Status { skip, len }, Reply::Extents(extents)) => {
-                Next::End(Reply::Extents(cut(&extents, *skip, *len)))
+                Next::End(Reply::Extents(cut(extents, *skip, *len)))
             }
             (Self::Steps(steps), reply) => {
                 if let Some(Step::Patch(patch)) = steps.last_mut()
-                    && let Some(op) = patch.ended(&reply, inner, io)
+                    && let Some(op) = patch.ended(&reply, inner, io)?
                 {
                     return Ok(Next::Submit(op));
                 }
@@ -419,24 +435,19 @@ impl Blocks {
 }
 
 /// The extents of a part of the range that they describe.
-fn cut(extents: &[Extent], skip: u64, len: u64) -> Vec<Extent> {
-    let mut out = Vec::with_capacity(extents.len());
+fn cut(mut extents: Vec<Extent>, skip: u64, len: u64) -> Vec<Extent> {
     let mut at = 0;
-    for extent in extents {
-        let end = at + extent.len;
-        if at >= skip + len {
-            break;
-        }
-        if end > skip {
-            out.push(Extent { len: end - at.max(skip), ..*extent });
-        }
+    extents.retain_mut(|extent| {
+        let (start, end) = (at, at + extent.len);
         at = end;
-    }
-    if out.is_empty() {
+        extent.len = end - start.max(skip.min(end));
+        start < skip + len && end > skip
+    });
+    if extents.is_empty() {
         // The answer ended before the part that was asked about.
-        out.push(data(len));
+        extents.push(data(len));
     }
-    out
+    extents
 }
 
 #[cfg(test)]
@@ -447,11 +458,11 @@ mod tests {
     fn extents_are_cut_to_the_part_asked_about() {
         let run = |len, hole| Extent { len, hole, zero: hole };
         let extents = [run(100, true), run(12, false), run(400, true), run(512, false)];
-        assert_eq!(cut(&extents, 0, 1), [run(100, true)]);
-        assert_eq!(cut(&extents, 100, 12), [run(12, false)]);
-        assert_eq!(cut(&extents, 101, 12), [run(11, false), run(400, true)]);
-        assert_eq!(cut(&extents, 600, 1), [run(424, false)]);
-        assert_eq!(cut(&extents[..1], 200, 50), [data(50)], "it ended before");
+        assert_eq!(cut(extents.to_vec(), 0, 1), [run(100, true)]);
+        assert_eq!(cut(extents.to_vec(), 100, 12), [run(12, false)]);
+        assert_eq!(cut(extents.to_vec(), 101, 12), [run(11, false), run(400, true)]);
+        assert_eq!(cut(extents.to_vec(), 600, 1), [run(424, false)]);
+        assert_eq!(cut(extents[..1].to_vec(), 200, 50), [data(50)], "it ended before");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use sheave_core::{
-    Backend, ByteRange, Completion, Error, Io, IoDone, Nanos, Op, Payload, Submitted, Tag,
-    VolumeInfo,
+    Backend, ByteRange, Completion, Error, Io, IoDone, Nanos, Op, Payload, Result, Submitted, Tag,
+    VolumeInfo, memory,
 };
 
 use crate::RETRY_NS;
@@ -96,9 +96,9 @@ impl<K: Keeper> Backend for Gate<K> {
         self.inner.info()
     }
 
-    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
+    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
         if self.keeper.spoils_writes() {
-            return io.buffer(range.len() as usize).into();
+            return io.buffer(range.len() as usize).map(Payload::from);
         }
         self.inner.write_buffer(range, io)
     }
@@ -106,6 +106,9 @@ impl<K: Keeper> Backend for Gate<K> {
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
         if self.delayed.len() >= DELAYED_MAX {
             return Submitted::Full(op);
+        }
+        if let Err(error) = memory::attempt(|| self.delayed.try_reserve(1)) {
+            return Submitted::Done(Err(error));
         }
         let now = io.now();
         if self.delayed.is_empty() {

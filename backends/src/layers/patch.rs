@@ -1,6 +1,6 @@
 //! The replacement of bytes that do not fill their blocks: read the blocks, patch, write them.
 
-use sheave_core::{Backend, Buf, ByteRange, Io, Op, PAGE_SIZE, Payload, Reply, Segment};
+use sheave_core::{Backend, Buf, ByteRange, Io, Op, PAGE_SIZE, Payload, Reply, Result, Segment};
 
 /// One read-modify-write. Whoever runs it keeps other writers away from its blocks.
 pub(super) struct Patch {
@@ -41,24 +41,30 @@ impl Patch {
     }
 
     /// Takes the end of an op; answers with the next one, if it was not the last.
+    ///
+    /// # Errors
+    /// When there is no memory for the blocks.
     pub(super) fn ended(
         &mut self,
         reply: &Reply,
         inner: &mut dyn Backend,
         io: &mut dyn Io,
-    ) -> Option<Op> {
+    ) -> Result<Option<Op>> {
         // Only reads are answered with data; after them comes one write, which is the last.
-        let Reply::Data(bytes) = reply else { return None };
-        let whole = self.whole.get_or_insert_with(|| inner.write_buffer(self.wide, io));
+        let Reply::Data(bytes) = reply else { return Ok(None) };
+        let whole = match &mut self.whole {
+            Some(whole) => whole,
+            none => none.insert(inner.write_buffer(self.wide, io)?),
+        };
         copy(whole, (self.reading.start() - self.wide.start()) as usize, bytes);
         if let Some(next) = self.then.take() {
             self.reading = next;
-            return Some(self.start());
+            return Ok(Some(self.start()));
         }
         copy(whole, (self.range.start() - self.wide.start()) as usize, &self.data);
         io.recycle(std::mem::take(&mut self.data));
-        let data = self.whole.take()?;
-        Some(Op::Write { range: self.wide, data, fua: self.fua })
+        let data = self.whole.take();
+        Ok(data.map(|data| Op::Write { range: self.wide, data, fua: self.fua }))
     }
 }
 

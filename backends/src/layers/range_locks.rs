@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sheave_core::ByteRange;
+use sheave_core::{ByteRange, memory};
 
 /// The most ranges in the table.
 const RANGES_MAX: usize = 4096;
@@ -45,10 +45,12 @@ struct Entry {
 }
 
 impl RangeLocks {
-    /// Enters a range; `None` when the table is full. The bool tells whether it is granted.
+    /// Enters a range; `None` when the table is full or cannot grow. The bool tells whether it is granted.
     pub(super) fn enter(&self, range: ByteRange, mode: Mode) -> Option<(Ticket, bool)> {
         let mut state = self.state();
-        if state.entries.len() >= RANGES_MAX {
+        let has_room = state.entries.len() < RANGES_MAX
+            && memory::attempt(|| state.entries.try_reserve(1)).is_ok();
+        if !has_room {
             return None;
         }
         let ticket = Ticket(state.next);

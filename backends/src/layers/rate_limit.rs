@@ -96,6 +96,10 @@ impl Volume for RateLimit {
         self.inner.has_lost()
     }
 
+    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
+        self.inner.held_bytes()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(Gate::new(self.inner.backend()?, Arc::clone(&self.meter))))
     }

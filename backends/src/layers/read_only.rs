@@ -1,6 +1,7 @@
 //! Refuses every op that writes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use sheave_core::{
     Backend, ByteRange, Completion, Error, ErrorKind, Io, IoDone, Nanos, Op, Payload, Result,
@@ -43,6 +44,10 @@ impl Volume for ReadOnly {
         self.inner.has_lost()
     }
 
+    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
+        self.inner.held_bytes()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let inner = self.inner.backend()?;
         Ok(Box::new(ReadOnlyBackend { inner, info: self.info.clone() }))
@@ -59,9 +64,9 @@ impl Backend for ReadOnlyBackend {
         &self.info
     }
 
-    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
+    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
         // Never the inner volume's own memory: whatever is received into it is refused afterwards.
-        io.buffer(range.len() as usize).into()
+        io.buffer(range.len() as usize).map(Payload::from)
     }
 
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {

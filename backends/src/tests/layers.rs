@@ -254,8 +254,8 @@ impl Io for NoIo {
         self.0
     }
 
-    fn buffer(&mut self, len: usize) -> Buf {
-        Buf::zeroed(len)
+    fn buffer(&mut self, len: usize) -> Result<Buf> {
+        Buf::try_zeroed(len)
     }
 
     fn start(

@@ -1,5 +1,8 @@
 //! Volumes, and the backends through which an engine uses them.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
 use crate::{ByteRange, Completion, Io, IoDone, Nanos, Op, OpKind, Outcome, Payload, Result, Tag};
 
 /// Block sizes in bytes (NBD: "block size constraints").
@@ -105,6 +108,12 @@ pub trait Volume: Send + Sync {
         false
     }
 
+    /// The bytes of memory that the volume's data takes now, if that is where it is kept. Its
+    /// holder may look at any time. A layer asks what is below.
+    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
+        None
+    }
+
     /// Whether the data of such a read or write may stay in memory that only the kernel sees
     /// ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without a
     /// look at it, and is faster that way.
@@ -136,9 +145,12 @@ pub trait Backend: Send {
     /// Memory to receive the data of a write to `range` into. A backend that keeps its data in
     /// memory answers with that memory itself, so that the write needs no copy; contents may then
     /// change before the op is submitted.
-    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Payload {
+    ///
+    /// # Errors
+    /// When there is no memory for it; the write has failed with this error then.
+    fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
         let len = usize::try_from(range.len()).expect("a payload fits into memory");
-        io.buffer(len).into()
+        io.buffer(len).map(Payload::from)
     }
 
     /// Starts an op, whose range lies inside the volume and, unless the volume says otherwise, is

@@ -9,6 +9,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::{Result, memory};
+
 /// Alignment of every buffer, in bytes: enough for `O_DIRECT` on any device.
 pub const PAGE_SIZE: usize = 4096;
 const WORD: usize = size_of::<u64>();
@@ -43,10 +45,25 @@ enum Memory {
 
 impl Buf {
     /// A page-aligned buffer of `len` zero bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`](crate::ErrorKind::NoMemory) when there is no memory for it.
+    pub fn try_zeroed(len: usize) -> Result<Self> {
+        let count = len.div_ceil(PAGE_SIZE);
+        let mut pages = Vec::new();
+        memory::attempt(|| pages.try_reserve_exact(count))?;
+        pages.extend((0..count).map(|_| Page::zeroed()));
+        let pages = Arc::new(pages.into_boxed_slice());
+        Ok(Self { memory: Memory::Pages(pages), start: 0, len })
+    }
+
+    /// [`Buf::try_zeroed`] for tests and for lengths that no peer decides.
+    ///
+    /// # Panics
+    /// When there is no memory for it.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        let pages = (0..len.div_ceil(PAGE_SIZE)).map(|_| Page::zeroed()).collect();
-        Self { memory: Memory::Pages(Arc::new(pages)), start: 0, len }
+        Self::try_zeroed(len).expect("memory for a buffer")
     }
 
     /// Memory that only the kernel sees: the first `len` bytes of what is registered with the ring
@@ -297,6 +314,15 @@ fn load_part(words: &[AtomicU64], skip: usize, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_buffer_that_no_memory_holds_is_an_error() {
+        for len in [usize::MAX, usize::MAX - PAGE_SIZE, 1 << 60] {
+            let error = Buf::try_zeroed(len).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::NoMemory, "{len} bytes");
+        }
+        assert_eq!(Buf::try_zeroed(5000).unwrap().to_vec(), [0; 5000]);
+    }
 
     #[test]
     fn copies_at_every_alignment() {

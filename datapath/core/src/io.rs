@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use crate::{Buf, Payload};
+use crate::{Buf, Payload, Result};
 
 /// Nanoseconds on a monotonic clock.
 pub type Nanos = u64;
@@ -95,7 +95,10 @@ pub trait Io {
     fn now(&self) -> Nanos;
 
     /// A page-aligned buffer of `len` bytes with arbitrary content.
-    fn buffer(&mut self, len: usize) -> Buf;
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`](crate::ErrorKind::NoMemory) when there is no memory for it.
+    fn buffer(&mut self, len: usize) -> Result<Buf>;
 
     /// Takes memory that is not needed any more, so that the next buffer is a warm one. Parts that
     /// somebody else still holds are left alone.
@@ -112,5 +115,5 @@ pub trait Io {
         request: IoRequest,
         token: IoToken,
         to: Destination,
-    ) -> Result<(), IoRequest>;
+    ) -> std::result::Result<(), IoRequest>;
 }

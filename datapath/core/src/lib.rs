@@ -8,6 +8,7 @@ mod backend;
 mod buf;
 mod error;
 mod io;
+pub mod memory;
 mod op;
 mod payload;
 mod printable;

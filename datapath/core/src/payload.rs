@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::Buf;
+use crate::{Buf, Result, memory};
 
 /// A piece of a payload.
 #[derive(Clone, Debug)]
@@ -41,6 +41,14 @@ impl Payload {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes room for `count` more segments.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`](crate::ErrorKind::NoMemory) when there is no memory for them.
+    pub fn try_reserve(&mut self, count: usize) -> Result<()> {
+        memory::attempt(|| self.segments.try_reserve(count))
     }
 
     /// Appends a segment; empty ones and adjacent zeroes are folded.

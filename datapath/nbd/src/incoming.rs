@@ -1,6 +1,6 @@
 //! From a stream of bytes to requests, with payloads put where the backend wants them.
 
-use sheave_core::{Buf, Nanos, Payload};
+use sheave_core::{Buf, Error, Nanos, NbdErrno, Payload, Result, memory};
 use sheave_proto::{Negotiated, Request, Verdict};
 use sheave_shard::{Cx, NextRead};
 
@@ -14,8 +14,8 @@ pub(crate) struct Arrived {
     pub(crate) verdict: Verdict,
     /// When its header arrived.
     pub(crate) start: Nanos,
-    /// A write's data.
-    pub(crate) data: Option<Payload>,
+    /// A write's data, or why it could not be taken in.
+    pub(crate) data: Option<Result<Payload>>,
 }
 
 /// The receiving half of a session.
@@ -61,12 +61,14 @@ enum State {
         bytes: Vec<u8>,
         len: usize,
     },
-    /// The payload of a refused request is arriving, to be dropped.
+    /// The payload of a request that is refused, or of a write without memory, is arriving, to be
+    /// dropped.
     Skip {
         request: Request,
         verdict: Verdict,
         start: Nanos,
         left: u64,
+        error: Option<Error>,
     },
 }
 
@@ -106,7 +108,7 @@ impl Incoming {
                     sheave_ring::copy_in(&payload, have, bytes);
                     let have = have + bytes.len();
                     if have == payload.len() {
-                        let data = Some(payload);
+                        let data = Some(Ok(payload));
                         return Ok(Some(Arrived { request, verdict, start, data }));
                     }
                     self.state = State::Data { request, verdict, start, payload, have };
@@ -122,13 +124,14 @@ impl Incoming {
                     self.state = State::Filter { request, start, bytes, len };
                     return Ok(None);
                 }
-                State::Skip { request, verdict, start, left } => {
+                State::Skip { request, verdict, start, left, error } => {
                     let skipped = split(input, usize::try_from(left).unwrap_or(usize::MAX));
                     let left = left - skipped.len() as u64;
                     if left == 0 {
-                        return Ok(Some(Arrived { request, verdict, start, data: None }));
+                        let data = error.map(Err);
+                        return Ok(Some(Arrived { request, verdict, start, data }));
                     }
-                    self.state = State::Skip { request, verdict, start, left };
+                    self.state = State::Skip { request, verdict, start, left, error };
                     return Ok(None);
                 }
             }
@@ -149,8 +152,12 @@ impl Incoming {
                 self.state = State::Landing { request, verdict, start, have, len };
                 NextRead::Into { payload, skip: have }
             }
-            State::Header if in_place && self.expect_long && self.header_have == 0 => {
-                let buf = self.place.get_or_insert_with(|| Buf::zeroed(self.header_len)).clone();
+            State::Header
+                if in_place
+                    && self.expect_long
+                    && self.header_have == 0
+                    && let Some(buf) = self.place() =>
+            {
                 self.state = State::HeaderInPlace(buf.clone());
                 NextRead::Into { payload: buf.into(), skip: 0 }
             }
@@ -167,6 +174,14 @@ impl Incoming {
         }
     }
 
+    /// Where a header is received alone; `None` without memory for it.
+    fn place(&mut self) -> Option<Buf> {
+        if self.place.is_none() {
+            self.place = Buf::try_zeroed(self.header_len).ok();
+        }
+        self.place.clone()
+    }
+
     /// `count` bytes have been received in place.
     pub(crate) fn landed(
         &mut self,
@@ -181,7 +196,7 @@ impl Incoming {
                 debug_assert!(have <= len && payload.len() == len);
                 if have == len {
                     self.expect_long = len >= LONG_WRITE;
-                    let data = Some(payload);
+                    let data = Some(Ok(payload));
                     return Ok(Some(Arrived { request, verdict, start, data }));
                 }
                 self.state = State::Data { request, verdict, start, payload, have };
@@ -228,15 +243,28 @@ impl Incoming {
         match verdict {
             Verdict::Drop(reason) => return Err(Broken(reason)),
             Verdict::Write { range, .. } => {
-                let payload = cx.write_buffer(range);
-                self.state = State::Data { request, verdict, start, payload, have: 0 };
+                self.state = match cx.write_buffer(range) {
+                    Ok(payload) => State::Data { request, verdict, start, payload, have: 0 },
+                    Err(error) => {
+                        let (left, error) = (range.len(), Some(error));
+                        State::Skip { request, verdict, start, left, error }
+                    }
+                };
             }
             Verdict::BlockStatusFilter { payload_len } => {
-                let len = payload_len as usize;
-                self.state = State::Filter { request, start, bytes: Vec::with_capacity(len), len };
+                let (mut bytes, len) = (Vec::new(), payload_len as usize);
+                self.state = match memory::attempt(|| bytes.try_reserve_exact(len)) {
+                    Ok(()) => State::Filter { request, start, bytes, len },
+                    Err(_) => {
+                        let (error, skip) = (NbdErrno::NoMem, u64::from(payload_len));
+                        let verdict =
+                            Verdict::Refuse { error, message: "no memory for the filter", skip };
+                        State::Skip { request, verdict, start, left: skip, error: None }
+                    }
+                };
             }
             Verdict::Refuse { skip, .. } if skip > 0 => {
-                self.state = State::Skip { request, verdict, start, left: skip };
+                self.state = State::Skip { request, verdict, start, left: skip, error: None };
             }
             _ => return Ok(Some(Arrived { request, verdict, start, data: None })),
         }

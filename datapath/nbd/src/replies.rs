@@ -1,6 +1,6 @@
 //! Replies, composed of headers from the protocol crate and payload that is not copied.
 
-use sheave_core::{ByteRange, Extent, NbdErrno, Payload, Reply};
+use sheave_core::{ByteRange, Extent, NbdErrno, Payload, Reply, Result};
 use sheave_proto::reply::{self, ReplyTo, StatusQuery};
 use sheave_proto::{ContextSet, ReplyStyle, read_chunks};
 use sheave_ring::SendBatch;
@@ -27,42 +27,74 @@ impl Asked {
     }
 }
 
+/// The longest header, of a chunk that describes a hole.
+const HEADER_LEN_MAX: usize = 48;
+/// The longest description of an extent.
+const EXTENT_LEN_MAX: usize = 16;
+
 /// Appends the reply to a request that succeeded.
-pub(crate) fn success(out: &mut SendBatch, to: ReplyTo, asked: Asked, answer: Reply) {
+///
+/// # Errors
+/// When there is no memory for it; nothing is appended then, as in all that follow.
+pub(crate) fn success(out: &mut SendBatch, to: ReplyTo, asked: Asked, answer: Reply) -> Result<()> {
     match (asked, answer) {
         (Asked::Read { range, df }, Reply::Data(payload)) => read(out, to, range, df, payload),
         (Asked::Status { query, contexts }, Reply::Extents(extents)) => {
-            status(out, to, query, contexts, &extents);
+            status(out, to, query, contexts, &extents)
         }
-        (Asked::Done { .. }, _) => out.head(|head| reply::success(head, to)),
+        (Asked::Done { .. }, _) => {
+            out.try_reserve(HEADER_LEN_MAX, 1)?;
+            out.head(|head| reply::success(head, to));
+            Ok(())
+        }
         (Asked::Read { .. } | Asked::Status { .. }, _) => {
             // A backend that answers something else is broken, but no reason to hang the client.
             debug_assert!(false, "a backend answers what it was asked");
-            failure(out, to, NbdErrno::Io, "the volume gave a wrong answer");
+            failure(out, to, NbdErrno::Io, "the volume gave a wrong answer")
         }
     }
 }
 
 /// Appends the reply to a request that failed.
-pub(crate) fn failure(out: &mut SendBatch, to: ReplyTo, errno: NbdErrno, message: &str) {
+pub(crate) fn failure(
+    out: &mut SendBatch,
+    to: ReplyTo,
+    errno: NbdErrno,
+    message: &str,
+) -> Result<()> {
+    out.try_reserve(HEADER_LEN_MAX + message.len(), 1)?;
     out.head(|head| reply::failure(head, to, errno, message));
+    Ok(())
 }
 
-fn read(out: &mut SendBatch, to: ReplyTo, range: ByteRange, df: bool, payload: Payload) {
+fn read(
+    out: &mut SendBatch,
+    to: ReplyTo,
+    range: ByteRange,
+    df: bool,
+    payload: Payload,
+) -> Result<()> {
     if payload.len() as u64 != range.len() {
         debug_assert!(false, "a backend reads as much as it was asked for");
         return failure(out, to, NbdErrno::Io, "the volume gave a short answer");
     }
+    let segments = payload.segments().len();
     if to.style == ReplyStyle::Simple {
+        out.try_reserve(HEADER_LEN_MAX, 1 + segments)?;
         out.head(|head| reply::simple(head, to.cookie, None));
-        return out.payload(payload);
+        out.payload(payload);
+        return Ok(());
     }
+    // A hole may leave a piece of data on either side.
+    let chunks = 2 * segments + 1;
+    out.try_reserve(chunks * HEADER_LEN_MAX, 2 * chunks + segments)?;
     for chunk in read_chunks(to.style, df, range, &payload) {
         out.head(|head| chunk.encode(head, to));
         if !chunk.hole {
-            out.payload(payload.slice(chunk.skip, chunk.len as usize));
+            out.part(&payload, chunk.skip, chunk.len as usize);
         }
     }
+    Ok(())
 }
 
 fn status(
@@ -71,10 +103,12 @@ fn status(
     query: StatusQuery,
     contexts: ContextSet,
     extents: &[Extent],
-) {
+) -> Result<()> {
     let count = contexts.len();
+    out.try_reserve(count * (HEADER_LEN_MAX + extents.len() * EXTENT_LEN_MAX), 1)?;
     for (index, context) in contexts.iter().enumerate() {
         let done = index + 1 == count;
         out.head(|head| reply::block_status_chunk(head, to, context, extents, query, done));
     }
+    Ok(())
 }

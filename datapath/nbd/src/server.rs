@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig as TlsConfig;
 use sheave_core::Error;
 use sheave_shard::{Assignment, Clock, Ending, Engine, EngineConfig, STOP_GRACE, Served};
 use sheave_telemetry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::accept_errors::AcceptErrors;
@@ -163,7 +164,7 @@ impl Server {
         let Some(Shared { engine, offers, .. }) = Arc::into_inner(self.shared) else {
             return tracing::warn!("a client was still being negotiated with");
         };
-        let mut stopped = tokio::task::spawn_blocking(move || engine.stop());
+        let mut stopped = stop_apart(engine);
         let outcome = match tokio::time::timeout(STOP_AT_ONCE, &mut stopped).await {
             Ok(outcome) => outcome,
             Err(_) => {
@@ -289,6 +290,26 @@ impl Shared {
             }
         }
     }
+}
+
+/// Stops the engine in a thread of its own; in this one if there is no memory for another.
+fn stop_apart(engine: Engine) -> oneshot::Receiver<()> {
+    let (done, stopped) = oneshot::channel();
+    let job = Arc::new(Mutex::new(Some((engine, done))));
+    let stop = |job: &Mutex<Option<(Engine, oneshot::Sender<()>)>>| {
+        let job = job.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((engine, done)) = job {
+            engine.stop();
+            // The receiver outlives this.
+            let _ = done.send(());
+        }
+    };
+    let theirs = Arc::clone(&job);
+    let spawned = thread::Builder::new().name("stop".to_owned()).spawn(move || stop(&theirs));
+    if spawned.is_err() {
+        stop(&job);
+    }
+    stopped
 }
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {

@@ -3,7 +3,8 @@
 use std::io;
 
 use sheave_core::{
-    Error, ErrorKind, Nanos, NbdErrno, Op, OpKind, Outcome, Payload, Reply, Submitted,
+    Error, ErrorKind, Nanos, NbdErrno, Op, OpKind, Outcome, Payload, Reply, Result, Submitted,
+    memory,
 };
 use sheave_proto::reply::{ReplyTo, StatusQuery};
 use sheave_proto::{Negotiated, Request, Verdict};
@@ -116,10 +117,19 @@ impl NbdSession {
         let mut input = bytes;
         while !input.is_empty() && !self.finished {
             if self.is_blocked() {
-                return self.backlog.extend_from_slice(input);
+                return self.keep(input);
             }
             let arrived = self.incoming.take(&mut input, &self.negotiated, cx);
             self.arrived(arrived, cx);
+        }
+    }
+
+    /// Keeps bytes that cannot be looked at yet. They are lost without memory for them, and what
+    /// follows cannot be understood then.
+    fn keep(&mut self, bytes: &[u8]) {
+        match memory::attempt(|| self.backlog.try_reserve(bytes.len())) {
+            Ok(()) => self.backlog.extend_from_slice(bytes),
+            Err(error) => self.starve(&error),
         }
     }
 
@@ -158,8 +168,12 @@ impl NbdSession {
                 (Op::Read { range, into: None }, Asked::Read { range, df })
             }
             Verdict::Write { range, fua } => {
-                let data = data.expect("a write arrives with its data");
-                (Op::Write { range, data, fua }, Asked::Done { bytes: range.len() })
+                match data.expect("a write arrives with its data, or the reason why not") {
+                    Ok(data) => {
+                        (Op::Write { range, data, fua }, Asked::Done { bytes: range.len() })
+                    }
+                    Err(error) => return self.fail(&request, OpKind::Write, start, &error, cx),
+                }
             }
             Verdict::Flush => (Op::Flush, Asked::Done { bytes: 0 }),
             Verdict::Trim { range, fua } => {
@@ -187,6 +201,10 @@ impl NbdSession {
             _ if op.kind() == OpKind::Write => asked.bytes() as usize,
             _ => 0,
         };
+        let (len, capacity) = (self.requests.len(), self.requests.capacity());
+        if let Err(error) = memory::check_growth::<InFlight>(len, capacity) {
+            return self.fail(&request, op.kind(), start, &error, cx);
+        }
         self.held += held;
         let (kind, submitted) = (op.kind(), cx.now());
         let to = ReplyTo::new(self.negotiated.style, &request);
@@ -211,53 +229,89 @@ impl NbdSession {
             return;
         }
         match outcome {
-            Ok(answer) => {
-                recorder.add_bytes(kind, asked.bytes());
-                match kind {
-                    OpKind::Read => self.bytes_read += asked.bytes(),
-                    OpKind::Write => self.bytes_written += asked.bytes(),
-                    _ => {}
+            Ok(answer) => match self.reply(|ready| replies::success(ready, to, asked, answer)) {
+                Ok(()) => {
+                    recorder.add_bytes(kind, asked.bytes());
+                    match kind {
+                        OpKind::Read => self.bytes_read += asked.bytes(),
+                        OpKind::Write => self.bytes_written += asked.bytes(),
+                        _ => {}
+                    }
                 }
-                self.reply(|ready| replies::success(ready, to, asked, answer));
-            }
-            Err(error) => {
-                recorder.add_error(kind);
-                tracing::debug!(%error, op = kind.name(), "request failed");
-                let errno = error.kind().nbd_errno();
-                self.reply(|ready| replies::failure(ready, to, errno, &error.to_string()));
-            }
+                Err(error) => self.reply_failed(to, kind, &error, recorder),
+            },
+            Err(error) => self.reply_failed(to, kind, &error, recorder),
         }
         self.note_time(kind, start, submitted);
     }
 
+    /// Answers a request that the backend was never given.
+    fn fail(
+        &mut self,
+        request: &Request,
+        kind: OpKind,
+        start: Nanos,
+        error: &Error,
+        cx: &mut Cx<'_>,
+    ) {
+        let to = ReplyTo::new(self.negotiated.style, request);
+        self.reply_failed(to, kind, error, cx.recorder());
+        self.note_time(kind, start, cx.now());
+    }
+
+    fn reply_failed(&mut self, to: ReplyTo, kind: OpKind, error: &Error, recorder: &Recorder) {
+        recorder.add_error(kind);
+        tracing::debug!(%error, op = kind.name(), "request failed");
+        let errno = error.kind().nbd_errno();
+        self.reply_or_starve(|ready| replies::failure(ready, to, errno, &error.to_string()));
+    }
+
     fn note_time(&mut self, kind: OpKind, start: Nanos, submitted: Nanos) {
-        match self.times.last_mut() {
-            Some(last)
-                if last.kind == kind && last.start == start && last.submitted == submitted =>
-            {
-                last.count += 1;
-            }
-            _ => self.times.push(Timed { kind, start, submitted, count: 1 }),
+        if let Some(last) = self.times.last_mut()
+            && last.kind == kind
+            && last.start == start
+            && last.submitted == submitted
+        {
+            last.count += 1;
+            return;
+        }
+        // Without memory this op is missing in the statistics.
+        if memory::attempt(|| self.times.try_reserve(1)).is_ok() {
+            self.times.push(Timed { kind, start, submitted, count: 1 });
         }
     }
 
     fn answer(&mut self, request: &Request) {
         let to = ReplyTo::new(self.negotiated.style, request);
         let asked = Asked::Done { bytes: 0 };
-        self.reply(|ready| replies::success(ready, to, asked, Reply::Done));
+        self.reply_or_starve(|ready| replies::success(ready, to, asked, Reply::Done));
     }
 
     fn refuse(&mut self, request: &Request, errno: NbdErrno, message: &str) {
         let to = ReplyTo::new(self.negotiated.style, request);
-        self.reply(|ready| replies::failure(ready, to, errno, message));
+        self.reply_or_starve(|ready| replies::failure(ready, to, errno, message));
     }
 
     /// Appends a reply to the next batch.
-    fn reply(&mut self, put: impl FnOnce(&mut SendBatch)) {
+    fn reply(&mut self, put: impl FnOnce(&mut SendBatch) -> Result<()>) -> Result<()> {
         let before = self.ready.len();
-        put(&mut self.ready);
+        put(&mut self.ready)?;
         self.held += self.ready.len() - before;
         self.replies_ready += 1;
+        Ok(())
+    }
+
+    /// The same for a short reply, without which the client would wait for ever.
+    fn reply_or_starve(&mut self, put: impl FnOnce(&mut SendBatch) -> Result<()>) {
+        if let Err(error) = self.reply(put) {
+            self.starve(&error);
+        }
+    }
+
+    /// Ends the connection, for which there is not even the memory for a short reply.
+    fn starve(&mut self, error: &Error) {
+        tracing::warn!(%error, "connection dropped");
+        self.finish();
     }
 
     /// Takes no more requests.
@@ -419,7 +473,7 @@ impl NbdSession {
         if self.backlog.is_empty() {
             self.parse(bytes, cx);
         } else if !self.finished {
-            self.backlog.extend_from_slice(bytes);
+            self.keep(bytes);
         }
     }
 }

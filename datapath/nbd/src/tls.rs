@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ServerConfig, ServerConnection};
-use sheave_core::{Error, ErrorKind};
+use sheave_core::{Error, ErrorKind, memory};
 use sheave_proto::uri::{NbdUri, TlsKind, Transport};
 use sheave_ring::SendBatch;
 use webpki::EndEntityCert;
@@ -20,6 +20,8 @@ use self::files::{authorities, certificates, invalid, private_key, revocation_li
 /// Bytes encrypted at once. The client decrypts them while the next are encrypted, and they are
 /// still in the cache when they are sent.
 const STRETCH: usize = 256 << 10;
+/// The same when there is no memory for so much: a record.
+const SMALL_STRETCH: usize = 16 << 10;
 
 /// Where the server's identity is, in PEM or DER.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,7 +250,10 @@ impl TlsStream {
     ) -> usize {
         let Self { tls, bounce, closed } = self;
         let before = batch.unsent();
-        batch.drain(STRETCH, bounce, out, |bytes| {
+        // rustls and the vector that it writes to each take as much once more.
+        let has_room = memory::check_room(2 * STRETCH).is_ok();
+        let stretch = if has_room { STRETCH } else { SMALL_STRETCH };
+        batch.drain(stretch, bounce, out, |bytes| {
             tls.writer().write_all(bytes).expect("writing to memory without a limit");
         });
         if last && batch.unsent() == 0 && !*closed {

@@ -1,6 +1,6 @@
 //! Many replies in one send.
 
-use sheave_core::{Buf, Payload, Segment};
+use sheave_core::{Buf, Payload, Result, Segment, memory};
 
 use crate::iovec::{IoVecs, ZEROES};
 
@@ -65,6 +65,15 @@ impl SendBatch {
         self.len == 0
     }
 
+    /// Makes room for so many more header bytes, and so many runs of header bytes or segments.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`](sheave_core::ErrorKind::NoMemory) when there is no memory for them.
+    pub fn try_reserve(&mut self, head_bytes: usize, parts: usize) -> Result<()> {
+        memory::attempt(|| self.head.try_reserve(head_bytes))?;
+        memory::attempt(|| self.parts.try_reserve(parts))
+    }
+
     /// Appends header bytes that `write` pushes to the vector it is given.
     pub fn head(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let before = self.head.len();
@@ -84,6 +93,26 @@ impl SendBatch {
             Segment::Zero(len) => Part::Zero(len),
             Segment::Data(buf) => Part::Data(buf),
         });
+    }
+
+    /// Appends `len` bytes of a payload that begin `skip` bytes in.
+    ///
+    /// # Panics
+    /// When they are not inside the payload: a bug of the caller.
+    pub fn part(&mut self, payload: &Payload, skip: usize, len: usize) {
+        let (mut skip, mut left) = (skip, len);
+        for segment in payload.segments() {
+            let from = skip.min(segment.len());
+            let take = left.min(segment.len() - from);
+            skip -= from;
+            left -= take;
+            match segment {
+                _ if take == 0 => {}
+                Segment::Zero(_) => self.segment(Segment::Zero(take)),
+                Segment::Data(buf) => self.segment(Segment::Data(buf.slice(from, take))),
+            }
+        }
+        assert!(skip == 0 && left == 0, "a part of the payload");
     }
 
     /// Appends a payload.
@@ -144,8 +173,12 @@ impl SendBatch {
             whole_parts += 1;
             whole_bytes += len;
         }
+        // Without memory for the list they are freed instead.
+        let keeps = memory::attempt(|| spent.retired.try_reserve(whole_parts)).is_ok();
         for part in self.parts.drain(..whole_parts) {
-            if let Part::Data(buf) = part {
+            if let Part::Data(buf) = part
+                && keeps
+            {
                 spent.retired.push(buf);
             }
         }
@@ -170,20 +203,20 @@ impl SendBatch {
         let mut skip = self.sent;
         let mut head = &self.head[..];
         for part in &self.parts {
-            if self.iov.is_full() {
-                break;
-            }
             let len = part.len();
             let from = skip.min(len);
             skip -= from;
-            match part {
+            let has_room = match part {
                 Part::Head(_) => {
                     let (now, later) = head.split_at(len);
-                    self.iov.push_bytes(&now[from..]);
                     head = later;
+                    self.iov.push_bytes(&now[from..])
                 }
                 Part::Zero(_) => self.iov.push_zeroes(len - from),
                 Part::Data(buf) => self.iov.push_buf(buf, from),
+            };
+            if !has_room {
+                break;
             }
         }
         let header = MsgHeader(self.iov.header());
@@ -198,8 +231,11 @@ fn zero_runs(len: usize, each: &mut impl FnMut(&[u8])) {
 }
 
 fn copied_runs(buf: &Buf, bounce: &mut Vec<u8>, each: &mut impl FnMut(&[u8])) {
-    for at in (0..buf.len()).step_by(BOUNCE_LEN) {
-        let run = buf.slice(at, BOUNCE_LEN.min(buf.len() - at));
+    bounce.clear();
+    let has_room = memory::attempt(|| bounce.try_reserve(BOUNCE_LEN.min(buf.len()))).is_ok();
+    let run_len = if has_room { BOUNCE_LEN } else { SMALL_BOUNCE_LEN };
+    for at in (0..buf.len()).step_by(run_len) {
+        let run = buf.slice(at, run_len.min(buf.len() - at));
         bounce.resize(run.len(), 0);
         crate::copy::load(&run, bounce);
         each(bounce);
@@ -209,6 +245,8 @@ fn copied_runs(buf: &Buf, bounce: &mut Vec<u8>, each: &mut impl FnMut(&[u8])) {
 const HEAD_CAPACITY_KEPT: usize = 16 << 10;
 /// Bytes of a payload that are copied at once: four of the longest TLS records.
 const BOUNCE_LEN: usize = 64 << 10;
+/// The same when there is no memory for so much.
+const SMALL_BOUNCE_LEN: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! Addresses of shared buffers, as the kernel wants them.
 
 use libc::{c_void, iovec};
-use sheave_core::{Buf, Payload, Segment};
+use sheave_core::{Buf, Payload, Segment, memory};
 
 /// The kernel takes at most this many vectors a call (`UIO_MAXIOV`).
 pub(crate) const IOV_MAX: usize = 1024;
@@ -19,32 +19,48 @@ pub(crate) struct IoVecs(pub(crate) Vec<iovec>);
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
-    pub(crate) fn push_buf(&mut self, buf: &Buf, skip: usize) {
-        if buf.len() > skip {
-            self.0.push(vector(buf, skip));
-        }
+    /// Appends what of a buffer comes after its first `skip` bytes. False when the list is full, as
+    /// in all that follow: it holds [`IOV_MAX`] vectors, or what memory there is for.
+    pub(crate) fn push_buf(&mut self, buf: &Buf, skip: usize) -> bool {
+        buf.len() <= skip || self.push(vector(buf, skip))
     }
 
     /// Bytes that outlive the list and do not move; the kernel only reads them.
-    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            let base = bytes.as_ptr().cast_mut().cast::<c_void>();
-            self.0.push(iovec { iov_base: base, iov_len: bytes.len() });
-        }
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> bool {
+        let base = bytes.as_ptr().cast_mut().cast::<c_void>();
+        bytes.is_empty() || self.push(iovec { iov_base: base, iov_len: bytes.len() })
     }
 
     /// Zeroes to be sent, never to be received into.
-    pub(crate) fn push_zeroes(&mut self, len: usize) {
+    pub(crate) fn push_zeroes(&mut self, len: usize) -> bool {
         let mut left = len;
-        while left > 0 && self.0.len() < IOV_MAX {
+        while left > 0 {
             let take = left.min(ZEROES.len());
-            self.push_bytes(&ZEROES[..take]);
+            if !self.push_bytes(&ZEROES[..take]) {
+                return false;
+            }
             left -= take;
         }
+        true
     }
 
-    /// The segments, from byte `skip` on, of a payload that the kernel may write to, at most
-    /// [`IOV_MAX`] of them.
+    fn push(&mut self, vector: iovec) -> bool {
+        let has_room = self.0.len() < self.0.capacity().min(IOV_MAX) || self.grow();
+        if has_room {
+            self.0.push(vector);
+        }
+        has_room
+    }
+
+    /// There is always room for one, so that no call is without effect.
+    #[cold]
+    fn grow(&mut self) -> bool {
+        let len = self.0.len();
+        len == 0 || len < IOV_MAX && memory::attempt(|| self.0.try_reserve(1)).is_ok()
+    }
+
+    /// The segments, from byte `skip` on, of a payload that the kernel may write to, as many as the
+    /// list takes.
     ///
     /// # Panics
     /// On a zero segment: a payload given to the kernel has none.
@@ -54,23 +70,21 @@ impl IoVecs {
         self.set_source(payload, skip);
     }
 
-    /// All segments, from byte `skip` on, of a payload that is only read, at most [`IOV_MAX`]
-    /// vectors.
+    /// All segments, from byte `skip` on, of a payload that is only read, as many as the list
+    /// takes.
     pub(crate) fn set_source(&mut self, payload: &Payload, mut skip: usize) {
         self.0.clear();
         for segment in payload.segments() {
             let from = skip.min(segment.len());
             skip -= from;
-            match segment {
-                Segment::Data(buf) if !self.is_full() => self.push_buf(buf, from),
-                Segment::Data(_) => {}
+            let has_room = match segment {
+                Segment::Data(buf) => self.push_buf(buf, from),
                 Segment::Zero(len) => self.push_zeroes(len - from),
+            };
+            if !has_room {
+                return;
             }
         }
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.0.len() >= IOV_MAX
     }
 
     /// A message header that points at the list, valid while the list neither moves nor changes.

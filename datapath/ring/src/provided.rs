@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering::Release};
 
 use io_uring::{IoUring, types::BufRingEntry};
+use sheave_core::memory;
 
 pub(crate) const GROUP: u16 = 0;
 
@@ -82,12 +83,20 @@ impl Provided {
 
     /// Lets so many buffers circulate, or all there can be. The kernel takes them in turn, so the
     /// fewer there are, the warmer they stay.
+    ///
+    /// Without memory for more than one, those that there are must do: sockets then wait for one
+    /// another.
     pub(crate) fn circulate(&mut self, wanted: usize) {
         self.wanted = wanted.min(self.count.into()) as u16;
-        while self.circulating() < self.wanted
-            && let Some(id) = self.unused.pop()
-        {
-            self.lend(id, vec![0; self.buffer_len].into_boxed_slice());
+        while self.circulating() < self.wanted {
+            let mut bytes = Vec::new();
+            let has_room = memory::attempt(|| bytes.try_reserve_exact(self.buffer_len)).is_ok();
+            if !has_room && self.circulating() > 0 {
+                return;
+            }
+            let Some(id) = self.unused.pop() else { return };
+            bytes.resize(self.buffer_len, 0);
+            self.lend(id, bytes.into_boxed_slice());
         }
     }
 

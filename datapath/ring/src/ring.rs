@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use sheave_core::{Buf, IoRequest, Payload};
+use sheave_core::{Buf, IoRequest, Payload, memory};
 use slab::Slab;
 
 use crate::SendBatch;
@@ -163,6 +163,22 @@ impl Ring {
             buffers: Buffers::default(),
             config,
         })
+    }
+
+    /// Makes room for what one more socket may have in flight: a receive and a send.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`](sheave_core::ErrorKind::NoMemory) when there is no memory for it.
+    pub fn make_room(&mut self) -> sheave_core::Result<()> {
+        let (capacity, files_max) = (self.in_flight.capacity(), self.config.file_requests_max);
+        let wanted = files_max + 2 * (self.sockets + 1);
+        if wanted > capacity {
+            let wanted = wanted.max(2 * capacity);
+            memory::check_growth::<InFlight>(wanted, wanted / 2)?;
+            let more = wanted - self.in_flight.len();
+            self.in_flight.reserve(more);
+        }
+        Ok(())
     }
 
     /// Takes a socket in, registered if there is room.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload};
+use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload, Result};
 use sheave_ring::{Ring, plain};
 
 use crate::Clock;
@@ -33,7 +33,7 @@ impl Io for RingIo<'_> {
         self.now
     }
 
-    fn buffer(&mut self, len: usize) -> Buf {
+    fn buffer(&mut self, len: usize) -> Result<Buf> {
         self.pool.take(len)
     }
 
@@ -46,7 +46,7 @@ impl Io for RingIo<'_> {
         request: IoRequest,
         token: IoToken,
         to: Destination,
-    ) -> Result<(), IoRequest> {
+    ) -> std::result::Result<(), IoRequest> {
         if to == Destination::Memory && self.quick.takes(&request, self.now) {
             self.quick.run(self.volume, request, token, self.clock);
             return Ok(());
@@ -75,7 +75,7 @@ impl Io for PlainIo {
         self.now
     }
 
-    fn buffer(&mut self, len: usize) -> Buf {
+    fn buffer(&mut self, len: usize) -> Result<Buf> {
         self.pool.take(len)
     }
 
@@ -88,7 +88,7 @@ impl Io for PlainIo {
         request: IoRequest,
         token: IoToken,
         _: Destination,
-    ) -> Result<(), IoRequest> {
+    ) -> std::result::Result<(), IoRequest> {
         if self.done.len() >= DONE_MAX {
             return Err(request);
         }

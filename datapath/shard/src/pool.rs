@@ -1,6 +1,6 @@
 //! Buffers that are used again: few, hot, last in first out.
 
-use sheave_core::{Buf, PAGE_SIZE, Payload, Segment};
+use sheave_core::{Buf, PAGE_SIZE, Payload, Result, Segment, memory};
 
 /// Bytes that a pool keeps; what comes back beyond that is freed.
 const KEPT_BYTES_MAX: usize = 16 << 20;
@@ -16,16 +16,23 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// A buffer of `len` bytes, page-aligned, with arbitrary content.
-    pub(crate) fn take(&mut self, len: usize) -> Buf {
+    ///
+    /// # Errors
+    /// When there is no memory for it, even after all that the pool keeps has been freed.
+    pub(crate) fn take(&mut self, len: usize) -> Result<Buf> {
         let class = class(len);
-        match self.classes.get_mut(class).and_then(Vec::pop) {
-            Some(buf) => {
-                self.kept_bytes -= buf.capacity();
-                buf.reclaim(len).expect("a pooled buffer has one holder and its class's size")
-            }
-            None if class < CLASSES => Buf::zeroed(PAGE_SIZE << class).slice(0, len),
-            None => Buf::zeroed(len),
+        if let Some(buf) = self.classes.get_mut(class).and_then(Vec::pop) {
+            self.kept_bytes -= buf.capacity();
+            return Ok(buf
+                .reclaim(len)
+                .expect("a pooled buffer has one holder and its class's size"));
         }
+        let capacity = if class < CLASSES { PAGE_SIZE << class } else { len };
+        let fresh = Buf::try_zeroed(capacity).or_else(|_| {
+            self.release();
+            Buf::try_zeroed(capacity)
+        })?;
+        Ok(fresh.slice(0, len))
     }
 
     /// Takes a buffer back if nobody else holds it.
@@ -36,6 +43,9 @@ impl Pool {
             && capacity == PAGE_SIZE << class
             && self.kept_bytes + capacity <= KEPT_BYTES_MAX;
         if fits && let Some(buf) = buf.reclaim(capacity) {
+            if memory::attempt(|| self.classes[class].try_reserve(1)).is_err() {
+                return;
+            }
             self.kept_bytes += capacity;
             self.classes[class].push(buf);
         }
@@ -67,11 +77,11 @@ mod tests {
     #[test]
     fn gives_the_last_buffer_first_and_keeps_a_bounded_amount() {
         let mut pool = Pool::default();
-        let (one, two) = (pool.take(5000), pool.take(8192));
+        let (one, two) = (pool.take(5000).unwrap(), pool.take(8192).unwrap());
         let address = two.pages().as_ptr();
         pool.give(one);
         pool.give(two);
-        let again = pool.take(6000);
+        let again = pool.take(6000).unwrap();
         assert!(again.pages().as_ptr() == address && again.len() == 6000);
         for _ in 0..4 {
             let buf = Buf::zeroed(8 << 20);
@@ -81,9 +91,21 @@ mod tests {
     }
 
     #[test]
+    fn what_no_memory_holds_is_an_error_and_the_pool_goes_on() {
+        let mut pool = Pool::default();
+        let kept = pool.take(4096).unwrap();
+        pool.give(kept);
+        for len in [1 << 60, usize::MAX / 2] {
+            assert_eq!(pool.take(len).unwrap_err().kind(), sheave_core::ErrorKind::NoMemory);
+        }
+        assert_eq!(pool.kept_bytes, 0, "what it kept has been tried as well");
+        pool.take(32 << 20).unwrap();
+    }
+
+    #[test]
     fn a_shared_buffer_is_not_pooled() {
         let mut pool = Pool::default();
-        let buf = pool.take(4096);
+        let buf = pool.take(4096).unwrap();
         let held = buf.clone();
         pool.give(buf);
         assert_eq!(pool.kept_bytes, 0);

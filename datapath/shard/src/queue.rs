@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Submitted, Volume};
+use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume};
 use sheave_ring::{DeviceCommand, plain};
 use sheave_telemetry::{Recorder, VolumeStats};
 
@@ -105,7 +105,10 @@ impl QueueCx<'_> {
     }
 
     /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].
-    pub fn write_buffer(&mut self, range: ByteRange) -> Payload {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn write_buffer(&mut self, range: ByteRange) -> Result<Payload> {
         let mounted = self.mounted.as_mut().expect(AT_REST);
         mounted.backend.write_buffer(range, &mut self.io)
     }

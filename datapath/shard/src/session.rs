@@ -1,6 +1,6 @@
 //! What a front's connection looks like to the engine that runs it.
 
-use sheave_core::{Backend, Io, Nanos, Op, Outcome, Payload, Submitted, Tag};
+use sheave_core::{Backend, ByteRange, Io, Nanos, Op, Outcome, Payload, Result, Submitted, Tag};
 use sheave_ring::SendBatch;
 use sheave_telemetry::Recorder;
 
@@ -98,7 +98,10 @@ impl Cx<'_> {
     }
 
     /// Memory for the data of a write, see [`Backend::write_buffer`].
-    pub fn write_buffer(&mut self, range: sheave_core::ByteRange) -> Payload {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn write_buffer(&mut self, range: ByteRange) -> Result<Payload> {
         self.backend.write_buffer(range, self.io)
     }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
-use sheave_core::{Buf, IoDone, IoRequest, IoToken, Nanos};
+use sheave_core::{Buf, IoDone, IoRequest, IoToken, Nanos, memory};
 use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use slab::Slab;
 
@@ -383,6 +383,12 @@ impl Shard {
                 return;
             }
         };
+        if let Err(error) = self.make_room() {
+            tracing::warn!(%error, "connection refused");
+            self.unmount(index);
+            self.inbox.closed();
+            return;
+        }
         let socket = self.ring.adopt(socket);
         let batch = Some(Box::default());
         let key = self.connections.insert(Connection {
@@ -402,6 +408,15 @@ impl Shard {
             self.connections[key].session.shut_down();
         }
         self.touch(key);
+    }
+
+    /// Makes room for one more connection in all lists.
+    fn make_room(&mut self) -> sheave_core::Result<()> {
+        let count = self.connections.len() + 1;
+        memory::check_growth::<Connection>(self.connections.len(), self.connections.capacity())?;
+        memory::attempt(|| self.touched.try_reserve(count))?;
+        memory::attempt(|| self.stalled.try_reserve(count))?;
+        self.ring.make_room()
     }
 
     fn begin_stop(&mut self) {

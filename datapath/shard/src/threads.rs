@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
-use sheave_core::{Backend, Error, Nanos};
+use sheave_core::{Backend, Error, Nanos, memory};
 use sheave_ring::{SendBatch, plain};
 use sheave_telemetry::Recorder;
 
@@ -55,6 +55,9 @@ impl ThreadEngine {
 
     pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
         let Assignment { socket, session, served, name } = assignment;
+        let mut receive = Vec::new();
+        memory::attempt(|| receive.try_reserve_exact(RECEIVE_LEN))?;
+        receive.resize(RECEIVE_LEN, 0);
         let (socket, ending) = (Arc::new(socket), Arc::<AtomicBool>::default());
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);
@@ -70,7 +73,7 @@ impl ThreadEngine {
             recorder: served.stats.recorder(),
             clock,
             batch: SendBatch::new(),
-            receive: vec![0; RECEIVE_LEN].into_boxed_slice(),
+            receive: receive.into_boxed_slice(),
         };
         let open = Arc::clone(&self.open);
         let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {

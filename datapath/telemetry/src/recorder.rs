@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use hdrhistogram::Histogram;
-use sheave_core::OpKind;
+use sheave_core::{OpKind, memory};
 
 use crate::layout::{BLOCK_LEN, BLOCKS, index_of, lowest_value_at};
 use crate::{OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
@@ -16,7 +16,8 @@ use crate::{OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
 /// [`VolumeStats::recorder`](crate::VolumeStats::recorder).
 ///
 /// Recording never locks. It allocates when a kind and stage first takes that long, by powers of
-/// two: 8 KiB at a time, at most 19 times, mostly twice or thrice. A recorder can move to another
+/// two: 8 KiB at a time, at most 19 times, mostly twice or thrice; without memory for them those
+/// latencies are not counted. A recorder can move to another
 /// thread but not be shared: a counter is a load and a store, which is only right with a single
 /// writer. What it counted stays counted after it is dropped.
 ///
@@ -44,8 +45,10 @@ impl Recorder {
     #[inline]
     pub fn record_n(&self, kind: OpKind, stage: Stage, ns: u64, count: u64) {
         let index = index_of(ns);
-        let block = &self.op(kind).stages[stage as usize].blocks[index / BLOCK_LEN];
-        add(&block.get_or_init(zeroed_block)[index % BLOCK_LEN], count);
+        let place = &self.op(kind).stages[stage as usize].blocks[index / BLOCK_LEN];
+        if let Some(block) = place.get().or_else(|| new_block(place)) {
+            add(&block[index % BLOCK_LEN], count);
+        }
     }
 
     /// Counts the time of each stage of `count` ops that arrived, were submitted and ended at the
@@ -134,10 +137,11 @@ struct OpCounters {
 /// A histogram of which only the parts exist that are used: of 152 KiB, mostly 16 or 24.
 #[derive(Default)]
 struct Counts {
-    blocks: [OnceLock<Box<Block>>; BLOCKS],
+    blocks: [OnceLock<Block>; BLOCKS],
 }
 
-type Block = [AtomicU64; BLOCK_LEN];
+/// [`BLOCK_LEN`] counters.
+type Block = Box<[AtomicU64]>;
 
 impl Counters {
     /// Adds what has been counted so far to `total`.
@@ -166,7 +170,7 @@ impl OpCounters {
 }
 
 /// Adds the counters from `first_index` on to `histogram`.
-fn merge_block(first_index: usize, block: &Block, histogram: &mut Histogram<u64>) {
+fn merge_block(first_index: usize, block: &[AtomicU64], histogram: &mut Histogram<u64>) {
     for (index, count) in (first_index..).zip(block) {
         let count = count.load(Relaxed);
         if count > 0 {
@@ -176,8 +180,11 @@ fn merge_block(first_index: usize, block: &Block, histogram: &mut Histogram<u64>
 }
 
 #[cold]
-fn zeroed_block() -> Box<Block> {
-    Box::new([const { AtomicU64::new(0) }; BLOCK_LEN])
+fn new_block(place: &OnceLock<Block>) -> Option<&Block> {
+    let mut block = Vec::new();
+    memory::attempt(|| block.try_reserve_exact(BLOCK_LEN)).ok()?;
+    block.resize_with(BLOCK_LEN, AtomicU64::default);
+    Some(place.get_or_init(|| block.into_boxed_slice()))
 }
 
 /// Adds to a counter that nobody else writes.

@@ -174,7 +174,13 @@ impl UblkQueue {
 
     /// Fetches the data of a write.
     fn fill(&mut self, slot: u32, range: ByteRange, fua: bool, cx: &mut QueueCx<'_>) {
-        let data = cx.write_buffer(range);
+        let data = match cx.write_buffer(range) {
+            Ok(data) => data,
+            Err(error) => {
+                self.held_bytes -= range.len();
+                return self.end_failed(slot, OpKind::Write, &error, cx);
+            }
+        };
         if let Err(error) = cx.copy_from_device(position(self.number, slot as u16), &data) {
             cx.recycle(data);
             self.held_bytes -= range.len();

@@ -14,6 +14,7 @@ mod listen;
 mod model;
 mod remote;
 mod sizes;
+mod starved;
 mod stats;
 mod stop;
 mod tls;

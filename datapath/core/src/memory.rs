@@ -1,0 +1,109 @@
+//! Allocations that may fail.
+//!
+//! An ordinary allocation that gets no memory ends the process, and with it every other client's
+//! disk. So whatever a peer decides the size or number of is allocated through [`attempt`], which
+//! fails with [`ErrorKind::NoMemory`]. What is small and of bounded number stays ordinary. For
+//! those, 4 MiB are set aside and given up as soon as an attempt fails; until they could be set
+//! aside again, all attempts fail.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Memory for ordinary allocations after an attempt has failed.
+const RESERVE_PIECES: usize = 64;
+/// Bytes of each piece. In pieces, since free memory is scattered.
+const PIECE_LEN: usize = 64 << 10;
+
+static RESERVE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Whether [`RESERVE`] is whole.
+static IS_WHOLE: AtomicBool = AtomicBool::new(false);
+
+/// Allocates by `allocate`, such as `|| list.try_reserve(1)`.
+///
+/// # Errors
+/// [`ErrorKind::NoMemory`] when `allocate` fails, or has failed lately.
+#[inline]
+pub fn attempt<T, E>(allocate: impl FnOnce() -> Result<T, E>) -> Result<T> {
+    if !IS_WHOLE.load(Relaxed) {
+        set_aside()?;
+    }
+    allocate().map_err(|_| give_up())
+}
+
+/// Whether this many bytes can be had in one piece now: asked before a table grows that cannot fail
+/// to. [`attempt`] is better where it can.
+///
+/// # Errors
+/// [`ErrorKind::NoMemory`] when they cannot.
+pub fn check_room(bytes: usize) -> Result<()> {
+    attempt(|| Vec::<u8>::new().try_reserve_exact(bytes))
+}
+
+/// Whether a table with `len` entries of a type and room for `capacity` takes one more. Asked of a
+/// table that has no `try_reserve` and doubles when it is full.
+///
+/// # Errors
+/// [`ErrorKind::NoMemory`] when it would have to grow and cannot.
+#[inline]
+pub fn check_growth<T>(len: usize, capacity: usize) -> Result<()> {
+    if len < capacity {
+        return Ok(());
+    }
+    // An entry is longer than what is in it by a tag.
+    check_room((capacity * 2).max(4) * (size_of::<T>() + size_of::<usize>()))
+}
+
+/// Makes the reserve whole.
+#[cold]
+fn set_aside() -> Result<()> {
+    // The list is whole after each push.
+    let mut reserve = RESERVE.lock().unwrap_or_else(PoisonError::into_inner);
+    reserve.try_reserve(RESERVE_PIECES).map_err(|_| no_memory())?;
+    while reserve.len() < RESERVE_PIECES {
+        let mut piece = Vec::new();
+        if piece.try_reserve_exact(PIECE_LEN).is_err() {
+            reserve.clear();
+            return Err(no_memory());
+        }
+        reserve.push(piece);
+    }
+    IS_WHOLE.store(true, Relaxed);
+    Ok(())
+}
+
+#[cold]
+fn give_up() -> Error {
+    IS_WHOLE.store(false, Relaxed);
+    RESERVE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    no_memory()
+}
+
+fn no_memory() -> Error {
+    let why = "no memory is left; free some or raise the limit of this process";
+    Error::new(ErrorKind::NoMemory, "allocate", why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_fails_is_an_error_and_the_next_is_made_again() {
+        for _ in 0..2 {
+            for bytes in [usize::MAX, usize::MAX / 2, 1 << 62] {
+                assert_eq!(check_room(bytes).unwrap_err().kind(), ErrorKind::NoMemory);
+            }
+            check_room(1 << 20).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_table_is_asked_only_when_it_is_full() {
+        check_growth::<[u8; 1 << 30]>(usize::MAX / 4 - 1, usize::MAX / 4).unwrap();
+        let error = check_growth::<[u8; 1 << 30]>(1 << 20, 1 << 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoMemory);
+        check_growth::<u64>(0, 0).unwrap();
+    }
+}
