@@ -225,5 +225,6 @@ fn message(attached: Attached) -> Device {
         read_only: attached.read_only,
         size_bytes: attached.size,
         waiting: attached.waiting.unwrap_or_default(),
+        held_bytes: attached.held_bytes,
     }
 }

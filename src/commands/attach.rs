@@ -189,8 +189,10 @@ fn table(devices: &[Device]) -> String {
         return "no devices\n".to_owned();
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["DEVICE", "FRONT", "BYTES", "MODE", "VOLUME"]);
-    if let Some(bytes) = table.column_mut(2) {
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["DEVICE", "FRONT", "BYTES", "MEMORY", "MODE", "VOLUME"]);
+    for bytes in table.column_iter_mut().skip(2).take(2) {
         bytes.set_cell_alignment(CellAlignment::Right);
     }
     for device in devices {
@@ -200,8 +202,9 @@ fn table(devices: &[Device]) -> String {
             (false, _) => "rw",
         };
         let bytes = device.size_bytes.to_string();
+        let held = device.held_bytes.map_or_else(|| "-".to_owned(), |held| held.to_string());
         let volume = printable(&device.volume).to_string();
-        table.add_row([&device.path, front(device), &bytes, mode, &volume]);
+        table.add_row([&device.path, front(device), &bytes, &held, mode, &volume]);
     }
     format!("{table}\n")
 }
@@ -216,6 +219,7 @@ fn json(devices: &[Device]) -> String {
                 "size_bytes": device.size_bytes,
                 "read_only": device.read_only,
                 "volume": device.volume,
+                "held_bytes": device.held_bytes,
                 "waiting": (!device.waiting.is_empty()).then_some(&device.waiting),
             })
         })

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
@@ -12,7 +13,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use sheave_backends::export_name;
 use sheave_bench::output;
 use sheave_core::printable;
-use sheave_telemetry::{Stage, write_hgrm};
+use sheave_telemetry::{LastFailure, Stage, VolumeSnapshot, write_hgrm};
 
 use crate::telemetry::{COLUMNS, ServerSnapshot, Servers, stage_rows};
 
@@ -86,17 +87,33 @@ fn tables(servers: &[ServerSnapshot]) -> String {
         );
         for volume in &server.volumes {
             let gauges = volume.gauges;
-            let _ = writeln!(
+            let _ = write!(
                 text,
                 "{}: {} connections, {} bytes in flight",
                 printable(&volume.name),
                 gauges.connections,
                 gauges.bytes_in_flight
             );
+            if let Some(bytes) = gauges.held_bytes {
+                let _ = write!(text, ", {bytes} bytes of memory");
+            }
+            text.push('\n');
+            if let Some(last) = &volume.last_failure {
+                text.push_str(&storage_errors(volume, last));
+            }
         }
         let _ = writeln!(text, "{}", table(server).trim_fmt());
     }
     text
+}
+
+/// A line on a volume's storage errors.
+fn storage_errors(volume: &VolumeSnapshot, last: &LastFailure) -> String {
+    let count: u64 = volume.failures.iter().map(|failure| failure.count).sum();
+    let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(last.unix_s));
+    let age_s = age.map_or(0, |age| age.as_secs());
+    let (name, text) = (printable(&volume.name), printable(&last.text));
+    format!("{name}: {count} storage errors, the last {age_s} s ago: {text}\n")
 }
 
 fn table(server: &ServerSnapshot) -> Table {
@@ -155,9 +172,9 @@ fn file_path(path: &Path, parts: &[&str]) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::Arc;
 
-    use sheave_core::OpKind;
+    use sheave_core::{Error, ErrorKind, OpKind};
     use sheave_telemetry::Registry;
 
     use super::*;
@@ -186,6 +203,26 @@ mod tests {
         assert_eq!(lines[4][1..4], ["write", "1", "0"]);
         assert_eq!(lines[5][1..4], ["trim", "0", "1"]);
         assert_eq!(lines.len(), 6);
+    }
+
+    #[test]
+    fn the_last_storage_error_is_named() {
+        let registry = Registry::new();
+        let (volume, error) = (
+            registry.volume("disk"),
+            Error::new(ErrorKind::NoSpace, "write", "a.img: No space left on device"),
+        );
+        volume.show_held_bytes(Some(Arc::new(65_536.into())));
+        for _ in 0..3 {
+            volume.recorder().note_failure(OpKind::Write, &error, 1, 1_700_000_000);
+        }
+        let text = tables(&[ServerSnapshot::of(&registry, Duration::from_secs(10))]);
+        let mut lines = text.lines().skip(1);
+        let held = "disk: 0 connections, 0 bytes in flight, 65536 bytes of memory";
+        assert_eq!(lines.next(), Some(held));
+        let line = lines.next().unwrap();
+        assert!(line.starts_with("disk: 3 storage errors, the last "), "{line}");
+        assert!(line.ends_with(" s ago: write: a.img: No space left on device"), "{line}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{self, Unit};
 use sheave_nbd::bind_tcp;
-use sheave_telemetry::{Histogram, OpSnapshot, Registry, VolumeSnapshot};
+use sheave_telemetry::{FailureCount, Histogram, OpSnapshot, Registry, VolumeSnapshot};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -126,6 +126,7 @@ impl Collector for VolumeCollector {
         counter("sheave_ops", "Requests that ended", None, OpSnapshot::count)?;
         counter("sheave_op_errors", "Requests that failed", None, |op| op.errors)?;
         counter("sheave_op", "Payload bytes of requests", Some(&Unit::Bytes), |op| op.bytes)?;
+        encode_failures(&mut encoder, &volumes)?;
         encode_latencies(&mut encoder, &volumes)
     }
 }
@@ -156,6 +157,13 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]
         let labels = [("volume", volume.name.as_str())];
         gauge.encode_family(&labels)?.encode_gauge(&volume.gauges.bytes_in_flight)?;
     }
+    let help = "Memory that the data of volumes in memory takes";
+    let mut gauge = encoder.encode_descriptor("sheave_held", help, unit, MetricType::Gauge)?;
+    for volume in volumes {
+        let Some(bytes) = volume.gauges.held_bytes else { continue };
+        let labels = [("volume", volume.name.as_str())];
+        gauge.encode_family(&labels)?.encode_gauge(&i64::try_from(bytes).unwrap_or(i64::MAX))?;
+    }
     Ok(())
 }
 
@@ -171,6 +179,21 @@ fn encode_counter(
             let labels = [("volume", volume.name.as_str()), ("op", op.kind.name())];
             let mut of_op = counter.encode_family(&labels)?;
             of_op.encode_counter::<NoLabelSet, _, u64>(&value(op), None)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_failures(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]) -> fmt::Result {
+    let help = "Requests that the storage failed";
+    let mut counter =
+        encoder.encode_descriptor("sheave_storage_errors", help, None, MetricType::Counter)?;
+    for volume in volumes {
+        for FailureCount { op, kind, count } in &volume.failures {
+            let labels =
+                [("volume", volume.name.as_str()), ("op", op.name()), ("kind", kind.name())];
+            let mut of_kind = counter.encode_family(&labels)?;
+            of_kind.encode_counter::<NoLabelSet, _, u64>(count, None)?;
         }
     }
     Ok(())
@@ -219,7 +242,7 @@ fn buckets(histogram: &Histogram<u64>) -> (f64, Vec<(f64, u64)>) {
 
 #[cfg(test)]
 mod tests {
-    use sheave_core::OpKind;
+    use sheave_core::{Error, ErrorKind, OpKind};
     use sheave_telemetry::Stage;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -246,6 +269,9 @@ mod tests {
         recorder.add_error(OpKind::Flush);
         recorder.add_connections(2);
         recorder.add_bytes_in_flight(512);
+        let full = Error::new(ErrorKind::NoSpace, "write", "no space");
+        recorder.note_failure(OpKind::Write, &full, 1, 1);
+        registry.volume("a \"disk\"").show_held_bytes(Some(Arc::new(65_536.into())));
         let endpoint = MetricsServer::start("127.0.0.1:0", registry).unwrap();
 
         let answer = fetch(endpoint.address(), "/metrics").await;
@@ -260,6 +286,8 @@ mod tests {
             format!("sheave_ops_total{{{read}}} 4"),
             format!("sheave_op_bytes_total{{{read}}} 4096"),
             format!("sheave_op_errors_total{{{volume},op=\"flush\"}} 1"),
+            format!("sheave_storage_errors_total{{{volume},op=\"write\",kind=\"no_space\"}} 1"),
+            format!("sheave_held_bytes{{{volume}}} 65536"),
             format!("sheave_op_latency_seconds_count{{{read},stage=\"total\"}} 4"),
             format!("sheave_op_latency_seconds_bucket{{le=\"0.00001\",{read},stage=\"total\"}} 0"),
             format!("sheave_op_latency_seconds_bucket{{le=\"0.000025\",{read},stage=\"total\"}} 3"),

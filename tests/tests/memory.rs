@@ -9,7 +9,6 @@ const MIB: usize = 1 << 20;
 const ADDRESS_SPACE: &str = "ulimit -v 900000 && exec \"$@\"";
 
 both_engines! {
-    /// Eight clients write the longest writes until the volume is full.
     fn a_full_memory_volume_harms_nothing_else(engine) {
         let mut server = Serve::new("memory:?size=8G").args("null:?size=1M").engine(engine)
             .through(&["bash", "-c", ADDRESS_SPACE, "-"]).unix();

@@ -75,6 +75,24 @@ impl ErrorKind {
         Self::Unsupported,
     ];
 
+    /// The name used in statistics and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Corrupt => "corrupt",
+            Self::Invalid => "invalid",
+            Self::Io => "io",
+            Self::NoMemory => "no_memory",
+            Self::NoSpace => "no_space",
+            Self::NotFound => "not_found",
+            Self::Permission => "permission",
+            Self::Shutdown => "shutdown",
+            Self::TooLarge => "too_large",
+            Self::Unsupported => "unsupported",
+        }
+    }
+
     /// The one table. gRPC codes: <https://grpc.io/docs/guides/status-codes/>.
     fn mapping(self) -> Mapping {
         let map = |nbd, linux, grpc| Mapping { nbd, linux, grpc };
@@ -175,6 +193,12 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// Whether it has a deeper cause, such as a system call's error.
+    #[must_use]
+    pub fn has_cause(&self) -> bool {
+        self.source.is_some()
     }
 }
 

@@ -32,6 +32,19 @@ pub fn attempt<T, E>(allocate: impl FnOnce() -> Result<T, E>) -> Result<T> {
     allocate().map_err(|_| give_up())
 }
 
+/// [`attempt`] for at most some tens of KiB without which a connection could not go on, such as a
+/// short reply: what is set aside is there for it, too.
+///
+/// # Errors
+/// [`ErrorKind::NoMemory`] when `allocate` fails all the same.
+#[inline]
+pub fn insist<T, E>(mut allocate: impl FnMut() -> Result<T, E>) -> Result<T> {
+    allocate().or_else(|_| {
+        let error = give_up();
+        allocate().map_err(|_| error)
+    })
+}
+
 /// Whether this many bytes can be had in one piece now: asked before a table grows that cannot fail
 /// to. [`attempt`] is better where it can.
 ///

@@ -194,7 +194,7 @@ impl Devices {
         let mark = RandomState::new().build_hasher().finish();
         let mut record = Record::new(name, read_only, info, size, front, mark);
         self.records.save(&record)?;
-        let served = Served { stats: self.registry.volume(name), volume };
+        let served = Served::new(volume, self.registry.volume(name));
         let server = Server { engine: &self.engine, served: &served };
         let made = server.attach(&record.clone(), |device| {
             record.id = Some(device.id());

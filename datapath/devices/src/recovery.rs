@@ -239,7 +239,7 @@ impl Devices {
         record: &Record,
         volume: Arc<dyn Volume>,
     ) -> Result<()> {
-        let served = Served { stats: self.registry.volume(&record.volume), volume };
+        let served = Served::new(volume, self.registry.volume(&record.volume));
         let server = Server { engine: &self.engine, served: &served };
         let left = {
             let mut left = lock(&self.left);

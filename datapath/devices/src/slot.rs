@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -71,6 +72,8 @@ pub struct Attached {
     pub size: u64,
     /// Why its I/O waits: after a crash, or while it is attached or resized.
     pub waiting: Option<String>,
+    /// Bytes of memory that its data takes, if that is where it is kept.
+    pub held_bytes: Option<u64>,
     pub(crate) record: Record,
 }
 
@@ -160,7 +163,11 @@ impl Entry {
             Self::Waiting { why, .. } => Some(why.clone()),
             _ => None,
         };
-        self.record().map(|record| Attached::new(record, waiting))
+        let held_bytes = match self {
+            Self::Attached(live) => live.volume.held_bytes().map(|gauge| gauge.load(Relaxed)),
+            _ => None,
+        };
+        self.record().map(|record| Attached { held_bytes, ..Attached::new(record, waiting) })
     }
 }
 
@@ -193,6 +200,7 @@ impl Attached {
             read_only: record.read_only,
             size: record.size,
             waiting,
+            held_bytes: None,
             record: record.clone(),
         }
     }

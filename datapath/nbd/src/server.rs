@@ -254,7 +254,7 @@ impl Shared {
         let served = self.engine.serve(Assignment {
             socket,
             session: Box::new(session),
-            served: Served { volume, stats },
+            served: Served::new(volume, stats),
             name: Some(id),
         });
         if let Err(error) = served {

@@ -127,7 +127,7 @@ impl NbdSession {
     /// Keeps bytes that cannot be looked at yet. They are lost without memory for them, and what
     /// follows cannot be understood then.
     fn keep(&mut self, bytes: &[u8]) {
-        match memory::attempt(|| self.backlog.try_reserve(bytes.len())) {
+        match memory::insist(|| self.backlog.try_reserve(bytes.len())) {
             Ok(()) => self.backlog.extend_from_slice(bytes),
             Err(error) => self.starve(&error),
         }
@@ -214,14 +214,14 @@ impl NbdSession {
 
     fn submit(&mut self, op: Op, request: u32, cx: &mut Cx<'_>) {
         match cx.submit(op, request) {
-            Submitted::Done(outcome) => self.end(request, outcome, cx.recorder()),
+            Submitted::Done(outcome) => self.end(request, outcome, cx),
             Submitted::Queued => {}
             Submitted::Full(op) => self.stalled = Some((op, request)),
         }
     }
 
     /// Puts the reply to a request that has ended into the next batch.
-    fn end(&mut self, request: u32, outcome: Outcome, recorder: &Recorder) {
+    fn end(&mut self, request: u32, outcome: Outcome, cx: &Cx<'_>) {
         let InFlight { to, asked, kind, start, submitted, held } =
             self.requests.remove(request as usize);
         self.held -= held;
@@ -231,37 +231,29 @@ impl NbdSession {
         match outcome {
             Ok(answer) => match self.reply(|ready| replies::success(ready, to, asked, answer)) {
                 Ok(()) => {
-                    recorder.add_bytes(kind, asked.bytes());
+                    cx.recorder().add_bytes(kind, asked.bytes());
                     match kind {
                         OpKind::Read => self.bytes_read += asked.bytes(),
                         OpKind::Write => self.bytes_written += asked.bytes(),
                         _ => {}
                     }
                 }
-                Err(error) => self.reply_failed(to, kind, &error, recorder),
+                Err(error) => self.reply_failed(to, kind, &error, cx),
             },
-            Err(error) => self.reply_failed(to, kind, &error, recorder),
+            Err(error) => self.reply_failed(to, kind, &error, cx),
         }
         self.note_time(kind, start, submitted);
     }
 
     /// Answers a request that the backend was never given.
-    fn fail(
-        &mut self,
-        request: &Request,
-        kind: OpKind,
-        start: Nanos,
-        error: &Error,
-        cx: &mut Cx<'_>,
-    ) {
+    fn fail(&mut self, request: &Request, kind: OpKind, start: Nanos, error: &Error, cx: &Cx<'_>) {
         let to = ReplyTo::new(self.negotiated.style, request);
-        self.reply_failed(to, kind, error, cx.recorder());
+        self.reply_failed(to, kind, error, cx);
         self.note_time(kind, start, cx.now());
     }
 
-    fn reply_failed(&mut self, to: ReplyTo, kind: OpKind, error: &Error, recorder: &Recorder) {
-        recorder.add_error(kind);
-        tracing::debug!(%error, op = kind.name(), "request failed");
+    fn reply_failed(&mut self, to: ReplyTo, kind: OpKind, error: &Error, cx: &Cx<'_>) {
+        cx.failed(kind, error);
         let errno = error.kind().nbd_errno();
         self.reply_or_starve(|ready| replies::failure(ready, to, errno, &error.to_string()));
     }
@@ -347,7 +339,7 @@ impl Session for NbdSession {
     }
 
     fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>) {
-        self.end(request, outcome, cx.recorder());
+        self.end(request, outcome, cx);
         self.parse_backlog(cx);
     }
 
@@ -355,7 +347,7 @@ impl Session for NbdSession {
         if let Some((op, request)) = self.stalled.take() {
             if self.gone {
                 let error = Error::new(ErrorKind::Shutdown, op.kind().name(), "client is gone");
-                self.end(request, Err(error), cx.recorder());
+                self.end(request, Err(error), cx);
             } else {
                 self.requests[request as usize].submitted = cx.now();
                 self.submit(op, request, cx);

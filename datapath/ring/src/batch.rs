@@ -70,6 +70,10 @@ impl SendBatch {
     /// # Errors
     /// [`ErrorKind::NoMemory`](sheave_core::ErrorKind::NoMemory) when there is no memory for them.
     pub fn try_reserve(&mut self, head_bytes: usize, parts: usize) -> Result<()> {
+        if head_bytes <= SHORT_HEAD_MAX && parts <= SHORT_PARTS_MAX {
+            memory::insist(|| self.head.try_reserve(head_bytes))?;
+            return memory::insist(|| self.parts.try_reserve(parts));
+        }
         memory::attempt(|| self.head.try_reserve(head_bytes))?;
         memory::attempt(|| self.parts.try_reserve(parts))
     }
@@ -242,6 +246,9 @@ fn copied_runs(buf: &Buf, bounce: &mut Vec<u8>, each: &mut impl FnMut(&[u8])) {
     }
 }
 
+/// A reply that is no longer may use memory that is set aside: without it its connection ends.
+const SHORT_HEAD_MAX: usize = 8 << 10;
+const SHORT_PARTS_MAX: usize = 8;
 const HEAD_CAPACITY_KEPT: usize = 16 << 10;
 /// Bytes of a payload that are copied at once: four of the longest TLS records.
 const BOUNCE_LEN: usize = 64 << 10;

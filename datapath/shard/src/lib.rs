@@ -8,6 +8,7 @@ mod blocking;
 mod clock;
 mod ending;
 mod engine;
+mod failures;
 mod io;
 mod opened;
 mod poll;

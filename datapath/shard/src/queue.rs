@@ -4,10 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume};
+use sheave_core::{
+    ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume,
+};
 use sheave_ring::{DeviceCommand, plain};
 use sheave_telemetry::{Recorder, VolumeStats};
 
+use crate::failures::report;
 use crate::io::RingIo;
 use crate::session::tag;
 use crate::volumes::Mounted;
@@ -76,6 +79,15 @@ pub struct Served {
     pub stats: Arc<VolumeStats>,
 }
 
+impl Served {
+    /// A volume whose statistics show what it holds from now on.
+    #[must_use]
+    pub fn new(volume: Arc<dyn Volume>, stats: Arc<VolumeStats>) -> Self {
+        stats.show_held_bytes(volume.held_bytes());
+        Self { volume, stats }
+    }
+}
+
 /// The shard, as a queue sees it during a call.
 pub struct QueueCx<'a> {
     /// `None` for a queue at rest, which submits nothing.
@@ -96,6 +108,11 @@ impl QueueCx<'_> {
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         &self.mounted.as_ref().expect(AT_REST).recorder
+    }
+
+    /// Counts a failed request, and logs it if the storage is at fault and this is news.
+    pub fn failed(&self, op: OpKind, error: &Error) {
+        report(self.recorder(), op, error, self.now());
     }
 
     /// See [`Volume::takes_registered`].

@@ -1,8 +1,12 @@
 //! What a front's connection looks like to the engine that runs it.
 
-use sheave_core::{Backend, ByteRange, Io, Nanos, Op, Outcome, Payload, Result, Submitted, Tag};
+use sheave_core::{
+    Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Tag,
+};
 use sheave_ring::SendBatch;
 use sheave_telemetry::Recorder;
+
+use crate::failures::report;
 
 /// What a session wants to receive next.
 #[derive(Debug)]
@@ -95,6 +99,11 @@ impl Cx<'_> {
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         self.recorder
+    }
+
+    /// Counts a failed request, and logs it if the storage is at fault and this is news.
+    pub fn failed(&self, op: OpKind, error: &Error) {
+        report(self.recorder, op, error, self.io.now());
     }
 
     /// Memory for the data of a write, see [`Backend::write_buffer`].

@@ -6,6 +6,7 @@
 //! clock: durations come in as nanoseconds.
 #![forbid(unsafe_code)]
 
+mod failures;
 mod hgrm;
 mod layout;
 mod recorder;
@@ -14,6 +15,7 @@ mod snapshot;
 mod stage;
 mod wire;
 
+pub use failures::{FailureCount, LastFailure, Notice};
 pub use hdrhistogram::Histogram;
 pub use hgrm::write_hgrm;
 pub use layout::new_histogram;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use hdrhistogram::Histogram;
-use sheave_core::{OpKind, memory};
+use sheave_core::{Error, Nanos, OpKind, memory};
 
+use crate::failures::Failures;
 use crate::layout::{BLOCK_LEN, BLOCKS, index_of, lowest_value_at};
-use crate::{OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
+use crate::{Notice, OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
 
 /// The only writer of one shard's counters for one volume; made by
 /// [`VolumeStats::recorder`](crate::VolumeStats::recorder).
@@ -26,12 +27,19 @@ use crate::{OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
 /// ```
 pub struct Recorder {
     counters: Arc<Counters>,
+    failures: Arc<Failures>,
     not_sync: PhantomData<Cell<()>>,
 }
 
 impl Recorder {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, not_sync: PhantomData }
+    pub(crate) fn new(counters: Arc<Counters>, failures: Arc<Failures>) -> Self {
+        Self { counters, failures, not_sync: PhantomData }
+    }
+
+    /// The volume's name.
+    #[must_use]
+    pub fn volume(&self) -> &str {
+        self.failures.volume()
     }
 
     /// Counts that `stage` of an op took `ns` nanoseconds. [`Stage::Total`] counts the op itself,
@@ -72,8 +80,15 @@ impl Recorder {
         add(&self.op(kind).errors, 1);
     }
 
+    /// Notes that the storage failed an op, at `now` of the engine and `unix_s` seconds after 1970,
+    /// and answers what to log. Takes a lock.
+    pub fn note_failure(&self, kind: OpKind, error: &Error, now: Nanos, unix_s: u64) -> Notice {
+        self.failures.note(kind, error, now, unix_s)
+    }
+
     /// Adds what another process has counted.
     pub fn add_snapshot(&self, snapshot: &VolumeSnapshot) {
+        self.failures.add(&snapshot.failures, snapshot.last_failure.as_ref());
         for op in &snapshot.ops {
             self.add_bytes(op.kind, op.bytes);
             add(&self.op(op.kind).errors, op.errors);
@@ -149,7 +164,7 @@ impl Counters {
         for (kind, op) in OpKind::ALL.into_iter().zip(&self.ops) {
             op.merge_into(total.op_mut(kind));
         }
-        let VolumeGauges { connections, bytes_in_flight } = &mut total.gauges;
+        let VolumeGauges { connections, bytes_in_flight, .. } = &mut total.gauges;
         *connections += self.connections.load(Relaxed);
         *bytes_in_flight += self.bytes_in_flight.load(Relaxed);
     }
@@ -209,7 +224,8 @@ mod tests {
     #[test]
     fn memory_is_taken_only_where_latencies_are() {
         let counters = Arc::<Counters>::default();
-        let recorder = Recorder::new(Arc::clone(&counters));
+        let failures = Arc::new(Failures::new("a".into()));
+        let recorder = Recorder::new(Arc::clone(&counters), failures);
         let blocks = || {
             let stages = counters.ops.iter().flat_map(|op| &op.stages);
             let blocks = stages.flat_map(|stage| &stage.blocks);

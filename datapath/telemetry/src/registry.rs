@@ -1,8 +1,10 @@
 //! All volumes and their recorders.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::failures::Failures;
 use crate::recorder::Counters;
 use crate::{Recorder, VolumeSnapshot};
 
@@ -22,11 +24,14 @@ impl Registry {
     /// The statistics of the volume with this name, which appears in snapshots from now on.
     pub fn volume(&self, name: &str) -> Arc<VolumeStats> {
         let mut volumes = lock(&self.volumes);
-        if let Some(volume) = volumes.iter().find(|volume| *lock(&volume.name) == name) {
+        if let Some(volume) = volumes.iter().find(|volume| &*volume.failures.volume() == name) {
             return Arc::clone(volume);
         }
-        let volume =
-            Arc::new(VolumeStats { name: Mutex::new(name.to_owned()), counters: Mutex::default() });
+        let volume = Arc::new(VolumeStats {
+            counters: Mutex::default(),
+            failures: Arc::new(Failures::new(name.into())),
+            held_bytes: Mutex::default(),
+        });
         volumes.push(Arc::clone(&volume));
         volume
     }
@@ -53,20 +58,28 @@ impl fmt::Debug for Registry {
 
 /// The statistics of one volume.
 pub struct VolumeStats {
-    name: Mutex<String>,
     counters: Mutex<Vec<Arc<Counters>>>,
+    failures: Arc<Failures>,
+    held_bytes: Mutex<Option<Arc<AtomicU64>>>,
 }
 
 impl VolumeStats {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> String {
-        lock(&self.name).clone()
+        self.failures.volume().as_ref().to_owned()
     }
 
     /// Gives it another one.
     pub fn rename(&self, name: &str) {
-        name.clone_into(&mut lock(&self.name));
+        self.failures.rename(name.into());
+    }
+
+    /// Shows this gauge of the volume's memory from now on, see [`Volume::held_bytes`].
+    ///
+    /// [`Volume::held_bytes`]: sheave_core::Volume::held_bytes
+    pub fn show_held_bytes(&self, gauge: Option<Arc<AtomicU64>>) {
+        *lock(&self.held_bytes) = gauge;
     }
 
     /// A recorder for one thread. It goes on with the counters of one that was dropped, if there
@@ -78,11 +91,11 @@ impl VolumeStats {
         // be overtaken by ours. Readers hold the list's lock.
         let free = counters.iter_mut().position(|shared| Arc::get_mut(shared).is_some());
         if let Some(free) = free {
-            return Recorder::new(Arc::clone(&counters[free]));
+            return Recorder::new(Arc::clone(&counters[free]), Arc::clone(&self.failures));
         }
         let new = Arc::<Counters>::default();
         counters.push(Arc::clone(&new));
-        Recorder::new(new)
+        Recorder::new(new, Arc::clone(&self.failures))
     }
 
     /// What all recorders of the volume have counted so far.
@@ -93,6 +106,9 @@ impl VolumeStats {
             counters.merge_into(&mut total);
         }
         total.drop_unused();
+        let held_bytes = lock(&self.held_bytes).as_ref().map(|gauge| gauge.load(Relaxed));
+        total.gauges.held_bytes = held_bytes;
+        (total.failures, total.last_failure) = self.failures.snapshot();
         total
     }
 }

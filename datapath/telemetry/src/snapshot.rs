@@ -5,7 +5,7 @@ use std::fmt;
 use hdrhistogram::Histogram;
 use sheave_core::OpKind;
 
-use crate::{Stage, new_histogram};
+use crate::{FailureCount, LastFailure, Stage, new_histogram};
 
 /// The state of a volume's counters. Serialises to the form described in the wire module.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +16,10 @@ pub struct VolumeSnapshot {
     pub gauges: VolumeGauges,
     /// The kinds of ops that occurred, in the order of [`OpKind::ALL`].
     pub ops: Vec<OpSnapshot>,
+    /// Storage errors of each op and kind that occurred; those of clients are not among them.
+    pub failures: Vec<FailureCount>,
+    /// The last of them.
+    pub last_failure: Option<LastFailure>,
 }
 
 /// Values that go up and down.
@@ -25,6 +29,8 @@ pub struct VolumeGauges {
     pub connections: i64,
     /// Bytes that requests in flight hold.
     pub bytes_in_flight: i64,
+    /// Bytes of memory that its data takes, if that is where it is kept.
+    pub held_bytes: Option<u64>,
 }
 
 /// The counters of one kind of op.
@@ -43,7 +49,8 @@ impl VolumeSnapshot {
     /// With an entry for each kind; [`Self::drop_unused`] removes those that stay empty.
     pub(crate) fn empty(name: &str) -> Self {
         let ops = OpKind::ALL.into_iter().map(OpSnapshot::empty).collect();
-        Self { name: name.to_owned(), gauges: VolumeGauges::default(), ops }
+        let (name, gauges) = (name.to_owned(), VolumeGauges::default());
+        Self { name, gauges, ops, failures: Vec::new(), last_failure: None }
     }
 
     /// The counters of a kind of op, if any such op occurred.
@@ -52,7 +59,7 @@ impl VolumeSnapshot {
         self.ops.iter().find(|op| op.kind == kind)
     }
 
-    /// What was counted after `earlier`; gauges are as they are now. Where `earlier` counted more,
+    /// What was counted after `earlier`; gauges and storage errors are as they are now. Where `earlier` counted more,
     /// it was another process, and the difference is zero.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
@@ -60,8 +67,7 @@ impl VolumeSnapshot {
             Some(before) => op.since(before),
             None => op.clone(),
         });
-        let mut difference =
-            Self { name: self.name.clone(), gauges: self.gauges, ops: ops.collect() };
+        let mut difference = Self { ops: ops.collect(), ..self.clone() };
         difference.drop_unused();
         difference
     }

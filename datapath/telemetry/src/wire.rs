@@ -12,17 +12,39 @@
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use sheave_core::OpKind;
+use sheave_core::{ErrorKind, OpKind};
 
 use crate::layout::{LEN, new_histogram};
-use crate::{OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
+use crate::{FailureCount, LastFailure, OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
 
 #[derive(Serialize, Deserialize)]
 struct VolumeWire {
     name: String,
     connections: i64,
     bytes_in_flight: i64,
+    /// Absent, as are those below, where there is nothing to say; older programs know none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_bytes: Option<u64>,
     ops: Vec<OpWire>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    failures: Vec<FailureWire>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_failure: Option<LastFailureWire>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FailureWire {
+    op: String,
+    kind: String,
+    count: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LastFailureWire {
+    op: String,
+    kind: String,
+    text: String,
+    unix_s: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -66,9 +88,20 @@ impl<'de> Deserialize<'de> for VolumeSnapshot {
 
 impl From<&VolumeSnapshot> for VolumeWire {
     fn from(volume: &VolumeSnapshot) -> Self {
-        let VolumeGauges { connections, bytes_in_flight } = volume.gauges;
+        let VolumeGauges { connections, bytes_in_flight, held_bytes } = volume.gauges;
         let ops = volume.ops.iter().map(OpWire::from).collect();
-        Self { name: volume.name.clone(), connections, bytes_in_flight, ops }
+        let failures = volume.failures.iter().map(|&FailureCount { op, kind, count }| {
+            let (op, kind) = (op.name().to_owned(), kind.name().to_owned());
+            FailureWire { op, kind, count }
+        });
+        let last_failure = volume.last_failure.as_ref().map(|last| LastFailureWire {
+            op: last.op.name().to_owned(),
+            kind: last.kind.name().to_owned(),
+            text: last.text.clone(),
+            unix_s: last.unix_s,
+        });
+        let (name, failures) = (volume.name.clone(), failures.collect());
+        Self { name, connections, bytes_in_flight, held_bytes, ops, failures, last_failure }
     }
 }
 
@@ -88,9 +121,29 @@ impl TryFrom<VolumeWire> for VolumeSnapshot {
     type Error = String;
 
     fn try_from(wire: VolumeWire) -> Result<Self, String> {
-        let VolumeWire { name, connections, bytes_in_flight, ops } = wire;
-        let ops = ops.into_iter().map(OpSnapshot::try_from).collect::<Result<_, _>>()?;
-        Ok(Self { name, gauges: VolumeGauges { connections, bytes_in_flight }, ops })
+        let gauges = VolumeGauges {
+            connections: wire.connections,
+            bytes_in_flight: wire.bytes_in_flight,
+            held_bytes: wire.held_bytes,
+        };
+        let failures = wire.failures.into_iter().map(|FailureWire { op, kind, count }| {
+            Ok(FailureCount { op: op_kind(&op)?, kind: error_kind(&kind)?, count })
+        });
+        let last_failure = wire.last_failure.map(|LastFailureWire { op, kind, text, unix_s }| {
+            Ok::<_, String>(LastFailure {
+                op: op_kind(&op)?,
+                kind: error_kind(&kind)?,
+                text,
+                unix_s,
+            })
+        });
+        Ok(Self {
+            name: wire.name,
+            gauges,
+            ops: wire.ops.into_iter().map(OpSnapshot::try_from).collect::<Result<_, _>>()?,
+            failures: failures.collect::<Result<_, String>>()?,
+            last_failure: last_failure.transpose()?,
+        })
     }
 }
 
@@ -98,9 +151,7 @@ impl TryFrom<OpWire> for OpSnapshot {
     type Error = String;
 
     fn try_from(wire: OpWire) -> Result<Self, String> {
-        let mut kinds = OpKind::ALL.into_iter();
-        let kind = kinds.find(|kind| kind.name() == wire.op);
-        let mut op = Self::empty(kind.ok_or_else(|| format!("unknown op {:?}", wire.op))?);
+        let mut op = Self::empty(op_kind(&wire.op)?);
         (op.bytes, op.errors) = (wire.bytes, wire.errors);
         for StageWire { stage: name, counts, .. } in wire.stages {
             let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name);
@@ -109,6 +160,16 @@ impl TryFrom<OpWire> for OpSnapshot {
         }
         Ok(op)
     }
+}
+
+fn op_kind(name: &str) -> Result<OpKind, String> {
+    let kind = OpKind::ALL.into_iter().find(|kind| kind.name() == name);
+    kind.ok_or_else(|| format!("unknown op {name:?}"))
+}
+
+fn error_kind(name: &str) -> Result<ErrorKind, String> {
+    let kind = ErrorKind::ALL.into_iter().find(|kind| kind.name() == name);
+    kind.ok_or_else(|| format!("unknown kind of error {name:?}"))
 }
 
 fn summary(histogram: &Histogram<u64>) -> Summary {
@@ -143,7 +204,10 @@ fn histogram(counts: &[(u64, u64)]) -> Result<Histogram<u64>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::{Value, json};
+    use sheave_core::Error;
 
     use super::*;
     use crate::Registry;
@@ -157,6 +221,9 @@ mod tests {
         recorder.add_bytes(OpKind::Read, 8192);
         recorder.add_error(OpKind::WriteZeroes);
         recorder.add_connections(1);
+        let error = Error::new(ErrorKind::NoSpace, "write", "a.img: no space");
+        recorder.note_failure(OpKind::Write, &error, 1, 1_700_000_000);
+        volume.show_held_bytes(Some(Arc::new(4096.into())));
         volume.snapshot()
     }
 
@@ -178,10 +245,24 @@ mod tests {
         assert_eq!((&total["stage"], &total["count"]), (&json!("total"), &json!(3)));
         assert_eq!(total["counts"][0], json!([20_479, 1]));
         assert_eq!(total["p50_ns"], total["max_ns"]);
+        assert_eq!(value["held_bytes"], 4096);
+        assert_eq!(value["failures"], json!([{"op": "write", "kind": "no_space", "count": 1}]));
+        assert_eq!(value["last_failure"]["text"], "write: a.img: no space");
         assert_eq!(
             (&value["ops"][1]["op"], &value["ops"][1]["errors"]),
             (&json!("write_zeroes"), &json!(1))
         );
+    }
+
+    #[test]
+    fn a_snapshot_of_an_older_program_is_read() {
+        let mut old = serde_json::to_value(sample()).unwrap();
+        for new in ["held_bytes", "failures", "last_failure"] {
+            assert!(old.as_object_mut().unwrap().remove(new).is_some(), "{new}");
+        }
+        let read: VolumeSnapshot = serde_json::from_value(old).unwrap();
+        assert!(read.failures.is_empty() && read.last_failure.is_none());
+        assert_eq!((read.ops, read.gauges.held_bytes), (sample().ops, None));
     }
 
     #[test]

@@ -22,9 +22,6 @@ const ENOMEM: i32 = -12;
 /// What the driver answers when the device is being stopped.
 const ENODEV: i32 = -19;
 
-/// A disk that is broken fails thousands of requests a second; one of them is logged.
-const TELL_EVERY_NS: Nanos = 1_000_000_000;
-
 /// Bytes of data in memory at a time; what comes on top of it waits in the kernel's memory.
 const HELD_BYTES_MAX: u64 = 32 << 20;
 const _: () = assert!(HELD_BYTES_MAX >= IO_MAX_BYTES as u64);
@@ -55,8 +52,6 @@ pub(crate) struct UblkQueue {
     orphans: usize,
     /// See [`shed_privilege`].
     shed_privilege: bool,
-    /// From when on a failed request is logged again.
-    tell_from: Nanos,
 }
 
 /// Who has a slot.
@@ -97,7 +92,6 @@ impl UblkQueue {
             abandoned: false,
             orphans: 0,
             shed_privilege,
-            tell_from: 0,
         }
     }
 
@@ -250,18 +244,8 @@ impl UblkQueue {
     }
 
     fn end_failed(&mut self, slot: u32, kind: OpKind, error: &Error, cx: &mut QueueCx<'_>) {
-        cx.recorder().add_error(kind);
-        self.tell(error, kind, cx.now());
+        cx.failed(kind, error);
         self.answer(slot, -error.kind().linux_errno(), cx);
-    }
-
-    /// Logs that a request failed, unless one has been logged just before.
-    fn tell(&mut self, error: &Error, op: OpKind, now: Nanos) {
-        if self.tell_from > now {
-            return tracing::debug!(%error, op = op.name(), "request failed");
-        }
-        self.tell_from = now + TELL_EVERY_NS;
-        tracing::warn!(%error, op = op.name(), queue = self.number, "request failed");
     }
 
     fn refuse(&mut self, slot: u32, kind: ErrorKind, why: &str, cx: &mut QueueCx<'_>) {

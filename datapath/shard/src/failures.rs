@@ -1,0 +1,59 @@
+//! Requests that fail: counted, and those that the storage fails logged.
+
+use std::time::SystemTime;
+
+use sheave_core::{Error, ErrorKind, Nanos, OpKind};
+use sheave_telemetry::{Notice, Recorder};
+
+/// Counts a failed request. The first storage error of an op and kind is a line at WARN, and so is
+/// their count once a minute while they go on.
+#[cold]
+pub(crate) fn report(recorder: &Recorder, op: OpKind, error: &Error, now: Nanos) {
+    recorder.add_error(op);
+    let (volume, op_name) = (recorder.volume(), op.name());
+    if !is_of_storage(error) {
+        return tracing::debug!(volume, op = op_name, %error, "request failed");
+    }
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let unix_s = since_1970.map_or(0, |since| since.as_secs());
+    match recorder.note_failure(op, error, now, unix_s) {
+        Notice::First => tracing::warn!(volume, op = op_name, %error, "storage error"),
+        Notice::Again(count) => {
+            tracing::warn!(volume, op = op_name, count, %error, "storage errors go on");
+        }
+        Notice::Quiet => tracing::debug!(volume, op = op_name, %error, "storage error"),
+    }
+}
+
+/// Whether the volume is at fault, and not its client, who asks for what cannot be or may not.
+fn is_of_storage(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Busy
+        | ErrorKind::Corrupt
+        | ErrorKind::Io
+        | ErrorKind::NoMemory
+        | ErrorKind::NoSpace
+        | ErrorKind::NotFound => true,
+        // Such as EROFS and EINVAL of the kernel.
+        ErrorKind::Invalid | ErrorKind::Permission | ErrorKind::TooLarge => error.has_cause(),
+        ErrorKind::Shutdown | ErrorKind::Unsupported => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_client_that_asks_for_nonsense_is_no_storage_error() {
+        for kind in [ErrorKind::Invalid, ErrorKind::Permission, ErrorKind::Unsupported] {
+            assert!(!is_of_storage(&Error::new(kind, "write", "the request is wrong")), "{kind:?}");
+        }
+        for errno in [5, 22, 28, 30] {
+            let error = Error::from_io("write", "a.img", io::Error::from_raw_os_error(errno));
+            assert!(is_of_storage(&error), "{error}");
+        }
+    }
+}
