@@ -8,6 +8,7 @@ mod daemon;
 mod handover;
 mod limits;
 mod log;
+mod node_memory;
 mod process;
 mod protect;
 mod serve;

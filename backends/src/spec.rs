@@ -42,6 +42,7 @@ const LAYER_PARAMETERS: [&str; 5] = ["read-only", "limit-bps", "limit-iops", "fa
 /// | parameter | volume | meaning |
 /// |---|---|---|
 /// | `size=10G` | memory, null | its size |
+/// | `overcommit=true` | memory | it may be larger than the memory of its node |
 /// | `direct=true` | file | bypass the page cache (`O_DIRECT`) |
 /// | `block=4096` | file | logical block of the disk: 512 (default of images), 1024, 2048, 4096 |
 /// | `format=raw` | file | serve it as it is, even if it looks like another format |
@@ -64,7 +65,7 @@ pub struct VolumeSpec {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Source {
-    Memory { size: u64 },
+    Memory { size: u64, overcommit: bool },
     Null { size: u64 },
     File { path: PathBuf, direct: bool, lock: bool, block: Option<u32>, raw: bool },
 }
@@ -156,7 +157,10 @@ impl FromStr for VolumeSpec {
         let (location, query) = text.split_once('?').unwrap_or((text, ""));
         let mut parameters = Parameters::parse(location, query)?;
         let source = match split_scheme(location) {
-            Some(("memory", rest)) => Source::Memory { size: size_of(rest, &mut parameters)? },
+            Some(("memory", rest)) => Source::Memory {
+                overcommit: parameters.take_switch("overcommit")?.unwrap_or(false),
+                size: size_of(rest, &mut parameters)?,
+            },
             Some(("null", rest)) => Source::Null { size: size_of(rest, &mut parameters)? },
             Some(("file", rest)) => file_source(url_path(location, rest)?, &mut parameters)?,
             Some((scheme, _)) => return Err(foreign(scheme, text)),
@@ -219,6 +223,16 @@ impl VolumeSpec {
         self
     }
 
+    /// The memory that it takes when it is full, in bytes, unless its text says that it may be more
+    /// than there is.
+    #[must_use]
+    pub fn memory_wanted(&self) -> Option<u64> {
+        match self.source {
+            Source::Memory { size, overcommit: false } => Some(size),
+            _ => None,
+        }
+    }
+
     /// Opens it.
     ///
     /// # Errors
@@ -226,7 +240,7 @@ impl VolumeSpec {
     pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
         let read_only = self.read_only || options.read_only;
         let mut volume: Arc<dyn Volume> = match &self.source {
-            Source::Memory { size } => Arc::new(Memory::new(*size)?),
+            Source::Memory { size, .. } => Arc::new(Memory::new(*size)?),
             Source::Null { size } => Arc::new(Null::new(*size)),
             Source::File { path, direct, lock, block, raw } => {
                 let (direct, lock, block, raw) = (*direct, *lock, *block, *raw);

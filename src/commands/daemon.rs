@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use sheave_backends::OpenOptions;
+use sheave_backends::{OpenOptions, VolumeSpec};
 use sheave_core::{Volume, printable};
 use sheave_devices::{DeadLinks, Devices, DevicesConfig, VolumeSource};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
@@ -22,6 +22,7 @@ use crate::config::{DaemonConfig, POLL_US, SHARDS};
 use crate::daemon::{self, ControlSocket};
 use crate::handover::{HandOver, Taken};
 use crate::log;
+use crate::node_memory;
 use crate::process::{HangUp, Signals, default_shards, runtime};
 use crate::protect::protect;
 use crate::state_dir::state_dir;
@@ -254,7 +255,9 @@ struct Backends;
 
 impl VolumeSource for Backends {
     fn open(&self, name: &str, read_only: bool) -> sheave_core::Result<Arc<dyn Volume>> {
-        sheave_backends::open(name, &OpenOptions { read_only, ..OpenOptions::default() })
+        let spec: VolumeSpec = name.parse()?;
+        node_memory::check(name, &spec)?;
+        spec.open(&OpenOptions { read_only, ..OpenOptions::default() })
     }
 
     fn identity(&self, name: &str) -> sheave_core::Result<Option<String>> {

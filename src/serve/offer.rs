@@ -9,6 +9,7 @@ use sheave_core::Volume;
 use sheave_nbd::{Access, Export, TlsConfig, TlsFiles, server_tls};
 
 use super::tls_watch::{Stamps, stamps};
+use crate::node_memory;
 
 /// An export that is asked for, by the command line or the file.
 #[derive(Clone, Debug)]
@@ -103,6 +104,9 @@ impl Wanted {
     fn open(&self) -> Result<Open> {
         let limits = self.limits.map(|limits| Arc::new(Limits::new(limits)));
         let options = OpenOptions { read_only: self.read_only, limits: limits.clone() };
+        if let Err(error) = node_memory::check(&self.volume, &self.spec) {
+            tracing::warn!("{error}");
+        }
         let opened = self.spec.open(&options);
         if self.place.is_empty() {
             return Ok(Open { volume: opened?, limits });

@@ -23,6 +23,14 @@ impl Volume for Starved {
         self.0.info()
     }
 
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.0.grow()
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(StarvedBackend(self.0.backend()?)))
     }
