@@ -3,12 +3,19 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use serde_json::{Value, json};
 use sheave_tests::{
     Bystander, Run, Scratch, Serve, Server, Wire, both_engines, cmd, errno, eventually, pattern,
     request_header, sheave, skip,
 };
 
 const MIB: u64 = 1 << 20;
+
+/// The lines about storage errors.
+fn warnings(server: &Server) -> Vec<String> {
+    let is_one = |line: &&str| line.contains(" WARN ") && line.contains("storage error");
+    server.log().lines().filter(is_one).map(str::to_owned).collect()
+}
 
 both_engines! {
     fn an_image_that_shrinks_is_an_error_not_a_lie(engine) {
@@ -26,6 +33,39 @@ both_engines! {
         let there = wire.read(MIB, 65536).expect("a reply").expect("the rest is there");
         assert!(there == pattern(8 << 20, 1)[1 << 20..][..65536]);
         assert!(server.is_alive());
+        let lines = warnings(&server);
+        assert!(lines.len() == 1 && lines[0].contains("cut"), "one line for two reads: {lines:?}");
+    }
+
+    fn many_storage_errors_make_few_lines_and_mistakes_of_clients_none(engine) {
+        const COUNT: u64 = 5000;
+        let volume = "memory:?size=1M&fault=read:error=EIO&fault=flush:error=ENOSPC";
+        let server = Serve::new(volume).args("--name disk").engine(engine).unix();
+        let mut wire = Wire::ready(&server).expect("a client");
+        for _ in 0..100 {
+            assert_eq!(wire.write(MIB - 1, &[1; 2]).expect("a reply"), errno::ENOSPC, "its own fault");
+            wire.request(99, 1, 0, 1).expect("send");
+            assert_eq!(wire.simple_reply(1).expect("a reply"), errno::EINVAL);
+        }
+        assert_eq!(warnings(&server), [""; 0]);
+        for _ in 0..COUNT {
+            assert_eq!(wire.read(0, 1).expect("a reply"), Err(errno::EIO));
+        }
+        wire.request(cmd::FLUSH, 1, 0, 0).expect("send");
+        assert_eq!(wire.simple_reply(1).expect("a reply"), errno::ENOSPC);
+        let lines = warnings(&server);
+        // One of each kind, and one a minute.
+        assert!((2..10).contains(&lines.len()), "{} lines: {lines:?}", lines.len());
+        assert!(lines[0].contains("fault=read:error=EIO"), "{lines:?}");
+        let stats: Value = serde_json::from_str(&server.sheave("stats --json").ok()).expect("JSON");
+        let disk = &stats[0]["volumes"][0];
+        let count = |op, kind, count| json!({ "op": op, "kind": kind, "count": count });
+        let failures = [count("read", "io", COUNT), count("flush", "no_space", 1)];
+        assert_eq!(disk["failures"], Value::from(failures.to_vec()));
+        let last = disk["last_failure"]["text"].as_str().expect("a text");
+        assert!(last.contains("fault=flush:error=ENOSPC"), "{last}");
+        let text = server.sheave("stats").ok();
+        assert!(text.contains(&format!("disk: {} storage errors, the last ", COUNT + 1)), "{text}");
     }
 
     fn an_image_that_vanishes_is_served_to_the_end(engine) {
@@ -60,6 +100,9 @@ both_engines! {
         }
         assert!(written.len() >= 8, "only {written:?} fitted");
         assert!(refused.len() >= 8, "{written:?} fitted into 16 MiB");
+        let lines = warnings(&server);
+        let text = "No space left on device (os error 28)";
+        assert!(lines.len() == 1 && lines[0].contains(text), "the system's text: {lines:?}");
         // A small write without room is refused, too, and fast.
         wire.send(&request_header(0, cmd::WRITE, 1, 31 * MIB + 4096, 4096)).expect("send");
         wire.send(&data[..4096]).expect("send");

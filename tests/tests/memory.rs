@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use serde_json::Value;
 use sheave_tests::{Serve, Server, Wire, both_engines, cmd, errno};
 
 const MIB: usize = 1 << 20;
@@ -27,10 +28,16 @@ both_engines! {
             assert_eq!(wire.read(0, 512).expect("a reply").map(|bytes| bytes.len()), Ok(512));
         }
 
+        let full = held_bytes(&server);
+        assert!(full >= 128 << 20, "{full} bytes are held");
+
         for lane in 0..8 {
             clients[0].request(cmd::TRIM, 9, lane << 30, 1 << 30).expect("a request");
             assert_eq!(clients[0].simple_reply(9).expect("a reply"), 0);
         }
+        let trimmed = held_bytes(&server);
+        // The index stays.
+        assert!(trimmed < 16 << 20, "{trimmed} bytes are held after a trim");
         for wire in &mut clients {
             assert_eq!(wire.write(5 * MIB as u64, &data[..MIB]).expect("a reply"), 0, "room again");
         }
@@ -54,6 +61,13 @@ fn fill(wire: &mut Wire, from: u64, data: &[u8]) -> usize {
         }
     }
     panic!("a gigabyte was written by each of eight, beyond the limit");
+}
+
+/// What `stats` says that the volume holds.
+fn held_bytes(server: &Server) -> u64 {
+    let stats: Value =
+        serde_json::from_str(&server.sheave("stats memory --json").ok()).expect("JSON");
+    stats[0]["volumes"][0]["held_bytes"].as_u64().expect("a number")
 }
 
 fn connect(server: &Server, export: &str) -> Wire {

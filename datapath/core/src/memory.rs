@@ -11,10 +11,12 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, ErrorKind, Result};
 
-/// Memory for ordinary allocations after an attempt has failed.
-const RESERVE_PIECES: usize = 64;
-/// Bytes of each piece. In pieces, since free memory is scattered.
-const PIECE_LEN: usize = 64 << 10;
+/// Memory for ordinary allocations after an attempt has failed, in bytes.
+const RESERVE_LEN: usize = 4 << 20;
+/// Bytes of its pieces. An allocator gives long ones back to the kernel, and so to all threads;
+/// short ones can be had where free memory is scattered.
+const PIECE_LENS: [usize; 2] = [256 << 10, 64 << 10];
+const PIECES_MAX: usize = RESERVE_LEN / PIECE_LENS[1];
 
 static RESERVE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 /// Whether [`RESERVE`] is whole.
@@ -73,17 +75,25 @@ pub fn check_growth<T>(len: usize, capacity: usize) -> Result<()> {
 fn set_aside() -> Result<()> {
     // The list is whole after each push.
     let mut reserve = RESERVE.lock().unwrap_or_else(PoisonError::into_inner);
-    reserve.try_reserve(RESERVE_PIECES).map_err(|_| no_memory())?;
-    while reserve.len() < RESERVE_PIECES {
-        let mut piece = Vec::new();
-        if piece.try_reserve_exact(PIECE_LEN).is_err() {
+    reserve.try_reserve(PIECES_MAX).map_err(|_| no_memory())?;
+    let set_aside: usize = reserve.iter().map(Vec::capacity).sum();
+    let mut missing = RESERVE_LEN.saturating_sub(set_aside);
+    while missing > 0 {
+        let Some(piece) = PIECE_LENS.into_iter().find_map(new_piece) else {
             reserve.clear();
             return Err(no_memory());
-        }
+        };
+        missing = missing.saturating_sub(piece.capacity());
         reserve.push(piece);
     }
     IS_WHOLE.store(true, Relaxed);
     Ok(())
+}
+
+fn new_piece(len: usize) -> Option<Vec<u8>> {
+    let mut piece = Vec::new();
+    piece.try_reserve_exact(len).ok()?;
+    Some(piece)
 }
 
 #[cold]

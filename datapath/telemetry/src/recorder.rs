@@ -176,8 +176,10 @@ impl OpCounters {
         total.errors += self.errors.load(Relaxed);
         for (stage, counts) in Stage::ALL.into_iter().zip(&self.stages) {
             for (number, block) in counts.blocks.iter().enumerate() {
-                if let Some(block) = block.get() {
-                    merge_block(number * BLOCK_LEN, block, total.stage_mut(stage));
+                if let Some(block) = block.get()
+                    && let Some(histogram) = total.stage_mut(stage)
+                {
+                    merge_block(number * BLOCK_LEN, block, histogram);
                 }
             }
         }

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use hdrhistogram::Histogram;
-use sheave_core::OpKind;
+use sheave_core::{OpKind, memory};
 
+use crate::layout::LEN;
 use crate::{FailureCount, LastFailure, Stage, new_histogram};
 
 /// The state of a volume's counters. Serialises to the form described in the wire module.
@@ -104,8 +105,13 @@ impl OpSnapshot {
         Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.stage(stage)?)))
     }
 
-    pub(crate) fn stage_mut(&mut self, stage: Stage) -> &mut Histogram<u64> {
-        self.stages[stage as usize].get_or_insert_with(new_histogram)
+    /// `None` if there is no memory for it: statistics must not end those that they are of.
+    pub(crate) fn stage_mut(&mut self, stage: Stage) -> Option<&mut Histogram<u64>> {
+        let place = &mut self.stages[stage as usize];
+        if place.is_none() {
+            memory::check_room(2 * LEN * size_of::<u64>()).ok()?;
+        }
+        Some(place.get_or_insert_with(new_histogram))
     }
 
     fn since(&self, earlier: &Self) -> Self {
