@@ -43,7 +43,7 @@ both_engines! {
         let server = Serve::new(volume).args("--name disk").engine(engine).unix();
         let mut wire = Wire::ready(&server).expect("a client");
         for _ in 0..100 {
-            assert_eq!(wire.write(MIB - 1, &[1; 2]).expect("a reply"), errno::ENOSPC, "its own fault");
+            assert_eq!(wire.write(MIB - 1, &[1; 2]).expect("a reply"), errno::ENOSPC, "beyond");
             wire.request(99, 1, 0, 1).expect("send");
             assert_eq!(wire.simple_reply(1).expect("a reply"), errno::EINVAL);
         }

@@ -45,7 +45,8 @@ struct Entry {
 }
 
 impl RangeLocks {
-    /// Enters a range; `None` when the table is full or cannot grow. The bool tells whether it is granted.
+    /// Enters a range; `None` when the table is full or cannot grow. The bool tells whether it is
+    /// granted.
     pub(super) fn enter(&self, range: ByteRange, mode: Mode) -> Option<(Ticket, bool)> {
         let mut state = self.state();
         let has_room = state.entries.len() < RANGES_MAX

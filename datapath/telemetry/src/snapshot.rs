@@ -60,8 +60,8 @@ impl VolumeSnapshot {
         self.ops.iter().find(|op| op.kind == kind)
     }
 
-    /// What was counted after `earlier`; gauges and storage errors are as they are now. Where `earlier` counted more,
-    /// it was another process, and the difference is zero.
+    /// What was counted after `earlier`; gauges and storage errors are as they are now. Where
+    /// `earlier` counted more, it was another process, and the difference is zero.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let ops = self.ops.iter().map(|op| match earlier.op(op.kind) {
