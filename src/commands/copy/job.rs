@@ -206,7 +206,7 @@ impl Writer {
             }
         }
         for range in range.pieces(self.piece) {
-            let data = Buf::zeroed(range.len() as usize).into();
+            let data = Buf::try_zeroed(range.len() as usize)?.into();
             self.io.run(Op::Write { range, data, fua: false })?;
         }
         Ok(())
