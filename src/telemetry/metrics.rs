@@ -308,7 +308,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(|| async { "here" }));
-        let bounded = BoundedListener::new(listener, 1, Duration::from_millis(200));
+        let bounded =
+            BoundedListener::new(listener, Arc::new(Semaphore::new(1)), Duration::from_millis(200));
         let server = tokio::spawn(async move { axum::serve(bounded, router).await });
         let mut silent = TcpStream::connect(address).await.unwrap();
         silent.write_all(b"GET").await.unwrap();

@@ -63,7 +63,7 @@ impl Serve {
     /// Serves what a configuration file says.
     #[must_use]
     pub fn configured(config: &str) -> Self {
-        let args = vec!["--config".to_owned(), config.to_owned()];
+        let args = vec!["--config".into(), config.into()];
         Self { args, wrapper: Vec::new(), log_level: String::new(), log_to: None }
     }
 

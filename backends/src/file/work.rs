@@ -241,7 +241,10 @@ impl Work {
                     let error = Error::new(ErrorKind::Unsupported, "write_zeroes", why);
                     return Step::End(Err(error));
                 }
-                *how = Zeroing::Write { done: 0 };
+                match image.zeroes() {
+                    Ok(zeroes) => *how = Zeroing::Write { zeroes, done: 0 },
+                    Err(error) => return Step::End(Err(error)),
+                }
                 Step::Request
             }
             (Zeroing::Write { .. }, Ok(0)) => Step::End(Err(stuck(*range, image))),

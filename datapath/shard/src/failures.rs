@@ -11,6 +11,7 @@ use sheave_telemetry::{Notice, Recorder};
 pub(crate) fn report(recorder: &Recorder, op: OpKind, error: &Error, now: Nanos) {
     recorder.add_error(op);
     let (volume, op_name) = (recorder.volume(), op.name());
+    let volume = &*volume;
     if !is_of_storage(error) {
         return tracing::debug!(volume, op = op_name, %error, "request failed");
     }

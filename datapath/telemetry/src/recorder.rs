@@ -38,7 +38,7 @@ impl Recorder {
 
     /// The volume's name.
     #[must_use]
-    pub fn volume(&self) -> &str {
+    pub fn volume(&self) -> Arc<str> {
         self.failures.volume()
     }
 
