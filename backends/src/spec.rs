@@ -158,8 +158,8 @@ impl FromStr for VolumeSpec {
         let mut parameters = Parameters::parse(location, query)?;
         let source = match split_scheme(location) {
             Some(("memory", rest)) => Source::Memory {
-                overcommit: parameters.take_switch("overcommit")?.unwrap_or(false),
                 size: size_of(rest, &mut parameters)?,
+                overcommit: parameters.take_switch("overcommit")?.unwrap_or(false),
             },
             Some(("null", rest)) => Source::Null { size: size_of(rest, &mut parameters)? },
             Some(("file", rest)) => file_source(url_path(location, rest)?, &mut parameters)?,
