@@ -16,6 +16,9 @@ const RESERVE_LEN: usize = 4 << 20;
 /// Bytes of its pieces. An allocator gives long ones back to the kernel, and so to all threads;
 /// short ones can be had where free memory is scattered.
 const PIECE_LENS: [usize; 2] = [256 << 10, 64 << 10];
+/// A table that is no longer may grow into the reserve, in bytes: a client that asks for little is
+/// not to pay for one that asks for much.
+const SMALL_TABLE_LEN: usize = 16 << 10;
 const PIECES_MAX: usize = RESERVE_LEN / PIECE_LENS[1];
 
 static RESERVE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -67,7 +70,11 @@ pub fn check_growth<T>(len: usize, capacity: usize) -> Result<()> {
         return Ok(());
     }
     // An entry is longer than what is in it by a tag.
-    check_room((capacity * 2).max(4) * (size_of::<T>() + size_of::<usize>()))
+    let bytes = (capacity * 2).max(4) * (size_of::<T>() + size_of::<usize>());
+    if bytes <= SMALL_TABLE_LEN {
+        return insist(|| Vec::<u8>::new().try_reserve_exact(bytes));
+    }
+    check_room(bytes)
 }
 
 /// Makes the reserve whole.

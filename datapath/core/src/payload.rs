@@ -48,7 +48,7 @@ impl Payload {
     /// # Errors
     /// [`ErrorKind::NoMemory`](crate::ErrorKind::NoMemory) when there is no memory for them.
     pub fn try_reserve(&mut self, count: usize) -> Result<()> {
-        memory::attempt(|| self.segments.try_reserve(count))
+        memory::insist(|| self.segments.try_reserve(count))
     }
 
     /// Appends a segment; empty ones and adjacent zeroes are folded.
