@@ -22,8 +22,9 @@ use sheave_core::printable;
 use crate::cli::Command;
 
 /// What is lost where /proc is not mounted, as in a bare chroot.
-pub(crate) const NO_PROC: &str = "/proc is not mounted, so other programs that have a file open are not \
-                       noticed, unless they have locked it";
+pub(crate) const NO_PROC: &str = "\
+    /proc is not mounted, so other programs that have a file open are not noticed, \
+    unless they have locked it";
 
 /// Parses an argument that names a volume: a URL, or a path with any bytes.
 fn volume_parser() -> VolumeParser<String> {
