@@ -173,6 +173,8 @@ impl ExportSet {
         }
         let offered = exports.into_iter().zip(kept).map(|(export, users)| {
             let users = users.unwrap_or_else(|| Users::new(registry.volume(&export.name)));
+            // Before the first client, too.
+            users.stats.show_held_bytes(export.volume.held_bytes());
             Offered { export, users }
         });
         Ok(Self { offered: offered.collect(), by_hash, hasher })
