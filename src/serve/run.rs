@@ -138,12 +138,11 @@ impl State {
     async fn reload(&mut self, server: &mut Server, signals: &mut Signals) -> Option<&'static str> {
         loop {
             let again = Cell::new(false);
-            let prepared = tokio::select! {
-                prepared = self.prepare() => prepared,
+            tokio::select! {
+                () = self.reload_once(server) => {}
                 // The end need not wait for a disk that does not answer.
                 signal = signals.end(|| again.set(true)) => return Some(signal),
-            };
-            self.take_up(prepared, server);
+            }
             if !again.get() {
                 return None;
             }
@@ -163,32 +162,56 @@ impl State {
         prepared.await.context("reload")?
     }
 
-    /// Serves what has been prepared, in one step, or says why not.
-    fn take_up(&mut self, prepared: Result<(Fixed, Offer)>, server: &mut Server) {
-        let replaced = prepared.and_then(|(fixed, offer)| {
-            let ended = server.replace(offer.exports.clone(), offer.tls.clone())?;
-            Ok((fixed, offer, ended))
-        });
-        let (fixed, offer, ended) = match replaced {
+    /// Takes up what is asked for now, or says why not.
+    async fn reload_once(&mut self, server: &mut Server) {
+        let prepared = self.prepare().await;
+        let replaced = prepared.and_then(|(fixed, offer)| self.replace(&fixed, offer, server));
+        let (summary, changed) = match replaced {
             Ok(replaced) => replaced,
             Err(error) => {
                 return tracing::error!("not reloaded, and all stays as it was: {error:#}");
             }
         };
-        let (exports, opened) =
-            (offer.held.len(), offer.held.iter().filter(|one| one.is_new()).count());
-        let closed = self.held.len() + opened - exports;
-        self.hold(offer);
-        tracing::info!(exports, opened, closed, ended_connections = ended, "reloaded");
-        for held in &self.held {
-            held.take_up();
+        let held = self.held.clone();
+        let taken_up = spawn_blocking(move || held.iter().for_each(Held::take_up));
+        if let Err(error) = taken_up.await {
+            tracing::error!(%error, "limits and sizes were not taken up");
         }
-        let changed = self.fixed.changed(&fixed);
+        let Summary { exports, opened, closed, ended } = summary;
+        tracing::info!(exports, opened, closed, ended_connections = ended, "reloaded");
         if !changed.is_empty() {
             let keys = changed.join(", ");
             tracing::warn!("changed, but a restart is needed for it: {keys}");
         }
     }
+
+    /// Offers what has been prepared, in one step. Also returns the keys that need a restart.
+    ///
+    /// # Errors
+    /// When it cannot be offered. Nothing has changed then.
+    fn replace(
+        &mut self,
+        fixed: &Fixed,
+        offer: Offer,
+        server: &mut Server,
+    ) -> Result<(Summary, Vec<&'static str>)> {
+        let ended = server.replace(offer.exports.clone(), offer.tls.clone())?;
+        let exports = offer.held.len();
+        let opened = offer.held.iter().filter(|held| held.is_new()).count();
+        let closed = self.held.len() + opened - exports;
+        self.hold(offer);
+        Ok((Summary { exports, opened, closed, ended }, self.fixed.changed(fixed)))
+    }
+}
+
+/// What a reload did.
+struct Summary {
+    exports: usize,
+    /// Volumes.
+    opened: usize,
+    closed: usize,
+    /// Connections.
+    ended: usize,
 }
 
 /// Waits for another certificate; for ever without one.
