@@ -136,6 +136,7 @@ impl Servers {
         let names: Vec<_> = volumes.map(|volume| format!("{:?}", volume.name)).collect();
         for server in &mut self.snapshots {
             server.volumes.retain(|volume| volume.name == name);
+            server.exports.retain(|export| export.name == name);
         }
         self.snapshots.retain(|server| !server.volumes.is_empty());
         if !self.snapshots.is_empty() {
