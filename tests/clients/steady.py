@@ -13,7 +13,10 @@ for index, block in enumerate(data):
     h.pwrite(block, index * BLOCK)
 rounds = 0
 print("ready", flush=True)
-while not select.select([sys.stdin], [], [], 0)[0]:
+is_last = False
+# Once more, after all that has changed.
+while not is_last:
+    is_last = bool(select.select([sys.stdin], [], [], 0)[0])
     for index, block in enumerate(data):
         assert h.pread(BLOCK, index * BLOCK) == block, f"block {index} after {rounds} rounds"
     rounds += 1

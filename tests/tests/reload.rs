@@ -294,7 +294,7 @@ impl Steady {
             }
             // Once more, after all that has changed.
             assert!(wire.read(0, BLOCK as u32).expect("a reply").expect("no error") == data);
-            rounds
+            rounds + 1
         });
         Self { stop, thread }
     }
