@@ -42,7 +42,7 @@ pub struct Listener {
     path: Option<(PathBuf, FileId)>,
 }
 
-/// Who may connect to a unix socket: those who may write to it (unix(7)).
+/// Permissions of a unix socket; clients that may write to it may connect (unix(7)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Permission bits of the socket file; what the umask leaves without it.
@@ -92,7 +92,7 @@ impl Listener {
                 access.group.is_some() && Errno::from_io_error(&error) == Some(Errno::PERM);
             let hint = match () {
                 () if is_missing => " (its directory must exist)",
-                () if not_ours => " (a socket goes to groups of the user who runs this)",
+                () if not_ours => " (the group must be one of the user that runs this)",
                 () => "",
             };
             Error::from_io("listen", format!("{name}{hint}"), error)
