@@ -3,6 +3,7 @@
 //! `cargo run --release -p sheave-tests --example burst -- 127.0.0.1:10809 1000 10` prints the
 //! percentiles of 10 rounds, in which each of 1 000 clients asks for the default export and leaves
 //! when all are served. docs/performance.md compares servers by it.
+#![allow(clippy::print_stdout, reason = "a tool for a terminal")]
 
 use std::io::{Error, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
