@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
@@ -43,9 +43,7 @@ impl Listener for BoundedListener {
                     return (BoundedStream { stream, end, _permit: permit }, from);
                 }
                 Err(error) => {
-                    let listener = &self.listener;
-                    let wait =
-                        self.errors.failed(&error, || at_once(|cx| listener.poll_accept(cx)));
+                    let wait = self.errors.failed(&error, |cx| self.listener.poll_accept(cx));
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -54,16 +52,6 @@ impl Listener for BoundedListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
-    }
-}
-
-/// Accepts without waiting, and closes the connection.
-pub(super) fn at_once<T>(
-    poll_accept: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>,
-) -> io::Result<()> {
-    match poll_accept(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(accepted) => accepted.map(drop),
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

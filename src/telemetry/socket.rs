@@ -17,7 +17,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::exports::ExportEntry;
-use super::listener::at_once;
 use super::runtime_dir::{RuntimeDir, listen_at};
 use super::servers::{Probe, ServerSnapshot, probe, socket_name};
 
@@ -103,7 +102,7 @@ async fn answer(
                     readers.spawn(send(stream, snapshot));
                 }
                 Err(error) => {
-                    let wait = errors.failed(&error, || at_once(|cx| listener.poll_accept(cx)));
+                    let wait = errors.failed(&error, |cx| listener.poll_accept(cx));
                     tokio::time::sleep(wait).await;
                 }
             },

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -32,12 +33,12 @@ impl AcceptErrors {
     }
 
     /// Handles a failed accept and returns the time to wait before the next. With a full table of
-    /// descriptors, `close_one` is called: it accepts one client without waiting and closes it.
-    /// Logs at most one line a minute.
-    pub fn failed(
+    /// descriptors, one client is accepted by `poll_accept`, without waiting, and closed. Logs at
+    /// most one line a minute.
+    pub fn failed<T>(
         &mut self,
         error: &io::Error,
-        close_one: impl FnOnce() -> io::Result<()>,
+        poll_accept: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Duration {
         if is_of_the_client(error) {
             tracing::debug!(listener = self.name, %error, "a client left before it was accepted");
@@ -46,14 +47,14 @@ impl AcceptErrors {
         self.failures += 1;
         let mut wait = RETRY;
         if is_table_full(error) && self.reserve.take().is_some() {
-            match close_one() {
-                Ok(()) => {
+            match poll_accept(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(_)) => {
                     self.closed += 1;
                     wait = Duration::ZERO;
                 }
+                Poll::Ready(Err(_)) => {}
                 // There is none any more.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait = Duration::ZERO,
-                Err(_) => {}
+                Poll::Pending => wait = Duration::ZERO,
             }
         }
         if self.reserve.is_none() {
@@ -114,16 +115,20 @@ mod tests {
         Errno::MFILE.into()
     }
 
+    fn never(_: &mut Context<'_>) -> Poll<io::Result<()>> {
+        panic!("nothing to accept, or nothing to accept it with");
+    }
+
     #[test]
     fn a_full_table_closes_clients_and_logs_once_a_minute() {
         let mut errors = AcceptErrors::new("test");
         for _ in 0..3 {
-            assert_eq!(errors.failed(&full(), || Ok(())), Duration::ZERO);
+            assert_eq!(errors.failed(&full(), |_| Poll::Ready(Ok(()))), Duration::ZERO);
             assert!(errors.reserve.is_some(), "taken back");
         }
         assert_eq!((errors.failures, errors.closed), (2, 2), "counted since the line");
         errors.logged = Instant::now().checked_sub(LINE_INTERVAL);
-        errors.failed(&full(), || Ok(()));
+        errors.failed(&full(), |_| Poll::Ready(Ok(())));
         assert_eq!((errors.failures, errors.closed), (0, 0));
     }
 
@@ -131,16 +136,16 @@ mod tests {
     fn without_a_reserve_it_waits() {
         let mut errors = AcceptErrors::new("test");
         errors.reserve = None;
-        assert_eq!(errors.failed(&full(), || panic!("nothing to accept with")), RETRY);
-        assert_eq!(errors.failed(&full(), || Err(full())), RETRY);
-        assert_eq!(errors.failed(&Errno::NOMEM.into(), || panic!("no use")), RETRY);
+        assert_eq!(errors.failed(&full(), never), RETRY);
+        assert_eq!(errors.failed(&full(), |_| Poll::Ready(Err::<(), _>(full()))), RETRY);
+        assert_eq!(errors.failed(&Errno::NOMEM.into(), never), RETRY);
     }
 
     #[test]
     fn clients_that_are_gone_are_no_failures() {
         let mut errors = AcceptErrors::new("test");
         let gone = Errno::CONNABORTED.into();
-        assert_eq!(errors.failed(&gone, || panic!("the table is not full")), Duration::ZERO);
+        assert_eq!(errors.failed(&gone, never), Duration::ZERO);
         assert_eq!((errors.failures, errors.logged), (0, None));
     }
 }

@@ -92,7 +92,7 @@ impl Gate {
                     tokio::task::yield_now().await;
                 }
                 Err(error) => {
-                    let wait = errors.failed(&error, || listener.close_one(self.uptime));
+                    let wait = errors.failed(&error, |cx| listener.poll_accept(cx, self.uptime));
                     tokio::time::sleep(wait).await;
                 }
             }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -158,15 +158,11 @@ impl Listener {
         poll_fn(|cx| self.poll_accept(cx, uptime)).await
     }
 
-    /// Accepts a client without waiting and closes it.
-    pub(crate) fn close_one(&self, uptime: Uptime) -> io::Result<()> {
-        match self.poll_accept(&mut Context::from_waker(Waker::noop()), uptime) {
-            Poll::Ready(accepted) => accepted.map(drop),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-
-    fn poll_accept(&self, cx: &mut Context<'_>, uptime: Uptime) -> Poll<io::Result<Stream>> {
+    pub(crate) fn poll_accept(
+        &self,
+        cx: &mut Context<'_>,
+        uptime: Uptime,
+    ) -> Poll<io::Result<Stream>> {
         Poll::Ready(Ok(match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, address) = ready!(listener.poll_accept(cx))?;
