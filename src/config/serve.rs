@@ -12,6 +12,7 @@ use toml::{Spanned, Value};
 
 use super::{BadConfig, File, POLL_US, SHARDS};
 use crate::commands::serve::{EngineArg, parse_mode};
+use crate::serve::offer::Wanted;
 
 const CONNECTIONS_MAX: std::ops::RangeInclusive<i64> = 1..=16_384;
 
@@ -30,22 +31,8 @@ pub(crate) struct ServeConfig {
     pub(crate) poll_us: Option<u32>,
     pub(crate) metrics: Option<String>,
     pub(crate) engine: Option<EngineArg>,
-    pub(crate) exports: Vec<ExportConfig>,
-}
-
-/// One `[[export]]`.
-#[derive(Clone, Debug)]
-pub(crate) struct ExportConfig {
-    /// Where it is, for messages.
-    pub(crate) place: String,
-    pub(crate) name: String,
-    pub(crate) volume: String,
-    pub(crate) spec: VolumeSpec,
-    pub(crate) description: String,
-    pub(crate) read_only: bool,
-    pub(crate) limits: RateLimits,
-    pub(crate) access: Access,
-    pub(crate) connections_max: Option<usize>,
+    /// Each `[[export]]`.
+    pub(crate) exports: Vec<Wanted>,
 }
 
 /// The keys as they are written.
@@ -120,7 +107,7 @@ impl File<'_> {
         })
     }
 
-    fn export(&self, keys: Spanned<ExportKeys>) -> Result<ExportConfig, BadConfig> {
+    fn export(&self, keys: Spanned<ExportKeys>) -> Result<Wanted, BadConfig> {
         let span = keys.span();
         let keys = keys.into_inner();
         let Some(volume) = keys.volume else {
@@ -139,17 +126,17 @@ impl File<'_> {
         check_text("description", &description).map_err(|why| self.bad(description_at, &why))?;
         let connections_max = self.number(keys.connections_max, CONNECTIONS_MAX)?;
         let switch = "expected true or false";
-        Ok(ExportConfig {
+        Ok(Wanted {
             place: format!("{}:{}", printable(&self.path), self.line_of(&span) + 1),
             name,
             volume,
             spec,
             description,
             read_only: self.value(keys.read_only, switch, Value::as_bool)?.unwrap_or(false),
-            limits: RateLimits {
+            limits: Some(RateLimits {
                 bytes_per_second: self.rate(keys.limit_bps)?,
                 ops_per_second: self.rate(keys.limit_iops)?,
-            },
+            }),
             access: Access {
                 names: self.parsed(keys.clients)?,
                 places: self.parsed(keys.addresses)?,
@@ -246,10 +233,8 @@ mod tests {
         assert_eq!((full.shards, full.poll_us), (Some(2), Some(0)));
         let [one, two] = &full.exports[..] else { panic!("{:?}", full.exports) };
         assert_eq!((one.name.as_str(), one.place.as_str()), ("a", "f.toml:13"));
-        assert_eq!(
-            (one.limits.bytes_per_second, one.limits.ops_per_second, one.connections_max),
-            (1 << 20, 5, Some(7))
-        );
+        let limits = RateLimits { bytes_per_second: 1 << 20, ops_per_second: 5 };
+        assert_eq!((one.limits, one.connections_max), (Some(limits), Some(7)));
         assert_eq!((one.access.names.len(), one.access.places.len()), (2, 2));
         assert!(one.read_only && !two.read_only);
         assert_eq!((two.name.as_str(), two.description.as_str()), ("x.img", ""));

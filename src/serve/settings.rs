@@ -39,15 +39,8 @@ impl Settings {
         let tls = tls_files(args, &file)?;
         let mut exports = args.wanted();
         exports.extend(file.exports.into_iter().map(|export| Wanted {
-            place: export.place,
-            name: export.name,
-            volume: export.volume,
-            spec: export.spec,
-            description: export.description,
             read_only: export.read_only || args.read_only,
-            limits: Some(export.limits),
-            access: export.access,
-            connections_max: export.connections_max,
+            ..export
         }));
         let fixed = Fixed {
             places: Places {
