@@ -21,6 +21,8 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/sheave/daemon.toml";
 /// What these may be, in the file and on the command line.
 pub(crate) const SHARDS: RangeInclusive<i64> = 1..=64;
 pub(crate) const POLL_US: RangeInclusive<i64> = 0..=10_000;
+/// Where neither says it.
+pub(crate) const POLL_US_DEFAULT: u32 = 50;
 
 /// What a configuration file says. The command line comes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::sync::{Notify as Event, oneshot};
 
-use crate::config::{DaemonConfig, POLL_US, SHARDS};
+use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
 use crate::daemon::{self, ControlSocket};
 use crate::handover::{HandOver, Taken};
 use crate::log;
@@ -65,8 +65,6 @@ pub(crate) struct Args {
 const WIND_DOWN_PERIOD: Duration = Duration::from_secs(1);
 /// The hidden command of [`helper`].
 pub(crate) const HELPER: &str = "device-helper";
-/// Unless somebody says how long.
-const POLL_US_DEFAULT: u32 = 50;
 
 const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices by /proc; mount it: \
                           mount -t proc proc /proc";

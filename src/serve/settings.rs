@@ -7,11 +7,8 @@ use sheave_nbd::TlsFiles;
 use super::listeners::Places;
 use super::offer::{Request, Wanted};
 use crate::commands::serve::{Args, EngineArg};
-use crate::config::BadConfig;
+use crate::config::{BadConfig, POLL_US_DEFAULT};
 use crate::config::serve::ServeConfig;
-
-/// Unless the user says otherwise.
-const POLL_US_DEFAULT: u32 = 50;
 
 /// All that a server is asked for.
 pub(crate) struct Settings {
