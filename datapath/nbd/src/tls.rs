@@ -251,7 +251,8 @@ impl TlsStream {
         let Self { tls, bounce, closed } = self;
         let before = batch.unsent();
         // rustls and the vector that it writes to each take as much once more.
-        let has_room = memory::check_room(2 * STRETCH).is_ok();
+        let wanted = before.min(STRETCH);
+        let has_room = wanted <= SMALL_STRETCH || memory::check_room(2 * wanted).is_ok();
         let stretch = if has_room { STRETCH } else { SMALL_STRETCH };
         batch.drain(stretch, bounce, out, |bytes| {
             tls.writer().write_all(bytes).expect("writing to memory without a limit");
