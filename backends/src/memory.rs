@@ -164,18 +164,17 @@ impl Backend for MemoryBackend {
 
 impl MemoryBackend {
     fn zero(&mut self, range: ByteRange, no_hole: bool, tag: Tag) -> Submitted {
-        let zeroed = self.store.zero_some(range, no_hole, ZERO_STEPS_MAX).and_then(|rest| {
-            memory::attempt(|| self.long.try_reserve(1))?;
-            Ok(rest)
-        });
-        match zeroed {
-            Err(error) => Submitted::Done(Err(error)),
-            Ok(rest) if rest.is_empty() => Submitted::Done(Ok(Reply::Done)),
-            Ok(rest) => {
-                self.long.push_back(Zeroing { tag, rest, no_hole });
-                Submitted::Queued
-            }
+        let rest = match self.store.zero_some(range, no_hole, ZERO_STEPS_MAX) {
+            Err(error) => return Submitted::Done(Err(error)),
+            Ok(rest) if rest.is_empty() => return Submitted::Done(Ok(Reply::Done)),
+            Ok(rest) => rest,
+        };
+        // The list is short, and trim is what gives memory back.
+        if let Err(error) = memory::insist(|| self.long.try_reserve(1)) {
+            return Submitted::Done(Err(error));
         }
+        self.long.push_back(Zeroing { tag, rest, no_hole });
+        Submitted::Queued
     }
 }
 
