@@ -64,7 +64,8 @@ pub struct ServerConfig {
 pub struct Server {
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
-    listeners: JoinSet<()>,
+    /// Of listeners, and of connections that a reload ends.
+    tasks: JoinSet<()>,
 }
 
 struct Shared {
@@ -97,13 +98,13 @@ impl Server {
                 connections: limits.connections_max,
             }),
         });
-        Ok(Self { shared, stopping: watch::Sender::new(false), listeners: JoinSet::new() })
+        Ok(Self { shared, stopping: watch::Sender::new(false), tasks: JoinSet::new() })
     }
 
     /// Accepts clients of this listener from now on.
     pub fn listen(&mut self, listener: Listener) {
         let (shared, mut stopping) = (Arc::clone(&self.shared), self.stopping.subscribe());
-        self.listeners.spawn(async move {
+        self.tasks.spawn(async move {
             let mut clients = JoinSet::new();
             tokio::select! {
                 () = stopped(&mut stopping) => {}
@@ -141,8 +142,10 @@ impl Server {
         let count = refused.len();
         let ended = refused.iter().map(Arc::downgrade).collect();
         drop(refused);
+        // Those of earlier reloads that have ended.
+        while self.tasks.try_join_next().is_some() {}
         let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.subscribe());
-        self.listeners.spawn(shared.see_off(ended, stopping));
+        self.tasks.spawn(shared.see_off(ended, stopping));
         Ok(count)
     }
 
@@ -160,7 +163,7 @@ impl Server {
     /// Stops accepting, lets requests in flight end (within a bound), closes everything.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
-        while self.listeners.join_next().await.is_some() {}
+        while self.tasks.join_next().await.is_some() {}
         let Some(Shared { engine, offers, .. }) = Arc::into_inner(self.shared) else {
             return tracing::warn!("a client was still being negotiated with");
         };
