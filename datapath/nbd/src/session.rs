@@ -302,7 +302,7 @@ impl NbdSession {
 
     /// Ends the connection, for which there is not even the memory for a short reply.
     fn starve(&mut self, error: &Error) {
-        tracing::warn!(%error, "connection dropped");
+        self.in_span(|| tracing::warn!(%error, "connection dropped"));
         self.finish();
     }
 
