@@ -1,4 +1,4 @@
-//! What the commands that serve until they are told to stop have in common.
+//! What the commands that serve until a signal stops them have in common.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// More shards than this gain nothing for one node's volumes.
 const SHARDS_MAX: usize = 4;
 
-/// Threads for connections, unless somebody says how many.
+/// Threads for connections, unless their number is given.
 pub(crate) fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX)
 }

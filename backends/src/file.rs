@@ -177,7 +177,7 @@ struct Image {
     /// As it was opened.
     path: PathBuf,
     info: VolumeInfo,
-    /// Bytes. It only grows, so that one who has read an older size may still use it.
+    /// Bytes. It only grows, so an older value that was read before is still safe to use.
     size: AtomicU64,
     direct: bool,
     /// It grows by multiples of this: of its logical block, and of whole blocks where there are no

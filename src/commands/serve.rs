@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Clients of a single export need no name; among several there is no default.
     #[arg(long = "name", value_name = "EXPORT", value_parser = |text: &str| string("name", text))]
     names: Vec<String>,
-    /// What clients that list exports are told [default: nothing]; once for each volume, in order
+    /// Text for clients that list exports [default: none]; once for each volume, in order
     #[arg(
         long = "description",
         value_name = "TEXT",

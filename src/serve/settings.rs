@@ -7,8 +7,8 @@ use sheave_nbd::TlsFiles;
 use super::listeners::Places;
 use super::offer::{Request, Wanted};
 use crate::commands::serve::{Args, EngineArg};
-use crate::config::{BadConfig, POLL_US_DEFAULT};
 use crate::config::serve::ServeConfig;
+use crate::config::{BadConfig, POLL_US_DEFAULT};
 
 /// All that a server is asked for.
 pub(crate) struct Settings {
@@ -35,10 +35,11 @@ impl Settings {
         let file = args.config.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
         let tls = tls_files(args, &file)?;
         let mut exports = args.wanted();
-        exports.extend(file.exports.into_iter().map(|export| Wanted {
-            read_only: export.read_only || args.read_only,
-            ..export
-        }));
+        exports.extend(
+            file.exports
+                .into_iter()
+                .map(|export| Wanted { read_only: export.read_only || args.read_only, ..export }),
+        );
         let fixed = Fixed {
             places: Places {
                 listen: [args.listen.clone(), file.listen].concat(),

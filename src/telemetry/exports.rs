@@ -1,4 +1,4 @@
-//! Exports and their clients, as a serving process tells of them.
+//! Exports and their clients, as a serving process reports them.
 
 use serde::{Deserialize, Serialize};
 use sheave_nbd::{ClientSnapshot, ExportSnapshot};

@@ -25,7 +25,7 @@ const READERS_MAX: usize = 8;
 /// How long a reader may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tells each who connects to `serve-PID.sock` one JSON snapshot. Dropping it removes the socket.
+/// Sends one JSON snapshot to each client of `serve-PID.sock`. Dropping it removes the socket.
 #[derive(Debug)]
 pub(crate) struct StatsSocket {
     path: PathBuf,

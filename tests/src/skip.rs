@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 
-/// Prints for the person who reads the output of the tests.
+/// Prints a line that is seen in the output of the tests.
 #[expect(clippy::print_stderr, reason = "what libtest shows only for a test that fails")]
 pub(crate) fn note(text: &str) {
     eprint!("{text}");

@@ -44,7 +44,9 @@ impl OpenBatch {
                 None => return Ok(()),
                 // By a child that has just begun to be another program, perhaps.
                 Some(_) if begun.elapsed() < EXEC_TIMEOUT => sleep(EXEC_POLL),
-                Some((index, who)) => return Err(refusal(&paths[index], &who, WRITES)),
+                Some((index, holder)) => {
+                    return Err(refusal(&paths[index], &holder, WRITES));
+                }
             }
         }
     }

@@ -177,7 +177,7 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
         return Ok(());
     }
     match writer(&[*identity]) {
-        Some((_, who)) => Err(refusal(path, &who, WRITES)),
+        Some((_, holder)) => Err(refusal(path, &holder, WRITES)),
         None => Ok(()),
     }
 }
@@ -208,7 +208,7 @@ fn any_holder(identity: &Identity) -> String {
     holders.first().map_or_else(|| "another program".to_owned(), Holder::to_string)
 }
 
-pub(super) fn refusal(path: &Path, who: &str, what: &str) -> Error {
-    let why = format!("{}: {who} {what}; {ADVICE}", printable(&path));
+pub(super) fn refusal(path: &Path, holder: &str, what: &str) -> Error {
+    let why = format!("{}: {holder} {what}; {ADVICE}", printable(&path));
     Error::new(ErrorKind::Busy, "open", why)
 }

@@ -125,8 +125,8 @@ impl fmt::Display for Device {
 }
 
 impl Server<'_> {
-    /// Makes a device. `made` is told of it, with ublk before it can
-    /// be used; the NBD client tells no number that early, but finds a device by its identifier.
+    /// Makes a device and calls `made` with it, for ublk before the device can be used. The NBD
+    /// client has no number that early, but finds a device by its identifier.
     pub(crate) fn attach(
         self,
         record: &Record,

@@ -22,7 +22,7 @@ pub const STRING_LEN_MAX: usize = sheave_proto::STRING_LEN_MAX;
 pub struct Export {
     /// What clients ask for.
     pub name: String,
-    /// What clients are told about it; may be empty.
+    /// Shown to clients that list exports; may be empty.
     pub description: String,
     /// The volume.
     pub volume: Arc<dyn Volume>,
@@ -64,7 +64,7 @@ pub(crate) struct Offer {
 pub(crate) struct ExportSet {
     offered: Vec<Offered>,
     /// Positions by hash of the name. The key of the hash is random, so that the time of a search
-    /// tells nothing about names.
+    /// reveals nothing about names.
     by_hash: Vec<(u64, usize)>,
     hasher: RandomState,
 }

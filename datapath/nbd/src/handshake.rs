@@ -146,7 +146,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             let step = handshake.step(&pending, exports);
             pending.drain(..step.consumed);
             let answered = stream.write_all(&step.output).await;
-            // Who says good-bye need not wait for the answer.
+            // A client that says good-bye need not wait for the answer.
             if !matches!(step.next, Next::Close(_)) {
                 answered?;
             }

@@ -111,7 +111,7 @@ impl Listener {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     fs::remove_file(path).map_err(fail)?;
                 }
-                // Whoever may not connect cannot know that nobody listens.
+                // Without permission to connect it is unknown whether another server listens.
                 Err(error) => return Err(fail(error)),
                 Ok(_) => {
                     let what = format!("{name}: another server listens there");

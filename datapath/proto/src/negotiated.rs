@@ -79,15 +79,15 @@ pub fn minimum_block(info: &VolumeInfo, size: u64) -> u32 {
     info.block.minimum.min(fits_size)
 }
 
-/// The minimum block size that clients which ask for it are told: [`minimum_block`], or the logical
-/// block of a disk that has larger ones than most, so that a client which makes a disk of the
-/// export makes the same disk. Smaller requests are served all the same.
+/// The minimum block size in the reply to NBD_INFO_BLOCK_SIZE: [`minimum_block`], or the logical
+/// block if it is larger than 512 bytes, so that a client which makes a disk of the export makes
+/// the same disk. Smaller requests are served all the same.
 #[must_use]
 pub fn advertised_block(info: &VolumeInfo, size: u64) -> u32 {
     let minimum = minimum_block(info, size);
     let logical = info.block.logical;
-    let is_told = logical > LOGICAL_BLOCK_DEFAULT && size.is_multiple_of(logical.into());
-    if is_told { minimum.max(logical) } else { minimum }
+    let is_stated = logical > LOGICAL_BLOCK_DEFAULT && size.is_multiple_of(logical.into());
+    if is_stated { minimum.max(logical) } else { minimum }
 }
 
 /// Why a volume cannot be told to clients: its numbers have no place in the protocol.

@@ -26,7 +26,7 @@ pub(crate) fn report(recorder: &Recorder, op: OpKind, error: &Error, now: Nanos)
     }
 }
 
-/// Whether the volume is at fault, and not its client, who asks for what cannot be or may not.
+/// Whether the storage is at fault, and not a client's request that is wrong or not allowed.
 fn is_of_storage(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Busy

@@ -66,7 +66,7 @@ both_engines! {
             drop(clients);
             wait_until("both are gone", || server.connections() == 0);
             let gauges = server.counted("disk").gauges;
-        assert_eq!((gauges.connections, gauges.bytes_in_flight), (0, 0));
+            assert_eq!((gauges.connections, gauges.bytes_in_flight), (0, 0));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The logical block of a disk: told to clients, asked of none.
+//! The logical block of a disk is stated to clients and not required of them.
 
 use sheave_core::BlockSizes;
 use sheave_proto::wire::{command, info_type};
