@@ -11,15 +11,29 @@ mod memory;
 mod races;
 mod spec;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use sheave_core::{Buf, ByteRange, IoRequest, Op, Outcome, Payload, Reply, Volume};
+use tempfile::TempDir;
 
 use crate::conformance::{Driver, Mishap, PlainEngine};
 
 /// A driver on an engine on which nothing goes wrong.
 fn driver(volume: &dyn Volume) -> Driver<PlainEngine> {
     Driver::new(volume.backend().unwrap(), PlainEngine::new(64))
+}
+
+/// An image of a given size without a hole, filled with 0x11.
+fn image(dir: &TempDir, size: u64) -> PathBuf {
+    let path = dir.path().join("a.img");
+    std::fs::write(&path, vec![0x11; size as usize]).unwrap();
+    path
+}
+
+/// On a disk, since /tmp may be a tmpfs, which has no direct I/O on some kernels.
+fn disk_dir() -> TempDir {
+    TempDir::new_in("/var/tmp").unwrap()
 }
 
 fn range(start: u64, len: u64) -> ByteRange {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sheave_core::Volume;
 use tempfile::TempDir;
 
+use super::disk_dir;
 use crate::conformance::{Options, PlainEngine, check};
 use crate::layers::{FaultRule, Faults, Limits, RateLimit, RateLimits};
 use crate::{BlockSize, FileOptions, FileVolume, Memory, OpenOptions, open};
@@ -22,11 +23,6 @@ fn image(dir: &TempDir, size: u64) -> FileOptions {
     let path = dir.path().join("a.img");
     std::fs::write(&path, vec![0; size as usize]).unwrap();
     FileOptions::new(path)
-}
-
-/// On a disk, since /tmp may be a tmpfs.
-fn disk_dir() -> TempDir {
-    TempDir::new_in("/var/tmp").unwrap()
 }
 
 fn check_file(size: u64, direct: bool) {

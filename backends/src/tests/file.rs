@@ -1,7 +1,7 @@
 //! What only a file volume promises.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,24 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use sheave_core::{Buf, ErrorKind, Op, Payload, Segment, Volume};
 use tempfile::TempDir;
 
-use super::{Log, bytes, driver, extents, range, read, trim, with_fua, write, zeroes};
+use super::{
+    Log, bytes, disk_dir, driver, extents, image, range, read, trim, with_fua, write, zeroes,
+};
 use crate::conformance::Mishap;
 use crate::{
     FileOptions, FileVolume, OpenOptions, check_resize, identity, open, resize, start_process,
 };
 
 const SIZE: u64 = 1 << 20;
-
-/// An image of a given size without a hole, filled with 0x11.
-fn image(dir: &TempDir, size: u64) -> PathBuf {
-    let path = dir.path().join("a.img");
-    std::fs::write(&path, vec![0x11; size as usize]).unwrap();
-    path
-}
-
-fn disk_dir() -> TempDir {
-    TempDir::new_in("/var/tmp").unwrap()
-}
 
 fn open_error(options: &FileOptions) -> (ErrorKind, String) {
     let error = FileVolume::open(options).err().expect("an error");

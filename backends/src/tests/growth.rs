@@ -1,25 +1,13 @@
 //! Volumes that grow while they are open.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use sheave_core::{Buf, ByteRange, ErrorKind, Op, Payload, Volume};
-use tempfile::TempDir;
 
-use super::{bytes, driver, extents, range, read, with_fua, write, zeroes};
+use super::{bytes, disk_dir, driver, extents, image, range, read, with_fua, write, zeroes};
 use crate::{FileOptions, FileVolume, OpenOptions, open};
-
-fn image(dir: &TempDir, size: u64) -> PathBuf {
-    let path = dir.path().join("a.img");
-    std::fs::write(&path, vec![0x11; size as usize]).unwrap();
-    path
-}
-
-/// Only a file system on a disk has direct I/O everywhere.
-fn disk_dir() -> TempDir {
-    TempDir::new_in("/var/tmp").unwrap()
-}
 
 fn set_len(path: &Path, len: u64) {
     File::options().write(true).open(path).unwrap().set_len(len).unwrap();
