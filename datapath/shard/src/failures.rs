@@ -10,11 +10,17 @@ use sheave_telemetry::{Notice, Recorder};
 #[cold]
 pub(crate) fn report(recorder: &Recorder, op: OpKind, error: &Error, now: Nanos) {
     recorder.add_error(op);
-    let (volume, op_name) = (recorder.volume(), op.name());
-    let volume = &*volume;
+    let op_name = op.name();
     if !is_of_storage(error) {
-        return tracing::debug!(volume, op = op_name, %error, "request failed");
+        // The name is asked for, which takes a lock, only if the line is wanted.
+        return tracing::debug!(
+            volume = &*recorder.volume(),
+            op = op_name,
+            %error,
+            "request failed"
+        );
     }
+    let volume = &*recorder.volume();
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let unix_s = since_1970.map_or(0, |since| since.as_secs());
     match recorder.note_failure(op, error, now, unix_s) {
