@@ -58,21 +58,7 @@ pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -
     }
     notify.ready();
     let mut state = State::new(args, fixed, offer);
-    let ended = loop {
-        tokio::select! {
-            asked = signals.next() => match asked {
-                Asked::End(signal) => break signal,
-                Asked::Reload => {
-                    notify.reloading("reading the configuration");
-                    if let Some(signal) = state.reload(&mut server, &mut signals).await {
-                        break signal;
-                    }
-                    notify.ready();
-                }
-            },
-            changed = watched(&mut state.tls) => take_tls(changed, &server.offers()),
-        }
-    };
+    let ended = state.until_end(&mut server, &mut signals, &notify).await;
     tracing::info!("ending: {ended}");
     notify.stopping("ending connections");
     drop(state);
@@ -131,6 +117,30 @@ impl State {
     fn hold(&mut self, offer: Offer) {
         self.held = offer.held;
         self.tls = offer.tls_files.map(|(files, stamps)| TlsWatch::new(files, stamps));
+    }
+
+    /// Reloads at signals and takes changed certificates. Returns the signal that asks for the end.
+    async fn until_end(
+        &mut self,
+        server: &mut Server,
+        signals: &mut Signals,
+        notify: &Notify,
+    ) -> &'static str {
+        loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::End(signal) => return signal,
+                    Asked::Reload => {
+                        notify.reloading("reading the configuration");
+                        if let Some(signal) = self.reload(server, signals).await {
+                            return signal;
+                        }
+                        notify.ready();
+                    }
+                },
+                changed = watched(&mut self.tls) => take_tls(changed, &server.offers()),
+            }
+        }
     }
 
     /// Takes up what is asked for now, and once more for a signal that came meanwhile. Returns the
