@@ -1,4 +1,4 @@
-//! Who may use a file. Four means, because programs differ in how they say that they use one:
+//! Which program may use a file. Five means, because programs differ in how they show their use:
 //!
 //! 1. a table of the files that this process has open (POSIX locks do not hold within one);
 //! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer;
