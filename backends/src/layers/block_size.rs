@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use sheave_core::{
     Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Nanos, Op, OpKind,
@@ -56,12 +55,8 @@ impl Volume for BlockSize {
         self.inner.grow()
     }
 
-    fn has_lost(&self) -> bool {
-        self.inner.has_lost()
-    }
-
-    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.inner.held_bytes()
+    fn below(&self) -> Option<&dyn Volume> {
+        Some(&*self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

@@ -1,6 +1,5 @@
 //! Makes ops fail or wait by rule: for tests, and for whoever rehearses failure.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sheave_core::{Backend, Error, Nanos, Op, OpKind, Result, Volume, VolumeInfo};
@@ -40,12 +39,8 @@ impl Volume for Faults {
         self.inner.grow()
     }
 
-    fn has_lost(&self) -> bool {
-        self.inner.has_lost()
-    }
-
-    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.inner.held_bytes()
+    fn below(&self) -> Option<&dyn Volume> {
+        Some(&*self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

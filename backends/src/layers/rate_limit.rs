@@ -92,12 +92,8 @@ impl Volume for RateLimit {
         self.inner.grow()
     }
 
-    fn has_lost(&self) -> bool {
-        self.inner.has_lost()
-    }
-
-    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.inner.held_bytes()
+    fn below(&self) -> Option<&dyn Volume> {
+        Some(&*self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

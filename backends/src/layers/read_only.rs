@@ -1,7 +1,6 @@
 //! Refuses every op that writes.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use sheave_core::{
     Backend, ByteRange, Completion, Error, ErrorKind, Io, IoDone, Nanos, Op, Payload, Result,
@@ -40,12 +39,8 @@ impl Volume for ReadOnly {
         self.inner.grow()
     }
 
-    fn has_lost(&self) -> bool {
-        self.inner.has_lost()
-    }
-
-    fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.inner.held_bytes()
+    fn below(&self) -> Option<&dyn Volume> {
+        Some(&*self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

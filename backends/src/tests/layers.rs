@@ -9,7 +9,7 @@ use sheave_core::{
 
 use super::{bytes, driver, range, read, write};
 use crate::conformance::{Driver, Engine, PlainEngine};
-use crate::layers::{FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
+use crate::layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 use crate::{Memory, OpenOptions};
 
 const SIZE: u64 = 1 << 20;
@@ -309,4 +309,15 @@ fn who_finds_no_room_for_its_range_asks_again() {
     // As a shard does after it has tried again.
     assert!(full.reap(&mut NoIo(7)).is_none());
     assert!(full.deadline().is_some(), "else it would sleep though the others make room");
+}
+
+#[test]
+fn layers_answer_for_the_volume_below() {
+    let text = "memory:?size=1M&limit-iops=5&fault=read:error=EIO&read-only=true";
+    let layers = crate::open(text, &OpenOptions::default()).unwrap();
+    let blocks: Arc<dyn Volume> = Arc::new(BlockSize::new(memory()));
+    for volume in [layers, blocks] {
+        assert!(volume.below().is_some() && !volume.has_lost());
+        assert!(volume.held_bytes().is_some(), "that of the memory volume");
+    }
 }

@@ -102,16 +102,21 @@ pub trait Volume: Send + Sync {
     /// When the volume can no longer be used.
     fn backend(&self) -> Result<Box<dyn Backend>>;
 
+    /// The volume below a layer. It answers for the layer what the layer does not answer itself.
+    fn below(&self) -> Option<&dyn Volume> {
+        None
+    }
+
     /// Whether data that was written to it is known to be lost. Only this process may know, so the
-    /// volume must not be closed and opened again as if all were well. A layer asks what is below.
+    /// volume must not be closed and opened again as if all were well.
     fn has_lost(&self) -> bool {
-        false
+        self.below().is_some_and(|below| below.has_lost())
     }
 
     /// The bytes of memory that the volume's data takes now, if that is where it is kept. Its
-    /// holder may look at any time. A layer asks what is below.
+    /// holder may look at any time.
     fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
-        None
+        self.below()?.held_bytes()
     }
 
     /// Whether the data of such a read or write may stay in memory that only the kernel sees
