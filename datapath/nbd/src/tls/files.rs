@@ -9,8 +9,9 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use sheave_core::{Error, ErrorKind, printable};
+use webpki::{BorrowedCertRevocationList, CertRevocationList};
 
-use super::der::rsa_bits;
+use super::der::{common_names, rsa_bits};
 
 /// What is accepted in place of a key that is not.
 const NEW_KEY: &str = "make a new one and a certificate for it, such as by \
@@ -90,7 +91,8 @@ pub(super) fn certificates(
     Ok(certs)
 }
 
-/// Revocation lists, one or several in PEM.
+/// Revocation lists, one or several in PEM, of which no two are for the same certificates: only
+/// the first of them would be looked at, which may be the older one.
 pub(super) fn revocation_lists(
     path: &Path,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
@@ -108,7 +110,26 @@ pub(super) fn revocation_lists(
     if lists.is_empty() {
         return Err(wanted(path, purpose, content.instead()));
     }
+    let parsed = lists.iter().map(|list| BorrowedCertRevocationList::from_der(list));
+    let parsed = parsed
+        .map(|list| list.map(CertRevocationList::from))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| invalid(path, "not a revocation list").because(error))?;
+    for (index, list) in parsed.iter().enumerate() {
+        if parsed[..index].iter().any(|before| are_of_same_scope(before, list)) {
+            let names = common_names(list.issuer()).join(", ");
+            let why = format!("two lists of one authority ({names}); keep only the newest");
+            return Err(invalid(path, &why));
+        }
+    }
     Ok(lists)
+}
+
+/// Whether both may be for the same certificates: they are of one authority, and no two parts of
+/// all that it has revoked (`issuingDistributionPoint`, RFC 5280, section 5.2.5).
+fn are_of_same_scope(one: &CertRevocationList<'_>, other: &CertRevocationList<'_>) -> bool {
+    let points = [one, other].map(CertRevocationList::issuing_distribution_point);
+    one.issuer() == other.issuer() && (points.contains(&None) || points[0] == points[1])
 }
 
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
