@@ -49,6 +49,21 @@ both_engines! {
         }
     }
 
+    fn names_that_change_hands_during_a_handshake_give_no_volume(engine) {
+        let scratch = Scratch::new();
+        let config = Config::new(&scratch);
+        let [one, two] = ["one.img", "two.img"].map(|name| scratch.sparse(name, MIB));
+        config.write(&[&export("a", &one), &export("b", &two)]);
+        let server = Serve::configured(&config.path).engine(engine).unix();
+        let mut wire = Wire::connect(&server).expect("connect");
+        wire.handshake().expect("greeting");
+        config.write(&[&export("b", &one), &export("a", &two)]);
+        assert!(server.reload().contains("opened=0 closed=0 ended_connections=0"));
+        let served = wire.go("a").and_then(|_| wire.read(0, 512)).is_ok();
+        assert!(!served, "what is called b now");
+        assert_eq!(open_size(&server, "a").expect("export"), MIB);
+    }
+
     fn a_volume_that_has_grown_is_larger_for_new_clients(engine) {
         let scratch = Scratch::new();
         let config = Config::new(&scratch);
@@ -252,6 +267,13 @@ fn a_revoked_client_is_refused_once_the_list_says_so() {
     Run::new("nbdinfo").arg(&others).fails();
     server.wait_for_log("Revoked", 1);
     Run::new("nbdinfo").arg(&own).ok();
+    // An old list before it would be the only one that is looked at.
+    let newest = fs::read_to_string(certificates.file("crl.pem")).expect("read");
+    certificates.revoke(&[]);
+    let old = fs::read_to_string(certificates.file("crl.pem")).expect("read");
+    fs::write(certificates.file("crl.pem"), old + &newest).expect("write");
+    let said = server.reload();
+    assert!(said.contains("two lists of one authority (authority); keep only the"), "{said}");
     assert!(steady.rounds() > 0, "a connection is not ended by it");
 }
 

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use crate::accept_errors::AcceptErrors;
 use crate::admission::Bounds;
 use crate::connections::Connection;
-use crate::exports::{Export, ExportSet, Offer, Offers};
+use crate::exports::{Export, ExportSet, Offer, Offered, Offers};
 use crate::gate::{Gate, Place};
 use crate::handshake::{Agreed, Failure, negotiate};
 use crate::listener::Listener;
@@ -232,12 +232,13 @@ impl Shared {
         let Some(chosen) = offer.exports.get(negotiated.export) else { return };
         let name = chosen.export.name.as_str();
         let now = self.offers.current().exports;
-        let is_allowed =
-            now.counterpart(chosen).is_some_and(|now| now.export.access.permits(&client));
-        if !is_allowed {
+        // What has been renamed is not what the client asks for any more.
+        let is_same =
+            |now: &&Offered| now.export.name == name && now.export.access.permits(&client);
+        let Some(now) = now.counterpart(chosen).filter(is_same) else {
             return tracing::info!(peer, export = name, "removed during the handshake");
-        }
-        if !chosen.has_room() {
+        };
+        if !now.has_room() {
             return tracing::info!(peer, export = name, "no room for another connection");
         }
         let (style, certificate) = (negotiated.style, client.names.first().cloned());
