@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions as FileOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,9 @@ use sheave_core::{Volume, printable};
 
 use super::interrupt::{Interruption, Leftover};
 use super::{is_nbd, remote};
+
+/// The longest name of a file, in bytes (NAME_MAX, limits.h).
+const NAME_BYTES_MAX: usize = 255;
 
 /// An open target. Dropping one that is a new image and was not published removes it.
 pub(super) struct Target {
@@ -164,10 +168,11 @@ fn partial_path(path: &Path) -> anyhow::Result<PathBuf> {
     let Some(name) = path.file_name().filter(|_| !is_directory) else {
         bail!("{} is no name of a file", printable(&path));
     };
-    let mut partial = OsString::from(".");
-    partial.push(name);
-    partial.push(format!(".partial-{}", std::process::id()));
-    Ok(path.with_file_name(partial))
+    let end = format!(".partial-{}", std::process::id());
+    let name = name.as_bytes();
+    let len = name.len().min(NAME_BYTES_MAX - 1 - end.len());
+    let partial = [b".", &name[..len], end.as_bytes()].concat();
+    Ok(path.with_file_name(OsString::from_vec(partial)))
 }
 
 /// Makes an empty file, for the same users as the one that it is to replace.
@@ -234,6 +239,17 @@ mod tests {
         target.publish().unwrap();
         assert_eq!(names(dir.path()), ["a.img"]);
         assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn the_longest_name_leaves_room_for_the_temporary_one() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let name = "ü".repeat(127) + "x";
+        let path = dir.path().join(&name);
+        open(&path).unwrap().publish().unwrap();
+        open(&path).unwrap().publish().unwrap();
+        assert_eq!(names(dir.path()), [name]);
+        drop(open(&dir.path().join("x".repeat(256))).err().unwrap());
     }
 
     #[test]
