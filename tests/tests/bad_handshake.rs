@@ -49,6 +49,22 @@ fn garbage_instead_of_options_ends_the_connection() {
 }
 
 #[test]
+fn strangers_cannot_fill_the_log() {
+    let server = server();
+    let start = Instant::now();
+    for _ in 0..300 {
+        let mut wire = Wire::connect(&server).expect("connect");
+        wire.greeting().expect("greeting");
+        wire.send(b"GET ").expect("send");
+        assert!(wire.is_closed());
+    }
+    server.wait_for_log("handshake ended", 1);
+    let lines = server.log().matches("handshake ended").count();
+    let seconds = start.elapsed().as_secs() as usize;
+    assert!(lines <= seconds + 2, "{lines} lines in {seconds} s");
+}
+
+#[test]
 fn unknown_client_flags_end_the_connection() {
     let mut server = server();
     let mut bystander = Bystander::new(&server);

@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::access::Client;
 use crate::exports::{Offer, View};
+use crate::gate::Gate;
 use crate::stream::Stream;
 use crate::tls::{client_names, explain_io};
 
@@ -43,9 +44,10 @@ pub(crate) async fn negotiate(
     stream: Stream,
     peer: &str,
     offer: &Offer,
+    gate: &Gate,
 ) -> Result<Option<Agreed>, Failure> {
     let mut heard = false;
-    match negotiate_heard(stream, peer, offer, &mut heard).await {
+    match negotiate_heard(stream, peer, offer, gate, &mut heard).await {
         Ok(None) if !heard => Err(Failure::Left),
         Err(error) if !heard && has_left(&error) => Err(Failure::Left),
         outcome => outcome.map_err(Failure::Failed),
@@ -63,12 +65,14 @@ async fn negotiate_heard(
     mut stream: Stream,
     peer: &str,
     offer: &Offer,
+    gate: &Gate,
     heard: &mut bool,
 ) -> io::Result<Option<Agreed>> {
     let client = stream.client();
     let mut handshake = ServerHandshake::new(offer.tls_mode(), HandshakeLimits::default());
     stream.write_all(&ServerHandshake::greeting()).await?;
-    match talk(&mut stream, peer, &mut handshake, &offer.view(&client), heard).await? {
+    let view = offer.view(&client);
+    match talk(&mut stream, peer, gate, &mut handshake, &view, heard).await? {
         End::Closed => Ok(None),
         End::Agreed { negotiated, early } => {
             let socket = stream.into_fd()?;
@@ -80,7 +84,8 @@ async fn negotiate_heard(
                 .as_ref()
                 .ok_or_else(|| io::Error::other("TLS agreed on without a certificate"))?;
             // In a box, since most clients are without TLS and need not carry its state.
-            Box::pin(negotiate_encrypted(stream, peer, handshake, client, offer, acceptor)).await
+            Box::pin(negotiate_encrypted(stream, peer, gate, handshake, client, offer, acceptor))
+                .await
         }
     }
 }
@@ -88,6 +93,7 @@ async fn negotiate_heard(
 async fn negotiate_encrypted(
     stream: Stream,
     peer: &str,
+    gate: &Gate,
     mut handshake: ServerHandshake,
     mut client: Client,
     offer: &Offer,
@@ -98,7 +104,7 @@ async fn negotiate_encrypted(
     let mut stream = acceptor.accept(stream).await.map_err(explain_io)?;
     client.names = client_names(stream.get_ref().1);
     let view = offer.view(&client);
-    let ended = talk(&mut stream, peer, &mut handshake, &view, &mut true).await?;
+    let ended = talk(&mut stream, peer, gate, &mut handshake, &view, &mut true).await?;
     let End::Agreed { negotiated, early } = ended else {
         let _ = stream.shutdown().await;
         return Ok(None);
@@ -131,6 +137,7 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S, pending: &mut Vec<u8>) ->
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     peer: &str,
+    gate: &Gate,
     handshake: &mut ServerHandshake,
     exports: &View<'_>,
     heard: &mut bool,
@@ -161,7 +168,10 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                     match reason {
                         // As clients do that only want the list of exports.
                         CloseReason::Aborted => tracing::debug!(peer, %reason, "handshake ended"),
-                        _ => tracing::info!(peer, %reason, "handshake ended"),
+                        _ => match gate.fault() {
+                            Some(more) => tracing::info!(peer, %reason, more, "handshake ended"),
+                            None => tracing::debug!(peer, %reason, "handshake ended"),
+                        },
                     }
                     // A client that sees a reset may never read why.
                     let _ = stream.shutdown().await;

@@ -206,7 +206,7 @@ impl Shared {
     async fn serve(self: Arc<Self>, stream: Stream, mut place: Place) {
         let peer = stream.peer();
         let offer = self.offers.current();
-        let talk = negotiate(stream, &peer, &offer);
+        let talk = negotiate(stream, &peer, &offer, &self.gate);
         let error = match tokio::time::timeout(self.handshake_timeout, talk).await {
             Ok(Ok(Some(agreed))) => return self.hand_over(peer, &offer, agreed, place),
             Ok(Ok(None)) => return place.leaves_in_order(),
