@@ -50,7 +50,8 @@ Examples:
   zstd -dc disk.zst | sheave copy - disk.img
 
 A pipe or FIFO is read to its end and written from its beginning, holes as zeroes. Blocks of zeroes
-in the input become holes of an image. A file that is called - is ./-";
+in the input become holes of an image. An input without a byte replaces no image, since the command
+before it has most likely failed. A file that is called - is ./-";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let from = Pipe::of(&args.from).context("copy")?;

@@ -121,6 +121,22 @@ fn an_input_that_fails_leaves_what_was_there() {
 }
 
 #[test]
+fn an_input_without_a_byte_replaces_nothing() {
+    let scratch = Scratch::new();
+    fs::write(scratch.file("out.img"), "old").expect("write a file");
+    let copy = |to: &str| {
+        let command = format!("false | \"$0\" copy - {to}");
+        Run::new("sh").args("-c").arg(command).arg(sheave()).in_dir(scratch.path())
+    };
+    let told = copy("out.img").fails();
+    assert!(told.contains("it is empty, and out.img stays as it was"), "{told}");
+    assert_eq!(fs::read(scratch.file("out.img")).expect("file"), b"old");
+    copy("new.img").ok();
+    assert_eq!(fs::read(scratch.file("new.img")).expect("file"), b"");
+    assert_eq!(fs::read_dir(scratch.path()).expect("a directory").count(), 2);
+}
+
+#[test]
 fn named_pipes_work_both_ways() {
     let scratch = Scratch::new();
     let image = scratch.islands("a.img", 4 << 20);

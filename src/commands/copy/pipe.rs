@@ -124,13 +124,20 @@ pub(super) fn receive(
     };
     let why = "parameters are for volumes, and what comes from a pipe is written as a file";
     ensure!(is_plain_file(to)?, "{to}: {why}");
-    receive_image(&mut input, &file).with_context(|| format!("{} to {to}", input.name))?;
+    let size =
+        receive_image(&mut input, &file).with_context(|| format!("{} to {to}", input.name))?;
+    // Most likely the command before this one has failed.
+    ensure!(
+        size > 0 || !image.replaces(),
+        "{}: it is empty, and {to} stays as it was; remove that first if this is meant",
+        input.name
+    );
     drop(file);
     image.publish()
 }
 
-/// Blocks of zeroes stay holes.
-fn receive_image(input: &mut Input<'_>, file: &File) -> Result<()> {
+/// Blocks of zeroes stay holes. Returns how many bytes there were.
+fn receive_image(input: &mut Input<'_>, file: &File) -> Result<u64> {
     let (mut piece, zeroes) = (vec![0; PIECE as usize], [0; ZERO_UNIT]);
     let mut at = 0;
     loop {
@@ -143,7 +150,8 @@ fn receive_image(input: &mut Input<'_>, file: &File) -> Result<()> {
         }
         if bytes.is_empty() {
             file.set_len(at)?;
-            return Ok(file.sync_all()?);
+            file.sync_all()?;
+            return Ok(at);
         }
     }
 }

@@ -117,6 +117,11 @@ impl NewImage {
         Ok(Some((Self { path, partial, old: volume, interruption }, file)))
     }
 
+    /// Whether it takes the place of another.
+    pub(super) fn replaces(&self) -> bool {
+        self.old.is_some()
+    }
+
     /// Gives it its name. Never replaces what was made by others meanwhile.
     pub(super) fn publish(self) -> anyhow::Result<()> {
         let name = printable(&self.path);
