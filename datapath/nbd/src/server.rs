@@ -320,3 +320,29 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // An error means that the server is gone, which is as good.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use sheave_shard::EngineChoice;
+    use tokio::runtime::Builder;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[test]
+    fn replacements_leave_nothing_behind() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let engine = EngineConfig { choice: EngineChoice::Threads, shards: 1, poll_us: 0 };
+            let (exports, limits) = (Vec::new(), Limits::default());
+            let config = ServerConfig { exports, tls: None, engine, limits };
+            let mut server = Server::start(config, &Arc::new(Registry::new())).unwrap();
+            for _ in 0..50 {
+                assert_eq!(server.replace(Vec::new(), None).unwrap(), 0);
+                yield_now().await;
+            }
+            assert!(server.listeners.len() < 5, "{} tasks", server.listeners.len());
+            server.stop().await;
+        });
+    }
+}
