@@ -80,7 +80,7 @@ impl Request {
                 (Some(server_tls(&files)?), Some((files, before)))
             }
         };
-        let mut kept = keep(&wanted, open);
+        let mut kept = keep(&wanted, open)?;
         let batch = OpenBatch::begin();
         let mut held = Vec::with_capacity(wanted.len());
         for (want, kept) in wanted.iter().zip(&mut kept) {
@@ -151,18 +151,38 @@ impl Held {
 
 /// For each that is wanted the volume that is open for it: that of the same name, else one that has
 /// been renamed.
-fn keep(wanted: &[Wanted], open: &[Held]) -> Vec<Option<Open>> {
+///
+/// # Errors
+/// When it cannot be told which one has been renamed, and they hold different data: clients must
+/// not get what belongs to others.
+fn keep(wanted: &[Wanted], open: &[Held]) -> Result<Vec<Option<Open>>> {
     let mut left: Vec<Option<&Held>> = open.iter().map(Some).collect();
     let mut kept: Vec<Option<Open>> = wanted.iter().map(|_| None).collect();
-    for is_renamed in [false, true] {
-        for (want, kept) in wanted.iter().zip(&mut kept).filter(|(_, kept)| kept.is_none()) {
-            let matches =
-                |held: &Held| want.is_same_volume(held) && (is_renamed || want.name == held.name);
-            let found = left.iter_mut().find(|held| held.is_some_and(matches));
-            *kept = found.and_then(Option::take).map(|held| held.open.clone());
-        }
+    for (want, kept) in wanted.iter().zip(&mut kept) {
+        let is_it = |held: &Held| want.is_same_volume(held) && want.name == held.name;
+        let found = left.iter_mut().find(|held| held.is_some_and(is_it));
+        *kept = found.and_then(Option::take).map(|held| held.open.clone());
     }
-    kept
+    let others: Vec<_> =
+        wanted.iter().zip(&kept).filter(|(_, kept)| kept.is_none()).map(|(want, _)| want).collect();
+    for (want, kept) in wanted.iter().zip(&mut kept).filter(|(_, kept)| kept.is_none()) {
+        let matches = |held: &&Held| want.is_same_volume(held);
+        let Some(found) = left.iter().flatten().copied().find(matches) else { continue };
+        let is_only = others.iter().filter(|other| other.is_same_volume(found)).count() == 1
+            && left.iter().flatten().copied().filter(matches).count() == 1;
+        if !is_only && found.open.volume.info().volatile {
+            bail!(
+                "{}: export {:?}: several volumes in memory are written {}, and which of them is \
+                 renamed cannot be told; rename, add or remove one and reload, then the next",
+                want.place,
+                want.name,
+                want.volume
+            );
+        }
+        let taken = left.iter_mut().find(|held| held.as_ref().is_some_and(matches));
+        *kept = taken.and_then(Option::take).map(|held| held.open.clone());
+    }
+    Ok(kept)
 }
 
 /// # Errors
@@ -219,6 +239,12 @@ mod tests {
         assert!(same(&now[0], &before[2]) && same(&now[2], &before[0]), "by name");
         assert!(same(&now[1], &before[1]), "b is called d now");
         assert!(before.iter().all(|held| !same(held, &now[3])), "a new one");
+        // Which one is left, is that of a client that may not see the other's data.
+        let removed = prepare(&[("d", A)], &[before[0].clone(), before[2].clone()]);
+        let error = removed.err().unwrap().to_string();
+        assert!(error.contains("which of them is renamed cannot be told"), "{error}");
+        prepare(&[("d", A), ("e", A)], &before[..1]).err().unwrap();
+        assert!(same(&prepare(&[("d", A)], &before[..2]).unwrap()[0], &before[0]));
         // Swapped.
         let swapped = prepare(&[("a", B), ("b", A)], &before[..2]).unwrap();
         assert!(same(&swapped[0], &before[1]) && same(&swapped[1], &before[0]));
