@@ -18,6 +18,9 @@ use toml::{Spanned, Value};
 /// Read if it is there, unless another is named.
 pub(crate) const DEFAULT_PATH: &str = "/etc/sheave/daemon.toml";
 
+/// Characters of a message that come from the file: it may be anything, such as an image.
+const SHOWN_MAX: usize = 400;
+
 /// What these may be, in the file and on the command line.
 pub(crate) const SHARDS: RangeInclusive<i64> = 1..=64;
 pub(crate) const POLL_US: RangeInclusive<i64> = 0..=10_000;
@@ -77,7 +80,7 @@ impl File<'_> {
 
     fn keys<T: DeserializeOwned>(&self) -> Result<T, BadConfig> {
         toml::from_str(self.text)
-            .map_err(|error| self.bad(error.span().unwrap_or_default(), error.message()))
+            .map_err(|error| self.bad(error.span().unwrap_or_default(), plain(error.message())))
     }
 
     fn number(
@@ -109,8 +112,8 @@ impl File<'_> {
     /// Names the place and shows the line, which has the key.
     fn bad(&self, span: Range<usize>, why: &str) -> BadConfig {
         let index = self.line_of(&span);
-        let line = self.text.lines().nth(index).unwrap_or_default().trim();
-        let why = why.lines().collect::<Vec<_>>().join(", ");
+        let line = shown(self.text.lines().nth(index).unwrap_or_default().trim());
+        let why = shown(&why.lines().collect::<Vec<_>>().join(", "));
         BadConfig(format!("{}:{}: {line}: {why}", printable(&self.path), index + 1))
     }
 
@@ -118,6 +121,31 @@ impl File<'_> {
     fn line_of(&self, span: &Range<usize>) -> usize {
         self.text.get(..span.start).unwrap_or(self.text).matches('\n').count()
     }
+}
+
+/// What the parser says, with what to do where its words alone do not tell.
+fn plain(message: &str) -> &str {
+    match message {
+        "invalid type: map, expected a sequence" => {
+            "each of several tables has two brackets on either side; write [[export]]"
+        }
+        _ if message.contains("leading zero") => {
+            "a number does not begin with 0; permission bits are written in quotes"
+        }
+        _ => message,
+    }
+}
+
+/// A text of the file as a part of a line: no control characters, and not longer than
+/// [`SHOWN_MAX`].
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN_MAX + 1).collect();
+    shown = printable(&shown).to_string();
+    if let Some((end, _)) = shown.char_indices().nth(SHOWN_MAX) {
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown
 }
 
 impl BadConfig {
@@ -184,6 +212,16 @@ mod tests {
             let said = parse(text).unwrap_err();
             assert!(said.starts_with(place) && !said.contains('\n'), "{said}");
             assert!(said.len() > place.len() + 3, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_something_else_is_refused_in_a_short_line() {
+        let long = "b".repeat(2 << 20);
+        for text in ["\0".repeat(2 << 20), format!("a = \"{long}"), format!("{long} = 1")] {
+            let said = parse(&text).unwrap_err();
+            assert!(said.starts_with("f.toml:1: ") && said.len() < 3 * SHOWN_MAX, "{said}");
+            assert!(!said.contains('\0'), "{said}");
         }
     }
 

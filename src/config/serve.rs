@@ -259,6 +259,8 @@ mod tests {
                 "[[export]]\nname = \"a\"\n".to_owned(),
                 "f.toml:1: [[export]]: the volume is missing",
             ),
+            ("socket_mode = 0660".to_owned(), "f.toml:1: socket_mode = 0660: a number does not"),
+            ("[export]\nvolume = \"a\"".to_owned(), "f.toml:1: [export]: each of several tables"),
             ("[[exports]]".to_owned(), "f.toml:1: [[exports]]: unknown field `exports`"),
             (export("limit = 5"), "f.toml:3: limit = 5: unknown field `limit`, expected one of"),
             (export("clients = []"), "f.toml:3: clients = []: expected at least one"),
