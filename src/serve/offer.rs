@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use sheave_backends::{Limits, OpenBatch, OpenOptions, RateLimits, VolumeSpec};
 use sheave_core::Volume;
 use sheave_nbd::{Access, Export, TlsConfig, TlsFiles, server_tls};
 
 use super::tls_watch::{Stamps, stamps};
+use crate::config::BadConfig;
 use crate::node_memory;
 
 /// An export that is asked for, by the command line or the file.
@@ -187,15 +188,14 @@ fn keep(wanted: &[Wanted], open: &[Held]) -> Result<Vec<Option<Open>>> {
 
 /// # Errors
 /// When an export is for clients with certificates, and none is asked for a certificate.
-fn check_clients(wanted: &[Wanted], tls: Option<&TlsFiles>) -> Result<()> {
+fn check_clients(wanted: &[Wanted], tls: Option<&TlsFiles>) -> Result<(), BadConfig> {
     let asked: Option<&PathBuf> = tls.and_then(|files| files.client_ca.as_ref());
     match wanted.iter().find(|want| !want.access.names.is_empty()) {
-        Some(want) if asked.is_none() => bail!(
+        Some(want) if asked.is_none() => Err(BadConfig::new(format!(
             "{}: export {:?}: clients are named, but no client shows a certificate without \
              tls_client_ca",
-            want.place,
-            want.name
-        ),
+            want.place, want.name
+        ))),
         _ => Ok(()),
     }
 }
@@ -278,5 +278,6 @@ mod tests {
         named.access.names.push("backup".parse().unwrap());
         let error = Request { exports: vec![named], tls: None }.prepare(&[]).err().unwrap();
         assert!(error.to_string().contains("without tls_client_ca"), "{error}");
+        assert!(error.is::<BadConfig>(), "a usage error: {error}");
     }
 }
