@@ -297,7 +297,7 @@ impl Node {
         }
         let advice = format!(
             "`ulimit -Hn {NOFILE_WANTED}` as root, or LimitNOFILE={NOFILE_WANTED} in the systemd \
-             unit; each connection takes one or two, each exported file six"
+             unit; each connection takes one or two, each exported file five"
         );
         Finding::limited("open files", detail, advice)
     }

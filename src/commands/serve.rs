@@ -101,7 +101,10 @@ const MANUAL: &str = "\
 Parameters of a VOLUME, after '?' and joined by '&' (quote it, since both mean something to shells):
   size=10G                  memory, null: its size in bytes, K, M, G, T or P
   direct=true               a file: bypass the page cache
+  block=4096                an image: its logical blocks, 512 (without it), 1024, 2048 or 4096 bytes
+  format=raw                a file: as it is, without a warning if it looks like qcow2 or another
   lock=false                a file: even if another program has it open for writing
+  overcommit=true           memory: even if it is larger than the node's memory
   read-only=true            refuse to write
   limit-bps=100M            bytes a second, of all connections together
   limit-iops=5000           ops a second
