@@ -56,7 +56,7 @@ before it has most likely failed. A file that is called - is ./-";
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let from = Pipe::of(&args.from).context("copy")?;
     let to = Pipe::of(&args.to).context("copy")?;
-    ensure!(from.is_none() || to.is_none(), "copy: of two pipes; one must be a volume or image");
+    ensure!(from.is_none() || to.is_none(), "copy: both are pipes; one must be a volume or image");
     let progress = progress(args.quiet, if from.is_some() { ENDLESS } else { MEASURED });
     let interruption = Interruption::watch(progress.clone())?;
     if !sheave_backends::are_holders_visible() {

@@ -82,7 +82,10 @@ impl Claim {
         let collides =
             claims.iter().any(|(other, reads)| identity.is_same(other) && !(read_only && *reads));
         if collides {
-            let why = format!("{name}: this process has it open already; close that volume first");
+            let why = format!(
+                "{name}: this process has it open already; a file is one volume, unless all that \
+                 have it are read-only"
+            );
             return Err(Error::new(ErrorKind::Busy, "open", why));
         }
         claims.push((*identity, read_only));

@@ -148,7 +148,10 @@ impl ExportSet {
         for pair in by_hash.windows(2) {
             let [one, other] = [&exports[pair[0].1], &exports[pair[1].1]];
             if one.name == other.name {
-                return fail(one, "two volumes have this name; give each its own by --name");
+                return fail(
+                    one,
+                    "two volumes have this name; give each its own (--name, or name in the file)",
+                );
             }
         }
         for export in &exports {

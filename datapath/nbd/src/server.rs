@@ -172,7 +172,9 @@ impl Server {
             Ok(outcome) => outcome,
             Err(_) => {
                 let (busy, wait_s) = (offers.current().exports.connections(), STOP_GRACE.as_secs());
-                tracing::info!("waiting up to {wait_s} s for {busy} connections that are busy");
+                if busy > 0 {
+                    tracing::info!("waiting up to {wait_s} s for {busy} connections that are busy");
+                }
                 stopped.await
             }
         };

@@ -411,7 +411,7 @@ fn refusal_text(option: u32, code: u32, message: &str) -> String {
     let why = match code {
         reply_type::ERR_UNSUP => "it does not know how",
         reply_type::ERR_POLICY => "its configuration forbids it",
-        reply_type::ERR_TLS_REQD => "it wants TLS",
+        reply_type::ERR_TLS_REQD => "it wants TLS: write nbds://, and tls-certificates=DIR",
         reply_type::ERR_UNKNOWN => "it has no such export",
         reply_type::ERR_SHUTDOWN => "it is shutting down",
         reply_type::ERR_BLOCK_SIZE_REQD => "it wants its block sizes to be asked for",

@@ -108,7 +108,9 @@ pub(super) fn revocation_lists(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| invalid(path, "not PEM").because(error))?;
     if lists.is_empty() {
-        return Err(wanted(path, purpose, content.instead()));
+        // Without the hints for a certificate and its key.
+        let instead = content.instead().split(';').next().unwrap_or_default();
+        return Err(wanted(path, purpose, instead));
     }
     let parsed = lists.iter().map(|list| BorrowedCertRevocationList::from_der(list));
     let parsed = parsed
@@ -170,4 +172,19 @@ fn wanted(path: &Path, purpose: &str, instead: &str) -> Error {
 
 pub(super) fn invalid(path: &Path, what: &str) -> Error {
     Error::new(ErrorKind::Invalid, "tls", format!("{}: {what}", printable(&path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_in_place_of_a_revocation_list_is_no_mistaken_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crl.pem");
+        std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n")
+            .unwrap();
+        let said = revocation_lists(&path).unwrap_err().to_string();
+        assert!(said.contains("revocation lists of") && said.ends_with("a certificate"), "{said}");
+    }
 }
