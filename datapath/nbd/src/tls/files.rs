@@ -182,8 +182,7 @@ mod tests {
     fn a_certificate_in_place_of_a_revocation_list_is_no_mistaken_key() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("crl.pem");
-        std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n")
-            .unwrap();
+        fs::write(&path, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n").unwrap();
         let said = revocation_lists(&path).unwrap_err().to_string();
         assert!(said.contains("revocation lists of") && said.ends_with("a certificate"), "{said}");
     }
