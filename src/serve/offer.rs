@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use sheave_backends::{Limits, OpenBatch, OpenOptions, RateLimits, VolumeSpec};
 use sheave_core::Volume;
 use sheave_nbd::{Access, Export, TlsConfig, TlsFiles, server_tls};

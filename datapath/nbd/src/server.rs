@@ -343,7 +343,7 @@ mod tests {
                 assert_eq!(server.replace(Vec::new(), None).unwrap(), 0);
                 yield_now().await;
             }
-            assert!(server.listeners.len() < 5, "{} tasks", server.listeners.len());
+            assert!(server.tasks.len() < 5, "{} tasks", server.tasks.len());
             server.stop().await;
         });
     }
