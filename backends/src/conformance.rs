@@ -11,6 +11,8 @@ mod model;
 mod plain;
 
 use std::sync::Arc;
+use std::task::{Wake, Waker};
+use std::thread::Thread;
 
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use sheave_core::{Io, IoDone, Nanos, Volume};
@@ -31,6 +33,20 @@ pub trait Engine {
     /// Waits until a request has ended or the time is `until`, and takes the ends there are. Called
     /// only when there is one or the other to wait for.
     fn wait(&mut self, until: Option<Nanos>, done: &mut Vec<IoDone>);
+}
+
+/// A waker for [`Io::waker`] that ends a [`Driver`]'s wait in this thread.
+#[must_use]
+pub fn unparker() -> Waker {
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    Arc::new(Unpark(std::thread::current())).into()
 }
 
 /// How to check a volume.

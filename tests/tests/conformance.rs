@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use sheave_backends::conformance::{Engine, Options, check};
+use sheave_backends::conformance::{Engine, Options, check, unparker};
 use sheave_backends::{BlockSize, FileOptions, FileVolume, OpenOptions, open};
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
 use sheave_ring::{Event, Ring, RingConfig, plain, probe};
@@ -74,6 +75,10 @@ impl Io for RingIo {
         Ok(dirty(len))
     }
 
+    fn waker(&self) -> Waker {
+        unparker()
+    }
+
     fn start(
         &mut self,
         request: IoRequest,
@@ -129,6 +134,10 @@ impl Io for CallsIo {
 
     fn buffer(&mut self, len: usize) -> sheave_core::Result<Buf> {
         Ok(dirty(len))
+    }
+
+    fn waker(&self) -> Waker {
+        unparker()
     }
 
     fn start(

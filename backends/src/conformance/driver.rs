@@ -1,6 +1,7 @@
 //! Runs ops on a backend to their ends.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use sheave_core::{Backend, ByteRange, Completion, Op, Outcome, Payload, Submitted, Tag};
 
@@ -8,6 +9,8 @@ use super::Engine;
 
 /// Turns without any progress after which an op counts as lost.
 const IDLE_TURNS_MAX: usize = 100_000;
+/// How long such a turn waits for another thread, which may make it shorter by a waker.
+const IDLE_WAIT: Duration = Duration::from_micros(100);
 
 /// A backend and the engine that it runs on.
 pub struct Driver<E> {
@@ -85,7 +88,8 @@ impl<E: Engine> Driver<E> {
     fn wait(&mut self) -> bool {
         let until = self.backend.deadline();
         if until.is_none() && self.engine.in_flight() == 0 {
-            // Nothing can wake the backend but a fresh submit: the caller counts these turns.
+            // Another thread has to make progress, or a fresh submit. The caller counts the turns.
+            std::thread::park_timeout(IDLE_WAIT);
             return false;
         }
         let mut done = Vec::new();

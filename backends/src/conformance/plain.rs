@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::task::Waker;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use sheave_core::{
     Allocate, Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Result,
 };
 
-use super::Engine;
+use super::{Engine, unparker};
 
 /// Nanoseconds that pass with each wait.
 const TURN_NS: Nanos = 1_000;
@@ -130,6 +131,10 @@ impl Io for PlainIo {
         let buf = Buf::try_zeroed(len)?;
         buf.copy_in(0, &vec![0xa5; len]);
         Ok(buf)
+    }
+
+    fn waker(&self) -> Waker {
+        unparker()
     }
 
     fn start(

@@ -2,7 +2,7 @@
 //!
 //! Reads are widened and cut, writes of parts of blocks become read, patch, write. Since two
 //! connections may write parts of one block, all writing ops of the volume are entered in one table
-//! ([`RangeLocks`]); an op that has to wait for one on another thread asks again every 100 µs.
+//! ([`RangeLocks`]), which wakes the thread of an op that had to wait for one of another thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,7 +68,6 @@ impl Volume for BlockSize {
             pending: VecDeque::new(),
             ready: VecDeque::new(),
             retry_at: None,
-            refused_until: None,
         }))
     }
 
@@ -89,10 +88,8 @@ struct BlockSizeBackend {
     /// Next ops of jobs, which wait for their range or for room below.
     pending: VecDeque<(usize, Op)>,
     ready: VecDeque<Completion>,
-    /// Set while something is pending.
+    /// Set while something waits for room below.
     retry_at: Option<Nanos>,
-    /// Set when an op found no room for its range: until when its owner may sleep.
-    refused_until: Option<Nanos>,
 }
 
 /// An op from above. At any time one op of it is pending or below.
@@ -153,13 +150,10 @@ impl Backend for BlockSizeBackend {
         if let Err(error) = self.make_room() {
             return Submitted::Done(Err(error));
         }
-        let (ticket, granted) = match self.enter(&op, blocks) {
-            Ok(entered) => entered,
-            Err(Full) => {
-                // Others make room, of which nobody will tell.
-                self.refused_until = Some(io.now() + RETRY_NS);
-                return Submitted::Full(op);
-            }
+        let (ticket, granted) = match self.enter(&op, blocks, io) {
+            Ok(Some(entered)) => entered,
+            Ok(None) => return Submitted::Full(op),
+            Err(error) => return Submitted::Done(Err(error)),
         };
         match blocks.plan(op) {
             Ok((first, work)) => {
@@ -180,8 +174,6 @@ impl Backend for BlockSizeBackend {
     }
 
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
-        // Its owner is awake, and asks again in this turn.
-        self.refused_until = self.refused_until.filter(|until| *until > io.now());
         if let Some(completion) = self.ready.pop_front() {
             return Some(completion);
         }
@@ -203,22 +195,18 @@ impl Backend for BlockSizeBackend {
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        let own = self.retry_at.into_iter().chain(self.refused_until);
-        own.chain(self.inner.deadline()).min()
+        self.retry_at.into_iter().chain(self.inner.deadline()).min()
     }
 }
 
 impl Drop for BlockSizeBackend {
     fn drop(&mut self) {
-        // Else the ranges of ops that nobody finishes would stand in the way for ever.
+        // Else the ranges of ops that do not end any more would stand in the way for ever.
         for (_, job) in &self.jobs {
             job.ticket.inspect(|ticket| self.locks.leave(*ticket));
         }
     }
 }
-
-/// The table of ranges has no room.
-struct Full;
 
 impl BlockSizeBackend {
     fn blocks(&self) -> Blocks {
@@ -233,21 +221,28 @@ impl BlockSizeBackend {
         memory::attempt(|| self.pending.try_reserve(count - self.pending.len()))
     }
 
-    /// Enters the range of a writing op.
-    fn enter(&self, op: &Op, blocks: Blocks) -> Result<(Option<Ticket>, bool), Full> {
+    /// Enters the range of a writing op; `None` when the table has no room. It wakes this thread
+    /// when it has.
+    fn enter(
+        &self,
+        op: &Op,
+        blocks: Blocks,
+        io: &dyn Io,
+    ) -> Result<Option<(Option<Ticket>, bool)>> {
         let Some(range) = op.range().filter(|_| op.kind().is_write()) else {
-            return Ok((None, true));
+            return Ok(Some((None, true)));
         };
         // A trim never writes a part of a block.
         let shared = blocks.fill(range) || matches!(op, Op::Trim { .. });
         let mode = if shared { Mode::Shared } else { Mode::Exclusive };
         let wide = range.widened(blocks.block, blocks.size);
-        let (ticket, granted) = self.locks.enter(wide, mode).ok_or(Full)?;
-        Ok((Some(ticket), granted))
+        let entered = self.locks.enter(wide, mode, || io.waker())?;
+        Ok(entered.map(|(ticket, granted)| (Some(ticket), granted)))
     }
 
     /// Offers each pending op once to the backend below.
     fn pump(&mut self, io: &mut dyn Io) {
+        self.retry_at = None;
         for _ in 0..self.pending.len() {
             let Some((key, op)) = self.pending.pop_front() else { break };
             let job = &mut self.jobs[key];
@@ -258,7 +253,6 @@ impl BlockSizeBackend {
                 self.pending.push_back((key, op));
             }
         }
-        self.retry_at = (!self.pending.is_empty()).then(|| io.now() + RETRY_NS);
     }
 
     /// Runs a job's ops until one is queued below or the job has ended.

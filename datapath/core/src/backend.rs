@@ -142,7 +142,11 @@ pub enum Submitted {
 /// One thread's access to a volume. Layers are backends around a backend.
 ///
 /// The owner submits ops, passes on the ends of the file I/O that the backend started, and reaps
-/// completions after each batch of either and when [`Backend::deadline`] has passed.
+/// completions after each batch of either, when [`Backend::deadline`] has passed, and when another
+/// thread has called the waker of [`Io::waker`]. An op in flight therefore needs file I/O in
+/// flight, a deadline, or a waker in another thread's hands: the owner sleeps until one of these.
+///
+/// No method waits for a device or the network: all connections of the thread would wait, too.
 pub trait Backend: Send {
     /// What the volume is.
     fn info(&self) -> &VolumeInfo;

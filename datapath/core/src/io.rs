@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::task::Waker;
 
 use crate::{Buf, Payload, Result};
 
@@ -105,6 +106,11 @@ pub trait Io {
     fn recycle(&mut self, payload: Payload) {
         drop(payload);
     }
+
+    /// Has the engine call [`crate::Backend::reap`] soon, from any thread. For work that another
+    /// thread does: it keeps the waker and calls it whenever it has left something for the backend
+    /// to take. A waker outlives its backend; calling it then does nothing.
+    fn waker(&self) -> Waker;
 
     /// Starts a request; its end is reported to [`crate::Backend::io_done`].
     ///

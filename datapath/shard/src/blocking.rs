@@ -1,6 +1,6 @@
 //! One op at a time, waited for: for tools and tests.
 
-use sheave_core::{Backend, Buf, Op, Outcome, Submitted, Tag, Volume};
+use sheave_core::{Backend, Buf, Error, Op, Outcome, Submitted, Tag, Volume};
 
 use crate::Clock;
 use crate::io::PlainIo;
@@ -21,7 +21,8 @@ impl Blocking {
     /// When the volume can no longer be used.
     pub fn open(volume: &dyn Volume) -> sheave_core::Result<Self> {
         let backend = volume.backend()?;
-        Ok(Self { backend, io: PlainIo::default(), clock: Clock::start() })
+        let io = PlainIo::new().map_err(|error| Error::from_io("open", "its waker", error))?;
+        Ok(Self { backend, io, clock: Clock::start() })
     }
 
     /// Gives a buffer back to the pool.
@@ -50,10 +51,12 @@ impl Blocking {
             if let Some(completion) = self.backend.reap(&mut self.io) {
                 return completion.outcome;
             }
-            if self.io.done.is_empty()
-                && let Some(due) = self.backend.deadline()
-            {
-                self.clock.sleep_until(due);
+            if self.io.done.is_empty() {
+                let within = self.backend.deadline().map(|due| self.clock.until(due));
+                self.io
+                    .bell
+                    .wait(None, within)
+                    .map_err(|error| Error::from_io("wait", "poll", error))?;
             }
         }
     }

@@ -24,8 +24,8 @@ impl Clock {
         self.start.elapsed().as_nanos() as Nanos
     }
 
-    /// Sleeps until `due`, if that is still to come.
-    pub(crate) fn sleep_until(&self, due: Nanos) {
-        std::thread::sleep(Duration::from_nanos(due.saturating_sub(self.now())));
+    /// The time from now until `due`, if that is still to come.
+    pub(crate) fn until(&self, due: Nanos) -> Duration {
+        Duration::from_nanos(due.saturating_sub(self.now()))
     }
 }

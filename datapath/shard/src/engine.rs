@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 use sheave_core::{Error, ErrorKind, Volume};
 
+use crate::doorbell::Doorbell;
 use crate::ending::Ending;
 use crate::start::{limit_of, start_shards, stop_shards};
 use crate::threads::ThreadEngine;
@@ -96,13 +97,14 @@ pub(crate) enum Command {
 /// How a shard is told things, and what is known about its load from outside.
 pub(crate) struct Inbox {
     commands: ArrayQueue<Command>,
-    wake: OwnedFd,
+    pub(crate) bell: Arc<Doorbell>,
     connections: AtomicUsize,
 }
 
 impl Inbox {
-    pub(crate) fn new(wake: OwnedFd) -> Self {
-        Self { commands: ArrayQueue::new(INBOX_MAX), wake, connections: AtomicUsize::new(0) }
+    pub(crate) fn new(bell: Doorbell) -> Self {
+        let bell = Arc::new(bell);
+        Self { commands: ArrayQueue::new(INBOX_MAX), bell, connections: AtomicUsize::new(0) }
     }
 
     pub(crate) fn take(&self) -> Option<Command> {
@@ -128,8 +130,7 @@ impl Inbox {
 
     fn send(&self, command: Command) -> Result<(), Command> {
         self.commands.push(command)?;
-        // The counter overflows, and the write would block, after 2^64 - 1 wakes.
-        let _ = rustix::io::write(&self.wake, &1u64.to_le_bytes());
+        self.bell.ring();
         Ok(())
     }
 }
@@ -394,8 +395,6 @@ pub(crate) fn ended() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use rustix::event::{EventfdFlags, eventfd};
-
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
@@ -422,7 +421,7 @@ mod tests {
         let Kind::Ring(shards) = &mut engine.kind else { return };
         let inbox = Inbox {
             commands: ArrayQueue::new(1),
-            wake: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            bell: Arc::new(Doorbell::new().unwrap()),
             connections: AtomicUsize::new(0),
         };
         shards.push(ShardHandle { inbox: Arc::new(inbox), thread: std::thread::spawn(|| {}) });

@@ -1,13 +1,18 @@
 //! The two ways to carry out what a backend asks for.
 
 use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::task::Waker;
 
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload, Result};
 use sheave_ring::{Ring, plain};
 
 use crate::Clock;
+use crate::doorbell::Doorbell;
 use crate::pool::Pool;
 use crate::quick::Quick;
+use crate::waker::of_bell;
 
 /// From how many pending entries of the ring on they are submitted when a request to storage is
 /// started, within a turn. Storage begins sooner with fewer, but each time costs a call. Measured:
@@ -26,6 +31,8 @@ pub(crate) struct RingIo<'a> {
     pub(crate) submit_from: usize,
     /// Which of the shard's volumes asks.
     pub(crate) volume: u32,
+    /// Has the shard visit that volume; `None` for a queue at rest, which has none.
+    pub(crate) waker: Option<&'a Waker>,
 }
 
 impl Io for RingIo<'_> {
@@ -39,6 +46,10 @@ impl Io for RingIo<'_> {
 
     fn recycle(&mut self, payload: Payload) {
         self.pool.give_all(payload);
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.expect("only a volume's backend asks").clone()
     }
 
     fn start(
@@ -60,15 +71,25 @@ impl Io for RingIo<'_> {
 }
 
 /// By system calls, at once.
-#[derive(Default)]
 pub(crate) struct PlainIo {
     pub(crate) pool: Pool,
     pub(crate) now: Nanos,
     pub(crate) done: VecDeque<IoDone>,
+    /// Rings when another thread has something for the backend.
+    pub(crate) bell: Arc<Doorbell>,
 }
 
 /// Ends that wait to be told to the backend.
 const DONE_MAX: usize = 64;
+
+impl PlainIo {
+    /// # Errors
+    /// When there are no descriptors left.
+    pub(crate) fn new() -> io::Result<Self> {
+        let bell = Arc::new(Doorbell::new()?);
+        Ok(Self { pool: Pool::default(), now: 0, done: VecDeque::new(), bell })
+    }
+}
 
 impl Io for PlainIo {
     fn now(&self) -> Nanos {
@@ -81,6 +102,10 @@ impl Io for PlainIo {
 
     fn recycle(&mut self, payload: Payload) {
         self.pool.give_all(payload);
+    }
+
+    fn waker(&self) -> Waker {
+        of_bell(&self.bell)
     }
 
     fn start(

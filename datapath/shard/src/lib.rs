@@ -6,6 +6,7 @@
 
 mod blocking;
 mod clock;
+mod doorbell;
 mod ending;
 mod engine;
 mod failures;
@@ -22,6 +23,7 @@ mod shard;
 mod start;
 mod threads;
 mod volumes;
+mod waker;
 
 pub use blocking::Blocking;
 pub use clock::Clock;

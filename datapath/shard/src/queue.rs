@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use sheave_core::{
-    ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume,
+    Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume,
 };
 use sheave_ring::{DeviceCommand, plain};
 use sheave_telemetry::{Recorder, VolumeStats};
@@ -13,7 +13,6 @@ use sheave_telemetry::{Recorder, VolumeStats};
 use crate::failures::report;
 use crate::io::RingIo;
 use crate::session::tag;
-use crate::volumes::Mounted;
 
 /// Marks the tags of queues, whose numbers overlap with those of connections.
 const QUEUE: u32 = 1 << 30;
@@ -88,10 +87,17 @@ impl Served {
     }
 }
 
+/// What a queue uses of its mounted volume.
+pub(crate) struct Used<'a> {
+    pub(crate) volume: &'a dyn Volume,
+    pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) recorder: &'a Recorder,
+}
+
 /// The shard, as a queue sees it during a call.
 pub struct QueueCx<'a> {
     /// `None` for a queue at rest, which submits nothing.
-    pub(crate) mounted: Option<&'a mut Mounted>,
+    pub(crate) used: Option<Used<'a>>,
     pub(crate) io: RingIo<'a>,
     pub(crate) device: &'a OwnedFd,
     pub(crate) queue: u32,
@@ -107,7 +113,7 @@ impl QueueCx<'_> {
     /// Where counts go.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
-        &self.mounted.as_ref().expect(AT_REST).recorder
+        self.used.as_ref().expect(AT_REST).recorder
     }
 
     /// Counts a failed request, and logs it if the storage is at fault and this is news.
@@ -118,7 +124,7 @@ impl QueueCx<'_> {
     /// See [`Volume::takes_registered`].
     #[must_use]
     pub fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
-        self.mounted.as_ref().expect(AT_REST).volume.takes_registered(kind, range)
+        self.used.as_ref().expect(AT_REST).volume.takes_registered(kind, range)
     }
 
     /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].
@@ -126,8 +132,8 @@ impl QueueCx<'_> {
     /// # Errors
     /// When there is none.
     pub fn write_buffer(&mut self, range: ByteRange) -> Result<Payload> {
-        let mounted = self.mounted.as_mut().expect(AT_REST);
-        mounted.backend.write_buffer(range, &mut self.io)
+        let used = self.used.as_mut().expect(AT_REST);
+        used.backend.write_buffer(range, &mut self.io)
     }
 
     /// Gives memory back that is not needed any more.
@@ -137,8 +143,8 @@ impl QueueCx<'_> {
 
     /// Starts the op of this slot.
     pub fn submit(&mut self, op: Op, slot: u32) -> Submitted {
-        let mounted = self.mounted.as_mut().expect(AT_REST);
-        mounted.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
+        let used = self.used.as_mut().expect(AT_REST);
+        used.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
     }
 
     /// Sends a command about this slot.

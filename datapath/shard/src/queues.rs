@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 
 use crate::io::{QUEUE_SUBMIT_FROM, RingIo};
-use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
+use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served, Used};
 use crate::shard::Shard;
+use crate::volumes::Mounted;
 
 const OPEN: &str = "who hands a queue over has its volume open on all shards";
 
@@ -35,7 +36,7 @@ impl Shard {
     /// Serves a queue, whose volume is open.
     pub(crate) fn open_queue(&mut self, assignment: QueueAssignment, served: &Served) {
         let QueueAssignment { name, device, queue } = assignment;
-        let index = self.mount(served).expect(OPEN);
+        let index = self.volumes.mount(served).expect(OPEN);
         let (volume, rest) = (Some(index), Rest::Awake);
         let first_buffer = self.ring.reserve_buffers(queue.buffers());
         let queue = Queue { name, device, queue, volume, touched: false, rest, first_buffer };
@@ -70,7 +71,7 @@ impl Shard {
         let keys = self.queues_of(name);
         for &key in &keys {
             if self.queues[key].volume.is_none() {
-                self.queues[key].volume = Some(self.mount(served).expect(OPEN));
+                self.queues[key].volume = Some(self.volumes.mount(served).expect(OPEN));
             }
             self.queues[key].queue.resized(served.volume.size());
             self.go_on(key);
@@ -149,12 +150,19 @@ impl Shard {
     ) {
         let Self { ring, pool, quick, clock, now, queues, volumes, .. } = self;
         let Queue { device, queue, volume, .. } = &mut queues[key];
-        let mounted = volume.map(|volume| &mut volumes[volume]);
+        volume.inspect(|volume| volumes.touch(*volume));
+        let (used, waker) = match volume {
+            Some(volume) => {
+                let Mounted { volume, backend, recorder, waker, .. } = &mut volumes[*volume];
+                (Some(Used { volume: &**volume, backend: &mut **backend, recorder }), Some(&*waker))
+            }
+            None => (None, None),
+        };
         // One that is at rest starts no file I/O.
         let volume = volume.unwrap_or_default() as u32;
         let (clock, now, submit_from) = (*clock, *now, QUEUE_SUBMIT_FROM);
-        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume };
-        call(&mut **queue, &mut QueueCx { mounted, io, device, queue: key as u32 });
+        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume, waker };
+        call(&mut **queue, &mut QueueCx { used, io, device, queue: key as u32 });
     }
 
     fn touch_queue(&mut self, key: usize) {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -20,11 +20,12 @@ use crate::queue::queue_of;
 use crate::queues::Queue;
 use crate::quick::Quick;
 use crate::session::untag;
-use crate::volumes::Mounted;
+use crate::volumes::{Mounted, Volumes};
+use crate::waker::Woken;
 use crate::{Clock, Cx, NextRead, Session};
 
-/// File requests of this "volume" are the shard's own: reads of its wake-up descriptor.
-const WAKE: u32 = u32::MAX;
+/// File requests of this "volume" are the shard's own: reads of its bell.
+const BELL: u32 = u32::MAX;
 
 pub(crate) struct Shard {
     pub(crate) ring: Ring,
@@ -34,10 +35,11 @@ pub(crate) struct Shard {
     pub(crate) now: Nanos,
     poll: AdaptivePoll,
     pub(crate) inbox: Arc<Inbox>,
-    wake: Arc<File>,
+    /// The inbox's bell, to be read through the ring.
+    bell: Arc<File>,
     pub(crate) connections: Slab<Connection>,
     pub(crate) queues: Slab<Queue>,
-    pub(crate) volumes: Slab<Mounted>,
+    pub(crate) volumes: Volumes,
     /// Connections that something happened to in this turn.
     touched: Vec<usize>,
     /// Connections whose backend had no room.
@@ -71,8 +73,9 @@ impl Shard {
         poll_limit: Nanos,
         clock: Clock,
         inbox: Arc<Inbox>,
-        wake: OwnedFd,
     ) -> io::Result<Self> {
+        let bell = inbox.bell.as_fd().try_clone_to_owned()?;
+        let woken = Woken::new(Arc::clone(&inbox.bell));
         Ok(Self {
             ring: Ring::new(probe, RingConfig::default())?,
             pool: Pool::default(),
@@ -81,10 +84,10 @@ impl Shard {
             now: clock.now(),
             poll: AdaptivePoll::new(poll_limit),
             inbox,
-            wake: Arc::new(File::from(wake)),
+            bell: Arc::new(File::from(bell)),
             connections: Slab::new(),
             queues: Slab::new(),
-            volumes: Slab::new(),
+            volumes: Volumes::new(woken),
             touched: Vec::new(),
             stalled: Vec::new(),
             touched_queues: Vec::new(),
@@ -98,13 +101,18 @@ impl Shard {
     /// # Errors
     /// When the ring itself fails, which ends all its connections.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        self.watch_wake();
+        self.watch_bell();
         loop {
             self.pause()?;
             self.now = self.clock.now();
             while let Some(event) = self.ring.next_event() {
                 self.dispatch(event);
             }
+            if self.inbox.bell.answer() {
+                self.take_commands();
+                self.volumes.touch_woken();
+            }
+            self.volumes.touch_due(self.now);
             self.reap();
             self.settle();
             if self.stop_by.is_some_and(|by| self.connections.is_empty() || self.now >= by) {
@@ -127,26 +135,30 @@ impl Shard {
         let mut now = began;
         while now - began < budget {
             std::hint::spin_loop();
-            let hit = self.ring.poll()?;
+            let hit = self.ring.poll()? || self.inbox.bell.has_rung();
             now = self.clock.now();
             if hit || due.is_some_and(|due| due <= now) {
                 self.poll.paused(now - began, budget, true);
                 return Ok(());
             }
         }
-        self.ring.wait(due.map(|due| Duration::from_nanos(due - now)))?;
+        if !self.inbox.bell.lie_down() {
+            return Ok(());
+        }
+        let waited = self.ring.wait(due.map(|due| Duration::from_nanos(due - now)));
+        self.inbox.bell.get_up();
+        waited?;
         self.poll.paused(self.clock.now() - began, budget, false);
         Ok(())
     }
 
     fn has_touched(&self) -> bool {
-        !self.touched.is_empty() || !self.touched_queues.is_empty()
+        !self.touched.is_empty() || !self.touched_queues.is_empty() || self.volumes.has_touched()
     }
 
     /// When to wake although nothing has ended.
     fn deadline(&self) -> Option<Nanos> {
-        let backends = self.volumes.iter().filter_map(|(_, mounted)| mounted.backend.deadline());
-        backends.chain(self.stop_by).min()
+        self.volumes.deadline().into_iter().chain(self.stop_by).min()
     }
 
     fn dispatch(&mut self, event: Event) {
@@ -167,7 +179,8 @@ impl Shard {
             }
             Event::Landed { user, result, payload } => self.landed(user as usize, payload, result),
             Event::Sent { user, result, batch } => self.sent(user as usize, result, batch),
-            Event::File { user: (WAKE, _), .. } => self.take_commands(),
+            // What it rang for is taken after all events.
+            Event::File { user: (BELL, _), .. } => self.watch_bell(),
             Event::File { user: (volume, token), result, request } => {
                 self.io_done(volume, IoDone { token: IoToken(token), request, result });
             }
@@ -217,6 +230,7 @@ impl Shard {
     fn io_done(&mut self, volume: u32, done: IoDone) {
         let (backend, mut io) = self.volume(volume as usize);
         backend.io_done(done, &mut io);
+        self.volumes.touch(volume as usize);
     }
 
     /// Hands completions of the backends to their sessions, and lets stalled ones try again.
@@ -224,8 +238,8 @@ impl Shard {
         while let Some((volume, done)) = self.quick.next_done() {
             self.io_done(volume, done);
         }
-        for index in 0..self.volumes.capacity() {
-            while self.volumes.contains(index) {
+        while let Some(index) = self.volumes.next_touched() {
+            loop {
                 let (backend, mut io) = self.volume(index);
                 let Some(completion) = backend.reap(&mut io) else { break };
                 let (owner, request) = untag(completion.tag);
@@ -238,6 +252,7 @@ impl Shard {
                 self.call(key, |session, cx| session.completed(request, outcome, cx));
                 self.touch(key);
             }
+            self.volumes.visited(index);
         }
     }
 
@@ -352,7 +367,7 @@ impl Shard {
             // Whoever waits for an answer may have gone.
             match command {
                 Command::Serve(assignment) => self.open(assignment),
-                Command::Open(served, to) => drop(to.send(self.open_volume(&served))),
+                Command::Open(served, to) => drop(to.send(self.volumes.open(&served))),
                 Command::Close(volume) => self.close_volume(&volume),
                 Command::ServeQueue(queue, served, to) => {
                     self.open_queue(queue, &served);
@@ -370,12 +385,11 @@ impl Shard {
                 Command::Stop => self.begin_stop(),
             }
         }
-        self.watch_wake();
     }
 
     fn open(&mut self, assignment: Assignment) {
         let Assignment { socket, session, served, name } = assignment;
-        let index = match self.mount(&served) {
+        let index = match self.volumes.mount(&served) {
             Ok(index) => index,
             Err(error) => {
                 tracing::warn!(%error, "connection refused: its volume cannot be used");
@@ -439,10 +453,12 @@ impl Shard {
     fn call(&mut self, key: usize, call: impl FnOnce(&mut dyn Session, &mut Cx<'_>)) {
         let Self { ring, pool, quick, clock, now, connections, volumes, .. } = self;
         let Connection { session, volume, .. } = &mut connections[key];
-        let Mounted { backend, recorder, .. } = &mut volumes[*volume];
+        volumes.touch(*volume);
+        let Mounted { backend, recorder, waker, .. } = &mut volumes[*volume];
         let (clock, now, submit_from, volume) =
             (*clock, *now, CONNECTION_SUBMIT_FROM, *volume as u32);
-        let mut io = RingIo { ring, pool, quick, clock, now, submit_from, volume };
+        let waker = Some(&*waker);
+        let mut io = RingIo { ring, pool, quick, clock, now, submit_from, volume, waker };
         let backend = &mut **backend;
         let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
         call(&mut **session, &mut cx);
@@ -457,8 +473,8 @@ impl Shard {
         }
     }
 
-    fn watch_wake(&mut self) {
-        let request = IoRequest::Read { file: Arc::clone(&self.wake), at: 0, into: Buf::zeroed(8) };
-        self.ring.start_unbounded(request, (WAKE, 0));
+    fn watch_bell(&mut self) {
+        let request = IoRequest::Read { file: Arc::clone(&self.bell), at: 0, into: Buf::zeroed(8) };
+        self.ring.start_unbounded(request, (BELL, 0));
     }
 }

@@ -4,11 +4,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::Clock;
+use crate::doorbell::Doorbell;
 use crate::engine::{Command, EngineConfig, Inbox, ShardHandle};
 use crate::shard::Shard;
 
@@ -71,14 +71,13 @@ fn start_shard(
     poll_us: u32,
     clock: Clock,
 ) -> io::Result<ShardHandle> {
-    let wake = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let inbox = Arc::new(Inbox::new(wake.try_clone()?));
+    let inbox = Arc::new(Inbox::new(Doorbell::new()?));
     let (mine, probe) = (Arc::clone(&inbox), probe.clone());
     let poll_limit = u64::from(poll_us) * 1000;
     let (started, outcome) = sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
         // The ring belongs to the thread that makes it.
-        let shard = match Shard::new(&probe, poll_limit, clock, mine, wake) {
+        let shard = match Shard::new(&probe, poll_limit, clock, mine) {
             Ok(shard) => shard,
             Err(error) => {
                 let _ = started.send(Err(error));

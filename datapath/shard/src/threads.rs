@@ -8,10 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
-use sheave_core::{Backend, Error, Nanos, memory};
+use sheave_core::{Backend, Error, memory};
 use sheave_ring::{SendBatch, plain};
 use sheave_telemetry::Recorder;
 
@@ -61,6 +60,8 @@ impl ThreadEngine {
         let (socket, ending) = (Arc::new(socket), Arc::<AtomicBool>::default());
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);
+        let io =
+            PlainIo::new().map_err(|error| Error::from_io("serve", "connection's waker", error))?;
         let entry = OpenSocket { socket: Arc::clone(&socket), name, ending: Arc::clone(&ending) };
         self.open.lock().insert(id, entry);
         let begin = move |backend| Connection {
@@ -69,7 +70,7 @@ impl ThreadEngine {
             socket,
             session,
             backend,
-            io: PlainIo::default(),
+            io,
             recorder: served.stats.recorder(),
             clock,
             batch: SendBatch::new(),
@@ -179,7 +180,7 @@ impl Connection {
     fn turn(&mut self) -> io::Result<bool> {
         self.io.now = self.clock.now();
         self.work();
-        self.reply()?;
+        let has_sent = self.reply()?;
         if self.ending.load(Relaxed) || self.open.stopping.load(Relaxed) {
             self.session.shut_down();
         }
@@ -194,7 +195,7 @@ impl Connection {
             }
             NextRead::Into { payload, skip } => {
                 // Bytes may be long in coming; what is due meanwhile is not held up.
-                while self.backend.deadline().is_some() && !self.wait_readable()? {
+                while self.is_waiting() && !self.wait_readable()? {
                     self.io.now = self.clock.now();
                     self.work();
                     self.reply()?;
@@ -206,9 +207,11 @@ impl Connection {
                     _ => self.call(|session, cx| session.landed(payload, count, cx)),
                 }
             }
-            NextRead::Paused => self.sleep_until_due(),
+            // What was sent may have made room for what the session holds.
+            NextRead::Paused if has_sent => {}
+            NextRead::Paused => self.sleep()?,
             NextRead::Finished if self.session.in_flight() == 0 => return Ok(false),
-            NextRead::Finished => self.sleep_until_due(),
+            NextRead::Finished => self.sleep()?,
         }
         Ok(true)
     }
@@ -237,9 +240,10 @@ impl Connection {
                 quiet = false;
             }
             if quiet && self.session.is_stalled() {
+                let before = self.session.in_flight();
                 self.call(|session, cx| session.retry(cx));
-                // What was tried again may have ended already.
-                quiet = self.session.is_stalled();
+                // What was taken may have ended already.
+                quiet = self.session.is_stalled() && self.session.in_flight() == before;
             }
             // A reap may have begun what has ended by now.
             if quiet && self.io.done.is_empty() {
@@ -248,13 +252,16 @@ impl Connection {
         }
     }
 
-    fn reply(&mut self) -> io::Result<()> {
+    /// Sends all replies that are ready. True if there were any.
+    fn reply(&mut self) -> io::Result<bool> {
+        let mut has_sent = false;
         loop {
             self.session.gather(&mut self.batch, self.clock.now(), &self.recorder);
             if self.batch.is_empty() {
                 self.batch.shrink();
-                return Ok(());
+                return Ok(has_sent);
             }
+            has_sent = true;
             while self.batch.unsent() > 0 {
                 let count = plain::send(self.socket.as_fd(), &mut self.batch)?;
                 self.batch.advance(count);
@@ -264,30 +271,35 @@ impl Connection {
         }
     }
 
-    /// Sleeps until bytes arrive (true) or the backend's deadline has passed.
-    fn wait_readable(&self) -> io::Result<bool> {
-        let timeout =
-            self.backend.deadline().map(|due| timespec(due.saturating_sub(self.clock.now())));
-        let mut fds = [PollFd::new(&*self.socket, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(count) => Ok(count > 0),
-            Err(Errno::INTR) => Ok(false),
-            Err(errno) => Err(errno.into()),
-        }
+    /// Whether something may happen before bytes arrive.
+    fn is_waiting(&self) -> bool {
+        self.session.in_flight() > 0 || self.backend.deadline().is_some()
     }
 
-    fn sleep_until_due(&mut self) {
-        if let Some(due) = self.backend.deadline() {
-            self.clock.sleep_until(due);
-        }
+    /// Sleeps until bytes arrive (true), the backend is woken, or its deadline has passed.
+    fn wait_readable(&self) -> io::Result<bool> {
+        self.io.bell.wait(Some(self.socket.as_fd()), self.time_left())
+    }
+
+    /// Sleeps until the backend is woken or its deadline has passed.
+    fn sleep(&mut self) -> io::Result<()> {
+        self.io.bell.wait(None, self.time_left())?;
         self.io.now = self.clock.now();
+        Ok(())
+    }
+
+    fn time_left(&self) -> Option<Duration> {
+        self.backend.deadline().map(|due| self.clock.until(due))
     }
 
     /// Waits for what the backend still holds of a connection that has ended.
     fn drain(mut self) {
         while self.session.in_flight() > 0 {
             self.work();
-            self.sleep_until_due();
+            if self.session.in_flight() > 0 && self.sleep().is_err() {
+                // poll(2) fails for want of memory; what is in flight must be waited for.
+                std::thread::yield_now();
+            }
         }
         self.session.closed(&self.recorder);
         self.recorder.add_connections(-1);
@@ -302,10 +314,6 @@ impl Connection {
         };
         call(&mut *self.session, &mut cx);
     }
-}
-
-fn timespec(nanos: Nanos) -> Timespec {
-    Timespec { tv_sec: (nanos / 1_000_000_000) as i64, tv_nsec: (nanos % 1_000_000_000) as _ }
 }
 
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {

@@ -6,6 +6,7 @@ mod support;
 
 mod awkward;
 mod conformance;
+mod elsewhere;
 mod growth;
 mod hostile;
 mod layers;
