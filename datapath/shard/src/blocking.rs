@@ -53,10 +53,7 @@ impl Blocking {
             }
             if self.io.done.is_empty() {
                 let within = self.backend.deadline().map(|due| self.clock.until(due));
-                self.io
-                    .bell
-                    .wait(None, within)
-                    .map_err(|error| Error::from_io("wait", "poll", error))?;
+                self.io.bell.wait(None, within);
             }
         }
     }

@@ -77,6 +77,7 @@ pub(crate) struct PlainIo {
     pub(crate) done: VecDeque<IoDone>,
     /// Rings when another thread has something for the backend.
     pub(crate) bell: Arc<Doorbell>,
+    waker: Waker,
 }
 
 /// Ends that wait to be told to the backend.
@@ -87,7 +88,9 @@ impl PlainIo {
     /// When there are no descriptors left.
     pub(crate) fn new() -> io::Result<Self> {
         let bell = Arc::new(Doorbell::new()?);
-        Ok(Self { pool: Pool::default(), now: 0, done: VecDeque::new(), bell })
+        // One for all that ask, so that they can see that it is the same.
+        let waker = of_bell(&bell);
+        Ok(Self { pool: Pool::default(), now: 0, done: VecDeque::new(), bell, waker })
     }
 }
 
@@ -105,7 +108,7 @@ impl Io for PlainIo {
     }
 
     fn waker(&self) -> Waker {
-        of_bell(&self.bell)
+        self.waker.clone()
     }
 
     fn start(

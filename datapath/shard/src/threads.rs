@@ -186,7 +186,7 @@ impl Connection {
         }
         match self.session.next_read() {
             NextRead::Stream => {
-                if self.wait_readable()? {
+                if self.wait_readable() {
                     let (count, _) =
                         retry(|| recv(&self.socket, &mut *self.receive, RecvFlags::empty()))?;
                     self.io.now = self.clock.now();
@@ -195,7 +195,7 @@ impl Connection {
             }
             NextRead::Into { payload, skip } => {
                 // Bytes may be long in coming; what is due meanwhile is not held up.
-                while self.is_waiting() && !self.wait_readable()? {
+                while self.is_waiting() && !self.wait_readable() {
                     self.io.now = self.clock.now();
                     self.work();
                     self.reply()?;
@@ -209,9 +209,9 @@ impl Connection {
             }
             // What was sent may have made room for what the session holds.
             NextRead::Paused if has_sent => {}
-            NextRead::Paused => self.sleep()?,
+            NextRead::Paused => self.sleep(),
             NextRead::Finished if self.session.in_flight() == 0 => return Ok(false),
-            NextRead::Finished => self.sleep()?,
+            NextRead::Finished => self.sleep(),
         }
         Ok(true)
     }
@@ -277,15 +277,14 @@ impl Connection {
     }
 
     /// Sleeps until bytes arrive (true), the backend is woken, or its deadline has passed.
-    fn wait_readable(&self) -> io::Result<bool> {
+    fn wait_readable(&self) -> bool {
         self.io.bell.wait(Some(self.socket.as_fd()), self.time_left())
     }
 
     /// Sleeps until the backend is woken or its deadline has passed.
-    fn sleep(&mut self) -> io::Result<()> {
-        self.io.bell.wait(None, self.time_left())?;
+    fn sleep(&mut self) {
+        self.io.bell.wait(None, self.time_left());
         self.io.now = self.clock.now();
-        Ok(())
     }
 
     fn time_left(&self) -> Option<Duration> {
@@ -296,9 +295,8 @@ impl Connection {
     fn drain(mut self) {
         while self.session.in_flight() > 0 {
             self.work();
-            if self.session.in_flight() > 0 && self.sleep().is_err() {
-                // poll(2) fails for want of memory; what is in flight must be waited for.
-                std::thread::yield_now();
+            if self.session.in_flight() > 0 {
+                self.sleep();
             }
         }
         self.session.closed(&self.recorder);

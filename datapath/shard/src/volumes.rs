@@ -189,6 +189,8 @@ impl Volumes {
             }
         };
         self[index].users += 1;
+        // A backend may have a deadline from its birth.
+        self.touch(index);
         Ok(index)
     }
 

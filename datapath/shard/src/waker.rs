@@ -1,6 +1,6 @@
 //! Wakers of volumes: a backend whose work ends in another thread has its shard visit it.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
 
@@ -39,9 +39,10 @@ impl VolumeWaker {
         Arc::new(Self { woken: Arc::clone(woken), volume, listed: AtomicBool::new(false) })
     }
 
-    /// The shard is about to visit the volume.
+    /// The shard is about to visit the volume. An exchange, so that the shard sees what a waker that
+    /// found the volume listed had left before.
     pub(crate) fn visited(&self) {
-        self.listed.store(false, SeqCst);
+        self.listed.swap(false, AcqRel);
     }
 }
 
@@ -51,7 +52,7 @@ impl Wake for VolumeWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.listed.swap(true, SeqCst) {
+        if !self.listed.swap(true, AcqRel) {
             let volumes = &self.woken.volumes;
             volumes.lock().unwrap_or_else(PoisonError::into_inner).push(self.volume);
         }

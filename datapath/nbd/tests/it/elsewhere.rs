@@ -16,9 +16,11 @@ use sheave_proto::ClientConfig;
 use sheave_proto::wire::command;
 use sheave_shard::Blocking;
 
-use crate::support::{Client, Link, Running, Setup, both_engines};
+use crate::support::{Client, Link, Running, Setup, both_engines, wait_until};
 
 const ELSEWHERE: Duration = Duration::from_millis(20);
+/// Connections that have done nothing for so long have begun.
+const SETTLED: Duration = Duration::from_millis(100);
 /// Far more than any answer here takes.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -121,7 +123,11 @@ both_engines! {
         let mut client = to_export(&server, "disk");
         client.ask(command::READ, 0, 0, 4096);
         client.answer().unwrap().expect("a reply");
-        let before = visits.load(Relaxed);
+        let mut before = visits.load(Relaxed);
+        wait_until("the idle ones have begun", || {
+            std::thread::sleep(SETTLED);
+            before == std::mem::replace(&mut before, visits.load(Relaxed))
+        });
         for _ in 0..100 {
             client.ask(command::READ, 0, 0, 4096);
             client.answer().unwrap().expect("a reply");
