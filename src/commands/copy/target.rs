@@ -19,6 +19,8 @@ use super::{is_nbd, remote};
 
 /// The longest name of a file, in bytes (NAME_MAX, limits.h).
 const NAME_BYTES_MAX: usize = 255;
+/// Temporary files of copies that were killed, beside one image and by one process number.
+const LEFT_BEHIND_MAX: u32 = 100;
 
 /// An open target. Dropping one that is a new image and was not published removes it.
 pub(super) struct Target {
@@ -107,12 +109,11 @@ impl NewImage {
         if volume.as_ref().is_some_and(|volume| volume.info().read_only) {
             bail!("{}: it is read-only", printable(&path));
         }
-        let partial = partial_path(&path)?;
-        let file = interruption.leaves(|leftover| {
-            let file = make(&partial, old.as_ref())
+        let (partial, file) = interruption.leaves(|leftover| {
+            let (partial, file) = make_beside(&path, old.as_ref())
                 .with_context(|| format!("{} cannot be made", printable(&path)))?;
             *leftover = Leftover::Partial(partial.clone());
-            anyhow::Ok(file)
+            anyhow::Ok((partial, file))
         })?;
         Ok(Some((Self { path, partial, old: volume, interruption }, file)))
     }
@@ -167,13 +168,33 @@ fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
+/// Makes an empty file under a temporary name. A copy that was killed may have left one behind, and
+/// processes of containers have the same number time and again.
+fn make_beside(path: &Path, old: Option<&Metadata>) -> anyhow::Result<(PathBuf, File)> {
+    let mut number = 0;
+    loop {
+        let partial = partial_path(path, number)?;
+        match make(&partial, old) {
+            Ok(file) => return Ok((partial, file)),
+            Err(error) if number < LEFT_BEHIND_MAX && is_taken(&error) => number += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::AlreadyExists)
+}
+
 /// A name beside the image's, since a file can be renamed only within its file system.
-fn partial_path(path: &Path) -> anyhow::Result<PathBuf> {
+fn partial_path(path: &Path, number: u32) -> anyhow::Result<PathBuf> {
     let is_directory = path.as_os_str().as_encoded_bytes().ends_with(b"/");
     let Some(name) = path.file_name().filter(|_| !is_directory) else {
         bail!("{} is no name of a file", printable(&path));
     };
-    let end = format!(".partial-{}", std::process::id());
+    let pid = std::process::id();
+    let end =
+        if number == 0 { format!(".partial-{pid}") } else { format!(".partial-{pid}-{number}") };
     let name = name.as_bytes();
     let len = name.len().min(NAME_BYTES_MAX - 1 - end.len());
     let partial = [b".", &name[..len], end.as_bytes()].concat();
@@ -255,6 +276,17 @@ mod tests {
         open(&path).unwrap().publish().unwrap();
         assert_eq!(names(dir.path()), [name]);
         drop(open(&dir.path().join("x".repeat(256))).err().unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_copy_left_stands_in_no_way() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("a.img");
+        let left = partial_path(&path, 0).unwrap();
+        fs::write(&left, "half").unwrap();
+        open(&path).unwrap().publish().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
+        assert_eq!(fs::read(&left).unwrap(), b"half", "it may be another's");
     }
 
     #[test]
