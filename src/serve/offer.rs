@@ -134,12 +134,26 @@ impl Held {
         !self.is_kept
     }
 
+    /// Whether the name of its file is that of another file now.
+    fn is_replaced(&self) -> bool {
+        let Some(before) = &self.open.volume.info().identity else { return false };
+        let now = sheave_backends::identity(&self.volume).ok().flatten();
+        now.is_some_and(|now| now != *before)
+    }
+
     /// Takes up what has changed of a volume that was open before: its limits, and its size. May
     /// wait for a disk.
     pub(crate) fn take_up(&self) {
         let Open { volume, limits } = &self.open;
         if let Some(limits) = limits {
             limits.set(self.wanted);
+        }
+        if self.is_replaced() {
+            tracing::warn!(
+                export = self.name,
+                "another file has the name by now, and the old one is served; to serve the new \
+                 one, remove the export, reload, and add it again"
+            );
         }
         let before = volume.size();
         match volume.grow() {

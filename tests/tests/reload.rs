@@ -210,6 +210,19 @@ fn keys_that_need_a_restart_are_named() {
 }
 
 #[test]
+fn a_file_that_was_replaced_is_named() {
+    let scratch = Scratch::new();
+    let config = Config::new(&scratch);
+    let (image, other) = (scratch.sparse("a.img", 4 * MIB), scratch.sparse("b.img", 8 * MIB));
+    config.write(&[&export("a", &image)]);
+    let server = Serve::configured(&config.path).unix();
+    fs::rename(&other, &image).expect("rename");
+    assert!(server.reload().contains(" reloaded "));
+    server.wait_for_log("another file has the name by now", 1);
+    assert_eq!(open_size(&server, "a").expect("the old one"), 4 * MIB);
+}
+
+#[test]
 fn volumes_of_the_command_line_stay_beside_those_of_the_file() {
     let scratch = Scratch::new();
     let config = Config::new(&scratch);

@@ -39,8 +39,8 @@ impl VolumeWaker {
         Arc::new(Self { woken: Arc::clone(woken), volume, listed: AtomicBool::new(false) })
     }
 
-    /// The shard is about to visit the volume. An exchange, so that the shard sees what a waker that
-    /// found the volume listed had left before.
+    /// The shard is about to visit the volume. An exchange, so that the shard sees what a waker
+    /// that found the volume listed had left before.
     pub(crate) fn visited(&self) {
         self.listed.swap(false, AcqRel);
     }
