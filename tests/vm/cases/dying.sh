@@ -9,10 +9,11 @@ has_begun() { [ "$(grep -c fsync calls)" -ge "$1" ]; }
 # half_made FRONT SYNC: it dies at its first to fourth wait for stable storage: for the record of a
 # device that is not made yet, and its directory; then for the record with the device's number.
 half_made() {
-    local attaching
-    # It is killed long before the delay of ten minutes is over.
+    local tracer attaching
+    # Both are killed long before the delay of ten minutes is over.
     strace -f -qq -e trace=fsync -e inject=fsync:delay_enter=600000000:when="$2" -o calls \
         sheave daemon --shards 1 >daemon.log 2>&1 &
+    tracer=$!
     logged ready
     daemon=$(pgrep -x sheave)
     sheave attach --front "$1" half.img >attach.log 2>&1 &
@@ -21,6 +22,8 @@ half_made() {
     wait_for "wait $2 for stable storage" has_begun "$2"
     pause 0.5
     kill -9 $daemon
+    # It holds what it delays, even if that is killed.
+    kill -9 $tracer
     ! wait $attaching || fail "it was attached: $(cat attach.log)"
     wait
     rm /run/sheave/control.sock
