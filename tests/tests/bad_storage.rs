@@ -33,6 +33,7 @@ both_engines! {
         let there = wire.read(MIB, 65536).expect("a reply").expect("the rest is there");
         assert!(there == pattern(8 << 20, 1)[1 << 20..][..65536]);
         assert!(server.is_alive());
+        server.wait_for_log("storage error", 1);
         let lines = warnings(&server);
         assert!(lines.len() == 1 && lines[0].contains("cut"), "one line for two reads: {lines:?}");
     }
@@ -53,6 +54,8 @@ both_engines! {
         }
         wire.request(cmd::FLUSH, 1, 0, 0).expect("send");
         assert_eq!(wire.simple_reply(1).expect("a reply"), errno::ENOSPC);
+        // The log is written beside the replies.
+        server.wait_for_log("storage error", 2);
         let lines = warnings(&server);
         // One of each kind, and one a minute.
         assert!((2..10).contains(&lines.len()), "{} lines: {lines:?}", lines.len());
@@ -100,6 +103,7 @@ both_engines! {
         }
         assert!(written.len() >= 8, "only {written:?} fitted");
         assert!(refused.len() >= 8, "{written:?} fitted into 16 MiB");
+        server.wait_for_log("storage error", 1);
         let lines = warnings(&server);
         let text = "No space left on device (os error 28)";
         assert!(lines.len() == 1 && lines[0].contains(text), "the system's text: {lines:?}");
