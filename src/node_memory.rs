@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use sheave_backends::VolumeSpec;
 use sheave_core::{Error, ErrorKind, Result};
+use sheave_volumes::VolumeSpec;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 

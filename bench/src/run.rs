@@ -11,9 +11,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use comfy_table::{CellAlignment, Table, presets};
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use sheave_backends::volume_text;
 use sheave_core::printable;
 use sheave_proto::ReplyStyle;
+use sheave_volumes::volume_text;
 
 use crate::load::{self, Length, Order, Outcome, Plan, Target, Workload};
 use crate::output;

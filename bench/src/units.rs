@@ -11,7 +11,7 @@ impl FromStr for ByteSize {
     type Err = sheave_core::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        sheave_backends::parse_size(text).map(Self)
+        sheave_core::parse_size(text).map(Self)
     }
 }
 

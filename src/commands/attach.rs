@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
-use sheave_backends::{VolumeSpec, path_text};
 use sheave_bench::output;
 use sheave_control::ControlClient;
 use sheave_control::v1::{AttachRequest, DetachRequest, Device, Front, ListDevicesRequest};
 use sheave_core::{is_plain, printable};
+use sheave_volumes::{VolumeSpec, path_text};
 use tonic::{Code, Response, Status};
 
 use super::volume_parser;
@@ -255,7 +255,7 @@ mod tests {
     fn a_file_whose_name_is_no_text_has_one_name_too() {
         use std::os::unix::ffi::OsStrExt as _;
         let volume = |bytes: &[u8]| {
-            let text = sheave_backends::volume_text(std::ffi::OsStr::from_bytes(bytes)).unwrap();
+            let text = sheave_volumes::volume_text(std::ffi::OsStr::from_bytes(bytes)).unwrap();
             absolute(&text).unwrap()
         };
         let name = "file:///x/caf%E9%0A.img?lock=false";
@@ -267,7 +267,7 @@ mod tests {
         ] {
             assert_eq!(volume(other), name);
         }
-        let here = sheave_backends::file_url(&std::env::current_dir().unwrap());
+        let here = sheave_volumes::file_url(&std::env::current_dir().unwrap());
         assert_eq!(volume(b"./caf\xe9"), format!("{here}/caf%E9"));
         assert_eq!(target(&volume(b"/dev/\xe9")).unwrap(), "file:///dev/%E9");
     }

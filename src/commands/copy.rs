@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sheave_backends::{BlockSize, OpenOptions, VolumeSpec};
 use sheave_bench::output;
 use sheave_core::Volume;
+use sheave_layers::BlockSize;
 use sheave_nbd::Remote;
+use sheave_volumes::{OpenOptions, VolumeSpec};
 
 use self::interrupt::Interruption;
 use self::pipe::Pipe;
@@ -59,7 +60,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     ensure!(from.is_none() || to.is_none(), "copy: both are pipes; one must be a volume or image");
     let progress = progress(args.quiet, if from.is_some() { ENDLESS } else { MEASURED });
     let interruption = Interruption::watch(progress.clone())?;
-    if !sheave_backends::are_holders_visible() {
+    if !sheave_local::are_holders_visible() {
         output::note(&format!("sheave: copy: {NO_PROC}"));
     }
     let copied = match (&from, &to) {

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use sheave_backends::{OpenOptions, VolumeSpec};
 use sheave_core::{Volume, printable};
 use sheave_devices::{DeadLinks, Devices, DevicesConfig, VolumeSource};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
+use sheave_volumes::{OpenOptions, VolumeSpec};
 use tokio::sync::{Notify as Event, oneshot};
 
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
@@ -259,15 +259,15 @@ impl VolumeSource for Backends {
     }
 
     fn identity(&self, name: &str) -> sheave_core::Result<Option<String>> {
-        sheave_backends::identity(name)
+        sheave_volumes::identity(name)
     }
 
     fn check_resize(&self, name: &str) -> sheave_core::Result<()> {
-        sheave_backends::check_resize(name)
+        sheave_volumes::check_resize(name)
     }
 
     fn resize(&self, name: &str, size: Option<u64>) -> sheave_core::Result<u64> {
-        sheave_backends::resize(name, size)
+        sheave_volumes::resize(name, size)
     }
 }
 
@@ -277,7 +277,7 @@ fn helper(task: &str) -> io::Result<Child> {
     // Ctrl-C at the daemon's terminal is not for it.
     command.args([HELPER, task]).process_group(0).stderr(Stdio::null());
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    sheave_backends::start_process(|| command.spawn())
+    sheave_local::start_process(|| command.spawn())
 }
 
 /// Serves the devices of a daemon that died or left, goes on trying where a volume cannot be had

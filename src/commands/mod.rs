@@ -16,8 +16,8 @@ use std::ffi::OsStr;
 
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
-use sheave_backends::volume_text;
 use sheave_core::printable;
+use sheave_volumes::volume_text;
 
 use crate::cli::Command;
 

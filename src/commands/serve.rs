@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, ValueEnum};
-use sheave_backends::VolumeSpec;
 use sheave_nbd::Access;
 use sheave_shard::EngineChoice;
+use sheave_volumes::VolumeSpec;
 
 use super::VolumeParser;
 use crate::cli::Cli;

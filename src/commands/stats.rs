@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use comfy_table::{CellAlignment, Table, presets};
-use sheave_backends::export_name;
 use sheave_bench::output;
 use sheave_core::printable;
 use sheave_telemetry::{LastFailure, Stage, VolumeSnapshot, write_hgrm};
+use sheave_volumes::export_name;
 
 use crate::telemetry::{COLUMNS, ServerSnapshot, Servers, stage_rows};
 

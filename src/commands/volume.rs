@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use sheave_backends::parse_size;
 use sheave_bench::output;
 use sheave_control::v1::ResizeRequest;
+use sheave_core::parse_size;
 use tonic::Code;
 
 use super::attach::{connect, is_device, said, target};
@@ -50,7 +50,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
             bail!("resize: {target} is none of the daemon's devices; see: sheave ls")
         }
         // There is no daemon, or it does not know the volume.
-        None => sheave_backends::resize(&target, size)?,
+        None => sheave_volumes::resize(&target, size)?,
     };
     output::to_stdout(format!("{bytes}\n")).context("resize")
 }

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use serde::Deserialize;
-use sheave_backends::{RateLimits, VolumeSpec, parse_size};
+use sheave_core::parse_size;
 use sheave_core::printable;
+use sheave_layers::RateLimits;
 use sheave_nbd::{Access, STRING_LEN_MAX};
+use sheave_volumes::VolumeSpec;
 use toml::{Spanned, Value};
 
 use super::{BadConfig, File, POLL_US, SHARDS};

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use sheave_backends::{Limits, OpenBatch, OpenOptions, RateLimits, VolumeSpec};
 use sheave_core::Volume;
+use sheave_layers::{Limits, RateLimits};
+use sheave_local::OpenBatch;
 use sheave_nbd::{Access, Export, TlsConfig, TlsFiles, server_tls};
+use sheave_volumes::{OpenOptions, VolumeSpec};
 
 use super::tls_watch::{Stamps, stamps};
 use crate::config::BadConfig;
@@ -137,7 +139,7 @@ impl Held {
     /// Whether the name of its file is that of another file now.
     fn is_replaced(&self) -> bool {
         let Some(before) = &self.open.volume.info().identity else { return false };
-        let now = sheave_backends::identity(&self.volume).ok().flatten();
+        let now = sheave_volumes::identity(&self.volume).ok().flatten();
         now.is_some_and(|now| now != *before)
     }
 

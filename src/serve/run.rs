@@ -30,7 +30,7 @@ pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -
     let Settings { fixed, request } = settings;
     let notify = Notify::from_env();
     let reloads = args.config.is_some() || request.tls.is_some() || notify.is_service();
-    if !sheave_backends::are_holders_visible() {
+    if !sheave_local::are_holders_visible() {
         tracing::warn!("{NO_PROC}");
     }
     // First, so that a signal never leaves a socket behind.

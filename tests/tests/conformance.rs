@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use sheave_backends::conformance::{Engine, Options, check, unparker};
-use sheave_backends::{BlockSize, FileOptions, FileVolume, OpenOptions, open};
+use sheave_conformance::{Engine, Options, check, unparker};
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
+use sheave_layers::BlockSize;
+use sheave_local::{FileOptions, FileVolume};
 use sheave_ring::{Event, Ring, RingConfig, plain, probe};
 use sheave_tests::uring_or_skip;
+use sheave_volumes::{OpenOptions, open};
 use tempfile::TempDir;
 
 /// Neither a multiple of a chunk, nor of a page, nor of anything.

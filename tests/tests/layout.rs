@@ -31,7 +31,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("sheave-control", &[]),
-    ("sheave-backends", &["sheave-core"]),
+    ("sheave-local", &["sheave-core"]),
+    ("sheave-layers", &["sheave-core"]),
+    // For tests only.
+    ("sheave-conformance", &["sheave-core"]),
+    ("sheave-volumes", &["sheave-core", "sheave-layers", "sheave-local"]),
 ];
 
 /// These wire the others together, and nothing imports them but the binary `sheave`.

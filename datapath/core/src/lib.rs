@@ -7,12 +7,14 @@
 mod backend;
 mod buf;
 mod error;
+pub mod extents;
 mod io;
 pub mod memory;
 mod op;
 mod payload;
 mod printable;
 mod range;
+mod text;
 
 pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeInfo};
 pub use buf::{Buf, PAGE_SIZE, Page};
@@ -22,3 +24,4 @@ pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
 pub use payload::{Payload, Segment};
 pub use printable::{Printable, is_plain, printable};
 pub use range::{ByteRange, RangeError};
+pub use text::{parse_count, parse_digits, parse_duration_ns, parse_size};

@@ -1,6 +1,6 @@
 //! Operations and their completions.
 
-use crate::{Buf, ByteRange, Payload, Result};
+use crate::{Buf, ByteRange, Error, ErrorKind, Payload, Result};
 
 /// What a front asks of a backend. An `Op` owns its buffers until its completion.
 #[derive(Clone, Debug)]
@@ -132,6 +132,12 @@ impl Op {
             Self::Write { data, .. } => data.registered().is_some(),
             _ => false,
         }
+    }
+
+    /// The error of an op that writes to a volume which is read-only.
+    #[must_use]
+    pub fn read_only_error(&self) -> Error {
+        Error::new(ErrorKind::Permission, self.kind().name(), "the volume is read-only")
     }
 
     /// The range it touches; a flush has none.

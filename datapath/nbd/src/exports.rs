@@ -295,7 +295,7 @@ impl Exports for View<'_> {
 
 #[cfg(test)]
 mod tests {
-    use sheave_backends::Null;
+    use sheave_local::Null;
 
     use super::*;
     use crate::access::Origin;

@@ -109,8 +109,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use std::time::{Duration, Instant};
 
-    use sheave_backends::Null;
     use sheave_core::{Backend, Error, ErrorKind, Nanos, Outcome, Volume, VolumeInfo};
+    use sheave_local::Null;
     use sheave_telemetry::{Recorder, Registry};
 
     use super::*;

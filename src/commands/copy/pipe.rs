@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
-use sheave_backends::{VolumeSpec, path_text};
 use sheave_bench::output;
 use sheave_core::{
     Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, Io, IoDone, Op, Outcome,
     Reply, Submitted, Tag, Volume, VolumeInfo, printable,
 };
+use sheave_volumes::{VolumeSpec, path_text};
 
 use super::interrupt::{Interruption, Leftover};
 use super::job::{PIECE, Writer, ZERO_UNIT, copy};

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use sheave_backends::{OpenOptions, VolumeSpec, path_text};
 use sheave_core::{Volume, printable};
+use sheave_volumes::{OpenOptions, VolumeSpec, path_text};
 
 use super::interrupt::{Interruption, Leftover};
 use super::{is_nbd, remote};
@@ -139,7 +139,7 @@ impl NewImage {
     fn rename(&self) -> anyhow::Result<()> {
         let Some(old) = &self.old else { return Ok(rename_new(&self.partial, &self.path)?) };
         let url = path_text(&self.path);
-        if sheave_backends::identity(&url)? != old.info().identity {
+        if sheave_volumes::identity(&url)? != old.info().identity {
             bail!("another file has taken its place meanwhile");
         }
         Ok(fs::rename(&self.partial, &self.path)?)
@@ -313,7 +313,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("a.img");
         fs::write(&path, "old").unwrap();
-        let used = sheave_backends::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
+        let used = sheave_volumes::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
         assert!(open(&path).is_err());
         drop(used);
         let target = open(&path).unwrap();

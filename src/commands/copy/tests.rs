@@ -31,7 +31,7 @@ struct Watched {
 
 impl Watched {
     fn new(text: &str, change: impl FnOnce(&mut VolumeInfo)) -> Self {
-        let inner = sheave_backends::open(text, &OpenOptions::default()).unwrap();
+        let inner = sheave_volumes::open(text, &OpenOptions::default()).unwrap();
         let mut info = inner.info().clone();
         change(&mut info);
         Self { inner, info, log: Arc::default() }

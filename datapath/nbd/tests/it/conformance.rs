@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use sheave_backends::conformance::{Options, PlainEngine, check};
-use sheave_backends::{BlockSize, OpenOptions, open};
+use sheave_conformance::{Options, PlainEngine, check};
 use sheave_core::{
     Backend, Completion, Io, IoDone, Nanos, Op, Reply, Result, Submitted, Tag, Volume, VolumeInfo,
 };
+use sheave_layers::BlockSize;
 use sheave_nbd::Remote;
 use sheave_shard::EngineChoice;
+use sheave_volumes::{OpenOptions, open};
 
 use crate::support::{Running, Setup, both_engines};
 

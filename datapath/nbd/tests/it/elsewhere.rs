@@ -7,7 +7,6 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use sheave_backends::OpenOptions;
 use sheave_core::{
     Backend, ByteRange, Completion, Io, IoDone, Nanos, Op, Payload, Reply, Result, Submitted, Tag,
     Volume, VolumeInfo,
@@ -15,6 +14,7 @@ use sheave_core::{
 use sheave_proto::ClientConfig;
 use sheave_proto::wire::command;
 use sheave_shard::Blocking;
+use sheave_volumes::OpenOptions;
 
 use crate::support::{Client, Link, Running, Setup, both_engines, wait_until};
 
@@ -25,7 +25,7 @@ const SETTLED: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(60);
 
 fn memory() -> Arc<dyn Volume> {
-    sheave_backends::open("memory:?size=1M", &OpenOptions::default()).unwrap()
+    sheave_volumes::open("memory:?size=1M", &OpenOptions::default()).unwrap()
 }
 
 fn to_export(server: &Running, export: &str) -> Client {

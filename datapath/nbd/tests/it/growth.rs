@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use sheave_backends::{OpenOptions, open};
 use sheave_core::NbdErrno;
 use sheave_proto::{ClientConfig, ReplyStyle};
+use sheave_volumes::{OpenOptions, open};
 use tempfile::TempDir;
 
 use crate::support::{Client, Link, Running, Setup, both_engines, pattern};

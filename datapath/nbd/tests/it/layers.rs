@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sheave_backends::{Limits, OpenOptions, RateLimits};
 use sheave_core::{NbdErrno, OpKind};
+use sheave_layers::{Limits, RateLimits};
 use sheave_proto::wire::command;
+use sheave_volumes::OpenOptions;
 
 use crate::support::{Client, Setup, both_engines, pattern};
 
@@ -111,7 +112,7 @@ both_engines! {
         let limit = |ops_per_second| RateLimits { bytes_per_second: 0, ops_per_second };
         let limits = Arc::new(Limits::new(limit(0)));
         let options = OpenOptions { limits: Some(Arc::clone(&limits)), ..OpenOptions::default() };
-        let volume = sheave_backends::open("memory:?size=1M", &options).unwrap();
+        let volume = sheave_volumes::open("memory:?size=1M", &options).unwrap();
         let server = Setup::of(engine, volume).start();
         let mut client = Client::new(&server);
         (0..1000).for_each(|number| assert_eq!(client.bytes(number, 4).len(), 4));
@@ -144,7 +145,7 @@ both_engines! {
     }
 
     fn a_limit_is_kept_and_binds_nobody_else(engine) {
-        let limited = sheave_backends::open("memory:?size=1M&limit-iops=200", &Default::default());
+        let limited = sheave_volumes::open("memory:?size=1M&limit-iops=200", &Default::default());
         let server = Setup::new(engine, "memory:?size=1M").and("slow", limited.unwrap()).start();
         let [mut free, mut slow] = ["disk", "slow"].map(|export| {
             let config =

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use sheave_backends::Memory;
 use sheave_core::{
     Backend, ByteRange, Completion, Error, ErrorKind, Io, IoDone, NbdErrno, Op, OpKind, Payload,
     Result, Submitted, Tag, Volume, VolumeInfo,
 };
+use sheave_local::Memory;
 use sheave_proto::ReplyStyle;
 
 use crate::support::{Client, Link, Setup, both_engines, pattern};

@@ -6,11 +6,11 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sheave_backends::OpenOptions;
 use sheave_core::Volume;
 use sheave_nbd::{Access, Export, Limits, Listener, Server, ServerConfig};
 use sheave_shard::{EngineChoice, EngineConfig};
 use sheave_telemetry::{Registry, VolumeSnapshot};
+use sheave_volumes::OpenOptions;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -38,7 +38,7 @@ pub(crate) struct Running {
 impl Setup {
     /// Serves what a VOLUME text describes.
     pub(crate) fn new(engine: EngineChoice, volume: &str) -> Self {
-        let volume = sheave_backends::open(volume, &OpenOptions::default()).unwrap();
+        let volume = sheave_volumes::open(volume, &OpenOptions::default()).unwrap();
         Self::of(engine, volume)
     }
 

@@ -1,0 +1,23 @@
+//! Layers: volumes around a volume, each with one job.
+#![forbid(unsafe_code)]
+
+mod block_size;
+mod fault_rule;
+mod faults;
+mod gate;
+mod patch;
+mod range_locks;
+mod rate_limit;
+mod read_only;
+
+pub use block_size::BlockSize;
+pub use fault_rule::FaultRule;
+pub use faults::Faults;
+pub use rate_limit::{Limits, RateLimit, RateLimits};
+pub use read_only::ReadOnly;
+
+use sheave_core::Nanos;
+
+/// How long until an op is tried again for which an engine or a backend below had no room, or which
+/// waits for another thread.
+const RETRY_NS: Nanos = 100_000;

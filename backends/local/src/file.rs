@@ -1,0 +1,333 @@
+//! A raw image file or a block device.
+//!
+//! All data I/O goes through the engine. Every backend has an open file description of its own,
+//! because the kernel tells each description once of a failed write-back: with a shared one, the
+//! flush of one thread could swallow the error that belongs to another's.
+
+mod backend;
+mod batch;
+mod claim;
+mod forks;
+mod format;
+mod holders;
+mod open;
+mod seek;
+mod sync;
+mod work;
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::fs::OFlags;
+use sheave_core::{
+    Backend, Buf, ByteRange, Error, ErrorKind, OpKind, Result, Volume, VolumeInfo, printable,
+};
+
+pub use batch::OpenBatch;
+use claim::Claim;
+pub use forks::start_process;
+pub use holders::are_visible as are_holders_visible;
+
+/// Descriptions that are opened with the file: one for each thread of the usual engine.
+pub const HANDLES_READY: usize = 4;
+/// Longest piece in which zeroes are written where the file system can't make them.
+const ZEROES: usize = 1 << 20;
+/// Writes through the page cache that are quicker if their data stays where it is.
+const IN_PLACE_MIN_BYTES: u64 = 16 << 10;
+
+/// How to open a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileOptions {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// Open it for reading only; others may do the same.
+    pub read_only: bool,
+    /// Bypass the page cache (`O_DIRECT`). The volume then takes whole blocks only.
+    pub direct: bool,
+    /// Refuse it when another program has it open for writing, and lock it against others.
+    pub lock: bool,
+    /// The logical block of the disk that it is, a power of two from 512 to 4096 bytes; without it
+    /// that of the device, and 512 for an image.
+    pub block: Option<u32>,
+    /// It is meant to be served as it is, even if it looks like an image in another format.
+    pub raw: bool,
+}
+
+impl FileOptions {
+    /// Opens `path` for reading and writing, locked, through the page cache.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            direct: false,
+            lock: true,
+            block: None,
+            raw: false,
+        }
+    }
+}
+
+/// A file or block device. It keeps working when its name is removed.
+pub struct FileVolume {
+    image: Arc<Image>,
+}
+
+impl FileVolume {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another program has it open for writing (for reading and writing:
+    /// at all, if it says so by a lock), [`ErrorKind::Invalid`] for what is neither file nor block
+    /// device, [`ErrorKind::Unsupported`] where there is no `direct`, and what the system says.
+    pub fn open(options: &FileOptions) -> Result<Self> {
+        let image = open::open(options)?;
+        for _ in 0..HANDLES_READY {
+            image.give_back(open::handle(&image)?);
+        }
+        Ok(Self { image: Arc::new(image) })
+    }
+}
+
+/// Whether the file of this name is one that this process has open as a volume.
+///
+/// # Errors
+/// When the file system cannot say.
+pub fn is_file_open(path: &Path) -> Result<bool> {
+    match path.metadata() {
+        Ok(metadata) => Ok(claim::is_claimed(&claim::Identity::of(&metadata))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::from_io("resize", printable(&path).to_string(), error)),
+    }
+}
+
+/// The [`VolumeInfo::identity`] of the file of this name.
+///
+/// # Errors
+/// When there is no such file.
+pub fn file_identity(path: &Path) -> Result<Option<String>> {
+    let failed = |error| Error::from_io("open", printable(&path).to_string(), error);
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).custom_flags(OFlags::PATH.bits() as i32);
+    let file = options.open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    Ok(open::identity_of(&file, &metadata))
+}
+
+/// Makes a file that nothing has open so many bytes long, on stable storage. Returns its size.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] when it is longer already or a block device, and those of
+/// [`FileVolume::open`].
+pub fn grow_file(path: &Path, lock: bool, size: u64) -> Result<u64> {
+    let image = open::open(&FileOptions { lock, raw: true, ..FileOptions::new(path) })?;
+    let has = image.size();
+    if size < has {
+        let why = format!("{}: has {has} bytes; to make it {size} would cut data off", image.name);
+        return Err(Error::new(ErrorKind::Invalid, "resize", why));
+    }
+    if size > has {
+        let failed = |error| Error::from_io("resize", &*image.name, error);
+        let is_file = image.main.metadata().map_err(failed)?.is_file();
+        if !is_file {
+            let why = format!(
+                "{}: a block device grows by other means; then leave out --size",
+                image.name
+            );
+            return Err(Error::new(ErrorKind::Unsupported, "resize", why));
+        }
+        image.main.set_len(size).and_then(|()| image.main.sync_all()).map_err(failed)?;
+    }
+    Ok(size)
+}
+
+impl Volume for FileVolume {
+    fn info(&self) -> &VolumeInfo {
+        &self.image.info
+    }
+
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.image.grow()
+    }
+
+    fn has_lost(&self) -> bool {
+        self.image.poisoned.load(Ordering::Relaxed)
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        let handle = self.image.handle()?;
+        Ok(Box::new(backend::FileBackend::new(Arc::clone(&self.image), handle)))
+    }
+
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        let is_quicker = match kind {
+            OpKind::Read => true,
+            // What is written directly may be changed meanwhile, which some storage takes for an
+            // error (stable_writes). Short writes are not slower by way of this process, which
+            // carries them out on the spot.
+            OpKind::Write => !self.image.direct && range.len() >= IN_PLACE_MIN_BYTES,
+            _ => false,
+        };
+        is_quicker && self.image.local
+    }
+}
+
+/// An open file, shared by the backends of its volume.
+struct Image {
+    /// For messages.
+    name: String,
+    /// As it was opened.
+    path: PathBuf,
+    info: VolumeInfo,
+    /// Bytes. It only grows, so an older value that was read before is still safe to use.
+    size: AtomicU64,
+    direct: bool,
+    /// It grows by multiples of this: of its logical block, and of whole blocks where there are no
+    /// descriptions for a tail. Nor would such a tail be safe: its page could hold blocks that are
+    /// written directly.
+    growth_unit: u64,
+    /// Direct, and it ended within a block when it was opened. What of a range lies in such a last
+    /// block goes through the page cache.
+    has_tail: bool,
+    /// It is on a disk of this machine: I/O on it does not wait for a server that is away.
+    local: bool,
+    /// `fallocate` takes multiples of this: 1 for files, the logical block of a device.
+    hole_block: u64,
+    /// What the file system has turned out to be able to do.
+    features: Features,
+    /// A flush has failed: what was written since the one before may be lost, and the kernel has
+    /// forgotten it. Or the file was cut off by somebody else. Set once, never cleared.
+    poisoned: AtomicBool,
+    zeroes: OnceLock<Buf>,
+    /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
+    /// file drops the process's POSIX lock on it.
+    idle: Mutex<Vec<Handle>>,
+    /// The description that was opened by name and holds the locks. Backends use it for nothing but
+    /// [`Image::allocates`].
+    main: Arc<File>,
+    /// `main` holds a device exclusively (`O_EXCL`).
+    holds_device: bool,
+    /// A device that cannot write zeroes by itself. The kernel does it, as slowly as anybody.
+    no_zero_offload: bool,
+    // Last, so that the file is closed before another opener in this process is let in.
+    claim: Option<Claim>,
+}
+
+/// Features that are taken for granted until the first refusal.
+#[derive(Default)]
+struct Features {
+    no_punch_hole: AtomicBool,
+    no_zero_range: AtomicBool,
+}
+
+/// The descriptions of one backend.
+#[derive(Clone)]
+struct Handle {
+    file: Arc<File>,
+    /// Through the page cache, for the part of a direct volume beyond its last whole block.
+    tail: Option<Arc<File>>,
+}
+
+impl Handle {
+    /// The description for I/O on a range.
+    fn of(&self, range: ByteRange, image: &Image) -> &Arc<File> {
+        self.tail.as_ref().filter(|_| image.is_tail(range)).unwrap_or(&self.file)
+    }
+}
+
+impl Image {
+    fn is_locked(&self) -> bool {
+        self.claim.is_some()
+    }
+
+    fn handle(&self) -> Result<Handle> {
+        // Adding and taking whole entries: nothing can be half done.
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle.pop();
+        drop(idle);
+        found.map_or_else(|| self.late_handle(), Ok)
+    }
+
+    /// A description that is opened after data may have been written. The kernel does not tell it
+    /// of a failed write-back that somebody, another program perhaps, has been told of before; the
+    /// one that is as old as the volume still hears of it. May wait for the disk, which only more
+    /// threads than usual have to.
+    fn late_handle(&self) -> Result<Handle> {
+        let handle = open::handle(self)?;
+        if !self.info.read_only {
+            let synced = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.main));
+            if synced.is_err() {
+                self.poison();
+            }
+        }
+        Ok(handle)
+    }
+
+    fn give_back(&self, handle: Handle) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    }
+
+    fn size(&self) -> u64 {
+        // Only the number itself passes from thread to thread.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// See [`Volume::grow`].
+    fn grow(&self) -> Result<u64> {
+        // Answers the size of a device too (BLKGETSIZE64), whose metadata says 0.
+        let end = (&*self.main)
+            .seek(SeekFrom::End(0))
+            .map_err(|error| Error::from_io("grow", &*self.name, error))?;
+        let end = end - end % self.growth_unit;
+        let had = self.size.fetch_max(end, Ordering::Relaxed);
+        if end < had { Err(work::shrunk("grow", self, end)) } else { Ok(end) }
+    }
+
+    /// Whether a range goes beyond the last whole block of a direct volume. The range may have been
+    /// made when the volume was shorter, so the end of the volume is no measure.
+    fn is_tail(&self, range: ByteRange) -> bool {
+        self.has_tail && !range.end().is_multiple_of(self.info.block.minimum.into())
+    }
+
+    /// The description for `fallocate`. Before a device discards or zeroes a range, the kernel
+    /// drops what its page cache has of it. If a description holds the device exclusively, it drops
+    /// dirty pages for that one only, and fails with EBUSY for others (block/bdev.c,
+    /// `truncate_bdev_range`). A failed write-back is reported by syncs, not by `fallocate`, so
+    /// each backend still hears of it through its own description.
+    fn allocates<'a>(&'a self, handle: &'a Handle) -> &'a Arc<File> {
+        if self.holds_device { &self.main } else { &handle.file }
+    }
+
+    /// A megabyte of zeroes that is never written to.
+    fn zeroes(&self) -> Result<Buf> {
+        if let Some(zeroes) = self.zeroes.get() {
+            return Ok(zeroes.clone());
+        }
+        let fresh = Buf::try_zeroed(ZEROES)?;
+        Ok(self.zeroes.get_or_init(|| fresh).clone())
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::SeqCst);
+    }
+
+    fn check_poison(&self, op: &'static str) -> Result<()> {
+        if !self.poisoned.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let why = format!(
+            "{}: an earlier flush failed, or the file was cut off, so data written before may be \
+             lost; check the disk, then open the volume again",
+            self.name
+        );
+        Err(Error::new(ErrorKind::Io, op, why))
+    }
+}

@@ -1,0 +1,21 @@
+//! Volumes of this node: memory, null, and files and block devices.
+//!
+//! No backend blocks in `submit`: memory and null answer at once, a file's I/O goes through the
+//! engine. What an engine cannot do for us (`SEEK_HOLE`, `fadvise`) is bounded and stays inline.
+#![forbid(unsafe_code)]
+
+mod file;
+mod memory;
+mod null;
+
+pub use file::{
+    FileOptions, FileVolume, HANDLES_READY, OpenBatch, are_holders_visible, file_identity,
+    grow_file, is_file_open, start_process,
+};
+pub use memory::Memory;
+pub use null::Null;
+
+use sheave_core::Nanos;
+
+/// How long until a request is tried again for which an engine had no room.
+const RETRY_NS: Nanos = 100_000;

@@ -1,0 +1,19 @@
+//! The VOLUME language: how volumes are written down, and how they are opened.
+//!
+//! Every volume is reached through a VOLUME text, see [`VolumeSpec`]:
+//!
+//! ```
+//! use sheave_volumes::{OpenOptions, open};
+//!
+//! let volume = open("memory:?size=1G", &OpenOptions::default())?;
+//! assert_eq!(volume.size(), 1 << 30);
+//! # Ok::<(), sheave_core::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod names;
+mod parse;
+mod spec;
+
+pub use names::{export_name, file_url, path_text, volume_text};
+pub use spec::{OpenOptions, VolumeSpec, check_resize, identity, open, resize};

@@ -1,0 +1,144 @@
+//! Switches and URL parameters, each with an error that says what is wrong.
+
+use std::borrow::Cow;
+
+use sheave_core::{Error, ErrorKind, Result, printable};
+
+/// The parameters of a URL. Each is taken out by whoever knows it; what is left is unknown.
+#[derive(Debug)]
+pub(crate) struct Parameters {
+    /// Whose parameters they are, for messages.
+    owner: String,
+    pairs: Vec<(String, String)>,
+    known: Vec<&'static str>,
+}
+
+impl Parameters {
+    /// Splits `name=value&…`.
+    pub(crate) fn parse(owner: &str, query: &str) -> Result<Self> {
+        let decode = |text| Ok::<_, Error>(percent_decode(text)?.into_owned());
+        let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((decode(name)?, decode(value)?))
+        });
+        Ok(Self { owner: owner.to_owned(), pairs: pairs.collect::<Result<_>>()?, known: vec![] })
+    }
+
+    /// Takes out all parameters of a name.
+    pub(crate) fn take_all(&mut self, name: &'static str) -> Vec<String> {
+        self.known.push(name);
+        let taken = self.pairs.extract_if(.., |(have, _)| have == name);
+        taken.map(|(_, value)| value).collect()
+    }
+
+    /// Takes out a parameter that may be given once.
+    pub(crate) fn take(&mut self, name: &'static str) -> Result<Option<String>> {
+        let mut values = self.take_all(name);
+        match values.len() {
+            0 | 1 => Ok(values.pop()),
+            _ => Err(self.wrong(&format!("{name}= is given more than once; give it once"))),
+        }
+    }
+
+    /// Takes out a switch; a name without a value means `true`.
+    pub(crate) fn take_switch(&mut self, name: &'static str) -> Result<Option<bool>> {
+        match self.take(name)?.as_deref() {
+            None => Ok(None),
+            Some("" | "true" | "yes" | "on" | "1") => Ok(Some(true)),
+            Some("false" | "no" | "off" | "0") => Ok(Some(false)),
+            Some(other) => Err(self.wrong(&format!("{name}={other}: write true or false"))),
+        }
+    }
+
+    /// Refuses what nobody has taken; `hint` follows the message.
+    pub(crate) fn finish(&self, hint: &str) -> Result<()> {
+        self.refuse_all_but(&[], hint)
+    }
+
+    /// Refuses what nobody has taken, except for what somebody will.
+    pub(crate) fn refuse_all_but(&self, later: &[&str], hint: &str) -> Result<()> {
+        let mut left = self.pairs.iter().map(|(name, _)| name.as_str());
+        let Some(name) = left.find(|name| !later.contains(name)) else { return Ok(()) };
+        let known: Vec<_> = self.known.iter().chain(later).copied().collect();
+        let known = known.join(", ");
+        Err(self.wrong(&format!("unknown parameter \"{name}\"; known here: {known}{hint}")))
+    }
+
+    /// An error about these parameters.
+    pub(crate) fn wrong(&self, why: &str) -> Error {
+        invalid("parse volume", format!("\"{}\": {why}", printable(&self.owner)))
+    }
+}
+
+/// Undoes `%41` escapes of text.
+pub(crate) fn percent_decode(text: &str) -> Result<Cow<'_, str>> {
+    match percent_decode_bytes(text)? {
+        Cow::Borrowed(_) => Ok(Cow::Borrowed(text)),
+        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| {
+            invalid("parse volume", format!("\"{}\": its escapes are no UTF-8", printable(text)))
+        }),
+    }
+}
+
+/// Undoes `%E9` escapes.
+pub(crate) fn percent_decode_bytes(text: &str) -> Result<Cow<'_, [u8]>> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text.as_bytes()));
+    }
+    let wrong = || {
+        let why = "% must begin an escape of two hexadecimal digits; write % itself as %25";
+        invalid("parse volume", format!("\"{}\": {why}", printable(text)))
+    };
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                match (digit(), digit()) {
+                    // Two hexadecimal digits fit into a byte.
+                    (Some(high), Some(low)) => (high << 4 | low) as u8,
+                    _ => return Err(wrong()),
+                }
+            }
+            byte => byte,
+        });
+    }
+    Ok(Cow::Owned(out))
+}
+
+pub(crate) fn invalid(op: &'static str, context: String) -> Error {
+    Error::new(ErrorKind::Invalid, op, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_taken_once_and_the_rest_is_refused() {
+        let mut params = Parameters::parse("x:", "a=1&b=%41%2f&&c&fault=1&fault=2").unwrap();
+        assert_eq!(params.take("a").unwrap().as_deref(), Some("1"));
+        assert_eq!(params.take("b").unwrap().as_deref(), Some("A/"));
+        assert!(params.take("fault").unwrap_err().to_string().contains("more than once"));
+        assert_eq!(params.take("absent").unwrap(), None);
+        let error = params.finish("").unwrap_err().to_string();
+        assert!(
+            error.contains("\"x:\": unknown parameter \"c\"; known here: a, b, fault"),
+            "{error}"
+        );
+        assert_eq!(params.take_switch("c").unwrap(), Some(true));
+        assert!(params.finish("").is_ok());
+    }
+
+    #[test]
+    fn broken_escapes_are_refused() {
+        for text in ["%", "%4", "%zz", "a%+1"] {
+            assert!(percent_decode(text).is_err(), "{text}");
+            assert!(percent_decode_bytes(text).is_err(), "{text}");
+        }
+        assert!(percent_decode("%ff").is_err(), "text is UTF-8");
+        assert_eq!(*percent_decode_bytes("a%ff%25").unwrap(), *b"a\xff%");
+        assert_eq!(percent_decode("a%20b").unwrap(), "a b");
+    }
+}

@@ -1,0 +1,4 @@
+//! What VOLUME texts mean.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod spec;
