@@ -261,14 +261,6 @@ impl VolumeSource for Backends {
     fn identity(&self, name: &str) -> sheave_core::Result<Option<String>> {
         sheave_volumes::identity(name)
     }
-
-    fn check_resize(&self, name: &str) -> sheave_core::Result<()> {
-        sheave_volumes::check_resize(name)
-    }
-
-    fn resize(&self, name: &str, size: Option<u64>) -> sheave_core::Result<u64> {
-        sheave_volumes::resize(name, size)
-    }
 }
 
 /// This program, as the process that waits for a device.

@@ -93,18 +93,6 @@ impl FileVolume {
     }
 }
 
-/// Whether the file of this name is one that this process has open as a volume.
-///
-/// # Errors
-/// When the file system cannot say.
-pub fn is_file_open(path: &Path) -> Result<bool> {
-    match path.metadata() {
-        Ok(metadata) => Ok(claim::is_claimed(&claim::Identity::of(&metadata))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::from_io("resize", printable(&path).to_string(), error)),
-    }
-}
-
 /// The [`VolumeInfo::identity`] of the file of this name.
 ///
 /// # Errors
@@ -118,33 +106,6 @@ pub fn file_identity(path: &Path) -> Result<Option<String>> {
     Ok(open::identity_of(&file, &metadata))
 }
 
-/// Makes a file that nothing has open so many bytes long, on stable storage. Returns its size.
-///
-/// # Errors
-/// [`ErrorKind::Invalid`] when it is longer already or a block device, and those of
-/// [`FileVolume::open`].
-pub fn grow_file(path: &Path, lock: bool, size: u64) -> Result<u64> {
-    let image = open::open(&FileOptions { lock, raw: true, ..FileOptions::new(path) })?;
-    let has = image.size();
-    if size < has {
-        let why = format!("{}: has {has} bytes; to make it {size} would cut data off", image.name);
-        return Err(Error::new(ErrorKind::Invalid, "resize", why));
-    }
-    if size > has {
-        let failed = |error| Error::from_io("resize", &*image.name, error);
-        let is_file = image.main.metadata().map_err(failed)?.is_file();
-        if !is_file {
-            let why = format!(
-                "{}: a block device grows by other means; then leave out --size",
-                image.name
-            );
-            return Err(Error::new(ErrorKind::Unsupported, "resize", why));
-        }
-        image.main.set_len(size).and_then(|()| image.main.sync_all()).map_err(failed)?;
-    }
-    Ok(size)
-}
-
 impl Volume for FileVolume {
     fn info(&self) -> &VolumeInfo {
         &self.image.info
@@ -156,6 +117,10 @@ impl Volume for FileVolume {
 
     fn grow(&self) -> Result<u64> {
         self.image.grow()
+    }
+
+    fn extend(&self, size: u64) -> Result<()> {
+        self.image.extend(size)
     }
 
     fn has_lost(&self) -> bool {
@@ -194,6 +159,9 @@ struct Image {
     /// descriptions for a tail. Nor would such a tail be safe: its page could hold blocks that are
     /// written directly.
     growth_unit: u64,
+    /// Held while the file is extended: of two that extend it at once, the lesser size would cut
+    /// off what the greater has added.
+    extending: Mutex<()>,
     /// Direct, and it ended within a block when it was opened. What of a range lies in such a last
     /// block goes through the page cache.
     has_tail: bool,
@@ -280,15 +248,53 @@ impl Image {
         self.size.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the file now. Answers the size of a device too (BLKGETSIZE64), whose metadata says
+    /// 0.
+    fn end(&self) -> io::Result<u64> {
+        (&*self.main).seek(SeekFrom::End(0))
+    }
+
     /// See [`Volume::grow`].
     fn grow(&self) -> Result<u64> {
-        // Answers the size of a device too (BLKGETSIZE64), whose metadata says 0.
-        let end = (&*self.main)
-            .seek(SeekFrom::End(0))
-            .map_err(|error| Error::from_io("grow", &*self.name, error))?;
+        let end = self.end().map_err(|error| Error::from_io("grow", &*self.name, error))?;
         let end = end - end % self.growth_unit;
         let had = self.size.fetch_max(end, Ordering::Relaxed);
         if end < had { Err(work::shrunk("grow", self, end)) } else { Ok(end) }
+    }
+
+    /// See [`Volume::extend`].
+    fn extend(&self, size: u64) -> Result<()> {
+        let refused =
+            |kind, why: &str| Err(Error::new(kind, "resize", format!("{}: {why}", self.name)));
+        let failed = |error| Error::from_io("resize", &*self.name, error);
+        let _alone = self.extending.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = self.end().map_err(failed)?;
+        if size < end {
+            let why = format!("has {end} bytes; to make it {size} would cut data off");
+            return refused(ErrorKind::Invalid, &why);
+        }
+        if !size.is_multiple_of(self.growth_unit) {
+            let why = format!("{size} bytes are no multiple of its block, {}", self.growth_unit);
+            return refused(ErrorKind::Invalid, &why);
+        }
+        if size == end {
+            return Ok(());
+        }
+        if !self.main.metadata().map_err(failed)?.is_file() {
+            let why = "a block device grows by other means; then leave out --size";
+            return refused(ErrorKind::Unsupported, why);
+        }
+        if self.info.read_only {
+            let why = "is open for reading only; make it longer by truncate(1), then resize it \
+                       without --size";
+            return refused(ErrorKind::Unsupported, why);
+        }
+        if !self.is_locked() {
+            let why = "with lock=false another program may change its length at the same time; \
+                       make it longer by truncate(1), then resize it without --size";
+            return refused(ErrorKind::Unsupported, why);
+        }
+        self.main.set_len(size).and_then(|()| self.main.sync_all()).map_err(failed)
     }
 
     /// Whether a range goes beyond the last whole block of a direct volume. The range may have been

@@ -10,7 +10,7 @@ mod null;
 
 pub use file::{
     FileOptions, FileVolume, HANDLES_READY, OpenBatch, are_holders_visible, file_identity,
-    grow_file, is_file_open, start_process,
+    start_process,
 };
 pub use memory::Memory;
 pub use null::Null;

@@ -85,6 +85,10 @@ impl Volume for Memory {
         Ok(self.store.size)
     }
 
+    fn extend(&self, _: u64) -> Result<()> {
+        Err(fixed_size())
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(MemoryBackend { store: Arc::clone(&self.store), long: VecDeque::new() }))
     }
@@ -92,6 +96,12 @@ impl Volume for Memory {
     fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
         Some(Arc::clone(&self.store.held_bytes))
     }
+}
+
+/// Why a volume whose size its text says cannot be extended.
+pub(crate) fn fixed_size() -> Error {
+    let why = "its size is part of its name; attach another one";
+    Error::new(ErrorKind::Unsupported, "resize", why)
 }
 
 struct MemoryBackend {

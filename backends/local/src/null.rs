@@ -9,6 +9,8 @@ use sheave_core::{
 
 use sheave_core::extents::{ExtentList, empty_range_outcome, hole};
 
+use crate::memory::fixed_size;
+
 /// Reads zeroes, discards writes; for measuring everything but a store.
 #[derive(Debug)]
 pub struct Null {
@@ -45,6 +47,10 @@ impl Volume for Null {
 
     fn grow(&self) -> Result<u64> {
         Ok(self.size)
+    }
+
+    fn extend(&self, _: u64) -> Result<()> {
+        Err(fixed_size())
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

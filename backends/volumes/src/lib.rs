@@ -16,4 +16,4 @@ mod parse;
 mod spec;
 
 pub use names::{export_name, file_url, path_text, volume_text};
-pub use spec::{OpenOptions, VolumeSpec, check_resize, identity, open, resize};
+pub use spec::{OpenOptions, VolumeSpec, identity, open, resize};

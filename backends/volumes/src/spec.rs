@@ -95,52 +95,18 @@ pub fn identity(volume: &str) -> Result<Option<String>> {
     }
 }
 
-/// Makes a VOLUME that nobody has open this many bytes long, if a size is given, and answers how
-/// long it is. It only grows; what is new reads as zeroes.
+/// Makes a VOLUME that no other program has open `size` bytes long, if a size is given, and returns
+/// its size in bytes. It only grows; what is new reads as zeroes.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] when it is longer, [`ErrorKind::Unsupported`] for a volume that cannot
-/// grow, and those of [`open`].
+/// Those of [`open`] and of [`Volume::extend`].
 pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
-    let spec: VolumeSpec = volume.parse()?;
-    let Some(size) = size else {
-        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-        return Ok(spec.open(&options)?.size());
-    };
-    match &spec.source {
-        Source::File { block: Some(block), .. } if !size.is_multiple_of((*block).into()) => {
-            Err(invalid("resize", format!("{volume}: {size} bytes are no multiple of its block")))
-        }
-        Source::File { path, lock, .. } => sheave_local::grow_file(path, *lock, size),
-        Source::Memory { .. } | Source::Null { .. } => Err(fixed_size(volume)),
+    let options = OpenOptions { read_only: size.is_none(), ..OpenOptions::default() };
+    let volume = open(volume, &options)?;
+    match size {
+        Some(size) => volume.extend(size).and_then(|()| volume.grow()),
+        None => Ok(volume.size()),
     }
-}
-
-/// Whether a VOLUME that this process has open can be closed, made longer and opened again by its
-/// name: a file may have been removed or replaced.
-///
-/// # Errors
-/// Why it cannot.
-pub fn check_resize(volume: &str) -> Result<()> {
-    match volume.parse::<VolumeSpec>()?.source {
-        Source::File { path, lock: true, .. } if sheave_local::is_file_open(&path)? => Ok(()),
-        Source::File { lock: true, .. } => {
-            let why = format!(
-                "{volume}: its file was removed or replaced while it was open; copy the device"
-            );
-            Err(Error::new(ErrorKind::Invalid, "resize", why))
-        }
-        Source::File { .. } => {
-            let why = format!("{volume}: with lock=false nobody knows who has it open");
-            Err(Error::new(ErrorKind::Unsupported, "resize", why))
-        }
-        Source::Memory { .. } | Source::Null { .. } => Err(fixed_size(volume)),
-    }
-}
-
-fn fixed_size(volume: &str) -> Error {
-    let why = format!("{volume}: its size is part of its name; attach another one");
-    Error::new(ErrorKind::Unsupported, "resize", why)
 }
 
 impl FromStr for VolumeSpec {

@@ -3,7 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::{ByteRange, Completion, Io, IoDone, Nanos, Op, OpKind, Outcome, Payload, Result, Tag};
+use crate::{
+    ByteRange, Completion, Error, ErrorKind, Io, IoDone, Nanos, Op, OpKind, Outcome, Payload,
+    Result, Tag,
+};
+
+const FIXED_SIZE: &str =
+    "this volume cannot be made longer from here; if it has grown by other means, name no size";
 
 /// Block sizes in bytes (NBD: "block size constraints").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +98,24 @@ pub trait Volume: Send + Sync {
     /// volume of fixed size returns that. Backends that exist already serve the new size too.
     ///
     /// # Errors
-    /// When the new size cannot be found out, and [`crate::ErrorKind::Io`] when what is below is
+    /// When the new size cannot be found out, and [`ErrorKind::Io`] when what is below is
     /// shorter than before. The volume then keeps its size.
     fn grow(&self) -> Result<u64>;
+
+    /// Makes what is below at least `size` bytes long, on stable storage, while the volume is open
+    /// and in use; what is new reads as zeroes. [`Volume::grow`] then serves it. A layer passes it
+    /// on to the volume below.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the volume cannot be extended from here,
+    /// [`ErrorKind::Invalid`] when it is longer or cannot have this size, and what the
+    /// system says.
+    fn extend(&self, size: u64) -> Result<()> {
+        match self.below() {
+            Some(below) => below.extend(size),
+            None => Err(Error::new(ErrorKind::Unsupported, "resize", FIXED_SIZE)),
+        }
+    }
 
     /// A backend for one thread.
     ///

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sheave_core::Result;
@@ -152,8 +153,7 @@ impl Server<'_> {
         }
     }
 
-    /// Serves a device again that is at rest, or whose server is gone; on the connection that it
-    /// left if it did.
+    /// Serves a device again whose server is gone; on the connection that it left if it did.
     pub(crate) fn recover(
         self,
         device: Device,
@@ -165,9 +165,6 @@ impl Server<'_> {
             (Device::Ublk(device), _) => {
                 // Before the driver is told anything: another process could not begin again.
                 let opened = engine.open(served)?;
-                if opened.wake(record.mark)? {
-                    return Ok(());
-                }
                 sheave_ublk::recover(&opened, device, record.mark)
             }
             (Device::Nbd(_), Some(socket)) => self.serve(socket, record.mark),
@@ -181,7 +178,7 @@ impl Server<'_> {
     fn serve(&self, socket: OwnedFd, mark: u64) -> Result<()> {
         self.engine.serve(Assignment {
             socket,
-            session: sheave_nbd::kernel_session(&*self.served.volume),
+            session: sheave_nbd::kernel_session(Arc::clone(&self.served.volume)),
             served: self.served.clone(),
             name: Some(mark),
         })

@@ -62,20 +62,6 @@ pub trait VolumeSource: Send + Sync {
     /// # Errors
     /// When nothing has.
     fn identity(&self, name: &str) -> Result<Option<String>>;
-
-    /// Whether a volume that this process has open can be closed, made longer, and opened again
-    /// under its name.
-    ///
-    /// # Errors
-    /// Why not.
-    fn check_resize(&self, name: &str) -> Result<()>;
-
-    /// Makes a volume that nobody has open this many bytes long, if that is said, and answers how
-    /// long it is.
-    ///
-    /// # Errors
-    /// Why it cannot be done.
-    fn resize(&self, name: &str, size: Option<u64>) -> Result<u64>;
 }
 
 /// The devices of one daemon. All calls may wait for the kernel.
@@ -92,8 +78,7 @@ pub struct Devices {
     ending: AtomicBool,
     /// Another process is about to serve them.
     leaving: AtomicBool,
-    /// Connections at rest, of another daemon or of devices that are resized, until they are
-    /// served.
+    /// Connections at rest, of another daemon, until they are served.
     left: Mutex<Vec<Released>>,
 }
 

@@ -83,6 +83,11 @@ impl Record {
         }
     }
 
+    /// The same device with this many bytes.
+    pub(crate) fn grown(&self, size: u64) -> Self {
+        Self { size, ..self.clone() }
+    }
+
     /// The device, if its number is known. Whether there is one is the kernel's to say.
     pub(crate) fn device(&self) -> Option<Device> {
         self.id.map(|id| Device::numbered(self.front, id))

@@ -17,7 +17,6 @@ use sheave_shard::{Released, Served};
 
 use crate::Devices;
 use crate::apart::{self, Task};
-use crate::block::BlockDevice;
 use crate::front::{self, Device, Server};
 use crate::records::Record;
 use crate::slot::{Entry, Live, Slot, lock};
@@ -85,7 +84,7 @@ impl Devices {
             self.go_on();
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
-        let mut released = self.engine.release(None, within);
+        let mut released = self.engine.release(within);
         // Those that another one handed over, and whose volumes are still waited for.
         released.append(&mut lock(&self.left));
         Ok(released)
@@ -93,7 +92,7 @@ impl Devices {
 
     /// Serves on, since nobody took what was handed over.
     pub fn take_back(&self, left: Vec<Released>) {
-        self.engine.stay(None);
+        self.engine.stay();
         lock(&self.left).extend(left);
         for (name, slot) in self.snapshot() {
             // Whoever has it takes its connection, or look_after() will.
@@ -249,13 +248,9 @@ impl Devices {
         server.recover(device, record, left)
     }
 
-    /// Does what a predecessor, or a resize, may have left undone.
+    /// Does what a predecessor may have left undone.
     fn complete(&self, device: Device, record: &Record) -> Result<()> {
-        let block_device = BlockDevice::new(device.name());
-        if block_device.size().is_some_and(|size| size < record.size) {
-            device.resize(self.helper, record)?;
-        }
-        block_device.wait_ready("recover", record.size)?;
+        self.announce_size("recover", device, record)?;
         apart::begin(self.helper, Task::Tune { name: device.name() });
         Ok(())
     }

@@ -40,8 +40,7 @@ pub(crate) enum Entry {
     #[default]
     Free,
     Attached(Live),
-    /// A device that is not served: its daemon died and its volume cannot be served yet, or it is
-    /// being resized.
+    /// A device that is not served: its daemon died and its volume cannot be served yet.
     Waiting {
         record: Record,
         why: String,
@@ -70,7 +69,7 @@ pub struct Attached {
     pub read_only: bool,
     /// Bytes.
     pub size: u64,
-    /// Why its I/O waits: after a crash, or while it is attached or resized.
+    /// Why its I/O waits: after a crash, or while it is attached.
     pub waiting: Option<String>,
     /// Bytes of memory that its data takes, if that is where it is kept.
     pub held_bytes: Option<u64>,

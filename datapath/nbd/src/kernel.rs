@@ -1,5 +1,7 @@
 //! Sessions with the kernel's client, which has no handshake.
 
+use std::sync::Arc;
+
 use sheave_core::Volume;
 use sheave_proto::{ContextSet, Negotiated, ReplyStyle, transmission_flags};
 use sheave_shard::Session;
@@ -7,9 +9,10 @@ use sheave_shard::Session;
 use crate::session::NbdSession;
 
 /// A session in the transmission phase, as nbd.ko speaks it: simple replies, and requests of whole
-/// logical blocks, which may be less than the volume's minimum. A layer below copes.
+/// logical blocks, which may be less than the volume's minimum. A layer below copes. Unlike other
+/// connections it follows the volume's size, since the kernel can be told of a new one.
 #[must_use]
-pub fn kernel_session(volume: &dyn Volume) -> Box<dyn Session> {
+pub fn kernel_session(volume: Arc<dyn Volume>) -> Box<dyn Session> {
     let info = volume.info();
     let (style, contexts) = (ReplyStyle::Simple, ContextSet::EMPTY);
     let negotiated = Negotiated {
@@ -22,5 +25,5 @@ pub fn kernel_session(volume: &dyn Volume) -> Box<dyn Session> {
         info: info.clone(),
         tls: false,
     };
-    Box::new(NbdSession::new(negotiated, None, Vec::new(), None))
+    Box::new(NbdSession::of_kernel(negotiated, volume))
 }

@@ -1,10 +1,11 @@
 //! One NBD connection in its transmission phase.
 
 use std::io;
+use std::sync::Arc;
 
 use sheave_core::{
     Error, ErrorKind, Nanos, NbdErrno, Op, OpKind, Outcome, Payload, Reply, Result, Submitted,
-    memory,
+    Volume, memory,
 };
 use sheave_proto::reply::{ReplyTo, StatusQuery};
 use sheave_proto::{Negotiated, Request, Verdict};
@@ -59,6 +60,9 @@ pub(crate) struct NbdSession {
     bytes_written: u64,
     /// The place among the connections of its export; the kernel's connection has none.
     attached: Option<Attached>,
+    /// The volume whose size the client can use, even if it grows; `None` keeps the size that was
+    /// negotiated.
+    growing: Option<Arc<dyn Volume>>,
 }
 
 /// What is remembered of a request until its reply.
@@ -110,10 +114,20 @@ impl NbdSession {
             bytes_read: 0,
             bytes_written: 0,
             attached,
+            growing: None,
         }
     }
 
+    /// A session with the kernel's client, which learns of growth by other means.
+    pub(crate) fn of_kernel(negotiated: Negotiated, volume: Arc<dyn Volume>) -> Self {
+        Self { growing: Some(volume), ..Self::new(negotiated, None, Vec::new(), None) }
+    }
+
     fn parse(&mut self, bytes: &[u8], cx: &mut Cx<'_>) {
+        if let Some(volume) = &self.growing {
+            // The kernel hears of a new size after the volume has it, and asks for it after that.
+            self.negotiated.size = volume.size();
+        }
         let mut input = bytes;
         while !input.is_empty() && !self.finished {
             if self.is_blocked() {

@@ -24,7 +24,8 @@ pub struct Negotiated {
     pub block_size_asked: bool,
     /// Flags that the client was told ([`transmission_flag`]).
     pub transmission_flags: u16,
-    /// Bytes that this client can use, even if the volume grows meanwhile.
+    /// Bytes that this client can use: the size of the volume when the connection was negotiated,
+    /// unless the client can learn of growth.
     pub size: u64,
     /// The volume as the client was told.
     pub info: VolumeInfo,

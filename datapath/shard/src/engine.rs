@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{self, Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -77,14 +77,10 @@ pub(crate) enum Command {
     /// That is not needed any more.
     Close(Arc<dyn Volume>),
     ServeQueue(QueueAssignment, Served, Sender<()>),
-    /// Bring connections that have a name, or this one, to rest and give them back.
-    Release(Option<u64>, Sender<Released>),
+    /// Bring connections that have a name to rest and give them back.
+    Release(Sender<Released>),
     /// Stop doing so.
-    Stay(Option<u64>),
-    /// Bring the queues of this device to rest, and tell of each.
-    Rest(u64, Sender<()>),
-    /// Let them serve this volume, and tell how many there are.
-    Wake(u64, Served, Sender<usize>),
+    Stay,
     /// End all I/O of this device with errors.
     Abandon(u64),
     /// End the connections that have these names.
@@ -275,12 +271,11 @@ impl Engine {
         self.shards().len()
     }
 
-    /// Brings the connections that have this name to rest, or any if none is said, and gives back
-    /// those that are within this time; the others go on coming to rest until [`Engine::stay`].
-    /// Threads give none.
-    pub fn release(&self, name: Option<u64>, within: Duration) -> Vec<Released> {
+    /// Brings the connections that have a name to rest, and gives back those that are within this
+    /// time; the others go on coming to rest until [`Engine::stay`]. Threads give none.
+    pub fn release(&self, within: Duration) -> Vec<Released> {
         let (released, all) = mpsc::channel();
-        self.tell(|| Command::Release(name, released.clone()));
+        self.tell(|| Command::Release(released.clone()));
         drop(released);
         let by = Instant::now() + within;
         let next = || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok();
@@ -288,31 +283,8 @@ impl Engine {
     }
 
     /// Serves on the connections that [`Engine::release`] did not give back.
-    pub fn stay(&self, name: Option<u64>) {
-        self.tell(|| Command::Stay(name));
-    }
-
-    /// Brings the queues of this device to rest, so that the shards have its volume no more. They
-    /// hold what the kernel asks for until [`crate::Opened::wake`].
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] when that takes longer; then wake them.
-    pub fn rest(&self, name: u64, within: Duration) -> Result<(), Error> {
-        let (rested, all) = mpsc::channel();
-        self.tell(|| Command::Rest(name, rested.clone()));
-        drop(rested);
-        let by = Instant::now() + within;
-        loop {
-            match all.recv_timeout(by.saturating_duration_since(Instant::now())) {
-                Ok(()) => {}
-                // The last queue has told, or is gone.
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => {
-                    let what = format!("requests take longer than {within:?}");
-                    return Err(Error::new(ErrorKind::Busy, "rest", what));
-                }
-            }
-        }
+    pub fn stay(&self) {
+        self.tell(|| Command::Stay);
     }
 
     /// Ends all I/O of this device with errors: what waits for its volume, and what comes.

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_core::{Error, ErrorKind, Result};
 
 use crate::engine::{Command, Engine, ShardHandle, ended};
 use crate::queue::{QueueAssignment, Served};
@@ -39,12 +39,6 @@ impl Engine {
 }
 
 impl Opened<'_> {
-    /// The volume.
-    #[must_use]
-    pub fn volume(&self) -> &dyn Volume {
-        &*self.served.volume
-    }
-
     /// Hands the queues of a device to the shards in turn, and returns when all have asked the
     /// kernel for requests.
     ///
@@ -59,16 +53,6 @@ impl Opened<'_> {
         }
         drop(answer);
         all_of(shards, &answers, wanted).map(drop)
-    }
-
-    /// Lets the queues of the device of this name go on with this volume. False if there are none.
-    ///
-    /// # Errors
-    /// When a shard has ended.
-    pub fn wake(&self, name: u64) -> Result<bool> {
-        let wake = |answer| Command::Wake(name, self.served.clone(), answer);
-        let counts: Vec<usize> = ask(self.engine.shards(), wake)?;
-        Ok(counts.iter().sum::<usize>() > 0)
     }
 }
 
@@ -166,12 +150,6 @@ mod tests {
             false
         }
 
-        fn in_flight(&self) -> usize {
-            0
-        }
-
-        fn resized(&mut self, _: u64) {}
-
         fn abandon(&mut self, _: &mut QueueCx<'_>) {}
 
         fn turn_ended(&mut self, _: Nanos, _: &Recorder) {}
@@ -217,8 +195,7 @@ mod tests {
         drop(opened);
         // The queues have it now, and nobody else.
         settled(count);
-        engine.rest(7, Duration::from_secs(10)).unwrap();
-        settled(0);
         engine.stop();
+        settled(0);
     }
 }

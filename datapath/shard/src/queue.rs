@@ -16,7 +16,6 @@ use crate::session::tag;
 
 /// Marks the tags of queues, whose numbers overlap with those of connections.
 const QUEUE: u32 = 1 << 30;
-const AT_REST: &str = "the shard keeps requests from a queue at rest";
 
 /// A queue whose requests the kernel hands over as the ends of commands, one slot each.
 ///
@@ -42,12 +41,6 @@ pub trait DeviceQueue: Send {
     /// Whether the backend had no room for an op.
     fn is_stalled(&self) -> bool;
 
-    /// Requests that want the volume: those that its backend holds, and those that wait for memory.
-    fn in_flight(&self) -> usize;
-
-    /// The volume has this many bytes from now on.
-    fn resized(&mut self, size: u64);
-
     /// Answers all requests with an error from now on, also those that the backend holds, whose
     /// ends nobody hears of. Not undone.
     fn abandon(&mut self, cx: &mut QueueCx<'_>);
@@ -61,7 +54,7 @@ pub trait DeviceQueue: Send {
 
 /// A queue, ready to be served.
 pub struct QueueAssignment {
-    /// The name under which [`crate::Engine::rest`] and others know the device.
+    /// The name under which [`crate::Engine::abandon`] knows the device.
     pub name: u64,
     /// The driver's file for commands and copies.
     pub device: OwnedFd,
@@ -87,17 +80,11 @@ impl Served {
     }
 }
 
-/// What a queue uses of its mounted volume.
-pub(crate) struct Used<'a> {
+/// The shard, as a queue sees it during a call.
+pub struct QueueCx<'a> {
     pub(crate) volume: &'a dyn Volume,
     pub(crate) backend: &'a mut dyn Backend,
     pub(crate) recorder: &'a Recorder,
-}
-
-/// The shard, as a queue sees it during a call.
-pub struct QueueCx<'a> {
-    /// `None` for a queue at rest, which submits nothing.
-    pub(crate) used: Option<Used<'a>>,
     pub(crate) io: RingIo<'a>,
     pub(crate) device: &'a OwnedFd,
     pub(crate) queue: u32,
@@ -113,18 +100,24 @@ impl QueueCx<'_> {
     /// Where counts go.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
-        self.used.as_ref().expect(AT_REST).recorder
+        self.recorder
     }
 
     /// Counts a failed request, and logs it if the storage is at fault and this is news.
     pub fn failed(&self, op: OpKind, error: &Error) {
-        report(self.recorder(), op, error, self.now());
+        report(self.recorder, op, error, self.now());
+    }
+
+    /// Bytes of the volume, see [`Volume::size`].
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.volume.size()
     }
 
     /// See [`Volume::takes_registered`].
     #[must_use]
     pub fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
-        self.used.as_ref().expect(AT_REST).volume.takes_registered(kind, range)
+        self.volume.takes_registered(kind, range)
     }
 
     /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].
@@ -132,8 +125,7 @@ impl QueueCx<'_> {
     /// # Errors
     /// When there is none.
     pub fn write_buffer(&mut self, range: ByteRange) -> Result<Payload> {
-        let used = self.used.as_mut().expect(AT_REST);
-        used.backend.write_buffer(range, &mut self.io)
+        self.backend.write_buffer(range, &mut self.io)
     }
 
     /// Gives memory back that is not needed any more.
@@ -143,8 +135,7 @@ impl QueueCx<'_> {
 
     /// Starts the op of this slot.
     pub fn submit(&mut self, op: Op, slot: u32) -> Submitted {
-        let used = self.used.as_mut().expect(AT_REST);
-        used.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
+        self.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
     }
 
     /// Sends a command about this slot.

@@ -9,9 +9,9 @@ use crate::engine::Released;
 use crate::shard::Shard;
 
 impl Shard {
-    /// Brings connections that have this name to rest; all that have one, without it.
-    pub(crate) fn begin_release(&mut self, name: Option<u64>, to: &Sender<Released>) {
-        for key in self.named(name) {
+    /// Brings connections that have a name to rest.
+    pub(crate) fn begin_release(&mut self, to: &Sender<Released>) {
+        for key in self.named(|_| true) {
             self.connections[key].leaving = Some(to.clone());
             self.connections[key].session.leave();
             self.touch(key);
@@ -19,8 +19,8 @@ impl Shard {
     }
 
     /// Serves those on that are not at rest yet.
-    pub(crate) fn end_release(&mut self, name: Option<u64>) {
-        for key in self.named(name) {
+    pub(crate) fn end_release(&mut self) {
+        for key in self.named(|_| true) {
             self.connections[key].leaving = None;
             self.connections[key].session.stay();
             self.touch(key);
@@ -29,7 +29,7 @@ impl Shard {
 
     /// Cuts the connections that have this name, whatever they have in flight.
     pub(crate) fn cut(&mut self, name: u64) {
-        for key in self.named(Some(name)) {
+        for key in self.named(|found| found == name) {
             self.fail(key, &io::ErrorKind::ConnectionAborted.into());
         }
     }
@@ -71,12 +71,9 @@ impl Shard {
         }
     }
 
-    fn named(&self, name: Option<u64>) -> Vec<usize> {
+    fn named(&self, is_wanted: impl Fn(u64) -> bool) -> Vec<usize> {
         let all = self.connections.iter();
-        let named = all.filter(|(_, connection)| match name {
-            None => connection.name.is_some(),
-            name => connection.name == name,
-        });
+        let named = all.filter(|(_, connection)| connection.name.is_some_and(&is_wanted));
         named.map(|(key, _)| key).collect()
     }
 }

@@ -373,12 +373,8 @@ impl Shard {
                     self.open_queue(queue, &served);
                     let _ = to.send(());
                 }
-                Command::Release(name, to) => self.begin_release(name, &to),
-                Command::Stay(name) => self.end_release(name),
-                Command::Rest(name, to) => self.begin_rest(name, &to),
-                Command::Wake(name, served, to) => {
-                    let _ = to.send(self.wake(name, &served));
-                }
+                Command::Release(to) => self.begin_release(&to),
+                Command::Stay => self.end_release(),
                 Command::Abandon(name) => self.abandon(name),
                 Command::End(names, ending) => self.end(&names, ending),
                 Command::Echo(index, answer) => drop(answer.try_send(index)),

@@ -214,11 +214,10 @@ impl fmt::Display for Device {
 fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);
-    let size = opened.volume().size();
     let mut queues = Vec::with_capacity(info.queues.into());
     for number in 0..info.queues {
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
-        let queue = UblkQueue::new(number, descriptors, info, size, shed_privilege);
+        let queue = UblkQueue::new(number, descriptors, info, shed_privilege);
         queues.push(QueueAssignment {
             name: info.mark,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),

@@ -34,8 +34,6 @@ pub(crate) struct UblkQueue {
     registers: bool,
     /// The first slot's index there; `None` if there is none, or none is to be used any more.
     first_buffer: Option<u16>,
-    /// Bytes of the device.
-    size: u64,
     slots: Vec<Slot>,
     /// Slots that the kernel will hand no request to any more.
     ended: usize,
@@ -74,7 +72,6 @@ impl UblkQueue {
         number: u16,
         descriptors: Descriptors,
         info: &DeviceInfo,
-        size: u64,
         shed_privilege: bool,
     ) -> Self {
         Self {
@@ -82,7 +79,6 @@ impl UblkQueue {
             descriptors,
             registers: info.registers(),
             first_buffer: None,
-            size,
             slots: (0..info.depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
             stalled: Vec::new(),
@@ -109,7 +105,7 @@ impl UblkQueue {
         }
         let start = start_sector.checked_mul(1 << SECTOR_SHIFT);
         let len = u64::from(sectors) << SECTOR_SHIFT;
-        let range = start.and_then(|start| ByteRange::within(start, len, self.size).ok());
+        let range = start.and_then(|start| ByteRange::within(start, len, cx.size()).ok());
         let Some(range) = range else {
             return self.refuse(slot, ErrorKind::Invalid, "request beyond the volume", cx);
         };
@@ -331,15 +327,6 @@ impl DeviceQueue for UblkQueue {
 
     fn is_stalled(&self) -> bool {
         !self.stalled.is_empty()
-    }
-
-    fn in_flight(&self) -> usize {
-        let held = |slot: &&Slot| matches!(slot, Slot::Busy { .. });
-        self.slots.iter().filter(held).count() + self.waiting.len() + self.orphans
-    }
-
-    fn resized(&mut self, size: u64) {
-        self.size = size;
     }
 
     fn abandon(&mut self, cx: &mut QueueCx<'_>) {

@@ -35,7 +35,7 @@ for front in $(fronts); do
     mount "$device" mounted
     fio --name=load --filename=mounted/file --size=16M --ioengine=libaio --iodepth=16 --direct=1 \
         --rw=randrw --bs=4k --time_based --runtime=8 --verify=crc32c --verify_fatal=1 \
-        --verify_backlog=64 >fio.log 2>&1 &
+        --verify_backlog=64 --max_latency=5s >fio.log 2>&1 &
     load=$!
     wait_for 'the load has begun' in_flight "$device" 1
     for mib in 96 128 160; do
@@ -75,13 +75,27 @@ P
     mount "$device" mounted
     expect "$sum" "$(sha256sum <mounted/large)"
     umount mounted
-    # What has lost its name is the only copy, and must not be closed.
+    # What has lost its name is still the device's.
     mv disk.img moved.img
     truncate -s 300M disk.img
-    refused 'removed or replaced' sheave volume resize "$device" --size 300M
-    has "$device" 224
+    expect $((256 << 20)) "$(sheave volume resize "$device" --size 256M)"
+    has "$device" 256
+    expect "$((256 << 20)) $((300 << 20))" "$(stat -c %s moved.img disk.img | paste -sd ' ')"
     mv moved.img disk.img
     sheave detach disk.img
+
+    # A request that takes long holds up neither others nor a resize.
+    slow='disk.img?fault=read:delay=30s:range=64M-65M'
+    device=$(sheave attach --front $front "$slow")
+    dd if="$device" of=read.log bs=4k count=1 skip=$((16 << 10)) iflag=direct status=none &
+    reader=$!
+    wait_for 'the slow read has begun' in_flight "$device" 1
+    expect $((320 << 20)) "$(sheave volume resize "$slow" --size 320M)"
+    has "$device" 320
+    # The kernel's NBD client lets requests in flight end before it takes a new size.
+    [ $front = nbd ] || ! has_ended $reader || fail 'a resize waited for a slow read'
+    wait $reader || fail 'a slow read failed'
+    sheave detach "$slow"
     sheave attach --front $front 'memory:?size=1M' >/dev/null
     refused 'part of its name' sheave volume resize 'memory:?size=1M' --size 2M
     sheave detach 'memory:?size=1M'

@@ -103,11 +103,6 @@ impl Drop for Claim {
     }
 }
 
-/// Whether this process has that file open as a volume.
-pub(super) fn is_claimed(identity: &Identity) -> bool {
-    claims().iter().any(|(claimed, _)| identity.is_same(claimed))
-}
-
 fn claims() -> MutexGuard<'static, Vec<(Identity, bool)>> {
     // Entries are added and removed whole.
     CLAIMS.lock().unwrap_or_else(PoisonError::into_inner)

@@ -66,6 +66,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         path: path.clone(),
         size: AtomicU64::new(size),
         growth_unit: whole.max(options.block.unwrap_or(1)).into(),
+        extending: Mutex::new(()),
         has_tail,
         direct: options.direct,
         local: !is_device && claim::is_on(&file, &LOCAL_FILE_SYSTEMS),

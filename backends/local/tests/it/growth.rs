@@ -71,6 +71,74 @@ fn every_layer_passes_growth_on() {
     }
 }
 
+#[test]
+fn a_file_is_extended_while_it_is_open_and_never_cut_off() {
+    let dir = disk_dir();
+    let path = image(&dir, 8192);
+    let layers = "limit-bps=1G&fault=flush:error=EIO:after=9";
+    let url = format!("{}?{layers}", path.display());
+    let volume = open(&url, &OpenOptions::default()).unwrap();
+    let mut early = driver(&*volume);
+    volume.extend(16384).unwrap();
+    assert_eq!(volume.size(), 8192, "the caller says when the size is served");
+    assert_eq!(volume.grow().unwrap(), 16384);
+    early.run_one(write(16380, b"tail")).unwrap();
+    let error = volume.extend(8192).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("would cut data off"), "{error}");
+    // Under another name it is still the file that the volume has.
+    std::fs::rename(&path, dir.path().join("moved")).unwrap();
+    std::fs::write(&path, b"another").unwrap();
+    volume.extend(32768).unwrap();
+    assert_eq!(volume.grow().unwrap(), 32768);
+    assert_eq!(bytes(early.run_one(read(16380, 8))), b"tail\0\0\0\0");
+    assert_eq!(std::fs::metadata(dir.path().join("moved")).unwrap().len(), 32768);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 7);
+}
+
+#[test]
+fn many_extend_a_file_at_once_and_none_cuts_off() {
+    let dir = disk_dir();
+    let path = image(&dir, 4096);
+    let volume = FileVolume::open(&FileOptions::new(&path)).unwrap();
+    std::thread::scope(|scope| {
+        for blocks in 2..40 {
+            let volume = &volume;
+            scope.spawn(move || {
+                // Too late for a greater size is an error; to cut it off would be worse.
+                if volume.extend(blocks * 4096).is_ok() {
+                    assert!(volume.grow().unwrap() >= blocks * 4096);
+                }
+            });
+        }
+    });
+    assert_eq!(volume.grow().unwrap(), 39 * 4096);
+}
+
+#[test]
+fn a_volume_that_cannot_be_extended_says_why() {
+    let dir = disk_dir();
+    let path = image(&dir, 8192);
+    for (parameters, size, kind, why) in [
+        ("read-only=true", 16384, ErrorKind::Unsupported, "reading only"),
+        ("lock=false", 16384, ErrorKind::Unsupported, "lock=false"),
+        ("block=4096", 10_240, ErrorKind::Invalid, "no multiple of its block, 4096"),
+    ] {
+        let url = format!("{}?{parameters}", path.display());
+        let volume = open(&url, &OpenOptions::default()).unwrap();
+        let error = volume.extend(size).unwrap_err();
+        assert_eq!(error.kind(), kind, "{parameters}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    for url in ["memory:?size=1M", "null:?size=1M&limit-bps=1G"] {
+        let volume = open(url, &OpenOptions::default()).unwrap();
+        let error = volume.extend(2 << 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("part of its name"), "{error}");
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 8192);
+}
+
 /// Opened with `from` bytes, which end within a block, and grown to `to`.
 fn grow_direct(from: u64, to: u64) {
     let dir = disk_dir();

@@ -143,6 +143,7 @@ fn the_block_of_an_image_is_512_bytes_or_as_it_is_said() {
     }
     assert!(open_with("format=qcow2").err().expect("refused").to_string().contains("qemu-nbd"));
     drop(open_with("format=raw").unwrap());
+    std::fs::write(&path, vec![0; 4096]).unwrap();
     let url = format!("{}?block=4096", path.display());
     assert_eq!(resize(&url, Some(10_000)).unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(resize(&url, Some(8192)).unwrap(), 8192);
