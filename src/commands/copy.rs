@@ -5,8 +5,6 @@ mod job;
 mod pipe;
 mod target;
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
@@ -77,7 +75,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn volumes(args: &Args, interruption: Interruption, progress: &ProgressBar) -> anyhow::Result<()> {
     let Args { from, to, .. } = args;
-    ensure!(!is_same(from, to), "source and target are the same file");
+    let is_same = from.parse::<VolumeSpec>()?.is_same_place(&to.parse()?);
+    ensure!(!is_same, "source and target are the same file or export");
     let volume = source(from)?;
     let size = volume.size();
     let target = Target::open(to, size, interruption)?;
@@ -114,22 +113,6 @@ fn remote(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
         1 => volume,
         _ => Arc::new(BlockSize::new(volume)),
     })
-}
-
-/// Whether both are one file or device, by whatever names, or one export.
-fn is_same(from: &str, to: &str) -> bool {
-    if is_nbd(from) || is_nbd(to) {
-        return from == to;
-    }
-    let file = |text: &str| {
-        let spec: VolumeSpec = text.parse().ok()?;
-        let found = fs::metadata(spec.file_path()?).ok()?;
-        Some(match found.file_type().is_block_device() {
-            true => (true, found.rdev(), 0),
-            false => (false, found.dev(), found.ino()),
-        })
-    };
-    file(from).is_some_and(|from| Some(from) == file(to))
 }
 
 fn is_nbd(text: &str) -> bool {

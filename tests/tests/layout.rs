@@ -35,7 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-layers", &["sheave-core"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core"]),
-    ("sheave-volumes", &["sheave-core", "sheave-layers", "sheave-local"]),
+    ("sheave-volumes", &["sheave-core", "sheave-layers", "sheave-local", "sheave-proto"]),
 ];
 
 /// These wire the others together, and nothing imports them but the binary `sheave`.

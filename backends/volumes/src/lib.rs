@@ -13,6 +13,8 @@
 
 mod names;
 mod parse;
+mod schemes;
+mod source;
 mod spec;
 
 pub use names::{export_name, file_url, path_text, volume_text};

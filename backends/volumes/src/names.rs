@@ -3,11 +3,12 @@
 use std::env;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sheave_core::{Error, Result, is_plain};
 
-use crate::spec::split_scheme;
+use crate::parse::percent_decode_bytes;
+use crate::source::split_scheme;
 
 /// The VOLUME text of a command-line argument, which may hold any byte but zero.
 ///
@@ -32,10 +33,41 @@ pub fn volume_text(argument: &OsStr) -> Result<String> {
     let path = Path::new(OsStr::from_bytes(location));
     let directory = match path.is_absolute() {
         true => Default::default(),
-        false => env::current_dir()
-            .map_err(|error| Error::from_io("parse volume", "working directory", error))?,
+        false => working_directory()?,
     };
     Ok(file_url(&directory.join(path)) + &escape(query, is_plain))
+}
+
+/// Makes the paths of some parameters absolute. `query` begins with its `?`, or is empty.
+pub(crate) fn absolute_paths(query: &str, names: &[&str]) -> Result<String> {
+    let Some(pairs) = query.strip_prefix('?') else { return Ok(query.to_owned()) };
+    let pairs = pairs.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, value)) if names.contains(&name) => {
+            let bytes = percent_decode_bytes(value)?;
+            let path = Path::new(OsStr::from_bytes(&bytes));
+            // An abstract socket's name begins with a zero byte.
+            if path.is_absolute() || bytes.first().is_none_or(|first| *first == 0) {
+                return Ok(pair.to_owned());
+            }
+            let path = working_directory()?.join(path);
+            Ok(format!("{name}={}", parameter_value(path.as_os_str())))
+        }
+        _ => Ok(pair.to_owned()),
+    });
+    Ok(format!("?{}", pairs.collect::<Result<Vec<_>>>()?.join("&")))
+}
+
+/// Escapes what has a meaning in a parameter's value.
+pub(crate) fn parameter_value(value: &OsStr) -> String {
+    escape(value.as_bytes(), |c| is_plain(c) && !char::is_whitespace(c) && !"%?#&+".contains(c))
+}
+
+/// The directory that relative paths are in.
+///
+/// # Errors
+/// When it is gone.
+pub(crate) fn working_directory() -> Result<PathBuf> {
+    env::current_dir().map_err(|error| Error::from_io("parse volume", "working directory", error))
 }
 
 /// The VOLUME text of an absolute path: the path itself if that is printable text which begins no
@@ -197,7 +229,7 @@ mod tests {
         fn an_export_name_tells_the_file_name(name in path_bytes()) {
             let shown = export_name(os(&name));
             prop_assert!(shown.chars().all(is_plain), "{shown}");
-            let told = crate::parse::percent_decode_bytes(&shown);
+            let told = percent_decode_bytes(&shown);
             let is_escaped = shown.as_bytes() != name;
             prop_assert!(!is_escaped || *told.unwrap() == name);
         }

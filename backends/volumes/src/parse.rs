@@ -4,36 +4,48 @@ use std::borrow::Cow;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
-/// The parameters of a URL. Each is taken out by whoever knows it; what is left is unknown.
+/// The parameters of a URL. A scheme and the layers take out those that they know; what is left is
+/// unknown.
 #[derive(Debug)]
 pub(crate) struct Parameters {
-    /// Whose parameters they are, for messages.
+    /// The location that they belong to, for messages.
     owner: String,
+    /// Names, and values with their escapes: a value may be a path, which is bytes.
     pairs: Vec<(String, String)>,
     known: Vec<&'static str>,
+    /// What follows the message about an unknown one.
+    hint: &'static str,
 }
 
 impl Parameters {
     /// Splits `name=value&…`.
     pub(crate) fn parse(owner: &str, query: &str) -> Result<Self> {
-        let decode = |text| Ok::<_, Error>(percent_decode(text)?.into_owned());
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok((decode(name)?, decode(value)?))
+            // A wrong escape is reported whatever becomes of the parameter.
+            percent_decode_bytes(value)?;
+            Ok((percent_decode(name)?.into_owned(), value.to_owned()))
         });
-        Ok(Self { owner: owner.to_owned(), pairs: pairs.collect::<Result<_>>()?, known: vec![] })
+        let pairs = pairs.collect::<Result<_>>()?;
+        Ok(Self { owner: owner.to_owned(), pairs, known: vec![], hint: "" })
     }
 
-    /// Takes out all parameters of a name.
-    pub(crate) fn take_all(&mut self, name: &'static str) -> Vec<String> {
+    /// Takes out all parameters of a name, with their escapes.
+    pub(crate) fn take_raw(&mut self, name: &'static str) -> Vec<String> {
         self.known.push(name);
         let taken = self.pairs.extract_if(.., |(have, _)| have == name);
         taken.map(|(_, value)| value).collect()
     }
 
+    /// Takes out all parameters of a name.
+    pub(crate) fn take_all(&mut self, name: &'static str) -> Result<Vec<String>> {
+        let raw = self.take_raw(name);
+        raw.iter().map(|value| percent_decode(value).map(Cow::into_owned)).collect()
+    }
+
     /// Takes out a parameter that may be given once.
     pub(crate) fn take(&mut self, name: &'static str) -> Result<Option<String>> {
-        let mut values = self.take_all(name);
+        let mut values = self.take_all(name)?;
         match values.len() {
             0 | 1 => Ok(values.pop()),
             _ => Err(self.wrong(&format!("{name}= is given more than once; give it once"))),
@@ -50,17 +62,23 @@ impl Parameters {
         }
     }
 
-    /// Refuses what nobody has taken; `hint` follows the message.
-    pub(crate) fn finish(&self, hint: &str) -> Result<()> {
-        self.refuse_all_but(&[], hint)
+    /// Sets what follows the message about an unknown parameter.
+    pub(crate) fn set_hint(&mut self, hint: &'static str) {
+        self.hint = hint;
     }
 
-    /// Refuses what nobody has taken, except for what somebody will.
-    pub(crate) fn refuse_all_but(&self, later: &[&str], hint: &str) -> Result<()> {
+    /// Refuses what has not been taken.
+    pub(crate) fn finish(&self) -> Result<()> {
+        self.refuse_all_but(&[])
+    }
+
+    /// Refuses what has not been taken, except for what will be.
+    pub(crate) fn refuse_all_but(&self, later: &[&str]) -> Result<()> {
         let mut left = self.pairs.iter().map(|(name, _)| name.as_str());
         let Some(name) = left.find(|name| !later.contains(name)) else { return Ok(()) };
-        let known: Vec<_> = self.known.iter().chain(later).copied().collect();
-        let known = known.join(", ");
+        let (known, hint) = (self.known.iter().chain(later).copied(), self.hint);
+        let known = known.collect::<Vec<_>>().join(", ");
+        let name = printable(name);
         Err(self.wrong(&format!("unknown parameter \"{name}\"; known here: {known}{hint}")))
     }
 
@@ -107,6 +125,7 @@ pub(crate) fn percent_decode_bytes(text: &str) -> Result<Cow<'_, [u8]>> {
     Ok(Cow::Owned(out))
 }
 
+/// What is no volume.
 pub(crate) fn invalid(op: &'static str, context: String) -> Error {
     Error::new(ErrorKind::Invalid, op, context)
 }
@@ -122,13 +141,13 @@ mod tests {
         assert_eq!(params.take("b").unwrap().as_deref(), Some("A/"));
         assert!(params.take("fault").unwrap_err().to_string().contains("more than once"));
         assert_eq!(params.take("absent").unwrap(), None);
-        let error = params.finish("").unwrap_err().to_string();
+        let error = params.finish().unwrap_err().to_string();
         assert!(
             error.contains("\"x:\": unknown parameter \"c\"; known here: a, b, fault"),
             "{error}"
         );
         assert_eq!(params.take_switch("c").unwrap(), Some(true));
-        assert!(params.finish("").is_ok());
+        assert!(params.finish().is_ok());
     }
 
     #[test]

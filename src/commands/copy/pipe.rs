@@ -14,12 +14,12 @@ use sheave_core::{
     Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, Io, IoDone, Op, Outcome,
     Reply, Submitted, Tag, Volume, VolumeInfo, printable,
 };
-use sheave_volumes::{VolumeSpec, path_text};
+use sheave_volumes::VolumeSpec;
 
 use super::interrupt::{Interruption, Leftover};
 use super::job::{PIECE, Writer, ZERO_UNIT, copy};
+use super::source;
 use super::target::{NewImage, Target};
-use super::{is_nbd, source};
 
 /// What has no size and is read or written from its beginning to its end.
 pub(super) enum Pipe {
@@ -39,12 +39,12 @@ impl Pipe {
             return Ok(Some(Self::Standard));
         }
         // Opening a volume says what is wrong with it.
-        let spec = if is_nbd(text) { None } else { text.parse::<VolumeSpec>().ok() };
-        let Some(path) = spec.as_ref().and_then(VolumeSpec::file_path) else { return Ok(None) };
+        let Ok(spec) = text.parse::<VolumeSpec>() else { return Ok(None) };
+        let Some(path) = spec.file_path() else { return Ok(None) };
         if !path.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
             return Ok(None);
         }
-        ensure!(is_plain_file(text)?, "{text}: a pipe takes no parameters");
+        ensure!(!spec.has_parameters(), "{text}: a pipe takes no parameters");
         Ok(Some(Self::Named(path.to_owned())))
     }
 
@@ -72,13 +72,6 @@ impl Pipe {
 /// Without the buffer of the standard library, which looks for lines.
 fn own_descriptor(stream: impl AsFd) -> Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
-}
-
-/// Whether a VOLUME is a file without parameters.
-fn is_plain_file(text: &str) -> Result<bool> {
-    let spec: VolumeSpec = text.parse()?;
-    let plain = spec.file_path().and_then(|path| path_text(path).parse().ok());
-    Ok(plain == Some(spec))
 }
 
 /// Writes a volume into a pipe, holes as zeroes.
@@ -112,18 +105,17 @@ pub(super) fn receive(
     interruption: Interruption,
     progress: &ProgressBar,
 ) -> Result<()> {
-    let spec = if is_nbd(to) { None } else { Some(to.parse::<VolumeSpec>()?) };
+    let spec: VolumeSpec = to.parse()?;
     // Before the target is touched: a FIFO waits here for its writer.
     let (file, name) = from.open_input()?;
     let mut input = Input { file, name, progress };
-    let image = spec.map(|spec| NewImage::begin(&spec, interruption.clone())).transpose()?;
-    let Some((image, file)) = image.flatten() else {
+    let Some((image, file)) = NewImage::begin(&spec, interruption.clone())? else {
         let target = Target::open(to, 0, interruption)?;
         receive_volume(&mut input, &target, to)?;
         return target.publish();
     };
     let why = "parameters are for volumes, and what comes from a pipe is written as a file";
-    ensure!(is_plain_file(to)?, "{to}: {why}");
+    ensure!(!spec.has_parameters(), "{to}: {why}");
     let size =
         receive_image(&mut input, &file).with_context(|| format!("{} to {to}", input.name))?;
     // Most likely the command before this one has failed.
@@ -315,6 +307,8 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
+    use sheave_volumes::path_text;
+
     use super::*;
 
     #[test]

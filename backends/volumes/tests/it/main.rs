@@ -1,4 +1,5 @@
 //! What VOLUME texts mean.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod names;
 mod spec;

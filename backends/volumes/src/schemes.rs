@@ -1,0 +1,7 @@
+//! The schemes, one file each.
+
+pub(crate) mod file;
+pub(crate) mod memory;
+pub(crate) mod nbd;
+pub(crate) mod null;
+pub(crate) mod object;

@@ -1,0 +1,15 @@
+//! `s3:` and `dir:`: volumes made of objects, which do not exist yet.
+
+use std::sync::Arc;
+
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::parse::Parameters;
+use crate::source::{Scheme, Source, Url};
+
+pub(crate) const SCHEME: Scheme = Scheme { names: &["s3", "dir"], parse };
+
+fn parse(url: &Url<'_>, _: &mut Parameters) -> Result<Arc<dyn Source>> {
+    let why = format!("{}: object volumes do not exist in this version", url.text);
+    Err(Error::new(ErrorKind::Unsupported, "parse volume", why))
+}

@@ -1,0 +1,104 @@
+//! What a scheme is, and which there are.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sheave_core::{Result, Volume};
+
+use crate::parse::{Parameters, invalid};
+use crate::schemes::{file, memory, nbd, null, object};
+
+/// All schemes. One more is a file in `schemes/` and a line here.
+const SCHEMES: [&Scheme; 5] =
+    [&memory::SCHEME, &null::SCHEME, &file::SCHEME, &nbd::SCHEME, &object::SCHEME];
+
+/// A kind of volume, by what stands before the colon of its URL.
+pub(crate) struct Scheme {
+    /// The names that it has.
+    pub(crate) names: &'static [&'static str],
+    /// Parses a URL of it, and takes out of the parameters those of the scheme.
+    pub(crate) parse: fn(&Url<'_>, &mut Parameters) -> Result<Arc<dyn Source>>,
+}
+
+/// A VOLUME text in its parts: `scheme:rest?query`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Url<'a> {
+    /// All of it.
+    pub(crate) text: &'a str,
+    /// What stands before the `?`.
+    pub(crate) location: &'a str,
+    /// What stands between the first colon and the `?`.
+    pub(crate) rest: &'a str,
+}
+
+/// What a VOLUME names, without the layers around it.
+pub(crate) trait Source: fmt::Debug + Send + Sync {
+    /// Opens it. May wait for disks and for the network.
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>>;
+
+    /// What an export of it is called that has been given no name.
+    fn name(&self) -> String;
+
+    /// See [`crate::identity`].
+    fn identity(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Tells where its data is, if two texts can mean the same data.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
+    /// See [`crate::VolumeSpec::absolute`]; `query` is what follows the location, with its `?`.
+    fn absolute(&self, location: &str, query: &str) -> Result<String> {
+        Ok(format!("{location}{query}"))
+    }
+
+    /// The file that it is kept in.
+    fn file_path(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The same, kept in another file, if it is kept in one.
+    fn with_file_path(&self, _: PathBuf) -> Option<Arc<dyn Source>> {
+        None
+    }
+
+    /// The memory that it takes when it is full, in bytes, unless its text says that it may be more
+    /// than there is.
+    fn memory_wanted(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Finds the scheme of a text, and parses it by that.
+pub(crate) fn parse(
+    text: &str,
+    location: &str,
+    parameters: &mut Parameters,
+) -> Result<Arc<dyn Source>> {
+    let Some((scheme, rest)) = split_scheme(location) else {
+        if location.is_empty() {
+            return Err(invalid("parse volume", format!("\"{text}\": the path is missing")));
+        }
+        return file::parse_path(location, parameters);
+    };
+    let Some(known) = SCHEMES.iter().find(|known| known.names.contains(&scheme)) else {
+        let names = SCHEMES.iter().flat_map(|scheme| scheme.names).copied().collect::<Vec<_>>();
+        let why = format!(
+            "{text}: unknown scheme; known: {}. For a path with a colon put ./ in front",
+            names.join(", ")
+        );
+        return Err(invalid("parse volume", why));
+    };
+    (known.parse)(&Url { text, location, rest }, parameters)
+}
+
+/// Splits `scheme:rest`. A colon after a slash, or after what can't be a scheme, is part of a path.
+pub(crate) fn split_scheme(location: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = location.split_once(':')?;
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+    is_scheme.then_some((scheme, rest))
+}
