@@ -1,10 +1,11 @@
-//! What an engine does for a backend: buffers, time and file I/O.
+//! What an engine does for a backend: buffers, time, file and socket I/O.
 //!
 //! The backend decides what is to be done; the engine (a ring, or plain system calls) decides how.
 //! This keeps backends free of io_uring and lets one backend run on every engine.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -26,7 +27,9 @@ pub enum Allocate {
     ZeroRange,
 }
 
-/// File I/O that an engine carries out. It owns file and buffers until its [`IoDone`].
+/// I/O that an engine carries out. It owns descriptor and buffers until its [`IoDone`], even if
+/// the backend that started it is dropped before. File requests end by themselves; a socket request
+/// may not, so a backend shuts its sockets down (`shutdown(2)`) when it is dropped.
 #[derive(Clone, Debug)]
 pub enum IoRequest {
     /// Fill `into` from the file at `at`.
@@ -65,6 +68,37 @@ pub enum IoRequest {
         /// Length in bytes, at least 1.
         len: u64,
     },
+    /// Receive from a connected stream socket in blocking mode. At most one at a time per socket.
+    /// Ends with at least 1 byte, or with 0 bytes at the end of the stream.
+    Recv {
+        /// The socket.
+        socket: Arc<OwnedFd>,
+        /// Where to put the bytes; without zero segments.
+        into: Payload,
+        /// Bytes of `into` that are there already; less than its length.
+        skip: usize,
+        /// Wait for all of `into` (`MSG_WAITALL`) rather than for the first bytes. A hint: the
+        /// result may be short all the same.
+        all: bool,
+    },
+    /// Send to a connected stream socket in blocking mode. At most one at a time per socket.
+    /// May be short.
+    Send {
+        /// The socket.
+        socket: Arc<OwnedFd>,
+        /// The bytes.
+        from: Payload,
+        /// Bytes of `from` that were sent before; less than its length.
+        skip: usize,
+    },
+}
+
+impl IoRequest {
+    /// Whether it is for a socket.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        matches!(self, Self::Recv { .. } | Self::Send { .. })
+    }
 }
 
 /// The end of an [`IoRequest`].
@@ -74,7 +108,9 @@ pub struct IoDone {
     pub token: IoToken,
     /// The request, given back with its buffers.
     pub request: IoRequest,
-    /// Bytes moved (may be short; 0 at the end of file), or the kernel's error.
+    /// Bytes moved (may be short; 0 at the end of file), or the kernel's error. `ECANCELED` on a
+    /// socket: the engine has moved nothing and will not be asked for some time, and another
+    /// backend may start the request instead.
     pub result: io::Result<usize>,
 }
 

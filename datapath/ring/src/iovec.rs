@@ -89,13 +89,18 @@ impl IoVecs {
 
     /// A message header that points at the list, valid while the list neither moves nor changes.
     pub(crate) fn header(&mut self) -> libc::msghdr {
-        // SAFETY: all zeroes is a valid `msghdr`: null pointers with zero lengths.
-        // JUSTIFICATION: the struct has private padding on some targets, so no literal.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = self.0.as_mut_ptr();
-        header.msg_iovlen = self.0.len() as _;
-        header
+        header(self.0.as_mut_ptr(), self.0.len())
     }
+}
+
+/// A message header that points at these vectors.
+fn header(vectors: *mut iovec, count: usize) -> libc::msghdr {
+    // SAFETY: all zeroes is a valid `msghdr`: null pointers with zero lengths.
+    // JUSTIFICATION: the struct has private padding on some targets, so no literal.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = vectors;
+    header.msg_iovlen = count as _;
+    header
 }
 
 /// The vectors of one call, without a list on the heap for a payload that is one buffer, as most
@@ -118,6 +123,13 @@ impl Vectors {
         let mut list = IoVecs::default();
         set(&mut list, payload, skip);
         Self::Many(list)
+    }
+
+    /// A message header that points at them, valid while they neither move nor change. The kernel
+    /// does not write to the vectors of a message.
+    pub(crate) fn header(&self) -> libc::msghdr {
+        let vectors = self.as_slice();
+        header(vectors.as_ptr().cast_mut(), vectors.len())
     }
 
     pub(crate) fn as_slice(&self) -> &[iovec] {

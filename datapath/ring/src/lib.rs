@@ -12,6 +12,7 @@ mod control;
 mod copy;
 mod descriptors;
 mod device;
+mod entries;
 mod iovec;
 pub mod plain;
 mod probe;

@@ -10,11 +10,11 @@ use sheave_core::{Allocate, IoRequest, Payload};
 use crate::SendBatch;
 use crate::iovec::{IoVecs, Vectors, address};
 
-/// Carries out a file request; the count may be short.
+/// Carries out a request; the count may be short. One for a socket does not wait.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn file(request: &IoRequest) -> io::Result<usize> {
+/// What the kernel says; `EAGAIN` when a request for a socket would have to wait.
+pub fn carry_out(request: &IoRequest) -> io::Result<usize> {
     match request {
         IoRequest::Read { file, at, into } => {
             let offset = offset(*at)?;
@@ -34,6 +34,24 @@ pub fn file(request: &IoRequest) -> io::Result<usize> {
             retry(|| unsafe {
                 libc::fallocate(file.as_raw_fd(), mode_bits(*mode), at, len) as isize
             })
+        }
+        IoRequest::Recv { socket, into, skip, all: _ } => {
+            let vectors = Vectors::of(into, *skip, IoVecs::set_payload);
+            let mut header = vectors.header();
+            // SAFETY: header and vectors live through the call and point into memory that `into`
+            // keeps alive.
+            // JUSTIFICATION: std can read only into exclusive bytes.
+            retry(|| unsafe {
+                libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT)
+            })
+        }
+        IoRequest::Send { socket, from, skip } => {
+            let vectors = Vectors::of(from, *skip, IoVecs::set_source);
+            let header = vectors.header();
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+            // SAFETY: as above, with memory that `from` keeps alive.
+            // JUSTIFICATION: std cannot send shared atomics.
+            retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) })
         }
     }
 }

@@ -2,18 +2,18 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use sheave_core::{Buf, IoRequest, Payload, memory};
+use sheave_core::{IoRequest, Payload, memory};
 use slab::Slab;
 
 use crate::SendBatch;
 use crate::buffers::Buffers;
-use crate::iovec::{IoVecs, address};
-use crate::plain::mode_bits;
+use crate::entries::{file_entry, message_entry, one_vector_entry};
+use crate::iovec::IoVecs;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 
@@ -118,14 +118,22 @@ pub(crate) enum InFlight {
     RecvInto { user: u64, payload: Payload, vectors: Box<Landing> },
     Send { user: u64, batch: Box<SendBatch> },
     File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
+    Message { user: (u32, u64), request: IoRequest, message: Box<Landing> },
     Command { user: (u32, u32) },
 }
 
-/// Vectors and header of a `recvmsg`, boxed because the kernel holds their address.
+/// Vectors and header of a `recvmsg` or `sendmsg`, boxed because the kernel holds their address.
 pub(crate) struct Landing {
     #[expect(dead_code, reason = "the kernel reads it through `header`")]
     iov: IoVecs,
-    header: libc::msghdr,
+    pub(crate) header: libc::msghdr,
+}
+
+impl Landing {
+    pub(crate) fn of(mut iov: IoVecs) -> Box<Self> {
+        let header = iov.header();
+        Box::new(Self { iov, header })
+    }
 }
 
 /// An io_uring, used by the thread that made it.
@@ -244,8 +252,7 @@ impl Ring {
     pub fn recv_into(&mut self, socket: &Socket, payload: Payload, skip: usize, user: u64) {
         let mut iov = IoVecs::default();
         iov.set_payload(&payload, skip);
-        let header = iov.header();
-        let mut vectors = Box::new(Landing { iov, header });
+        let mut vectors = Landing::of(iov);
         let header = &raw mut vectors.header;
         let flags = libc::MSG_WAITALL as u32;
         let entry = match socket.slot {
@@ -266,11 +273,16 @@ impl Ring {
         self.push(entry, InFlight::Send { user, batch });
     }
 
-    /// Starts file I/O. `user` names the starter and its request.
+    /// Starts file or socket I/O. `user` names the starter and its request.
     ///
     /// # Errors
-    /// Hands the request back when [`RingConfig::file_requests_max`] are in flight.
+    /// Hands the request back when [`RingConfig::file_requests_max`] are in flight. Those of
+    /// sockets do not count, since a receive may last as long as its connection; they are handed
+    /// back for want of memory only.
     pub fn start(&mut self, request: IoRequest, user: (u32, u64)) -> Result<(), IoRequest> {
+        if request.is_socket() {
+            return self.start_on_socket(request, user);
+        }
         if self.files_in_flight >= self.config.file_requests_max {
             return Err(request);
         }
@@ -284,6 +296,23 @@ impl Ring {
         let mut vectors = IoVecs::default();
         let entry = file_entry(&request, &mut vectors);
         self.push(entry, InFlight::File { user, request, vectors });
+    }
+
+    fn start_on_socket(&mut self, request: IoRequest, user: (u32, u64)) -> Result<(), IoRequest> {
+        let (len, capacity) = (self.in_flight.len(), self.in_flight.capacity());
+        if memory::check_growth::<InFlight>(len, capacity).is_err() {
+            return Err(request);
+        }
+        let mut vectors = IoVecs::default();
+        match one_vector_entry(&request, &mut vectors) {
+            Some(entry) => self.push(entry, InFlight::File { user, request, vectors }),
+            None => {
+                let mut message = Landing::of(vectors);
+                let entry = message_entry(&request, &raw mut message.header);
+                self.push(entry, InFlight::Message { user, request, message });
+            }
+        }
+        Ok(())
     }
 
     /// Gives the kernel what is pending now, rather than with the next wait, if it is so many
@@ -348,7 +377,12 @@ impl Ring {
                 Event::Sent { user, result, batch }
             }
             InFlight::File { user, request, vectors: _ } => {
-                self.files_in_flight -= 1;
+                if !request.is_socket() {
+                    self.files_in_flight -= 1;
+                }
+                Event::File { user, result, request }
+            }
+            InFlight::Message { user, request, message: _ } => {
                 Event::File { user, result, request }
             }
             InFlight::Command { user } => Event::Command { user, result: entry.result() },
@@ -437,61 +471,4 @@ impl Drop for Ring {
             }
         }
     }
-}
-
-fn file_entry(request: &IoRequest, vectors: &mut IoVecs) -> squeue::Entry {
-    match request {
-        IoRequest::Read { file, at, into } => {
-            let len = len_u32(into.len());
-            match into.registered_index() {
-                Some(index) => {
-                    opcode::ReadFixed::new(fd(file), within(into), len, index).offset(*at).build()
-                }
-                None => opcode::Read::new(fd(file), address(into), len).offset(*at).build(),
-            }
-        }
-        IoRequest::Write { file, at, from, dsync } => {
-            let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
-            if let Some(buf) = from.registered()
-                && let Some(index) = buf.registered_index()
-            {
-                let (first, len) = (within(buf).cast_const(), len_u32(buf.len()));
-                let write = opcode::WriteFixed::new(fd(file), first, len, index);
-                return write.offset(*at).rw_flags(flags).build();
-            }
-            vectors.set_payload(from, 0);
-            match vectors.0[..] {
-                [one] => {
-                    let len = len_u32(one.iov_len);
-                    let from = one.iov_base.cast_const().cast();
-                    opcode::Write::new(fd(file), from, len).offset(*at).rw_flags(flags).build()
-                }
-                ref many => opcode::Writev::new(fd(file), many.as_ptr(), many.len() as u32)
-                    .offset(*at)
-                    .rw_flags(flags)
-                    .build(),
-            }
-        }
-        IoRequest::Sync { file } => {
-            opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build()
-        }
-        IoRequest::Allocate { file, mode, at, len } => {
-            opcode::Fallocate::new(fd(file), *len).offset(*at).mode(mode_bits(*mode)).build()
-        }
-    }
-}
-
-/// What the kernel takes for an address in registered memory that has none: how far into it.
-fn within(buf: &Buf) -> *mut u8 {
-    std::ptr::without_provenance_mut(buf.start())
-}
-
-fn fd(file: &impl AsRawFd) -> Fd {
-    let raw: RawFd = file.as_raw_fd();
-    Fd(raw)
-}
-
-/// A length as entries of the ring have it.
-fn len_u32(len: usize) -> u32 {
-    u32::try_from(len).expect("a request is shorter than 4 GiB")
 }

@@ -35,6 +35,16 @@ impl Blocking {
     /// # Errors
     /// As the volume says.
     pub fn run(&mut self, op: Op) -> Outcome {
+        let outcome = self.run_to_end(op);
+        // Until the next op this thread looks after nothing.
+        self.io.cancel();
+        while let Some(done) = self.io.done.pop_front() {
+            self.backend.io_done(done, &mut self.io);
+        }
+        outcome
+    }
+
+    fn run_to_end(&mut self, op: Op) -> Outcome {
         let mut waiting = Some(op);
         loop {
             self.io.now = self.clock.now();
@@ -53,7 +63,7 @@ impl Blocking {
             }
             if self.io.done.is_empty() {
                 let within = self.backend.deadline().map(|due| self.clock.until(due));
-                self.io.bell.wait(None, within);
+                self.io.wait(None, within);
             }
         }
     }

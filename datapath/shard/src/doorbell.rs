@@ -111,30 +111,33 @@ impl Doorbell {
         self.handshake.get_up();
     }
 
-    /// Sleeps until it rings, the descriptor can be read, or the time is over; `None` is for ever.
-    /// For an owner that has no ring to wait in. True if the descriptor can be read.
-    pub(crate) fn wait(&self, other: Option<BorrowedFd<'_>>, within: Option<Duration>) -> bool {
+    /// Sleeps until it rings, one of the others is ready, or the time is over; `None` is for ever.
+    /// For an owner that has no ring to wait in. Answers which of the others are ready.
+    pub(crate) fn wait<'a>(
+        &'a self,
+        others: impl Iterator<Item = PollFd<'a>>,
+        within: Option<Duration>,
+    ) -> SmallVec<[bool; 8]> {
         let within = if self.lie_down() { within } else { Some(Duration::ZERO) };
         let within = within.map(|within| Timespec {
             tv_sec: within.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: within.subsec_nanos().into(),
         });
         let bell = PollFd::new(self, PollFlags::IN);
-        let other = other.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        let mut fds: SmallVec<[_; 2]> = [bell].into_iter().chain(other).collect();
+        let mut fds: SmallVec<[_; 8]> = [bell].into_iter().chain(others).collect();
         let polled = poll(&mut fds, within.as_ref());
         self.get_up();
         self.answer();
         if polled.is_err() {
             // After a signal, or for want of kernel memory, the owner looks and comes again.
             std::thread::yield_now();
-            return false;
+            return SmallVec::new();
         }
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         if is_ready(&fds[0]) {
             let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
         }
-        fds.get(1).is_some_and(is_ready)
+        fds[1..].iter().map(is_ready).collect()
     }
 }
 
@@ -241,7 +244,8 @@ mod tests {
         bell.ring();
         bell.ring();
         assert!(has_rung(&bell));
-        assert!(!bell.wait(None, Some(Duration::MAX)), "at once, for there was a ring");
+        let nothing = std::iter::empty();
+        bell.wait(nothing, Some(Duration::MAX)); // At once, for there was a ring.
         assert!(!has_rung(&bell), "the second ring has written nothing");
         assert!(!bell.answer(), "the wait has answered");
     }

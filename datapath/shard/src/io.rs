@@ -2,11 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload, Result};
 use sheave_ring::{Ring, plain};
+use smallvec::SmallVec;
 
 use crate::Clock;
 use crate::doorbell::Doorbell;
@@ -31,9 +37,18 @@ pub(crate) struct RingIo<'a> {
     pub(crate) submit_from: usize,
     /// Which of the shard's volumes asks.
     pub(crate) volume: u32,
-    /// Has the shard visit that volume; `None` for a queue at rest, which has none.
-    pub(crate) waker: Option<&'a Waker>,
+    /// What the shard keeps for that volume.
+    pub(crate) mount: Mount<'a>,
 }
+
+/// What of a mounted volume its backend's I/O needs.
+pub(crate) struct Mount<'a> {
+    /// Has the shard visit the volume.
+    pub(crate) waker: &'a Waker,
+    /// Requests that were started and whose ends are still to come.
+    pub(crate) io_in_flight: &'a mut usize,
+}
+
 
 impl Io for RingIo<'_> {
     fn now(&self) -> Nanos {
@@ -49,7 +64,7 @@ impl Io for RingIo<'_> {
     }
 
     fn waker(&self) -> Waker {
-        self.waker.expect("only a volume's backend asks").clone()
+        self.mount.waker.clone()
     }
 
     fn start(
@@ -58,11 +73,14 @@ impl Io for RingIo<'_> {
         token: IoToken,
         to: Destination,
     ) -> std::result::Result<(), IoRequest> {
+        let in_flight = &mut *self.mount.io_in_flight;
         if to == Destination::Memory && self.quick.takes(&request, self.now) {
             self.quick.run(self.volume, request, token, self.clock);
+            *in_flight += 1;
             return Ok(());
         }
         self.ring.start(request, (self.volume, token.0))?;
+        *in_flight += 1;
         if to == Destination::Device {
             self.ring.submit_from(self.submit_from);
         }
@@ -70,11 +88,13 @@ impl Io for RingIo<'_> {
     }
 }
 
-/// By system calls, at once.
+/// By system calls: files at once, sockets when they are ready.
 pub(crate) struct PlainIo {
     pub(crate) pool: Pool,
     pub(crate) now: Nanos,
     pub(crate) done: VecDeque<IoDone>,
+    /// Requests that wait for their sockets.
+    waiting: Vec<(IoToken, IoRequest)>,
     /// Rings when another thread has something for the backend.
     pub(crate) bell: Arc<Doorbell>,
     waker: Waker,
@@ -90,8 +110,55 @@ impl PlainIo {
         let bell = Arc::new(Doorbell::new()?);
         // One for all that ask, so that they can see that it is the same.
         let waker = of_bell(&bell);
-        Ok(Self { pool: Pool::default(), now: 0, done: VecDeque::new(), bell, waker })
+        let (done, waiting) = (VecDeque::new(), Vec::new());
+        Ok(Self { pool: Pool::default(), now: 0, done, waiting, bell, waker })
     }
+
+    /// Ends what waits for its socket, without having moved a byte.
+    pub(crate) fn cancel(&mut self) {
+        for (token, request) in self.waiting.drain(..) {
+            self.done.push_back(IoDone { token, request, result: Err(Errno::CANCELED.into()) });
+        }
+    }
+
+    /// Sleeps until the connection is ready (true), the bell rings, a request of the backend has
+    /// ended, or the time is over.
+    pub(crate) fn wait(
+        &mut self,
+        connection: Option<PollFd<'_>>,
+        within: Option<Duration>,
+    ) -> bool {
+        let of_request = |(_, request): &(IoToken, IoRequest)| match request {
+            IoRequest::Recv { socket, .. } => Some((Arc::clone(socket), PollFlags::IN)),
+            IoRequest::Send { socket, .. } => Some((Arc::clone(socket), PollFlags::OUT)),
+            _ => None,
+        };
+        let sockets: SmallVec<[_; 4]> = self.waiting.iter().filter_map(of_request).collect();
+        let others =
+            sockets.iter().map(|(socket, flags)| PollFd::from_borrowed_fd(socket.as_fd(), *flags));
+        let has_connection = usize::from(connection.is_some());
+        let ready = self.bell.wait(connection.into_iter().chain(others), within);
+        let of_requests = ready.iter().skip(has_connection).enumerate();
+        // From the last one on, since what ends leaves the list.
+        let ended: SmallVec<[usize; 4]> =
+            of_requests.filter(|(_, ready)| **ready).map(|(index, _)| index).collect();
+        for index in ended.into_iter().rev() {
+            self.try_again(index);
+        }
+        has_connection == 1 && ready.first().is_some_and(|ready| *ready)
+    }
+
+    fn try_again(&mut self, index: usize) {
+        let result = plain::carry_out(&self.waiting[index].1);
+        if !would_block(&result) {
+            let (token, request) = self.waiting.swap_remove(index);
+            self.done.push_back(IoDone { token, request, result });
+        }
+    }
+}
+
+fn would_block(result: &io::Result<usize>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 impl Io for PlainIo {
@@ -117,11 +184,20 @@ impl Io for PlainIo {
         token: IoToken,
         _: Destination,
     ) -> std::result::Result<(), IoRequest> {
+        if let IoRequest::Recv { .. } = request {
+            // What it is to receive has rarely arrived.
+            self.waiting.push((token, request));
+            return Ok(());
+        }
         if self.done.len() >= DONE_MAX {
             return Err(request);
         }
-        let result = plain::file(&request);
-        self.done.push_back(IoDone { token, request, result });
+        let result = plain::carry_out(&request);
+        if request.is_socket() && would_block(&result) {
+            self.waiting.push((token, request));
+        } else {
+            self.done.push_back(IoDone { token, request, result });
+        }
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::io::{QUEUE_SUBMIT_FROM, RingIo};
+use crate::io::{Mount, QUEUE_SUBMIT_FROM, RingIo};
 use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
 use crate::shard::Shard;
 use crate::volumes::Mounted;
@@ -95,10 +95,10 @@ impl Shard {
         let Queue { device, queue, volume, .. } = &mut queues[key];
         volumes.touch(*volume);
         let index = *volume as u32;
-        let Mounted { volume, backend, recorder, waker, .. } = &mut volumes[*volume];
+        let Mounted { volume, backend, recorder, waker, io_in_flight, .. } = &mut volumes[*volume];
         let (clock, now, submit_from) = (*clock, *now, QUEUE_SUBMIT_FROM);
-        let waker = Some(&*waker);
-        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume: index, waker };
+        let mount = Mount { waker, io_in_flight };
+        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume: index, mount };
         let (volume, backend) = (&**volume, &mut **backend);
         let queue_index = key as u32;
         let mut cx = QueueCx { volume, backend, recorder, io, device, queue: queue_index };

@@ -13,7 +13,7 @@ use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use slab::Slab;
 
 use crate::engine::{Assignment, Command, Inbox, Released, STOP_GRACE};
-use crate::io::{CONNECTION_SUBMIT_FROM, RingIo};
+use crate::io::{CONNECTION_SUBMIT_FROM, Mount, RingIo};
 use crate::poll::AdaptivePoll;
 use crate::pool::Pool;
 use crate::queue::queue_of;
@@ -228,6 +228,10 @@ impl Shard {
     }
 
     fn io_done(&mut self, volume: u32, done: IoDone) {
+        if !self.volumes.io_ended(volume as usize) {
+            // The backend that started it is gone.
+            return;
+        }
         let (backend, mut io) = self.volume(volume as usize);
         backend.io_done(done, &mut io);
         self.volumes.touch(volume as usize);
@@ -450,11 +454,11 @@ impl Shard {
         let Self { ring, pool, quick, clock, now, connections, volumes, .. } = self;
         let Connection { session, volume, .. } = &mut connections[key];
         volumes.touch(*volume);
-        let Mounted { backend, recorder, waker, .. } = &mut volumes[*volume];
+        let Mounted { backend, recorder, waker, io_in_flight, .. } = &mut volumes[*volume];
         let (clock, now, submit_from, volume) =
             (*clock, *now, CONNECTION_SUBMIT_FROM, *volume as u32);
-        let waker = Some(&*waker);
-        let mut io = RingIo { ring, pool, quick, clock, now, submit_from, volume, waker };
+        let mount = Mount { waker, io_in_flight };
+        let mut io = RingIo { ring, pool, quick, clock, now, submit_from, volume, mount };
         let backend = &mut **backend;
         let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
         call(&mut **session, &mut cx);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use sheave_core::{Backend, Error, memory};
@@ -186,21 +187,25 @@ impl Connection {
         }
         match self.session.next_read() {
             NextRead::Stream => {
-                if self.wait_readable() {
-                    let (count, _) =
-                        retry(|| recv(&self.socket, &mut *self.receive, RecvFlags::empty()))?;
+                if self.wait_for(PollFlags::IN)
+                    && let Some(count) = ready(self.receive())?
+                {
                     self.io.now = self.clock.now();
                     self.received(count);
                 }
             }
             NextRead::Into { payload, skip } => {
                 // Bytes may be long in coming; what is due meanwhile is not held up.
-                while self.is_waiting() && !self.wait_readable() {
+                let count = loop {
+                    let received = plain::recv_into(self.socket.as_fd(), &payload, skip);
+                    if let Some(count) = ready(received)? {
+                        break count;
+                    }
+                    self.wait_for(PollFlags::IN);
                     self.io.now = self.clock.now();
                     self.work();
                     self.reply()?;
-                }
-                let count = plain::recv_into(self.socket.as_fd(), &payload, skip)?;
+                };
                 self.io.now = self.clock.now();
                 match count {
                     0 => self.session.ended(None),
@@ -263,27 +268,37 @@ impl Connection {
             }
             has_sent = true;
             while self.batch.unsent() > 0 {
-                let count = plain::send(self.socket.as_fd(), &mut self.batch)?;
-                self.batch.advance(count);
+                match ready(plain::send(self.socket.as_fd(), &mut self.batch))? {
+                    Some(count) => self.batch.advance(count),
+                    // A slow client does not hold up what the backend does, maybe for others.
+                    None => {
+                        self.wait_for(PollFlags::OUT);
+                        self.io.now = self.clock.now();
+                        self.work();
+                    }
+                }
             }
             self.session.sent(self.batch.len());
             self.batch.clear(|buf| self.io.pool.give(buf));
         }
     }
 
-    /// Whether something may happen before bytes arrive.
-    fn is_waiting(&self) -> bool {
-        self.session.in_flight() > 0 || self.backend.deadline().is_some()
+    fn receive(&mut self) -> io::Result<usize> {
+        let (count, _) = retry(|| recv(&self.socket, &mut *self.receive, RecvFlags::empty()))?;
+        Ok(count)
     }
 
-    /// Sleeps until bytes arrive (true), the backend is woken, or its deadline has passed.
-    fn wait_readable(&self) -> bool {
-        self.io.bell.wait(Some(self.socket.as_fd()), self.time_left())
+    /// Sleeps until the socket is ready (true), the backend has something to do, or its deadline
+    /// has passed.
+    fn wait_for(&mut self, what: PollFlags) -> bool {
+        let left = self.time_left();
+        self.io.wait(Some(PollFd::new(&self.socket, what)), left)
     }
 
-    /// Sleeps until the backend is woken or its deadline has passed.
+    /// Sleeps until the backend has something to do or its deadline has passed.
     fn sleep(&mut self) {
-        self.io.bell.wait(None, self.time_left());
+        let left = self.time_left();
+        self.io.wait(None, left);
         self.io.now = self.clock.now();
     }
 
@@ -311,6 +326,14 @@ impl Connection {
             connection: 0,
         };
         call(&mut *self.session, &mut cx);
+    }
+}
+
+/// `None` if the call would have to wait.
+fn ready(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -13,7 +13,7 @@ use sheave_telemetry::Recorder;
 use slab::Slab;
 
 use crate::Served;
-use crate::io::{CONNECTION_SUBMIT_FROM, RingIo};
+use crate::io::{CONNECTION_SUBMIT_FROM, Mount, RingIo};
 use crate::shard::Shard;
 use crate::waker::{VolumeWaker, Woken};
 
@@ -22,6 +22,8 @@ pub(crate) struct Mounted {
     pub(crate) volume: Arc<dyn Volume>,
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) recorder: Recorder,
+    /// Requests of the backend that were started and whose ends are still to come.
+    pub(crate) io_in_flight: usize,
     /// What [`sheave_core::Io::waker`] answers.
     pub(crate) waker: Waker,
     wake: Arc<VolumeWaker>,
@@ -33,9 +35,32 @@ pub(crate) struct Mounted {
     opened: usize,
 }
 
+/// An entry of the table of mounted volumes, whose key is in the names of I/O requests.
+enum Place {
+    Mounted(Box<Mounted>),
+    /// The volume is gone. Its key is not used again before so many requests have ended.
+    Ending(usize),
+}
+
+impl Place {
+    fn mounted(&self) -> Option<&Mounted> {
+        match self {
+            Self::Mounted(mounted) => Some(mounted),
+            Self::Ending(_) => None,
+        }
+    }
+
+    fn mounted_mut(&mut self) -> Option<&mut Mounted> {
+        match self {
+            Self::Mounted(mounted) => Some(mounted),
+            Self::Ending(_) => None,
+        }
+    }
+}
+
 /// All mounted volumes.
 pub(crate) struct Volumes {
-    mounted: Slab<Mounted>,
+    places: Slab<Place>,
     /// Volumes to visit in this turn.
     touched: Vec<usize>,
     /// Deadlines of backends that have one, with their volumes.
@@ -48,7 +73,7 @@ pub(crate) struct Volumes {
 impl Volumes {
     pub(crate) fn new(woken: Woken) -> Self {
         Self {
-            mounted: Slab::new(),
+            places: Slab::new(),
             touched: Vec::new(),
             due: BTreeSet::new(),
             woken: Arc::new(woken),
@@ -90,12 +115,12 @@ impl Volumes {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.mounted.is_empty()
+        self.places.iter().all(|(_, place)| place.mounted().is_none())
     }
 
     /// Has the volume visited in this turn.
     pub(crate) fn touch(&mut self, volume: usize) {
-        if let Some(mounted) = self.mounted.get_mut(volume)
+        if let Some(mounted) = self.mounted(volume)
             && !mounted.touched
         {
             mounted.touched = true;
@@ -117,7 +142,7 @@ impl Volumes {
     pub(crate) fn touch_due(&mut self, now: Nanos) {
         while let Some(&(due, volume)) = self.due.first().filter(|(due, _)| *due <= now) {
             self.due.remove(&(due, volume));
-            self.mounted[volume].due = None;
+            self[volume].due = None;
             self.touch(volume);
         }
     }
@@ -130,7 +155,7 @@ impl Volumes {
     pub(crate) fn next_touched(&mut self) -> Option<usize> {
         while let Some(volume) = self.touched.pop() {
             // It may have been unmounted meanwhile.
-            if let Some(mounted) = self.mounted.get(volume).filter(|mounted| mounted.touched) {
+            if let Some(mounted) = self.mounted(volume).filter(|mounted| mounted.touched) {
                 mounted.wake.visited();
                 return Some(volume);
             }
@@ -140,7 +165,7 @@ impl Volumes {
 
     /// The backend has nothing more to say for now; takes note of its deadline.
     pub(crate) fn visited(&mut self, volume: usize) {
-        let Some(mounted) = self.mounted.get_mut(volume) else { return };
+        let Some(mounted) = self.mounted(volume) else { return };
         mounted.touched = false;
         let due = mounted.backend.deadline();
         let before = std::mem::replace(&mut mounted.due, due);
@@ -159,9 +184,31 @@ impl Volumes {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// A request of this volume has ended. False if the volume is gone.
+    pub(crate) fn io_ended(&mut self, volume: usize) -> bool {
+        match &mut self.places[volume] {
+            Place::Mounted(mounted) => {
+                mounted.io_in_flight -= 1;
+                true
+            }
+            Place::Ending(left) => {
+                *left -= 1;
+                if *left == 0 {
+                    self.places.remove(volume);
+                }
+                false
+            }
+        }
+    }
+
+    fn mounted(&mut self, volume: usize) -> Option<&mut Mounted> {
+        self.places.get_mut(volume)?.mounted_mut()
+    }
+
     fn index_of(&self, volume: &Arc<dyn Volume>) -> Option<usize> {
-        let mut known = self.mounted.iter();
-        known.find(|(_, have)| Arc::ptr_eq(&have.volume, volume)).map(|(index, _)| index)
+        let is_same = |have: &Mounted| Arc::ptr_eq(&have.volume, volume);
+        let mut known = self.places.iter();
+        known.find(|(_, place)| place.mounted().is_some_and(is_same)).map(|(index, _)| index)
     }
 
     fn hold(&mut self, served: &Served) -> Result<usize> {
@@ -170,12 +217,13 @@ impl Volumes {
             Some(index) => index,
             None => {
                 let backend = volume.backend()?;
-                let entry = self.mounted.vacant_entry();
+                let entry = self.places.vacant_entry();
                 let wake = VolumeWaker::new(&self.woken, entry.key() as u32);
                 let mounted = Mounted {
                     volume: Arc::clone(volume),
                     backend,
                     recorder: stats.recorder(),
+                    io_in_flight: 0,
                     waker: Arc::clone(&wake).into(),
                     wake,
                     touched: false,
@@ -184,7 +232,7 @@ impl Volumes {
                     opened: 0,
                 };
                 let index = entry.key();
-                entry.insert(mounted);
+                entry.insert(Place::Mounted(Box::new(mounted)));
                 index
             }
         };
@@ -196,11 +244,16 @@ impl Volumes {
 
     fn let_go(&mut self, volume: usize) {
         self[volume].users -= 1;
-        if self[volume].users == 0 {
-            let mounted = self.mounted.remove(volume);
-            if let Some(due) = mounted.due {
-                self.due.remove(&(due, volume));
-            }
+        if self[volume].users > 0 {
+            return;
+        }
+        if let Some(due) = self[volume].due {
+            self.due.remove(&(due, volume));
+        }
+        // Its end shuts down the sockets that it has requests in flight on.
+        match self[volume].io_in_flight {
+            0 => drop(self.places.remove(volume)),
+            left => self.places[volume] = Place::Ending(left),
         }
     }
 }
@@ -227,11 +280,11 @@ impl Shard {
     /// A volume's backend, and the engine as it sees it.
     pub(crate) fn volume(&mut self, index: usize) -> (&mut dyn Backend, RingIo<'_>) {
         let Self { ring, pool, quick, clock, now, volumes, .. } = self;
-        let Mounted { backend, waker, .. } = &mut volumes[index];
+        let Mounted { backend, waker, io_in_flight, .. } = &mut volumes[index];
         let (clock, now, submit_from, volume) =
             (*clock, *now, CONNECTION_SUBMIT_FROM, index as u32);
-        let waker = Some(&*waker);
-        (&mut **backend, RingIo { ring, pool, quick, clock, now, submit_from, volume, waker })
+        let mount = Mount { waker, io_in_flight };
+        (&mut **backend, RingIo { ring, pool, quick, clock, now, submit_from, volume, mount })
     }
 }
 
@@ -239,12 +292,12 @@ impl Index<usize> for Volumes {
     type Output = Mounted;
 
     fn index(&self, volume: usize) -> &Mounted {
-        &self.mounted[volume]
+        self.places[volume].mounted().expect("a key of a mounted volume")
     }
 }
 
 impl IndexMut<usize> for Volumes {
     fn index_mut(&mut self, volume: usize) -> &mut Mounted {
-        &mut self.mounted[volume]
+        self.mounted(volume).expect("a key of a mounted volume")
     }
 }

@@ -22,7 +22,7 @@ fn on_the_ring() {
 
 #[test]
 fn by_plain_calls() {
-    check(&mut |request| (plain::file(&request), request));
+    check(&mut |request| (plain::carry_out(&request), request));
 }
 
 #[test]

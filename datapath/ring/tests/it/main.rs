@@ -4,5 +4,6 @@
 mod end_of_life;
 mod files;
 mod limits;
+mod requests;
 mod sockets;
 mod support;
