@@ -1,11 +1,12 @@
 //! The volumes' suite on both engines: file I/O by a ring, and by plain calls.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use sheave_conformance::{Engine, Options, check, unparker};
+use sheave_conformance::{Engine, Options, check, unparker, wait_for_sockets};
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
 use sheave_layers::BlockSize;
 use sheave_local::{FileOptions, FileVolume};
@@ -19,6 +20,7 @@ const SIZE: u64 = 3 * (64 << 10) + 777;
 const OPTIONS: Options = Options { cases: 40, unaligned: true };
 /// Few, so that backends find no room now and then.
 const REQUESTS_MAX: usize = 3;
+const TURN_MAX: Duration = Duration::from_millis(1);
 
 /// A ring and nothing else.
 struct RingEngine {
@@ -57,7 +59,9 @@ impl Engine for RingEngine {
 
     fn wait(&mut self, until: Option<Nanos>, done: &mut Vec<IoDone>) {
         let left = until.map(|until| Duration::from_nanos(until.saturating_sub(self.io.now())));
-        self.io.ring.wait(left).expect("the ring waits");
+        // A receive may wait for what another thread is about to do.
+        let left = left.unwrap_or(TURN_MAX).min(TURN_MAX);
+        self.io.ring.wait(Some(left)).expect("the ring waits");
         while let Some(event) = self.io.ring.next_event() {
             let Event::File { user: (_, token), result, request } = event else {
                 panic!("only file requests were started")
@@ -101,11 +105,14 @@ struct CallsEngine {
 struct CallsIo {
     start: Instant,
     done: VecDeque<IoDone>,
+    /// Requests that wait for their sockets.
+    waiting: Vec<(IoToken, IoRequest)>,
 }
 
 impl CallsEngine {
     fn new() -> Self {
-        Self { io: CallsIo { start: Instant::now(), done: VecDeque::new() } }
+        let (done, waiting) = (VecDeque::new(), Vec::new());
+        Self { io: CallsIo { start: Instant::now(), done, waiting } }
     }
 }
 
@@ -115,12 +122,19 @@ impl Engine for CallsEngine {
     }
 
     fn in_flight(&self) -> usize {
-        self.io.done.len()
+        self.io.done.len() + self.io.waiting.len()
     }
 
     fn wait(&mut self, until: Option<Nanos>, done: &mut Vec<IoDone>) {
         match self.io.done.pop_front() {
             Some(end) => done.push(end),
+            None if !self.io.waiting.is_empty() => {
+                wait_for_sockets(self.io.waiting.iter().map(|(_, request)| request));
+                for (token, request) in std::mem::take(&mut self.io.waiting) {
+                    self.io.carry_out(request, token);
+                }
+                done.extend(self.io.done.drain(..));
+            }
             None => {
                 let left = until.unwrap_or(0).saturating_sub(self.io.now());
                 std::thread::sleep(Duration::from_nanos(left));
@@ -151,9 +165,19 @@ impl Io for CallsIo {
         if self.done.len() >= REQUESTS_MAX {
             return Err(request);
         }
-        let result = plain::carry_out(&request);
-        self.done.push_back(IoDone { token, request, result });
+        self.carry_out(request, token);
         Ok(())
+    }
+}
+
+impl CallsIo {
+    fn carry_out(&mut self, request: IoRequest, token: IoToken) {
+        match plain::carry_out(&request) {
+            Err(error) if request.is_socket() && error.kind() == ErrorKind::WouldBlock => {
+                self.waiting.push((token, request));
+            }
+            result => self.done.push_back(IoDone { token, request, result }),
+        }
     }
 }
 

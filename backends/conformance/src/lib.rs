@@ -22,7 +22,7 @@ use sheave_core::{Io, IoDone, Nanos, Volume};
 use action::{Batch, batches};
 pub use driver::Driver;
 use model::Model;
-pub use plain::{Mishap, PlainEngine};
+pub use plain::{Mishap, PlainEngine, wait_for_sockets};
 
 /// What runs file I/O for a backend under test.
 pub trait Engine {

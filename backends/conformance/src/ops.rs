@@ -102,6 +102,8 @@ impl Log {
             }
             IoRequest::Sync { .. } => "sync".to_owned(),
             IoRequest::Allocate { mode, at, len, .. } => format!("{mode:?} {at}+{len}"),
+            IoRequest::Recv { into, skip, .. } => format!("recv {}", into.len() - skip),
+            IoRequest::Send { from, skip, .. } => format!("send {}", from.len() - skip),
         };
         self.0.lock().expect("the log").push(line);
     }

@@ -4,16 +4,22 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::task::Waker;
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use sheave_core::{
     Allocate, Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Result,
 };
 
 use super::{Engine, unparker};
 
+/// The longest wait for a socket.
+const SOCKET_WAIT_NS: i64 = 1_000_000;
 /// Nanoseconds that pass with each wait.
 const TURN_NS: Nanos = 1_000;
 
@@ -103,11 +109,21 @@ impl Engine for PlainEngine {
             std::thread::yield_now();
             return;
         }
-        let at = self.io.next_random() as usize % self.io.queue.len();
-        if let Some((token, request)) = self.io.queue.remove(at) {
+        let count = self.io.queue.len();
+        let first = self.io.next_random() as usize % count;
+        for at in (0..count).map(|turn| (first + turn) % count) {
+            let Some((token, request)) = self.io.queue.remove(at) else { return };
             let result = self.carry_out(&request);
-            done.push(IoDone { token, request, result });
+            let must_wait = result.as_ref().is_err_and(|why| why.kind() == ErrorKind::WouldBlock);
+            if !must_wait || !request.is_socket() {
+                return done.push(IoDone { token, request, result });
+            }
+            self.io.queue.insert(at, (token, request));
         }
+        // Peers keep real time.
+        let begun = Instant::now();
+        wait_for_sockets(self.io.queue.iter().map(|(_, request)| request));
+        self.io.now += begun.elapsed().as_nanos() as Nanos;
     }
 }
 
@@ -172,7 +188,29 @@ fn carry_out(request: &IoRequest, count_max: usize) -> io::Result<usize> {
         }
         IoRequest::Sync { file } => file.sync_data().map(|()| 0),
         IoRequest::Allocate { file, mode, at, len } => allocate(file, *mode, *at, *len),
+        IoRequest::Recv { socket, into, skip, all: _ } => {
+            let mut bytes = vec![0; (into.len() - skip).min(count_max)];
+            let (count, _) = recv(socket, &mut bytes[..], RecvFlags::DONTWAIT)?;
+            into.copy_in(*skip, &bytes[..count]);
+            Ok(count)
+        }
+        IoRequest::Send { socket, from, skip } => {
+            let bytes = from.slice(*skip, (from.len() - skip).min(count_max)).to_vec();
+            Ok(send(socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+        }
     }
+}
+
+/// Waits for one of the sockets of these requests, or for a short time: another thread may have
+/// something to say, too.
+pub fn wait_for_sockets<'a>(requests: impl Iterator<Item = &'a IoRequest>) {
+    let of_request = |request: &'a IoRequest| match request {
+        IoRequest::Recv { socket, .. } => Some(PollFd::new(socket, PollFlags::IN)),
+        IoRequest::Send { socket, .. } => Some(PollFd::new(socket, PollFlags::OUT)),
+        _ => None,
+    };
+    let mut sockets: Vec<_> = requests.filter_map(of_request).collect();
+    let _ = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: SOCKET_WAIT_NS }));
 }
 
 fn allocate(file: &File, mode: Allocate, at: u64, len: u64) -> io::Result<usize> {

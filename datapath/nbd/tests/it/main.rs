@@ -15,6 +15,7 @@ mod listen;
 mod model;
 mod remote;
 mod sizes;
+mod sockets;
 mod starved;
 mod stats;
 mod stop;
