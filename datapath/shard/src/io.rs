@@ -49,7 +49,6 @@ pub(crate) struct Mount<'a> {
     pub(crate) io_in_flight: &'a mut usize,
 }
 
-
 impl Io for RingIo<'_> {
     fn now(&self) -> Nanos {
         self.now
