@@ -249,8 +249,8 @@ impl Engine {
     /// # Errors
     /// Drops the connection when that shard does not take what it has been handed before.
     pub fn serve(&self, assignment: Assignment) -> Result<(), Error> {
-        // On a non-blocking socket a ring would answer EAGAIN instead of waiting. A thread waits for
-        // more than its socket.
+        // On a non-blocking socket a ring would answer EAGAIN instead of waiting. A thread waits
+        // for more than its socket.
         let is_nonblocking = matches!(self.kind, Kind::Threads(_));
         rustix::io::ioctl_fionbio(&assignment.socket, is_nonblocking)
             .map_err(|errno| Error::from_io("serve", "socket mode", errno.into()))?;
