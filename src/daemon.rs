@@ -13,9 +13,10 @@ use sheave_control::v1::control_server::{Control, ControlServer};
 use sheave_control::v1::{
     AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
     GetVersionResponse, ListDevicesRequest, ListDevicesResponse, ResizeRequest, ResizeResponse,
+    SetLimitsRequest, SetLimitsResponse,
 };
 use sheave_core::{Error, ErrorKind, printable};
-use sheave_devices::{self as devices, Attached, Devices};
+use sheave_devices::{self as devices, Attached, Devices, NewLimits};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -177,6 +178,16 @@ impl Control for Service {
         Ok(Response::new(ResizeResponse { device: Some(message(attached)) }))
     }
 
+    async fn set_limits(
+        &self,
+        request: Request<SetLimitsRequest>,
+    ) -> Result<Response<SetLimitsResponse>, Status> {
+        let SetLimitsRequest { target, bytes_per_second, ops_per_second } = request.into_inner();
+        let new = NewLimits { bytes_per_second, ops_per_second };
+        let attached = self.blocking(move |devices| devices.set_limits(&target, new)).await?;
+        Ok(Response::new(SetLimitsResponse { device: Some(message(attached)) }))
+    }
+
     async fn list_devices(
         &self,
         _: Request<ListDevicesRequest>,
@@ -226,5 +237,7 @@ fn message(attached: Attached) -> Device {
         size_bytes: attached.size,
         waiting: attached.waiting.unwrap_or_default(),
         held_bytes: attached.held_bytes,
+        limit_bytes_per_second: attached.limits.bytes_per_second,
+        limit_ops_per_second: attached.limits.ops_per_second,
     }
 }

@@ -8,7 +8,6 @@ mod daemon;
 mod handover;
 mod limits;
 mod log;
-mod node_memory;
 mod process;
 mod protect;
 mod serve;

@@ -178,7 +178,7 @@ fn table(devices: &[Device]) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
-        .set_header(["DEVICE", "FRONT", "BYTES", "MEMORY", "MODE", "VOLUME"]);
+        .set_header(["DEVICE", "FRONT", "BYTES", "MEMORY", "MODE", "LIMITS", "VOLUME"]);
     for bytes in table.column_iter_mut().skip(2).take(2) {
         bytes.set_cell_alignment(CellAlignment::Right);
     }
@@ -190,8 +190,8 @@ fn table(devices: &[Device]) -> String {
         };
         let bytes = device.size_bytes.to_string();
         let held = device.held_bytes.map_or_else(|| "-".to_owned(), |held| held.to_string());
-        let volume = printable(&device.volume).to_string();
-        table.add_row([&device.path, front(device), &bytes, &held, mode, &volume]);
+        let (limits, volume) = (limits(device), printable(&device.volume).to_string());
+        table.add_row([&device.path, front(device), &bytes, &held, mode, &limits, &volume]);
     }
     format!("{table}\n")
 }
@@ -207,11 +207,26 @@ fn json(devices: &[Device]) -> String {
                 "read_only": device.read_only,
                 "volume": device.volume,
                 "held_bytes": device.held_bytes,
+                "limit_bps": limit(device.limit_bytes_per_second),
+                "limit_iops": limit(device.limit_ops_per_second),
                 "waiting": (!device.waiting.is_empty()).then_some(&device.waiting),
             })
         })
         .collect();
     format!("{}\n", serde_json::Value::from(list))
+}
+
+/// Both limits, for a table.
+fn limits(device: &Device) -> String {
+    let bps = limit(device.limit_bytes_per_second).map(|limit| format!("{limit} B/s"));
+    let iops = limit(device.limit_ops_per_second).map(|limit| format!("{limit} op/s"));
+    let both: Vec<_> = bps.into_iter().chain(iops).collect();
+    if both.is_empty() { "-".to_owned() } else { both.join(", ") }
+}
+
+/// `None` if there is none.
+fn limit(value: u64) -> Option<u64> {
+    (value != 0).then_some(value)
 }
 
 fn front(device: &Device) -> &'static str {
@@ -231,6 +246,18 @@ mod tests {
         assert_eq!(target("/dev/ublkb0").unwrap(), "/dev/ublkb0");
         assert_eq!(target("file:///dev/%E9").unwrap(), "file:///dev/%E9");
         assert!(target("a.img").unwrap().starts_with('/'));
+    }
+
+    #[test]
+    fn limits_are_shown_with_their_units() {
+        let limited = |bps, iops| Device {
+            limit_bytes_per_second: bps,
+            limit_ops_per_second: iops,
+            ..Device::default()
+        };
+        assert_eq!(limits(&limited(0, 0)), "-");
+        assert_eq!(limits(&limited(0, 500)), "500 op/s");
+        assert_eq!(limits(&limited(1 << 20, 500)), "1048576 B/s, 500 op/s");
     }
 
     #[test]

@@ -11,18 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use sheave_core::{Volume, printable};
-use sheave_devices::{DeadLinks, Devices, DevicesConfig, VolumeSource};
+use sheave_core::printable;
+use sheave_devices::{DeadLinks, Devices, DevicesConfig};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
-use sheave_volumes::{OpenOptions, VolumeSpec};
 use tokio::sync::{Notify as Event, oneshot};
 
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
 use crate::daemon::{self, ControlSocket};
 use crate::handover::{HandOver, Taken};
 use crate::log;
-use crate::node_memory;
 use crate::process::{HangUp, Signals, default_shards, runtime};
 use crate::protect::protect;
 use crate::state_dir::state_dir;
@@ -138,7 +136,6 @@ async fn serve(start: Start) -> Result<()> {
     let config = DevicesConfig {
         engine,
         records: state.join("devices"),
-        volumes: Box::new(Backends),
         probe_ublk: ublk::probe,
         helper,
         left: std::mem::take(&mut taken.connections),
@@ -245,21 +242,6 @@ async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infalli
         let why = ended.unwrap_or_else(|error| error.to_string());
         tracing::error!(why, "no successor: serving on");
         notify.ready();
-    }
-}
-
-/// The volumes that this program knows.
-struct Backends;
-
-impl VolumeSource for Backends {
-    fn open(&self, name: &str, read_only: bool) -> sheave_core::Result<Arc<dyn Volume>> {
-        let spec: VolumeSpec = name.parse()?;
-        node_memory::check(name, &spec)?;
-        spec.open(&OpenOptions { read_only, ..OpenOptions::default() })
-    }
-
-    fn identity(&self, name: &str) -> sheave_core::Result<Option<String>> {
-        sheave_volumes::identity(name)
     }
 }
 

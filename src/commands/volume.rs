@@ -1,15 +1,18 @@
 //! `sheave volume`: volumes themselves, whether they are devices or not.
 
 use anyhow::{Context as _, Result, bail};
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use sheave_bench::output;
-use sheave_control::v1::ResizeRequest;
+use sheave_control::v1::{ResizeRequest, SetLimitsRequest};
 use sheave_core::parse_size;
 use tonic::Code;
 
-use super::attach::{connect, is_device, said, target};
+use super::attach::{answered, connect, is_device, said, target};
 use super::volume_parser;
 use crate::process::runtime;
+
+/// What lifts a limit, beside 0.
+const NO_LIMIT: &str = "none";
 
 /// Change volumes.
 #[derive(clap::Args)]
@@ -22,6 +25,8 @@ pub(crate) struct Args {
 enum VolumeCommand {
     /// Make a volume longer, and its device if it is one, while it is used
     Resize(ResizeArgs),
+    /// Change how much an attached volume may do per second, while it is used
+    Set(SetArgs),
 }
 
 #[derive(clap::Args)]
@@ -41,8 +46,62 @@ struct ResizeArgs {
     size: Option<u64>,
 }
 
+#[derive(clap::Args)]
+#[command(
+    group = ArgGroup::new("limits").required(true).multiple(true),
+    after_help = "\
+Examples:
+  sheave volume set disk.img --limit-bps 100M --limit-iops 5000
+  sheave volume set /dev/ublkb0 --limit-iops none
+
+A limit that is not named stays as it is. Limits hold for all I/O of the device together, at once
+and until it is detached, also when another daemon serves it, and beside those of the volume's
+text. After idling, a device may do at once what its limits allow in 50 ms. A request that is
+longer than that is not refused; those after it wait until it is paid for."
+)]
+struct SetArgs {
+    /// A volume as it was attached, or a device
+    #[arg(value_parser = volume_parser())]
+    volume: String,
+    /// Bytes read and written per second, such as 100M; 0 or none lifts the limit
+    #[arg(long, value_name = "SIZE", group = "limits", value_parser = parse_limit_bps)]
+    limit_bps: Option<u64>,
+    /// Requests per second; 0 or none lifts the limit
+    #[arg(long, value_name = "N", group = "limits", value_parser = parse_limit_iops)]
+    limit_iops: Option<u64>,
+}
+
+fn parse_limit_bps(text: &str) -> sheave_core::Result<u64> {
+    if text == NO_LIMIT { Ok(0) } else { parse_size(text) }
+}
+
+fn parse_limit_iops(text: &str) -> Result<u64, String> {
+    if text == NO_LIMIT {
+        return Ok(0);
+    }
+    text.parse().map_err(|_| format!("a whole number, or {NO_LIMIT}"))
+}
+
 pub(crate) fn run(args: Args) -> Result<()> {
-    let VolumeCommand::Resize(ResizeArgs { volume, size }) = args.command;
+    match args.command {
+        VolumeCommand::Resize(args) => resize(args),
+        VolumeCommand::Set(args) => set(args),
+    }
+}
+
+fn set(args: SetArgs) -> Result<()> {
+    let SetArgs { volume, limit_bps, limit_iops } = args;
+    let request = SetLimitsRequest {
+        target: target(&volume).context("set limits")?,
+        bytes_per_second: limit_bps,
+        ops_per_second: limit_iops,
+    };
+    runtime()?.block_on(async { answered(connect().await?.set_limits(request)).await })?;
+    Ok(())
+}
+
+fn resize(args: ResizeArgs) -> Result<()> {
+    let ResizeArgs { volume, size } = args;
     let target = target(&volume).context("resize")?;
     let bytes = match runtime()?.block_on(resize_device(&target, size))? {
         Some(bytes) => bytes,

@@ -8,11 +8,10 @@ use sheave_core::Volume;
 use sheave_layers::{Limits, RateLimits};
 use sheave_local::OpenBatch;
 use sheave_nbd::{Access, Export, TlsConfig, TlsFiles, server_tls};
-use sheave_volumes::{OpenOptions, VolumeSpec};
+use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 
 use super::tls_watch::{Stamps, stamps};
 use crate::config::BadConfig;
-use crate::node_memory;
 
 /// An export that is asked for, by the command line or the file.
 #[derive(Clone, Debug)]
@@ -107,7 +106,7 @@ impl Wanted {
     fn open(&self) -> Result<Open> {
         let limits = self.limits.map(|limits| Arc::new(Limits::new(limits)));
         let options = OpenOptions { read_only: self.read_only, limits: limits.clone() };
-        if let Err(error) = node_memory::check(&self.volume, &self.spec) {
+        if let Err(error) = check_memory(&self.volume, &self.spec) {
             tracing::warn!("{error}");
         }
         let opened = self.spec.open(&options);

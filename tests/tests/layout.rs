@@ -24,10 +24,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "sheave-core",
             "sheave-knbd",
+            "sheave-layers",
             "sheave-nbd",
             "sheave-shard",
             "sheave-telemetry",
             "sheave-ublk",
+            "sheave-volumes",
         ],
     ),
     ("sheave-control", &[]),

@@ -64,6 +64,11 @@ fn a_device_grows_while_it_is_used() {
 }
 
 #[test]
+fn limits_change_while_a_device_is_used() {
+    case("limits.sh");
+}
+
+#[test]
 fn a_device_has_the_blocks_of_the_disk_below() {
     case("sectors.sh");
 }

@@ -32,6 +32,11 @@ pub(super) trait Keeper: Send {
         let _ = now;
     }
 
+    /// Whether any op may pass at once, uncounted. Asked only when none waits.
+    fn is_open(&self) -> bool {
+        false
+    }
+
     /// Whether writes may fail, so that they must not be received in place.
     fn spoils_writes(&self) -> bool {
         false
@@ -80,6 +85,46 @@ impl<K: Keeper> Gate<K> {
         }
     }
 
+    /// Submits an op that the keeper counts. Apart from [`Backend::submit`], to keep that short.
+    fn submit_counted(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
+        if self.delayed.len() >= DELAYED_MAX {
+            return Submitted::Full(op);
+        }
+        if let Err(error) = memory::attempt(|| self.delayed.try_reserve(1)) {
+            return Submitted::Done(Err(error));
+        }
+        let now = io.now();
+        if self.delayed.is_empty() {
+            self.looked_at = now;
+        }
+        let (turn, end) = self.keeper.decide(op, now);
+        if self.keeper.due(&turn) > now {
+            self.delay(turn, 0, tag, end);
+            return Submitted::Queued;
+        }
+        self.pass(end, tag, io).unwrap_or_else(|end| {
+            // Taken all the same, so that what the keeper has counted for it is counted once.
+            self.delay(turn, now + RETRY_NS, tag, end);
+            Submitted::Queued
+        })
+    }
+
+    /// Ends the delayed ops whose turn has come, up to the first that has a completion here.
+    fn reap_delayed(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        let now = io.now();
+        self.looked_at = now;
+        self.keeper.wake(now);
+        while self.delayed.peek().is_some_and(|Reverse(first)| self.due(first) <= now) {
+            let Some(Reverse(Delayed { turn, tag, end, .. })) = self.delayed.pop() else { break };
+            match self.pass(end, tag, io) {
+                Ok(Submitted::Done(outcome)) => return Some(Completion { tag, outcome }),
+                Ok(_) => {}
+                Err(end) => self.delay(turn, now + RETRY_NS, tag, end),
+            }
+        }
+        None
+    }
+
     fn delay(&mut self, turn: K::Turn, not_before: Nanos, tag: Tag, end: End) {
         let number = self.next;
         self.next += 1;
@@ -104,26 +149,10 @@ impl<K: Keeper> Backend for Gate<K> {
     }
 
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
-        if self.delayed.len() >= DELAYED_MAX {
-            return Submitted::Full(op);
+        if self.delayed.is_empty() && self.keeper.is_open() {
+            return self.inner.submit(op, tag, io);
         }
-        if let Err(error) = memory::attempt(|| self.delayed.try_reserve(1)) {
-            return Submitted::Done(Err(error));
-        }
-        let now = io.now();
-        if self.delayed.is_empty() {
-            self.looked_at = now;
-        }
-        let (turn, end) = self.keeper.decide(op, now);
-        if self.keeper.due(&turn) > now {
-            self.delay(turn, 0, tag, end);
-            return Submitted::Queued;
-        }
-        self.pass(end, tag, io).unwrap_or_else(|end| {
-            // Taken all the same, so that what the keeper has counted for it is counted once.
-            self.delay(turn, now + RETRY_NS, tag, end);
-            Submitted::Queued
-        })
+        self.submit_counted(op, tag, io)
     }
 
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
@@ -134,25 +163,14 @@ impl<K: Keeper> Backend for Gate<K> {
         if self.delayed.is_empty() {
             return self.inner.reap(io);
         }
-        let now = io.now();
-        self.looked_at = now;
-        self.keeper.wake(now);
-        while self.delayed.peek().is_some_and(|Reverse(first)| self.due(first) <= now) {
-            let Some(Reverse(Delayed { turn, tag, end, .. })) = self.delayed.pop() else { break };
-            match self.pass(end, tag, io) {
-                Ok(Submitted::Done(outcome)) => return Some(Completion { tag, outcome }),
-                Ok(_) => {}
-                Err(end) => self.delay(turn, now + RETRY_NS, tag, end),
-            }
-        }
-        self.inner.reap(io)
+        self.reap_delayed(io).or_else(|| self.inner.reap(io))
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        let own = self.delayed.peek().map(|Reverse(first)| {
-            self.due(first).min(self.looked_at.saturating_add(K::RECHECK_NS))
-        });
-        own.into_iter().chain(self.inner.deadline()).min()
+        let below = self.inner.deadline();
+        let Some(Reverse(first)) = self.delayed.peek() else { return below };
+        let own = self.due(first).min(self.looked_at.saturating_add(K::RECHECK_NS));
+        Some(below.map_or(own, |below| own.min(below)))
     }
 }
 

@@ -12,10 +12,12 @@
 #![forbid(unsafe_code)]
 
 mod names;
+mod node_memory;
 mod parse;
 mod schemes;
 mod source;
 mod spec;
 
 pub use names::{export_name, file_url, path_text, volume_text};
+pub use node_memory::check_memory;
 pub use spec::{OpenOptions, VolumeSpec, identity, open, resize};

@@ -5,6 +5,7 @@ mod apart;
 mod block;
 mod detach;
 mod front;
+mod limits;
 mod records;
 mod recovery;
 mod resize;
@@ -18,8 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume, printable};
+use sheave_layers::Limits;
 use sheave_shard::{Engine, Served};
 use sheave_telemetry::Registry;
+use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 
 use crate::apart::Task;
 use crate::block::{BlockDevice, check_blocks};
@@ -29,6 +32,7 @@ use crate::slot::{Entry, Held, Live, Slot, lock};
 
 pub use crate::apart::{Helper, run_task};
 pub use crate::front::Front;
+pub use crate::limits::NewLimits;
 pub use crate::slot::Attached;
 pub use sheave_knbd::DeadLinks;
 pub use sheave_shard::Released;
@@ -39,8 +43,6 @@ pub struct DevicesConfig {
     pub engine: Engine,
     /// Where what must survive a crash is kept.
     pub records: PathBuf,
-    /// Where volumes come from.
-    pub volumes: Box<dyn VolumeSource>,
     /// Tells whether ublk works here. Asked until it does.
     pub probe_ublk: fn() -> Result<()>,
     /// How work that waits for a device gets a process of its own.
@@ -49,27 +51,11 @@ pub struct DevicesConfig {
     pub left: Vec<Released>,
 }
 
-/// How volumes are opened and changed, by their names.
-pub trait VolumeSource: Send + Sync {
-    /// Opens a volume, read-only if that is said.
-    ///
-    /// # Errors
-    /// Why it cannot be had.
-    fn open(&self, name: &str, read_only: bool) -> Result<Arc<dyn Volume>>;
-
-    /// The [`sheave_core::VolumeInfo::identity`] of what has this name now.
-    ///
-    /// # Errors
-    /// When nothing has.
-    fn identity(&self, name: &str) -> Result<Option<String>>;
-}
-
 /// The devices of one daemon. All calls may wait for the kernel.
 pub struct Devices {
     engine: Engine,
     registry: Arc<Registry>,
     records: Records,
-    volumes: Box<dyn VolumeSource>,
     probe_ublk: fn() -> Result<()>,
     helper: Helper,
     ublk_works: AtomicBool,
@@ -89,12 +75,11 @@ impl Devices {
     /// # Errors
     /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, volumes, probe_ublk, helper, left } = config;
+        let DevicesConfig { engine, records, probe_ublk, helper, left } = config;
         let devices = Self {
             engine,
             registry,
             records: Records::open(records)?,
-            volumes,
             probe_ublk,
             helper,
             ublk_works: AtomicBool::new(false),
@@ -170,7 +155,8 @@ impl Devices {
         entry: &mut Held<'_>,
     ) -> Result<()> {
         let seen = entry.seen;
-        let volume = self.volumes.open(name, read_only)?;
+        let limits = Arc::<Limits>::default();
+        let volume = open_volume(name, read_only, &limits)?;
         let info = volume.info();
         let size = volume.size();
         let block = info.block.logical;
@@ -200,7 +186,7 @@ impl Devices {
         match live {
             Ok(device) => {
                 tracing::info!(volume = name, %device, "attached");
-                **entry = Entry::Attached(Live { device, record, volume: served.volume });
+                **entry = Entry::Attached(Live { device, record, volume: served.volume, limits });
                 Ok(())
             }
             Err(error) => {
@@ -274,6 +260,13 @@ impl Devices {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
         lock(&self.entries)
     }
+}
+
+/// Opens the volume of a device, which obeys `limits` from then on.
+fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<dyn Volume>> {
+    let spec: VolumeSpec = name.parse()?;
+    check_memory(name, &spec)?;
+    spec.open(&OpenOptions { read_only, limits: Some(Arc::clone(limits)) })
 }
 
 /// Whether a device that is there is the one that is asked for.

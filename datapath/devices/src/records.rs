@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo, printable};
+use sheave_layers::RateLimits;
 
 use crate::front::{Device, Front};
 
@@ -43,6 +44,11 @@ pub(crate) struct Record {
     /// Of the volume, see [`VolumeInfo::identity`].
     #[serde(default)]
     pub(crate) identity: Option<String>,
+    /// See [`RateLimits`]; 0 in the records of older programs.
+    #[serde(default)]
+    limit_bps: u64,
+    #[serde(default)]
+    limit_iops: u64,
     /// Identifies the device: a random number that the kernel keeps with it.
     pub(crate) mark: u64,
     /// Its number; `None` while the driver has not told it.
@@ -77,6 +83,8 @@ impl Record {
             size,
             block: info.block.logical,
             identity: info.identity.clone(),
+            limit_bps: 0,
+            limit_iops: 0,
             mark,
             id: None,
             boot: boot_id(),
@@ -86,6 +94,17 @@ impl Record {
     /// The same device with this many bytes.
     pub(crate) fn grown(&self, size: u64) -> Self {
         Self { size, ..self.clone() }
+    }
+
+    /// The same device with these limits.
+    pub(crate) fn limited(&self, limits: RateLimits) -> Self {
+        let RateLimits { bytes_per_second: limit_bps, ops_per_second: limit_iops } = limits;
+        Self { limit_bps, limit_iops, ..self.clone() }
+    }
+
+    /// What it may do per second, beside what its volume's text says.
+    pub(crate) fn limits(&self) -> RateLimits {
+        RateLimits { bytes_per_second: self.limit_bps, ops_per_second: self.limit_iops }
     }
 
     /// The device, if its number is known. Whether there is one is the kernel's to say.
@@ -296,6 +315,23 @@ mod tests {
         assert!(!old.contains("block"));
         let old: Record = serde_json::from_str(&old).unwrap();
         assert_eq!(old.block, 512, "of an older program");
+    }
+
+    #[test]
+    fn a_device_keeps_its_limits() {
+        let limits = RateLimits { bytes_per_second: 1 << 20, ops_per_second: 500 };
+        let limited = record().limited(limits);
+        let found = Record::of_text(&limited.to_text()).unwrap();
+        assert_eq!((found.limits(), &found), (limits, &limited));
+        let old = record()
+            .to_text()
+            .split('\n')
+            .next()
+            .unwrap()
+            .replace(r#""limit_bps":0,"limit_iops":0,"#, "");
+        assert!(!old.contains("limit"));
+        let old: Record = serde_json::from_str(&old).unwrap();
+        assert_eq!(old.limits(), RateLimits::default(), "of an older program");
     }
 
     #[test]

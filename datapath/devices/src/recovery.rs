@@ -13,13 +13,14 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_layers::Limits;
 use sheave_shard::{Released, Served};
 
-use crate::Devices;
 use crate::apart::{self, Task};
 use crate::front::{self, Device, Server};
 use crate::records::Record;
 use crate::slot::{Entry, Live, Slot, lock};
+use crate::{Devices, open_volume};
 
 /// How long a device may be changed before it is told that it is.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,8 +80,7 @@ impl Devices {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
         }
         self.leaving.store(true, Relaxed);
-        if let Some(why) = self.snapshot().iter().find_map(|(name, slot)| self.why_not(name, slot))
-        {
+        if let Some(why) = self.snapshot().iter().find_map(|(name, slot)| why_not(name, slot)) {
             self.go_on();
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
@@ -160,7 +160,7 @@ impl Devices {
         if !live.is_lost() || self.leaving.load(Relaxed) {
             return;
         }
-        let Live { device, record, volume } = live;
+        let Live { device, record, volume, .. } = live;
         tracing::warn!(volume = record.volume, %device, "the daemon does not serve it any more");
         if let Ok(None) = Device::find(record) {
             self.forget_gone(record);
@@ -179,18 +179,20 @@ impl Devices {
         let served = Device::find(record).and_then(|found| {
             let Some(device) = found else { return Ok(None) };
             record.id = Some(device.id());
-            self.serve_again(device, record).map(|volume| Some((device, volume)))
+            let limits = Arc::new(Limits::new(record.limits()));
+            let served = self.serve_again(device, record, &limits);
+            served.map(|volume| Some((device, volume, limits)))
         });
         let record = record.clone();
         match served {
-            Ok(Some((device, Some(volume)))) => {
+            Ok(Some((device, Some(volume), limits))) => {
                 let completed = self.complete(device, &record);
                 tracing::info!(volume = record.volume, %device, "recovered");
-                *entry = Entry::Attached(Live { device, record, volume });
+                *entry = Entry::Attached(Live { device, record, volume, limits });
                 completed
             }
             // Zeroes in place of what was written would be worse than errors.
-            Ok(Some((device, None))) => {
+            Ok(Some((device, None, _))) => {
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
                 device.end(record.mark, None)?;
                 self.forget(&record);
@@ -221,8 +223,13 @@ impl Devices {
     }
 
     /// `None` if the volume's content died with its last process.
-    fn serve_again(&self, device: Device, record: &Record) -> Result<Option<Arc<dyn Volume>>> {
-        let volume = self.volumes.open(&record.volume, record.read_only)?;
+    fn serve_again(
+        &self,
+        device: Device,
+        record: &Record,
+        limits: &Arc<Limits>,
+    ) -> Result<Option<Arc<dyn Volume>>> {
+        let volume = open_volume(&record.volume, record.read_only, limits)?;
         let info = volume.info();
         if info.volatile {
             return Ok(None);
@@ -254,36 +261,36 @@ impl Devices {
         apart::begin(self.helper, Task::Tune { name: device.name() });
         Ok(())
     }
+}
 
-    /// Why a device cannot be handed over, if it cannot.
-    fn why_not(self: &Arc<Self>, name: &str, slot: &Slot) -> Option<String> {
-        let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else {
-            return Some(format!("{name} is being attached, resized or detached; try again later"));
-        };
-        let Entry::Attached(live) = &*entry else { return None };
-        if live.volume.info().volatile {
-            return Some(format!("{name} would be gone with this daemon; detach it first"));
-        }
-        if live.volume.has_lost() {
-            let why = "lost data that was written, which only this daemon knows";
-            return Some(format!("{name} has {why}; detach it first"));
-        }
-        let is_lost = live.record.identity.is_some() && !self.is_there(&live.record);
-        is_lost.then(|| {
-            let why = "its file was removed or replaced, so only this daemon has it";
-            format!("{name}: {why}; detach it first")
-        })
+/// Why a device cannot be handed over, if it cannot.
+fn why_not(name: &str, slot: &Slot) -> Option<String> {
+    let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else {
+        return Some(format!("{name} is being attached, resized or detached; try again later"));
+    };
+    let Entry::Attached(live) = &*entry else { return None };
+    if live.volume.info().volatile {
+        return Some(format!("{name} would be gone with this daemon; detach it first"));
     }
+    if live.volume.has_lost() {
+        let why = "lost data that was written, which only this daemon knows";
+        return Some(format!("{name} has {why}; detach it first"));
+    }
+    let is_lost = live.record.identity.is_some() && !is_there(&live.record);
+    is_lost.then(|| {
+        let why = "its file was removed or replaced, so only this daemon has it";
+        format!("{name}: {why}; detach it first")
+    })
+}
 
-    /// Whether another process would find the volume by its name. Of a file server that is away it
-    /// is taken to be so.
-    fn is_there(self: &Arc<Self>, record: &Record) -> bool {
-        let (answer, answered) = sync_channel(1);
-        let (devices, name) = (Arc::clone(self), record.volume.clone());
-        let ask = move || drop(answer.send(devices.volumes.identity(&name).ok().flatten()));
-        if Builder::new().name("identity".to_owned()).spawn(ask).is_err() {
-            return true;
-        }
-        answered.recv_timeout(HOLD_TIMEOUT).map_or(true, |found| found == record.identity)
+/// Whether another process would find the volume by its name. Of a file server that is away it
+/// is taken to be so.
+fn is_there(record: &Record) -> bool {
+    let (answer, answered) = sync_channel(1);
+    let name = record.volume.clone();
+    let ask = move || drop(answer.send(sheave_volumes::identity(&name).ok().flatten()));
+    if Builder::new().name("identity".to_owned()).spawn(ask).is_err() {
+        return true;
     }
+    answered.recv_timeout(HOLD_TIMEOUT).map_or(true, |found| found == record.identity)
 }

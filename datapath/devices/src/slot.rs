@@ -8,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_layers::{Limits, RateLimits};
 
 use crate::block::BlockDevice;
 use crate::front::{Device, Front};
@@ -54,6 +55,8 @@ pub(crate) struct Live {
     /// Open for as long as it is a device: what a volume knows, such as that a flush has failed,
     /// must not be lost with a connection.
     pub(crate) volume: Arc<dyn Volume>,
+    /// Those that the volume obeys.
+    pub(crate) limits: Arc<Limits>,
 }
 
 /// A volume that is a device.
@@ -69,6 +72,8 @@ pub struct Attached {
     pub read_only: bool,
     /// Bytes.
     pub size: u64,
+    /// What it may do per second, beside what its volume's text says.
+    pub limits: RateLimits,
     /// Why its I/O waits: after a crash, or while it is attached.
     pub waiting: Option<String>,
     /// Bytes of memory that its data takes, if that is where it is kept.
@@ -198,6 +203,7 @@ impl Attached {
             front: record.front,
             read_only: record.read_only,
             size: record.size,
+            limits: record.limits(),
             waiting,
             held_bytes: None,
             record: record.clone(),

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Wake, Waker};
 
 use sheave_core::{
-    Backend, Buf, Completion, Destination, ErrorKind, Io, IoDone, IoRequest, IoToken, Nanos, Op,
-    Reply, Result, Submitted, Tag, Volume, VolumeInfo,
+    Backend, Buf, ByteRange, Completion, Destination, ErrorKind, Io, IoDone, IoRequest, IoToken,
+    Nanos, Op, OpKind, Reply, Result, Submitted, Tag, Volume, VolumeInfo,
 };
 
-use sheave_conformance::ops::{bytes, driver, range, read, write};
+use sheave_conformance::ops::{bytes, disk_dir, driver, range, read, write};
 use sheave_conformance::{Driver, Engine, PlainEngine};
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
-use sheave_local::Memory;
+use sheave_local::{FileOptions, FileVolume, Memory};
 use sheave_volumes::OpenOptions;
 
 const SIZE: u64 = 1 << 20;
@@ -339,5 +339,19 @@ fn layers_answer_for_the_volume_below() {
     for volume in [layers, blocks] {
         assert!(volume.below().is_some() && !volume.has_lost());
         assert!(volume.held_bytes().is_some(), "that of the memory volume");
+    }
+}
+
+#[test]
+fn limits_leave_data_where_the_volume_takes_it() {
+    let dir = disk_dir();
+    let path = dir.path().join("a.img");
+    std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+    let file: Arc<dyn Volume> = Arc::new(FileVolume::open(&FileOptions::new(&path)).unwrap());
+    let limited = RateLimit::new(Arc::clone(&file), limits(0, 0));
+    for kind in [OpKind::Read, OpKind::Write, OpKind::Flush] {
+        let range = ByteRange::within(0, 64 << 10, 1 << 20).unwrap();
+        let takes = file.takes_registered(kind, range);
+        assert_eq!(limited.takes_registered(kind, range), takes, "{kind:?}");
     }
 }

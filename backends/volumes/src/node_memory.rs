@@ -4,17 +4,18 @@ use std::fs;
 use std::path::Path;
 
 use sheave_core::{Error, ErrorKind, Result};
-use sheave_volumes::VolumeSpec;
+
+use crate::spec::VolumeSpec;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Whether a volume in memory can ever be filled here, unless its text says `overcommit=true`. What
-/// others take meanwhile is not looked at.
+/// Checks that a volume in memory can be filled here, unless its text says `overcommit=true`. The
+/// memory that others take is not counted.
 ///
 /// # Errors
 /// [`ErrorKind::TooLarge`] when it is larger than the memory of the node, or than what the control
 /// groups of this process allow.
-pub(crate) fn check(volume: &str, spec: &VolumeSpec) -> Result<()> {
+pub fn check_memory(volume: &str, spec: &VolumeSpec) -> Result<()> {
     let Some(wanted) = spec.memory_wanted() else { return Ok(()) };
     match available() {
         Some(available) if wanted > available => {
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_volume_beyond_all_memory_wants_to_be_asked_for() {
-        let check = |text: &str| check(text, &text.parse().unwrap());
+        let check = |text: &str| check_memory(text, &text.parse().unwrap());
         let error = check("memory:?size=1P").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert!(error.to_string().contains("overcommit=true"), "{error}");
