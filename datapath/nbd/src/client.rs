@@ -6,11 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustls::{ClientConnection, StreamOwned};
-use sheave_core::{Buf, Error, ErrorKind, Extent, Op, Payload, Reply};
-use sheave_proto::wire::{allocation_status, command, command_flag};
+use sheave_core::{Buf, Error, ErrorKind, Op, Payload, Reply, VolumeInfo};
 use sheave_proto::{
-    ClientConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, ReadCoverage, ReplyBody,
-    ReplyDecoder, ReplyError, ReplyStyle, Request,
+    Answer, Client, ClientConfig, ClientEvent, ClientHandshake, ClientNegotiated, ClientNext,
+    ReplyError,
     uri::{NbdUri, Transport},
 };
 
@@ -18,8 +17,6 @@ use crate::tls::{ClientTls, explain_io};
 
 /// A server that says nothing for so long is taken for dead.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// The most errors in one reply; proto.md has no limit, but one is enough.
-const ERRORS_MAX: usize = 64;
 const RECEIVE_LEN: usize = 256 << 10;
 
 /// A negotiated connection to a server.
@@ -27,13 +24,11 @@ pub(crate) struct Connection {
     /// The URI, for errors.
     server: String,
     stream: Box<dyn Stream>,
-    negotiated: ClientNegotiated,
-    decoder: ReplyDecoder,
+    client: Client<Buf>,
     /// Received and not looked at yet: `input[taken..]`.
     input: Vec<u8>,
     taken: usize,
     output: Vec<u8>,
-    cookie: u64,
     /// Why nothing can be said or heard any more: it is not known where the next reply begins.
     broken: Option<String>,
 }
@@ -78,7 +73,7 @@ impl Connection {
                     stream.write_all(&handshake.tls_started()).map_err(fail)?;
                 }
                 ClientNext::Ready(negotiated) => {
-                    return Ok(Self::ready(uri.to_string(), stream, *negotiated, input));
+                    return Ok(Self::ready(uri.to_string(), stream, &negotiated, input));
                 }
                 ClientNext::Failed(error) => return Err(refused(error.to_string())),
                 ClientNext::Info(_) | ClientNext::Listed(_) => {
@@ -91,17 +86,21 @@ impl Connection {
     fn ready(
         server: String,
         stream: Box<dyn Stream>,
-        negotiated: ClientNegotiated,
+        negotiated: &ClientNegotiated,
         input: Vec<u8>,
     ) -> Self {
-        let decoder = ReplyDecoder::new(negotiated.style);
-        let (taken, output, cookie, broken) = (0, Vec::new(), 0, None);
-        Self { server, stream, negotiated, decoder, input, taken, output, cookie, broken }
+        let client = Client::new(negotiated, 1);
+        Self { server, stream, client, input, taken: 0, output: Vec::new(), broken: None }
     }
 
-    /// What was agreed on.
-    pub(crate) fn negotiated(&self) -> &ClientNegotiated {
-        &self.negotiated
+    /// Size of the export in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.client.size()
+    }
+
+    /// What the export is and can do.
+    pub(crate) fn info(&self) -> &VolumeInfo {
+        self.client.info()
     }
 
     /// Runs an op to its end.
@@ -121,86 +120,43 @@ impl Connection {
 
     /// Asks, and waits for the answer. The outer error is that of the connection.
     fn exchange(&mut self, op: &Op) -> Result<Result<Reply, Error>, Error> {
-        self.cookie += 1;
-        let request = self.request(op);
+        let len = match op {
+            Op::Read { range, .. } => {
+                usize::try_from(range.len()).expect("a read fits into memory")
+            }
+            _ => 0,
+        };
         self.output.clear();
-        request.encode(self.negotiated.style, &mut self.output);
+        let submitted = self.client.submit(op, Buf::zeroed(len), &mut self.output);
+        submitted.expect("one request at a time");
         if let Op::Write { data, .. } = op {
             let start = self.output.len();
             self.output.resize(start + data.len(), 0);
             data.copy_out(&mut self.output[start..]);
         }
         self.stream.write_all(&self.output).and_then(|()| self.stream.flush()).map_err(lost)?;
-        self.answer(op, &request)
-    }
-
-    fn request(&self, op: &Op) -> Request {
-        let wide = self.negotiated.style == ReplyStyle::Extended;
-        let flag = |on: bool, flag: u16| if on { flag } else { 0 };
-        let (command, flags) = match op {
-            Op::Read { .. } => (command::READ, 0),
-            Op::Write { fua, .. } => {
-                let payload = flag(wide, command_flag::PAYLOAD_LEN);
-                (command::WRITE, flag(*fua, command_flag::FUA) | payload)
-            }
-            Op::Flush => (command::FLUSH, 0),
-            Op::Trim { fua, .. } => (command::TRIM, flag(*fua, command_flag::FUA)),
-            Op::WriteZeroes { fua, no_hole, fast, .. } => {
-                let flags = flag(*fua, command_flag::FUA)
-                    | flag(*no_hole, command_flag::NO_HOLE)
-                    | flag(*fast, command_flag::FAST_ZERO);
-                (command::WRITE_ZEROES, flags)
-            }
-            Op::Cache { .. } => (command::CACHE, 0),
-            Op::BlockStatus { extents_max, .. } => {
-                (command::BLOCK_STATUS, flag(*extents_max == 1, command_flag::REQ_ONE))
-            }
-        };
-        let (offset, length) = op.range().map_or((0, 0), |range| (range.start(), range.len()));
-        Request { cookie: self.cookie, flags, command, offset, length }
+        self.answer(op)
     }
 
     /// Receives the reply, chunk by chunk.
-    fn answer(&mut self, op: &Op, request: &Request) -> Result<Result<Reply, Error>, Error> {
-        let status = self.negotiated.context(ALLOCATION);
-        let mut answer = Answer::to(op, request, status);
+    fn answer(&mut self, op: &Op) -> Result<Result<Reply, Error>, Error> {
         loop {
-            let known = |cookie| (cookie == request.cookie).then_some(*request);
-            let decoded = self.decoder.decode(&self.input[self.taken..], known);
-            let (consumed, done, place) = match decoded.map_err(violation)? {
-                Decoded::NeedMore(_) => {
-                    self.fill().map_err(lost)?;
-                    continue;
-                }
-                Decoded::Event { consumed, event } => {
-                    let place = answer.take(request, event.body).map_err(violation)?;
-                    (consumed, event.done, place)
-                }
-            };
+            let step = self.client.step(&self.input[self.taken..]);
+            let (consumed, event) = step.map_err(violation)?;
             self.taken += consumed;
-            if let Some((at, len)) = place {
-                self.data(&answer, at, len).map_err(lost)?;
-            }
-            if done {
-                return answer.finish(op);
+            match event {
+                ClientEvent::NeedMore(_) => self.fill().map_err(lost)?,
+                ClientEvent::Data { state, at, bytes, .. } => state.copy_in(at, bytes),
+                ClientEvent::Zeroes { state, at, len, .. } => state.zero(at, len),
+                ClientEvent::Done { state, outcome, .. } => {
+                    return Ok(outcome.map_err(Error::from).map(|answer| match (answer, op) {
+                        (Answer::Extents(extents), _) => Reply::Extents(extents),
+                        (Answer::Done, Op::Read { .. }) => Reply::Data(Payload::from(state)),
+                        (Answer::Done, _) => Reply::Done,
+                    }));
+                }
             }
         }
-    }
-
-    /// Receives `len` bytes of data into the answer's buffer at `at`.
-    fn data(&mut self, answer: &Answer, mut at: usize, len: usize) -> io::Result<()> {
-        let end = at + len;
-        while at < end {
-            if self.taken == self.input.len() {
-                self.fill()?;
-            }
-            let have = &self.input[self.taken..];
-            let now = have.len().min(end - at);
-            answer.data.copy_in(at, &have[..now]);
-            self.taken += now;
-            at += now;
-        }
-        Ok(())
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -218,9 +174,8 @@ impl Drop for Connection {
         if self.broken.is_some() {
             return;
         }
-        let bye = Request { command: command::DISC, ..Request::default() };
         self.output.clear();
-        bye.encode(self.negotiated.style, &mut self.output);
+        self.client.disconnect(&mut self.output);
         // Nobody answers it, and nobody is hurt if it does not arrive.
         let _ = self.stream.write_all(&self.output).and_then(|()| self.stream.flush());
     }
@@ -233,103 +188,6 @@ fn lost(error: io::Error) -> Error {
 
 fn violation(error: ReplyError) -> Error {
     Error::new(ErrorKind::Io, "connection", format!("the server broke the protocol: {error}"))
-}
-
-/// The metadata context that a block status is asked for.
-const ALLOCATION: &str = "base:allocation";
-
-/// What has come of an answer.
-struct Answer {
-    data: Buf,
-    /// Which of a read's bytes have come: what a server leaves out must not pass for zeroes.
-    coverage: ReadCoverage,
-    /// The id of [`ALLOCATION`].
-    status: Option<u32>,
-    extents: Vec<Extent>,
-    error: Option<Error>,
-    errors: usize,
-}
-
-impl Answer {
-    fn to(op: &Op, request: &Request, status: Option<u32>) -> Self {
-        let len = match op {
-            Op::Read { range, .. } => {
-                usize::try_from(range.len()).expect("a read fits into memory")
-            }
-            _ => 0,
-        };
-        let (data, coverage) = (Buf::zeroed(len), ReadCoverage::new(request));
-        Self { data, coverage, status, extents: Vec::new(), error: None, errors: 0 }
-    }
-
-    /// Takes a chunk in; answers where in the buffer data goes that follows it.
-    fn take(
-        &mut self,
-        request: &Request,
-        body: ReplyBody<'_>,
-    ) -> Result<Option<(usize, usize)>, ReplyError> {
-        Ok(match body {
-            ReplyBody::Success => None,
-            ReplyBody::Data { at, len } => {
-                self.coverage.add(at, len)?;
-                Some(((at - request.offset) as usize, len as usize))
-            }
-            ReplyBody::Hole { at, len } => {
-                self.coverage.add(at, len)?;
-                self.data.zero((at - request.offset) as usize, len as usize);
-                None
-            }
-            ReplyBody::BlockStatus { context, extents } => {
-                if self.status != Some(context) || !self.extents.is_empty() {
-                    return Err(ReplyError::Violation("a block status that was not asked for"));
-                }
-                self.extents = within(request.length, extents.iter());
-                None
-            }
-            ReplyBody::Error { errno, message, .. } => {
-                self.errors += 1;
-                if self.errors > ERRORS_MAX {
-                    return Err(ReplyError::Violation("a reply with too many errors"));
-                }
-                let what = if message.is_empty() { "the server reports an error" } else { message };
-                self.error = Some(Error::new(ErrorKind::of_nbd(errno), "server", what));
-                None
-            }
-        })
-    }
-
-    fn finish(mut self, op: &Op) -> Result<Result<Reply, Error>, Error> {
-        let incomplete = || {
-            Error::new(ErrorKind::Io, "connection", "the server left something out of its answer")
-        };
-        match (self.error, op) {
-            (Some(error), _) => Ok(Err(error)),
-            (None, Op::Read { .. }) if !self.coverage.is_complete() => Err(incomplete()),
-            (None, Op::Read { .. }) => Ok(Ok(Reply::Data(Payload::from(self.data)))),
-            (None, Op::BlockStatus { .. }) if self.extents.is_empty() => Err(incomplete()),
-            (None, Op::BlockStatus { extents_max, .. }) => {
-                // The protocol can only ask for one or for as many as there are.
-                self.extents.truncate(*extents_max);
-                Ok(Ok(Reply::Extents(self.extents)))
-            }
-            (None, _) => Ok(Ok(Reply::Done)),
-        }
-    }
-}
-
-/// The part of the extents that lies in `len` bytes: servers may tell more.
-fn within(len: u64, extents: impl Iterator<Item = (u64, u64)>) -> Vec<Extent> {
-    let mut left = len;
-    let inside = extents.map_while(|(len, status)| {
-        let len = len.min(left);
-        left -= len;
-        (len > 0).then_some(Extent {
-            len,
-            hole: status & u64::from(allocation_status::HOLE) != 0,
-            zero: status & u64::from(allocation_status::ZERO) != 0,
-        })
-    });
-    inside.collect()
 }
 
 /// Says what to look for when nobody listens where a server should be.
@@ -399,16 +257,5 @@ mod tests {
         let silence_max = Duration::from_millis(200);
         let error = Connection::open(&uri, None, silence_max).map(|_| ()).unwrap_err();
         assert!(begun.elapsed() >= silence_max && begun.elapsed() < 10 * silence_max, "{error}");
-    }
-
-    #[test]
-    fn extents_end_where_the_question_ends() {
-        let lens = |len, extents: &[(u64, u64)]| -> Vec<u64> {
-            within(len, extents.iter().copied()).iter().map(|extent| extent.len).collect()
-        };
-        assert_eq!(lens(100, &[(60, 0), (40, 3)]), [60, 40]);
-        assert_eq!(lens(100, &[(60, 0), (u64::MAX, 3), (u64::MAX, 0)]), [60, 40]);
-        assert_eq!(lens(100, &[(u64::MAX, 1)]), [100]);
-        assert_eq!(lens(100, &[(60, 0)]), [60]);
     }
 }

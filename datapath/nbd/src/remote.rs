@@ -37,7 +37,7 @@ impl Remote {
         }
         let tls = if uri.tls { Some(client_tls(&uri)?) } else { None };
         let first = Connection::open(&uri, tls.as_ref(), SILENCE_MAX)?;
-        let (size, info) = (first.negotiated().size, first.negotiated().volume_info());
+        let (size, info) = (first.size(), first.info().clone());
         Ok(Self { uri, tls, size, info, first: Mutex::new(Some(first)) })
     }
 }

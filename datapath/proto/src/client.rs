@@ -10,7 +10,14 @@ use crate::wire::{
     transmission_flag,
 };
 
+mod gathered;
+mod in_flight;
 mod options;
+mod transmission;
+
+pub use gathered::{Answer, REPLY_ERRORS_MAX, ServerError};
+pub use in_flight::Cookie;
+pub use transmission::{CLIENT_IN_FLIGHT_MAX, Client, ClientEvent, PayloadPlace};
 
 /// The longest data of a reply to an option in bytes.
 pub const OPTION_REPLY_LEN_MAX: usize = 16 << 10;

@@ -9,12 +9,12 @@ use crate::wire::{
     command_flag, errno_from_wire, header_len, magic,
 };
 
-/// The longest part of a reply in bytes, read payloads aside, that a client must hold at once.
-pub const REPLY_LEN_MAX: usize =
-    header_len::EXTENDED_REPLY + STATUS_HEAD_LEN + BLOCK_STATUS_EXTENTS_MAX * WIDE_DESCRIPTOR_LEN;
+/// The longest part of a reply in bytes that a client must hold at once. What is announced, the
+/// payload of a read and the descriptors of a block status, is no part of it.
+pub const REPLY_LEN_MAX: usize = header_len::EXTENDED_REPLY + ERROR_LEN_MAX as usize;
 
-/// Decodes replies. It keeps no bytes: the payload of a read is announced, and the caller receives
-/// it wherever it wants to have it.
+/// Decodes replies. It keeps no bytes: the payload of a read and the descriptors of a block status
+/// are announced, and the caller receives them in pieces of any length.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyDecoder {
     style: ReplyStyle,
@@ -64,12 +64,13 @@ pub enum ReplyBody<'a> {
         /// Length in bytes, not zero.
         len: u32,
     },
-    /// What a metadata context says, from the request's offset on.
+    /// What a metadata context says, from the request's offset on. The descriptors follow in the
+    /// input; [`ReplyDecoder::descriptor`] decodes them.
     BlockStatus {
         /// The context.
         context: u32,
-        /// Lengths and statuses; at least one.
-        extents: Descriptors<'a>,
+        /// How many descriptors follow, at least 1 and at most [`BLOCK_STATUS_EXTENTS_MAX`].
+        count: u32,
     },
     /// The request failed.
     Error {
@@ -91,40 +92,12 @@ pub enum ReplyError {
     /// It answers nothing that was asked.
     #[error("a reply to an unknown request ({0:#x})")]
     UnknownCookie(u64),
+    /// It answers a request whose reply has ended.
+    #[error("a second reply to one request ({0:#x})")]
+    Repeated(u64),
     /// It contradicts its request or itself.
     #[error("{0}")]
     Violation(&'static str),
-}
-
-/// The descriptors of a block status chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptors<'a> {
-    bytes: &'a [u8],
-    is_wide: bool,
-}
-
-impl Descriptors<'_> {
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.bytes.len() / if self.is_wide { WIDE_DESCRIPTOR_LEN } else { DESCRIPTOR_LEN }
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Lengths in bytes, not zero, and statuses.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
-        let mut fields = Reader::new(self.bytes);
-        let is_wide = self.is_wide;
-        std::iter::from_fn(move || match is_wide {
-            true => Some((fields.u64()?, fields.u64()?)),
-            false => Some((u64::from(fields.u32()?), u64::from(fields.u32()?))),
-        })
-    }
 }
 
 /// A chunk's header.
@@ -196,6 +169,29 @@ impl ReplyDecoder {
         }
     }
 
+    /// Length of a descriptor of a block status in bytes.
+    #[must_use]
+    pub fn descriptor_len(&self) -> usize {
+        if self.style == ReplyStyle::Extended { WIDE_DESCRIPTOR_LEN } else { DESCRIPTOR_LEN }
+    }
+
+    /// The length in bytes, not zero, and the status of the descriptor at the front of `input`.
+    /// `None` when less than [`ReplyDecoder::descriptor_len`] bytes are at hand.
+    ///
+    /// # Errors
+    /// When the length is zero.
+    pub fn descriptor(&self, input: &[u8]) -> Result<Option<(u64, u64)>, ReplyError> {
+        let mut fields = Reader::new(input);
+        let mut read = || match self.style {
+            ReplyStyle::Extended => Some((fields.u64()?, fields.u64()?)),
+            _ => Some((fields.u32()?.into(), fields.u32()?.into())),
+        };
+        match read() {
+            Some((0, _)) => Err(ReplyError::Violation("a block status extent without length")),
+            descriptor => Ok(descriptor),
+        }
+    }
+
     fn decode_chunk<'a>(
         &self,
         header: Header,
@@ -211,15 +207,39 @@ impl ReplyDecoder {
             chunk_type::NONE => return Err(ReplyError::Violation("an empty chunk in mid-reply")),
             chunk_type::OFFSET_DATA => decode_data(header.payload_len, payload, request)?,
             chunk_type::OFFSET_HOLE => decode_hole(payload, request)?,
-            chunk_type::BLOCK_STATUS => decode_status(payload, false, request)?,
-            chunk_type::BLOCK_STATUS_EXT => decode_status(payload, true, request)?,
+            chunk_type::BLOCK_STATUS | chunk_type::BLOCK_STATUS_EXT => {
+                self.decode_status(header.payload_len, payload, request)?
+            }
             kind => decode_error(kind, payload, request)?,
         };
         let event = ReplyEvent { cookie: header.cookie, done: header.done, body };
         Ok(Decoded::Event { consumed: header.len + needed, event })
     }
 
-    /// Bytes after the header that must be at hand: all of the payload, unless it is data. Also
+    fn decode_status<'a>(
+        &self,
+        payload_len: u64,
+        head: &[u8],
+        request: &Request,
+    ) -> Result<ReplyBody<'a>, ReplyError> {
+        let malformed = ReplyError::Violation("a malformed block status chunk");
+        let mut fields = Reader::new(head);
+        let context = fields.u32().ok_or(malformed)?;
+        // Extended chunks only; a count of zero means that the server did not count.
+        let counted = fields.u32().filter(|count| *count != 0);
+        let (len, each) = (payload_len - head.len() as u64, self.descriptor_len() as u64);
+        let count = u32::try_from(len / each).map_err(|_| malformed)?;
+        let is_whole = count > 0 && len.is_multiple_of(each);
+        if !is_whole || counted.is_some_and(|counted| counted != count) {
+            return Err(malformed);
+        }
+        if request.flags & command_flag::REQ_ONE != 0 && count != 1 {
+            return Err(ReplyError::Violation("more than the one extent that was asked for"));
+        }
+        Ok(ReplyBody::BlockStatus { context, count })
+    }
+
+    /// Bytes after the header that must be at hand: the payload up to what is announced. Also
     /// checks that the chunk fits its request, so that nothing absurd is waited for.
     fn payload_needed(&self, header: &Header, request: &Request) -> Result<usize, ReplyError> {
         let is_read = request.command == command::READ;
@@ -229,8 +249,12 @@ impl ReplyDecoder {
             chunk_type::NONE => (true, 0),
             chunk_type::OFFSET_DATA => (is_read && header.payload_len > 8, u64::from(u32::MAX)),
             chunk_type::OFFSET_HOLE => (is_read && header.payload_len == 12, 12),
-            chunk_type::BLOCK_STATUS => (is_status && !is_wide, STATUS_LEN_MAX),
-            chunk_type::BLOCK_STATUS_EXT => (is_status && is_wide, WIDE_STATUS_LEN_MAX),
+            chunk_type::BLOCK_STATUS => {
+                (is_status && !is_wide && header.payload_len >= 4, STATUS_LEN_MAX)
+            }
+            chunk_type::BLOCK_STATUS_EXT => {
+                (is_status && is_wide && header.payload_len >= 8, WIDE_STATUS_LEN_MAX)
+            }
             kind => (kind & chunk_type::ERROR_BIT != 0, ERROR_LEN_MAX),
         };
         if !fits {
@@ -240,18 +264,19 @@ impl ReplyDecoder {
             return Err(ReplyError::Violation("a chunk that is too long"));
         }
         Ok(match header.kind {
-            chunk_type::OFFSET_DATA => 8,
+            chunk_type::OFFSET_DATA | chunk_type::BLOCK_STATUS_EXT => 8,
+            chunk_type::BLOCK_STATUS => 4,
             _ => usize::try_from(header.payload_len).expect("chunks but data are bounded"),
         })
     }
 }
 
-const STATUS_HEAD_LEN: usize = 8;
+const WIDE_STATUS_HEAD_LEN: usize = 8;
 const DESCRIPTOR_LEN: usize = 8;
 const WIDE_DESCRIPTOR_LEN: usize = 16;
 const STATUS_LEN_MAX: u64 = 4 + (BLOCK_STATUS_EXTENTS_MAX * DESCRIPTOR_LEN) as u64;
 const WIDE_STATUS_LEN_MAX: u64 =
-    (STATUS_HEAD_LEN + BLOCK_STATUS_EXTENTS_MAX * WIDE_DESCRIPTOR_LEN) as u64;
+    (WIDE_STATUS_HEAD_LEN + BLOCK_STATUS_EXTENTS_MAX * WIDE_DESCRIPTOR_LEN) as u64;
 /// An error's fixed fields and message, with room for kinds of errors that are not invented yet.
 const ERROR_LEN_MAX: u64 = 4 * STRING_LEN_MAX as u64;
 
@@ -304,31 +329,6 @@ fn decode_hole<'a>(payload: &[u8], request: &Request) -> Result<ReplyBody<'a>, R
     }
     check_inside(at, u64::from(len), request)?;
     Ok(ReplyBody::Hole { at, len })
-}
-
-fn decode_status<'a>(
-    payload: &'a [u8],
-    is_wide: bool,
-    request: &Request,
-) -> Result<ReplyBody<'a>, ReplyError> {
-    let malformed = ReplyError::Violation("a malformed block status chunk");
-    let mut fields = Reader::new(payload);
-    let context = fields.u32().ok_or(malformed)?;
-    let told = if is_wide { Some(fields.u32().ok_or(malformed)?) } else { None };
-    let bytes = fields.rest();
-    let extents = Descriptors { bytes, is_wide };
-    let descriptor_len = if is_wide { WIDE_DESCRIPTOR_LEN } else { DESCRIPTOR_LEN };
-    // A count of zero means that the server did not count.
-    let is_counted = told.is_none_or(|told| told == 0 || told as usize == extents.len());
-    let is_whole = !bytes.is_empty() && bytes.len().is_multiple_of(descriptor_len);
-    if !is_whole || !is_counted || extents.iter().any(|(len, _)| len == 0) {
-        return Err(malformed);
-    }
-    let req_one = request.flags & command_flag::REQ_ONE != 0;
-    if req_one && extents.len() != 1 {
-        return Err(ReplyError::Violation("more than the one extent that was asked for"));
-    }
-    Ok(ReplyBody::BlockStatus { context, extents })
 }
 
 fn decode_error<'a>(

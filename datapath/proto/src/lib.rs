@@ -3,8 +3,8 @@
 //! A server makes a [`ServerHandshake`] for each connection and feeds it until it yields
 //! [`Negotiated`]; from then on it decodes a [`Request`], asks [`Negotiated::check`] for the
 //! [`Verdict`] and answers with the functions of [`reply`] and [`read_chunks`].
-//! A client makes a [`ClientHandshake`], encodes [`Request`]s and reads replies with a
-//! [`ReplyDecoder`].
+//! A client makes a [`ClientHandshake`] and then a [`Client`], which encodes ops and tells what the
+//! replies say.
 #![forbid(unsafe_code)]
 
 mod bytes;
@@ -23,14 +23,13 @@ mod verdict;
 pub mod wire;
 
 pub use client::{
-    CONTEXTS_MAX, ClientConfig, ClientError, ClientHandshake, ClientNegotiated, ClientNext,
-    ClientStep, ExportEntry, Goal, OPTION_REPLIES_MAX, OPTION_REPLY_LEN_MAX,
+    Answer, CLIENT_IN_FLIGHT_MAX, CONTEXTS_MAX, Client, ClientConfig, ClientError, ClientEvent,
+    ClientHandshake, ClientNegotiated, ClientNext, ClientStep, Cookie, ExportEntry, Goal,
+    OPTION_REPLIES_MAX, OPTION_REPLY_LEN_MAX, PayloadPlace, REPLY_ERRORS_MAX, ServerError,
 };
 pub use context::{ContextSet, MetaContext};
 pub use coverage::{COVERAGE_GAPS_MAX, ReadCoverage};
-pub use decoder::{
-    Decoded, Descriptors, REPLY_LEN_MAX, ReplyBody, ReplyDecoder, ReplyError, ReplyEvent,
-};
+pub use decoder::{Decoded, REPLY_LEN_MAX, ReplyBody, ReplyDecoder, ReplyError, ReplyEvent};
 pub use exports::{Export, ExportInfo, Exports};
 pub use negotiated::{
     Negotiated, advertised_block, check_exportable, minimum_block, transmission_flags,

@@ -5,22 +5,24 @@
 //! extended  magic u32 | flags u16 | command u16 | cookie u64 | offset u64 | length u64   32 bytes
 //! ```
 
+use sheave_core::Op;
+
 use crate::bytes::{Put, Reader};
-use crate::wire::{self, ReplyStyle, header_len, magic};
+use crate::wire::{ReplyStyle, command, command_flag, header_len, magic};
 
 /// The fixed part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// The client's name for it; replies echo it.
     pub cookie: u64,
-    /// [`wire::command_flag`]
+    /// [`crate::wire::command_flag`]
     pub flags: u16,
-    /// [`wire::command`]
+    /// [`crate::wire::command`]
     pub command: u16,
     /// Where it begins in the volume.
     pub offset: u64,
-    /// Bytes of the volume that it touches or, with [`wire::command_flag::PAYLOAD_LEN`], bytes
-    /// that follow it on the wire.
+    /// Bytes of the volume that it touches or, with
+    /// [`crate::wire::command_flag::PAYLOAD_LEN`], bytes that follow it on the wire.
     pub length: u64,
 }
 
@@ -92,10 +94,35 @@ impl Request {
     #[must_use]
     pub fn payload_len(&self, style: ReplyStyle) -> u64 {
         let has_payload = match style {
-            ReplyStyle::Simple | ReplyStyle::Structured => self.command == wire::command::WRITE,
-            ReplyStyle::Extended => self.flags & wire::command_flag::PAYLOAD_LEN != 0,
+            ReplyStyle::Simple | ReplyStyle::Structured => self.command == command::WRITE,
+            ReplyStyle::Extended => self.flags & command_flag::PAYLOAD_LEN != 0,
         };
         if has_payload { self.length } else { 0 }
+    }
+}
+
+impl From<&Op> for Request {
+    /// The request for an op, without a cookie and without the flag that announces a payload.
+    fn from(op: &Op) -> Self {
+        let flag = |on: bool, flag: u16| if on { flag } else { 0 };
+        let (command, flags) = match op {
+            Op::Read { .. } => (command::READ, 0),
+            Op::Write { fua, .. } => (command::WRITE, flag(*fua, command_flag::FUA)),
+            Op::Flush => (command::FLUSH, 0),
+            Op::Trim { fua, .. } => (command::TRIM, flag(*fua, command_flag::FUA)),
+            Op::WriteZeroes { fua, no_hole, fast, .. } => {
+                let flags = flag(*fua, command_flag::FUA)
+                    | flag(*no_hole, command_flag::NO_HOLE)
+                    | flag(*fast, command_flag::FAST_ZERO);
+                (command::WRITE_ZEROES, flags)
+            }
+            Op::Cache { .. } => (command::CACHE, 0),
+            Op::BlockStatus { extents_max, .. } => {
+                (command::BLOCK_STATUS, flag(*extents_max == 1, command_flag::REQ_ONE))
+            }
+        };
+        let (offset, length) = op.range().map_or((0, 0), |range| (range.start(), range.len()));
+        Self { cookie: 0, flags, command, offset, length }
     }
 }
 

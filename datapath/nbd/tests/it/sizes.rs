@@ -105,7 +105,7 @@ both_engines! {
         }
         let answer = client.only_answer();
         assert_eq!(answer.error, None);
-        assert!(answer.extents.iter().map(|(len, _)| len).sum::<u64>() >= 4096);
+        assert!(answer.extents.iter().map(|extent| extent.len).sum::<u64>() >= 4096);
     }
 
     fn the_payload_of_a_refused_write_is_skipped(engine) {

@@ -425,10 +425,13 @@ pub(crate) fn client_replies(data: &[u8]) -> bool {
                     input = &input[input.len().min(len as usize)..];
                 }
             }
-            ReplyBody::BlockStatus { extents, .. } => {
-                assert!(request.command == command::BLOCK_STATUS && !extents.is_empty());
-                assert_eq!(extents.iter().count(), extents.len());
-                assert!(extents.iter().all(|(len, _)| len > 0));
+            ReplyBody::BlockStatus { count, .. } => {
+                assert!(request.command == command::BLOCK_STATUS && count > 0);
+                for _ in 0..count {
+                    let Ok(Some((len, _))) = decoder.descriptor(input) else { return is_useful };
+                    assert!(len > 0);
+                    input = &input[decoder.descriptor_len()..];
+                }
             }
             ReplyBody::Error { at, .. } => {
                 assert!(at.is_none_or(|at| at >= request.offset));

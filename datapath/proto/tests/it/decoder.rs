@@ -273,16 +273,19 @@ fn r7_block_status() {
     for style in CHUNKED {
         for count in [2, 0] {
             let wire = status(style, count, &extents);
-            let ReplyBody::BlockStatus { context, extents: found } =
-                event(style, &wire, asked).body
-            else {
-                panic!("not a block status");
-            };
-            assert_eq!((context, found.len(), found.is_empty()), (3, 2, false));
-            assert_eq!(found.iter().collect::<Vec<_>>(), extents);
+            let decoder = ReplyDecoder::new(style);
+            let (head, descriptors) = wire.split_at(wire.len() - 2 * decoder.descriptor_len());
+            let body = event(style, head, asked).body;
+            assert_eq!(body, ReplyBody::BlockStatus { context: 3, count: 2 });
+            let found = descriptors.chunks(decoder.descriptor_len());
+            let found = found.map(|bytes| decoder.descriptor(bytes).unwrap().unwrap());
+            assert_eq!(found.collect::<Vec<_>>(), extents);
+            let short = &descriptors[1..decoder.descriptor_len()];
+            assert_eq!(decoder.descriptor(short), Ok(None));
+            assert!(decoder.descriptor(&[0; 16]).is_err(), "an extent without length");
         }
         is_violation(style, &status(style, 0, &[]), asked);
-        is_violation(style, &status(style, 1, &[(0, 1)]), asked);
+        is_violation(style, &chunk(style, 1, chunk_type::BLOCK_STATUS, &[1, 2, 3]), asked);
         let one = Request { flags: command_flag::REQ_ONE, ..asked };
         is_violation(style, &status(style, 2, &extents), one);
     }
@@ -314,22 +317,30 @@ fn r8_lengths_are_bounded_before_anything_is_waited_for() {
             ReplyStyle::Extended => chunk_type::BLOCK_STATUS_EXT,
             _ => chunk_type::BLOCK_STATUS,
         };
-        let mut wire = chunk(style, 1, kind, &[]);
-        let end = wire.len();
+        let mut wire = chunk(style, 1, kind, &[0; 8]);
+        let end = wire.len() - 8;
         let most = if style == ReplyStyle::Extended {
             8 + 16 * BLOCK_STATUS_EXTENTS_MAX as u32
         } else {
             4 + 8 * BLOCK_STATUS_EXTENTS_MAX as u32
         };
-        wire[end - 4..].copy_from_slice(&most.to_be_bytes());
-        let Ok(Decoded::NeedMore(needed)) = decode(style, &wire, request(command::BLOCK_STATUS))
-        else {
+        wire[end - 4..end].copy_from_slice(&most.to_be_bytes());
+        let asked = request(command::BLOCK_STATUS);
+        let Ok(Decoded::Event { event, .. }) = decode(style, &wire, asked) else {
             panic!("the longest chunk is refused");
         };
-        assert!(needed == end + most as usize && needed <= REPLY_LEN_MAX);
-        wire[end - 4..].copy_from_slice(&(most + 1).to_be_bytes());
+        let count = BLOCK_STATUS_EXTENTS_MAX as u32;
+        assert_eq!(event.body, ReplyBody::BlockStatus { context: 0, count });
+        wire[end - 4..end].copy_from_slice(&(most + 1).to_be_bytes());
         is_violation(style, &wire, request(command::BLOCK_STATUS));
     }
+    let mut wire = chunk(ReplyStyle::Extended, 1, chunk_type::ERROR, &[]);
+    let most = REPLY_LEN_MAX - wire.len();
+    wire[24..].copy_from_slice(&(most as u64).to_be_bytes());
+    let longest = decode(ReplyStyle::Extended, &wire, request(READ));
+    assert_eq!(longest, Ok(Decoded::NeedMore(REPLY_LEN_MAX)));
+    wire[24..].copy_from_slice(&(most as u64 + 1).to_be_bytes());
+    is_violation(ReplyStyle::Extended, &wire, request(READ));
     let mut wire = chunk(ReplyStyle::Extended, 0, chunk_type::OFFSET_DATA, &[]);
     wire[24..].copy_from_slice(&u64::MAX.to_be_bytes());
     is_violation(ReplyStyle::Extended, &wire, request(READ));

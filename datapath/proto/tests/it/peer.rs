@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use sheave_core::NbdErrno;
+use sheave_core::{Extent, NbdErrno};
 use sheave_proto::wire::{command, command_flag, transmission_flag as flag};
 use sheave_proto::{
-    ClientConfig, ClientError, ClientHandshake, ClientNegotiated, ClientNext, Decoded,
-    ReadCoverage, ReplyBody, ReplyDecoder, ReplyStyle, Request,
+    Answer, Client, ClientConfig, ClientError, ClientEvent, ClientHandshake, ClientNegotiated,
+    ClientNext, Cookie, Request,
 };
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -92,16 +92,12 @@ impl Server {
         shake_hands(self.stream(), config)
     }
 
-    pub(crate) fn connect(&mut self, config: ClientConfig) -> Client {
+    pub(crate) fn connect(&mut self, config: ClientConfig) -> Peer {
         match self.shake_hands(config) {
-            Ok((stream, ClientNext::Ready(negotiated))) => Client {
-                stream,
-                decoder: ReplyDecoder::new(negotiated.style),
-                negotiated: *negotiated,
-                pending: HashMap::new(),
-                input: Vec::new(),
-                cookie: 0,
-            },
+            Ok((stream, ClientNext::Ready(negotiated))) => {
+                let client = Client::new(&negotiated, 64);
+                Peer { stream, negotiated: *negotiated, client, input: Vec::new() }
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -143,20 +139,12 @@ fn shake_hands(
     }
 }
 
-/// A client in transmission, with any number of requests in flight.
-pub(crate) struct Client {
+/// A connection in transmission, with any number of requests in flight.
+pub(crate) struct Peer {
     stream: UnixStream,
     pub(crate) negotiated: ClientNegotiated,
-    decoder: ReplyDecoder,
-    pending: HashMap<u64, Pending>,
+    client: Client<Reply>,
     input: Vec<u8>,
-    cookie: u64,
-}
-
-struct Pending {
-    request: Request,
-    reply: Reply,
-    coverage: ReadCoverage,
 }
 
 /// All of the reply to one request.
@@ -164,11 +152,11 @@ struct Pending {
 pub(crate) struct Reply {
     pub(crate) data: Vec<u8>,
     pub(crate) holes: usize,
-    pub(crate) statuses: Vec<(u32, Vec<(u64, u64)>)>,
+    pub(crate) extents: Vec<Extent>,
     pub(crate) error: Option<NbdErrno>,
 }
 
-impl Client {
+impl Peer {
     pub(crate) fn send(
         &mut self,
         command: u16,
@@ -176,23 +164,16 @@ impl Client {
         offset: u64,
         length: u64,
         data: &[u8],
-    ) -> u64 {
-        self.cookie += 1;
-        let cookie = self.cookie;
-        let is_wide_write =
-            self.negotiated.style == ReplyStyle::Extended && command == command::WRITE;
-        let flags = if is_wide_write { flags | command_flag::PAYLOAD_LEN } else { flags };
-        let request = Request { cookie, flags, command, offset, length };
-        let mut wire = Vec::new();
-        request.encode(self.negotiated.style, &mut wire);
-        wire.extend(data);
-        self.stream.write_all(&wire).unwrap();
+    ) -> Cookie {
+        let request = Request { cookie: 0, flags, command, offset, length };
         let mut reply = Reply::default();
         if command == command::READ {
             reply.data = vec![0xee; usize::try_from(length).unwrap()];
         }
-        let coverage = ReadCoverage::new(&request);
-        self.pending.insert(cookie, Pending { request, reply, coverage });
+        let mut wire = Vec::new();
+        let cookie = self.client.submit_request(request, reply, &mut wire).unwrap();
+        wire.extend(data);
+        self.stream.write_all(&wire).unwrap();
         cookie
     }
 
@@ -206,52 +187,31 @@ impl Client {
     }
 
     /// The next reply that ends.
-    fn receive(&mut self) -> (u64, Reply) {
+    fn receive(&mut self) -> (Cookie, Reply) {
         loop {
-            let pending = &self.pending;
-            let find = |cookie| pending.get(&cookie).map(|pending| pending.request);
-            let (consumed, event) = match self.decoder.decode(&self.input, find).unwrap() {
-                Decoded::NeedMore(needed) => {
-                    self.receive_more(needed);
-                    continue;
+            let (consumed, event) = self.client.step(&self.input).unwrap();
+            let mut needed = 0;
+            match event {
+                ClientEvent::NeedMore(len) => needed = len,
+                ClientEvent::Data { state, at, bytes, .. } => {
+                    state.data[at..at + bytes.len()].copy_from_slice(bytes);
                 }
-                Decoded::Event { consumed, event } => (consumed, event),
-            };
-            let (cookie, done) = (event.cookie, event.done);
-            let pending = self.pending.get_mut(&cookie).unwrap();
-            let start = |at: u64| usize::try_from(at - pending.request.offset).unwrap();
-            let mut into = None;
-            match event.body {
-                ReplyBody::Success => {}
-                ReplyBody::Data { at, len } => {
-                    pending.coverage.add(at, len).unwrap();
-                    into = Some(start(at)..start(at) + len as usize);
+                ClientEvent::Zeroes { state, at, len, .. } => {
+                    state.data[at..at + len].fill(0);
+                    state.holes += 1;
                 }
-                ReplyBody::Hole { at, len } => {
-                    pending.coverage.add(at, len).unwrap();
-                    pending.reply.data[start(at)..][..len as usize].fill(0);
-                    pending.reply.holes += 1;
+                ClientEvent::Done { cookie, state: mut reply, outcome } => {
+                    self.input.drain(..consumed);
+                    match outcome {
+                        Ok(Answer::Done) => {}
+                        Ok(Answer::Extents(extents)) => reply.extents = extents,
+                        Err(error) => reply.error = Some(error.errno),
+                    }
+                    return (cookie, reply);
                 }
-                ReplyBody::BlockStatus { context, extents } => {
-                    pending.reply.statuses.push((context, extents.iter().collect()));
-                }
-                ReplyBody::Error { errno, .. } => pending.reply.error = Some(errno),
             }
             self.input.drain(..consumed);
-            if let Some(into) = into {
-                let len = into.len();
-                self.receive_more(len);
-                let pending = self.pending.get_mut(&cookie).unwrap();
-                pending.reply.data[into].copy_from_slice(&self.input[..len]);
-                self.input.drain(..len);
-            }
-            if done {
-                let pending = self.pending.remove(&cookie).unwrap();
-                let is_read = pending.request.command == command::READ;
-                let is_good = pending.reply.error.is_none() && is_read;
-                assert!(!is_good || pending.coverage.is_complete());
-                return (cookie, pending.reply);
-            }
+            self.receive_more(needed);
         }
     }
 
@@ -288,7 +248,9 @@ impl Client {
 
     /// Says good-bye; the server hangs up.
     pub(crate) fn disconnect(mut self) {
-        self.send(command::DISC, 0, 0, 0, &[]);
+        let mut wire = Vec::new();
+        self.client.disconnect(&mut wire);
+        self.stream.write_all(&wire).unwrap();
         assert_eq!(self.stream.read(&mut [0; 64]).unwrap(), 0);
     }
 
@@ -324,15 +286,12 @@ impl Client {
         if self.has(flag::SEND_TRIM) {
             self.ok(command::TRIM, 0, at, len, &[]);
         }
-        if let Some(context) = self.negotiated.context("base:allocation") {
+        if self.negotiated.context("base:allocation").is_some() {
             let reply = self.ok(command::BLOCK_STATUS, 0, 0, SIZE, &[]);
-            assert_eq!(reply.statuses.len(), 1);
-            let (id, extents) = &reply.statuses[0];
-            assert_eq!(*id, context);
-            assert!(extents.iter().map(|(len, _)| len).sum::<u64>() <= SIZE);
+            assert!(reply.extents.iter().map(|extent| extent.len).sum::<u64>() <= SIZE);
             let flags = command_flag::REQ_ONE;
             let one = self.ok(command::BLOCK_STATUS, flags, at, block, &[]);
-            assert_eq!(one.statuses[0].1.len(), 1);
+            assert_eq!(one.extents.len(), 1);
         }
         self.pipeline();
         let past_end = self.call(command::READ, 0, SIZE, block, &[]);

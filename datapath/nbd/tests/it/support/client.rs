@@ -1,16 +1,13 @@
 //! A client with any number of requests in flight.
 
-use std::collections::HashMap;
 use std::io;
 
-use sheave_core::NbdErrno;
-use sheave_proto::wire::{command, command_flag};
+use sheave_core::{Extent, NbdErrno};
+use sheave_proto::wire::command;
 use sheave_proto::{
-    ClientConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, ReadCoverage, ReplyBody,
-    ReplyDecoder, ReplyStyle,
+    Answer as Content, CLIENT_IN_FLIGHT_MAX, Client as Transmission, ClientConfig, ClientEvent,
+    ClientHandshake, ClientNegotiated, ClientNext, ReplyStyle, Request,
 };
-
-use sheave_proto::Request;
 
 use super::{Link, Running};
 
@@ -18,17 +15,9 @@ use super::{Link, Running};
 pub(crate) struct Client {
     pub(crate) link: Link,
     pub(crate) negotiated: ClientNegotiated,
-    decoder: ReplyDecoder,
-    pending: HashMap<u64, Pending>,
+    transmission: Transmission<(Request, Vec<u8>)>,
+    /// Counts requests; tests call it the cookie.
     next_cookie: u64,
-}
-
-struct Pending {
-    request: Request,
-    data: Vec<u8>,
-    coverage: ReadCoverage,
-    extents: Vec<(u64, u64)>,
-    error: Option<(NbdErrno, String)>,
 }
 
 /// The whole reply to a request.
@@ -38,8 +27,8 @@ pub(crate) struct Answer {
     pub(crate) error: Option<(NbdErrno, String)>,
     /// A read's bytes.
     pub(crate) data: Vec<u8>,
-    /// Lengths and statuses.
-    pub(crate) extents: Vec<(u64, u64)>,
+    /// Of a block status.
+    pub(crate) extents: Vec<Extent>,
 }
 
 impl Client {
@@ -81,9 +70,9 @@ impl Client {
                     link.queue(&handshake.tls_started());
                 }
                 ClientNext::Ready(negotiated) => {
-                    let decoder = ReplyDecoder::new(negotiated.style);
-                    let (negotiated, pending) = (*negotiated, HashMap::new());
-                    return Ok(Self { link, negotiated, decoder, pending, next_cookie: 1 });
+                    let transmission = Transmission::new(&negotiated, CLIENT_IN_FLIGHT_MAX);
+                    let negotiated = *negotiated;
+                    return Ok(Self { link, negotiated, transmission, next_cookie: 1 });
                 }
                 other => return Err(io::Error::other(format!("{other:?}"))),
             }
@@ -92,7 +81,7 @@ impl Client {
 
     /// Requests without an answer.
     pub(crate) fn in_flight(&self) -> usize {
-        self.pending.len()
+        self.transmission.in_flight()
     }
 
     pub(crate) fn read(&mut self, offset: u64, length: u64) -> u64 {
@@ -104,8 +93,6 @@ impl Client {
     }
 
     pub(crate) fn write(&mut self, flags: u16, offset: u64, bytes: &[u8]) -> u64 {
-        let wide = self.negotiated.style == ReplyStyle::Extended;
-        let flags = if wide { flags | command_flag::PAYLOAD_LEN } else { flags };
         let cookie = self.ask(command::WRITE, flags, offset, bytes.len() as u64);
         self.link.queue(bytes);
         cookie
@@ -123,14 +110,13 @@ impl Client {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let request = Request { cookie, flags, command, offset, length: len };
-        if command != command::DISC {
-            let data = if command == command::READ { vec![0; len as usize] } else { Vec::new() };
-            let coverage = ReadCoverage::new(&request);
-            let pending = Pending { request, data, coverage, extents: Vec::new(), error: None };
-            self.pending.insert(cookie, pending);
-        }
         let mut header = Vec::new();
-        request.encode(self.negotiated.style, &mut header);
+        if command == command::DISC {
+            self.transmission.disconnect(&mut header);
+            return header;
+        }
+        let data = if command == command::READ { vec![0; len as usize] } else { Vec::new() };
+        self.transmission.submit_request(request, (request, data), &mut header).expect("room");
         header
     }
 
@@ -141,7 +127,8 @@ impl Client {
                 return Ok(Some(answer));
             }
             if self.link.ended {
-                return match self.link.input.is_empty() {
+                let is_whole = self.link.input.is_empty() && self.transmission.payload().is_none();
+                return match is_whole {
                     true => Ok(None),
                     false => Err(io::ErrorKind::UnexpectedEof.into()),
                 };
@@ -171,58 +158,36 @@ impl Client {
         assert_eq!(self.only_answer().error, None);
     }
 
-    /// Takes a chunk off the input. Answers with the reply if that was its last.
+    /// Takes what has arrived. Answers with the first reply that has ended.
     fn decode(&mut self) -> io::Result<Option<Answer>> {
-        let Self { link, decoder, pending, .. } = self;
+        let Self { link, transmission, .. } = self;
         loop {
-            let known = |cookie| pending.get(&cookie).map(|pending| pending.request);
-            let decoded = decoder.decode(&link.input, known).map_err(io::Error::other)?;
-            let Decoded::Event { consumed, event } = decoded else { return Ok(None) };
-            let entry = pending.get_mut(&event.cookie).expect("a request in flight");
-            let data_len = match event.body {
-                ReplyBody::Data { len, .. } => len as usize,
-                _ => 0,
-            };
-            if link.input.len() < consumed + data_len {
-                return Ok(None);
+            let step = transmission.step(&link.input);
+            let (consumed, event) = step.map_err(io::Error::other)?;
+            let mut ended = None;
+            match event {
+                ClientEvent::NeedMore(_) => {
+                    link.input.drain(..consumed);
+                    return Ok(None);
+                }
+                ClientEvent::Data { state: (_, data), at, bytes, .. } => {
+                    data[at..at + bytes.len()].copy_from_slice(bytes);
+                }
+                ClientEvent::Zeroes { state: (_, data), at, len, .. } => data[at..at + len].fill(0),
+                ClientEvent::Done { state: (request, data), outcome, .. } => {
+                    let (mut error, mut extents) = (None, Vec::new());
+                    match outcome {
+                        Ok(Content::Done) => {}
+                        Ok(Content::Extents(found)) => extents = found,
+                        Err(told) => error = Some((told.errno, told.message.into())),
+                    }
+                    ended = Some(Answer { request, error, data, extents });
+                }
             }
-            let (done, cookie) = (event.done, event.cookie);
-            entry.take(event.body, &link.input[consumed..consumed + data_len])?;
-            link.input.drain(..consumed + data_len);
-            if done {
-                let pending = pending.remove(&cookie).expect("a request in flight");
-                return Ok(Some(pending.finish()?));
-            }
-        }
-    }
-}
-
-impl Pending {
-    fn take(&mut self, body: ReplyBody<'_>, bytes: &[u8]) -> io::Result<()> {
-        match body {
-            ReplyBody::Success => {}
-            ReplyBody::Data { at, len } => {
-                self.coverage.add(at, len).map_err(io::Error::other)?;
-                let at = (at - self.request.offset) as usize;
-                self.data[at..at + bytes.len()].copy_from_slice(bytes);
-            }
-            ReplyBody::Hole { at, len } => {
-                self.coverage.add(at, len).map_err(io::Error::other)?;
-            }
-            ReplyBody::BlockStatus { extents, .. } => self.extents.extend(extents.iter()),
-            ReplyBody::Error { errno, message, .. } => {
-                self.error = Some((errno, message.to_owned()));
+            link.input.drain(..consumed);
+            if ended.is_some() {
+                return Ok(ended);
             }
         }
-        Ok(())
-    }
-
-    fn finish(self) -> io::Result<Answer> {
-        let Self { request, data, coverage, extents, error } = self;
-        let is_read = request.command == command::READ;
-        if is_read && error.is_none() && !coverage.is_complete() {
-            return Err(io::Error::other("a read that left bytes out"));
-        }
-        Ok(Answer { request, error, data, extents })
     }
 }
