@@ -47,11 +47,8 @@ pub(crate) enum Command {
     Bench(commands::bench::Args),
     /// Tell what this node can do, and what to do about what it cannot
     Doctor(commands::doctor::Args),
-    /// Try in this process whether ublk works
-    #[command(name = crate::ublk::COMMAND, hide = true)]
-    ProbeUblk,
     /// Wait for a device on behalf of the daemon
-    #[command(name = crate::commands::daemon::HELPER, hide = true)]
+    #[command(name = sheave_daemon::HELPER, hide = true)]
     Helper {
         /// JSON
         task: String,

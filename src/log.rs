@@ -6,8 +6,8 @@
 //! there is room again.
 //!
 //! tracing-appender has such a writer, too. It bounds the number of lines and not their bytes,
-//! starts its thread at once, which is too early for a daemon ([`crate::protect`]), and prints to
-//! standard output when it cannot be stopped.
+//! starts its thread at once, which is too early for a daemon ([`sheave_daemon::protect`]), and
+//! prints to standard output when it cannot be stopped.
 
 mod queue;
 

@@ -4,17 +4,14 @@
 mod cli;
 mod commands;
 mod config;
-mod daemon;
-mod handover;
+mod control_api;
 mod limits;
 mod log;
 mod process;
-mod protect;
 mod serve;
 mod state_dir;
 mod systemd;
 mod telemetry;
-mod ublk;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

@@ -15,7 +15,7 @@ use sheave_volumes::VolumeSpec;
 use tonic::{Code, Response, Status};
 
 use super::volume_parser;
-use crate::daemon::control_socket;
+use crate::control_api::control_socket;
 use crate::process::runtime;
 use crate::telemetry::RuntimeDir;
 

@@ -2,31 +2,26 @@
 
 use std::convert::Infallible;
 use std::env;
-use std::io;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::net::SocketType;
 use sheave_core::printable;
-use sheave_devices::{DeadLinks, Devices, DevicesConfig};
+use sheave_daemon::{DeadLinks, Devices, DevicesConfig, HandOver, Taken, protect};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::sync::{Notify as Event, oneshot};
 
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
-use crate::daemon::{self, ControlSocket};
-use crate::handover::{HandOver, Taken};
+use crate::control_api::{self, ControlSocket};
 use crate::log;
 use crate::process::{HangUp, Signals, default_shards, runtime};
-use crate::protect::protect;
 use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
-use crate::telemetry::{RuntimeDir, StatsSocket};
-use crate::ublk;
+use crate::telemetry::{RuntimeDir, StatsSocket, listen_at};
 
 /// How soon a volume that could not be opened is tried again, and a device is found that somebody
 /// else has ended.
@@ -61,8 +56,8 @@ pub(crate) struct Args {
 
 /// How soon a device is ended when nothing uses it any more, once the daemon is to end.
 const WIND_DOWN_PERIOD: Duration = Duration::from_secs(1);
-/// The hidden command of [`helper`].
-pub(crate) const HELPER: &str = "device-helper";
+/// How long the log may take of the pause that devices have in a hand-over.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(50);
 
 const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices by /proc; mount it: \
                           mount -t proc proc /proc";
@@ -125,19 +120,17 @@ async fn serve(start: Start) -> Result<()> {
     let hung_up = Event::new();
     let engine = Engine::start(engine, Clock::start())?;
     // From here on the devices of a predecessor wait, so nothing else is left to be done.
-    let taken = if takeover { Taken::ask(&dir)? } else { None };
+    let taken = if takeover { Taken::ask(&handover_socket(&dir))? } else { None };
     let mut taken = taken.unwrap_or_default();
     let control = taken.control.take();
     if control.is_none() && passed.is_none() {
         // Said at once; a daemon that is just dying keeps its records a little longer.
-        daemon::check_alone(&dir).await?;
+        control_api::check_alone(&dir).await?;
     }
     let registry = Arc::new(Registry::new());
     let config = DevicesConfig {
         engine,
         records: state.join("devices"),
-        probe_ublk: ublk::probe,
-        helper,
         left: std::mem::take(&mut taken.connections),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
@@ -153,9 +146,19 @@ async fn serve(start: Start) -> Result<()> {
     };
     let (control, passed) = socket.share()?;
     let (notify, given) = (Arc::new(notify), Arc::clone(&devices));
-    let hand_over =
-        HandOver { devices: given, registry, control, passed, notify: Arc::clone(&notify) };
-    hand_over.start(&dir)?;
+    let told = Arc::clone(&notify);
+    let hand_over = HandOver {
+        devices: given,
+        registry,
+        control,
+        passed,
+        is_service: notify.is_service(),
+        succeeded_by: Box::new(move |pid| told.succeeded_by(pid)),
+        end: Box::new(end_at_once),
+    };
+    let path = handover_socket(&dir);
+    let listener = listen_at(&path, SocketType::SEQPACKET);
+    hand_over.start(listener.with_context(|| printable(&path).to_string())?)?;
     tracing::info!(socket = socket.name(), "ready");
     notify.ready();
     let (insist, insisted) = oneshot::channel();
@@ -245,13 +248,16 @@ async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infalli
     }
 }
 
-/// This program, as the process that waits for a device.
-fn helper(task: &str) -> io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
-    // Ctrl-C at the daemon's terminal is not for it.
-    command.args([HELPER, task]).process_group(0).stderr(Stdio::null());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    sheave_local::start_process(|| command.spawn())
+/// Where a daemon of this user is asked to give way.
+fn handover_socket(dir: &RuntimeDir) -> PathBuf {
+    dir.path().join("handover.sock")
+}
+
+/// Ends the process when a successor has taken over; all that is left is the successor's.
+fn end_at_once() -> Infallible {
+    // Short: the successor waits for the end of this process.
+    log::finish_within(LAST_LINES_TIMEOUT);
+    std::process::exit(0)
 }
 
 /// Serves the devices of a daemon that died or left, goes on trying where a volume cannot be had

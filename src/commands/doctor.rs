@@ -99,7 +99,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let is_root = rustix::process::geteuid().is_root();
     let mut findings = vec![
         uring(sheave_ring::probe()),
-        ublk(is_root.then(crate::ublk::probe)),
+        ublk(is_root.then(sheave_daemon::probe_ublk)),
         nbd(is_root.then(sheave_knbd::is_available)),
         daemon(),
     ];

@@ -67,8 +67,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Top(args) => top::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
-        Command::ProbeUblk => Ok(crate::ublk::probe_here()?),
-        Command::Helper { task } => Ok(sheave_devices::run_task(&task)?),
+        Command::Helper { task } => Ok(sheave_daemon::run_task(&task)?),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     }

@@ -20,11 +20,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-knbd", &["sheave-core", "sheave-proto"]),
     ("sheave-ublk", &["sheave-core", "sheave-ring", "sheave-telemetry", "sheave-shard"]),
     (
-        "sheave-devices",
+        "sheave-daemon",
         &[
             "sheave-core",
             "sheave-knbd",
             "sheave-layers",
+            "sheave-local",
             "sheave-nbd",
             "sheave-shard",
             "sheave-telemetry",

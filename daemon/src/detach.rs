@@ -8,8 +8,8 @@ use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_shard::Engine;
 
 use crate::Devices;
-use crate::apart::{self, Claim, Task};
 use crate::front::{Device, Front};
+use crate::helper::{self, Claim, Task};
 use crate::records::Record;
 use crate::slot::{Attached, Entry, Held, Slot, lock};
 
@@ -69,7 +69,7 @@ impl Devices {
         };
         // Without the slot: it may take long, and its connection may have to be looked after.
         let task = Task::Claim { name: device.name() };
-        let claim = apart::wait_for(self.helper, "detach", &task, patience)?;
+        let claim = helper::wait_for("detach", &task, patience)?;
         let mut entry = slot.hold_or_busy("detach", name)?;
         match entry.record() {
             Some(record) if record.mark == mark => self.end(&mut entry, Some(claim)),

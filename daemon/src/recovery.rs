@@ -16,8 +16,8 @@ use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_layers::Limits;
 use sheave_shard::{Released, Served};
 
-use crate::apart::{self, Task};
 use crate::front::{self, Device, Server};
+use crate::helper::{self, Task};
 use crate::records::Record;
 use crate::slot::{Entry, Live, Slot, lock};
 use crate::{Devices, open_volume};
@@ -258,7 +258,7 @@ impl Devices {
     /// Does what a predecessor may have left undone.
     fn complete(&self, device: Device, record: &Record) -> Result<()> {
         self.announce_size("recover", device, record)?;
-        apart::begin(self.helper, Task::Tune { name: device.name() });
+        helper::begin(Task::Tune { name: device.name() });
         Ok(())
     }
 }

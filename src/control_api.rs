@@ -16,7 +16,7 @@ use sheave_control::v1::{
     SetLimitsRequest, SetLimitsResponse,
 };
 use sheave_core::{Error, ErrorKind, printable};
-use sheave_devices::{self as devices, Attached, Devices, NewLimits};
+use sheave_daemon::{self as devices, Attached, Devices, NewLimits};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;

@@ -56,7 +56,7 @@ impl Devices {
     ) -> Result<()> {
         let block_device = BlockDevice::new(device.name());
         if block_device.size().is_some_and(|size| size < record.size) {
-            device.resize(self.helper, record)?;
+            device.resize(record)?;
         }
         block_device.wait_ready(op, record.size)
     }

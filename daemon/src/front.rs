@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sheave_core::Result;
 use sheave_shard::{Assignment, Engine, Served};
 
-use crate::apart::{self, Claim, Helper, Task};
+use crate::helper::{self, Claim, Task};
 use crate::records::Record;
 
 /// A connection whose process has died is replaced by its successor; until then requests wait. A
@@ -85,13 +85,13 @@ impl Device {
     }
 
     /// Tells the kernel the size of this record, which the server must know already.
-    pub(crate) fn resize(self, helper: Helper, record: &Record) -> Result<()> {
+    pub(crate) fn resize(self, record: &Record) -> Result<()> {
         let (size, identifier) = (record.size, identifier(record.mark));
         match self {
             Self::Ublk(device) => device.resize(size),
             Self::Nbd(device) => {
                 let task = Task::ResizeNbd { index: device.index(), size, identifier };
-                apart::wait_for(helper, "resize", &task, None).map(|_| ())
+                helper::wait_for("resize", &task, None).map(|_| ())
             }
         }
     }

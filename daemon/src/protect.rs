@@ -51,7 +51,7 @@ const PROTECTIONS: &[Protection] = &[
 /// Makes this process fit to serve the node's own disks, and warns of what it cannot have.
 ///
 /// Must be called while there is one thread: those to come inherit what it does.
-pub(crate) fn protect() {
+pub fn protect() {
     for Protection { enable, without } in PROTECTIONS {
         if let Err(error) = enable() {
             tracing::warn!("{without}: {error:#}");

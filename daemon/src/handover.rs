@@ -1,15 +1,16 @@
-//! A daemon that gives way to another one, such as a newer version of itself, without anybody's
-//! notice: it hands over its control socket, the connections of its devices and its statistics, and
-//! ends at once. The other then finds the devices by their records.
+//! A daemon that gives way to another one, such as a newer version of itself, without an error for
+//! the users of its devices: it hands over its control socket, the connections of its devices and
+//! its statistics, and ends at once. The other then finds the devices by their records.
 //!
-//! On a unix socket of packets: the newcomer sends [`ASK`]; each answer is a [`Message`] with at
+//! On a unix socket of packets: the successor sends [`ASK`]; each answer is a [`Message`] with at
 //! most one descriptor; after [`Message::End`] it sends [`TAKEN`].
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +25,10 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 use sheave_core::printable;
-use sheave_devices::{Devices, Released};
+use sheave_shard::Released;
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
-use crate::log;
-use crate::systemd::Notify;
-use crate::telemetry::{RuntimeDir, listen_at};
+use crate::Devices;
 
 /// Changes whenever another version would misunderstand what follows.
 const ASK: &[u8] = b"take over 1";
@@ -39,8 +38,6 @@ const TAKEN: &[u8] = b"taken";
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one side waits for a packet of the other.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the log may take of the pause that devices have.
-const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(50);
 const PACKET_MAX: usize = 4096;
 /// Connections that are handed over, the most that a daemon can have.
 const MESSAGES_MAX: usize = 1 << 16;
@@ -60,42 +57,47 @@ enum Message {
     End,
 }
 
-/// What was taken over.
+/// What a daemon took over from its predecessor.
 #[derive(Default)]
-pub(crate) struct Taken {
+pub struct Taken {
     /// The control socket, and whether the service manager keeps it.
-    pub(crate) control: Option<(OwnedFd, bool)>,
-    pub(crate) connections: Vec<Released>,
+    pub control: Option<(OwnedFd, bool)>,
+    /// The connections of devices, for [`crate::DevicesConfig::left`].
+    pub connections: Vec<Released>,
     statistics: Vec<VolumeSnapshot>,
 }
 
-/// Who can be asked to give way.
-pub(crate) struct HandOver {
-    pub(crate) devices: Arc<Devices>,
-    pub(crate) registry: Arc<Registry>,
-    /// The control socket, and whether the service manager keeps it.
-    pub(crate) control: OwnedFd,
-    pub(crate) passed: bool,
-    pub(crate) notify: Arc<Notify>,
-}
-
-fn socket_path(dir: &RuntimeDir) -> PathBuf {
-    dir.path().join("handover.sock")
+/// What a daemon hands over when it is asked to give way.
+pub struct HandOver {
+    /// The devices.
+    pub devices: Arc<Devices>,
+    /// Their statistics.
+    pub registry: Arc<Registry>,
+    /// The control socket.
+    pub control: OwnedFd,
+    /// Whether the service manager keeps it.
+    pub passed: bool,
+    /// A service manager watches this process. It would lose sight of a successor that this process
+    /// has not started.
+    pub is_service: bool,
+    /// Tells the service manager the process ID of the successor.
+    pub succeeded_by: Box<dyn Fn(i32) + Send>,
+    /// Ends this process, whose devices are the successor's. It must not return.
+    pub end: Box<dyn Fn() -> Infallible + Send>,
 }
 
 impl Taken {
-    /// Asks the daemon that runs to give way. `None` if none does.
+    /// Asks the daemon that listens at `path` to give way. `None` if none does.
     ///
     /// # Errors
     /// When it refuses, or has another version.
-    pub(crate) fn ask(dir: &RuntimeDir) -> Result<Option<Self>> {
-        let path = socket_path(dir);
+    pub fn ask(path: &Path) -> Result<Option<Self>> {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
-        let address = SocketAddrUnix::new(&path)?;
+        let address = SocketAddrUnix::new(path)?;
         match retry_on_intr(|| connect(&socket, &address)) {
             Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
-            connected => connected.with_context(|| printable(&path).to_string())?,
+            connected => connected.with_context(|| printable(path).to_string())?,
         }
         set_socket_timeout(&socket, Timeout::Recv, Some(REST_TIMEOUT + PACKET_TIMEOUT))?;
         retry_on_intr(|| send(&socket, ASK, SendFlags::NOSIGNAL))?;
@@ -119,7 +121,7 @@ impl Taken {
     }
 
     /// Goes on with its statistics.
-    pub(crate) fn count_on(&self, registry: &Registry) {
+    pub fn count_on(&self, registry: &Registry) {
         for volume in &self.statistics {
             registry.volume(&volume.name).recorder().add_snapshot(volume);
         }
@@ -127,14 +129,12 @@ impl Taken {
 }
 
 impl HandOver {
-    /// Waits on a thread of its own for somebody who takes over; the process ends then.
+    /// Waits on a thread of its own for a successor that connects to this socket of packets, and
+    /// ends the process when it has taken over.
     ///
     /// # Errors
-    /// When the socket cannot be made.
-    pub(crate) fn start(self, dir: &RuntimeDir) -> Result<()> {
-        let path = socket_path(dir);
-        let listener = listen_at(&path, SocketType::SEQPACKET)
-            .with_context(|| printable(&path).to_string())?;
+    /// When there is no thread for it.
+    pub fn start(self, listener: OwnedFd) -> Result<()> {
         let thread = std::thread::Builder::new().name("handover".to_owned());
         thread.spawn(move || {
             loop {
@@ -142,10 +142,7 @@ impl HandOver {
                     Ok(newcomer) => match self.give_way(&newcomer) {
                         Ok(()) => {
                             tracing::info!("taken over");
-                            // Short: the successor waits for the end of this process.
-                            log::finish_within(LAST_LINES_TIMEOUT);
-                            // Everything that is left is the successor's.
-                            std::process::exit(0);
+                            match (self.end)() {}
                         }
                         Err(error) => tracing::warn!("not taken over: {error:#}"),
                     },
@@ -173,7 +170,7 @@ impl HandOver {
             bail!("asked by another version");
         }
         let pid = pid.as_raw_nonzero().get();
-        if self.notify.is_service() && parent_of(pid) != Some(std::process::id()) {
+        if self.is_service && parent_of(pid) != Some(std::process::id()) {
             let why = "it runs as a service, which would lose sight of its successor; use: \
                        systemctl reload sheave";
             transmit(newcomer, &Message::Refused { why: why.to_owned() }, None)?;
@@ -189,7 +186,7 @@ impl HandOver {
         let handed = self.hand(newcomer, &connections);
         match handed {
             // Before this process ends, or its end would be that of the service.
-            Ok(()) => self.notify.succeeded_by(pid),
+            Ok(()) => (self.succeeded_by)(pid),
             Err(_) => self.devices.take_back(connections),
         }
         handed

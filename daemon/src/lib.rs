@@ -1,11 +1,14 @@
-//! Volumes as block devices of this node: which volume is which device, also after a crash.
+//! The daemon that owns the block devices of a node: which volume is which device, also after a
+//! crash; how one daemon gives way to another; and what keeps a process alive that is a disk.
 #![forbid(unsafe_code)]
 
-mod apart;
 mod block;
 mod detach;
 mod front;
+mod handover;
+mod helper;
 mod limits;
+mod protect;
 mod records;
 mod recovery;
 mod resize;
@@ -20,22 +23,23 @@ use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume, printable};
 use sheave_layers::Limits;
-use sheave_shard::{Engine, Served};
+use sheave_shard::{Engine, Released, Served};
 use sheave_telemetry::Registry;
 use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 
-use crate::apart::Task;
 use crate::block::{BlockDevice, check_blocks};
 use crate::front::{Device, Server};
+use crate::helper::Task;
 use crate::records::{Record, Records};
 use crate::slot::{Entry, Held, Live, Slot, lock};
 
-pub use crate::apart::{Helper, run_task};
 pub use crate::front::Front;
+pub use crate::handover::{HandOver, Taken};
+pub use crate::helper::{HELPER, probe_ublk, run_task};
 pub use crate::limits::NewLimits;
+pub use crate::protect::protect;
 pub use crate::slot::Attached;
 pub use sheave_knbd::DeadLinks;
-pub use sheave_shard::Released;
 
 /// What the devices of a daemon are made with.
 pub struct DevicesConfig {
@@ -43,10 +47,6 @@ pub struct DevicesConfig {
     pub engine: Engine,
     /// Where what must survive a crash is kept.
     pub records: PathBuf,
-    /// Tells whether ublk works here. Asked until it does.
-    pub probe_ublk: fn() -> Result<()>,
-    /// How work that waits for a device gets a process of its own.
-    pub helper: Helper,
     /// Connections that a predecessor handed over.
     pub left: Vec<Released>,
 }
@@ -56,8 +56,6 @@ pub struct Devices {
     engine: Engine,
     registry: Arc<Registry>,
     records: Records,
-    probe_ublk: fn() -> Result<()>,
-    helper: Helper,
     ublk_works: AtomicBool,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
@@ -75,13 +73,11 @@ impl Devices {
     /// # Errors
     /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, probe_ublk, helper, left } = config;
+        let DevicesConfig { engine, records, left } = config;
         let devices = Self {
             engine,
             registry,
             records: Records::open(records)?,
-            probe_ublk,
-            helper,
             ublk_works: AtomicBool::new(false),
             entries: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -180,7 +176,7 @@ impl Devices {
             let ready = block_device.wait_ready("attach", size);
             // The caller will not learn of it, so nobody else would end it.
             ready.inspect_err(|_| drop(device.end(record.mark, None)))?;
-            apart::begin(self.helper, Task::Tune { name: device.name() });
+            helper::begin(Task::Tune { name: device.name() });
             Ok(device)
         });
         match live {
@@ -211,7 +207,7 @@ impl Devices {
             }
             // Unless the driver has been unloaded since.
             _ if self.ublk_works.load(Relaxed) && sheave_ublk::check().is_ok() => Ok(()),
-            _ => (self.probe_ublk)().inspect(|()| self.ublk_works.store(true, Relaxed)),
+            _ => probe_ublk().inspect(|()| self.ublk_works.store(true, Relaxed)),
         };
         match (ublk, front) {
             (Ok(()), _) => Ok(Front::Ublk),
