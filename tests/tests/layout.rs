@@ -36,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-control", &[]),
     ("sheave-local", &["sheave-core"]),
     ("sheave-layers", &["sheave-core"]),
+    ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core"]),
     ("sheave-volumes", &["sheave-core", "sheave-layers", "sheave-local", "sheave-proto"]),

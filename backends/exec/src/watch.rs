@@ -1,0 +1,263 @@
+//! The thread of a program: starts it, logs what it prints, starts it again and ends it.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, ExitStatus};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use sheave_core::printable;
+
+use crate::lines::Lines;
+use crate::program::{ProgramOptions, Shared};
+use crate::start::Start;
+
+/// A program that has run for so long has started well.
+const STEADY: Duration = Duration::from_secs(5);
+/// The pause after the second failure in a row; each further one doubles it.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long a program may take to end when it is asked to.
+const GRACE: Duration = Duration::from_secs(10);
+/// The most bytes of output that are read at a time.
+const OUTPUT_LEN: usize = 16 << 10;
+
+pub(crate) struct Watch {
+    shared: Arc<Shared>,
+    /// Hangs up when the program is to end.
+    stopped: OwnedFd,
+    options: ProgramOptions,
+    /// The command, for messages.
+    name: String,
+    /// Failures in a row.
+    failures: u32,
+    /// Not started again before.
+    not_before: Instant,
+}
+
+/// What a wait came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    Stopped,
+    Ready,
+    TimedOut,
+}
+
+impl Watch {
+    pub(crate) fn new(shared: Arc<Shared>, stopped: OwnedFd, options: ProgramOptions) -> Self {
+        let name = printable(&options.command).to_string();
+        Self { shared, stopped, options, name, failures: 0, not_before: Instant::now() }
+    }
+
+    /// Runs the program whenever a connection waits for it, until it is to end.
+    pub(crate) fn run(mut self) {
+        while self.wait_until_needed() {
+            let begun = Instant::now();
+            match Running::start(&self.options, &self.shared) {
+                Ok(running) => {
+                    tracing::debug!(program = self.name, "started");
+                    if !self.attend(running, begun) {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.ended(false, Duration::ZERO, format!("cannot be started: {error}"))
+                }
+            }
+        }
+    }
+
+    /// Waits for a connection, after the pause; false when the program is to end.
+    fn wait_until_needed(&self) -> bool {
+        let pause = self.not_before.saturating_duration_since(Instant::now());
+        if !pause.is_zero() && self.wait(None, Some(pause)) == Waited::Stopped {
+            return false;
+        }
+        self.wait(Some(self.shared.socket.listener.as_fd()), None) == Waited::Ready
+    }
+
+    /// Waits until the program is to end or `other` can be read.
+    fn wait(&self, other: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> Waited {
+        let until = patience.map(|patience| Instant::now() + patience);
+        loop {
+            let mut fds = vec![PollFd::new(&self.stopped, PollFlags::IN)];
+            fds.extend(other.map(|other| PollFd::from_borrowed_fd(other, PollFlags::IN)));
+            poll_until(&mut fds, until);
+            if !fds[0].revents().is_empty() {
+                return Waited::Stopped;
+            }
+            if fds.get(1).is_some_and(|other| !other.revents().is_empty()) {
+                return Waited::Ready;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Waited::TimedOut;
+            }
+        }
+    }
+
+    /// Sees to a program until it has ended; false when that is because it was to end.
+    fn attend(&mut self, mut running: Running, begun: Instant) -> bool {
+        if running.wait(Some(self.stopped.as_fd()), None, &self.name) == Waited::Stopped {
+            running.end(&self.name);
+            return false;
+        }
+        let (status, last_line) = running.reap(&self.name);
+        let lived = begun.elapsed();
+        let words = match last_line {
+            Some(line) => format!("{line} ({status})"),
+            None => status.to_string(),
+        };
+        self.ended(status.success(), lived, words);
+        true
+    }
+
+    /// Takes note of the end of a program.
+    fn ended(&mut self, is_success: bool, lived: Duration, words: String) {
+        if lived >= STEADY {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        let pause = match self.failures {
+            // A program may end with its last client, and be wanted by the next one.
+            1 => Duration::ZERO,
+            more => PAUSE_MAX.min(PAUSE_MIN * (1 << (more - 2).min(16))),
+        };
+        self.not_before = Instant::now() + pause;
+        match is_success {
+            true => tracing::debug!(program = self.name, "ended: {words}"),
+            false => tracing::warn!(
+                program = self.name,
+                "ended: {words}; it is started again when a connection needs it"
+            ),
+        }
+        self.shared.set_last_words(words);
+        // Connections that wait would wait for another failure. Their owner learns why.
+        if (!is_success && lived < STEADY) || self.failures > 2 {
+            self.refuse_waiting();
+        }
+    }
+
+    /// Closes the connections that wait.
+    fn refuse_waiting(&self) {
+        let listener = &self.shared.socket.listener;
+        loop {
+            let mut fds = [PollFd::new(listener, PollFlags::IN)];
+            poll_until(&mut fds, Some(Instant::now()));
+            // No other process accepts now, so this cannot block.
+            if fds[0].revents().is_empty() || listener.accept().is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A program that has been started.
+struct Running {
+    child: Child,
+    /// Can be read when the child has ended.
+    pidfd: OwnedFd,
+    output: Option<File>,
+    lines: Lines,
+}
+
+impl Running {
+    fn start(options: &ProgramOptions, shared: &Shared) -> io::Result<Self> {
+        let (output, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        fcntl_setfl(&output, fcntl_getfl(&output)? | OFlags::NONBLOCK)?;
+        let ProgramOptions { command, directory, launch } = options.clone();
+        let socket = shared.socket.listener.try_clone()?.into();
+        let mut child = launch(Start { command, directory, socket, output: theirs })?;
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let pidfd = pidfd.inspect_err(|_| {
+            let _ = child.kill().and_then(|()| child.wait().map(drop));
+        })?;
+        let lines = Lines::new(Instant::now());
+        Ok(Self { child, pidfd, output: Some(output.into()), lines })
+    }
+
+    /// Logs what it prints until it has ended, `until` is reached, or `stopped` hangs up.
+    fn wait(
+        &mut self,
+        stopped: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+        name: &str,
+    ) -> Waited {
+        loop {
+            let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+            fds.extend(stopped.map(|stopped| PollFd::from_borrowed_fd(stopped, PollFlags::IN)));
+            let output_at = fds.len();
+            fds.extend(self.output.iter().map(|output| PollFd::new(output, PollFlags::IN)));
+            poll_until(&mut fds, until);
+            let is_set = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+            let (has_ended, is_stopped) = (is_set(0), stopped.is_some() && is_set(1));
+            if is_set(output_at) {
+                self.read_output(name);
+            }
+            match until {
+                _ if is_stopped => return Waited::Stopped,
+                _ if has_ended => return Waited::Ready,
+                Some(until) if Instant::now() >= until => return Waited::TimedOut,
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads once, so that one that never stops to print cannot keep this from the rest.
+    fn read_output(&mut self, name: &str) -> bool {
+        let Some(output) = &mut self.output else { return false };
+        let mut bytes = [0; OUTPUT_LEN];
+        match output.read(&mut bytes) {
+            Ok(0) => self.output = None,
+            Ok(len) => {
+                let log = |line: &str| tracing::info!(program = name, "{line}");
+                self.lines.take(&bytes[..len], Instant::now(), log);
+                return true;
+            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.output = None,
+        }
+        false
+    }
+
+    /// Takes the exit status of a program that has ended, and its last line. Processes of its group
+    /// that it has left behind are killed: they could take connections that are for the next one.
+    fn reap(mut self, name: &str) -> (ExitStatus, Option<String>) {
+        // The number of the group is not given to another one before the child is waited for.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let status = self.child.wait().expect("a child that has not been waited for");
+        // What is left in the pipe: no more than it holds.
+        while self.read_output(name) {}
+        let log = |line: &str| tracing::info!(program = name, "{line}");
+        self.lines.finish(Instant::now(), log);
+        (status, self.lines.take_last())
+    }
+
+    /// Ends it: by SIGTERM, and if that does not help by SIGKILL.
+    fn end(mut self, name: &str) {
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
+        if self.wait(None, Some(Instant::now() + GRACE), name) == Waited::TimedOut {
+            tracing::warn!(program = name, "does not end within {GRACE:?} and is killed");
+        }
+        let (status, _) = self.reap(name);
+        tracing::debug!(program = name, "ended with its volume: {status}");
+    }
+}
+
+/// Waits until one of `fds` is ready; at most until then. May return early.
+fn poll_until(fds: &mut [PollFd<'_>], until: Option<Instant>) {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    // Interrupted, or out of memory for a moment.
+    if poll(fds, left.as_ref()).is_err() {
+        fds.iter_mut().for_each(PollFd::clear_revents);
+    }
+}
+
+#[cfg(test)]
+mod tests;
