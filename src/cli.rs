@@ -53,6 +53,14 @@ pub(crate) enum Command {
         /// JSON
         task: String,
     },
+    /// Become the program of a volume
+    #[command(name = sheave_exec::HELPER, hide = true)]
+    RunProgram {
+        /// The process that asks for it
+        parent: u32,
+        /// For /bin/sh
+        command: String,
+    },
     /// Print shell completions
     Completions(commands::generate::Completions),
     /// Write man pages

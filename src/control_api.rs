@@ -17,6 +17,7 @@ use sheave_control::v1::{
 };
 use sheave_core::{Error, ErrorKind, printable};
 use sheave_daemon::{self as devices, Attached, Devices, NewLimits};
+use sheave_volumes::VolumeSpec;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -148,7 +149,12 @@ impl Control for Service {
         &self,
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
-        let AttachRequest { volume, front, read_only } = request.into_inner();
+        let AttachRequest { volume, front, read_only, from_operator } = request.into_inner();
+        let parsed = match from_operator {
+            true => VolumeSpec::of_operator(&volume),
+            false => volume.parse(),
+        };
+        parsed.map_err(status)?;
         let front = match Front::try_from(front) {
             Ok(Front::Unspecified) => None,
             Ok(Front::Ublk) => Some(devices::Front::Ublk),

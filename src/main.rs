@@ -27,7 +27,12 @@ fn main() -> ExitCode {
     // If that fails, only a process with such a limit notices.
     let _ = signals::ignore_file_limit();
     let outcome = match cli::Cli::try_parse() {
-        Ok(cli) => commands::run(cli.command),
+        Ok(cli) => {
+            let outcome = commands::run(cli.command);
+            // Volumes that are still open are of no more use.
+            sheave_exec::end_all();
+            outcome
+        }
         Err(error) if error.use_stderr() => {
             // The exit code says it, too.
             let _ = error.print();

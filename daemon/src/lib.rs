@@ -89,7 +89,8 @@ impl Devices {
     }
 
     /// Makes a volume a device; the device it already is, if there is one. Without a `front` it is
-    /// what this node can do best.
+    /// what this node can do best. The name may start a program, so the caller refuses before what
+    /// a request may not name ([`VolumeSpec::of_operator`]).
     ///
     /// # Errors
     /// What the volume and the kernel say; [`ErrorKind::Busy`] when the volume is a device already
@@ -258,9 +259,10 @@ impl Devices {
     }
 }
 
-/// Opens the volume of a device, which obeys `limits` from then on.
+/// Opens the volume of a device, which obeys `limits` from then on. What a request may not name has
+/// been refused before; records are the daemon's own.
 fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<dyn Volume>> {
-    let spec: VolumeSpec = name.parse()?;
+    let spec = VolumeSpec::of_operator(name)?;
     check_memory(name, &spec)?;
     spec.open(&OpenOptions { read_only, limits: Some(Arc::clone(limits)) })
 }

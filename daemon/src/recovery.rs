@@ -15,6 +15,7 @@ use std::time::Duration;
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_layers::Limits;
 use sheave_shard::{Released, Served};
+use sheave_volumes::VolumeSpec;
 
 use crate::front::{self, Device, Server};
 use crate::helper::{self, Task};
@@ -288,7 +289,8 @@ fn why_not(name: &str, slot: &Slot) -> Option<String> {
 fn is_there(record: &Record) -> bool {
     let (answer, answered) = sync_channel(1);
     let name = record.volume.clone();
-    let ask = move || drop(answer.send(sheave_volumes::identity(&name).ok().flatten()));
+    let identity = move || VolumeSpec::of_operator(&name)?.identity();
+    let ask = move || drop(answer.send(identity().ok().flatten()));
     if Builder::new().name("identity".to_owned()).spawn(ask).is_err() {
         return true;
     }

@@ -89,6 +89,8 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
         }
         .into(),
         read_only: args.read_only,
+        // It is an argument of this command.
+        from_operator: true,
     };
     let device = runtime()?.block_on(async {
         let answer = answered(connect().await?.attach(request)).await?;
@@ -168,7 +170,7 @@ pub(super) fn is_device(text: &str) -> bool {
 
 /// A volume as the daemon, in another directory, has to see it.
 fn absolute(volume: &str) -> Result<String> {
-    Ok(volume.parse::<VolumeSpec>()?.absolute()?)
+    Ok(VolumeSpec::of_operator(volume)?.absolute()?)
 }
 
 fn table(devices: &[Device]) -> String {

@@ -75,7 +75,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn volumes(args: &Args, interruption: Interruption, progress: &ProgressBar) -> anyhow::Result<()> {
     let Args { from, to, .. } = args;
-    let is_same = from.parse::<VolumeSpec>()?.is_same_place(&to.parse()?);
+    let is_same = VolumeSpec::of_operator(from)?.is_same_place(&VolumeSpec::of_operator(to)?);
     ensure!(!is_same, "source and target are the same file or export");
     let volume = source(from)?;
     let size = volume.size();
@@ -102,7 +102,7 @@ fn source(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
     if is_nbd(text) {
         return remote(text);
     }
-    let spec: VolumeSpec = text.parse()?;
+    let spec = VolumeSpec::of_operator(text)?;
     Ok(spec.open(&OpenOptions { read_only: true, ..OpenOptions::default() })?)
 }
 

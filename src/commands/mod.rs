@@ -68,6 +68,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Helper { task } => Ok(sheave_daemon::run_task(&task)?),
+        Command::RunProgram { parent, command } => Err(sheave_exec::exec(parent, &command).into()),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     }

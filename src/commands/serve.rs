@@ -143,7 +143,7 @@ struct VolumeArg {
 
 impl VolumeArg {
     fn parse(text: String) -> Result<Self, sheave_core::Error> {
-        Ok(Self { spec: text.parse()?, text })
+        Ok(Self { spec: VolumeSpec::of_operator(&text)?, text })
     }
 }
 

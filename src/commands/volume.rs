@@ -5,6 +5,7 @@ use clap::{ArgGroup, Subcommand};
 use sheave_bench::output;
 use sheave_control::v1::{ResizeRequest, SetLimitsRequest};
 use sheave_core::parse_size;
+use sheave_volumes::VolumeSpec;
 use tonic::Code;
 
 use super::attach::{answered, connect, is_device, said, target};
@@ -109,7 +110,7 @@ fn resize(args: ResizeArgs) -> Result<()> {
             bail!("resize: {target} is none of the daemon's devices; see: sheave ls")
         }
         // There is no daemon, or it does not know the volume.
-        None => sheave_volumes::resize(&target, size)?,
+        None => VolumeSpec::of_operator(&target)?.resize(size)?,
     };
     output::to_stdout(format!("{bytes}\n")).context("resize")
 }

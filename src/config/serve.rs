@@ -117,9 +117,8 @@ impl File<'_> {
         };
         let at = volume.span();
         let volume = self.text(Some(volume))?.unwrap_or_default();
-        let spec: VolumeSpec = volume
-            .parse()
-            .map_err(|error: sheave_core::Error| self.bad(at.clone(), &error.to_string()))?;
+        let spec = VolumeSpec::of_operator(&volume)
+            .map_err(|error| self.bad(at.clone(), &error.to_string()))?;
         let name_at = keys.name.as_ref().map_or(at, Spanned::span);
         let name = self.text(keys.name)?.unwrap_or_else(|| spec.name());
         check_text("name", &name).map_err(|why| self.bad(name_at, &why))?;

@@ -42,6 +42,7 @@ pub(crate) struct Request {
 pub(crate) struct Held {
     name: String,
     volume: String,
+    spec: VolumeSpec,
     read_only: bool,
     open: Open,
     /// The limits that are asked for now.
@@ -91,9 +92,9 @@ impl Request {
                 Some(open) => open,
                 None => want.open()?,
             };
-            let Wanted { name, volume, read_only, limits, .. } = want.clone();
+            let Wanted { name, volume, spec, read_only, limits, .. } = want.clone();
             let wanted = limits.unwrap_or_default();
-            held.push(Held { name, volume, read_only, open, wanted, is_kept });
+            held.push(Held { name, volume, spec, read_only, open, wanted, is_kept });
         }
         batch.check()?;
         let exports =
@@ -138,7 +139,7 @@ impl Held {
     /// Whether the name of its file is that of another file now.
     fn is_replaced(&self) -> bool {
         let Some(before) = &self.open.volume.info().identity else { return false };
-        let now = sheave_volumes::identity(&self.volume).ok().flatten();
+        let now = self.spec.identity().ok().flatten();
         now.is_some_and(|now| now != *before)
     }
 

@@ -39,7 +39,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core"]),
-    ("sheave-volumes", &["sheave-core", "sheave-layers", "sheave-local", "sheave-proto"]),
+    (
+        "sheave-volumes",
+        &["sheave-core", "sheave-exec", "sheave-layers", "sheave-local", "sheave-proto"],
+    ),
 ];
 
 /// These wire the others together, and nothing imports them but the binary `sheave`.

@@ -20,4 +20,4 @@ mod spec;
 
 pub use names::{export_name, file_url, path_text, volume_text};
 pub use node_memory::check_memory;
-pub use spec::{OpenOptions, VolumeSpec, identity, open, resize};
+pub use spec::{OpenOptions, VolumeSpec, open};

@@ -1,6 +1,9 @@
 //! Switches and URL parameters, each with an error that says what is wrong.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
@@ -49,6 +52,17 @@ impl Parameters {
         match values.len() {
             0 | 1 => Ok(values.pop()),
             _ => Err(self.wrong(&format!("{name}= is given more than once; give it once"))),
+        }
+    }
+
+    /// Takes out a path.
+    pub(crate) fn take_path(&mut self, name: &'static str) -> Result<Option<PathBuf>> {
+        match &self.take_raw(name)[..] {
+            [] => Ok(None),
+            [path] if !path.is_empty() => {
+                Ok(Some(PathBuf::from(OsStr::from_bytes(&percent_decode_bytes(path)?))))
+            }
+            _ => Err(self.wrong(&format!("{name}= takes one path; give it once"))),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The schemes, one file each.
 
+pub(crate) mod exec;
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod nbd;

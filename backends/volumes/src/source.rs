@@ -4,19 +4,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sheave_core::{Result, Volume};
+use sheave_core::{Error, ErrorKind, Result, Volume};
 
 use crate::parse::{Parameters, invalid};
-use crate::schemes::{file, memory, nbd, null, object};
+use crate::schemes::{exec, file, memory, nbd, null, object};
 
 /// All schemes. One more is a file in `schemes/` and a line here.
-const SCHEMES: [&Scheme; 5] =
-    [&memory::SCHEME, &null::SCHEME, &file::SCHEME, &nbd::SCHEME, &object::SCHEME];
+const SCHEMES: [&Scheme; 6] =
+    [&memory::SCHEME, &null::SCHEME, &file::SCHEME, &nbd::SCHEME, &exec::SCHEME, &object::SCHEME];
 
 /// A kind of volume, by what stands before the colon of its URL.
 pub(crate) struct Scheme {
     /// The names that it has.
     pub(crate) names: &'static [&'static str],
+    /// Whether opening one starts a program that its text names.
+    pub(crate) starts_program: bool,
     /// Parses a URL of it, and takes out of the parameters those of the scheme.
     pub(crate) parse: fn(&Url<'_>, &mut Parameters) -> Result<Arc<dyn Source>>,
 }
@@ -30,6 +32,15 @@ pub(crate) struct Url<'a> {
     pub(crate) location: &'a str,
     /// What stands between the first colon and the `?`.
     pub(crate) rest: &'a str,
+}
+
+/// Where a VOLUME text comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A command line or a configuration file of this node, or a record of such a volume.
+    Operator,
+    /// A request, of which another party may have written the text.
+    Request,
 }
 
 /// What a VOLUME names, without the layers around it.
@@ -72,8 +83,10 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     }
 }
 
-/// Finds the scheme of a text, and parses it by that.
+/// Finds the scheme of a text, and parses it by that. This is the one place that keeps requests
+/// from starting programs.
 pub(crate) fn parse(
+    origin: Origin,
     text: &str,
     location: &str,
     parameters: &mut Parameters,
@@ -92,6 +105,13 @@ pub(crate) fn parse(
         );
         return Err(invalid("parse volume", why));
     };
+    if known.starts_program && origin != Origin::Operator {
+        let why = format!(
+            "{scheme}: a volume that starts a program is opened from a command line or a \
+             configuration file, and not by a request"
+        );
+        return Err(Error::new(ErrorKind::Permission, "parse volume", why));
+    }
     (known.parse)(&Url { text, location, rest }, parameters)
 }
 

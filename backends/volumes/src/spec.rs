@@ -8,7 +8,7 @@ use sheave_core::{Error, Result, Volume, parse_count, parse_digits, parse_size};
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 
 use crate::parse::Parameters;
-use crate::source::{self, Source};
+use crate::source::{self, Origin, Source};
 
 /// Parameters that any volume takes.
 pub(crate) const LAYER_PARAMETERS: [&str; 5] =
@@ -76,46 +76,64 @@ pub fn open(volume: &str, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
     volume.parse::<VolumeSpec>()?.open(options)
 }
 
-/// The [`sheave_core::VolumeInfo::identity`] of what has this name now.
-///
-/// # Errors
-/// When nothing has.
-pub fn identity(volume: &str) -> Result<Option<String>> {
-    volume.parse::<VolumeSpec>()?.source.identity()
-}
-
-/// Makes a VOLUME that no other program has open `size` bytes long, if a size is given, and returns
-/// its size in bytes. It only grows; what is new reads as zeroes.
-///
-/// # Errors
-/// Those of [`open`] and of [`Volume::extend`].
-pub fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
-    let options = OpenOptions { read_only: size.is_none(), ..OpenOptions::default() };
-    let volume = open(volume, &options)?;
-    match size {
-        Some(size) => volume.extend(size).and_then(|()| volume.grow()),
-        None => Ok(volume.size()),
-    }
-}
-
 impl FromStr for VolumeSpec {
     type Err = Error;
 
+    /// Parses a text of which another party may have written a part. It starts no program; for one
+    /// that may see [`VolumeSpec::of_operator`].
+    ///
     /// # Errors
     /// [`ErrorKind::Invalid`](sheave_core::ErrorKind::Invalid) for what is no volume,
     /// [`ErrorKind::Unsupported`](sheave_core::ErrorKind::Unsupported) for a volume that cannot be
-    /// opened here.
+    /// opened here, [`ErrorKind::Permission`](sheave_core::ErrorKind::Permission) for one that
+    /// starts a program.
     fn from_str(text: &str) -> Result<Self> {
-        let (location, query) = text.split_once('?').unwrap_or((text, ""));
-        let mut parameters = Parameters::parse(location, query)?;
-        let source = source::parse(text, location, &mut parameters)?;
-        let layers = Layers::take(&mut parameters)?;
-        parameters.finish()?;
-        Ok(Self { text: text.to_owned(), source, layers })
+        Self::parse(Origin::Request, text)
     }
 }
 
 impl VolumeSpec {
+    /// Parses a text that the operator of this node has written: on a command line or in a
+    /// configuration file, from where it may have come to this program's own records. It may start
+    /// programs (`nbd+exec:`).
+    ///
+    /// # Errors
+    /// As for [`VolumeSpec::from_str`].
+    pub fn of_operator(text: &str) -> Result<Self> {
+        Self::parse(Origin::Operator, text)
+    }
+
+    fn parse(origin: Origin, text: &str) -> Result<Self> {
+        let (location, query) = text.split_once('?').unwrap_or((text, ""));
+        let mut parameters = Parameters::parse(location, query)?;
+        let source = source::parse(origin, text, location, &mut parameters)?;
+        let layers = Layers::take(&mut parameters)?;
+        parameters.finish()?;
+        Ok(Self { text: text.to_owned(), source, layers })
+    }
+
+    /// The [`sheave_core::VolumeInfo::identity`] of what has this name now.
+    ///
+    /// # Errors
+    /// When nothing has.
+    pub fn identity(&self) -> Result<Option<String>> {
+        self.source.identity()
+    }
+
+    /// Makes a volume that no other program has open `size` bytes long, if a size is given, and
+    /// returns its size in bytes. It only grows; what is new reads as zeroes.
+    ///
+    /// # Errors
+    /// Those of [`VolumeSpec::open`] and of [`Volume::extend`].
+    pub fn resize(&self, size: Option<u64>) -> Result<u64> {
+        let options = OpenOptions { read_only: size.is_none(), ..OpenOptions::default() };
+        let volume = self.open(&options)?;
+        match size {
+            Some(size) => volume.extend(size).and_then(|()| volume.grow()),
+            None => Ok(volume.size()),
+        }
+    }
+
     /// What to call the volume: the [`crate::export_name`] of its file, else its kind.
     #[must_use]
     pub fn name(&self) -> String {

@@ -39,7 +39,7 @@ impl Pipe {
             return Ok(Some(Self::Standard));
         }
         // Opening a volume says what is wrong with it.
-        let Ok(spec) = text.parse::<VolumeSpec>() else { return Ok(None) };
+        let Ok(spec) = VolumeSpec::of_operator(text) else { return Ok(None) };
         let Some(path) = spec.file_path() else { return Ok(None) };
         if !path.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
             return Ok(None);
@@ -105,7 +105,7 @@ pub(super) fn receive(
     interruption: Interruption,
     progress: &ProgressBar,
 ) -> Result<()> {
-    let spec: VolumeSpec = to.parse()?;
+    let spec = VolumeSpec::of_operator(to)?;
     // Before the target is touched: a FIFO waits here for its writer.
     let (file, name) = from.open_input()?;
     let mut input = Input { file, name, progress };

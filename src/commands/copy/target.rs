@@ -35,7 +35,7 @@ impl Target {
         if is_nbd(text) {
             return Ok(Self { volume: remote(text)?, image: None, interruption });
         }
-        let spec: VolumeSpec = text.parse()?;
+        let spec = VolumeSpec::of_operator(text)?;
         let options = OpenOptions::default();
         let Some((image, file)) = NewImage::begin(&spec, interruption.clone())? else {
             return Ok(Self { volume: spec.open(&options)?, image: None, interruption });
@@ -139,7 +139,7 @@ impl NewImage {
     fn rename(&self) -> anyhow::Result<()> {
         let Some(old) = &self.old else { return Ok(rename_new(&self.partial, &self.path)?) };
         let url = path_text(&self.path);
-        if sheave_volumes::identity(&url)? != old.info().identity {
+        if VolumeSpec::of_operator(&url)?.identity()? != old.info().identity {
             bail!("another file has taken its place meanwhile");
         }
         Ok(fs::rename(&self.partial, &self.path)?)

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use sheave_core::{Buf, ErrorKind, Op, Payload, Segment, Volume};
+use sheave_core::{Buf, ErrorKind, Op, Payload, Result, Segment, Volume};
 use tempfile::TempDir;
 
 use sheave_conformance::Mishap;
@@ -14,9 +14,17 @@ use sheave_conformance::ops::{
     Log, bytes, disk_dir, driver, extents, image, range, read, trim, with_fua, write, zeroes,
 };
 use sheave_local::{FileOptions, FileVolume, start_process};
-use sheave_volumes::{OpenOptions, identity, open, resize};
+use sheave_volumes::{OpenOptions, VolumeSpec, open};
 
 const SIZE: u64 = 1 << 20;
+
+fn identity(volume: &str) -> Result<Option<String>> {
+    volume.parse::<VolumeSpec>()?.identity()
+}
+
+fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
+    volume.parse::<VolumeSpec>()?.resize(size)
+}
 
 fn open_error(options: &FileOptions) -> (ErrorKind, String) {
     let error = FileVolume::open(options).err().expect("an error");

@@ -14,7 +14,7 @@ use crate::names::{export_name, path_text};
 use crate::parse::{Parameters, invalid, percent_decode_bytes};
 use crate::source::{Scheme, Source, Url};
 
-pub(crate) const SCHEME: Scheme = Scheme { names: &["file"], parse };
+pub(crate) const SCHEME: Scheme = Scheme { names: &["file"], starts_program: false, parse };
 
 /// For what is no parameter.
 const HINT: &str = "; a file name with '?' in it is written file:///…%3F…";

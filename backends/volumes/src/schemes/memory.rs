@@ -9,7 +9,7 @@ use crate::parse::Parameters;
 use crate::source::{Scheme, Source, Url};
 use crate::spec::LAYER_PARAMETERS;
 
-pub(crate) const SCHEME: Scheme = Scheme { names: &["memory"], parse };
+pub(crate) const SCHEME: Scheme = Scheme { names: &["memory"], starts_program: false, parse };
 
 /// The largest volume: offsets in files are signed.
 const SIZE_MAX: u64 = i64::MAX as u64;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_exec::Program;
 use sheave_proto::uri::NbdUri;
 
 use crate::names::absolute_paths;
@@ -10,7 +11,7 @@ use crate::parse::{Parameters, invalid};
 use crate::source::{Scheme, Source, Url};
 
 pub(crate) const SCHEME: Scheme =
-    Scheme { names: &["nbd", "nbds", "nbd+unix", "nbds+unix"], parse };
+    Scheme { names: &["nbd", "nbds", "nbd+unix", "nbds+unix"], starts_program: false, parse };
 
 /// The parameters of an NBD URI ("uri.md" of the NBD project), and those that libnbd adds.
 const URI_PARAMETERS: [&str; 6] =
@@ -36,10 +37,22 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
     Ok(Arc::new(Remote { uri }))
 }
 
+/// Opens an export. `program` is the server, if it runs for this volume only.
+pub(super) fn open(
+    uri: &NbdUri,
+    name: &str,
+    _read_only: bool,
+    program: Option<Program>,
+) -> Result<Arc<dyn Volume>> {
+    drop(program);
+    let why = "a remote export can only be copied from and to in this version";
+    let _ = uri;
+    Err(Error::new(ErrorKind::Unsupported, "open", format!("{name}: {why}")))
+}
+
 impl Source for Remote {
-    fn open(&self, _: bool) -> Result<Arc<dyn Volume>> {
-        let why = "a remote export can only be copied from and to in this version";
-        Err(Error::new(ErrorKind::Unsupported, "open", format!("{}: {why}", self.uri)))
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
+        open(&self.uri, &self.uri.to_string(), read_only, None)
     }
 
     fn name(&self) -> String {

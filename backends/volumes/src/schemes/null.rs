@@ -8,7 +8,7 @@ use super::memory::take_size;
 use crate::parse::Parameters;
 use crate::source::{Scheme, Source, Url};
 
-pub(crate) const SCHEME: Scheme = Scheme { names: &["null"], parse };
+pub(crate) const SCHEME: Scheme = Scheme { names: &["null"], starts_program: false, parse };
 
 #[derive(Debug)]
 struct Null {

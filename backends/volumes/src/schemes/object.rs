@@ -7,7 +7,7 @@ use sheave_core::{Error, ErrorKind, Result};
 use crate::parse::Parameters;
 use crate::source::{Scheme, Source, Url};
 
-pub(crate) const SCHEME: Scheme = Scheme { names: &["s3", "dir"], parse };
+pub(crate) const SCHEME: Scheme = Scheme { names: &["s3", "dir"], starts_program: false, parse };
 
 fn parse(url: &Url<'_>, _: &mut Parameters) -> Result<Arc<dyn Source>> {
     let why = format!("{}: object volumes do not exist in this version", url.text);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use sheave_volumes::{VolumeSpec, file_url, volume_text};
 
 fn spec(text: &str) -> VolumeSpec {
-    text.parse().unwrap()
+    VolumeSpec::of_operator(text).unwrap()
 }
 
 fn absolute(text: &str) -> String {
@@ -60,6 +60,23 @@ fn paths_in_parameters_become_absolute() {
             here.display()
         )
     );
+}
+
+#[test]
+fn a_command_keeps_its_directory() {
+    let here = env::current_dir().unwrap();
+    assert_eq!(
+        absolute("nbd+exec:?command=qemu-nbd%20disk.qcow2&read-only"),
+        format!("nbd+exec:?command=qemu-nbd%20disk.qcow2&read-only&directory={}", here.display())
+    );
+    let whole = "nbd+exec:/x?command=a&directory=/images";
+    assert_eq!(absolute(whole), whole);
+    assert_eq!(
+        absolute("nbd+exec:?command=a&directory=images"),
+        format!("nbd+exec:?command=a&directory={}/images", here.display())
+    );
+    assert!(spec(whole).is_same_place(&spec("nbd+exec:///x?directory=/images&command=a")));
+    assert!(!spec(whole).is_same_place(&spec("nbd+exec:/x?command=a&directory=/other")));
 }
 
 #[test]

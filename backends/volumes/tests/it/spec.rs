@@ -4,7 +4,7 @@ use sheave_core::{ErrorKind, Op};
 use tempfile::TempDir;
 
 use sheave_conformance::ops::{bytes, driver, read, write};
-use sheave_volumes::{OpenOptions, VolumeSpec, open, resize};
+use sheave_volumes::{OpenOptions, VolumeSpec, open};
 
 fn error(text: &str) -> (ErrorKind, String) {
     let error = open(text, &OpenOptions::default()).err().unwrap_or_else(|| panic!("{text} opens"));
@@ -145,7 +145,32 @@ fn the_block_of_an_image_is_512_bytes_or_as_it_is_said() {
     drop(open_with("format=raw").unwrap());
     std::fs::write(&path, vec![0; 4096]).unwrap();
     let url = format!("{}?block=4096", path.display());
-    assert_eq!(resize(&url, Some(10_000)).unwrap_err().kind(), ErrorKind::Invalid);
-    assert_eq!(resize(&url, Some(8192)).unwrap(), 8192);
+    let spec: VolumeSpec = url.parse().unwrap();
+    assert_eq!(spec.resize(Some(10_000)).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(spec.resize(Some(8192)).unwrap(), 8192);
     drop(open_with("block=4096").unwrap());
+}
+
+#[test]
+fn only_the_operator_may_name_a_program() {
+    let text = "nbd+exec:?command=nbdkit%20null%201M&read-only";
+    let (kind, message) = error(text);
+    assert_eq!(kind, ErrorKind::Permission);
+    assert!(message.contains("not by a request"), "{message}");
+    assert_eq!(VolumeSpec::of_operator(text).unwrap().name(), "nbdkit");
+    let named = VolumeSpec::of_operator("nbd+exec:///disk%201?command=/usr/sbin/nbdkit%20null");
+    assert_eq!(named.unwrap().name(), "disk 1");
+    for (text, want) in [
+        ("nbd+exec:", "add ?command="),
+        ("nbd+exec:?command=%20", "add ?command="),
+        ("nbd+exec:?command=a&command=b", "more than once"),
+        ("nbd+exec:?command=a%00b", "zero byte"),
+        ("nbd+exec://host/?command=a", "no host belongs here"),
+        ("nbd+exec:?command=a&directory=", "directory= takes one path"),
+        ("nbd+exec:?command=a&socket=/s", "unknown parameter \"socket\""),
+    ] {
+        let error = VolumeSpec::of_operator(text).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains(want), "{error}");
+    }
 }

@@ -1,0 +1,87 @@
+//! `nbd+exec:?command=…`: an export of an NBD server that is started for it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sheave_core::{Result, Volume};
+use sheave_exec::{Program, ProgramOptions};
+use sheave_proto::uri::{NbdUri, TlsOptions, Transport};
+
+use super::nbd;
+use crate::names::{absolute_paths, parameter_value, working_directory};
+use crate::parse::{Parameters, percent_decode};
+use crate::source::{Scheme, Source, Url};
+
+pub(crate) const SCHEME: Scheme = Scheme { names: &["nbd+exec"], starts_program: true, parse };
+
+#[derive(Debug)]
+struct Exec {
+    /// The text, for messages.
+    text: String,
+    export: String,
+    command: String,
+    /// Where the program runs; else where this process does.
+    directory: Option<PathBuf>,
+}
+
+fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> {
+    // As in an NBD URI: nothing, /export or ///export.
+    let path = match url.rest.strip_prefix("//") {
+        Some(path) if !path.is_empty() && !path.starts_with('/') => {
+            return Err(parameters.wrong("no host belongs here; write nbd+exec:/EXPORT?command=…"));
+        }
+        Some(path) => path,
+        None => url.rest,
+    };
+    let export = percent_decode(path.strip_prefix('/').unwrap_or(path))?.into_owned();
+    let Some(command) = parameters.take("command")?.filter(|command| !command.trim().is_empty())
+    else {
+        return Err(parameters.wrong("the command is missing; add ?command=qemu-nbd%20…"));
+    };
+    if command.contains('\0') {
+        return Err(parameters.wrong("no command holds a zero byte"));
+    }
+    let directory = parameters.take_path("directory")?;
+    Ok(Arc::new(Exec { text: url.text.to_owned(), export, command, directory }))
+}
+
+impl Source for Exec {
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
+        let mut options = ProgramOptions::new(&*self.command);
+        options.directory.clone_from(&self.directory);
+        let program = Program::new(options)?;
+        let uri = NbdUri {
+            tls: false,
+            transport: Transport::Unix { path: program.socket_path() },
+            user: None,
+            export: self.export.clone(),
+            tls_options: TlsOptions::default(),
+            parameters: Vec::new(),
+        };
+        nbd::open(&uri, &self.text, read_only, Some(program))
+    }
+
+    fn name(&self) -> String {
+        let program = self.command.split_whitespace().next().unwrap_or_default();
+        match (self.export.as_str(), program.rsplit('/').next()) {
+            ("", Some(program)) if !program.is_empty() => program.to_owned(),
+            ("", _) => "nbd".to_owned(),
+            (export, _) => export.to_owned(),
+        }
+    }
+
+    /// The same command in the same directory.
+    fn place(&self) -> Option<String> {
+        let Self { text: _, export, command, directory } = self;
+        Some(format!("{export:?} of {command:?} in {directory:?}"))
+    }
+
+    /// Adds the working directory, since the command may have relative paths.
+    fn absolute(&self, location: &str, query: &str) -> Result<String> {
+        if self.directory.is_some() {
+            return Ok(location.to_owned() + &absolute_paths(query, &["directory"])?);
+        }
+        let directory = parameter_value(working_directory()?.as_os_str());
+        Ok(format!("{location}{query}&directory={directory}"))
+    }
+}
