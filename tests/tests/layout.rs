@@ -36,12 +36,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-control", &[]),
     ("sheave-local", &["sheave-core"]),
     ("sheave-layers", &["sheave-core"]),
+    ("sheave-remote", &["sheave-core", "sheave-proto"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core"]),
     (
         "sheave-volumes",
-        &["sheave-core", "sheave-exec", "sheave-layers", "sheave-local", "sheave-proto"],
+        &[
+            "sheave-core",
+            "sheave-exec",
+            "sheave-layers",
+            "sheave-local",
+            "sheave-proto",
+            "sheave-remote",
+        ],
     ),
 ];
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sheave_core::{Result, Volume};
 use sheave_exec::{Program, ProgramOptions};
 use sheave_proto::uri::{NbdUri, TlsOptions, Transport};
+use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use super::nbd;
 use crate::names::{absolute_paths, parameter_value, working_directory};
@@ -16,8 +17,8 @@ pub(crate) const SCHEME: Scheme = Scheme { names: &["nbd+exec"], starts_program:
 
 #[derive(Debug)]
 struct Exec {
-    /// The text, for messages.
-    text: String,
+    /// The export, but for the socket of the program.
+    options: RemoteOptions,
     export: String,
     command: String,
     /// Where the program runs; else where this process does.
@@ -42,7 +43,17 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
         return Err(parameters.wrong("no command holds a zero byte"));
     }
     let directory = parameters.take_path("directory")?;
-    Ok(Arc::new(Exec { text: url.text.to_owned(), export, command, directory }))
+    let uri = NbdUri {
+        tls: false,
+        transport: Transport::Unix { path: PathBuf::new() },
+        user: None,
+        export: export.clone(),
+        tls_options: TlsOptions::default(),
+        parameters: Vec::new(),
+    };
+    let mut options = nbd::options(uri, parameters)?;
+    url.text.clone_into(&mut options.name);
+    Ok(Arc::new(Exec { options, export, command, directory }))
 }
 
 impl Source for Exec {
@@ -50,15 +61,10 @@ impl Source for Exec {
         let mut options = ProgramOptions::new(&*self.command);
         options.directory.clone_from(&self.directory);
         let program = Program::new(options)?;
-        let uri = NbdUri {
-            tls: false,
-            transport: Transport::Unix { path: program.socket_path() },
-            user: None,
-            export: self.export.clone(),
-            tls_options: TlsOptions::default(),
-            parameters: Vec::new(),
-        };
-        nbd::open(&uri, &self.text, read_only, Some(program))
+        let mut remote = RemoteOptions { read_only, ..self.options.clone() };
+        remote.uri.transport = Transport::Unix { path: program.socket_path() };
+        remote.server = Some(Arc::new(program));
+        Ok(Arc::new(RemoteVolume::open(remote)?))
     }
 
     fn name(&self) -> String {
@@ -72,7 +78,7 @@ impl Source for Exec {
 
     /// The same command in the same directory.
     fn place(&self) -> Option<String> {
-        let Self { text: _, export, command, directory } = self;
+        let Self { options: _, export, command, directory } = self;
         Some(format!("{export:?} of {command:?} in {directory:?}"))
     }
 

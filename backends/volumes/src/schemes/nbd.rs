@@ -1,10 +1,11 @@
 //! `nbd://host/export` and its kin: an export of an NBD server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result, Volume};
-use sheave_exec::Program;
+use sheave_core::{Result, Volume, parse_count, parse_duration_ns, parse_size};
 use sheave_proto::uri::NbdUri;
+use sheave_remote::{CONNECTIONS_MAX, RemoteOptions, RemoteVolume};
 
 use crate::names::absolute_paths;
 use crate::parse::{Parameters, invalid};
@@ -21,7 +22,7 @@ const PATHS: [&str; 3] = ["socket", "tls-certificates", "tls-psk-file"];
 
 #[derive(Clone, Debug)]
 struct Remote {
-    uri: NbdUri,
+    options: RemoteOptions,
 }
 
 fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> {
@@ -34,36 +35,57 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
     let uri: NbdUri = format!("{}{query}", url.location)
         .parse()
         .map_err(|error| invalid("parse volume", url.text.to_owned()).because(error))?;
-    Ok(Arc::new(Remote { uri }))
+    Ok(Arc::new(Remote { options: options(uri, parameters)? }))
 }
 
-/// Opens an export. `program` is the server, if it runs for this volume only.
-pub(super) fn open(
-    uri: &NbdUri,
-    name: &str,
-    _read_only: bool,
-    program: Option<Program>,
-) -> Result<Arc<dyn Volume>> {
-    drop(program);
-    let why = "a remote export can only be copied from and to in this version";
-    let _ = uri;
-    Err(Error::new(ErrorKind::Unsupported, "open", format!("{name}: {why}")))
+/// How to use an export, by the parameters of its VOLUME.
+pub(super) fn options(uri: NbdUri, parameters: &mut Parameters) -> Result<RemoteOptions> {
+    let mut options = RemoteOptions::new(uri);
+    if let Some(text) = parameters.take("connections")? {
+        let count = usize::try_from(parse_count("connections", &text)?).ok();
+        options.connections = count.filter(|count| *count <= CONNECTIONS_MAX).ok_or_else(|| {
+            parameters.wrong(&format!("connections={text}: the most is {CONNECTIONS_MAX}"))
+        })?;
+    }
+    if let Some(timeout) = duration("connect-timeout", parameters)? {
+        options.connect_timeout = timeout;
+    }
+    options.reconnect_timeout = duration("reconnect-timeout", parameters)?;
+    if let Some(timeout) = duration("request-timeout", parameters)? {
+        options.request_timeout = timeout;
+    }
+    if let Some(text) = parameters.take("replay-bytes")? {
+        options.replay_bytes = parse_size(&text)?;
+    }
+    Ok(options)
+}
+
+/// A time in seconds, or with a unit.
+fn duration(name: &'static str, parameters: &mut Parameters) -> Result<Option<Duration>> {
+    let Some(text) = parameters.take(name)? else { return Ok(None) };
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    let nanos = parse_duration_ns(&if is_plain { format!("{text}s") } else { text.clone() });
+    match nanos {
+        Some(nanos @ 1..) => Ok(Some(Duration::from_nanos(nanos))),
+        _ => Err(parameters.wrong(&format!("{name}={text}: write seconds, or 500ms; not 0"))),
+    }
 }
 
 impl Source for Remote {
     fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
-        open(&self.uri, &self.uri.to_string(), read_only, None)
+        let options = RemoteOptions { read_only, ..self.options.clone() };
+        Ok(Arc::new(RemoteVolume::open(options)?))
     }
 
     fn name(&self) -> String {
-        match self.uri.export.as_str() {
+        match self.options.uri.export.as_str() {
             "" => "nbd".to_owned(),
             export => export.to_owned(),
         }
     }
 
     fn place(&self) -> Option<String> {
-        Some(format!("{:?} of {:?}", self.uri.export, self.uri.transport))
+        Some(format!("{:?} of {:?}", self.options.uri.export, self.options.uri.transport))
     }
 
     fn absolute(&self, location: &str, query: &str) -> Result<String> {

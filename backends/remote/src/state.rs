@@ -1,0 +1,438 @@
+//! What the backends of a volume share: ops, connections, and what a server may lose.
+
+mod breaks;
+mod replies;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::task::Waker;
+use std::time::Duration;
+
+use sheave_core::{
+    ByteRange, Completion, Error, ErrorKind, Io, IoRequest, IoToken, Nanos, Op, OpKind, Outcome,
+    Payload, Result, Segment, Submitted, Tag, memory,
+};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::RemoteOptions;
+use crate::job::{Covered, Job, Owner};
+use crate::kept::Kept;
+use crate::line::Line;
+
+pub(crate) use self::breaks::Promised;
+
+/// Ops that one backend may have unanswered.
+const JOBS_MAX: usize = 1024;
+/// Room for the headers of one send; it bounds their number.
+const HEADS_LEN: usize = 4096;
+/// The longest header of a request (extended).
+const HEAD_LEN_MAX: usize = 32;
+/// From how many bytes on a send takes no more requests.
+const SEND_LEN_FULL: usize = 2 << 20;
+/// How soon an engine that had no room or no memory is asked again.
+const RETRY_NS: Nanos = 1_000_000;
+
+/// Requests for the engine, to be started once the lock is released.
+pub(crate) type Starts = SmallVec<[(IoRequest, IoToken); 4]>;
+
+/// Where the volume stands.
+#[derive(Debug)]
+enum Phase {
+    /// Connected.
+    Up,
+    /// Connected, and what the server may have lost is being sent again; ops wait.
+    Replaying { left: usize },
+    /// Not connected; ops wait or, when that has taken too long, fail.
+    Down { has_expired: bool },
+    /// Of no more use.
+    Failed(Failure),
+}
+
+/// Why ops fail.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    kind: ErrorKind,
+    why: String,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: ErrorKind, why: String) -> Self {
+        Self { kind, why }
+    }
+
+    pub(crate) fn error(&self, op: &'static str) -> Error {
+        Error::new(self.kind, op, self.why.clone())
+    }
+}
+
+/// A backend.
+#[derive(Default)]
+struct User {
+    waker: Option<Waker>,
+    /// Ops that it was not told the end of, without those in `ended`.
+    jobs: usize,
+    ended: VecDeque<Completion>,
+    /// When it should try again what its engine had no room for.
+    retry_at: Option<Nanos>,
+}
+
+/// What is to be done once the lock is released.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub(crate) wakes: Vec<Waker>,
+    /// A thread is to connect, for this epoch, after so many failures in a row.
+    pub(crate) reconnect: Option<(u64, u32)>,
+}
+
+pub(crate) struct State {
+    options: Arc<RemoteOptions>,
+    promised: Promised,
+    has_lost: Arc<AtomicBool>,
+    phase: Phase,
+    jobs: Slab<Job>,
+    /// Jobs that no connection has, in order.
+    waiting: VecDeque<usize>,
+    lines: Vec<Line>,
+    users: Slab<User>,
+    kept: Kept,
+    /// Counts writes that have completed and were not kept, and those of them that flushes cover.
+    unkept: u64,
+    stable: u64,
+    /// Writes with the server: no other write to the same bytes is sent meanwhile, so that their
+    /// order is known.
+    writing: Vec<(usize, ByteRange)>,
+    /// A queue waits for one of these.
+    is_blocked: bool,
+    /// The volume flushes by itself.
+    is_flushing: bool,
+    next_job: u64,
+    next_line: u64,
+    /// Counts the times that connections were lost.
+    epoch: u64,
+    /// Connections in a row that ended without having answered anything.
+    failures: u32,
+    head: Vec<u8>,
+    pub(crate) effects: Effects,
+}
+
+impl State {
+    pub(crate) fn new(
+        options: Arc<RemoteOptions>,
+        promised: Promised,
+        has_lost: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            options,
+            promised,
+            has_lost,
+            phase: Phase::Down { has_expired: false },
+            jobs: Slab::new(),
+            waiting: VecDeque::new(),
+            lines: Vec::new(),
+            users: Slab::new(),
+            kept: Kept::default(),
+            unkept: 0,
+            stable: 0,
+            writing: Vec::new(),
+            is_blocked: false,
+            is_flushing: false,
+            next_job: 0,
+            next_line: 0,
+            epoch: 0,
+            failures: 0,
+            head: Vec::with_capacity(HEADS_LEN),
+            effects: Effects::default(),
+        }
+    }
+
+    /// A new backend's key.
+    ///
+    /// # Errors
+    /// When the volume is of no more use.
+    pub(crate) fn enter(&mut self) -> Result<usize> {
+        match &self.phase {
+            Phase::Failed(failure) => Err(failure.error("open")),
+            _ => Ok(self.users.insert(User::default())),
+        }
+    }
+
+    /// A backend is gone.
+    pub(crate) fn leave(&mut self, user: usize) {
+        for (_, job) in &mut self.jobs {
+            if matches!(job.owner, Owner::User(owner, _) if owner == user) {
+                job.owner = Owner::Gone;
+            }
+        }
+        self.users.remove(user);
+        let mut driven = self.lines.iter_mut().filter(|line| line.driver == Some(user));
+        // Its engine is about to lose what it receives.
+        if driven.any(|line| line.is_sending || line.is_receiving) {
+            return self.broke("the thread that received from it has other work");
+        }
+        for line in &mut self.lines {
+            line.driver = line.driver.filter(|driver| *driver != user);
+        }
+        self.wake_the_busy();
+    }
+
+    /// Takes an op.
+    pub(crate) fn submit(&mut self, user: usize, op: Op, tag: Tag) -> Submitted {
+        let kind = op.kind();
+        match &self.phase {
+            Phase::Failed(failure) => return Submitted::Done(Err(failure.error(kind.name()))),
+            Phase::Down { has_expired: true } => {
+                return Submitted::Done(Err(self.away().error(kind.name())));
+            }
+            _ => {}
+        }
+        if self.users[user].jobs >= JOBS_MAX {
+            return Submitted::Full(op);
+        }
+        if let Err(error) = self.make_room(user) {
+            return Submitted::Done(Err(error));
+        }
+        self.users[user].jobs += 1;
+        let key = self.insert(Owner::User(user, tag), op);
+        self.waiting.push_back(key);
+        Submitted::Queued
+    }
+
+    fn insert(&mut self, owner: Owner, op: Op) -> usize {
+        self.next_job += 1;
+        self.jobs.insert(Job::new(owner, op, self.next_job))
+    }
+
+    /// Makes sure that one more op of this backend needs no memory in any list.
+    fn make_room(&mut self, user: usize) -> Result<()> {
+        let count = self.jobs.len() + 1;
+        memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
+        memory::attempt(|| self.waiting.try_reserve(count - self.waiting.len()))?;
+        memory::attempt(|| self.writing.try_reserve(count.saturating_sub(self.writing.len())))?;
+        for line in &mut self.lines {
+            memory::attempt(|| line.queue.try_reserve(count - line.queue.len()))?;
+        }
+        let User { jobs, ended, .. } = &mut self.users[user];
+        memory::attempt(|| ended.try_reserve(*jobs + 1))
+    }
+
+    /// Does what this backend's thread can do now, and moves its completions to `ended`.
+    pub(crate) fn attend(
+        &mut self,
+        user: usize,
+        io: &mut dyn Io,
+        starts: &mut Starts,
+        ended: &mut VecDeque<Completion>,
+    ) {
+        self.users[user].retry_at = None;
+        if self.users[user].waker.is_none() {
+            self.users[user].waker = Some(io.waker());
+        }
+        self.distribute(user);
+        for index in 0..self.lines.len() {
+            self.look_after(index, user, io, starts);
+            if self.lines.is_empty() {
+                // They have just been given up.
+                starts.clear();
+                break;
+            }
+        }
+        std::mem::swap(ended, &mut self.users[user].ended);
+    }
+
+    /// When the backend should attend although nothing has happened.
+    pub(crate) fn due(&self, user: usize) -> Option<Nanos> {
+        let timeout = nanos(self.options.request_timeout);
+        let owed = self
+            .lines
+            .iter()
+            .filter(|line| line.driver == Some(user) && line.client.in_flight() > 0);
+        let late = owed.map(|line| line.heard.saturating_add(timeout));
+        late.chain(self.users[user].retry_at).min()
+    }
+
+    /// The engine had no room for this request.
+    pub(crate) fn not_started(&mut self, user: usize, back: (IoRequest, IoToken), now: Nanos) {
+        self.users[user].retry_at = Some(now + RETRY_NS);
+        self.put_back(user, back.0, back.1);
+    }
+
+    fn away(&self) -> Failure {
+        let limit = self.options.reconnect_timeout.unwrap_or_default();
+        let why = format!(
+            "{}: the server has been away for more than {} s (reconnect-timeout)",
+            self.options.name,
+            limit.as_secs()
+        );
+        Failure::new(ErrorKind::Io, why)
+    }
+
+    /// Gives jobs that wait to connections, in order.
+    fn distribute(&mut self, user: usize) {
+        if !matches!(self.phase, Phase::Up) {
+            return;
+        }
+        self.flush_if_much_is_kept();
+        while let Some(&key) = self.waiting.front() {
+            if self.jobs[key].op.kind().is_write() && self.is_full() {
+                return;
+            }
+            let load =
+                |line: &Line| (line.driver.is_some_and(|driver| driver != user), line.load());
+            let Some(line) = self.lines.iter_mut().min_by_key(|line| load(line)) else { return };
+            line.queue.push_back(key);
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Whether completed writes are kept until a flush covers them: a server without flushes has
+    /// no promise to keep beyond its replies.
+    fn keeps(&self) -> bool {
+        self.promised.info.can.flush && self.options.replay_bytes > 0
+    }
+
+    /// Whether so much is kept that no more may be written.
+    fn is_full(&self) -> bool {
+        self.keeps() && self.kept.bytes() >= self.options.replay_bytes
+    }
+
+    fn flush_if_much_is_kept(&mut self) {
+        let is_much = self.keeps() && self.kept.bytes() > self.options.replay_bytes / 2;
+        if is_much && !self.is_flushing {
+            self.is_flushing = true;
+            let key = self.insert(Owner::Volume, Op::Flush);
+            self.waiting.push_front(key);
+        }
+    }
+
+    /// Drives the connection if this backend does or should; else wakes the one that does.
+    fn look_after(&mut self, index: usize, user: usize, io: &mut dyn Io, starts: &mut Starts) {
+        let is_busy = self.users[user].jobs > 0 || !matches!(self.phase, Phase::Up);
+        let line = &mut self.lines[index];
+        if line.driver.is_none() && line.has_work() && is_busy {
+            line.driver = Some(user);
+            line.heard = io.now();
+        }
+        match line.driver {
+            Some(driver) if driver == user => self.drive(index, user, io, starts),
+            Some(driver) if line.may_gather() && !line.queue.is_empty() => self.wake(driver),
+            _ => {}
+        }
+    }
+
+    fn drive(&mut self, index: usize, user: usize, io: &mut dyn Io, starts: &mut Starts) {
+        let timeout = self.options.request_timeout;
+        let line = &self.lines[index];
+        let is_owed = line.client.in_flight() > 0;
+        if is_owed && io.now() >= line.heard.saturating_add(nanos(timeout)) {
+            return self.broke(&format!("no answer for {} s", timeout.as_secs()));
+        }
+        if line.may_gather() && !line.queue.is_empty() && self.gather(index, io).is_err() {
+            self.users[user].retry_at = Some(io.now() + RETRY_NS);
+        }
+        let (line, jobs) = (&mut self.lines[index], &self.jobs);
+        starts.extend(line.next_send());
+        match line.next_recv(|key| jobs[key].into.clone(), io) {
+            Ok(recv) => starts.extend(recv),
+            Err(_) => self.users[user].retry_at = Some(io.now() + RETRY_NS),
+        }
+        if !line.has_work() && !line.is_sending && !line.is_receiving {
+            line.driver = None;
+        }
+    }
+
+    /// Makes one send of as many requests as there are and as it takes.
+    ///
+    /// # Errors
+    /// When there is no memory for it; nothing has changed then.
+    fn gather(&mut self, index: usize, io: &mut dyn Io) -> Result<()> {
+        let heads = io.buffer(HEADS_LEN)?;
+        self.head.clear();
+        let (mut out, mut len, mut cut) = (Payload::new(), 0, 0);
+        while let Some(&key) = self.lines[index].queue.front() {
+            let is_full = self.head.len() + HEAD_LEN_MAX > HEADS_LEN || len >= SEND_LEN_FULL;
+            if is_full || !self.lines[index].client.has_room() {
+                break;
+            }
+            let (line, job) = (&mut self.lines[index], &mut self.jobs[key]);
+            let kind = job.op.kind();
+            let part = job.next_part(line.client.len_max(kind));
+            if kind == OpKind::Read {
+                match io.buffer(part.map_or(0, ByteRange::len) as usize) {
+                    Ok(buf) => job.into = Some(buf),
+                    Err(error) if self.head.is_empty() => return Err(error),
+                    // Those before it can go.
+                    Err(_) => break,
+                }
+            }
+            if let Some(part) = part.filter(|_| kind.is_write()) {
+                if self.writing.iter().any(|(_, other)| other.overlaps(part)) {
+                    self.is_blocked = true;
+                    break;
+                }
+                self.writing.push((key, part));
+            }
+            if kind == OpKind::Flush {
+                job.mark = Some(Covered { kept: self.kept.mark(), unkept: self.unkept });
+            }
+            if line.client.in_flight() == 0 {
+                line.heard = io.now();
+            }
+            let op = job.part(part);
+            job.sent = part;
+            line.queue.pop_front();
+            line.client.submit(&op, key, &mut self.head).expect("there is room");
+            if let Op::Write { data, .. } = op {
+                out.push(Segment::Data(heads.slice(cut, self.head.len() - cut)));
+                cut = self.head.len();
+                len += data.len();
+                data.into_segments().for_each(|segment| out.push(segment));
+            }
+        }
+        out.push(Segment::Data(heads.slice(cut, self.head.len() - cut)));
+        heads.copy_in(0, &self.head);
+        drop(heads);
+        match self.lines[index].send(out, io) {
+            Ok(()) => Ok(()),
+            // The stream would have a gap.
+            Err(error) => {
+                self.broke(&error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends a job.
+    fn end(&mut self, key: usize, outcome: Outcome, io: Option<&mut dyn Io>) {
+        let job = self.jobs.remove(key);
+        if let (Op::Write { data, .. }, Some(io)) = (job.op, io) {
+            io.recycle(data);
+        }
+        if let Owner::User(user, tag) = job.owner {
+            self.users[user].jobs -= 1;
+            self.users[user].ended.push_back(Completion { tag, outcome });
+        }
+    }
+
+    fn wake(&mut self, user: usize) {
+        let waker = self.users.get(user).and_then(|user| user.waker.clone());
+        self.effects.wakes.extend(waker);
+    }
+
+    /// Wakes all backends that have ops: there is a connection to be driven.
+    fn wake_the_busy(&mut self) {
+        if self.lines.iter().any(|line| line.driver.is_none() && line.has_work()) {
+            self.wake_all(|user| user.jobs > 0);
+        }
+    }
+
+    fn wake_all(&mut self, which: impl Fn(&User) -> bool) {
+        let wanted = self.users.iter().filter(|(_, user)| which(user));
+        self.effects.wakes.extend(wanted.filter_map(|(_, user)| user.waker.clone()));
+    }
+}
+
+fn nanos(duration: Duration) -> Nanos {
+    duration.as_nanos().try_into().unwrap_or(Nanos::MAX)
+}

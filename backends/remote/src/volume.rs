@@ -1,0 +1,95 @@
+//! The volume.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sheave_core::{Backend, Error, ErrorKind, Result, Volume, VolumeInfo};
+use sheave_proto::check_exportable;
+
+use crate::RemoteOptions;
+use crate::backend::RemoteBackend;
+use crate::connect::{connect_all, inquire};
+use crate::reconnect;
+use crate::state::{Promised, State};
+
+/// An export of an NBD server.
+pub struct RemoteVolume {
+    shared: Arc<Shared>,
+}
+
+/// What backends and the reconnecting thread share.
+pub(crate) struct Shared {
+    pub(crate) options: Arc<RemoteOptions>,
+    pub(crate) info: VolumeInfo,
+    size: AtomicU64,
+    has_lost: Arc<AtomicBool>,
+    state: Mutex<State>,
+}
+
+impl RemoteVolume {
+    /// Connects, and waits for that.
+    ///
+    /// # Errors
+    /// Why the export cannot be reached or used.
+    pub fn open(options: RemoteOptions) -> Result<Self> {
+        let connections = connect_all(&options)?;
+        let mut promised = Promised::of(&connections[0].negotiated);
+        check_exportable(&promised.info, promised.size).map_err(|why| {
+            Error::new(ErrorKind::Invalid, "open", format!("{}: {why}", options.name))
+        })?;
+        promised.info.read_only |= options.read_only;
+        let mut info = promised.info.clone();
+        // All backends share the connections, or the server says that they see one another.
+        info.can.multi_conn = true;
+        let (options, has_lost) = (Arc::new(options), Arc::<AtomicBool>::default());
+        let size = promised.size.into();
+        let mut state = State::new(Arc::clone(&options), promised, Arc::clone(&has_lost));
+        state.arrived(0, connections);
+        let shared = Shared { options, info, size, has_lost, state: Mutex::new(state) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+}
+
+impl Shared {
+    /// Does something with the state, and then what comes of it.
+    pub(crate) fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut State) -> T) -> T {
+        // After a panic it may be anything, and a disk must not be that.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = act(&mut state);
+        let effects = std::mem::take(&mut state.effects);
+        drop(state);
+        effects.wakes.into_iter().for_each(std::task::Waker::wake);
+        if let Some((epoch, failures)) = effects.reconnect
+            && let Err(error) = reconnect::start(self, epoch, failures)
+        {
+            tracing::error!(%error, "no thread to connect with");
+        }
+        answer
+    }
+}
+
+impl Volume for RemoteVolume {
+    fn info(&self) -> &VolumeInfo {
+        &self.shared.info
+    }
+
+    fn size(&self) -> u64 {
+        self.shared.size.load(Relaxed)
+    }
+
+    fn grow(&self) -> Result<u64> {
+        let size = inquire(&self.shared.options)?.size;
+        let _ = size;
+        Ok(self.size())
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        let user = self.shared.with(State::enter)?;
+        Ok(Box::new(RemoteBackend::new(Arc::clone(&self.shared), user)))
+    }
+
+    fn has_lost(&self) -> bool {
+        self.shared.has_lost.load(Acquire)
+    }
+}
