@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use sheave_core::Volume;
 use sheave_layers::{Limits, RateLimits};
 use sheave_local::OpenBatch;
-use sheave_nbd::{Access, Export, TlsConfig, TlsFiles, server_tls};
+use sheave_nbd::{Access, Export, TlsConfig};
+use sheave_tls::{TlsFiles, server_tls};
 use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 
 use super::tls_watch::{Stamps, stamps};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sheave_nbd::TlsFiles;
+use sheave_tls::TlsFiles;
 
 use super::listeners::Places;
 use super::offer::{Request, Wanted};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_core::Error;
-use sheave_nbd::{TlsConfig, TlsFiles, server_tls};
+use sheave_nbd::TlsConfig;
+use sheave_tls::{TlsFiles, server_tls};
 use tokio::task::spawn_blocking;
 
 /// How often the files are looked at. They are read when two looks have found them the same.

@@ -10,12 +10,20 @@ use sheave_tests::Run;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-core", &[]),
     ("sheave-proto", &["sheave-core"]),
+    ("sheave-tls", &["sheave-core", "sheave-proto"]),
     ("sheave-ring", &["sheave-core"]),
     ("sheave-telemetry", &["sheave-core"]),
     ("sheave-shard", &["sheave-core", "sheave-ring", "sheave-telemetry"]),
     (
         "sheave-nbd",
-        &["sheave-core", "sheave-proto", "sheave-ring", "sheave-telemetry", "sheave-shard"],
+        &[
+            "sheave-core",
+            "sheave-proto",
+            "sheave-ring",
+            "sheave-shard",
+            "sheave-telemetry",
+            "sheave-tls",
+        ],
     ),
     ("sheave-knbd", &["sheave-core", "sheave-proto"]),
     ("sheave-ublk", &["sheave-core", "sheave-ring", "sheave-telemetry", "sheave-shard"]),

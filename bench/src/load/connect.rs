@@ -2,20 +2,17 @@
 
 use std::fmt;
 use std::io::IoSlice;
-use std::net::TcpStream;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use sheave_nbd::{ClientTls, client_tls, unreachable};
-use sheave_proto::uri::{NbdUri, Transport};
+use anyhow::{Context, Result, bail, ensure};
+use sheave_proto::uri::NbdUri;
 use sheave_proto::wire::{command, header_len, transmission_flag as flag};
 use sheave_proto::{
     ClientConfig as NbdConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, Goal,
     ReplyBody, ReplyDecoder, ReplyStyle, Request,
 };
+use sheave_tls::{ClientTls, client_tls};
 
-use super::stream::{Stream, Wait};
+use super::stream::{SILENCE_MAX, Stream, Wait};
 use crate::process::ProcessTree;
 
 /// Bytes of a handshake taken at once.
@@ -62,7 +59,7 @@ impl Target {
     }
 
     fn negotiate(&self) -> Result<Connection> {
-        let mut stream = Stream::new(self.open()?)?;
+        let mut stream = Stream::new(sheave_tls::connect(&self.uri.transport, SILENCE_MAX)?)?;
         let config = NbdConfig {
             export: self.uri.export.clone(),
             goal: Goal::Go,
@@ -97,18 +94,6 @@ impl Target {
                     ClientNext::Info(_) | ClientNext::Listed(_) => bail!("not asked for"),
                 }
             }
-        }
-    }
-
-    fn open(&self) -> Result<OwnedFd> {
-        match &self.uri.transport {
-            Transport::Unix { path } => Ok(UnixStream::connect(path).map_err(unreachable)?.into()),
-            Transport::Tcp { host, port } => {
-                let socket = TcpStream::connect((host.as_str(), *port)).map_err(unreachable)?;
-                socket.set_nodelay(true)?;
-                Ok(socket.into())
-            }
-            Transport::Vsock { .. } => Err(anyhow!("vsock is not supported")),
         }
     }
 }

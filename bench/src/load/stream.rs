@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
-use sheave_nbd::ClientTls;
+use sheave_tls::ClientTls;
 
 use super::tls_stream::TlsStream;
 

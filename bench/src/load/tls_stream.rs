@@ -9,7 +9,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
-use sheave_nbd::ClientTls;
+use sheave_tls::ClientTls;
 
 use super::stream::{Received, Wait, receive, send};
 

@@ -1,10 +1,10 @@
 //! A plain NBD client: one request at a time, waited for.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::net::sockopt::{self, Timeout};
 use rustls::{ClientConnection, StreamOwned};
 use sheave_core::{Buf, Error, ErrorKind, Op, Payload, Reply, VolumeInfo};
 use sheave_proto::{
@@ -12,8 +12,7 @@ use sheave_proto::{
     ReplyError,
     uri::{NbdUri, Transport},
 };
-
-use crate::tls::{ClientTls, explain_io};
+use sheave_tls::{ClientTls, explain_io};
 
 /// A server that says nothing for so long is taken for dead.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -47,8 +46,7 @@ impl Connection {
         let fail = |error| Error::from_io("connect", uri.to_string(), explain_io(error));
         let config =
             ClientConfig { export: uri.export.clone(), tls: uri.tls, ..ClientConfig::default() };
-        let mut stream =
-            connect(&uri.transport, silence_max).map_err(|error| fail(unreachable(error)))?;
+        let mut stream = connect(&uri.transport, silence_max).map_err(fail)?;
         let refused =
             |what: String| Error::new(ErrorKind::Invalid, "connect", format!("{uri}: {what}"));
         let mut handshake =
@@ -190,36 +188,14 @@ fn violation(error: ReplyError) -> Error {
     Error::new(ErrorKind::Io, "connection", format!("the server broke the protocol: {error}"))
 }
 
-/// Says what to look for when nobody listens where a server should be.
-#[must_use]
-pub fn unreachable(error: io::Error) -> io::Error {
-    match error.kind() {
-        kind @ (io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            io::Error::new(kind, format!("{error}; is the server running?"))
-        }
-        _ => error,
-    }
-}
-
+/// What a stream is made of: a socket of either family.
 fn connect(transport: &Transport, silence_max: Duration) -> io::Result<Box<dyn Stream>> {
-    Ok(match transport {
-        Transport::Unix { path } => {
-            let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(silence_max))?;
-            stream.set_write_timeout(Some(silence_max))?;
-            Box::new(stream)
-        }
-        Transport::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port))?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(silence_max))?;
-            stream.set_write_timeout(Some(silence_max))?;
-            Box::new(stream)
-        }
-        Transport::Vsock { .. } => {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "vsock is not supported"));
-        }
-    })
+    let socket = sheave_tls::connect(transport, silence_max)?;
+    for way in [Timeout::Recv, Timeout::Send] {
+        sockopt::set_socket_timeout(&socket, way, Some(silence_max))?;
+    }
+    // Reads and writes are the same for both.
+    Ok(Box::new(UnixStream::from(socket)))
 }
 
 fn start_tls(stream: Box<dyn Stream>, tls: ClientTls) -> io::Result<Box<dyn Stream>> {

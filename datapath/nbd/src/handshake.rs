@@ -9,6 +9,7 @@ use std::task::{Poll, ready};
 
 use rustls::ServerConnection;
 use sheave_proto::{CloseReason, HandshakeLimits, Negotiated, Next, ServerHandshake};
+use sheave_tls::{client_names, explain_io};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 
@@ -16,7 +17,6 @@ use crate::access::Client;
 use crate::exports::{Offer, View};
 use crate::gate::Gate;
 use crate::stream::Stream;
-use crate::tls::{client_names, explain_io};
 
 /// Bytes received at once; the longest option is bounded by the protocol crate.
 const RECEIVE_LEN: usize = 4096;

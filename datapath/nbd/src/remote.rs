@@ -7,9 +7,9 @@ use sheave_core::{
     VolumeInfo,
 };
 use sheave_proto::uri::NbdUri;
+use sheave_tls::{ClientTls, client_tls};
 
 use crate::client::{Connection, SILENCE_MAX};
-use crate::tls::{ClientTls, client_tls};
 
 /// An export of an NBD server. Every backend is a connection of its own.
 pub struct Remote {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
-use sheave_nbd::TlsFiles;
+use sheave_tls::TlsFiles;
 use tempfile::TempDir;
 
 /// An authority, and a server and a client that it vouches for, under the names that NBD URIs
@@ -54,7 +54,7 @@ impl Certificates {
             client_ca: Some(self.file("ca-cert.pem")),
             client_crl: None,
         };
-        sheave_nbd::server_tls(&files).unwrap()
+        sheave_tls::server_tls(&files).unwrap()
     }
 
     /// A client that trusts this authority and shows the certificate that `own` made for it.
