@@ -273,7 +273,7 @@ fn why_not(name: &str, slot: &Slot) -> Option<String> {
     if live.volume.info().volatile {
         return Some(format!("{name} would be gone with this daemon; detach it first"));
     }
-    if live.volume.has_lost() {
+    if live.volume.has_lost_data() {
         let why = "lost data that was written, which only this daemon knows";
         return Some(format!("{name} has {why}; detach it first"));
     }

@@ -47,7 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-remote", &["sheave-core", "sheave-proto"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
-    ("sheave-conformance", &["sheave-core"]),
+    ("sheave-conformance", &["sheave-core", "sheave-layers"]),
     (
         "sheave-volumes",
         &[

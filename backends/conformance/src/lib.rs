@@ -11,6 +11,7 @@ mod driver;
 mod model;
 pub mod ops;
 mod plain;
+pub mod stacks;
 
 use std::sync::Arc;
 use std::task::{Wake, Waker};

@@ -4,24 +4,17 @@
 //! connections may write parts of one block, all writing ops of the volume are entered in one table
 //! ([`RangeLocks`]), which wakes the thread of an op that had to wait for one of another thread.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use sheave_core::{
-    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Nanos, Op, OpKind,
-    Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo, memory,
-};
-use slab::Slab;
-
-use super::patch::Patch;
-use super::range_locks::{Mode, RangeLocks, Ticket};
-use crate::RETRY_NS;
 use sheave_core::extents::{data, empty_range_outcome};
+use sheave_core::{
+    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Legs, Nanos, Op, OpKind,
+    Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+};
 
-/// The most ops that a backend of this layer has in work.
-const JOBS_MAX: usize = 1024;
-/// Marks the tags of ops that this layer issues itself.
-const OWN: u64 = 1 << 63;
+use crate::jobs::{Jobs, Plan};
+use crate::patch::Patch;
+use crate::range_locks::{Mode, RangeLocks, Ticket};
 
 /// A volume that takes any alignment. It still states the minimum block of the one below, for
 /// clients that ask, since whole blocks are faster.
@@ -55,20 +48,13 @@ impl Volume for BlockSize {
         self.inner.grow()
     }
 
-    fn below(&self) -> Option<&dyn Volume> {
-        Some(&*self.inner)
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(&self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(BlockSizeBackend {
-            inner: self.inner.backend()?,
-            volume: Arc::clone(&self.inner),
-            locks: Arc::clone(&self.locks),
-            jobs: Slab::new(),
-            pending: VecDeque::new(),
-            ready: VecDeque::new(),
-            retry_at: None,
-        }))
+        let jobs = Jobs::new(WholeBlocks(Arc::clone(&self.locks)), Legs::of(self.below())?);
+        Ok(Box::new(BlockSizeBackend { jobs, volume: Arc::clone(&self.inner) }))
     }
 
     fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
@@ -79,29 +65,29 @@ impl Volume for BlockSize {
     }
 }
 
+/// The only leg.
+const LEG: usize = 0;
+
 struct BlockSizeBackend {
-    inner: Box<dyn Backend>,
-    /// That of `inner`, which may grow.
+    jobs: Jobs<WholeBlocks>,
+    /// The one below, which may grow.
     volume: Arc<dyn Volume>,
-    locks: Arc<RangeLocks>,
-    jobs: Slab<Job>,
-    /// Next ops of jobs, which wait for their range or for room below.
-    pending: VecDeque<(usize, Op)>,
-    ready: VecDeque<Completion>,
-    /// Set while something waits for room below.
-    retry_at: Option<Nanos>,
 }
 
-/// An op from above. At any time one op of it is pending or below.
-struct Job {
-    tag: Tag,
+/// How ops on parts of blocks are carried out.
+struct WholeBlocks(Arc<RangeLocks>);
+
+/// What is left to do of an op from above.
+struct Work {
+    /// Its range in the table, if it writes.
     ticket: Option<Ticket>,
     granted: bool,
-    work: Work,
+    steps: Steps,
+    outcome: Outcome,
 }
 
 /// What the end of the op below means for the op above.
-enum Work {
+enum Steps {
     /// It is the end.
     Forward,
     /// These bytes of the reply are the answer.
@@ -109,7 +95,7 @@ enum Work {
     /// This part of the extents is the answer.
     Status { skip: u64, len: u64 },
     /// The last of these has made progress.
-    Steps(Vec<Step>),
+    Write(Vec<Step>),
 }
 
 enum Step {
@@ -124,12 +110,12 @@ enum Next {
 
 impl Backend for BlockSizeBackend {
     fn info(&self) -> &VolumeInfo {
-        self.inner.info()
+        self.volume.info()
     }
 
     fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
         if self.blocks().fill(range) {
-            return self.inner.write_buffer(range, io);
+            return self.jobs.legs.write_buffer(LEG, range, io);
         }
         io.buffer(range.len() as usize).map(Payload::from)
     }
@@ -140,70 +126,33 @@ impl Backend for BlockSizeBackend {
         }
         let blocks = self.blocks();
         let whole = op.range().is_none_or(|range| blocks.fill(range));
-        let plain = whole && !op.kind().is_write() && tag.0 & OWN == 0;
-        if blocks.block == 1 || plain {
-            return self.inner.submit(op, tag, io);
+        if blocks.block > 1 && (!whole || op.kind().is_write()) {
+            return self.begin(op, tag, blocks, io);
         }
-        if self.jobs.len() >= JOBS_MAX {
-            return Submitted::Full(op);
-        }
-        if let Err(error) = self.make_room() {
-            return Submitted::Done(Err(error));
-        }
-        let (ticket, granted) = match self.enter(&op, blocks, io) {
-            Ok(Some(entered)) => entered,
-            Ok(None) => return Submitted::Full(op),
-            Err(error) => return Submitted::Done(Err(error)),
-        };
-        match blocks.plan(op) {
-            Ok((first, work)) => {
-                let key = self.jobs.insert(Job { tag, ticket, granted, work });
-                self.pending.push_back((key, first));
-                self.pump(io);
-                Submitted::Queued
-            }
-            Err(outcome) => {
-                ticket.inspect(|ticket| self.locks.leave(*ticket));
-                Submitted::Done(outcome)
-            }
+        match self.jobs.pass_on(LEG, op, tag, io) {
+            Ok(submitted) => submitted,
+            Err(op) => self.begin(op, tag, blocks, io),
         }
     }
 
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
-        self.inner.io_done(done, io);
+        self.jobs.io_done(done, io);
     }
 
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
-        if let Some(completion) = self.ready.pop_front() {
-            return Some(completion);
-        }
-        while let Some(Completion { tag, outcome }) = self.inner.reap(io) {
-            if tag.0 & OWN == 0 {
-                return Some(Completion { tag, outcome });
-            }
-            let key = (tag.0 & !OWN) as usize;
-            if let Some(op) = self.advance(key, outcome, io) {
-                self.run(key, op, io);
-            }
-            if let Some(completion) = self.ready.pop_front() {
-                return Some(completion);
-            }
-        }
-        // Nothing more has ended below; perhaps what did has made way.
-        self.pump(io);
-        self.ready.pop_front()
+        self.jobs.reap(io)
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        self.retry_at.into_iter().chain(self.inner.deadline()).min()
+        self.jobs.deadline()
     }
 }
 
 impl Drop for BlockSizeBackend {
     fn drop(&mut self) {
         // Else the ranges of ops that do not end any more would stand in the way for ever.
-        for (_, job) in &self.jobs {
-            job.ticket.inspect(|ticket| self.locks.leave(*ticket));
+        for work in self.jobs.works() {
+            work.ticket.inspect(|ticket| self.jobs.plan.0.leave(*ticket));
         }
     }
 }
@@ -213,14 +162,34 @@ impl BlockSizeBackend {
         Blocks::of(&*self.volume)
     }
 
-    /// Makes sure that one more job needs no memory in these lists, whatever comes of it.
-    fn make_room(&mut self) -> Result<()> {
-        let count = self.jobs.len() + 1;
-        memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
-        memory::attempt(|| self.ready.try_reserve(count))?;
-        memory::attempt(|| self.pending.try_reserve(count - self.pending.len()))
+    /// Makes a job of an op.
+    fn begin(&mut self, op: Op, tag: Tag, blocks: Blocks, io: &mut dyn Io) -> Submitted {
+        if self.jobs.is_full() {
+            return Submitted::Full(op);
+        }
+        if let Err(error) = self.jobs.make_room(1) {
+            return Submitted::Done(Err(error));
+        }
+        let (ticket, granted) = match self.jobs.plan.enter(&op, blocks, io) {
+            Ok(Some(entered)) => entered,
+            Ok(None) => return Submitted::Full(op),
+            Err(error) => return Submitted::Done(Err(error)),
+        };
+        match blocks.plan(op) {
+            Ok((first, steps)) => {
+                let work = Work { ticket, granted, steps, outcome: Ok(Reply::Done) };
+                self.jobs.begin(tag, work, [(LEG, first)], io);
+                Submitted::Queued
+            }
+            Err(outcome) => {
+                ticket.inspect(|ticket| self.jobs.plan.0.leave(*ticket));
+                Submitted::Done(outcome)
+            }
+        }
     }
+}
 
+impl WholeBlocks {
     /// Enters the range of a writing op; `None` when the table has no room. It wakes this thread
     /// when it has.
     fn enter(
@@ -236,61 +205,42 @@ impl BlockSizeBackend {
         let shared = blocks.fill(range) || matches!(op, Op::Trim { .. });
         let mode = if shared { Mode::Shared } else { Mode::Exclusive };
         let wide = range.widened(blocks.block, blocks.size);
-        let entered = self.locks.enter(wide, mode, || io.waker())?;
+        let entered = self.0.enter(wide, mode, || io.waker())?;
         Ok(entered.map(|(ticket, granted)| (Some(ticket), granted)))
-    }
-
-    /// Offers each pending op once to the backend below.
-    fn pump(&mut self, io: &mut dyn Io) {
-        self.retry_at = None;
-        for _ in 0..self.pending.len() {
-            let Some((key, op)) = self.pending.pop_front() else { break };
-            let job = &mut self.jobs[key];
-            job.granted |= job.ticket.is_none_or(|ticket| self.locks.is_granted(ticket));
-            if job.granted {
-                self.run(key, op, io);
-            } else {
-                self.pending.push_back((key, op));
-            }
-        }
-    }
-
-    /// Runs a job's ops until one is queued below or the job has ended.
-    fn run(&mut self, key: usize, first: Op, io: &mut dyn Io) {
-        let mut op = first;
-        loop {
-            match self.inner.submit(op, Tag(OWN | key as u64), io) {
-                Submitted::Queued => return,
-                Submitted::Full(back) => {
-                    self.pending.push_back((key, back));
-                    self.retry_at = Some(io.now() + RETRY_NS);
-                    return;
-                }
-                Submitted::Done(outcome) => match self.advance(key, outcome, io) {
-                    Some(next) => op = next,
-                    None => return,
-                },
-            }
-        }
-    }
-
-    /// Takes the end of a job's op below; answers with its next, or ends the job.
-    fn advance(&mut self, key: usize, outcome: Outcome, io: &mut dyn Io) -> Option<Op> {
-        let work = &mut self.jobs[key].work;
-        let outcome = match outcome.and_then(|reply| work.advance(reply, &mut *self.inner, io)) {
-            Ok(Next::Submit(op)) => return Some(op),
-            Ok(Next::End(reply)) => Ok(reply),
-            Err(error) => Err(error),
-        };
-        let job = self.jobs.remove(key);
-        job.ticket.inspect(|ticket| self.locks.leave(*ticket));
-        self.ready.push_back(Completion { tag: job.tag, outcome });
-        None
     }
 }
 
-impl Work {
-    fn advance(&mut self, reply: Reply, inner: &mut dyn Backend, io: &mut dyn Io) -> Result<Next> {
+impl Plan for WholeBlocks {
+    type Work = Work;
+
+    fn may_go(&mut self, work: &mut Work) -> bool {
+        work.granted |= work.ticket.is_none_or(|ticket| self.0.is_granted(ticket));
+        work.granted
+    }
+
+    fn advance(
+        &mut self,
+        work: &mut Work,
+        (leg, outcome): (usize, Outcome),
+        legs: &mut Legs,
+        io: &mut dyn Io,
+    ) -> Option<(usize, Op)> {
+        match outcome.and_then(|reply| work.steps.advance(reply, legs, io)) {
+            Ok(Next::Submit(op)) => return Some((leg, op)),
+            Ok(Next::End(reply)) => work.outcome = Ok(reply),
+            Err(error) => work.outcome = Err(error),
+        }
+        None
+    }
+
+    fn finish(&mut self, work: Work) -> Outcome {
+        work.ticket.inspect(|ticket| self.0.leave(*ticket));
+        work.outcome
+    }
+}
+
+impl Steps {
+    fn advance(&mut self, reply: Reply, legs: &mut Legs, io: &mut dyn Io) -> Result<Next> {
         Ok(match (self, reply) {
             (Self::Read { skip, len }, Reply::Data(bytes)) => {
                 Next::End(Reply::Data(bytes.slice(*skip, *len)))
@@ -298,9 +248,10 @@ impl Work {
             (Self::Status { skip, len }, Reply::Extents(extents)) => {
                 Next::End(Reply::Extents(cut(extents, *skip, *len)))
             }
-            (Self::Steps(steps), reply) => {
+            (Self::Write(steps), reply) => {
                 if let Some(Step::Patch(patch)) = steps.last_mut()
-                    && let Some(op) = patch.ended(&reply, inner, io)?
+                    && let Some(op) =
+                        patch.ended(&reply, |range, io| legs.write_buffer(LEG, range, io), io)?
                 {
                     return Ok(Next::Submit(op));
                 }
@@ -351,38 +302,38 @@ impl Blocks {
     }
 
     /// The first op below for an op from above, and how it goes on; or the outcome at once.
-    fn plan(self, op: Op) -> Result<(Op, Work), Outcome> {
-        let Some(range) = op.range() else { return Ok((op, Work::Forward)) };
+    fn plan(self, op: Op) -> Result<(Op, Steps), Outcome> {
+        let Some(range) = op.range() else { return Ok((op, Steps::Forward)) };
         if self.fill(range) {
-            return Ok((op, Work::Forward));
+            return Ok((op, Steps::Forward));
         }
         let wide = range.widened(self.block, self.size);
         let skip = range.start() - wide.start();
         Ok(match op {
             Op::Read { .. } => {
-                let work = Work::Read { skip: skip as usize, len: range.len() as usize };
-                (Op::Read { range: wide, into: None }, work)
+                let steps = Steps::Read { skip: skip as usize, len: range.len() as usize };
+                (Op::Read { range: wide, into: None }, steps)
             }
             Op::Write { data, fua, .. } => {
                 let patch = self.patch(range, data, fua);
-                (patch.start(), Work::Steps(vec![patch]))
+                (patch.start(), Steps::Write(vec![patch]))
             }
             Op::Trim { fua, .. } => {
                 let range = self.inside(range);
                 if range.is_empty() {
                     return Err(Ok(Reply::Done));
                 }
-                (Op::Trim { range, fua }, Work::Forward)
+                (Op::Trim { range, fua }, Steps::Forward)
             }
             Op::WriteZeroes { fua, no_hole, fast, .. } => {
                 self.plan_zeroes(range, fua, no_hole, fast)?
             }
-            Op::Cache { .. } => (Op::Cache { range: wide }, Work::Forward),
+            Op::Cache { .. } => (Op::Cache { range: wide }, Steps::Forward),
             Op::BlockStatus { extents_max, .. } => {
-                let work = Work::Status { skip, len: range.len() };
-                (Op::BlockStatus { range: wide, extents_max }, work)
+                let steps = Steps::Status { skip, len: range.len() };
+                (Op::BlockStatus { range: wide, extents_max }, steps)
             }
-            Op::Flush => (Op::Flush, Work::Forward),
+            Op::Flush => (Op::Flush, Steps::Forward),
         })
     }
 
@@ -393,7 +344,7 @@ impl Blocks {
         fua: bool,
         no_hole: bool,
         fast: bool,
-    ) -> Result<(Op, Work), Outcome> {
+    ) -> Result<(Op, Steps), Outcome> {
         let zeroes = |range: ByteRange| {
             let mut zeroes = Payload::new();
             zeroes.push(Segment::Zero(range.len() as usize));
@@ -406,7 +357,7 @@ impl Blocks {
                 return Err(Err(Error::new(ErrorKind::Unsupported, "write_zeroes", why)));
             }
             let patch = zeroes(range);
-            return Ok((patch.start(), Work::Steps(vec![patch])));
+            return Ok((patch.start(), Steps::Write(vec![patch])));
         }
         let head = range.part(0, inside.start() - range.start());
         let tail = range.part(inside.end() - range.start(), range.end() - inside.end());
@@ -415,7 +366,7 @@ impl Blocks {
         let whole = Step::Zero { range: inside, fua, no_hole, fast };
         let first = whole.start();
         steps.push(whole);
-        Ok((first, Work::Steps(steps)))
+        Ok((first, Steps::Write(steps)))
     }
 
     fn patch(self, range: ByteRange, data: Payload, fua: bool) -> Step {

@@ -5,6 +5,7 @@ mod block_size;
 mod fault_rule;
 mod faults;
 mod gate;
+mod jobs;
 mod patch;
 mod range_locks;
 mod rate_limit;
@@ -13,6 +14,7 @@ mod read_only;
 pub use block_size::BlockSize;
 pub use fault_rule::FaultRule;
 pub use faults::Faults;
+pub use jobs::{Jobs, Plan};
 pub use rate_limit::{Limits, RateLimit, RateLimits};
 pub use read_only::ReadOnly;
 

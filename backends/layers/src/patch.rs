@@ -1,6 +1,6 @@
 //! The replacement of bytes that do not fill their blocks: read the blocks, patch, write them.
 
-use sheave_core::{Backend, Buf, ByteRange, Io, Op, PAGE_SIZE, Payload, Reply, Result, Segment};
+use sheave_core::{Buf, ByteRange, Io, Op, PAGE_SIZE, Payload, Reply, Result, Segment};
 
 /// One read-modify-write. Whoever runs it keeps other writers away from its blocks.
 pub(super) struct Patch {
@@ -47,14 +47,14 @@ impl Patch {
     pub(super) fn ended(
         &mut self,
         reply: &Reply,
-        inner: &mut dyn Backend,
+        write_buffer: impl FnOnce(ByteRange, &mut dyn Io) -> Result<Payload>,
         io: &mut dyn Io,
     ) -> Result<Option<Op>> {
         // Only reads are answered with data; after them comes one write, which is the last.
         let Reply::Data(bytes) = reply else { return Ok(None) };
         let whole = match &mut self.whole {
             Some(whole) => whole,
-            none => none.insert(inner.write_buffer(self.wide, io)?),
+            none => none.insert(write_buffer(self.wide, io)?),
         };
         copy(whole, (self.reading.start() - self.wide.start()) as usize, bytes);
         if let Some(next) = self.then.take() {

@@ -39,8 +39,8 @@ impl Volume for ReadOnly {
         self.inner.grow()
     }
 
-    fn below(&self) -> Option<&dyn Volume> {
-        Some(&*self.inner)
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(&self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

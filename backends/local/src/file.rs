@@ -123,8 +123,12 @@ impl Volume for FileVolume {
         self.image.extend(size)
     }
 
-    fn has_lost(&self) -> bool {
+    fn has_lost_data_itself(&self) -> bool {
         self.image.poisoned.load(Ordering::Relaxed)
+    }
+
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

@@ -89,6 +89,10 @@ impl Volume for Memory {
         Err(fixed_size())
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(MemoryBackend { store: Arc::clone(&self.store), long: VecDeque::new() }))
     }

@@ -53,6 +53,10 @@ impl Volume for Null {
         Err(fixed_size())
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(NullBackend { info: Arc::clone(&self.info) }))
     }

@@ -112,8 +112,8 @@ pub trait Volume: Send + Sync {
     /// system says.
     fn extend(&self, size: u64) -> Result<()> {
         match self.below() {
-            Some(below) => below.extend(size),
-            None => Err(Error::new(ErrorKind::Unsupported, "resize", FIXED_SIZE)),
+            [below] => below.extend(size),
+            _ => Err(Error::new(ErrorKind::Unsupported, "resize", FIXED_SIZE)),
         }
     }
 
@@ -123,21 +123,20 @@ pub trait Volume: Send + Sync {
     /// When the volume can no longer be used.
     fn backend(&self) -> Result<Box<dyn Backend>>;
 
-    /// The volume below a layer. It answers for the layer what the layer does not answer itself.
-    fn below(&self) -> Option<&dyn Volume> {
-        None
-    }
+    /// The volumes below a layer, in the order of its legs ([`crate::Legs`]); none below a volume
+    /// that keeps the data itself. Required, so that no layer hides what is below it.
+    fn below(&self) -> &[Arc<dyn Volume>];
 
-    /// Whether data that was written to it is known to be lost. Only this process may know, so the
-    /// volume must not be closed and opened again as if all were well.
-    fn has_lost(&self) -> bool {
-        self.below().is_some_and(|below| below.has_lost())
+    /// Whether this volume, apart from those below, knows that data written to it is lost.
+    fn has_lost_data_itself(&self) -> bool {
+        false
     }
 
     /// The bytes of memory that the volume's data takes now, if that is where it is kept. Its
     /// holder may look at any time.
     fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
-        self.below()?.held_bytes()
+        let [below] = self.below() else { return None };
+        below.held_bytes()
     }
 
     /// Whether the data of such a read or write may stay in memory that only the kernel sees
@@ -146,6 +145,16 @@ pub trait Volume: Send + Sync {
     fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
         let _ = (kind, range);
         false
+    }
+}
+
+impl dyn Volume + '_ {
+    /// Whether data that was written to the volume is known to be lost, in it or below. Only this
+    /// process may know, so the volume must not be closed and opened again as if all were well.
+    /// No layer answers this by itself.
+    #[must_use]
+    pub fn has_lost_data(&self) -> bool {
+        self.has_lost_data_itself() || self.below().iter().any(|below| below.has_lost_data())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Errors, and the one table that maps them to the outside.
 
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::{fmt, io};
 
 use rustix::io::Errno;
@@ -160,13 +161,14 @@ impl ErrorKind {
     }
 }
 
-/// An error: what the caller can do, what was being done, on what, and why.
-#[derive(Debug)]
+/// An error: what the caller can do, what was being done, on what, and why. A clone shares the cause,
+/// so that one failure can end several ops.
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     op: &'static str,
     context: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -185,7 +187,7 @@ impl Error {
     /// Adds the cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Arc::from(source.into()));
         self
     }
 
@@ -258,5 +260,14 @@ mod tests {
         assert_eq!(error.to_string(), "open: a.img: No such file or directory (os error 2)");
         let error = Error::new(ErrorKind::Invalid, "open", "a\n\x1b[2J").because("b\r");
         assert_eq!(error.to_string(), r"open: a\n\u{1b}[2J: b\r");
+    }
+
+    #[test]
+    fn an_error_can_be_cloned() {
+        let cause = io::Error::from(Errno::IO);
+        let error = Error::from_io("write", "a.img", cause);
+        let clone = error.clone();
+        assert_eq!((clone.kind(), clone.to_string()), (error.kind(), error.to_string()));
+        assert!(clone.has_cause());
     }
 }

@@ -15,6 +15,9 @@ use crate::{Buf, Payload, Result};
 pub type Nanos = u64;
 
 /// The backend's name for a request in flight, echoed in [`IoDone`].
+///
+/// The low [`crate::OWN_BITS`] are the backend's; it leaves the others clear, which are for layers
+/// with several backends below ([`crate::Legs`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IoToken(pub u64);
 

@@ -9,6 +9,7 @@ mod buf;
 mod error;
 pub mod extents;
 mod io;
+mod legs;
 pub mod memory;
 mod op;
 mod payload;
@@ -20,6 +21,7 @@ pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeIn
 pub use buf::{Buf, PAGE_SIZE, Page};
 pub use error::{Error, ErrorKind, NbdErrno, Result};
 pub use io::{Allocate, Destination, Io, IoDone, IoRequest, IoToken, Nanos};
+pub use legs::{Legs, OWN_BITS, Origin};
 pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
 pub use payload::{Payload, Segment};
 pub use printable::{Printable, is_plain, printable};

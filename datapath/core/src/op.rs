@@ -183,7 +183,8 @@ pub type Outcome = Result<Reply>;
 
 /// The submitter's name for an op in flight, echoed in its completion.
 ///
-/// Bit 63 is for layers that issue ops of their own; fronts leave it clear.
+/// The low [`crate::OWN_BITS`] are the submitter's. The others are for layers that issue ops of
+/// their own ([`Tag::own`]); a submitter that is no layer leaves them clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(pub u64);
 

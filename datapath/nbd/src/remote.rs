@@ -1,6 +1,6 @@
 //! A volume on another NBD server, by blocking calls: for tools, not for shards.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sheave_core::{
     Backend, Completion, Error, ErrorKind, Io, IoDone, Op, Result, Submitted, Tag, Volume,
@@ -54,6 +54,10 @@ impl Volume for Remote {
     fn grow(&self) -> Result<u64> {
         // A connection keeps the size that it was negotiated with.
         Ok(self.size)
+    }
+
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

@@ -119,6 +119,10 @@ mod tests {
             self.null.grow()
         }
 
+        fn below(&self) -> &[Arc<dyn Volume>] {
+            &[]
+        }
+
         fn backend(&self) -> Result<Box<dyn Backend>> {
             let left = self.left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
             left.map_err(|_| Error::new(ErrorKind::Busy, "open", "too many open files"))?;

@@ -12,10 +12,10 @@ use sheave_telemetry::{Recorder, VolumeStats};
 
 use crate::failures::report;
 use crate::io::RingIo;
-use crate::session::tag;
+use crate::session::{CONNECTIONS_MAX, tag};
 
 /// Marks the tags of queues, whose numbers overlap with those of connections.
-const QUEUE: u32 = 1 << 30;
+const QUEUE: u32 = CONNECTIONS_MAX;
 
 /// A queue whose requests the kernel hands over as the ends of commands, one slot each.
 ///

@@ -1,7 +1,8 @@
 //! What a front's connection looks like to the engine that runs it.
 
 use sheave_core::{
-    Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Tag,
+    Backend, ByteRange, Error, Io, Nanos, OWN_BITS, Op, OpKind, Outcome, Payload, Result,
+    Submitted, Tag,
 };
 use sheave_ring::SendBatch;
 use sheave_telemetry::Recorder;
@@ -120,13 +121,18 @@ impl Cx<'_> {
     }
 }
 
-/// Connection and request in one tag. Bit 63 stays clear for layers.
+/// Bits of a tag that tell the request. Those above tell the connection or queue.
+const REQUEST_BITS: u32 = 32;
+/// A tag has room for so many connections and as many queues.
+pub(crate) const CONNECTIONS_MAX: u32 = 1 << (OWN_BITS - REQUEST_BITS - 1);
+
+/// Connection and request in one tag, whose other bits are for layers.
 pub(crate) fn tag(connection: u32, request: u32) -> Tag {
-    debug_assert!(connection <= u32::MAX >> 1);
-    Tag(u64::from(connection) << 32 | u64::from(request))
+    debug_assert!(connection < 2 * CONNECTIONS_MAX);
+    Tag(u64::from(connection) << REQUEST_BITS | u64::from(request))
 }
 
 /// The reverse of [`tag`].
 pub(crate) fn untag(tag: Tag) -> (u32, u32) {
-    ((tag.0 >> 32) as u32, tag.0 as u32)
+    ((tag.0 >> REQUEST_BITS) as u32, tag.0 as u32)
 }

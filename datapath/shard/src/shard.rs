@@ -8,7 +8,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
-use sheave_core::{Buf, IoDone, IoRequest, IoToken, Nanos, memory};
+use sheave_core::{Buf, Error, ErrorKind, IoDone, IoRequest, IoToken, Nanos, memory};
 use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use slab::Slab;
 
@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use crate::queue::queue_of;
 use crate::queues::Queue;
 use crate::quick::Quick;
-use crate::session::untag;
+use crate::session::{CONNECTIONS_MAX, untag};
 use crate::volumes::{Mounted, Volumes};
 use crate::waker::Woken;
 use crate::{Clock, Cx, NextRead, Session};
@@ -427,6 +427,10 @@ impl Shard {
     /// Makes room for one more connection in all lists.
     fn make_room(&mut self) -> sheave_core::Result<()> {
         let count = self.connections.len() + 1;
+        if count > CONNECTIONS_MAX as usize {
+            let why = format!("a shard has {CONNECTIONS_MAX} connections, the most there may be");
+            return Err(Error::new(ErrorKind::Busy, "serve", why));
+        }
         memory::check_growth::<Connection>(self.connections.len(), self.connections.capacity())?;
         memory::attempt(|| self.touched.try_reserve(count))?;
         memory::attempt(|| self.stalled.try_reserve(count))?;

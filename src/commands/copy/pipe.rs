@@ -249,6 +249,10 @@ impl Volume for Output {
         &self.info
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> sheave_core::Result<Box<dyn Backend>> {
         Ok(Box::new(OutputBackend { info: self.info.clone(), stream: Arc::clone(&self.stream) }))
     }

@@ -65,6 +65,10 @@ impl Volume for Watched {
         self.inner.grow()
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(&self.inner)
+    }
+
     fn backend(&self) -> sheave_core::Result<Box<dyn Backend>> {
         let (inner, log) = (self.inner.backend()?, Arc::clone(&self.log));
         Ok(Box::new(WatchedBackend { inner, log, wrote: false, dirty: false }))

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 use sheave_core::{
-    Backend, ByteRange, Completion, Destination, Error, Io, IoDone, IoRequest, IoToken, Nanos, Op,
-    Outcome, Reply, Result, Submitted, Tag, VolumeInfo, memory,
+    Backend, ByteRange, Completion, Destination, Error, Io, IoDone, IoRequest, IoToken, Nanos,
+    OWN_BITS, Op, Outcome, Reply, Result, Submitted, Tag, VolumeInfo, memory,
 };
 use slab::Slab;
 
@@ -25,7 +25,7 @@ const INTERRUPTIONS_MAX: u8 = 100;
 /// The most that one op prefetches, so that it stays short.
 const PREFETCH_MAX: u64 = 32 << 20;
 /// Names the sync in flight; jobs are named by their slab key.
-const SYNC: IoToken = IoToken(u64::MAX);
+const SYNC: IoToken = IoToken((1 << OWN_BITS) - 1);
 
 pub(super) struct FileBackend {
     image: Arc<Image>,

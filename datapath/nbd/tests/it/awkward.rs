@@ -51,6 +51,10 @@ impl Volume for Awkward {
         Ok(self.size())
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         if self.backends.fetch_add(1, Relaxed).is_multiple_of(3) {
             return Err(Error::new(ErrorKind::Io, "open", "no more of these"));

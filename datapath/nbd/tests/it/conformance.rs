@@ -2,12 +2,15 @@
 //! keeps.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use sheave_conformance::stacks::for_any_two;
 use sheave_conformance::{Options, PlainEngine, check};
 use sheave_core::{
     Backend, Completion, Io, IoDone, Nanos, Op, Reply, Result, Submitted, Tag, Volume, VolumeInfo,
 };
 use sheave_layers::BlockSize;
+use sheave_local::{FileOptions, FileVolume};
 use sheave_nbd::Remote;
 use sheave_shard::EngineChoice;
 use sheave_volumes::{OpenOptions, open};
@@ -24,8 +27,7 @@ struct Served {
 }
 
 impl Served {
-    fn new(engine: EngineChoice, text: &str) -> Self {
-        let volume = open(text, &OpenOptions::default()).unwrap();
+    fn new(engine: EngineChoice, volume: Arc<dyn Volume>) -> Self {
         let server = Setup { shards: 1, ..Setup::of(engine, volume) }.start();
         let uri = format!("nbd+unix:///?socket={}", server.socket.display());
         let remote = Arc::new(Remote::open(&uri).unwrap());
@@ -48,6 +50,10 @@ impl Volume for Served {
 
     fn grow(&self) -> Result<u64> {
         self.volume.grow()
+    }
+
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(&self.volume)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -85,7 +91,11 @@ impl Backend for Advertised {
 
 fn check_served(engine: EngineChoice, make: impl Fn() -> String) {
     let options = Options { cases: 20, unaligned: true };
-    check(options, || Arc::new(Served::new(engine, &make())), || PlainEngine::new(1));
+    let make = || -> Arc<dyn Volume> {
+        let volume = open(&make(), &OpenOptions::default()).unwrap();
+        Arc::new(Served::new(engine, volume))
+    };
+    check(options, make, || PlainEngine::new(1));
 }
 
 fn check_image(engine: EngineChoice, parameters: &str) {
@@ -108,6 +118,23 @@ both_engines! {
 
     fn file_without_the_page_cache(engine) {
         check_image(engine, "?direct=true");
+    }
+
+    fn direct_files_under_any_two_layers(engine) {
+        let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+        let made = AtomicUsize::new(0);
+        let base = || {
+            let image = dir.path().join(format!("{}.img", made.fetch_add(1, Relaxed)));
+            std::fs::write(&image, vec![0; SIZE as usize]).unwrap();
+            // Without the block-size layer, the server's clients ask for whole blocks.
+            let options = FileOptions { direct: true, ..FileOptions::new(image) };
+            let volume: Arc<dyn Volume> = Arc::new(FileVolume::open(&options).unwrap());
+            volume
+        };
+        for_any_two(&base, |_, make| {
+            let options = Options { cases: 2, unaligned: true };
+            check(options, || Arc::new(Served::new(engine, make())), || PlainEngine::new(1));
+        });
     }
 
     fn file_under_all_layers(engine) {

@@ -55,6 +55,10 @@ impl Volume for Remote {
         self.0.grow()
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(&self.0)
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(RemoteBackend { inner: self.0.backend()?, ended: Arc::default() }))
     }
@@ -159,6 +163,10 @@ impl Volume for Counted {
 
     fn grow(&self) -> Result<u64> {
         self.inner.grow()
+    }
+
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(&self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {

@@ -31,6 +31,10 @@ impl Volume for Starved {
         self.0.grow()
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         Ok(Box::new(StarvedBackend(self.0.backend()?)))
     }
