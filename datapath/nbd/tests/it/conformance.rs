@@ -125,8 +125,9 @@ both_engines! {
         let made = AtomicUsize::new(0);
         let base = || {
             let image = dir.path().join(format!("{}.img", made.fetch_add(1, Relaxed)));
-            std::fs::write(&image, vec![0; SIZE as usize]).unwrap();
-            // Without the block-size layer, the server's clients ask for whole blocks.
+            // Of whole blocks: an export of odd size does not state a minimum block, and without the
+            // block-size layer clients must know it.
+            std::fs::write(&image, vec![0; 3 << 16]).unwrap();
             let options = FileOptions { direct: true, ..FileOptions::new(image) };
             let volume: Arc<dyn Volume> = Arc::new(FileVolume::open(&options).unwrap());
             volume

@@ -74,6 +74,10 @@ impl Volume for Echoed {
         self.inner.grow()
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_read_timeout(Some(TIMEOUT)).unwrap();
