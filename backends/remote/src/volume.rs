@@ -84,12 +84,16 @@ impl Volume for RemoteVolume {
         Ok(self.size())
     }
 
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let user = self.shared.with(State::enter)?;
         Ok(Box::new(RemoteBackend::new(Arc::clone(&self.shared), user)))
     }
 
-    fn has_lost(&self) -> bool {
+    fn has_lost_data_itself(&self) -> bool {
         self.shared.has_lost.load(Acquire)
     }
 }
