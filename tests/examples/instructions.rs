@@ -145,7 +145,7 @@ impl Server {
                     for _ in 0..WAKES_PER_LOOK {
                         for eventfd in &mut eventfds {
                             // A full one wakes as well.
-                            let _ = eventfd.write(&1_u64.to_ne_bytes());
+                            let _ = eventfd.write(&1_u64.to_le_bytes());
                         }
                         thread::sleep(WAKE_EVERY);
                     }
