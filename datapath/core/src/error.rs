@@ -161,8 +161,8 @@ impl ErrorKind {
     }
 }
 
-/// An error: what the caller can do, what was being done, on what, and why. A clone shares the cause,
-/// so that one failure can end several ops.
+/// An error: what the caller can do, what was being done, on what, and why. A clone shares the
+/// cause, so that one failure can end several ops.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,

@@ -125,7 +125,7 @@ both_engines! {
         let made = AtomicUsize::new(0);
         let base = || {
             let image = dir.path().join(format!("{}.img", made.fetch_add(1, Relaxed)));
-            // Of whole blocks: an export of odd size does not state a minimum block, and without the
+            // Of whole blocks: an export of odd size states no minimum block, and without the
             // block-size layer clients must know it.
             std::fs::write(&image, vec![0; 3 << 16]).unwrap();
             let options = FileOptions { direct: true, ..FileOptions::new(image) };
