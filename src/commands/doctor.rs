@@ -1,5 +1,7 @@
 //! `sheave doctor`: what this node can do, and what to do about what it cannot.
 
+mod server;
+
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -12,6 +14,7 @@ use sheave_control::v1::GetVersionRequest;
 use sheave_ring::{Probe, Support};
 
 use super::attach::{answered, connect};
+use super::volume_parser;
 use crate::process::runtime;
 
 /// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
@@ -24,13 +27,18 @@ const NOFILE_WANTED: u64 = 4096;
 const LATER_KERNELS: &str =
     "nothing must be done; Linux 6.1 (DEFER_TASKRUN) and 6.13 (registered files) take less CPU";
 
-/// Tell what this node can do, and what to do about what it cannot.
+/// Tell what this node, or an NBD server, can do, and what to do about what it cannot.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   sheave doctor
+  sheave doctor nbd://server/disk
+  sheave doctor 'nbds://server/disk?tls-certificates=/etc/pki/nbd'
   sheave doctor --json | jq '.[] | select(.advice)'     what something can be done about")]
 pub(crate) struct Args {
+    /// An export of an NBD server, to tell what that offers instead
+    #[arg(value_parser = volume_parser())]
+    server: Option<String>,
     /// Print JSON: a list of findings
     #[arg(long)]
     json: bool,
@@ -94,8 +102,22 @@ impl Finding {
 /// Prints what is found out by trying, and what can be seen from files and limits.
 ///
 /// # Errors
-/// When standard output cannot be written.
+/// When standard output cannot be written, or a server not be asked.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let findings = match &args.server {
+        Some(server) => server::findings(server).context("doctor")?,
+        None => this_node(),
+    };
+    let colored = io::stdout().is_terminal();
+    let text = if args.json {
+        serde_json::to_string_pretty(&findings).context("doctor")? + "\n"
+    } else {
+        findings.iter().map(|finding| lines(finding, colored)).collect()
+    };
+    output::to_stdout(text).context("doctor")
+}
+
+fn this_node() -> Vec<Finding> {
     let is_root = rustix::process::geteuid().is_root();
     let mut findings = vec![
         uring(sheave_ring::probe()),
@@ -104,13 +126,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         daemon(),
     ];
     findings.extend(Node::this().findings());
-    let colored = io::stdout().is_terminal();
-    let text = if args.json {
-        serde_json::to_string_pretty(&findings).context("doctor")? + "\n"
-    } else {
-        findings.iter().map(|finding| lines(finding, colored)).collect()
-    };
-    output::to_stdout(text).context("doctor")
+    findings
 }
 
 fn lines(finding: &Finding, colored: bool) -> String {

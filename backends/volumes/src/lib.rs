@@ -20,4 +20,5 @@ mod spec;
 
 pub use names::{export_name, file_url, path_text, volume_text};
 pub use node_memory::check_memory;
+pub use schemes::nbd::NbdServer;
 pub use spec::{OpenOptions, VolumeSpec, open};

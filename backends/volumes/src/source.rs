@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sheave_core::{Error, ErrorKind, Result, Volume};
 
 use crate::parse::{Parameters, invalid};
+use crate::schemes::nbd::NbdServer;
 use crate::schemes::{exec, file, memory, nbd, null, object};
 
 /// All schemes. One more is a file in `schemes/` and a line here.
@@ -64,6 +65,11 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// See [`crate::VolumeSpec::absolute`]; `query` is what follows the location, with its `?`.
     fn absolute(&self, location: &str, query: &str) -> Result<String> {
         Ok(format!("{location}{query}"))
+    }
+
+    /// The NBD server that has it, which is started if that is its kind.
+    fn server(&self) -> Option<Result<NbdServer>> {
+        None
     }
 
     /// The file that it is kept in.

@@ -8,6 +8,7 @@ use sheave_core::{Error, Result, Volume, parse_count, parse_digits, parse_size};
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 
 use crate::parse::Parameters;
+use crate::schemes::nbd::NbdServer;
 use crate::source::{self, Origin, Source};
 
 /// Parameters that any volume takes.
@@ -181,6 +182,15 @@ impl VolumeSpec {
     pub fn absolute(&self) -> Result<String> {
         let (location, query) = self.text.split_at(self.text.find('?').unwrap_or(self.text.len()));
         self.source.absolute(location, query)
+    }
+
+    /// The NBD server that it is an export of, if it is one; its program is started. The layers are
+    /// left out.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn nbd_server(&self) -> Result<Option<NbdServer>> {
+        self.source.server().transpose()
     }
 
     /// The memory that it takes when it is full, in bytes, unless its text says that it may be more

@@ -1,22 +1,18 @@
 //! A plain NBD client: one request at a time, waited for.
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::Duration;
 
-use rustix::net::sockopt::{self, Timeout};
-use rustls::{ClientConnection, StreamOwned};
 use sheave_core::{Buf, Error, ErrorKind, Op, Payload, Reply, VolumeInfo};
 use sheave_proto::{
-    Answer, Client, ClientConfig, ClientEvent, ClientHandshake, ClientNegotiated, ClientNext,
-    ReplyError,
-    uri::{NbdUri, Transport},
+    Answer, Client, ClientConfig, ClientEvent, ClientNegotiated, ReplyError, uri::NbdUri,
 };
-use sheave_tls::{ClientTls, explain_io};
+use sheave_tls::ClientTls;
+
+use crate::negotiate::{Reached, Stream, negotiate, receive};
 
 /// A server that says nothing for so long is taken for dead.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
-const RECEIVE_LEN: usize = 256 << 10;
 
 /// A negotiated connection to a server.
 pub(crate) struct Connection {
@@ -32,9 +28,6 @@ pub(crate) struct Connection {
     broken: Option<String>,
 }
 
-trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
-
 impl Connection {
     /// Connects and negotiates. A server that is silent for longer than `silence_max`, then or
     /// later, is an error.
@@ -43,41 +36,18 @@ impl Connection {
         tls: Option<&ClientTls>,
         silence_max: Duration,
     ) -> Result<Self, Error> {
-        let fail = |error| Error::from_io("connect", uri.to_string(), explain_io(error));
         let config =
             ClientConfig { export: uri.export.clone(), tls: uri.tls, ..ClientConfig::default() };
-        let mut stream = connect(&uri.transport, silence_max).map_err(fail)?;
-        let refused =
-            |what: String| Error::new(ErrorKind::Invalid, "connect", format!("{uri}: {what}"));
-        let mut handshake =
-            ClientHandshake::new(config).map_err(|error| refused(error.to_string()))?;
-        let mut input = Vec::new();
-        loop {
-            let step = handshake.step(&input);
-            input.drain(..step.consumed);
-            stream.write_all(&step.output).map_err(fail)?;
-            match step.next {
-                ClientNext::NeedMore if step.consumed > 0 && !input.is_empty() => {}
-                ClientNext::NeedMore => {
-                    if receive(&mut stream, &mut input).map_err(fail)? == 0 {
-                        return Err(refused(handshake.closed().to_string()));
-                    }
-                }
-                ClientNext::StartTls => {
-                    let tls = tls.ok_or_else(|| refused("TLS was not asked for".into()))?;
-                    // What came before TLS may be anybody's.
-                    input.clear();
-                    stream = start_tls(stream, tls.clone()).map_err(fail)?;
-                    stream.write_all(&handshake.tls_started()).map_err(fail)?;
-                }
-                ClientNext::Ready(negotiated) => {
-                    return Ok(Self::ready(uri.to_string(), stream, &negotiated, input));
-                }
-                ClientNext::Failed(error) => return Err(refused(error.to_string())),
-                ClientNext::Info(_) | ClientNext::Listed(_) => {
-                    unreachable!("the goal is transmission")
-                }
+        let reached = negotiate(&uri.transport, config, tls, silence_max);
+        match reached.map_err(|refused| refused.at(&uri.to_string()))? {
+            Reached::Ready { stream, negotiated, input } => {
+                Ok(Self::ready(uri.to_string(), stream, &negotiated, input))
             }
+            Reached::Tls => {
+                let why = format!("{uri}: there is no configuration for TLS");
+                Err(Error::new(ErrorKind::Invalid, "connect", why))
+            }
+            Reached::Info { .. } | Reached::Listed(_) => unreachable!("the goal is transmission"),
         }
     }
 
@@ -160,7 +130,7 @@ impl Connection {
     fn fill(&mut self) -> io::Result<()> {
         self.input.drain(..self.taken);
         self.taken = 0;
-        match receive(&mut self.stream, &mut self.input)? {
+        match receive(&mut *self.stream, &mut self.input)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
@@ -186,34 +156,6 @@ fn lost(error: io::Error) -> Error {
 
 fn violation(error: ReplyError) -> Error {
     Error::new(ErrorKind::Io, "connection", format!("the server broke the protocol: {error}"))
-}
-
-/// What a stream is made of: a socket of either family.
-fn connect(transport: &Transport, silence_max: Duration) -> io::Result<Box<dyn Stream>> {
-    let socket = sheave_tls::connect(transport, silence_max)?;
-    for way in [Timeout::Recv, Timeout::Send] {
-        sockopt::set_socket_timeout(&socket, way, Some(silence_max))?;
-    }
-    // Reads and writes are the same for both.
-    Ok(Box::new(UnixStream::from(socket)))
-}
-
-fn start_tls(stream: Box<dyn Stream>, tls: ClientTls) -> io::Result<Box<dyn Stream>> {
-    let tls = ClientConnection::new(tls.config, tls.server).map_err(io::Error::other)?;
-    Ok(Box::new(StreamOwned::new(tls, stream)))
-}
-
-fn receive(stream: &mut Box<dyn Stream>, input: &mut Vec<u8>) -> io::Result<usize> {
-    let start = input.len();
-    input.resize(start + RECEIVE_LEN, 0);
-    let received = loop {
-        match stream.read(&mut input[start..]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => break other,
-        }
-    };
-    input.truncate(start + received.as_ref().copied().unwrap_or(0));
-    received
 }
 
 #[cfg(test)]

@@ -61,7 +61,8 @@ impl Default for ClientConfig {
 pub enum Goal {
     /// Transmission.
     Go,
-    /// To know the export.
+    /// To know the export. The metadata contexts are then not selected but listed: those that the
+    /// queries in [`ClientConfig::contexts`] ask for, or all if there is none.
     Info,
     /// To know the names of all exports.
     List,
@@ -134,7 +135,8 @@ pub struct ClientNegotiated {
     pub block: BlockSizes,
     /// The server told its block sizes.
     pub block_sizes_told: bool,
-    /// Ids and names of the selected metadata contexts.
+    /// Ids and names of the selected metadata contexts; of those listed for [`Goal::Info`], whose
+    /// ids mean nothing.
     pub contexts: Vec<(u32, String)>,
     /// The export's name as the server has it.
     pub name: Option<String>,

@@ -8,7 +8,7 @@ use sheave_exec::{Program, ProgramOptions};
 use sheave_proto::uri::{NbdUri, TlsOptions, Transport};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
-use super::nbd;
+use super::nbd::{self, NbdServer};
 use crate::names::{absolute_paths, parameter_value, working_directory};
 use crate::parse::{Parameters, percent_decode};
 use crate::source::{Scheme, Source, Url};
@@ -56,15 +56,29 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
     Ok(Arc::new(Exec { options, export, command, directory }))
 }
 
-impl Source for Exec {
-    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
+impl Exec {
+    fn start(&self) -> Result<NbdServer> {
         let mut options = ProgramOptions::new(&*self.command);
         options.directory.clone_from(&self.directory);
         let program = Program::new(options)?;
+        let mut uri = self.options.uri.clone();
+        uri.transport = Transport::Unix { path: program.socket_path() };
+        Ok(NbdServer { uri, name: self.options.name.clone(), program: Some(Arc::new(program)) })
+    }
+}
+
+impl Source for Exec {
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
+        let found = self.start()?;
         let mut remote = RemoteOptions { read_only, ..self.options.clone() };
-        remote.uri.transport = Transport::Unix { path: program.socket_path() };
-        remote.server = Some(Arc::new(program));
-        Ok(Arc::new(RemoteVolume::open(remote)?))
+        remote.uri.clone_from(&found.uri);
+        remote.server = found.program.clone().map(|program| program as _);
+        let opened = RemoteVolume::open(remote).map_err(|error| found.explain(error));
+        Ok(Arc::new(opened?))
+    }
+
+    fn server(&self) -> Option<Result<NbdServer>> {
+        Some(self.start())
     }
 
     fn name(&self) -> String {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave_core::{Result, Volume, parse_count, parse_duration_ns, parse_size};
+use sheave_core::{Error, Result, Volume, parse_count, parse_duration_ns, parse_size};
+use sheave_exec::Program;
 use sheave_proto::uri::NbdUri;
 use sheave_remote::{CONNECTIONS_MAX, RemoteOptions, RemoteVolume};
 
@@ -71,10 +72,41 @@ fn duration(name: &'static str, parameters: &mut Parameters) -> Result<Option<Du
     }
 }
 
+/// An NBD server, and how to get there. A program that was started for it runs for as long as this
+/// value.
+#[derive(Debug)]
+pub struct NbdServer {
+    /// The export. The path of a started program's socket is one of this process.
+    pub uri: NbdUri,
+    /// What to call it in messages.
+    pub name: String,
+    pub(super) program: Option<Arc<Program>>,
+}
+
+impl NbdServer {
+    /// The error of a connection that could not be opened, with what the program printed last if
+    /// there is one and it has ended.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        match self.program.as_ref().and_then(|program| program.last_words()) {
+            Some(words) => {
+                let why = format!("{}: the program ended: {words}", self.name);
+                Error::new(error.kind(), "connect", why)
+            }
+            None => error,
+        }
+    }
+}
+
 impl Source for Remote {
     fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
         let options = RemoteOptions { read_only, ..self.options.clone() };
         Ok(Arc::new(RemoteVolume::open(options)?))
+    }
+
+    fn server(&self) -> Option<Result<NbdServer>> {
+        let (uri, name) = (self.options.uri.clone(), self.options.name.clone());
+        Some(Ok(NbdServer { uri, name, program: None }))
     }
 
     fn name(&self) -> String {

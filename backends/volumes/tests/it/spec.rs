@@ -13,7 +13,7 @@ fn error(text: &str) -> (ErrorKind, String) {
 
 #[test]
 fn wrong_volumes_say_what_is_wrong_and_what_to_do() {
-    use ErrorKind::{Invalid, NotFound, TooLarge, Unsupported};
+    use ErrorKind::{Invalid, Io, NotFound, TooLarge, Unsupported};
     let cases = [
         ("", Invalid, "path is missing"),
         ("?size=1G", Invalid, "path is missing"),
@@ -43,9 +43,13 @@ fn wrong_volumes_say_what_is_wrong_and_what_to_do() {
         ("/proc", Invalid, "regular file or a block device"),
         ("/dev/null", Invalid, "regular file or a block device"),
         ("foo:bar.img", Invalid, "put ./ in front"),
-        ("nbd://host/export", Unsupported, "copied from and to"),
-        ("nbds://host", Unsupported, "copied from and to"),
-        ("nbd+unix:///e?socket=/s", Unsupported, "copied from and to"),
+        ("nbd+unix:///e", Invalid, "the parameter socket is missing"),
+        ("nbd+unix:///e?socket=/no/such/socket", Io, "is the server running"),
+        ("nbd://host:0x/", Invalid, "a bad host or port"),
+        ("nbds://host/e?tls-type=x", Invalid, "a bad value of the parameter tls-type"),
+        ("nbd://host/e?connections=99", Invalid, "the most is"),
+        ("nbd://host/e?reconnect-timeout=x", Invalid, "write seconds"),
+        ("nbd://host/e?size=1M", Invalid, "unknown parameter \"size\""),
         ("s3://bucket/name", Unsupported, "not exist in this version"),
         ("dir:///store/name", Unsupported, "not exist in this version"),
     ];

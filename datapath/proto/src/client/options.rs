@@ -66,7 +66,11 @@ impl ClientHandshake {
                 Ok(ClientNext::NeedMore)
             }
             (option::SET_META_CONTEXT, reply_type::META_CONTEXT) => {
-                self.found.take_context(data)?;
+                self.found.take_context(data, Listing::Selected)?;
+                Ok(ClientNext::NeedMore)
+            }
+            (option::LIST_META_CONTEXT, reply_type::META_CONTEXT) => {
+                self.found.take_context(data, Listing::Offered)?;
                 Ok(ClientNext::NeedMore)
             }
             _ => Err(ClientError::Violation("a reply that does not fit its option")),
@@ -84,7 +88,7 @@ impl ClientHandshake {
                 self.style = ReplyStyle::Structured;
                 self.send_contexts(out);
             }
-            option::SET_META_CONTEXT => self.send_goal(out),
+            option::SET_META_CONTEXT | option::LIST_META_CONTEXT => self.send_goal(out),
             option::GO => return Ok(ClientNext::Ready(Box::new(self.negotiated()?))),
             option::INFO => {
                 let negotiated = self.negotiated()?;
@@ -113,7 +117,7 @@ impl ClientHandshake {
                 self.send(option::STRUCTURED_REPLY, &[], out);
             }
             option::STRUCTURED_REPLY if !is_final => self.send_goal(out),
-            option::SET_META_CONTEXT if !is_final => {
+            option::SET_META_CONTEXT | option::LIST_META_CONTEXT if !is_final => {
                 self.found.contexts.clear();
                 self.send_goal(out);
             }
@@ -130,17 +134,21 @@ impl ClientHandshake {
         Ok(ClientNext::NeedMore)
     }
 
+    /// Selects metadata contexts, or lists them where the export is only to be known. Without a
+    /// query the list has all of them (proto.md, "NBD_OPT_LIST_META_CONTEXT").
     fn send_contexts(&mut self, out: &mut Vec<u8>) {
-        if self.config.contexts.is_empty() {
-            return self.send_goal(out);
-        }
+        let option = match self.config.goal {
+            Goal::Info => option::LIST_META_CONTEXT,
+            _ if self.config.contexts.is_empty() => return self.send_goal(out),
+            _ => option::SET_META_CONTEXT,
+        };
         let mut data = Vec::new();
         data.put_string(&self.config.export);
         data.put_u32(u32::try_from(self.config.contexts.len()).expect("at most CONTEXTS_MAX"));
         for query in &self.config.contexts {
             data.put_string(query);
         }
-        self.send(option::SET_META_CONTEXT, &data, out);
+        self.send(option, &data, out);
     }
 
     fn send_goal(&mut self, out: &mut Vec<u8>) {
@@ -212,12 +220,14 @@ impl Found {
         Ok(())
     }
 
-    fn take_context(&mut self, data: &[u8]) -> Result<(), ClientError> {
+    fn take_context(&mut self, data: &[u8], listing: Listing) -> Result<(), ClientError> {
         const MALFORMED: ClientError = ClientError::Violation("a malformed metadata context");
         let mut fields = Reader::new(data);
         let id = fields.u32().ok_or(MALFORMED)?;
         let name = text(fields.rest()).ok_or(MALFORMED)?;
-        if self.contexts.iter().any(|(known, _)| *known == id) {
+        // The ids in a list mean nothing.
+        let is_selected = listing == Listing::Selected;
+        if is_selected && self.contexts.iter().any(|(known, _)| *known == id) {
             return Err(ClientError::Violation("two metadata contexts with one id"));
         }
         if self.contexts.len() == CONTEXTS_MAX {
@@ -226,6 +236,13 @@ impl Found {
         self.contexts.push((id, name));
         Ok(())
     }
+}
+
+/// What a reply with a metadata context says of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    Selected,
+    Offered,
 }
 
 fn put_option(option: u32, data: &[u8], out: &mut Vec<u8>) {

@@ -236,6 +236,31 @@ fn o6_client_asks_for_information_only() {
 }
 
 #[test]
+fn o6_client_lists_the_contexts_of_an_export() {
+    for is_refused in [false, true] {
+        let config = ClientConfig { goal: Goal::Info, contexts: vec![], ..config("e") };
+        let (mut client, _) = Client::greeted(config, 3);
+        let (output, _) = client.ack(option::EXTENDED_HEADERS);
+        // Without a query the server names all.
+        assert_eq!(output, message(option::LIST_META_CONTEXT, &queries("e", &[])));
+        let names = ["base:allocation", "qemu:allocation-depth"];
+        for name in names {
+            let context = [&0_u32.to_be_bytes(), name.as_bytes()].concat();
+            client.reply(option::LIST_META_CONTEXT, reply_type::META_CONTEXT, &context);
+        }
+        let (output, _) = match is_refused {
+            true => client.reply(option::LIST_META_CONTEXT, reply_type::ERR_UNSUP, &[]),
+            false => client.ack(option::LIST_META_CONTEXT),
+        };
+        assert_eq!(be32(&output[8..]), option::INFO);
+        client.reply(option::INFO, reply_type::INFO, &export_info(SIZE, 1));
+        let (_, ClientNext::Info(negotiated)) = client.ack(option::INFO) else { panic!("no end") };
+        let found: Vec<_> = negotiated.contexts.iter().map(|(_, name)| &**name).collect();
+        assert_eq!(found, if is_refused { &[][..] } else { &names[..] });
+    }
+}
+
+#[test]
 fn o2_client_says_goodbye_when_refused() {
     for code in [reply_type::ERR_UNKNOWN, reply_type::ERR_SHUTDOWN, reply_type::ERR_TLS_REQD] {
         let (mut client, _) = Client::greeted(simple("e"), 3);

@@ -1,0 +1,84 @@
+//! What a server offers, found out by asking it.
+
+use std::io;
+use std::time::Duration;
+
+use sheave_core::{Error, ErrorKind, printable};
+use sheave_proto::uri::NbdUri;
+use sheave_proto::{ClientConfig, ClientError, ClientNegotiated, ExportEntry, Goal};
+use sheave_tls::client_tls;
+
+use crate::negotiate::{Reached, Refused, negotiate};
+
+/// A server that says nothing for so long is taken for dead.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// The most names in a message.
+const NAMES_MAX: usize = 10;
+
+/// What a server offers.
+#[derive(Debug)]
+pub struct Offered {
+    /// The version of TLS and the cipher suite, if the connection was encrypted.
+    pub tls: Option<String>,
+    /// Whether the server would encrypt a connection.
+    pub starts_tls: bool,
+    /// Its exports, or why it does not name them.
+    pub exports: Result<Vec<ExportEntry>, String>,
+    /// The export that was asked for, with all its metadata contexts.
+    pub export: ClientNegotiated,
+}
+
+/// Asks the server that an NBD URI names, on connections of their own. Messages call it `name`.
+///
+/// # Errors
+/// When nothing answers there, it is no NBD server, TLS fails, or it has no such export. The error
+/// then names those that it has.
+pub fn probe(uri: &NbdUri, name: &str) -> Result<Offered, Error> {
+    let tls = if uri.tls { Some(client_tls(uri)?) } else { None };
+    let ask = |goal, encrypt| {
+        let config = ClientConfig {
+            export: uri.export.clone(),
+            goal,
+            // All there are.
+            contexts: Vec::new(),
+            tls: encrypt,
+            ..ClientConfig::default()
+        };
+        negotiate(&uri.transport, config, tls.as_ref(), SILENCE_MAX)
+    };
+    let exports = || match ask(Goal::List, uri.tls) {
+        Ok(Reached::Listed(exports)) => Ok(exports),
+        Ok(_) => Err("it answers something else".to_owned()),
+        Err(refused) => Err(refused.to_string()),
+    };
+    match ask(Goal::Info, uri.tls) {
+        Ok(Reached::Info { negotiated, tls }) => {
+            let starts_tls = tls.is_some() || matches!(ask(Goal::Info, true), Ok(Reached::Tls));
+            Ok(Offered { tls, starts_tls, exports: exports(), export: *negotiated })
+        }
+        Ok(_) => {
+            let why = format!("{name}: the server answers something else");
+            Err(Error::new(ErrorKind::Io, "connect", why))
+        }
+        Err(refused) => {
+            let is_export = matches!(&refused, Refused::Server(ClientError::Refused { .. }));
+            let error = refused.at(name);
+            match is_export.then(exports) {
+                Some(Ok(exports)) => Err(error.because(io::Error::other(has(&exports)))),
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+/// Which exports there are, for a message.
+fn has(exports: &[ExportEntry]) -> String {
+    let names = exports.iter().take(NAMES_MAX);
+    let names = names.map(|export| format!("\"{}\"", printable(&export.name)));
+    let names = names.collect::<Vec<_>>().join(", ");
+    match exports.len() {
+        0 => "it names no export".to_owned(),
+        count if count > NAMES_MAX => format!("it has {names} and {} more", count - NAMES_MAX),
+        _ => format!("it has {names}"),
+    }
+}
