@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use sheave_core::{
-    Backend, ByteRange, Completion, Io, IoDone, Nanos, Op, Payload, Result, Submitted, Tag, Volume,
-    VolumeInfo,
+    Backend, ByteRange, Completion, Io, IoDone, Nanos, Op, OpKind, Payload, Result, Submitted, Tag,
+    Volume, VolumeInfo,
 };
 
 /// A volume that cannot be written through this layer.
@@ -46,6 +46,10 @@ impl Volume for ReadOnly {
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let inner = self.inner.backend()?;
         Ok(Box::new(ReadOnlyBackend { inner, info: self.info.clone() }))
+    }
+
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        !kind.is_write() && self.inner.takes_registered(kind, range)
     }
 }
 

@@ -4,4 +4,5 @@
 mod conformance;
 mod layers;
 mod races;
+mod registered;
 mod stacks;
