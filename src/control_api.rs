@@ -227,7 +227,26 @@ fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 fn status(error: Error) -> Status {
-    Status::new(Code::from_i32(ErrorKind::grpc_code(error.kind())), error.to_string())
+    Status::new(code(error.kind()), error.to_string())
+}
+
+/// What a kind of error is in gRPC: <https://grpc.io/docs/guides/status-codes/>.
+fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Busy | ErrorKind::Fenced => Code::FailedPrecondition,
+        ErrorKind::Corrupt => Code::DataLoss,
+        ErrorKind::Exists => Code::AlreadyExists,
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::Io | ErrorKind::Shutdown => Code::Unavailable,
+        ErrorKind::NoMemory | ErrorKind::NoSpace => Code::ResourceExhausted,
+        ErrorKind::NotFound => Code::NotFound,
+        // So CSI says that an operation on the volume is pending.
+        ErrorKind::Pending => Code::Aborted,
+        ErrorKind::Permission => Code::PermissionDenied,
+        ErrorKind::TimedOut => Code::DeadlineExceeded,
+        ErrorKind::TooLarge => Code::OutOfRange,
+        ErrorKind::Unsupported => Code::Unimplemented,
+    }
 }
 
 fn message(attached: Attached) -> Device {
@@ -245,5 +264,16 @@ fn message(attached: Attached) -> Device {
         held_bytes: attached.held_bytes,
         limit_bytes_per_second: attached.limits.bytes_per_second,
         limit_ops_per_second: attached.limits.ops_per_second,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_code() {
+        let codes = ErrorKind::ALL.map(|kind| code(kind) as i32);
+        assert_eq!(codes, [9, 15, 6, 9, 3, 14, 8, 8, 5, 10, 7, 14, 4, 11, 12]);
     }
 }

@@ -18,6 +18,10 @@ pub enum ErrorKind {
     Busy,
     /// Stored data failed its check; do not use it.
     Corrupt,
+    /// What was to be made is there already; use it, or choose another name.
+    Exists,
+    /// Another writer has taken over; stop, and do not try again.
+    Fenced,
     /// The request is wrong; correct it.
     Invalid,
     /// The device or file failed; look there.
@@ -28,10 +32,14 @@ pub enum ErrorKind {
     NoSpace,
     /// It does not exist; check the name.
     NotFound,
+    /// The same work is going on; ask again later how it ended.
+    Pending,
     /// Not allowed, or the volume is read-only.
     Permission,
     /// Being shut down; go elsewhere or wait.
     Shutdown,
+    /// No answer in time; it may have been done all the same.
+    TimedOut,
     /// Larger than can be handled; split it.
     TooLarge,
     /// Not available here; do without.
@@ -57,21 +65,24 @@ pub enum NbdErrno {
 struct Mapping {
     nbd: NbdErrno,
     linux: Errno,
-    grpc: i32,
 }
 
 impl ErrorKind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Busy,
         Self::Corrupt,
+        Self::Exists,
+        Self::Fenced,
         Self::Invalid,
         Self::Io,
         Self::NoMemory,
         Self::NoSpace,
         Self::NotFound,
+        Self::Pending,
         Self::Permission,
         Self::Shutdown,
+        Self::TimedOut,
         Self::TooLarge,
         Self::Unsupported,
     ];
@@ -82,33 +93,42 @@ impl ErrorKind {
         match self {
             Self::Busy => "busy",
             Self::Corrupt => "corrupt",
+            Self::Exists => "exists",
+            Self::Fenced => "fenced",
             Self::Invalid => "invalid",
             Self::Io => "io",
             Self::NoMemory => "no_memory",
             Self::NoSpace => "no_space",
             Self::NotFound => "not_found",
+            Self::Pending => "pending",
             Self::Permission => "permission",
             Self::Shutdown => "shutdown",
+            Self::TimedOut => "timed_out",
             Self::TooLarge => "too_large",
             Self::Unsupported => "unsupported",
         }
     }
 
-    /// The one table. gRPC codes: <https://grpc.io/docs/guides/status-codes/>.
+    /// The one table. Linux: what the block layer makes of a number is in block/blk-core.c,
+    /// `blk_errors`; EBADE is a reservation conflict there.
     fn mapping(self) -> Mapping {
-        let map = |nbd, linux, grpc| Mapping { nbd, linux, grpc };
+        let map = |nbd, linux| Mapping { nbd, linux };
         match self {
-            Self::Busy => map(NbdErrno::Io, Errno::BUSY, 9),
-            Self::Corrupt => map(NbdErrno::Io, Errno::IO, 15),
-            Self::Invalid => map(NbdErrno::Inval, Errno::INVAL, 3),
-            Self::Io => map(NbdErrno::Io, Errno::IO, 14),
-            Self::NoMemory => map(NbdErrno::NoMem, Errno::NOMEM, 8),
-            Self::NoSpace => map(NbdErrno::NoSpc, Errno::NOSPC, 8),
-            Self::NotFound => map(NbdErrno::Inval, Errno::NOENT, 5),
-            Self::Permission => map(NbdErrno::Perm, Errno::PERM, 7),
-            Self::Shutdown => map(NbdErrno::Shutdown, Errno::SHUTDOWN, 14),
-            Self::TooLarge => map(NbdErrno::Overflow, Errno::OVERFLOW, 11),
-            Self::Unsupported => map(NbdErrno::NotSup, Errno::OPNOTSUPP, 12),
+            Self::Busy => map(NbdErrno::Io, Errno::BUSY),
+            Self::Corrupt => map(NbdErrno::Io, Errno::IO),
+            Self::Exists => map(NbdErrno::Inval, Errno::EXIST),
+            Self::Fenced => map(NbdErrno::Perm, Errno::BADE),
+            Self::Invalid => map(NbdErrno::Inval, Errno::INVAL),
+            Self::Io => map(NbdErrno::Io, Errno::IO),
+            Self::NoMemory => map(NbdErrno::NoMem, Errno::NOMEM),
+            Self::NoSpace => map(NbdErrno::NoSpc, Errno::NOSPC),
+            Self::NotFound => map(NbdErrno::Inval, Errno::NOENT),
+            Self::Pending => map(NbdErrno::Io, Errno::INPROGRESS),
+            Self::Permission => map(NbdErrno::Perm, Errno::PERM),
+            Self::Shutdown => map(NbdErrno::Shutdown, Errno::SHUTDOWN),
+            Self::TimedOut => map(NbdErrno::Io, Errno::TIMEDOUT),
+            Self::TooLarge => map(NbdErrno::Overflow, Errno::OVERFLOW),
+            Self::Unsupported => map(NbdErrno::NotSup, Errno::OPNOTSUPP),
         }
     }
 
@@ -122,12 +142,6 @@ impl ErrorKind {
     #[must_use]
     pub fn linux_errno(self) -> i32 {
         self.mapping().linux.raw_os_error()
-    }
-
-    /// Its gRPC status code.
-    #[must_use]
-    pub fn grpc_code(self) -> i32 {
-        self.mapping().grpc
     }
 
     /// What a client can do about an error that a server answered.
@@ -152,6 +166,10 @@ impl ErrorKind {
             Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Self::NoSpace,
             Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Self::Permission,
             Some(Errno::INVAL) => Self::Invalid,
+            Some(Errno::EXIST) => Self::Exists,
+            Some(Errno::INPROGRESS | Errno::ALREADY) => Self::Pending,
+            Some(Errno::TIMEDOUT) => Self::TimedOut,
+            Some(Errno::BADE) => Self::Fenced,
             Some(Errno::NOMEM) => Self::NoMemory,
             Some(Errno::NOENT | Errno::NXIO | Errno::NODEV) => Self::NotFound,
             Some(Errno::BUSY | Errno::TXTBSY | Errno::WOULDBLOCK) => Self::Busy,
@@ -228,22 +246,34 @@ mod tests {
 
     #[test]
     fn every_kind_has_its_numbers() {
-        let table = ErrorKind::ALL
-            .map(|kind| (kind.nbd_errno() as u32, kind.linux_errno(), kind.grpc_code()));
+        let table = ErrorKind::ALL.map(|kind| (kind.nbd_errno() as u32, kind.linux_errno()));
         let want = [
-            (5, 16, 9),
-            (5, 5, 15),
-            (22, 22, 3),
-            (5, 5, 14),
-            (12, 12, 8),
-            (28, 28, 8),
-            (22, 2, 5),
-            (1, 1, 7),
-            (108, 108, 14),
-            (75, 75, 11),
-            (95, 95, 12),
+            (5, 16),
+            (5, 5),
+            (22, 17),
+            (1, 52),
+            (22, 22),
+            (5, 5),
+            (12, 12),
+            (28, 28),
+            (22, 2),
+            (5, 115),
+            (1, 1),
+            (108, 108),
+            (5, 110),
+            (75, 75),
+            (95, 95),
         ];
         assert_eq!(table, want);
+    }
+
+    #[test]
+    fn what_callers_tell_apart_survives_a_system_call() {
+        for kind in [ErrorKind::Exists, ErrorKind::Fenced, ErrorKind::Pending, ErrorKind::TimedOut]
+        {
+            let error = io::Error::from_raw_os_error(kind.linux_errno());
+            assert_eq!(ErrorKind::of_io(&error), kind);
+        }
     }
 
     #[test]

@@ -37,12 +37,18 @@ fn is_of_storage(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Busy
         | ErrorKind::Corrupt
+        | ErrorKind::Fenced
         | ErrorKind::Io
         | ErrorKind::NoMemory
         | ErrorKind::NoSpace
-        | ErrorKind::NotFound => true,
+        | ErrorKind::NotFound
+        | ErrorKind::TimedOut => true,
         // Such as EROFS and EINVAL of the kernel.
-        ErrorKind::Invalid | ErrorKind::Permission | ErrorKind::TooLarge => error.has_cause(),
+        ErrorKind::Exists
+        | ErrorKind::Invalid
+        | ErrorKind::Pending
+        | ErrorKind::Permission
+        | ErrorKind::TooLarge => error.has_cause(),
         ErrorKind::Shutdown | ErrorKind::Unsupported => false,
     }
 }
