@@ -159,6 +159,7 @@ impl Control for Service {
             Ok(Front::Unspecified) => None,
             Ok(Front::Ublk) => Some(devices::Front::Ublk),
             Ok(Front::Nbd) => Some(devices::Front::Nbd),
+            Ok(Front::Fake) => Some(devices::Front::Fake),
             Err(_) => return Err(Status::unimplemented("this daemon has no such front")),
         };
         let attached =
@@ -256,6 +257,7 @@ fn message(attached: Attached) -> Device {
         front: match attached.front {
             devices::Front::Ublk => Front::Ublk,
             devices::Front::Nbd => Front::Nbd,
+            devices::Front::Fake => Front::Fake,
         }
         .into(),
         read_only: attached.read_only,

@@ -5,11 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, Result, printable};
-use sheave_shard::Engine;
 
 use crate::Devices;
-use crate::front::{Device, Front};
-use crate::helper::{self, Claim, Task};
+use crate::kernel::{Claim, Front, Kernels};
 use crate::records::Record;
 use crate::slot::{Attached, Entry, Held, Slot, lock};
 
@@ -51,13 +49,13 @@ impl Devices {
 
     /// Waits `patience` for what is to be written, if that is bounded.
     fn end_unused(&self, name: &str, slot: &Slot, patience: Option<Duration>) -> Result<()> {
-        let (device, mark) = {
+        let (device, key) = {
             let mut entry = slot.hold_or_busy("detach", name)?;
             // What is not written yet is written to it.
             self.notice_loss(&mut entry);
             match &*entry {
                 Entry::Free => return Ok(()),
-                Entry::Attached(live) => (live.device, live.record.mark),
+                Entry::Attached(live) => (live.device.clone(), live.record.key),
                 Entry::Waiting { record, why } => {
                     let device = Attached::new(record, None).path;
                     let device = printable(&device);
@@ -68,11 +66,10 @@ impl Devices {
             }
         };
         // Without the slot: it may take long, and its connection may have to be looked after.
-        let task = Task::Claim { name: device.name() };
-        let claim = helper::wait_for("detach", &task, patience)?;
+        let claim = device.kernel.claim(device.id, patience)?;
         let mut entry = slot.hold_or_busy("detach", name)?;
         match entry.record() {
-            Some(record) if record.mark == mark => self.end(&mut entry, Some(claim)),
+            Some(record) if record.key == key => self.end(&mut entry, Some(claim)),
             // Somebody else has ended it.
             _ => Ok(()),
         }
@@ -84,19 +81,19 @@ impl Devices {
             // Whoever holds the slot may be waiting for the volume.
             let seen = lock(&slot.seen).clone();
             if let Some(seen) = &seen {
-                seen.abandon(&self.engine)?;
+                self.abandon(seen)?;
             }
             if let Some(mut entry) = slot.hold_within(FORCE_RETRY) {
                 if let Some(record) = entry.record() {
                     // It may have come to be served meanwhile.
-                    self.engine.abandon(record.mark);
+                    self.engine.abandon(record.key.0);
                 }
                 return self.end(&mut entry, None);
             }
             if begun.elapsed() > FORCE_TIMEOUT {
                 // Whoever holds it will find that there is no device any more.
                 if let Some(Attached { record, .. }) = seen {
-                    end_device(&record, None)?;
+                    end_device(&self.kernels, &record, None)?;
                 }
                 tracing::warn!(volume = name, "ended; something still waits for its volume");
                 return Ok(());
@@ -106,7 +103,7 @@ impl Devices {
 
     fn end(&self, entry: &mut Held<'_>, claim: Option<Claim>) -> Result<()> {
         let Some(record) = entry.record() else { return Ok(()) };
-        end_device(record, claim)?;
+        end_device(&self.kernels, record, claim)?;
         self.forget(record);
         if let Entry::Attached(live) = &**entry {
             live.wait_closed();
@@ -120,9 +117,9 @@ impl Devices {
     /// Forgets a device that is gone, and all that is kept for it.
     pub(crate) fn forget(&self, record: &Record) {
         self.records.remove(record);
-        lock(&self.left).retain(|left| left.name != record.mark);
+        lock(&self.left).retain(|left| left.name != record.key.0);
         // Its queues may be at rest, and have not heard of its end.
-        self.engine.abandon(record.mark);
+        self.engine.abandon(record.key.0);
     }
 
     /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
@@ -146,27 +143,24 @@ impl Devices {
         std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
         left.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Attached {
-    /// Ends all I/O of it with errors, also that which waits for its volume. It is to be ended
-    /// then.
-    fn abandon(&self, engine: &Engine) -> Result<()> {
-        engine.abandon(self.record.mark);
-        // The kernel's NBD client would wait for another connection, and what is not served yet has
-        // nobody who answers.
-        match (self.front, &self.waiting) {
+    /// Ends all I/O of a device with errors, also that which waits for its volume. The device is to
+    /// be ended then.
+    fn abandon(&self, seen: &Attached) -> Result<()> {
+        self.engine.abandon(seen.record.key.0);
+        // Only ublk queues go on to answer, with errors. A client that the kernel has would wait
+        // for another connection, and so does what is not served yet.
+        match (seen.front, &seen.waiting) {
             (Front::Ublk, None) => Ok(()),
-            _ => end_device(&self.record, None),
+            _ => end_device(&self.kernels, &seen.record, None),
         }
     }
 }
 
-/// Ends the device of this record, whoever uses it, if the kernel has it.
-fn end_device(record: &Record, claim: Option<Claim>) -> Result<()> {
-    let known = record.device();
-    match known.map_or_else(|| Device::find(record), |device| Ok(Some(device)))? {
-        Some(device) => device.end(record.mark, claim),
+/// Ends the device of this record, even if it is in use, if the kernel has it.
+fn end_device(kernels: &Kernels, record: &Record, claim: Option<Claim>) -> Result<()> {
+    match kernels.known(record).map_or_else(|| kernels.find(record), |device| Ok(Some(device)))? {
+        Some(device) => device.end(record.key, claim),
         None => Ok(()),
     }
 }

@@ -7,28 +7,25 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, UCred, accept_with,
-    connect, recv, recvmsg, send, sendmsg, socket_with,
-};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, UCred, accept_with, recv};
 use serde::{Deserialize, Serialize};
 use sheave_core::printable;
 use sheave_shard::Released;
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
 use crate::Devices;
+use crate::kernel::DeviceKey;
+use crate::packets::{PACKET_MAX, connect, receive, send};
 
 /// Changes whenever another version would misunderstand what follows.
 const ASK: &[u8] = b"take over 1";
@@ -38,7 +35,6 @@ const TAKEN: &[u8] = b"taken";
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one side waits for a packet of the other.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(10);
-const PACKET_MAX: usize = 4096;
 /// Connections that are handed over, the most that a daemon can have.
 const MESSAGES_MAX: usize = 1 << 16;
 
@@ -47,8 +43,11 @@ const MESSAGES_MAX: usize = 1 << 16;
 enum Message {
     /// The control socket, and whether it was passed by the service manager.
     Control { passed: bool },
-    /// The connection of the device with this mark.
-    Connection { mark: u64 },
+    /// The connection of the device with this key.
+    Connection {
+        #[serde(rename = "mark")]
+        key: DeviceKey,
+    },
     /// A file with the statistics of all volumes, in JSON.
     Statistics,
     /// Nothing is, and why.
@@ -92,26 +91,23 @@ impl Taken {
     /// # Errors
     /// When it refuses, or has another version.
     pub fn ask(path: &Path) -> Result<Option<Self>> {
-        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
-        let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
-        let address = SocketAddrUnix::new(path)?;
-        match retry_on_intr(|| connect(&socket, &address)) {
-            Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
+        let socket = match connect(path) {
+            Err(error) if is_nobody(&error) => return Ok(None),
             connected => connected.with_context(|| printable(path).to_string())?,
-        }
+        };
         set_socket_timeout(&socket, Timeout::Recv, Some(REST_TIMEOUT + PACKET_TIMEOUT))?;
-        retry_on_intr(|| send(&socket, ASK, SendFlags::NOSIGNAL))?;
+        say(&socket, ASK)?;
         let mut taken = Self::default();
         for _ in 0..MESSAGES_MAX {
             match receive(&socket).context("take over")? {
                 (Message::Control { passed }, Some(fd)) => taken.control = Some((fd, passed)),
-                (Message::Connection { mark: name }, Some(socket)) => {
-                    taken.connections.push(Released { name, socket });
+                (Message::Connection { key }, Some(socket)) => {
+                    taken.connections.push(Released { name: key.0, socket });
                 }
                 (Message::Statistics, Some(file)) => taken.statistics = read_statistics(file)?,
                 (Message::Refused { why }, _) => bail!("the daemon does not give way: {why}"),
                 (Message::End, _) => {
-                    retry_on_intr(|| send(&socket, TAKEN, SendFlags::NOSIGNAL))?;
+                    say(&socket, TAKEN)?;
                     return Ok(Some(taken));
                 }
                 (_, None) => bail!("a descriptor was lost on the way"),
@@ -166,20 +162,20 @@ impl HandOver {
         let count = hear(newcomer, &mut packet)?;
         if &packet[..count] != ASK {
             let why = "it is of another version".to_owned();
-            transmit(newcomer, &Message::Refused { why }, None)?;
+            send(newcomer, &Message::Refused { why }, None)?;
             bail!("asked by another version");
         }
         let pid = pid.as_raw_nonzero().get();
         if self.is_service && parent_of(pid) != Some(std::process::id()) {
             let why = "it runs as a service, which would lose sight of its successor; use: \
                        systemctl reload sheave";
-            transmit(newcomer, &Message::Refused { why: why.to_owned() }, None)?;
+            send(newcomer, &Message::Refused { why: why.to_owned() }, None)?;
             bail!("process {pid} asks for it, which this one has not started");
         }
         let connections = match self.devices.hand_over(REST_TIMEOUT) {
             Ok(connections) => connections,
             Err(error) => {
-                transmit(newcomer, &Message::Refused { why: error.to_string() }, None)?;
+                send(newcomer, &Message::Refused { why: error.to_string() }, None)?;
                 return Err(error.into());
             }
         };
@@ -194,13 +190,14 @@ impl HandOver {
 
     fn hand(&self, newcomer: &OwnedFd, connections: &[Released]) -> Result<()> {
         let control = Message::Control { passed: self.passed };
-        transmit(newcomer, &control, Some(self.control.as_fd()))?;
+        send(newcomer, &control, Some(self.control.as_fd()))?;
         for Released { name, socket } in connections {
-            transmit(newcomer, &Message::Connection { mark: *name }, Some(socket.as_fd()))?;
+            let connection = Message::Connection { key: DeviceKey(*name) };
+            send(newcomer, &connection, Some(socket.as_fd()))?;
         }
         let statistics = write_statistics(&self.registry.snapshot())?;
-        transmit(newcomer, &Message::Statistics, Some(statistics.as_fd()))?;
-        transmit(newcomer, &Message::End, None)?;
+        send(newcomer, &Message::Statistics, Some(statistics.as_fd()))?;
+        send(newcomer, &Message::End, None)?;
         let mut packet = [0; PACKET_MAX];
         let count = hear(newcomer, &mut packet)?;
         ensure!(&packet[..count] == TAKEN, "the successor has left");
@@ -214,36 +211,17 @@ fn parent_of(pid: i32) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
-fn transmit(to: &OwnedFd, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<()> {
-    let text = serde_json::to_vec(message)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = fd.as_slice();
-    if !fds.is_empty() {
-        ensure!(control.push(SendAncillaryMessage::ScmRights(fds)), "no room for a descriptor");
-    }
-    let text = [IoSlice::new(&text)];
-    retry_on_intr(|| sendmsg(to, &text, &mut control, SendFlags::NOSIGNAL))?;
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// Sends a packet that is no value.
+fn say(to: &OwnedFd, packet: &[u8]) -> Result<()> {
+    retry_on_intr(|| rustix::net::send(to, packet, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
-fn receive(from: &OwnedFd) -> Result<(Message, Option<OwnedFd>)> {
-    let mut packet = [0; PACKET_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let slices = &mut [IoSliceMut::new(&mut packet)];
-    let received = retry_on_intr(|| recvmsg(from, slices, &mut control, RecvFlags::CMSG_CLOEXEC));
-    let count = received?.bytes;
-    ensure!(count > 0, "the daemon has left");
-    let mut fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let fd = fds.next().and_then(|mut fds| fds.next());
-    Ok((serde_json::from_slice(&packet[..count])?, fd))
-}
-
-/// A packet without a descriptor.
+/// Receives a packet that is no value.
 fn hear(from: &OwnedFd, packet: &mut [u8]) -> Result<usize> {
     // Unlike other calls, one with a timeout is not resumed after a signal (signal(7)).
     let (count, _) = retry_on_intr(|| recv(from, &mut *packet, RecvFlags::empty()))?;

@@ -4,10 +4,11 @@
 
 mod block;
 mod detach;
-mod front;
 mod handover;
 mod helper;
+mod kernel;
 mod limits;
+mod packets;
 mod protect;
 mod records;
 mod recovery;
@@ -15,7 +16,6 @@ mod resize;
 mod slot;
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -27,16 +27,16 @@ use sheave_shard::{Engine, Released, Served};
 use sheave_telemetry::Registry;
 use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 
-use crate::block::{BlockDevice, check_blocks};
-use crate::front::{Device, Server};
-use crate::helper::Task;
+use crate::block::check_blocks;
+use crate::kernel::{Device, Kernels, Server};
 use crate::records::{Record, Records};
 use crate::slot::{Entry, Held, Live, Slot, lock};
 
-pub use crate::front::Front;
 pub use crate::handover::{HandOver, Taken};
 pub use crate::helper::{HELPER, probe_ublk, run_task};
+pub use crate::kernel::{DeviceKey, FakeAnswer, FakeRequest, Front};
 pub use crate::limits::NewLimits;
+pub use crate::packets::{receive, send};
 pub use crate::protect::protect;
 pub use crate::slot::Attached;
 pub use sheave_knbd::DeadLinks;
@@ -49,6 +49,9 @@ pub struct DevicesConfig {
     pub records: PathBuf,
     /// Connections that a predecessor handed over.
     pub left: Vec<Released>,
+    /// The directory of a stand-in for a kernel, for tests; devices are made by it then, unless
+    /// another front is asked for.
+    pub fake: Option<PathBuf>,
 }
 
 /// The devices of one daemon. All calls may wait for the kernel.
@@ -56,7 +59,7 @@ pub struct Devices {
     engine: Engine,
     registry: Arc<Registry>,
     records: Records,
-    ublk_works: AtomicBool,
+    kernels: Kernels,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
@@ -73,12 +76,12 @@ impl Devices {
     /// # Errors
     /// When another daemon keeps the records, or they cannot be had.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, left } = config;
+        let DevicesConfig { engine, records, left, fake } = config;
         let devices = Self {
             engine,
             registry,
             records: Records::open(records)?,
-            ublk_works: AtomicBool::new(false),
+            kernels: Kernels::new(fake),
             entries: Mutex::default(),
             ending: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
@@ -158,27 +161,27 @@ impl Devices {
         let size = volume.size();
         let block = info.block.logical;
         check_blocks("attach", name, block, size)?;
-        let front = self.choose(front)?;
-        let mark = RandomState::new().build_hasher().finish();
-        let mut record = Record::new(name, read_only, info, size, front, mark);
+        let front = self.kernels.choose(front, &self.engine)?;
+        let key = DeviceKey::random();
+        let mut record = Record::new(name, read_only, info, size, front, key);
         self.records.save(&record)?;
         let served = Served::new(volume, self.registry.volume(name));
         let server = Server { engine: &self.engine, served: &served };
-        let made = server.attach(&record.clone(), |device| {
-            record.id = Some(device.id());
+        let kernel = self.kernels.of(front);
+        let made = kernel.attach(server, &record.clone(), &mut |id| {
+            record.set_id(id, &self.kernels);
             self.records.save(&record)?;
             // The kernel reads it before it is ready, and the volume may not answer.
             let waiting = Some("being attached".to_owned());
             *lock(seen) = Some(Attached::new(&record, waiting));
             Ok(())
         });
-        let live = made.and_then(|device| {
-            let block_device = BlockDevice::new(device.name());
-            let ready = block_device.wait_ready("attach", size);
-            // The caller will not learn of it, so nobody else would end it.
-            ready.inspect_err(|_| drop(device.end(record.mark, None)))?;
-            helper::begin(Task::Tune { name: device.name() });
-            Ok(device)
+        let live = made.and_then(|id| {
+            let ready = kernel.wait_ready(id, "attach", size);
+            // The caller does not learn of it, so nothing else would end it.
+            ready.inspect_err(|_| drop(kernel.end(id, key, None)))?;
+            kernel.tune(id);
+            Ok(Device { kernel: Arc::clone(&kernel), id })
         });
         match live {
             Ok(device) => {
@@ -187,44 +190,13 @@ impl Devices {
                 Ok(())
             }
             Err(error) => {
-                match Device::find(&record) {
+                match self.kernels.find(&record) {
                     Ok(None) => self.records.remove(&record),
                     // It could not be ended, so it stays known.
                     _ => **entry = Entry::Waiting { record, why: error.to_string() },
                 }
                 Err(error)
             }
-        }
-    }
-
-    fn choose(&self, front: Option<Front>) -> Result<Front> {
-        if front == Some(Front::Nbd) {
-            return Ok(Front::Nbd);
-        }
-        let ublk = match self.engine.device_queues() {
-            0 => {
-                let what = "needs io_uring, which this daemon does not use";
-                Err(Error::new(ErrorKind::Unsupported, "ublk", what))
-            }
-            // Unless the driver has been unloaded since.
-            _ if self.ublk_works.load(Relaxed) && sheave_ublk::check().is_ok() => Ok(()),
-            _ => probe_ublk().inspect(|()| self.ublk_works.store(true, Relaxed)),
-        };
-        match (ublk, front) {
-            (Ok(()), _) => Ok(Front::Ublk),
-            (Err(error), Some(_)) => Err(error),
-            (Err(no_ublk), None) => match sheave_knbd::is_available() {
-                Ok(()) => {
-                    tracing::info!(reason = %no_ublk, "nbd instead of ublk");
-                    Ok(Front::Nbd)
-                }
-                Err(no_nbd) => {
-                    let why = format!("{no_ublk}; nbd: {no_nbd}");
-                    let what =
-                        format!("neither ublk nor nbd works here (see sheave doctor): {why}");
-                    Err(Error::new(ErrorKind::Unsupported, "attach", what))
-                }
-            },
         }
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo, printable};
 use sheave_layers::RateLimits;
 
-use crate::front::{Device, Front};
+use crate::kernel::{DeviceKey, Front, Kernels, unknown_path};
 
 /// What this program writes and reads.
 const FORMAT: u32 = 1;
@@ -49,10 +49,13 @@ pub(crate) struct Record {
     limit_bps: u64,
     #[serde(default)]
     limit_iops: u64,
-    /// Identifies the device: a random number that the kernel keeps with it.
-    pub(crate) mark: u64,
-    /// Its number; `None` while the driver has not told it.
-    pub(crate) id: Option<u32>,
+    #[serde(rename = "mark")]
+    pub(crate) key: DeviceKey,
+    /// Its number; `None` while the kernel has not told it.
+    id: Option<u32>,
+    /// Where programs find it, if its number is known.
+    #[serde(skip)]
+    path: Option<PathBuf>,
     /// Which start of the node it belongs to (proc_sys_kernel(5)): devices do not outlive it.
     boot: String,
 }
@@ -72,7 +75,7 @@ impl Record {
         info: &VolumeInfo,
         size: u64,
         front: Front,
-        mark: u64,
+        key: DeviceKey,
     ) -> Self {
         Self {
             format: FORMAT,
@@ -85,8 +88,9 @@ impl Record {
             identity: info.identity.clone(),
             limit_bps: 0,
             limit_iops: 0,
-            mark,
+            key,
             id: None,
+            path: None,
             boot: boot_id(),
         }
     }
@@ -107,9 +111,25 @@ impl Record {
         RateLimits { bytes_per_second: self.limit_bps, ops_per_second: self.limit_iops }
     }
 
-    /// The device, if its number is known. Whether there is one is the kernel's to say.
-    pub(crate) fn device(&self) -> Option<Device> {
-        self.id.map(|id| Device::numbered(self.front, id))
+    /// Its number, if that is known. Whether there is such a device is the kernel's to say.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.id
+    }
+
+    /// Where programs find it.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.path.clone().unwrap_or_else(unknown_path)
+    }
+
+    /// Notes its number.
+    pub(crate) fn set_id(&mut self, id: u32, kernels: &Kernels) {
+        self.id = Some(id);
+        self.find_path(kernels);
+    }
+
+    /// Notes where programs find it, if its number is known.
+    pub(crate) fn find_path(&mut self, kernels: &Kernels) {
+        self.path = self.id.map(|id| kernels.of(self.front).path(id));
     }
 
     /// Checks that a volume is the one that the device had, as far as that can be told.
@@ -235,7 +255,7 @@ impl Records {
     }
 
     fn path_of(&self, record: &Record) -> PathBuf {
-        self.path.join(format!("{:016x}.json", record.mark))
+        self.path.join(format!("{:016x}.json", record.key.0))
     }
 
     fn replace(&self, path: &Path, text: &str) -> io::Result<()> {
@@ -282,7 +302,8 @@ mod tests {
 
     fn record() -> Record {
         let info = info(Some("file 5"));
-        let mut record = Record::new("/images/a.img", true, &info, 1 << 30, Front::Ublk, 0x1234);
+        let mut record =
+            Record::new("/images/a.img", true, &info, 1 << 30, Front::Ublk, DeviceKey(0x1234));
         record.id = Some(3);
         record
     }
@@ -307,7 +328,7 @@ mod tests {
     fn a_device_keeps_its_block() {
         let mut info = info(None);
         info.block.logical = 4096;
-        let made = Record::new("/images/a.img", false, &info, 1 << 30, Front::Nbd, 7);
+        let made = Record::new("/images/a.img", false, &info, 1 << 30, Front::Nbd, DeviceKey(7));
         let text = made.to_text();
         let found = Record::of_text(&text).unwrap();
         assert_eq!((found.block, &found), (4096, &made));

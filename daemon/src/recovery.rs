@@ -12,13 +12,12 @@ use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_core::{Error, ErrorKind, Result, Volume, printable};
 use sheave_layers::Limits;
 use sheave_shard::{Released, Served};
 use sheave_volumes::VolumeSpec;
 
-use crate::front::{self, Device, Server};
-use crate::helper::{self, Task};
+use crate::kernel::{Device, DeviceKey, Server};
 use crate::records::Record;
 use crate::slot::{Entry, Live, Slot, lock};
 use crate::{Devices, open_volume};
@@ -33,13 +32,14 @@ impl Devices {
     /// When the records cannot be read.
     pub(crate) fn find_left(&self) -> Result<()> {
         for mut record in self.records.load()? {
+            record.find_path(&self.kernels);
             let found = match record.is_stale() {
                 true => Ok(None),
-                false => Device::find(&record),
+                false => self.kernels.find(&record),
             };
             let why = match found {
                 Ok(Some(device)) => {
-                    record.id = Some(device.id());
+                    record.set_id(device.id, &self.kernels);
                     "not tried yet".to_owned()
                 }
                 Ok(None) => {
@@ -55,15 +55,15 @@ impl Devices {
                 Entry::Free => *entry = Entry::Waiting { record, why },
                 _ => tracing::error!(
                     volume = record.volume,
-                    id = record.id,
+                    device = %printable(&record.path()),
                     "its second device is left alone: end it by hand"
                 ),
             }
         }
-        let marks: Vec<u64> = self.list().iter().map(|attached| attached.record.mark).collect();
-        for device in front::unrecorded(&marks) {
+        let keys: Vec<DeviceKey> = self.list().iter().map(|attached| attached.record.key).collect();
+        for device in self.kernels.unrecorded(&keys) {
             tracing::warn!(
-                %device,
+                device = %printable(&device),
                 "left alone: it is another daemon's, or its record is lost; if it is nobody's, \
                  end it by hand: nbd-client -d"
             );
@@ -99,10 +99,10 @@ impl Devices {
             // Whoever has it takes its connection, or look_after() will.
             let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else { continue };
             let Entry::Attached(live) = &*entry else { continue };
-            if !lock(&self.left).iter().any(|left| left.name == live.record.mark) {
+            if !lock(&self.left).iter().any(|left| left.name == live.record.key.0) {
                 continue;
             }
-            if let Err(error) = self.serve(live.device, &live.record, Arc::clone(&live.volume)) {
+            if let Err(error) = self.serve(&live.device, &live.record, Arc::clone(&live.volume)) {
                 tracing::error!(volume = name, %error, "its I/O waits");
             }
         }
@@ -163,12 +163,12 @@ impl Devices {
         }
         let Live { device, record, volume, .. } = live;
         tracing::warn!(volume = record.volume, %device, "the daemon does not serve it any more");
-        if let Ok(None) = Device::find(record) {
+        if let Ok(None) = self.kernels.find(record) {
             self.forget_gone(record);
             *entry = Entry::Free;
             return;
         }
-        match self.serve(*device, record, Arc::clone(volume)) {
+        match self.serve(device, record, Arc::clone(volume)) {
             Ok(()) => tracing::info!(volume = record.volume, %device, "recovered"),
             Err(error) => tracing::warn!(volume = record.volume, %error, "its I/O waits"),
         }
@@ -177,17 +177,17 @@ impl Devices {
     /// Serves a device that waits; forgets it if it is gone by now.
     pub(crate) fn resume(&self, entry: &mut Entry) -> Result<()> {
         let Entry::Waiting { record, why } = entry else { return Ok(()) };
-        let served = Device::find(record).and_then(|found| {
+        let served = self.kernels.find(record).and_then(|found| {
             let Some(device) = found else { return Ok(None) };
-            record.id = Some(device.id());
+            record.set_id(device.id, &self.kernels);
             let limits = Arc::new(Limits::new(record.limits()));
-            let served = self.serve_again(device, record, &limits);
+            let served = self.serve_again(&device, record, &limits);
             served.map(|volume| Some((device, volume, limits)))
         });
         let record = record.clone();
         match served {
             Ok(Some((device, Some(volume), limits))) => {
-                let completed = self.complete(device, &record);
+                let completed = complete(&device, &record);
                 tracing::info!(volume = record.volume, %device, "recovered");
                 *entry = Entry::Attached(Live { device, record, volume, limits });
                 completed
@@ -195,7 +195,7 @@ impl Devices {
             // Zeroes in place of what was written would be worse than errors.
             Ok(Some((device, None, _))) => {
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
-                device.end(record.mark, None)?;
+                device.end(record.key, None)?;
                 self.forget(&record);
                 *entry = Entry::Free;
                 Ok(())
@@ -207,7 +207,7 @@ impl Devices {
             }
             Err(error) => {
                 *why = error.to_string();
-                if let Ok(None) = Device::find(&record) {
+                if let Ok(None) = self.kernels.find(&record) {
                     // Its predecessor was about to end it, or somebody does by force.
                     self.forget_gone(&record);
                     *entry = Entry::Free;
@@ -226,7 +226,7 @@ impl Devices {
     /// `None` if the volume's content died with its last process.
     fn serve_again(
         &self,
-        device: Device,
+        device: &Device,
         record: &Record,
         limits: &Arc<Limits>,
     ) -> Result<Option<Arc<dyn Volume>>> {
@@ -242,7 +242,7 @@ impl Devices {
 
     pub(crate) fn serve(
         &self,
-        device: Device,
+        device: &Device,
         record: &Record,
         volume: Arc<dyn Volume>,
     ) -> Result<()> {
@@ -250,18 +250,18 @@ impl Devices {
         let server = Server { engine: &self.engine, served: &served };
         let left = {
             let mut left = lock(&self.left);
-            let found = left.iter().position(|left| left.name == record.mark);
+            let found = left.iter().position(|left| left.name == record.key.0);
             found.map(|index| left.swap_remove(index).socket)
         };
-        server.recover(device, record, left)
+        device.kernel.recover(device.id, server, record, left)
     }
+}
 
-    /// Does what a predecessor may have left undone.
-    fn complete(&self, device: Device, record: &Record) -> Result<()> {
-        self.announce_size("recover", device, record)?;
-        helper::begin(Task::Tune { name: device.name() });
-        Ok(())
-    }
+/// Does what a predecessor may have left undone.
+fn complete(device: &Device, record: &Record) -> Result<()> {
+    device.announce_size("recover", record)?;
+    device.kernel.tune(device.id);
+    Ok(())
 }
 
 /// Why a device cannot be handed over, if it cannot.

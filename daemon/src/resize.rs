@@ -8,8 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::Devices;
-use crate::block::{BlockDevice, check_blocks};
-use crate::front::Device;
+use crate::block::check_blocks;
 use crate::records::Record;
 use crate::slot::{Attached, Entry};
 
@@ -32,7 +31,7 @@ impl Devices {
         if self.ending.load(Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "resize", "this daemon is ending"));
         }
-        live.device.check_resize()?;
+        live.device.kernel.check_resize()?;
         if let Some(size) = size {
             check_size(&live.record, size)?;
             live.volume.extend(size)?;
@@ -42,23 +41,8 @@ impl Devices {
         let grown = live.record.grown(size);
         self.records.save(&grown)?;
         live.record = grown;
-        self.announce_size("resize", live.device, &live.record)?;
+        live.device.announce_size("resize", &live.record)?;
         entry.attached().ok_or_else(|| Error::new(ErrorKind::NotFound, "resize", name))
-    }
-
-    /// Makes the device as long as its record says it is, and waits until it is. The server must
-    /// serve that size already.
-    pub(crate) fn announce_size(
-        &self,
-        op: &'static str,
-        device: Device,
-        record: &Record,
-    ) -> Result<()> {
-        let block_device = BlockDevice::new(device.name());
-        if block_device.size().is_some_and(|size| size < record.size) {
-            device.resize(record)?;
-        }
-        block_device.wait_ready(op, record.size)
     }
 }
 

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_layers::{Limits, RateLimits};
 
-use crate::block::BlockDevice;
-use crate::front::{Device, Front};
+use crate::kernel::{Device, Front};
 use crate::records::Record;
 
 /// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
@@ -195,11 +194,9 @@ impl Live {
 
 impl Attached {
     pub(crate) fn new(record: &Record, waiting: Option<String>) -> Self {
-        // One that died before it was told its number is found by its mark.
-        let name = record.device().map_or_else(|| "?".to_owned(), Device::name);
         Self {
             volume: record.volume.clone(),
-            path: BlockDevice::new(name).path(),
+            path: record.path(),
             front: record.front,
             read_only: record.read_only,
             size: record.size,

@@ -234,6 +234,7 @@ fn limit(value: u64) -> Option<u64> {
 fn front(device: &Device) -> &'static str {
     match device.front() {
         Front::Nbd => "nbd",
+        Front::Fake => "fake",
         Front::Ublk => "ublk",
         Front::Unspecified => "?",
     }

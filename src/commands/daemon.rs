@@ -56,6 +56,8 @@ pub(crate) struct Args {
 
 /// How soon a device is ended when nothing uses it any more, once the daemon is to end.
 const WIND_DOWN_PERIOD: Duration = Duration::from_secs(1);
+/// Names the directory of a stand-in for a kernel, for tests.
+const FAKE_KERNEL: &str = "SHEAVE_FAKE_KERNEL";
 /// How long the log may take of the pause that devices have in a hand-over.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -132,6 +134,7 @@ async fn serve(start: Start) -> Result<()> {
         engine,
         records: state.join("devices"),
         left: std::mem::take(&mut taken.connections),
+        fake: env::var_os(FAKE_KERNEL).map(PathBuf::from),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
     let looked_after = Arc::clone(&devices);

@@ -35,6 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "sheave-layers",
             "sheave-local",
             "sheave-nbd",
+            "sheave-proto",
             "sheave-shard",
             "sheave-telemetry",
             "sheave-ublk",

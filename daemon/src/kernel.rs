@@ -1,0 +1,258 @@
+//! The seam at the kernel: what makes a volume a device, and keeps it when the daemon dies.
+//!
+//! Behind it are the ublk driver, the NBD client, and a stand-in for tests.
+
+mod fake;
+mod nbd;
+mod ublk;
+
+use std::any::Any;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_shard::{Assignment, Engine, Served};
+
+use crate::block::BlockDevice;
+use crate::helper::{self, Task};
+use crate::records::Record;
+
+pub use fake::{FakeAnswer, FakeRequest};
+
+/// How a device is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Front {
+    /// The kernel's ublk driver.
+    Ublk,
+    /// The kernel's NBD client.
+    Nbd,
+    /// A stand-in for a kernel, for tests.
+    Fake,
+}
+
+/// Identifies a device across daemon restarts: a random number that the kernel keeps with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DeviceKey(pub u64);
+
+/// Keeps others from using a device until it is dropped.
+pub(crate) type Claim = Box<dyn Any + Send>;
+
+/// A kernel, as far as one kind of device is concerned. Devices go by their numbers. A number may
+/// come to be another device's, so calls that change one check its key. All calls may wait.
+pub(crate) trait Kernel: Send + Sync {
+    /// Whether devices of this kind can be made here.
+    fn check(&self, engine: &Engine) -> Result<()>;
+
+    /// Makes a device and calls `made` with its number: before the device can be used, or where the
+    /// kernel finds devices by their key, as soon as the number is known.
+    fn attach(
+        &self,
+        server: Server<'_>,
+        record: &Record,
+        made: &mut dyn FnMut(u32) -> Result<()>,
+    ) -> Result<u32>;
+
+    /// The device of this record, if the kernel still has it.
+    fn find(&self, record: &Record) -> Result<Option<u32>>;
+
+    /// Serves a device again whose server is gone; on the connection that the server left, if it
+    /// left one.
+    fn recover(
+        &self,
+        id: u32,
+        server: Server<'_>,
+        record: &Record,
+        left: Option<OwnedFd>,
+    ) -> Result<()>;
+
+    /// Whether the size of a device can be changed.
+    fn check_resize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Tells the kernel the size of this record, which the server serves already.
+    fn resize(&self, id: u32, record: &Record) -> Result<()>;
+
+    /// Ends a device, even if it is in use, unless it has another key. A claim is dropped once
+    /// nothing can begin to use the device any more.
+    fn end(&self, id: u32, key: DeviceKey, claim: Option<Claim>) -> Result<()>;
+
+    /// Devices of a daemon that have none of these keys, as far as the kernel tells.
+    fn unrecorded(&self, known: &[DeviceKey]) -> Vec<u32> {
+        let _ = known;
+        Vec::new()
+    }
+
+    /// The name of a device under /dev and /sys/block.
+    fn name(&self, id: u32) -> String;
+
+    /// Where programs find a device.
+    fn path(&self, id: u32) -> PathBuf {
+        BlockDevice::new(self.name(id)).path()
+    }
+
+    /// Bytes, if there is such a device.
+    fn size(&self, id: u32) -> Option<u64> {
+        BlockDevice::new(self.name(id)).size()
+    }
+
+    /// Waits until a device has this size and can be used, as a step of `op`.
+    fn wait_ready(&self, id: u32, op: &'static str, size: u64) -> Result<()> {
+        BlockDevice::new(self.name(id)).wait_ready(op, size)
+    }
+
+    /// Has all written that is not yet, and keeps others from using the device. Waits for at most
+    /// `patience`, if that is given.
+    fn claim(&self, id: u32, patience: Option<Duration>) -> Result<Claim> {
+        let task = Task::Claim { name: self.name(id) };
+        Ok(Box::new(helper::wait_for("detach", &task, patience)?))
+    }
+
+    /// Begins to set how a device works, and to find its partitions.
+    fn tune(&self, id: u32) {
+        helper::begin(Task::Tune { name: self.name(id) });
+    }
+}
+
+/// The kernels behind each front.
+pub(crate) struct Kernels {
+    ublk: Arc<ublk::Ublk>,
+    nbd: Arc<nbd::Nbd>,
+    fake: Arc<fake::Fake>,
+}
+
+/// A device of any kind.
+#[derive(Clone)]
+pub(crate) struct Device {
+    pub(crate) kernel: Arc<dyn Kernel>,
+    pub(crate) id: u32,
+}
+
+/// What serves a device.
+#[derive(Clone, Copy)]
+pub(crate) struct Server<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) served: &'a Served,
+}
+
+impl DeviceKey {
+    pub(crate) fn random() -> Self {
+        Self(RandomState::new().build_hasher().finish())
+    }
+}
+
+impl Kernels {
+    /// With the stand-in for tests whose directory is given; without one it has no devices.
+    pub(crate) fn new(fake: Option<PathBuf>) -> Self {
+        Self { ublk: Arc::default(), nbd: Arc::default(), fake: Arc::new(fake::Fake::new(fake)) }
+    }
+
+    pub(crate) fn of(&self, front: Front) -> Arc<dyn Kernel> {
+        match front {
+            Front::Ublk => Arc::clone(&self.ublk) as Arc<dyn Kernel>,
+            Front::Nbd => Arc::clone(&self.nbd) as Arc<dyn Kernel>,
+            Front::Fake => Arc::clone(&self.fake) as Arc<dyn Kernel>,
+        }
+    }
+
+    /// The front that is asked for, else the best that works here.
+    pub(crate) fn choose(&self, front: Option<Front>, engine: &Engine) -> Result<Front> {
+        if let Some(front) = front {
+            // The NBD client says it best when it is used.
+            return if front == Front::Nbd { Ok(front) } else { self.check(front, engine) };
+        }
+        if self.fake.is_there() {
+            return Ok(Front::Fake);
+        }
+        let no_ublk = match self.check(Front::Ublk, engine) {
+            Err(error) => error,
+            works => return works,
+        };
+        match self.check(Front::Nbd, engine) {
+            Ok(front) => {
+                tracing::info!(reason = %no_ublk, "nbd instead of ublk");
+                Ok(front)
+            }
+            Err(no_nbd) => {
+                let why = format!("{no_ublk}; {no_nbd}");
+                let what = format!("neither ublk nor nbd works here (see sheave doctor): {why}");
+                Err(Error::new(ErrorKind::Unsupported, "attach", what))
+            }
+        }
+    }
+
+    fn check(&self, front: Front, engine: &Engine) -> Result<Front> {
+        self.of(front).check(engine).map(|()| front)
+    }
+
+    /// The device of this record, if the kernel still has it.
+    pub(crate) fn find(&self, record: &Record) -> Result<Option<Device>> {
+        let kernel = self.of(record.front);
+        Ok(kernel.find(record)?.map(|id| Device { kernel, id }))
+    }
+
+    /// The device of this record by its number, if that is known. Whether there is one is the
+    /// kernel's to say.
+    pub(crate) fn known(&self, record: &Record) -> Option<Device> {
+        record.id().map(|id| Device { kernel: self.of(record.front), id })
+    }
+
+    /// The paths of devices of a daemon that have none of these keys.
+    pub(crate) fn unrecorded(&self, known: &[DeviceKey]) -> Vec<PathBuf> {
+        let fronts = [Front::Ublk, Front::Nbd, Front::Fake].map(|front| self.of(front));
+        let paths = fronts.iter().flat_map(|kernel| {
+            kernel.unrecorded(known).into_iter().map(|id| kernel.path(id)).collect::<Vec<_>>()
+        });
+        paths.collect()
+    }
+}
+
+impl Device {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.kernel.path(self.id)
+    }
+
+    /// Makes the device as long as its record says it is, and waits until it is. The server must
+    /// serve that size already.
+    pub(crate) fn announce_size(&self, op: &'static str, record: &Record) -> Result<()> {
+        if self.kernel.size(self.id).is_some_and(|size| size < record.size) {
+            self.kernel.resize(self.id, record)?;
+        }
+        self.kernel.wait_ready(self.id, op, record.size)
+    }
+
+    /// See [`Kernel::end`].
+    pub(crate) fn end(&self, key: DeviceKey, claim: Option<Claim>) -> Result<()> {
+        self.kernel.end(self.id, key, claim)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&printable(&self.path()), f)
+    }
+}
+
+impl Server<'_> {
+    /// Serves this connection of a device.
+    fn serve(self, socket: OwnedFd, key: DeviceKey) -> Result<()> {
+        self.engine.serve(Assignment {
+            socket,
+            session: sheave_nbd::kernel_session(Arc::clone(&self.served.volume)),
+            served: self.served.clone(),
+            name: Some(key.0),
+        })
+    }
+}
+
+/// Where a device is that has no number yet.
+pub(crate) fn unknown_path() -> PathBuf {
+    Path::new("/dev").join("?")
+}

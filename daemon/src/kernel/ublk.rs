@@ -1,0 +1,76 @@
+//! Devices of the ublk driver.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use sheave_core::{Error, ErrorKind, Result};
+use sheave_shard::Engine;
+use sheave_ublk::Device;
+
+use super::{Claim, DeviceKey, Kernel, Server};
+use crate::helper::probe_ublk;
+use crate::records::Record;
+
+/// The driver.
+#[derive(Default)]
+pub(crate) struct Ublk {
+    /// It has been found to work.
+    works: AtomicBool,
+}
+
+impl Kernel for Ublk {
+    fn check(&self, engine: &Engine) -> Result<()> {
+        if engine.device_queues() == 0 {
+            let what = "needs io_uring, which this daemon does not use";
+            return Err(Error::new(ErrorKind::Unsupported, "ublk", what));
+        }
+        // Unless the driver has been unloaded since.
+        if self.works.load(Relaxed) && sheave_ublk::check().is_ok() {
+            return Ok(());
+        }
+        probe_ublk().inspect(|()| self.works.store(true, Relaxed))
+    }
+
+    fn attach(
+        &self,
+        server: Server<'_>,
+        record: &Record,
+        made: &mut dyn FnMut(u32) -> Result<()>,
+    ) -> Result<u32> {
+        let Server { engine, served } = server;
+        let made = |device: Device| made(device.id());
+        Ok(sheave_ublk::attach(engine, served, record.block, record.key.0, made)?.id())
+    }
+
+    fn find(&self, record: &Record) -> Result<Option<u32>> {
+        Ok(sheave_ublk::find(record.id(), record.key.0)?.map(Device::id))
+    }
+
+    fn recover(
+        &self,
+        id: u32,
+        server: Server<'_>,
+        record: &Record,
+        _: Option<OwnedFd>,
+    ) -> Result<()> {
+        // Before the driver is told anything: another process could not begin again.
+        let opened = server.engine.open(server.served)?;
+        sheave_ublk::recover(&opened, Device::numbered(id), record.key.0)
+    }
+
+    fn check_resize(&self) -> Result<()> {
+        sheave_ublk::check_resize()
+    }
+
+    fn resize(&self, id: u32, record: &Record) -> Result<()> {
+        Device::numbered(id).resize(record.size)
+    }
+
+    fn end(&self, id: u32, key: DeviceKey, claim: Option<Claim>) -> Result<()> {
+        Device::numbered(id).detach(key.0, claim)
+    }
+
+    fn name(&self, id: u32) -> String {
+        Device::numbered(id).name()
+    }
+}
