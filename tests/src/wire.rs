@@ -6,6 +6,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::server::Address;
@@ -143,6 +144,17 @@ impl Wire {
             Address::Unix(socket) => Self::over(UnixStream::connect(socket)?),
             Address::Tcp(address) => Self::over(TcpStream::connect(address)?),
         }
+    }
+
+    /// A negotiated connection to the single export at a unix socket, with simple replies.
+    ///
+    /// # Errors
+    /// The system's, and when the server refuses.
+    pub fn unix(path: &Path) -> io::Result<Self> {
+        let mut wire = Self::over(UnixStream::connect(path)?)?;
+        wire.handshake()?;
+        wire.go("")?;
+        Ok(wire)
     }
 
     /// Speaks over a TCP connection.

@@ -5,11 +5,11 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sheave_tests::{PATIENCE, Run, Scratch, eventually, have, sheave, skip, uring_or_skip};
+use sheave_tests::{Daemon, PATIENCE, Run, Scratch, eventually, have, sheave, skip, uring_or_skip};
 
 #[test]
 fn a_manager_is_told_of_begin_life_and_end() {
@@ -59,7 +59,7 @@ fn a_successor_is_known_to_the_manager_before_its_predecessor_ends() {
     let main = told(&manager);
     let pid = main.strip_prefix("MAINPID=").and_then(|pid| pid.parse::<u32>().ok());
     let successor = Stray(pid.unwrap_or_else(|| panic!("{main}\n{}", first.log())));
-    assert_ne!(successor.0, first.child.id());
+    assert_ne!(successor.0, first.pid());
     first.ends_well();
     let ready = told(&manager);
     assert!(ready.starts_with(&format!("READY=1\n{main}\n")), "{ready}");
@@ -136,7 +136,7 @@ fn the_command_line_comes_before_the_file() {
             command.arg(sheave()).args(["daemon", "--config", &file]).args(args);
         });
         daemon.wait_for_log("ready");
-        assert_eq!(daemon.shards(), shards, "{}", daemon.log());
+        assert_eq!(shards_of(&daemon), shards, "{}", daemon.log());
         daemon.signal("TERM");
         daemon.ends_well();
     }
@@ -194,7 +194,7 @@ fn a_daemon_outlives_the_reader_of_its_log() {
     }
     let full = File::options().write(true).open("/dev/full").expect("/dev/full");
     let mut ls = Command::new(sheave());
-    ls.arg("ls").env("SHEAVE_RUNTIME_DIR", &daemon.dir).stdout(full);
+    ls.arg("ls").env("SHEAVE_RUNTIME_DIR", daemon.dir()).stdout(full);
     let output = ls.output().expect("start sheave");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{told}");
@@ -230,71 +230,12 @@ fn units_are_good() {
     assert!(output.status.success() && !about_us, "{}", output.describe());
 }
 
-/// A daemon with its own directory. However the test ends, it ends with it.
-struct Daemon {
-    child: Child,
-    dir: PathBuf,
-}
-
-impl Daemon {
-    fn start(scratch: &Scratch, prepare: impl FnOnce(&mut Command)) -> Self {
-        let dir = scratch.path().to_owned();
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]);
-        command.env("SHEAVE_RUNTIME_DIR", &dir).env("SHEAVE_STATE_DIR", &dir);
-        command.stdin(Stdio::null());
-        command.stderr(File::create(dir.join("log")).expect("log file"));
-        prepare(&mut command);
-        Self { child: command.spawn().expect("setpriv (util-linux)"), dir }
-    }
-
-    /// A command that finds this daemon.
-    fn sheave(&self, command: &str) -> Run {
-        Run::new(sheave()).args(command).env("SHEAVE_RUNTIME_DIR", &self.dir)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.join("control.sock")
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).expect("log file")
-    }
-
-    #[track_caller]
-    fn wait_for_log(&self, text: &str) {
-        assert!(eventually(|| self.log().contains(text)), "no {text:?} in:\n{}", self.log());
-    }
-
-    fn shards(&self) -> usize {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let tasks = fs::read_dir(tasks).expect("it runs").flatten();
-        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
-        names.filter(|name| name.starts_with("shard-")).count()
-    }
-
-    fn signal(&self, signal: &str) {
-        Run::new("kill").args(&format!("-{signal} {}", self.child.id())).ok();
-    }
-
-    #[track_caller]
-    fn ends_well(&mut self) {
-        let mut ended = None;
-        let in_time = eventually(|| {
-            ended = self.child.try_wait().expect("our own child");
-            ended.is_some()
-        });
-        assert!(in_time, "it does not end:\n{}", self.log());
-        let status = ended.expect("its status");
-        assert!(status.success(), "{status}\n{}", self.log());
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+/// Threads that serve devices.
+fn shards_of(daemon: &Daemon) -> usize {
+    let tasks = format!("/proc/{}/task", daemon.pid());
+    let tasks = fs::read_dir(tasks).expect("it runs").flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("shard-")).count()
 }
 
 /// A daemon that a daemon has started.

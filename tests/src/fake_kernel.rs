@@ -1,0 +1,200 @@
+//! A stand-in for a kernel: devices of `sheave daemon` without a driver, in the test's process, so
+//! that they outlive a daemon that is killed.
+//!
+//! A daemon uses it when `SHEAVE_FAKE_KERNEL` names its directory. Each device is a unix socket
+//! there, `fake0` and so on, which programs read and write by NBD. As with a device, requests wait
+//! while there is no server, those that a dead server has not answered go to the next one, and a
+//! device that is open is in use.
+
+mod calls;
+mod device;
+mod users;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::net::{
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
+    shutdown, socket_with,
+};
+use sheave_daemon::FakeRequest;
+
+use crate::Scratch;
+use device::Devices;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 64;
+
+/// What a daemon calls a kernel for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "those of FakeRequest")]
+pub enum Call {
+    Add,
+    Start,
+    Find,
+    Recover,
+    Resize,
+    Size,
+    Claim,
+    End,
+    List,
+}
+
+/// When in a call something happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The kernel has not done it yet.
+    Before,
+    /// It has, and has not answered.
+    After,
+}
+
+/// A kernel. Its devices end with it.
+pub struct FakeKernel {
+    scratch: Scratch,
+    listener: Arc<OwnedFd>,
+    shared: Arc<Shared>,
+}
+
+/// What happens once, at a call.
+struct Strike {
+    call: Call,
+    moment: Moment,
+    action: Box<dyn FnOnce() + Send>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    devices: Mutex<Devices>,
+    /// A device is not in use any more.
+    changed: Condvar,
+    strike: Mutex<Option<Strike>>,
+}
+
+impl Call {
+    fn of(request: &FakeRequest) -> Self {
+        match request {
+            FakeRequest::Add { .. } => Self::Add,
+            FakeRequest::Start { .. } => Self::Start,
+            FakeRequest::Find { .. } => Self::Find,
+            FakeRequest::Recover { .. } => Self::Recover,
+            FakeRequest::Resize { .. } => Self::Resize,
+            FakeRequest::Size { .. } => Self::Size,
+            FakeRequest::Claim { .. } => Self::Claim,
+            FakeRequest::End { .. } => Self::End,
+            FakeRequest::List => Self::List,
+        }
+    }
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeKernel {
+    /// A kernel without devices, in a directory of its own.
+    ///
+    /// # Panics
+    /// When its socket cannot be made.
+    #[must_use]
+    pub fn new() -> Self {
+        let scratch = Scratch::new();
+        let dir = scratch.path().to_owned();
+        let listener = Arc::new(listener(&dir.join("kernel.sock"), SocketType::SEQPACKET));
+        let shared = Arc::new(Shared {
+            dir,
+            devices: Mutex::default(),
+            changed: Condvar::new(),
+            strike: Mutex::default(),
+        });
+        let (accepting, serving) = (Arc::clone(&listener), Arc::clone(&shared));
+        thread::spawn(move || {
+            while let Ok(connection) = accept_with(&accepting, SocketFlags::CLOEXEC) {
+                let shared = Arc::clone(&serving);
+                thread::spawn(move || shared.serve_call(&connection));
+            }
+        });
+        Self { scratch, listener, shared }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Has something happen at the next call of this kind, which is not answered then.
+    pub fn strike(&self, call: Call, moment: Moment, action: impl FnOnce() + Send + 'static) {
+        *lock(&self.shared.strike) = Some(Strike { call, moment, action: Box::new(action) });
+    }
+
+    /// Whether what was to happen has happened.
+    #[must_use]
+    pub fn has_struck(&self) -> bool {
+        lock(&self.shared.strike).is_none()
+    }
+
+    /// Where its devices are.
+    #[must_use]
+    pub fn devices(&self) -> Vec<PathBuf> {
+        let devices = lock(&self.shared.devices);
+        devices.live().map(|id| self.shared.path(id)).collect()
+    }
+
+    /// Requests that no server has answered yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        lock(&self.shared.devices).in_flight()
+    }
+
+    /// Cuts the connections of all devices to their servers.
+    pub fn cut(&self) {
+        lock(&self.shared.devices).cut();
+    }
+}
+
+impl Drop for FakeKernel {
+    fn drop(&mut self) {
+        let _ = shutdown(&self.listener, Shutdown::Both);
+        lock(&self.shared.devices).end_all();
+    }
+}
+
+impl Shared {
+    fn path(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("fake{id}"))
+    }
+
+    fn devices(&self) -> MutexGuard<'_, Devices> {
+        lock(&self.devices)
+    }
+
+    /// Has happen what is to happen now: true then.
+    fn struck(&self, call: Call, moment: Moment) -> bool {
+        let mut planned = lock(&self.strike);
+        match planned.take_if(|strike| strike.call == call && strike.moment == moment) {
+            Some(strike) => {
+                (strike.action)();
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+fn listener(path: &std::path::Path, kind: SocketType) -> OwnedFd {
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
+    let socket = socket.expect("a socket");
+    let _ = std::fs::remove_file(path);
+    bind(&socket, &SocketAddrUnix::new(path).expect("a short path")).expect("bind a socket");
+    listen(&socket, BACKLOG).expect("listen");
+    socket
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,246 @@
+//! `sheave daemon` and its devices on a stand-in for a kernel: made, used, limited, longer, handed
+//! over, ended.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sheave_tests::{Daemon, Load, Node, Wire, cmd, eventually};
+
+const SIZE: u64 = Node::SIZE;
+
+#[test]
+fn a_volume_is_a_device_until_it_is_detached() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    assert_eq!(device, node.file("fake0"));
+    assert_eq!(daemon.attach(&node.image), device, "the same once more");
+    let found = daemon.device();
+    assert_eq!(found["device"], device.to_str().expect("UTF-8"));
+    assert_eq!((&found["front"], &found["size_bytes"]), (&"fake".into(), &SIZE.into()));
+    node.check_served(&device);
+    assert_eq!(node.records(), 1);
+    let stats: Value = serde_json::from_str(&daemon.sheave("stats --json").ok()).expect("JSON");
+    assert!(stats.to_string().contains("disk.img"), "{stats}");
+
+    let user = Wire::unix(&device).expect("the device");
+    daemon.sheave("detach").arg(&device).output().check_refused("in use");
+    node.check_served(&device);
+    drop(user);
+    daemon.sheave("detach").arg(&node.image).ok();
+    node.check_bare(&daemon);
+
+    let device = daemon.attach(&node.image);
+    let mut user = Wire::unix(&device).expect("the device");
+    daemon.sheave("detach --force").arg(&device).ok();
+    assert!(user.is_closed());
+    node.check_bare(&daemon);
+    daemon.signal("TERM");
+    daemon.ends_well();
+}
+
+#[test]
+fn a_device_that_is_read_only_stays_so() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let attached = daemon.sheave("attach --read-only").arg(&node.image).ok();
+    let device = PathBuf::from(attached.trim_end());
+    let check_read_only = |daemon: &Daemon| {
+        assert_eq!(daemon.device()["read_only"], true);
+        let mut wire = Wire::unix(&device).expect("the device");
+        assert_ne!(wire.write(0, &[1; 512]).expect("a reply"), 0);
+        assert!(wire.read(0, 512).expect("a reply").is_ok());
+    };
+    check_read_only(&daemon);
+    daemon.sheave("attach").arg(&node.image).output().check_refused("read-only");
+    daemon.kill();
+    let daemon = node.daemon();
+    daemon.wait_for_recovery();
+    check_read_only(&daemon);
+}
+
+#[test]
+fn a_device_grows_while_it_is_busy() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    // A read of what is there only later does not end.
+    let volume = format!("{}?fault=read:delay=3600s:range=2M-3M", node.image);
+    let device = daemon.attach(&volume);
+    let load = Load::start(&device);
+    let resize = |size: &str| daemon.sheave("volume resize --size").arg(size).arg(&volume).output();
+    for mib in 2..=4 {
+        assert_eq!(resize(&format!("{mib}M")).stdout, format!("{}\n", mib * SIZE));
+        assert_eq!(daemon.device()["size_bytes"], mib * SIZE);
+        load.check_running();
+    }
+    let mut slow = Wire::unix(&device).expect("the device");
+    slow.request(cmd::READ, 5, 2 * SIZE, 4096).expect("sent");
+    assert_eq!(resize("5M").stdout, format!("{}\n", 5 * SIZE));
+    load.check_running();
+    resize("1M").check_refused("would cut data off");
+    // It has grown by other means.
+    let image = fs::File::options().write(true).open(&node.image).expect("the image");
+    image.set_len(6 * SIZE).expect("a longer image");
+    assert_eq!(daemon.sheave("volume resize").arg(&device).ok(), format!("{}\n", 6 * SIZE));
+    let mut wire = Wire::unix(&device).expect("the device");
+    assert_eq!(wire.write(6 * SIZE - 512, &[9; 512]).expect("a reply"), 0);
+    let longest = load.end();
+    assert!(longest < Duration::from_secs(15), "a pause of {longest:?}");
+    assert!(node.kernel.in_flight() > 0, "the slow read");
+    assert_eq!(fs::read(&node.image).expect("the image")[6 * SIZE as usize - 512..], [9; 512]);
+}
+
+#[test]
+fn limits_change_while_a_device_is_used_and_outlive_a_daemon() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    let set = |daemon: &Daemon, limits: &str| {
+        daemon.sheave("volume set").arg(&node.image).args(limits).ok();
+    };
+    let limits = |daemon: &Daemon| {
+        let found = daemon.device();
+        (found["limit_bps"].as_u64(), found["limit_iops"].as_u64())
+    };
+    assert_eq!(limits(&daemon), (None, None));
+    let time = || {
+        let mut wire = Wire::unix(&device).expect("the device");
+        let begun = Instant::now();
+        for _ in 0..30 {
+            assert!(wire.read(0, 512).expect("a reply").is_ok());
+        }
+        begun.elapsed()
+    };
+    set(&daemon, "--limit-iops 20");
+    assert!(time() > Duration::from_millis(1400), "29 at 20 a second");
+    set(&daemon, "--limit-bps 1G");
+    assert_eq!(limits(&daemon), (Some(1 << 30), Some(20)), "the other stays");
+    daemon.kill();
+    let daemon = node.daemon();
+    daemon.wait_for_recovery();
+    assert_eq!(limits(&daemon), (Some(1 << 30), Some(20)));
+    assert!(time() > Duration::from_millis(1400), "the next daemon keeps it");
+    // What waits for a low limit goes when it is lifted.
+    set(&daemon, "--limit-iops 1");
+    let mut wire = Wire::unix(&device).expect("the device");
+    let begun = Instant::now();
+    for cookie in 0..500 {
+        wire.request(cmd::READ, cookie, 0, 512).expect("sent");
+    }
+    set(&daemon, "--limit-iops none --limit-bps 0");
+    for cookie in 0..500 {
+        assert_eq!(wire.simple_reply(cookie).expect("a reply"), 0);
+        wire.receive_vec(512).expect("data");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(100), "500 at one a second");
+    assert_eq!(limits(&daemon), (None, None));
+    drop(wire);
+    daemon.sheave("detach").arg(&device).ok();
+    let unknown = daemon.sheave("volume set --limit-iops 1").arg(&node.image).output();
+    unknown.check_refused("neither a device nor a volume");
+}
+
+#[test]
+fn requests_wait_for_the_next_daemon() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let volume = format!("{}?fault=flush:delay=3600s:count=1", node.image);
+    let device = daemon.attach(&volume);
+    let mut wire = Wire::unix(&device).expect("the device");
+    wire.request(cmd::FLUSH, 1, 0, 0).expect("sent");
+    assert_eq!(wire.write(0, &[5; 512]).expect("a reply"), 0, "behind it");
+    daemon.kill();
+    wire.request(cmd::READ, 2, 0, 512).expect("sent");
+    assert!(eventually(|| node.kernel.in_flight() == 2));
+    let _daemon = node.daemon();
+    // The fault is counted anew, so the flush that is sent again waits once more.
+    assert_eq!(wire.simple_reply(2).expect("a reply"), 0);
+    assert_eq!(wire.receive_vec(512).expect("data"), [5; 512]);
+    assert_eq!(node.kernel.in_flight(), 1);
+}
+
+#[test]
+fn a_connection_that_dies_is_replaced() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    let load = Load::start(&device);
+    node.kernel.cut();
+    load.check_running();
+    let _longest = load.end();
+    daemon.wait_for_log("does not serve it any more");
+    node.check_served(&device);
+}
+
+#[test]
+fn a_daemon_gives_way_while_its_devices_are_busy() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    let load = Load::start(&device);
+    let before = daemon.device();
+    for _ in 0..3 {
+        let successor = node.start(&["daemon", "--takeover"]);
+        daemon.ends_well();
+        successor.wait_for_log(" ready ");
+        successor.wait_for_recovery();
+        load.check_running();
+        daemon = successor;
+    }
+    assert_eq!(daemon.device(), before);
+    let longest = load.end();
+    assert!(longest < Duration::from_secs(30), "a pause of {longest:?}");
+    node.check_served(&device);
+}
+
+#[test]
+fn what_was_in_memory_is_gone_with_its_daemon() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach("memory:?size=1M");
+    let mut user = Wire::unix(&device).expect("the device");
+    assert_eq!(user.write(0, &[1; 512]).expect("a reply"), 0);
+    let successor = daemon.sheave("daemon --takeover").env("SHEAVE_STATE_DIR", daemon.dir());
+    successor.output().check_refused("would be gone with this daemon");
+    assert_eq!(user.read(0, 512).expect("a reply").expect("data"), [1; 512], "it is served on");
+    daemon.kill();
+    let daemon = node.daemon();
+    daemon.wait_for_log("its memory is gone");
+    assert!(user.is_closed());
+    assert!(eventually(|| node.kernel.devices().is_empty()));
+    assert!(eventually(|| daemon.sheave("ls").ok() == "no devices\n"));
+}
+
+#[test]
+fn a_volume_that_was_replaced_is_waited_for() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    daemon.kill();
+    fs::rename(&node.image, node.file("moved.img")).expect("another name");
+    node.kernel.scratch().filled("disk.img", SIZE as usize);
+    let daemon = node.daemon();
+    daemon.wait_for_log("another file or disk");
+    let why = daemon.device()["waiting"].to_string();
+    assert!(why.contains("another file"), "{why}");
+    daemon.sheave("detach").arg(&device).output().check_refused("waits for its volume");
+    fs::rename(node.file("moved.img"), &node.image).expect("its name");
+    daemon.wait_for_recovery();
+    node.check_served(&device);
+}
+
+#[test]
+fn a_daemon_that_is_to_end_serves_on_what_is_used() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    let mut user = Wire::unix(&device).expect("the device");
+    daemon.signal("TERM");
+    daemon.wait_for_log("served on");
+    assert!(user.read(0, 512).expect("a reply").is_ok());
+    drop(user);
+    daemon.ends_well();
+    assert_eq!(node.kernel.devices(), [] as [PathBuf; 0]);
+}
