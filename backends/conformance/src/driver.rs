@@ -53,6 +53,7 @@ impl<E: Engine> Driver<E> {
                 progress = true;
             }
             if outcomes.iter().all(Option::is_some) {
+                self.settle();
                 return outcomes.into_iter().flatten().collect();
             }
             if !progress {
@@ -61,6 +62,20 @@ impl<E: Engine> Driver<E> {
             idle_turns = if progress { 0 } else { idle_turns + 1 };
             assert!(idle_turns < IDLE_TURNS_MAX, "an op neither ends nor makes progress");
         }
+    }
+
+    /// Goes on until nothing is in flight, as the thread of a backend does: what it has begun may
+    /// be for the ops of others.
+    fn settle(&mut self) {
+        for _ in 0..IDLE_TURNS_MAX {
+            let none = self.backend.reap(self.engine.io());
+            assert!(none.is_none(), "an op has ended twice, or none that was submitted");
+            if self.engine.in_flight() == 0 {
+                return;
+            }
+            self.wait();
+        }
+        panic!("I/O that does not end");
     }
 
     /// Runs one op.

@@ -1,0 +1,5 @@
+//! Remote volumes on servers that break at every point.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod flaky;
+mod server;
