@@ -265,7 +265,7 @@ impl State {
             self.options.name,
             limit.as_secs()
         );
-        Failure::new(ErrorKind::Io, why)
+        Failure::new(ErrorKind::TimedOut, why)
     }
 
     /// Gives jobs that wait to connections, in order.

@@ -79,9 +79,18 @@ impl Volume for RemoteVolume {
     }
 
     fn grow(&self) -> Result<u64> {
+        let (name, before) = (&self.shared.options.name, self.size());
         let size = inquire(&self.shared.options)?.size;
-        let _ = size;
-        Ok(self.size())
+        if size < before {
+            let why = format!("{name}: the export has shrunk from {before} to {size} bytes");
+            return Err(Error::new(ErrorKind::Io, "resize", why));
+        }
+        if size > before {
+            // A connection keeps the size that it was negotiated with.
+            self.shared.with(|state| state.grown(size))?;
+            self.shared.size.store(size, Relaxed);
+        }
+        Ok(size)
     }
 
     fn below(&self) -> &[Arc<dyn Volume>] {

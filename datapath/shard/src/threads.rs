@@ -314,6 +314,9 @@ impl Connection {
                 self.sleep();
             }
         }
+        // What is in flight on sockets is for the ops of others, whose threads go on with it.
+        self.io.cancel();
+        self.work();
         self.session.closed(&self.recorder);
         self.recorder.add_connections(-1);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Release;
 
-use sheave_core::{ErrorKind, VolumeInfo};
+use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 use sheave_proto::ClientNegotiated;
 
 use super::{Failure, Phase, State};
@@ -94,6 +94,25 @@ impl State {
             server = %self.options.name, why, waiting, kept,
             "the connection is lost and is being made again; requests wait"
         );
+    }
+
+    /// The export has so many bytes now. All that is sent from now on waits for connections that
+    /// know it.
+    ///
+    /// # Errors
+    /// When connections cannot be given up without a loss.
+    pub(crate) fn grown(&mut self, size: u64) -> Result<()> {
+        if self.unkept > self.stable {
+            let why = format!(
+                "{}: flush first: the connection has to be made again, and replay-bytes=0 keeps \
+                 nothing",
+                self.options.name
+            );
+            return Err(Error::new(ErrorKind::Busy, "resize", why));
+        }
+        self.promised.size = self.promised.size.max(size);
+        self.broke("the export has grown");
+        Ok(())
     }
 
     /// Whether connections are wanted for this epoch.

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use sheave_conformance::{Driver, Options, PlainEngine, check};
-use sheave_core::{Buf, ByteRange, Op, Outcome, Reply, Volume};
+use sheave_core::{Buf, ByteRange, Op, Reply, Volume};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use crate::server::{Script, Server};
 
 const SIZE: u64 = 3 * (64 << 10) + 777;
-const ROOM: usize = 16;
+pub(crate) const ROOM: usize = 16;
 
-fn open(server: &Server, change: impl FnOnce(&mut RemoteOptions)) -> RemoteVolume {
+pub(crate) fn open(server: &Server, change: impl FnOnce(&mut RemoteOptions)) -> RemoteVolume {
     let mut options = RemoteOptions::new(server.uri().parse().unwrap());
     change(&mut options);
     RemoteVolume::open(options).unwrap()
@@ -79,7 +79,7 @@ fn batches() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(step, 1..12), 1..12)
 }
 
-const SMALL: u64 = 64 * 512;
+pub(crate) const SMALL: u64 = 64 * 512;
 
 /// Ops of one batch, and what they make of the model: for each byte the values that it may have.
 /// The last is the one that it has if ops are carried out in the order in which they are given.
@@ -170,33 +170,4 @@ fn overlapping_writes_have_one_order_for_ever() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
-}
-
-/// A driver of a volume on a server that is away.
-fn fails(outcome: Outcome) -> String {
-    outcome.expect_err("it fails").to_string()
-}
-
-fn write(at: u64, byte: u8) -> Op {
-    let range = ByteRange::within(at, 512, SMALL).unwrap();
-    Op::Write { range, data: Buf::from_bytes(&[byte; 512]).into(), fua: false }
-}
-
-#[test]
-fn a_volume_that_cannot_repeat_its_writes_says_so() {
-    let server = Server::start(Script::new(SMALL));
-    let volume = open(&server, |options| options.replay_bytes = 0);
-    let mut driver = Driver::new(volume.backend().unwrap(), PlainEngine::new(ROOM));
-    driver.run_one(write(0, 1)).unwrap();
-    driver.run_one(Op::Flush).unwrap();
-    server.lock().die();
-    // All was flushed.
-    driver.run_one(write(512, 2)).unwrap();
-    assert!(!volume.has_lost());
-    server.lock().die();
-    let why = fails(driver.run_one(write(1024, 3)));
-    assert!(why.contains("may be lost"), "{why}");
-    assert!(volume.has_lost());
-    assert!(fails(driver.run_one(Op::Flush)).contains("may be lost"));
-    assert!(volume.backend().err().unwrap().to_string().contains("may be lost"));
 }

@@ -63,7 +63,11 @@ pub(crate) struct Life {
     random: u64,
     /// Connections are refused.
     pub(crate) is_away: bool,
-    pub(crate) flushes: u64,
+    /// So many requests get no answer.
+    pub(crate) mute: u32,
+    pub(crate) refuses_writes: bool,
+    /// How the next read is answered wrongly.
+    pub(crate) garbage: Option<&'static str>,
     /// What a client did that it must not do.
     pub(crate) wrong: Option<String>,
 }
@@ -107,7 +111,9 @@ impl Server {
             open: Vec::new(),
             random,
             is_away: false,
-            flushes: 0,
+            mute: 0,
+            refuses_writes: false,
+            garbage: None,
             wrong: None,
         };
         let life = Arc::new(Mutex::new(life));
@@ -166,6 +172,19 @@ impl Life {
         for stream in self.open.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Dies, and takes no connections before it is told otherwise.
+    pub(crate) fn go_away(&mut self) {
+        self.is_away = true;
+        self.die();
+    }
+
+    /// Serves so many bytes to those who connect from now on.
+    pub(crate) fn grow(&mut self, size: u64) {
+        self.script.size = size;
+        self.now.resize(size as usize, 0);
+        self.stable.resize(size as usize, 0);
     }
 
     fn put(&mut self, at: usize, bytes: Vec<u8>, fua: bool) {
@@ -274,6 +293,10 @@ impl<'a> Connection<'a> {
         if (life.deaths, life.cuts) != (self.deaths, self.cuts) {
             return Err(ended());
         }
+        if life.mute > 0 {
+            life.mute -= 1;
+            return Ok(());
+        }
         let fate = life.fate();
         if fate == Fate::DiesBefore {
             life.die();
@@ -288,6 +311,18 @@ impl<'a> Connection<'a> {
             return Err(ended());
         }
         self.carry_out(&mut life, request, payload, to, &mut out);
+        match life.garbage.take_if(|_| request.command == command::READ) {
+            Some("wrong") => out[0] ^= 0xff,
+            Some("twice") => out = [&out[..], &out[..]].concat(),
+            // More bytes than were asked for.
+            Some(_) => {
+                out.clear();
+                let len = request.length as u32 + 512;
+                reply::data_chunk(&mut out, to, request.offset, len, true);
+                out.resize(out.len() + len as usize, 7);
+            }
+            None => {}
+        }
         match fate {
             Fate::Served => {}
             Fate::Cut => {
@@ -321,9 +356,11 @@ impl<'a> Connection<'a> {
                 out.extend_from_slice(bytes);
                 return;
             }
+            Verdict::Write { .. } if life.refuses_writes => {
+                return reply::failure(out, to, NbdErrno::NoSpc, "full");
+            }
             Verdict::Write { range, fua } => life.put(range.start() as usize, payload, fua),
             Verdict::Flush => {
-                life.flushes += 1;
                 life.stable = life.now.clone();
                 life.unflushed.clear();
             }

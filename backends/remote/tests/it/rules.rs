@@ -1,0 +1,189 @@
+//! What a volume makes of a server that is away, has changed, or answers wrongly or never.
+
+use std::time::{Duration, Instant};
+
+use sheave_conformance::{Driver, PlainEngine};
+use sheave_core::{Buf, ByteRange, Error, ErrorKind, Op, Outcome, Reply, Volume};
+use sheave_remote::RemoteVolume;
+
+use crate::flaky::{ROOM, SMALL, open};
+use crate::server::{Life, Script, Server};
+
+type Plain = Driver<PlainEngine>;
+
+fn driver(volume: &RemoteVolume) -> Plain {
+    Driver::new(volume.backend().unwrap(), PlainEngine::new(ROOM))
+}
+
+fn read(driver: &mut Plain, at: u64) -> Result<Vec<u8>, Error> {
+    let range = ByteRange::within(at, 512, at + 512).unwrap();
+    match driver.run_one(Op::Read { range, into: None })? {
+        Reply::Data(data) => Ok(data.to_vec()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn fails(outcome: Outcome) -> String {
+    outcome.expect_err("it fails").to_string()
+}
+
+fn write(at: u64, byte: u8) -> Op {
+    let range = ByteRange::within(at, 512, SMALL).unwrap();
+    Op::Write { range, data: Buf::from_bytes(&[byte; 512]).into(), fua: false }
+}
+
+#[test]
+fn a_volume_that_cannot_repeat_its_writes_says_so() {
+    let server = Server::start(Script::new(SMALL));
+    let volume = open(&server, |options| options.replay_bytes = 0);
+    let mut driver = Driver::new(volume.backend().unwrap(), PlainEngine::new(ROOM));
+    driver.run_one(write(0, 1)).unwrap();
+    driver.run_one(Op::Flush).unwrap();
+    server.lock().die();
+    // All was flushed.
+    driver.run_one(write(512, 2)).unwrap();
+    assert!(!volume.has_lost_data_itself());
+    server.lock().die();
+    let why = fails(driver.run_one(write(1024, 3)));
+    assert!(why.contains("may be lost"), "{why}");
+    assert!(volume.has_lost_data_itself());
+    assert!(fails(driver.run_one(Op::Flush)).contains("may be lost"));
+    assert!(volume.backend().err().unwrap().to_string().contains("may be lost"));
+}
+
+#[test]
+fn without_a_server_ops_fail_after_the_time_that_was_given_and_go_on_when_it_is_back() {
+    let server = Server::start(Script::new(SMALL));
+    let limit = Duration::from_millis(300);
+    let volume = open(&server, |options| options.reconnect_timeout = Some(limit));
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    driver.run_one(Op::Flush).unwrap();
+    server.lock().go_away();
+    let begun = Instant::now();
+    let error = read(&mut driver, 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(begun.elapsed() >= limit && error.to_string().contains("reconnect-timeout"));
+    let begun = Instant::now();
+    read(&mut driver, 0).unwrap_err();
+    assert!(begun.elapsed() < limit, "later ones fail at once");
+    server.lock().is_away = false;
+    let back = Instant::now();
+    while read(&mut driver, 0).is_err() {
+        assert!(back.elapsed() < Duration::from_secs(60), "it is back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(read(&mut driver, 0).unwrap(), [1; 512]);
+    assert!(!volume.has_lost_data_itself());
+}
+
+#[test]
+fn without_a_server_kept_writes_are_given_up_loudly_and_for_good() {
+    let server = Server::start(Script::new(SMALL));
+    let limit = Duration::from_millis(200);
+    let volume = open(&server, |options| options.reconnect_timeout = Some(limit));
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    server.lock().go_away();
+    let why = fails(driver.run_one(Op::Flush));
+    assert!(why.contains("may be lost") && why.contains("away"), "{why}");
+    assert!(volume.has_lost_data_itself());
+    server.lock().is_away = false;
+    std::thread::sleep(limit);
+    assert!(read(&mut driver, 0).unwrap_err().to_string().contains("may be lost"));
+}
+
+/// Changes the server while nothing or something is kept; answers what ops then say.
+fn after(change: fn(&mut Life), is_kept: bool) -> (String, bool) {
+    let server = Server::start(Script::new(SMALL));
+    let volume = open(&server, |_| ());
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    if !is_kept {
+        driver.run_one(Op::Flush).unwrap();
+    }
+    let mut life = server.lock();
+    change(&mut life);
+    life.die();
+    drop(life);
+    let why = read(&mut driver, 0).unwrap_err().to_string();
+    (why, volume.has_lost_data_itself())
+}
+
+#[test]
+fn a_server_that_comes_back_as_another_is_not_used() {
+    type Change = fn(&mut Life);
+    let changes: [(Change, &str); 5] = [
+        (|life| life.script.size -= 512, "has shrunk from 32768 to 32256 bytes"),
+        (|life| life.script.info.read_only = true, "is read-only now"),
+        (|life| life.script.info.block.minimum = 4096, "block sizes have changed: minimum 1 to"),
+        (|life| life.script.info.can.flush = false, "no longer has flush"),
+        (|life| life.script.info.can.trim = false, "no longer has trim"),
+    ];
+    for (change, want) in changes {
+        for is_kept in [false, true] {
+            let (why, has_lost) = after(change, is_kept);
+            assert!(why.contains(want), "{why}");
+            assert_eq!((why.contains("may be lost"), has_lost), (is_kept, is_kept), "{why}");
+        }
+    }
+}
+
+#[test]
+fn a_write_that_is_refused_the_second_time_is_a_loss() {
+    let (why, has_lost) = after(|life| life.refuses_writes = true, true);
+    assert!(why.contains("could not be repeated") && why.contains("may be lost"), "{why}");
+    assert!(has_lost);
+}
+
+#[test]
+fn a_server_that_never_answers_is_asked_again_over_another_connection() {
+    let server = Server::start(Script::new(SMALL));
+    let limit = Duration::from_millis(200);
+    let volume = open(&server, |options| options.request_timeout = limit);
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    server.lock().mute = 3;
+    let begun = Instant::now();
+    assert_eq!(read(&mut driver, 0).unwrap(), [1; 512]);
+    assert!(begun.elapsed() >= 3 * limit);
+}
+
+#[test]
+fn a_server_that_breaks_the_protocol_is_asked_again_over_another_connection() {
+    let server = Server::start(Script::new(SMALL));
+    let volume = open(&server, |_| ());
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    for garbage in ["wrong", "twice", "much"] {
+        server.lock().garbage = Some(garbage);
+        // An answer that comes twice is noticed at the next one.
+        for _ in 0..3 {
+            assert_eq!(read(&mut driver, 0).unwrap(), [1; 512], "{garbage}");
+        }
+        assert_eq!(server.lock().garbage, None, "{garbage}");
+    }
+    driver.run_one(Op::Flush).unwrap();
+}
+
+#[test]
+fn an_export_grows_while_it_is_open() {
+    let server = Server::start(Script::new(SMALL));
+    let volume = open(&server, |_| ());
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    assert_eq!(volume.grow().unwrap(), SMALL);
+    server.lock().grow(2 * SMALL);
+    assert_eq!(
+        (volume.size(), volume.grow().unwrap(), volume.size()),
+        (SMALL, 2 * SMALL, 2 * SMALL)
+    );
+    let range = ByteRange::within(SMALL, 512, 2 * SMALL).unwrap();
+    let data = Buf::from_bytes(&[9; 512]).into();
+    driver.run_one(Op::Write { range, data, fua: false }).unwrap();
+    assert_eq!(read(&mut driver, SMALL).unwrap(), [9; 512]);
+    assert_eq!(read(&mut driver, 0).unwrap(), [1; 512]);
+    server.lock().script.size = SMALL;
+    let why = volume.grow().unwrap_err().to_string();
+    assert!(why.contains("has shrunk"), "{why}");
+}
