@@ -5,10 +5,10 @@ use std::io::IoSlice;
 
 use anyhow::{Context, Result, bail, ensure};
 use sheave_proto::uri::NbdUri;
-use sheave_proto::wire::{command, header_len, transmission_flag as flag};
+use sheave_proto::wire::command;
 use sheave_proto::{
-    ClientConfig as NbdConfig, ClientHandshake, ClientNegotiated, ClientNext, Decoded, Goal,
-    ReplyBody, ReplyDecoder, ReplyStyle, Request,
+    Client, ClientConfig as NbdConfig, ClientEvent, ClientHandshake, ClientNegotiated, ClientNext,
+    Goal, ReplyStyle, Request,
 };
 use sheave_tls::{ClientTls, client_tls};
 
@@ -17,9 +17,6 @@ use crate::process::ProcessTree;
 
 /// Bytes of a handshake taken at once.
 const HANDSHAKE_RECEIVE_SIZE: usize = 16 << 10;
-
-/// A request of which there is only one at a time.
-const COOKIE_1: Request = Request { cookie: 1, flags: 0, command: 0, offset: 0, length: 0 };
 
 /// A server and an export of it.
 #[derive(Clone)]
@@ -117,9 +114,9 @@ impl Connection {
         Some(ProcessTree::new(peer.pid.as_raw_nonzero().get().unsigned_abs()))
     }
 
-    /// How requests and replies look.
-    pub(crate) fn style(&self) -> ReplyStyle {
-        self.negotiated.style
+    /// The transmission phase, with so many requests in flight at most.
+    pub(crate) fn client<T>(&self, in_flight_max: usize) -> Client<T> {
+        Client::new(&self.negotiated, in_flight_max)
     }
 
     /// Size of the export in bytes.
@@ -134,17 +131,17 @@ impl Connection {
 
     /// The server has flushes.
     pub(crate) fn can_flush(&self) -> bool {
-        self.negotiated.has(flag::SEND_FLUSH)
+        self.negotiated.volume_info().can.flush
     }
 
     /// The server refuses writes.
     pub(crate) fn is_read_only(&self) -> bool {
-        self.negotiated.has(flag::READ_ONLY)
+        self.negotiated.volume_info().read_only
     }
 
     /// All connections see the same data.
     pub(crate) fn is_multi_conn(&self) -> bool {
-        self.negotiated.has(flag::CAN_MULTI_CONN)
+        self.negotiated.volume_info().can.multi_conn
     }
 
     /// Reads the first `len` bytes of the volume, and waits for them.
@@ -152,21 +149,26 @@ impl Connection {
     /// # Errors
     /// When the connection fails, or the server answers with an error.
     pub(crate) fn read_once(&mut self, len: u32) -> Result<()> {
-        let request = Request { length: u64::from(len), command: command::READ, ..COOKIE_1 };
-        self.send(&request)?;
-        ensure!(self.negotiated.style == ReplyStyle::Simple, "needs simple replies");
-        let mut reply = vec![0; header_len::SIMPLE_REPLY + len as usize];
-        let mut received = 0;
-        while received < reply.len() {
-            let count = self.stream.receive(&mut reply[received..], Wait::Sleep)?;
-            ensure!(count > 0, "the server closed the connection");
-            received += count;
+        let mut client = self.client(1);
+        let request =
+            Request { length: u64::from(len), command: command::READ, ..Request::default() };
+        let mut header = Vec::new();
+        client.submit_request(request, (), &mut header).expect("room for the first request");
+        send_all(&mut self.stream, &header)?;
+        let (mut buf, mut input) = ([0; HANDSHAKE_RECEIVE_SIZE], Vec::new());
+        loop {
+            let (consumed, event) = client.step(&input)?;
+            match event {
+                ClientEvent::Done { outcome, .. } => return outcome.map(drop).context("read"),
+                ClientEvent::NeedMore(_) => {
+                    input.drain(..consumed);
+                    let count = self.stream.receive(&mut buf, Wait::Sleep)?;
+                    ensure!(count > 0, "the server closed the connection");
+                    input.extend_from_slice(&buf[..count]);
+                }
+                _ => drop(input.drain(..consumed)),
+            }
         }
-        let decoded = ReplyDecoder::new(ReplyStyle::Simple)
-            .decode(&reply, |cookie| (cookie == COOKIE_1.cookie).then_some(request))?;
-        let Decoded::Event { event, .. } = decoded else { bail!("half a reply") };
-        ensure!(matches!(event.body, ReplyBody::Data { .. }), "the read failed");
-        Ok(())
     }
 
     /// Says good-bye and closes the connection.
@@ -174,12 +176,8 @@ impl Connection {
     /// # Errors
     /// When the server has gone before.
     pub(crate) fn disconnect(mut self) -> Result<()> {
-        self.send(&Request { command: command::DISC, ..COOKIE_1 })
-    }
-
-    fn send(&mut self, request: &Request) -> Result<()> {
         let mut header = Vec::new();
-        request.encode(self.negotiated.style, &mut header);
+        self.client::<()>(1).disconnect(&mut header);
         send_all(&mut self.stream, &header)
     }
 

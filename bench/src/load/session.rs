@@ -2,11 +2,9 @@
 
 use std::io;
 
-use anyhow::{Result, bail, ensure};
-use sheave_proto::wire::{command, command_flag};
-use sheave_proto::{
-    Decoded, ReadCoverage, ReplyBody, ReplyDecoder, ReplyStyle, Request as WireRequest,
-};
+use anyhow::{Result, bail};
+use sheave_proto::wire::command;
+use sheave_proto::{Client, ClientEvent, Request as WireRequest};
 
 use super::connect::Connection;
 use super::job::{Job, Phase};
@@ -22,8 +20,6 @@ use super::tx::Tx;
 const RECEIVE_SIZE: usize = 256 << 10;
 /// How many blocks a verifying write looks at for one that no other write has claimed.
 const CLAIM_TRIES_MAX: usize = 8;
-/// The most errors in one reply. The protocol has no limit, and a server could go on for ever.
-const ERRORS_MAX: usize = 64;
 
 /// A connection and what it has in flight.
 #[derive(Debug)]
@@ -37,46 +33,11 @@ pub(crate) struct Session<'a> {
     writes_since_flush: u64,
     /// A verifying session flushes before it ends.
     owes_flush: bool,
-    slots: Vec<Slot>,
-    free: Vec<usize>,
-    style: ReplyStyle,
+    client: Client<Request>,
+    /// Verifying loads only: the payload of the write or read in each slot.
+    data: Vec<Vec<u8>>,
     rx: Rx,
     tx: Tx,
-    /// The read whose payload is being received.
-    reading: Option<Reading>,
-}
-
-/// A run of payload that is being received.
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    slot: usize,
-    /// Where the next byte belongs in the block.
-    at: usize,
-    left: usize,
-    /// The reply ends with it.
-    done: bool,
-}
-
-/// A place for one request in flight.
-#[derive(Debug, Default)]
-struct Slot {
-    request: Option<Request>,
-    /// Verifying loads only: the payload of a write or of a read.
-    data: Vec<u8>,
-    /// Of a read: which of its bytes the reply has told so far.
-    coverage: Option<ReadCoverage>,
-    /// The first error of the reply.
-    error: Option<u32>,
-    error_count: usize,
-    /// Tells apart the requests that used this slot one after the other.
-    turn: u32,
-}
-
-impl Slot {
-    /// Notes bytes that the reply tells. The decoder lets only replies to reads have any.
-    fn cover(&mut self, at: u64, len: u32) -> Result<()> {
-        Ok(self.coverage.as_mut().map_or(Ok(()), |coverage| coverage.add(at, len))?)
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,21 +76,18 @@ impl<'a> Session<'a> {
     ) -> Self {
         let depth = job.workload.queue_depth;
         let data_len = if job.ledger.is_some() { job.workload.block_size } else { 0 };
-        let slot = |_| Slot { data: vec![0; data_len], ..Slot::default() };
         Self {
             job,
             owes_flush: job.ledger.is_some() && connection.can_flush(),
-            style: connection.style(),
+            client: connection.client(depth),
             stream: connection.into_stream(),
             picker,
             ops_left: ops,
             pacer: job.workload.rate_per_connection.map(Pacer::new),
             writes_since_flush: 0,
-            slots: (0..depth).map(slot).collect(),
-            free: (0..depth).rev().collect(),
+            data: vec![vec![0; data_len]; depth],
             rx: Rx::new(),
             tx: Tx::default(),
-            reading: None,
         }
     }
 
@@ -140,7 +98,7 @@ impl<'a> Session<'a> {
 
     /// Requests that were issued and not answered.
     pub(crate) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.client.in_flight()
     }
 
     /// Nothing is in flight and nothing more will be issued.
@@ -159,7 +117,7 @@ impl<'a> Session<'a> {
 
     /// When the next request is due, if that lies ahead and there is room for it.
     pub(crate) fn due_ns(&self) -> Option<u64> {
-        let has_room = !self.free.is_empty() && self.ops_left != Some(0);
+        let has_room = self.client.has_room() && self.ops_left != Some(0);
         self.pacer.as_ref().filter(|_| has_room).map(Pacer::due_ns)
     }
 
@@ -174,7 +132,7 @@ impl<'a> Session<'a> {
                 self.issue_one(Request::flush(now_ns));
             }
         } else {
-            while !self.free.is_empty() && self.ops_left != Some(0) {
+            while self.client.has_room() && self.ops_left != Some(0) {
                 let Some(issued_ns) = self.take_turn(now_ns) else { break };
                 let request = self.pick(issued_ns);
                 self.issue_one(request);
@@ -198,9 +156,7 @@ impl<'a> Session<'a> {
                     bail!("the server closed the connection, {} in flight", self.in_flight())
                 }
                 Ok(Received { skipped, stored }) => {
-                    if let Some(reading) = &mut self.reading {
-                        reading.left -= skipped;
-                    }
+                    self.client.payload_received(skipped);
                     self.rx.end += stored;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match wait {
@@ -219,22 +175,22 @@ impl<'a> Session<'a> {
     }
 
     /// Bytes to come that nobody looks at: payload, unless the load verifies.
-    fn unwanted(&self) -> usize {
-        self.reading.filter(|_| self.job.ledger.is_none()).map_or(0, |reading| reading.left)
+    fn unwanted(&mut self) -> usize {
+        let verifies = self.job.ledger.is_some();
+        self.client.payload().filter(|_| !verifies).map_or(0, |place| place.len)
     }
 
     /// Tells the server that this was all.
     pub(crate) fn disconnect(&mut self) {
-        let request = WireRequest { command: command::DISC, ..WireRequest::default() };
-        self.tx.push_header(|out| request.encode(self.style, out));
+        self.tx.push_header(|out| self.client.disconnect(out));
         // The server may be gone already, which is what we want.
         let _ = self.flush(Wait::No);
     }
 
     fn flush(&mut self, wait: Wait) -> Result<()> {
-        let (job, slots) = (self.job, &self.slots);
+        let (job, data) = (self.job, &self.data);
         let payload = |slot: usize| match job.ledger {
-            Some(_) => &slots[slot].data[..],
+            Some(_) => &data[slot][..],
             None => &job.payload[..],
         };
         self.tx.flush(&mut self.stream, wait, payload)?;
@@ -253,16 +209,11 @@ impl<'a> Session<'a> {
     }
 
     fn issue_one(&mut self, request: Request) {
-        let slot = self.free.pop().expect("callers look for a free slot");
-        let place = &mut self.slots[slot];
-        place.turn = place.turn.wrapping_add(1);
-        (place.error, place.error_count) = (None, 0);
-        place.request = Some(request);
-        let header = self.job.on_the_wire(&request, self.style, cookie(slot, place.turn));
-        place.coverage = (request.kind == Kind::Read).then(|| ReadCoverage::new(&header));
-        self.tx.push_header(|out| header.encode(self.style, out));
+        let wire = self.job.on_the_wire(&request);
+        let submitted = self.tx.push_header(|out| self.client.submit_request(wire, request, out));
+        let slot = submitted.expect("callers look for room").slot();
         if request.kind == Kind::Write {
-            self.job.fill(&mut place.data, request.block, request.generation);
+            self.job.fill(&mut self.data[slot], request.block, request.generation);
             self.tx.push_payload(slot);
         }
     }
@@ -290,118 +241,62 @@ impl<'a> Session<'a> {
 
     fn handle_replies(&mut self, now_ns: u64, recorder: &mut Recorder) -> Result<()> {
         loop {
-            if let Some(reading) = self.reading {
-                if self.take_payload(reading) {
-                    break;
+            let (consumed, event) = self.client.step(self.rx.unread())?;
+            match event {
+                ClientEvent::NeedMore(_) => {
+                    self.rx.start += consumed;
+                    self.rx.compact();
+                    return Ok(());
                 }
-                if reading.done {
-                    self.end(reading.slot, now_ns, recorder)?;
-                }
-            }
-            let (slots, style, job) = (&self.slots, self.style, self.job);
-            let pending =
-                |cookie| in_flight(slots, cookie).map(|r| job.on_the_wire(r, style, cookie));
-            let decoded = ReplyDecoder::new(style).decode(self.rx.unread(), pending)?;
-            let Decoded::Event { consumed, event } = decoded else { break };
-            let (slot, done) = (slot_of(event.cookie), event.done);
-            let place = &mut self.slots[slot];
-            let start = place.request.map_or(0, |request| job.offset_of(request.block));
-            let index = |at: u64| usize::try_from(at - start).expect("inside the block");
-            match event.body {
-                ReplyBody::Data { at, len } => {
-                    place.cover(at, len)?;
-                    let (at, left) = (index(at), len as usize);
-                    self.reading = Some(Reading { slot, at, left, done });
-                }
-                ReplyBody::Hole { at, len } => {
-                    place.cover(at, len)?;
-                    if !place.data.is_empty() {
-                        place.data[index(at)..][..len as usize].fill(0);
+                ClientEvent::Data { cookie, at, bytes, .. } => {
+                    let data = &mut self.data[cookie.slot()];
+                    if !data.is_empty() {
+                        data[at..][..bytes.len()].copy_from_slice(bytes);
                     }
                 }
-                ReplyBody::Error { errno, .. } => {
-                    place.error.get_or_insert(errno as u32);
-                    place.error_count += 1;
-                    ensure!(place.error_count <= ERRORS_MAX, "a reply with too many errors");
+                ClientEvent::Zeroes { cookie, at, len, .. } => {
+                    let data = &mut self.data[cookie.slot()];
+                    if !data.is_empty() {
+                        data[at..][..len].fill(0);
+                    }
                 }
-                ReplyBody::Success | ReplyBody::BlockStatus { .. } => {}
+                ClientEvent::Done { cookie, state, outcome } => {
+                    recorder.record(state.kind, now_ns.saturating_sub(state.issued_ns));
+                    match outcome {
+                        Ok(_) => self.job.end(&state, &self.data[cookie.slot()], recorder),
+                        Err(error) => recorder.record_error(error.errno as u32),
+                    }
+                }
             }
             self.rx.start += consumed;
-            if done && self.reading.is_none() {
-                self.end(slot, now_ns, recorder)?;
-            }
         }
-        self.rx.compact();
-        Ok(())
-    }
-
-    /// Takes what there is of a run of payload; true if more of it must come.
-    fn take_payload(&mut self, reading: Reading) -> bool {
-        let Reading { slot, at, left, done } = reading;
-        let bytes = self.rx.take_up_to(left);
-        let place = &mut self.slots[slot];
-        if !place.data.is_empty() {
-            place.data[at..][..bytes.len()].copy_from_slice(bytes);
-        }
-        let (at, left) = (at + bytes.len(), left - bytes.len());
-        self.reading = (left > 0).then_some(Reading { slot, at, left, done });
-        left > 0
-    }
-
-    fn end(&mut self, slot: usize, now_ns: u64, recorder: &mut Recorder) -> Result<()> {
-        let place = &mut self.slots[slot];
-        let request = place.request.take().expect("replies are to requests in flight");
-        self.free.push(slot);
-        recorder.record(request.kind, now_ns.saturating_sub(request.issued_ns));
-        if let Some(error) = place.error {
-            recorder.record_error(error);
-            return Ok(());
-        }
-        match request.kind {
-            Kind::Read => {
-                let is_whole = place.coverage.as_ref().is_some_and(ReadCoverage::is_complete);
-                ensure!(is_whole, "the server left something out of its answer to a read");
-                if let Some(ended) = self.job.check(&place.data, request.block, request.generation)
-                {
-                    recorder.record_check(ended);
-                }
-            }
-            Kind::Write => self.job.acknowledge(request.block, request.generation),
-            Kind::Flush => {}
-        }
-        Ok(())
     }
 }
 
 impl Job {
     /// A request as the server sees it.
-    fn on_the_wire(&self, request: &Request, style: ReplyStyle, cookie: u64) -> WireRequest {
+    fn on_the_wire(&self, request: &Request) -> WireRequest {
         let (offset, length) = (self.offset_of(request.block), self.workload.block_size as u64);
-        let wire = |command, flags| WireRequest { cookie, flags, command, offset, length };
+        let wire = |command| WireRequest { cookie: 0, flags: 0, command, offset, length };
         match request.kind {
-            Kind::Read => wire(command::READ, 0),
-            Kind::Write if style == ReplyStyle::Extended => {
-                wire(command::WRITE, command_flag::PAYLOAD_LEN)
-            }
-            Kind::Write => wire(command::WRITE, 0),
-            Kind::Flush => {
-                WireRequest { cookie, command: command::FLUSH, ..WireRequest::default() }
-            }
+            Kind::Read => wire(command::READ),
+            Kind::Write => wire(command::WRITE),
+            Kind::Flush => WireRequest { command: command::FLUSH, ..WireRequest::default() },
         }
     }
-}
 
-fn in_flight(slots: &[Slot], cookie: u64) -> Option<&Request> {
-    let place = slots.get(slot_of(cookie))?;
-    place.request.as_ref().filter(|_| cookie == self::cookie(slot_of(cookie), place.turn))
-}
-
-fn cookie(slot: usize, turn: u32) -> u64 {
-    (slot as u64) << 32 | u64::from(turn)
-}
-
-fn slot_of(cookie: u64) -> usize {
-    usize::try_from(cookie >> 32).unwrap_or(usize::MAX)
+    /// A request has succeeded; `data` is what a verifying load read.
+    fn end(&self, request: &Request, data: &[u8], recorder: &mut Recorder) {
+        match request.kind {
+            Kind::Read => {
+                if let Some(ended) = self.check(data, request.block, request.generation) {
+                    recorder.record_check(ended);
+                }
+            }
+            Kind::Write => self.acknowledge(request.block, request.generation),
+            Kind::Flush => {}
+        }
+    }
 }
 
 /// Received bytes that were not looked at yet.
@@ -424,12 +319,6 @@ impl Rx {
         &self.buf[self.start..self.end]
     }
 
-    fn take_up_to(&mut self, len_max: usize) -> &[u8] {
-        let len = len_max.min(self.end - self.start);
-        self.start += len;
-        &self.buf[self.start - len..self.start]
-    }
-
     /// Moves the rest, less than a header, to the front.
     fn compact(&mut self) {
         self.buf.copy_within(self.start..self.end, 0);
@@ -441,23 +330,5 @@ impl Rx {
 impl std::fmt::Debug for Rx {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Rx({}..{})", self.start, self.end)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn received_bytes_keep_their_order() {
-        let mut rx = Rx::new();
-        rx.room()[..5].copy_from_slice(b"abcde");
-        rx.end += 5;
-        assert_eq!(rx.take_up_to(2), b"ab");
-        assert_eq!(rx.unread(), b"cde");
-        rx.compact();
-        rx.room()[..1].copy_from_slice(b"f");
-        rx.end += 1;
-        assert_eq!(rx.take_up_to(9), b"cdef");
     }
 }

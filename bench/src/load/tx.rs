@@ -29,14 +29,15 @@ enum Piece {
 
 impl Tx {
     /// Appends a header that `encode` writes; neighbours become one piece.
-    pub(crate) fn push_header(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn push_header<T>(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let start = self.headers.len();
-        encode(&mut self.headers);
+        let encoded = encode(&mut self.headers);
         let end = self.headers.len();
         match self.pieces.last_mut() {
             Some(Piece::Headers { end: last, .. }) => *last = end,
             _ => self.pieces.push(Piece::Headers { start, end }),
         }
+        encoded
     }
 
     /// Appends the payload of `slot`.
