@@ -6,25 +6,25 @@ use std::ops::ControlFlow;
 
 use sheave_core::{BlockSizes, Capabilities, VolumeInfo};
 use sheave_proto::uri::NbdUri;
-use sheave_proto::wire::{command, magic, transmission_flag as flag};
+use sheave_proto::wire::{magic, transmission_flag as flag};
 use sheave_proto::{
-    ClientConfig, ClientHandshake, ClientNext, ContextSet, Decoded, Export, Goal, HandshakeLimits,
-    MetaContext, Negotiated, Next, PAYLOAD_SKIP_MAX, REPLY_LEN_MAX, ReadCoverage, ReplyBody,
-    ReplyDecoder, ReplyStyle, Request, ServerHandshake, TlsMode, Verdict, transmission_flags,
+    ClientConfig, ClientHandshake, ClientNext, ContextSet, Export, Goal, HandshakeLimits,
+    MetaContext, Negotiated, Next, PAYLOAD_SKIP_MAX, ReplyStyle, Request, ServerHandshake, TlsMode,
+    Verdict, transmission_flags,
 };
 
 /// More than any answer to one message of a client that sees three exports.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
 
 /// Takes bytes off the front of the fuzzer's input; zeroes when there are no more.
-struct Source<'a>(&'a [u8]);
+pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Source<'a> {
-    fn byte(&mut self) -> u8 {
+    pub(crate) fn byte(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    fn word(&mut self) -> u64 {
+    pub(crate) fn word(&mut self) -> u64 {
         u64::from_be_bytes(self.array())
     }
 
@@ -41,7 +41,7 @@ impl<'a> Source<'a> {
         head
     }
 
-    fn style(&mut self) -> ReplyStyle {
+    pub(crate) fn style(&mut self) -> ReplyStyle {
         match self.byte() % 3 {
             0 => ReplyStyle::Simple,
             1 => ReplyStyle::Structured,
@@ -50,12 +50,12 @@ impl<'a> Source<'a> {
     }
 
     /// Of a volume that may be exported.
-    fn size(&mut self) -> u64 {
+    pub(crate) fn size(&mut self) -> u64 {
         self.word() >> (1 + self.byte() % 63)
     }
 
     /// A volume that may be exported, with odd numbers.
-    fn volume(&mut self) -> VolumeInfo {
+    pub(crate) fn volume(&mut self) -> VolumeInfo {
         let bits = self.byte();
         let has = |bit: u8| bits & 1 << bit != 0;
         let minimum = 1 << (self.byte() % 17);
@@ -379,66 +379,6 @@ fn run_client(config: &ClientConfig, input: &[u8], split: usize) -> (Vec<u8>, St
     });
     assert!(!handshake.closed().to_string().is_empty());
     (all, ended.unwrap_or_default())
-}
-
-/// A client in transmission survives any server, and no byte lands outside of its read.
-pub(crate) fn client_replies(data: &[u8]) -> bool {
-    let mut source = Source(data);
-    let decoder = ReplyDecoder::new(source.style());
-    let length = source.word() >> (source.byte() % 64);
-    let request = Request {
-        cookie: 0,
-        flags: u16::from(source.byte()),
-        command: [command::READ, command::BLOCK_STATUS, command::WRITE][source.byte() as usize % 3],
-        offset: source.word() >> (source.byte() % 64),
-        length,
-    };
-    // Half of the cookies are known.
-    let pending = |cookie: u64| (cookie & 1 == 0).then_some(Request { cookie, ..request });
-    let mut coverage = ReadCoverage::new(&request);
-    let mut input = source.0;
-    let mut is_useful = false;
-    loop {
-        let (consumed, event) = match decoder.decode(input, pending) {
-            Ok(Decoded::Event { consumed, event }) => (consumed, event),
-            Ok(Decoded::NeedMore(needed)) => {
-                assert!(needed > input.len() && needed <= REPLY_LEN_MAX);
-                return is_useful;
-            }
-            Err(error) => {
-                assert!(!error.to_string().is_empty());
-                return is_useful;
-            }
-        };
-        is_useful = true;
-        assert!(consumed > 0 && consumed <= input.len() && event.cookie & 1 == 0);
-        input = &input[consumed..];
-        match event.body {
-            ReplyBody::Data { at, len } | ReplyBody::Hole { at, len } => {
-                assert!(request.command == command::READ && len > 0);
-                assert!(at >= request.offset);
-                let end = u128::from(at) + u128::from(len);
-                assert!(end <= u128::from(request.offset) + u128::from(request.length));
-                let was_complete = coverage.is_complete();
-                assert!(coverage.add(at, len).is_err() || !was_complete);
-                if matches!(event.body, ReplyBody::Data { .. }) {
-                    input = &input[input.len().min(len as usize)..];
-                }
-            }
-            ReplyBody::BlockStatus { count, .. } => {
-                assert!(request.command == command::BLOCK_STATUS && count > 0);
-                for _ in 0..count {
-                    let Ok(Some((len, _))) = decoder.descriptor(input) else { return is_useful };
-                    assert!(len > 0);
-                    input = &input[decoder.descriptor_len()..];
-                }
-            }
-            ReplyBody::Error { at, .. } => {
-                assert!(at.is_none_or(|at| at >= request.offset));
-            }
-            ReplyBody::Success => assert!(event.done),
-        }
-    }
 }
 
 /// Any text is a URI or an error; a URI survives being written and read.

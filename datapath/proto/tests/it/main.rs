@@ -6,6 +6,7 @@
 mod blocks;
 mod bodies;
 mod client;
+mod client_body;
 mod commands;
 mod decoder;
 mod foreign;

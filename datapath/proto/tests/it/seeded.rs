@@ -9,8 +9,8 @@ use sheave_proto::reply::{error_chunk, failure, simple, success};
 use sheave_proto::wire::{chunk_type, command, command_flag, magic, option, reply_type};
 use sheave_proto::{ReplyStyle, ReplyTo, Request};
 
-use crate::bodies;
 use crate::support::{info, message, queries, string};
+use crate::{bodies, client_body};
 
 const RUNS: u64 = 20_000;
 const BASE: &str = "base:allocation";
@@ -169,58 +169,95 @@ fn seeded_client_handshake() {
     run(bodies::client_handshake, &others);
 }
 
+fn encode(put: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out);
+    out
+}
+
+/// The header of an end, changed into that of another chunk without it.
+fn chunk(to: ReplyTo, kind: u16, done: bool, body: &[u8]) -> Vec<u8> {
+    let mut out = encode(|out| success(out, to));
+    out[4..8].copy_from_slice(&(u32::from(done) << 16 | u32::from(kind)).to_be_bytes());
+    let end = out.len();
+    out[end - 4..].copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
+    [out.as_slice(), body].concat()
+}
+
+/// The reply to a read that fails in several ways.
+fn failing_read(to: ReplyTo) -> Vec<u8> {
+    let data = [4096_u64.to_be_bytes().as_slice(), &[9; 40]].concat();
+    let hole = [5000_u64.to_be_bytes().as_slice(), &[0, 0, 1, 0]].concat();
+    let at = [&[0, 0, 0, 5, 0, 2, b'n', b'o'], 6000_u64.to_be_bytes().as_slice()].concat();
+    let chunks = [
+        chunk(to, chunk_type::OFFSET_DATA, false, &data),
+        chunk(to, chunk_type::OFFSET_HOLE, false, &hole),
+        encode(|out| error_chunk(out, to, NbdErrno::Io, "bad", false)),
+        chunk(to, chunk_type::ERROR_OFFSET, false, &at),
+        encode(|out| failure(out, to, NbdErrno::Io, "end")),
+    ];
+    chunks.concat()
+}
+
+/// The reply to a read of 8192 bytes, backwards.
+fn whole_read(to: ReplyTo) -> Vec<u8> {
+    let data = [4096_u64.to_be_bytes().as_slice(), &[9; 192]].concat();
+    let hole = [4288_u64.to_be_bytes().as_slice(), &8000_u32.to_be_bytes()].concat();
+    let chunks = [
+        chunk(to, chunk_type::OFFSET_HOLE, false, &hole),
+        chunk(to, chunk_type::OFFSET_DATA, true, &data),
+    ];
+    chunks.concat()
+}
+
 #[test]
-fn seeded_client_replies() {
-    let setup = |style: u8, command: u8| {
+fn seeded_client_transmission() {
+    // A volume that can do everything and has blocks of 512 bytes, the requests, and how the
+    // replies are cut.
+    let setup = |style: u8, commands: &[u8]| {
         let word = |value: u64| value.to_be_bytes();
-        [&[style], word(8192).as_slice(), &[0, 0, command], &word(4096), &[0]].concat()
+        let count = u8::try_from(commands.len()).unwrap();
+        let request = |command: &u8| {
+            [&[0, *command], word(4096).as_slice(), &[0], &word(8192), &[0]].concat()
+        };
+        [
+            [&[style, 0xfe, 9], word(1 << 40).as_slice(), &[0, count - 1]].concat(),
+            commands.iter().flat_map(request).collect(),
+            vec![61],
+        ]
+        .concat()
     };
-    let encode = |put: &dyn Fn(&mut Vec<u8>)| {
-        let mut out = Vec::new();
-        put(&mut out);
-        out
-    };
-    let to = |style| ReplyTo { style, cookie: 2, offset: 4096 };
-    let chunk = |style, kind: u16, body: &[u8]| {
-        // The header of an end, changed into that of another chunk without it.
-        let mut out = encode(&|out| success(out, to(style)));
-        out[4..8].copy_from_slice(&u32::from(kind).to_be_bytes());
-        let end = out.len();
-        out[end - 4..].copy_from_slice(&u32::try_from(body.len()).unwrap().to_be_bytes());
-        [out.as_slice(), body].concat()
-    };
-    let read = |style| {
-        let data = [4096_u64.to_be_bytes().as_slice(), &[9; 40]].concat();
-        let hole = [5000_u64.to_be_bytes().as_slice(), &[0, 0, 1, 0]].concat();
-        let error = encode(&|out| error_chunk(out, to(style), NbdErrno::Io, "bad", false));
-        let at = [&[0, 0, 0, 5, 0, 2, b'n', b'o'], 6000_u64.to_be_bytes().as_slice()].concat();
-        let chunks = [
-            chunk(style, chunk_type::OFFSET_DATA, &data),
-            chunk(style, chunk_type::OFFSET_HOLE, &hole),
-            error,
-            chunk(style, chunk_type::ERROR_OFFSET, &at),
-            encode(&|out| failure(out, to(style), NbdErrno::Io, "end")),
-        ];
-        chunks.concat()
-    };
+    // The cookies of the first request and of the second.
+    let (one, two) = (1, 1 << 32 | 1);
+    let to = |style, cookie| ReplyTo { style, cookie, offset: 4096 };
     let compact = [[0, 0, 0, 1].as_slice(), &[0, 0, 16, 0, 0, 0, 0, 3].repeat(3)].concat();
     let wide = [0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 3].repeat(3);
     let wide = [[0, 0, 0, 1, 0, 0, 0, 3].as_slice(), &wide].concat();
-    let simple_replies = encode(&|out| {
-        simple(out, 2, Some(NbdErrno::NoSpc));
-        simple(out, 2, None);
+    let other = [&[0, 0, 0, 7], &wide[4..]].concat();
+    let data = encode(|out| {
+        simple(out, two, None);
+        simple(out, one, None);
         out.extend([7; 8192]);
-        simple(out, 2, None);
     });
-    let conversations = [
-        [setup(0, 0), simple_replies.clone()].concat(),
-        [setup(1, 2), simple_replies].concat(),
-        [setup(1, 0), read(ReplyStyle::Structured)].concat(),
-        [setup(2, 0), read(ReplyStyle::Extended)].concat(),
-        [setup(1, 1), chunk(ReplyStyle::Structured, chunk_type::BLOCK_STATUS, &compact)].concat(),
-        [setup(2, 1), chunk(ReplyStyle::Extended, chunk_type::BLOCK_STATUS_EXT, &wide)].concat(),
+    let (structured, extended) = (ReplyStyle::Structured, ReplyStyle::Extended);
+    let statuses = [
+        chunk(to(extended, one), chunk_type::BLOCK_STATUS_EXT, false, &other),
+        failing_read(to(extended, two)),
+        chunk(to(extended, one), chunk_type::BLOCK_STATUS_EXT, true, &wide),
     ];
-    run(bodies::client_replies, &conversations);
+    let failed = encode(|out| simple(out, one, Some(NbdErrno::NoSpc)));
+    let conversations = [
+        [setup(0, &[0, 2]), data].concat(),
+        [setup(1, &[2]), failed].concat(),
+        [setup(1, &[0, 0]), failing_read(to(structured, one)), whole_read(to(structured, two))]
+            .concat(),
+        [setup(2, &[2, 0]), whole_read(to(extended, two)), failing_read(to(extended, one))]
+            .concat(),
+        [setup(1, &[1]), chunk(to(structured, one), chunk_type::BLOCK_STATUS, true, &compact)]
+            .concat(),
+        [setup(2, &[1, 0]), statuses.concat()].concat(),
+    ];
+    run(client_body::client_transmission, &conversations);
 }
 
 #[test]
