@@ -38,7 +38,7 @@ pub(crate) struct ControlSocket {
     file: Option<SocketFile>,
 }
 
-/// Removed when it is dropped, so that clients find nobody.
+/// Removed when it is dropped, so that clients find no daemon.
 struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {

@@ -1,4 +1,4 @@
-//! A block device as the node sees it: when it can be used, how its queue works, who uses it.
+//! A block device as the node sees it: when it can be used, how its queue works, what uses it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -27,9 +27,9 @@ const READ_AHEAD_KIB: u64 = 1024;
 /// How long a request that went down an nbd connection which is dead by now waits before the kernel
 /// sends it again (docs/decisions/0003). A request on a live one just goes on waiting.
 const IO_TIMEOUT_MS: u64 = 5_000;
-/// Whoever has it open may be about to end.
+/// A program that has it open may be about to end.
 const OPENERS_TIMEOUT: Duration = Duration::from_secs(3);
-/// udev looks at a device whenever somebody who wrote to it has closed it, and always ends.
+/// udev opens a device whenever a program that wrote to it has closed it, and always closes it.
 const UDEV_TIMEOUT: Duration = Duration::from_secs(30);
 const UDEV: [&str; 2] = ["udev-worker", "systemd-udevd"];
 const OPENERS_POLL: Duration = Duration::from_millis(20);
@@ -88,7 +88,7 @@ impl BlockDevice {
     /// held: nothing can be mounted meanwhile.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when somebody uses it, with who that is; what the kernel says.
+    /// [`ErrorKind::Busy`] when something uses it, named in the error; what the kernel says.
     pub(crate) fn claim(&self) -> Result<File> {
         // To open a device whose volume does not answer may take for ever.
         self.wait_unopened()?;
@@ -108,7 +108,7 @@ impl BlockDevice {
         Ok(file)
     }
 
-    /// Waits until nobody else has it open, for a bounded time.
+    /// Waits until no other process has it open, for a bounded time.
     fn wait_unopened(&self) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -132,7 +132,7 @@ impl BlockDevice {
             let name = partition.file_name().unwrap_or_default();
             match File::open(Path::new("/dev").join(name)) {
                 Ok(partition) => partition.sync_all()?,
-                // Nobody has written by a name that is not there.
+                // Nothing was written by a name that is not there.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -172,8 +172,8 @@ impl BlockDevice {
         found
     }
 
-    /// Who has it or one of its partitions open, under whatever name: a mount claims a device, but
-    /// a program that writes to it does not, and what it writes next would be lost.
+    /// What has it or one of its partitions open, under any name: a mount claims a device, but a
+    /// program that writes to it does not, and what the program writes next would be lost.
     fn openers(&self) -> Vec<String> {
         let numbers = self.numbers();
         let own = std::process::id();

@@ -11,13 +11,13 @@ use crate::kernel::{Claim, Front, Kernels};
 use crate::records::Record;
 use crate::slot::{Attached, Entry, Held, Slot, lock};
 
-/// How long others may have to do with a device that is ended by force.
+/// How long other calls may hold the slot of a device that is ended by force.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Devices that are ended at a time, each with a process of its own.
 const THREADS_MAX: usize = 16;
-/// How long a device that is ended with others is written to before the others are looked at again.
+/// How long one device that is ended with others may be written to before the next round.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How soon it is tried again to make them end that.
+/// How soon their I/O is ended again, so that they let go of it.
 const FORCE_RETRY: Duration = Duration::from_millis(200);
 
 impl Devices {
@@ -25,7 +25,7 @@ impl Devices {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
-    /// `force` is not said, and what the kernel says.
+    /// `force` is false, and what the kernel says.
     pub fn detach(&self, target: &str, force: bool) -> Result<()> {
         let (name, slot) = self.find("detach", target)?;
         let ended = match force {
@@ -36,7 +36,7 @@ impl Devices {
         ended
     }
 
-    /// Removes the place of a volume that is no device, unless somebody else is about to use it.
+    /// Removes the place of a volume that is no device, unless another call is about to use it.
     pub(crate) fn clear(&self, name: &str, slot: &Arc<Slot>) {
         let mut entries = self.entries();
         let is_free = || slot.try_entry().is_some_and(|entry| matches!(*entry, Entry::Free));
@@ -47,11 +47,11 @@ impl Devices {
         }
     }
 
-    /// Waits `patience` for what is to be written, if that is bounded.
+    /// Ends a device once all is written; waits for that for at most `patience`, if that is given.
     fn end_unused(&self, name: &str, slot: &Slot, patience: Option<Duration>) -> Result<()> {
         let (device, key) = {
             let mut entry = slot.hold_or_busy("detach", name)?;
-            // What is not written yet is written to it.
+            // The kernel can write only to a device that is served.
             self.notice_loss(&mut entry);
             match &*entry {
                 Entry::Free => return Ok(()),
@@ -70,7 +70,7 @@ impl Devices {
         let mut entry = slot.hold_or_busy("detach", name)?;
         match entry.record() {
             Some(record) if record.key == key => self.end(&mut entry, Some(claim)),
-            // Somebody else has ended it.
+            // Another call has ended it.
             _ => Ok(()),
         }
     }
@@ -78,20 +78,20 @@ impl Devices {
     fn end_by_force(&self, name: &str, slot: &Slot) -> Result<()> {
         let begun = Instant::now();
         loop {
-            // Whoever holds the slot may be waiting for the volume.
+            // The call that holds the slot may be waiting for the volume.
             let seen = lock(&slot.seen).clone();
             if let Some(seen) = &seen {
                 self.abandon(seen)?;
             }
             if let Some(mut entry) = slot.hold_within(FORCE_RETRY) {
                 if let Some(record) = entry.record() {
-                    // It may have come to be served meanwhile.
+                    // It may be served by now.
                     self.engine.abandon(record.key.0);
                 }
                 return self.end(&mut entry, None);
             }
             if begun.elapsed() > FORCE_TIMEOUT {
-                // Whoever holds it will find that there is no device any more.
+                // The call that holds it will find that the device is gone.
                 if let Some(Attached { record, .. }) = seen {
                     end_device(&self.kernels, &record, None)?;
                 }
@@ -118,11 +118,10 @@ impl Devices {
     pub(crate) fn forget(&self, record: &Record) {
         self.records.remove(record);
         lock(&self.left).retain(|left| left.name != record.key.0);
-        // Its queues may be at rest, and have not heard of its end.
         self.engine.abandon(record.key.0);
     }
 
-    /// Ends all devices that nothing uses, and answers why the others are left. No more volumes
+    /// Ends all devices that nothing uses, and returns why the others are left. No more volumes
     /// are attached from now on.
     pub fn wind_down(&self) -> Vec<Error> {
         self.ending.store(true, Relaxed);
@@ -132,7 +131,7 @@ impl Devices {
         let work = || {
             loop {
                 let Some(Attached { volume, .. }) = lock(&devices).pop() else { break };
-                // Somebody else may have ended it in the meantime.
+                // Another call may have ended it in the meantime.
                 let Ok((name, slot)) = self.find("detach", &volume) else { continue };
                 match self.end_unused(&name, &slot, Some(WRITE_TIMEOUT)) {
                     Err(error) if self.find("detach", &name).is_ok() => lock(&left).push(error),

@@ -205,7 +205,7 @@ impl HandOver {
     }
 }
 
-/// Who has started this process (proc_pid_status(5)).
+/// The parent of a process (proc_pid_status(5)).
 fn parent_of(pid: i32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()

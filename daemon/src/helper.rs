@@ -39,7 +39,7 @@ pub(crate) enum Task {
     ProbeUblk,
 }
 
-/// What a child says of its task.
+/// What became of a child's task.
 #[derive(Serialize, Deserialize)]
 struct Answer {
     /// An error number (errno(3)), 0 if it is done.
@@ -47,15 +47,15 @@ struct Answer {
     why: String,
 }
 
-/// A child that has its task. When this is dropped, it is told to end and waited for.
+/// A child that has its task. Dropping this ends the child and waits for its end.
 struct Helper {
     child: Child,
-    /// Its end tells the child.
+    /// The child ends when this is closed.
     hold: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
 }
 
-/// A device that nobody can begin to use; let go of when this is dropped.
+/// A device that nothing can begin to use until this is dropped.
 pub(crate) struct Claim {
     _helper: Helper,
 }

@@ -221,11 +221,11 @@ impl Records {
         }
     }
 
-    /// All records that can be read. What is damaged is left as it is, and told. What was being
-    /// written when its writer died is removed: it told nothing that is not in its place.
+    /// All records that can be read. A damaged one is left as it is, and logged. One that was being
+    /// written when its writer died is removed: the one that it was to replace is still there.
     ///
     /// # Errors
-    /// When the directory cannot be listed: nobody knows then which volumes are devices.
+    /// When the directory cannot be listed: which volumes are devices is unknown then.
     pub(crate) fn load(&self) -> Result<Vec<Record>> {
         let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries
@@ -245,8 +245,8 @@ impl Records {
                 Err(error) => tracing::error!(
                     error,
                     path = %printable(&path),
-                    "a device's record is damaged; the device, if there is one, is left alone: \
-                     end it by hand and remove the file"
+                    "a device's record is damaged; the device, if there is one, is ignored: end it \
+                     by hand and remove the file"
                 ),
             }
         }

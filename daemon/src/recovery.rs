@@ -1,10 +1,10 @@
 //! The devices of another daemon, and those whose connection dies: found, and served again.
 //!
-//! It may have died, or left ([`Devices::hand_over`]): then the kernel's NBD clients keep their
-//! connections, at rest between two requests, and nothing has to be sent again.
+//! A predecessor has died, or given way ([`Devices::hand_over`]): then the kernel's NBD clients
+//! keep their connections, between two requests, and nothing has to be sent again.
 //!
-//! That the predecessor is dead is known: its lock of the records is released only when its threads
-//! are gone. What it still had on its way to a disk is waited for by who opens the volume.
+//! The predecessor is known to be dead: its lock of the records is released only when its threads
+//! are gone. Opening the volume waits for what the predecessor still had on its way to a disk.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,7 +22,7 @@ use crate::records::Record;
 use crate::slot::{Entry, Live, Slot, lock};
 use crate::{Devices, open_volume};
 
-/// How long a device may be changed before it is told that it is.
+/// How long another call may change a device before that is an answer.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Devices {
@@ -46,7 +46,7 @@ impl Devices {
                     self.forget_gone(&record);
                     continue;
                 }
-                // It is asked for again until that is known, and its volume is no other device.
+                // Asked for again until that is known. Until then its volume is no other device.
                 Err(error) => error.to_string(),
             };
             let slot = Arc::clone(self.entries().entry(record.volume.clone()).or_default());
@@ -56,7 +56,7 @@ impl Devices {
                 _ => tracing::error!(
                     volume = record.volume,
                     device = %printable(&record.path()),
-                    "its second device is left alone: end it by hand"
+                    "its second device is ignored: end it by hand"
                 ),
             }
         }
@@ -64,15 +64,15 @@ impl Devices {
         for device in self.kernels.unrecorded(&keys) {
             tracing::warn!(
                 device = %printable(&device),
-                "left alone: it is another daemon's, or its record is lost; if it is nobody's, \
+                "ignored: it is another daemon's, or its record is lost; if no daemon has it, \
                  end it by hand: nbd-client -d"
             );
         }
         Ok(())
     }
 
-    /// Brings the connections of devices to rest and gives back those that were within this time.
-    /// The process is to end then, since it attaches no more; or to take them back.
+    /// Brings the connections of devices to rest, and returns those that are within this time. From
+    /// then on no volumes are attached: end the process, or call [`Devices::take_back`].
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when there is a volume that another process would not find.
@@ -86,17 +86,17 @@ impl Devices {
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
         let mut released = self.engine.release(within);
-        // Those that another one handed over, and whose volumes are still waited for.
+        // Those of its own predecessor, whose volumes are still waited for.
         released.append(&mut lock(&self.left));
         Ok(released)
     }
 
-    /// Serves on, since nobody took what was handed over.
+    /// Serves on after [`Devices::hand_over`], since the successor did not take over.
     pub fn take_back(&self, left: Vec<Released>) {
         self.engine.stay();
         lock(&self.left).extend(left);
         for (name, slot) in self.snapshot() {
-            // Whoever has it takes its connection, or look_after() will.
+            // The call that holds it takes the connection, or look_after() does.
             let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else { continue };
             let Entry::Attached(live) = &*entry else { continue };
             if !lock(&self.left).iter().any(|left| left.name == live.record.key.0) {
@@ -109,16 +109,16 @@ impl Devices {
         self.go_on();
     }
 
-    /// Undoes what a hand-over has begun with.
+    /// Takes back that no volumes are attached.
     fn go_on(&self) {
         self.leaving.store(false, Relaxed);
         self.ending.store(false, Relaxed);
     }
 
     /// Begins to serve the devices again whose server is gone: a predecessor's, as far as their
-    /// volumes can be opened by now, and those whose connection has died. Devices that somebody
-    /// else has ended are forgotten. It is to be called again and again; a volume that does not
-    /// answer holds up no others.
+    /// volumes can be opened by now, and those whose connection has died. Devices that were ended
+    /// by other means are forgotten. Call it again and again; a volume that does not answer holds
+    /// up no others.
     pub fn look_after(self: &Arc<Self>) {
         for (name, slot) in self.snapshot() {
             if !slot.needs_care() {
@@ -133,7 +133,7 @@ impl Devices {
     }
 
     fn serve_if_lost(&self, name: &str, slot: &Arc<Slot>) {
-        // Whoever changes it looks after it.
+        // The call that holds it looks after it.
         let Some(mut entry) = slot.try_hold() else { return };
         if self.leaving.load(Relaxed) {
             return;
@@ -145,17 +145,17 @@ impl Devices {
         };
         if let Err(error) = self.resume(&mut entry) {
             match &*entry {
-                // It is tried again and again.
+                // Tried again and again, logged once.
                 Entry::Waiting { why, .. } if *why == known => {}
                 Entry::Waiting { .. } => tracing::warn!(volume = name, %error, "its I/O waits"),
-                _ => tracing::warn!(volume = name, %error, "recovered, but not in all"),
+                _ => tracing::warn!(volume = name, %error, "recovered; device setup incomplete"),
             }
         }
         drop(entry);
         self.clear(name, slot);
     }
 
-    /// Serves a device again that the engine has let go of, though nobody asked it to.
+    /// Serves a device again whose connection has died.
     pub(crate) fn notice_loss(&self, entry: &mut Entry) {
         let Entry::Attached(live) = &*entry else { return };
         if !live.is_lost() || self.leaving.load(Relaxed) {
@@ -174,7 +174,7 @@ impl Devices {
         }
     }
 
-    /// Serves a device that waits; forgets it if it is gone by now.
+    /// Serves a device that waits for its volume; forgets the device if it is gone.
     pub(crate) fn resume(&self, entry: &mut Entry) -> Result<()> {
         let Entry::Waiting { record, why } = entry else { return Ok(()) };
         let served = self.kernels.find(record).and_then(|found| {
@@ -208,7 +208,7 @@ impl Devices {
             Err(error) => {
                 *why = error.to_string();
                 if let Ok(None) = self.kernels.find(&record) {
-                    // Its predecessor was about to end it, or somebody does by force.
+                    // The predecessor was about to end it, or it is ended by force.
                     self.forget_gone(&record);
                     *entry = Entry::Free;
                     return Ok(());
@@ -264,7 +264,7 @@ fn complete(device: &Device, record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Why a device cannot be handed over, if it cannot.
+/// Why a device cannot be handed over; `None` if it can.
 fn why_not(name: &str, slot: &Slot) -> Option<String> {
     let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else {
         return Some(format!("{name} is being attached, resized or detached; try again later"));
@@ -284,8 +284,8 @@ fn why_not(name: &str, slot: &Slot) -> Option<String> {
     })
 }
 
-/// Whether another process would find the volume by its name. Of a file server that is away it
-/// is taken to be so.
+/// Whether another process would find the volume by its name. True if a file server does not answer
+/// in time.
 fn is_there(record: &Record) -> bool {
     let (answer, answered) = sync_channel(1);
     let name = record.volume.clone();

@@ -1,4 +1,4 @@
-//! What is known of a volume that is a device, or is to be one.
+//! What is known about a volume that is a device, or is to be one.
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -22,9 +22,9 @@ const POLL: Duration = Duration::from_millis(1);
 /// A volume's place.
 #[derive(Default)]
 pub(crate) struct Slot {
-    /// Locked while its device is made or ended, which others do not wait for.
+    /// Locked while its device is made, changed or ended. Calls that only look do not wait for it.
     entry: Mutex<Entry>,
-    /// How it was before that, for who only looks.
+    /// How it was before that, for calls that only look.
     pub(crate) seen: Mutex<Option<Attached>>,
 }
 
@@ -85,10 +85,10 @@ impl Slot {
         Held { entry: lock(&self.entry), seen: &self.seen }
     }
 
-    /// Waits for a bounded time: a volume that hangs must not take a thread for each who asks.
+    /// Waits for a bounded time: a volume that hangs must not take a thread for each caller.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when somebody changes it for longer.
+    /// [`ErrorKind::Busy`] when another call holds it for longer.
     pub(crate) fn hold_or_busy(&self, op: &'static str, name: &str) -> Result<Held<'_>> {
         self.hold_within(CALL_TIMEOUT).ok_or_else(|| {
             let why = format!("{name} is being attached, resized or detached; try again later");
@@ -96,7 +96,7 @@ impl Slot {
         })
     }
 
-    /// `None` if somebody changes it for longer.
+    /// `None` if another call holds it for longer.
     pub(crate) fn hold_within(&self, within: Duration) -> Option<Held<'_>> {
         let begun = Instant::now();
         loop {
@@ -108,12 +108,12 @@ impl Slot {
         }
     }
 
-    /// `None` while somebody changes it.
+    /// `None` while another call holds it.
     pub(crate) fn try_hold(&self) -> Option<Held<'_>> {
         Some(Held { entry: self.try_entry()?, seen: &self.seen })
     }
 
-    /// Like [`Self::try_hold`], but without an effect on what others see.
+    /// Like [`Self::try_hold`], without an effect on what [`Self::seen`] shows.
     pub(crate) fn try_entry(&self) -> Option<MutexGuard<'_, Entry>> {
         match self.entry.try_lock() {
             Ok(entry) => Some(entry),
@@ -122,7 +122,7 @@ impl Slot {
         }
     }
 
-    /// Whether its device is not served; false also while somebody changes it.
+    /// Whether its device is not served; false also while a call holds it.
     pub(crate) fn needs_care(&self) -> bool {
         self.try_entry().is_some_and(|entry| match &*entry {
             Entry::Free => false,

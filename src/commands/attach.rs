@@ -19,7 +19,7 @@ use crate::control_api::control_socket;
 use crate::process::runtime;
 use crate::telemetry::RuntimeDir;
 
-/// When somebody who waits is told what for.
+/// How long a client waits before it says what for.
 const HINT_AFTER: Duration = Duration::from_secs(10);
 
 /// Make a volume a block device and print its path.

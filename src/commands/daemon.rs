@@ -23,8 +23,8 @@ use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
 use crate::telemetry::{RuntimeDir, StatsSocket, listen_at};
 
-/// How soon a volume that could not be opened is tried again, and a device is found that somebody
-/// else has ended.
+/// How soon a volume that could not be opened is tried again, and a device that was ended by other
+/// means is noticed.
 const LOOK_PERIOD: Duration = Duration::from_secs(2);
 /// How soon it is looked again after a connection has died.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -183,8 +183,8 @@ async fn serve(start: Start) -> Result<()> {
     }
 }
 
-/// Ends what nothing uses, until nothing is left or a second signal comes: whoever uses a device
-/// would lose what is not written yet.
+/// Ends what nothing uses, until nothing is left or a second signal comes: programs that use a
+/// device would lose what is not written yet.
 ///
 /// # Errors
 /// When such a signal has come.

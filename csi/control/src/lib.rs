@@ -24,7 +24,7 @@ pub type ControlClient = v1::control_client::ControlClient<Channel>;
 /// Connects to the daemon at this socket.
 ///
 /// # Errors
-/// When nobody listens there, or this user may not.
+/// When no daemon listens there, or this user may not connect.
 pub async fn connect(socket: &Path) -> Result<ControlClient, Error> {
     // It is for the calls' headers; a path need not be text, so it cannot be in a URL.
     let endpoint = Endpoint::from_static("http://localhost");

@@ -53,7 +53,7 @@ impl Kernel for Ublk {
         record: &Record,
         _: Option<OwnedFd>,
     ) -> Result<()> {
-        // Before the driver is told anything: another process could not begin again.
+        // Before the recovery begins, which another process could not begin again.
         let opened = server.engine.open(server.served)?;
         sheave_ublk::recover(&opened, Device::numbered(id), record.key.0)
     }

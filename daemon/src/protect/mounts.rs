@@ -41,7 +41,7 @@ pub(super) fn separate() -> Result<()> {
     leave_devices()
 }
 
-/// Unmounts our devices where nobody else sees it.
+/// Unmounts our devices in this namespace only.
 fn leave_devices() -> Result<()> {
     let mut kept: Vec<PathBuf> = Vec::new();
     for _ in 0..UNMOUNTS_MAX {
