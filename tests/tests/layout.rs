@@ -45,7 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-control", &[]),
     ("sheave-local", &["sheave-core"]),
     ("sheave-layers", &["sheave-core"]),
-    ("sheave-remote", &["sheave-core", "sheave-proto"]),
+    ("sheave-remote", &["sheave-core", "sheave-proto", "sheave-tls"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core", "sheave-layers"]),

@@ -3,10 +3,11 @@
 mod engines;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sheave_conformance::{Driver, Options};
 use sheave_core::{ByteRange, Op, Reply, Volume};
-use sheave_tests::{Foreign, Serve};
+use sheave_tests::{Certificates, Foreign, Run, Scratch, Serve, Wire, cmd, sheave};
 use sheave_volumes::{OpenOptions, open};
 
 use engines::{CallsEngine, on_both};
@@ -48,4 +49,81 @@ fn an_export_of_qemu_is_a_volume() {
         return;
     };
     on_both("remote qemu-nbd", Options { cases: 6, ..OPTIONS }, || blank(&server.uri()));
+}
+
+/// What `sheave serve` says about a volume that it cannot open: one line.
+fn refusal(volume: &str) -> String {
+    let run = Run::new(sheave()).args("serve --listen 127.0.0.1:0").arg(volume);
+    let said = run.timeout(Duration::from_secs(60)).fails();
+    let lines: Vec<_> = said.trim().lines().collect();
+    assert_eq!(lines.len(), 1, "one line:\n{said}");
+    lines[0].to_owned()
+}
+
+#[test]
+fn what_cannot_be_reached_is_said_in_one_line() {
+    let scratch = Scratch::new();
+    let here = scratch.file("nothing");
+    let exports = Serve::new("memory:?size=1M").arg("null:?size=1M").unix();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = closed.local_addr().expect("a port").port();
+    drop(closed);
+    // It accepts, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent_port = silent.local_addr().expect("a port").port();
+    let cases = [
+        (format!("nbd+unix:///?socket={here}"), "No such file"),
+        (format!("nbd://127.0.0.1:{port}/"), "is the server running?"),
+        ("nbd://no-such-host.invalid/".to_owned(), "no-such-host.invalid"),
+        (exports.uri_of("c"), "it has no such export"),
+        (
+            format!("nbd://127.0.0.1:{silent_port}/?connect-timeout=500ms"),
+            "does not answer in time",
+        ),
+        (exports.uri_of("memory").replace("nbd+", "nbds+"), "tls-certificates=DIR"),
+        (exports.uri_of("memory") + "&connections=99", "the most is 16"),
+        (exports.uri_of("memory") + "&reconnect-timeout=never", "write seconds"),
+        (exports.uri_of("memory") + "&conections=2", "unknown parameter"),
+    ];
+    for (volume, want) in cases {
+        let line = refusal(&volume);
+        assert!(line.contains(want), "{volume}: {line}");
+    }
+}
+
+#[test]
+fn certificates_that_do_not_fit_are_said_in_one_line() {
+    let (ours, theirs) = (Certificates::new(), Certificates::new());
+    let anonymous = ours.without_client();
+    let server = Serve::new("memory:?size=1M").tls(&ours, true).unix();
+    let volume = |dir: &std::path::Path, host: &str| {
+        let uri = server.uri().replace("nbd+", "nbds+");
+        format!("{uri}&tls-certificates={}&tls-hostname={host}", dir.display())
+    };
+    let cases = [
+        (volume(theirs.dir(), "localhost"), "invalid peer certificate"),
+        (volume(ours.dir(), "elsewhere.test"), "elsewhere.test"),
+        (volume(anonymous.path(), "localhost"), "ertificate"),
+        (server.uri(), "TLS"),
+    ];
+    for (volume, want) in cases {
+        let line = refusal(&volume);
+        assert!(line.contains(want), "{volume}: {line}");
+    }
+    let right = Serve::new(volume(ours.dir(), "localhost")).unix();
+    Run::new("nbdinfo").arg(right.uri()).ok();
+}
+
+#[test]
+fn a_volume_whose_server_is_away_holds_up_no_other() {
+    let mut upstream = Serve::new("memory:?size=1M").unix();
+    let server = Serve::new(upstream.uri_of("memory")).arg("null:?size=1M").unix();
+    upstream.kill();
+    let mut waiting = Wire::connect(&server).expect("a connection");
+    waiting.handshake().expect("a handshake");
+    waiting.go("memory").expect("the export is still there");
+    waiting.request(cmd::READ, 1, 0, 512).expect("a request");
+    for _ in 0..5 {
+        Run::new("nbdcopy").arg(server.uri_of("null")).arg("null:").ok();
+    }
 }

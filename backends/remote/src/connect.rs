@@ -1,7 +1,6 @@
 //! Connecting, TLS and option haggling: everything that waits. Never on a shard.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -9,8 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt;
 use rustls::ClientConnection;
 use sheave_core::{Error, ErrorKind, Result};
-use sheave_proto::uri::{NbdUri, Transport};
+use sheave_proto::uri::Transport;
 use sheave_proto::{ClientConfig, ClientHandshake, ClientNegotiated, ClientNext, Goal};
+use sheave_tls::{ClientTls, client_tls, explain_io};
 
 use crate::RemoteOptions;
 
@@ -67,7 +67,9 @@ fn connect(options: &RemoteOptions, goal: Goal) -> Result<Connected> {
         |what: String| Error::new(ErrorKind::Invalid, "connect", format!("{name}: {what}"));
     let config =
         ClientConfig { export: uri.export.clone(), tls: uri.tls, goal, ..ClientConfig::default() };
-    let mut stream = Stream::open(uri, by).map_err(fail)?;
+    // Read each time, since certificates are renewed.
+    let tls = if uri.tls { Some(client_tls(uri)?) } else { None };
+    let mut stream = Stream::open(&uri.transport, by).map_err(fail)?;
     let mut handshake = ClientHandshake::new(config).map_err(|error| refused(error.to_string()))?;
     let mut input = Vec::new();
     loop {
@@ -84,11 +86,12 @@ fn connect(options: &RemoteOptions, goal: Goal) -> Result<Connected> {
             ClientNext::StartTls => {
                 // What came before TLS may be anybody's.
                 input.clear();
-                stream.start_tls(uri)?;
+                let tls = tls.clone().ok_or_else(|| refused("TLS was not asked for".into()))?;
+                stream.start_tls(tls).map_err(fail)?;
                 stream.write_all(&handshake.tls_started()).map_err(fail)?;
             }
             ClientNext::Ready(negotiated) | ClientNext::Info(negotiated) => {
-                let (socket, tls) = stream.into_parts().map_err(fail)?;
+                let (socket, tls) = stream.into_parts(&uri.transport).map_err(fail)?;
                 return Ok(Connected { socket, tls, negotiated: *negotiated, input });
             }
             ClientNext::Failed(error) => return Err(refused(error.to_string())),
@@ -99,33 +102,24 @@ fn connect(options: &RemoteOptions, goal: Goal) -> Result<Connected> {
 
 /// A connection during the handshake, whose calls wait no longer than until `by`.
 struct Stream {
-    socket: Socket,
+    /// Of any kind: reads and writes are the same.
+    socket: UnixStream,
     tls: Option<Box<ClientConnection>>,
     by: Instant,
 }
 
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 impl Stream {
-    fn open(uri: &NbdUri, by: Instant) -> io::Result<Self> {
-        let socket = match &uri.transport {
-            Transport::Tcp { host, port } => Socket::Tcp(connect_tcp(host, *port, by)?),
-            Transport::Unix { path } => {
-                Socket::Unix(UnixStream::connect(path).map_err(unreachable)?)
-            }
-            Transport::Vsock { .. } => {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "vsock is not supported"));
-            }
-        };
+    fn open(transport: &Transport, by: Instant) -> io::Result<Self> {
+        let socket = sheave_tls::connect(transport, left(by)?).map_err(in_words)?.into();
         Ok(Self { socket, tls: None, by })
     }
 
-    fn start_tls(&mut self, uri: &NbdUri) -> Result<()> {
-        let why = "TLS is not supported";
-        Err(Error::new(ErrorKind::Unsupported, "connect", format!("{uri}: {why}")))
+    fn start_tls(&mut self, tls: ClientTls) -> io::Result<()> {
+        let mut tls = ClientConnection::new(tls.config, tls.server).map_err(io::Error::other)?;
+        // A send is bounded by what is gathered for it; rustls need not bound it again.
+        tls.set_buffer_limit(None);
+        self.tls = Some(Box::new(tls));
+        Ok(())
     }
 
     fn receive(&mut self, input: &mut Vec<u8>) -> io::Result<usize> {
@@ -138,108 +132,53 @@ impl Stream {
 
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.socket.limit(self.by)?;
+            self.limit()?;
             let read = match &mut self.tls {
                 Some(tls) => rustls::Stream::new(&mut **tls, &mut self.socket).read(into),
                 None => self.socket.read(into),
             };
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other.map_err(silent),
+                other => return other.map_err(in_words),
             }
         }
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.limit(self.by)?;
+        self.limit()?;
         match &mut self.tls {
-            Some(tls) => rustls::Stream::new(&mut **tls, &mut self.socket).write_all(bytes),
+            Some(tls) => {
+                let mut stream = rustls::Stream::new(&mut **tls, &mut self.socket);
+                stream.write_all(bytes).and_then(|()| stream.flush())
+            }
             None => self.socket.write_all(bytes),
         }
-        .map_err(silent)
+        .map_err(in_words)
     }
 
-    fn into_parts(self) -> io::Result<(OwnedFd, Option<Box<ClientConnection>>)> {
-        let socket = match self.socket {
-            Socket::Tcp(stream) => {
-                stream.set_read_timeout(None)?;
-                stream.set_write_timeout(None)?;
-                watch(&stream)?;
-                OwnedFd::from(stream)
-            }
-            Socket::Unix(stream) => {
-                stream.set_read_timeout(None)?;
-                stream.set_write_timeout(None)?;
-                OwnedFd::from(stream)
-            }
-        };
-        Ok((socket, self.tls))
-    }
-}
-
-impl Socket {
-    /// Lets the next calls wait until then.
-    fn limit(&self, by: Instant) -> io::Result<()> {
-        let left = by.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(silent(io::ErrorKind::WouldBlock.into()));
-        }
-        match self {
-            Self::Tcp(stream) => {
-                stream.set_read_timeout(Some(left))?;
-                stream.set_write_timeout(Some(left))
-            }
-            Self::Unix(stream) => {
-                stream.set_read_timeout(Some(left))?;
-                stream.set_write_timeout(Some(left))
-            }
-        }
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(into),
-            Self::Unix(stream) => stream.read(into),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(bytes),
-            Self::Unix(stream) => stream.write(bytes),
-        }
+    /// Lets the next call wait as long as there is time.
+    fn limit(&self) -> io::Result<()> {
+        let left = Some(left(self.by)?);
+        self.socket.set_read_timeout(left)?;
+        self.socket.set_write_timeout(left)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Tries all addresses of a name within one time.
-fn connect_tcp(host: &str, port: u16, by: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (host, port).to_socket_addrs()? {
-        let left = by.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(silent(io::ErrorKind::TimedOut.into()));
+    fn into_parts(
+        self,
+        transport: &Transport,
+    ) -> io::Result<(OwnedFd, Option<Box<ClientConnection>>)> {
+        self.socket.set_read_timeout(None)?;
+        self.socket.set_write_timeout(None)?;
+        if let Transport::Tcp { .. } = transport {
+            watch(&self.socket)?;
         }
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
+        Ok((self.socket.into(), self.tls))
     }
-    Err(unreachable(silent(last)))
 }
 
 /// Has the kernel notice within seconds that the other side is gone.
 fn watch(socket: impl AsFd) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_keepalive(&socket, true)?;
     sockopt::set_tcp_keepidle(&socket, KEEP_IDLE)?;
     sockopt::set_tcp_keepintvl(&socket, KEEP_INTERVAL)?;
@@ -248,22 +187,19 @@ fn watch(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Names a time-out as what it is.
-fn silent(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            io::Error::new(io::ErrorKind::TimedOut, "the server does not answer in time")
-        }
-        _ => error,
-    }
+/// The time that is left until then.
+fn left(by: Instant) -> io::Result<Duration> {
+    let left = by.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(in_words(io::ErrorKind::TimedOut.into())) } else { Ok(left) }
 }
 
-/// Says what to look for when a connection is refused.
-fn unreachable(error: io::Error) -> io::Error {
+/// Says what a time-out is, and what TLS finds wrong.
+fn in_words(error: io::Error) -> io::Error {
     match error.kind() {
-        kind @ (io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            io::Error::new(kind, format!("{error}; is the server running?"))
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let why = "the server does not answer in time (connect-timeout); is it an NBD server?";
+            io::Error::new(io::ErrorKind::TimedOut, why)
         }
-        _ => error,
+        _ => explain_io(error),
     }
 }
