@@ -150,11 +150,7 @@ impl Control for Service {
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
         let AttachRequest { volume, front, read_only, from_operator } = request.into_inner();
-        let parsed = match from_operator {
-            true => VolumeSpec::of_operator(&volume),
-            false => volume.parse(),
-        };
-        parsed.map_err(status)?;
+        check_volume(&volume, from_operator).map_err(status)?;
         let front = match Front::try_from(front) {
             Ok(Front::Unspecified) => None,
             Ok(Front::Ublk) => Some(devices::Front::Ublk),
@@ -217,6 +213,16 @@ impl Service {
     }
 }
 
+/// Whether a volume may be opened that a request names. The peer is root or the daemon's user, but
+/// it may pass on what another party has written, unless it says that the operator has written it.
+fn check_volume(volume: &str, from_operator: bool) -> sheave_core::Result<()> {
+    let parsed = match from_operator {
+        true => VolumeSpec::of_operator(volume),
+        false => volume.parse(),
+    };
+    parsed.map(drop)
+}
+
 /// Only root and the daemon's own user may tell it anything, whatever the socket's mode has become.
 fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
     let own = rustix::process::geteuid().as_raw();
@@ -277,5 +283,15 @@ mod tests {
     fn every_kind_has_its_code() {
         let codes = ErrorKind::ALL.map(|kind| code(kind) as i32);
         assert_eq!(codes, [9, 15, 6, 9, 3, 14, 8, 8, 5, 10, 7, 14, 4, 11, 12]);
+    }
+
+    #[test]
+    fn a_request_starts_no_program_unless_the_operator_has_written_it() {
+        let program = "nbd+exec:?command=nbdkit%20null%201M";
+        let refused = status(check_volume(program, false).unwrap_err());
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        check_volume(program, true).unwrap();
+        check_volume("nbd://server/disk", false).unwrap();
+        assert!(!AttachRequest::default().from_operator, "it has to be said");
     }
 }

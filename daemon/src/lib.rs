@@ -236,7 +236,11 @@ impl Devices {
 fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<dyn Volume>> {
     let spec = VolumeSpec::of_operator(name)?;
     check_memory(name, &spec)?;
-    spec.open(&OpenOptions { read_only, limits: Some(Arc::clone(limits)) })
+    spec.open(&OpenOptions {
+        read_only,
+        limits: Some(Arc::clone(limits)),
+        ..OpenOptions::default()
+    })
 }
 
 /// Whether a device that is there is the one that is asked for.

@@ -6,13 +6,12 @@ mod pipe;
 mod target;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sheave_bench::output;
 use sheave_core::Volume;
-use sheave_layers::BlockSize;
-use sheave_nbd::Remote;
 use sheave_volumes::{OpenOptions, VolumeSpec};
 
 use self::interrupt::Interruption;
@@ -40,17 +39,23 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
+/// How long a server may be away, unless the URI says otherwise (`reconnect-timeout=`).
+const AWAY_MAX: Duration = Duration::from_secs(60);
+
 const EXAMPLES: &str = "\
 Examples:
   sheave copy disk.img nbd://server/disk
   sheave copy 'nbd+unix:///?socket=/run/disk.sock' backup.img
   sheave copy 'nbds://server/disk?tls-certificates=/etc/pki/nbd' disk.img
+  sheave copy 'nbd+exec:?command=qemu-nbd%20-f%20qcow2%20disk.qcow2' disk.img
   sheave copy nbd://server/disk - | zstd > disk.zst
   zstd -dc disk.zst | sheave copy - disk.img
 
 A pipe or FIFO is read to its end and written from its beginning, holes as zeroes. Blocks of zeroes
 in the input become holes of an image. An input without a byte replaces no image, since the command
-before it has most likely failed. A file that is called - is ./-";
+before it has most likely failed. A file that is called - is ./-
+
+A server that goes away and comes back within 60 s (reconnect-timeout=S in its URI) ends no copy.";
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let from = Pipe::of(&args.from).context("copy")?;
@@ -98,25 +103,14 @@ fn volumes(args: &Args, interruption: Interruption, progress: &ProgressBar) -> a
     target.publish()
 }
 
+/// Unlike a disk, a copy ends when its server does not come back.
+fn open_options() -> OpenOptions {
+    OpenOptions { away_max: Some(AWAY_MAX), ..OpenOptions::default() }
+}
+
 fn source(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
-    if is_nbd(text) {
-        return remote(text);
-    }
-    let spec = VolumeSpec::of_operator(text)?;
-    Ok(spec.open(&OpenOptions { read_only: true, ..OpenOptions::default() })?)
-}
-
-fn remote(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
-    let volume = Arc::new(Remote::open(text)?);
-    // The last block of a source need not be a whole one of the target's.
-    Ok(match volume.info().block.minimum {
-        1 => volume,
-        _ => Arc::new(BlockSize::new(volume)),
-    })
-}
-
-fn is_nbd(text: &str) -> bool {
-    text.starts_with("nbd") && text.contains("://")
+    let options = OpenOptions { read_only: true, ..open_options() };
+    Ok(VolumeSpec::of_operator(text)?.open(&options)?)
 }
 
 /// Progress of a copy whose size is known, and of another.

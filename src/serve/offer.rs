@@ -107,7 +107,11 @@ impl Request {
 impl Wanted {
     fn open(&self) -> Result<Open> {
         let limits = self.limits.map(|limits| Arc::new(Limits::new(limits)));
-        let options = OpenOptions { read_only: self.read_only, limits: limits.clone() };
+        let options = OpenOptions {
+            read_only: self.read_only,
+            limits: limits.clone(),
+            ..OpenOptions::default()
+        };
         if let Err(error) = check_memory(&self.volume, &self.spec) {
             tracing::warn!("{error}");
         }

@@ -17,8 +17,9 @@ use crate::lines::Lines;
 use crate::program::{ProgramOptions, Shared};
 use crate::start::Start;
 
-/// A program that has run for so long has started well.
-const STEADY: Duration = Duration::from_secs(5);
+/// A program that has run for so long has started well. So has one that ends before, with no
+/// connection left that waits: it has taken the one that it was started for.
+const STEADY: Duration = Duration::from_secs(1);
 /// The pause after the second failure in a row; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -118,13 +119,11 @@ impl Watch {
 
     /// Takes note of the end of a program.
     fn ended(&mut self, is_success: bool, lived: Duration, words: String) {
-        if lived >= STEADY {
-            self.failures = 0;
-        }
-        self.failures = self.failures.saturating_add(1);
+        let has_served = lived >= STEADY || !self.has_waiting();
+        self.failures = if has_served { 0 } else { self.failures.saturating_add(1) };
         let pause = match self.failures {
             // A program may end with its last client, and be wanted by the next one.
-            1 => Duration::ZERO,
+            0 | 1 => Duration::ZERO,
             more => PAUSE_MAX.min(PAUSE_MIN * (1 << (more - 2).min(16))),
         };
         self.not_before = Instant::now() + pause;
@@ -137,22 +136,22 @@ impl Watch {
         }
         self.shared.set_last_words(words);
         // Connections that wait would wait for another failure. Their owner learns why.
-        if (!is_success && lived < STEADY) || self.failures > 2 {
+        if !has_served && (!is_success || self.failures > 2) {
             self.refuse_waiting();
         }
     }
 
+    /// Whether a connection waits for a program.
+    fn has_waiting(&self) -> bool {
+        let mut fds = [PollFd::new(&self.shared.socket.listener, PollFlags::IN)];
+        poll_until(&mut fds, Some(Instant::now()));
+        !fds[0].revents().is_empty()
+    }
+
     /// Closes the connections that wait.
     fn refuse_waiting(&self) {
-        let listener = &self.shared.socket.listener;
-        loop {
-            let mut fds = [PollFd::new(listener, PollFlags::IN)];
-            poll_until(&mut fds, Some(Instant::now()));
-            // No other process accepts now, so this cannot block.
-            if fds[0].revents().is_empty() || listener.accept().is_err() {
-                return;
-            }
-        }
+        // No other process accepts now, so this cannot block.
+        while self.has_waiting() && self.shared.socket.listener.accept().is_ok() {}
     }
 }
 

@@ -9,6 +9,7 @@ use sheave_core::{Error, ErrorKind, Result, Volume};
 use crate::parse::{Parameters, invalid};
 use crate::schemes::nbd::NbdServer;
 use crate::schemes::{exec, file, memory, nbd, null, object};
+use crate::spec::OpenOptions;
 
 /// All schemes. One more is a file in `schemes/` and a line here.
 const SCHEMES: [&Scheme; 6] =
@@ -46,8 +47,8 @@ pub(crate) enum Origin {
 
 /// What a VOLUME names, without the layers around it.
 pub(crate) trait Source: fmt::Debug + Send + Sync {
-    /// Opens it. May wait for disks and for the network.
-    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>>;
+    /// Opens it, without layers. May wait for disks and for the network.
+    fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>>;
 
     /// What an export of it is called that has been given no name.
     fn name(&self) -> String;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sheave_core::{Error, Result, Volume, parse_count, parse_digits, parse_size};
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
@@ -73,6 +74,9 @@ pub struct OpenOptions {
     /// Limits that the holder of a clone can change while the volume is in use. They hold beside
     /// those of the text.
     pub limits: Option<Arc<Limits>>,
+    /// How long ops wait for a server that is away before they fail, where the text says nothing;
+    /// else for ever.
+    pub away_max: Option<Duration>,
 }
 
 /// Parses and opens a VOLUME.
@@ -206,7 +210,7 @@ impl VolumeSpec {
     /// What opening the file, making the memory volume or reaching the server says.
     pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
         let read_only = self.layers.read_only || options.read_only;
-        let volume = self.source.open(read_only)?;
+        let volume = self.source.open(&OpenOptions { read_only, ..options.clone() })?;
         Ok(self.layers.around(volume, read_only, options.limits.clone()))
     }
 }

@@ -15,7 +15,7 @@ use sheave_core::{Volume, printable};
 use sheave_volumes::{OpenOptions, VolumeSpec, path_text};
 
 use super::interrupt::{Interruption, Leftover};
-use super::{is_nbd, remote};
+use super::open_options;
 
 /// The longest name of a file, in bytes (NAME_MAX, limits.h).
 const NAME_BYTES_MAX: usize = 255;
@@ -32,11 +32,8 @@ pub(super) struct Target {
 impl Target {
     /// Opens what `text` names. An image is made anew, in place of one that exists.
     pub(super) fn open(text: &str, size: u64, interruption: Interruption) -> anyhow::Result<Self> {
-        if is_nbd(text) {
-            return Ok(Self { volume: remote(text)?, image: None, interruption });
-        }
         let spec = VolumeSpec::of_operator(text)?;
-        let options = OpenOptions::default();
+        let options = open_options();
         let Some((image, file)) = NewImage::begin(&spec, interruption.clone())? else {
             return Ok(Self { volume: spec.open(&options)?, image: None, interruption });
         };

@@ -12,6 +12,7 @@ use super::nbd::{self, NbdServer};
 use crate::names::{absolute_paths, parameter_value, working_directory};
 use crate::parse::{Parameters, percent_decode};
 use crate::source::{Scheme, Source, Url};
+use crate::spec::OpenOptions;
 
 pub(crate) const SCHEME: Scheme = Scheme { names: &["nbd+exec"], starts_program: true, parse };
 
@@ -68,9 +69,9 @@ impl Exec {
 }
 
 impl Source for Exec {
-    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
+    fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
         let found = self.start()?;
-        let mut remote = RemoteOptions { read_only, ..self.options.clone() };
+        let mut remote = nbd::opened_with(&self.options, options);
         remote.uri.clone_from(&found.uri);
         remote.server = found.program.clone().map(|program| program as _);
         let opened = RemoteVolume::open(remote).map_err(|error| found.explain(error));

@@ -13,6 +13,7 @@ use sheave_local::{FileOptions, FileVolume, file_identity};
 use crate::names::{export_name, path_text};
 use crate::parse::{Parameters, invalid, percent_decode_bytes};
 use crate::source::{Scheme, Source, Url};
+use crate::spec::OpenOptions;
 
 pub(crate) const SCHEME: Scheme = Scheme { names: &["file"], starts_program: false, parse };
 
@@ -84,8 +85,8 @@ fn is_raw(parameters: &mut Parameters) -> Result<bool> {
 }
 
 impl Source for File {
-    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
-        let options = FileOptions { read_only, ..self.options.clone() };
+    fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+        let options = FileOptions { read_only: options.read_only, ..self.options.clone() };
         Ok(Arc::new(FileVolume::open(&options)?))
     }
 

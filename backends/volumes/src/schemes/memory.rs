@@ -7,7 +7,7 @@ use sheave_local::Memory;
 
 use crate::parse::Parameters;
 use crate::source::{Scheme, Source, Url};
-use crate::spec::LAYER_PARAMETERS;
+use crate::spec::{LAYER_PARAMETERS, OpenOptions};
 
 pub(crate) const SCHEME: Scheme = Scheme { names: &["memory"], starts_program: false, parse };
 
@@ -27,7 +27,7 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
 }
 
 impl Source for InMemory {
-    fn open(&self, _: bool) -> Result<Arc<dyn Volume>> {
+    fn open(&self, _: &OpenOptions) -> Result<Arc<dyn Volume>> {
         Ok(Arc::new(Memory::new(self.size)?))
     }
 

@@ -11,6 +11,7 @@ use sheave_remote::{CONNECTIONS_MAX, RemoteOptions, RemoteVolume};
 use crate::names::absolute_paths;
 use crate::parse::{Parameters, invalid};
 use crate::source::{Scheme, Source, Url};
+use crate::spec::OpenOptions;
 
 pub(crate) const SCHEME: Scheme =
     Scheme { names: &["nbd", "nbds", "nbd+unix", "nbds+unix"], starts_program: false, parse };
@@ -61,6 +62,15 @@ pub(super) fn options(uri: NbdUri, parameters: &mut Parameters) -> Result<Remote
     Ok(options)
 }
 
+/// The options of a text with those of an opener.
+pub(super) fn opened_with(text: &RemoteOptions, opener: &OpenOptions) -> RemoteOptions {
+    RemoteOptions {
+        read_only: opener.read_only,
+        reconnect_timeout: text.reconnect_timeout.or(opener.away_max),
+        ..text.clone()
+    }
+}
+
 /// A time in seconds, or with a unit.
 fn duration(name: &'static str, parameters: &mut Parameters) -> Result<Option<Duration>> {
     let Some(text) = parameters.take(name)? else { return Ok(None) };
@@ -99,9 +109,8 @@ impl NbdServer {
 }
 
 impl Source for Remote {
-    fn open(&self, read_only: bool) -> Result<Arc<dyn Volume>> {
-        let options = RemoteOptions { read_only, ..self.options.clone() };
-        Ok(Arc::new(RemoteVolume::open(options)?))
+    fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
+        Ok(Arc::new(RemoteVolume::open(opened_with(&self.options, options))?))
     }
 
     fn server(&self) -> Option<Result<NbdServer>> {

@@ -7,6 +7,7 @@ use sheave_core::{Result, Volume};
 use super::memory::take_size;
 use crate::parse::Parameters;
 use crate::source::{Scheme, Source, Url};
+use crate::spec::OpenOptions;
 
 pub(crate) const SCHEME: Scheme = Scheme { names: &["null"], starts_program: false, parse };
 
@@ -20,7 +21,7 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
 }
 
 impl Source for Null {
-    fn open(&self, _: bool) -> Result<Arc<dyn Volume>> {
+    fn open(&self, _: &OpenOptions) -> Result<Arc<dyn Volume>> {
         Ok(Arc::new(sheave_local::Null::new(self.size)))
     }
 
