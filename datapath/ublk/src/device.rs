@@ -36,7 +36,7 @@ pub struct Device {
 }
 
 /// Makes a device with blocks of `block` bytes and returns when it is live. The kernel keeps
-/// `mark`, by which [`recover`] knows the device, and the engine its queues. `made` is called
+/// `key`, by which [`recover`] knows the device, and the engine its queues. `made` is called
 /// before anybody can use it.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub fn attach(
     engine: &Engine,
     served: &Served,
     block: u32,
-    mark: u64,
+    key: u64,
     made: impl FnOnce(Device) -> Result<()>,
 ) -> Result<Device> {
     let (info, size) = (served.volume.info(), served.volume.size());
@@ -65,7 +65,7 @@ pub fn attach(
         depth: DEPTH,
         io_max_bytes,
         features: if registers { feature::AUTO_BUF_REG } else { 0 },
-        mark,
+        key,
         ..DeviceInfo::default()
     })?;
     // Before Linux 7.1 the kernel reads the partition table while it starts a device, with the lock
@@ -81,18 +81,18 @@ pub fn attach(
     })();
     if let Err(error) = live {
         // The caller has not learned of it, so nobody else would end it.
-        let _ = device.detach(mark, ());
+        let _ = device.detach(key, ());
         return Err(error);
     }
     Ok(device)
 }
 
-/// The device with this mark, which has this number if one is known. One that was never live, or
+/// The device with this key, which has this number if one is known. One that was never live, or
 /// is not any more, is ended: its server died while it made or ended it.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
+pub fn find(id: Option<u32>, key: u64) -> Result<Option<Device>> {
     let ids = match id {
         Some(id) => vec![id],
         None => numbers(),
@@ -105,8 +105,8 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
     for id in ids {
         let device = Device { id };
         match control.info(id) {
-            Ok(info) if info.mark != mark => {}
-            Ok(info) if info.state == DEAD => device.detach(mark, ())?,
+            Ok(info) if info.key != key => {}
+            Ok(info) if info.state == DEAD => device.detach(key, ())?,
             Ok(_) => return Ok(Some(device)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -119,12 +119,12 @@ pub fn find(id: Option<u32>, mark: u64) -> Result<Option<Device>> {
 /// issues those again that were in flight.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] when there is no such device, or it has another mark;
+/// [`ErrorKind::NotFound`] when there is no such device, or it has another key;
 /// [`ErrorKind::Busy`] when its server has not died; what the kernel says.
-pub fn recover(opened: &Opened<'_>, device: Device, mark: u64) -> Result<()> {
+pub fn recover(opened: &Opened<'_>, device: Device, key: u64) -> Result<()> {
     let mut control = Control::open()?;
     let info = control.info(device.id)?;
-    if info.mark != mark {
+    if info.key != key {
         let why = format!("{device} is not the device it was");
         return Err(Error::new(ErrorKind::NotFound, "recover", why));
     }
@@ -175,10 +175,10 @@ impl Device {
     ///
     /// # Errors
     /// What the kernel says; none when there is no such device any more.
-    pub fn detach(self, mark: u64, claim: impl Sized) -> Result<()> {
+    pub fn detach(self, key: u64, claim: impl Sized) -> Result<()> {
         let mut control = Control::open()?;
         match control.info(self.id) {
-            Ok(info) if info.mark != mark => return Ok(()),
+            Ok(info) if info.key != key => return Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
@@ -192,7 +192,7 @@ impl Device {
         }
         // Until then the number is not free, and the shards may hold the volume.
         let begun = Instant::now();
-        while control.info(self.id).is_ok_and(|info| info.mark == mark) {
+        while control.info(self.id).is_ok_and(|info| info.key == key) {
             if begun.elapsed() > DELETE_TIMEOUT {
                 tracing::warn!(device = %self, "ended, but somebody still has it open");
                 break;
@@ -219,7 +219,7 @@ fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
         let queue = UblkQueue::new(number, descriptors, info, shed_privilege);
         queues.push(QueueAssignment {
-            name: info.mark,
+            name: info.key,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
         });

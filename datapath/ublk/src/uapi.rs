@@ -71,7 +71,7 @@ pub(crate) struct DeviceInfo {
     pub(crate) id: u32,
     pub(crate) features: u64,
     /// The server's own; the driver only keeps it.
-    pub(crate) mark: u64,
+    pub(crate) key: u64,
 }
 
 impl DeviceInfo {
@@ -89,7 +89,7 @@ impl DeviceInfo {
         bytes[8..12].copy_from_slice(&self.io_max_bytes.to_ne_bytes());
         bytes[12..16].copy_from_slice(&self.id.to_ne_bytes());
         bytes[24..32].copy_from_slice(&self.features.to_ne_bytes());
-        bytes[32..40].copy_from_slice(&self.mark.to_ne_bytes());
+        bytes[32..40].copy_from_slice(&self.key.to_ne_bytes());
         bytes
     }
 
@@ -104,7 +104,7 @@ impl DeviceInfo {
             io_max_bytes: u32_at(8),
             id: u32_at(12),
             features: u64_at(24),
-            mark: u64_at(32),
+            key: u64_at(32),
         }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
             io_max_bytes: 1 << 20,
             id: 7,
             features: feature::USER_COPY | feature::USER_RECOVERY,
-            mark: 0x0123_4567_89ab_cdef,
+            key: 0x0123_4567_89ab_cdef,
         };
         assert_eq!(DeviceInfo::of_bytes(&info.to_bytes()), info);
     }
