@@ -232,6 +232,35 @@ fn a_volume_that_was_replaced_is_waited_for() {
 }
 
 #[test]
+fn a_volume_that_is_missing_holds_up_no_others() {
+    const COUNT: usize = 8;
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let images: Vec<_> =
+        (0..COUNT).map(|at| node.kernel.scratch().filled(&format!("{at}.img"), 8192)).collect();
+    let devices: Vec<_> = images.iter().map(|image| daemon.attach(image)).collect();
+    daemon.kill();
+    fs::remove_file(&images[3]).expect("one image less");
+    let daemon = node.daemon();
+    let waiting = || -> Vec<_> {
+        let list: Value = serde_json::from_str(&daemon.sheave("ls --json").ok()).expect("JSON");
+        let list = list.as_array().expect("a list").clone();
+        assert_eq!(list.len(), COUNT);
+        let waits = list.iter().filter(|found| !found["waiting"].is_null());
+        waits.map(|found| found["volume"].as_str().expect("a volume").to_owned()).collect()
+    };
+    assert!(eventually(|| waiting() == images[3..=3]), "{:?} wait", waiting());
+    for (at, (image, device)) in images.iter().zip(&devices).enumerate().filter(|(at, _)| *at != 3)
+    {
+        let mut wire = Wire::unix(device).expect("the device");
+        let data = wire.read(0, 8192).expect("a reply").expect("data");
+        assert_eq!(data, fs::read(image).expect("the image"), "{at}");
+    }
+    daemon.sheave("detach --force").arg(&images[3]).ok();
+    assert_eq!(node.kernel.devices().len(), COUNT - 1);
+}
+
+#[test]
 fn a_daemon_that_is_to_end_serves_on_what_is_used() {
     let node = Node::new();
     let mut daemon = node.daemon();
