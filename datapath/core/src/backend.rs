@@ -165,7 +165,8 @@ pub enum Submitted {
     Done(Outcome),
     /// It will end; [`Backend::reap`] tells.
     Queued,
-    /// No room: the op comes back untouched. Try again after the next completion or deadline.
+    /// No room: the op comes back untouched. The owner keeps it, and offers it again after the next
+    /// completion or deadline, before any that came later.
     Full(Op),
 }
 

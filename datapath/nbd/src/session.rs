@@ -4,13 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use sheave_core::{
-    Error, ErrorKind, Nanos, NbdErrno, Op, OpKind, Outcome, Payload, Reply, Result, Submitted,
-    Volume, memory,
+    Error, Nanos, NbdErrno, Op, OpKind, Outcome, Payload, Reply, Result, Volume, memory,
 };
 use sheave_proto::reply::{ReplyTo, StatusQuery};
 use sheave_proto::{Negotiated, Request, Verdict};
 use sheave_ring::SendBatch;
-use sheave_shard::{Cx, NextRead, Session};
+use sheave_shard::{Cx, IN_FLIGHT_MAX, NextRead, Session};
 use sheave_telemetry::Recorder;
 use slab::Slab;
 
@@ -19,8 +18,8 @@ use crate::incoming::{Arrived, Broken, Incoming};
 use crate::replies::{self, Asked};
 use crate::tls::{Stream, TlsStream};
 
-/// Requests of one connection that a backend may have at once.
-const REQUESTS_MAX: usize = 1024;
+/// Requests of one connection in flight.
+const REQUESTS_MAX: usize = IN_FLIGHT_MAX;
 /// Payload bytes of one connection, in flight or in replies that wait for a slow reader. One
 /// request is always let in, however long.
 const HELD_BYTES_MAX: usize = 64 << 20;
@@ -37,8 +36,6 @@ pub(crate) struct NbdSession {
     /// Bytes that arrived and cannot be looked at before something completes.
     backlog: Vec<u8>,
     requests: Slab<InFlight>,
-    /// An op that the backend had no room for.
-    stalled: Option<(Op, u32)>,
     ready: SendBatch,
     /// Replies in `ready`, and in the batch that is being sent.
     replies_ready: usize,
@@ -100,7 +97,6 @@ impl NbdSession {
             tls,
             backlog: early,
             requests: Slab::new(),
-            stalled: None,
             ready: SendBatch::new(),
             replies_ready: 0,
             replies_sending: 0,
@@ -158,8 +154,7 @@ impl NbdSession {
     }
 
     fn is_blocked(&self) -> bool {
-        self.stalled.is_some()
-            || self.requests.len() >= REQUESTS_MAX
+        self.requests.len() >= REQUESTS_MAX
             || self.replies_ready + self.replies_sending >= REPLIES_MAX
             || self.held >= HELD_BYTES_MAX
     }
@@ -227,10 +222,8 @@ impl NbdSession {
     }
 
     fn submit(&mut self, op: Op, request: u32, cx: &mut Cx<'_>) {
-        match cx.submit(op, request) {
-            Submitted::Done(outcome) => self.end(request, outcome, cx),
-            Submitted::Queued => {}
-            Submitted::Full(op) => self.stalled = Some((op, request)),
+        if let Some(outcome) = cx.submit(op, request) {
+            self.end(request, outcome, cx);
         }
     }
 
@@ -357,17 +350,8 @@ impl Session for NbdSession {
         self.parse_backlog(cx);
     }
 
-    fn retry(&mut self, cx: &mut Cx<'_>) {
-        if let Some((op, request)) = self.stalled.take() {
-            if self.gone {
-                let error = Error::new(ErrorKind::Shutdown, op.kind().name(), "client is gone");
-                self.end(request, Err(error), cx);
-            } else {
-                self.requests[request as usize].submitted = cx.now();
-                self.submit(op, request, cx);
-            }
-        }
-        self.parse_backlog(cx);
+    fn taken(&mut self, request: u32, now: Nanos) {
+        self.requests[request as usize].submitted = now;
     }
 
     fn gather(&mut self, batch: &mut SendBatch, now: Nanos, recorder: &Recorder) {
@@ -394,11 +378,12 @@ impl Session for NbdSession {
         }
     }
 
-    fn sent(&mut self, bytes: usize) {
+    fn sent(&mut self, bytes: usize, cx: &mut Cx<'_>) {
         if self.tls.is_none() {
             self.held -= bytes;
         }
         self.replies_sending = 0;
+        self.parse_backlog(cx);
     }
 
     fn next_read(&mut self) -> NextRead {
@@ -424,10 +409,6 @@ impl Session for NbdSession {
 
     fn in_flight(&self) -> usize {
         self.requests.len()
-    }
-
-    fn is_stalled(&self) -> bool {
-        self.stalled.is_some() || (!self.backlog.is_empty() && !self.is_blocked())
     }
 
     fn shut_down(&mut self) {

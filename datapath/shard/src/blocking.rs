@@ -1,13 +1,15 @@
 //! One op at a time, waited for: for tools and tests.
 
-use sheave_core::{Backend, Buf, Error, Op, Outcome, Submitted, Tag, Volume};
+use sheave_core::{Backend, Buf, Error, Op, Outcome, Tag, Volume};
 
 use crate::Clock;
 use crate::io::PlainIo;
+use crate::waiting::Waiting;
 
 /// A backend that is used by plain calls.
 pub struct Blocking {
     backend: Box<dyn Backend>,
+    waiting: Waiting,
     io: PlainIo,
     clock: Clock,
 }
@@ -22,7 +24,7 @@ impl Blocking {
     pub fn open(volume: &dyn Volume) -> sheave_core::Result<Self> {
         let backend = volume.backend()?;
         let io = PlainIo::new().map_err(|error| Error::from_io("open", "its waker", error))?;
-        Ok(Self { backend, io, clock: Clock::start() })
+        Ok(Self { backend, waiting: Waiting::default(), io, clock: Clock::start() })
     }
 
     /// Gives a buffer back to the pool.
@@ -45,26 +47,29 @@ impl Blocking {
     }
 
     fn run_to_end(&mut self, op: Op) -> Outcome {
-        let mut waiting = Some(op);
+        let Self { backend, waiting, io, clock } = self;
+        io.now = clock.now();
+        if let Some(outcome) = waiting.submit(op, TAG, &mut **backend, io) {
+            return outcome;
+        }
         loop {
-            self.io.now = self.clock.now();
-            if let Some(op) = waiting.take() {
-                match self.backend.submit(op, TAG, &mut self.io) {
-                    Submitted::Done(outcome) => return outcome,
-                    Submitted::Queued => {}
-                    Submitted::Full(op) => waiting = Some(op),
-                }
+            while let Some(done) = io.done.pop_front() {
+                backend.io_done(done, io);
             }
-            while let Some(done) = self.io.done.pop_front() {
-                self.backend.io_done(done, &mut self.io);
-            }
-            if let Some(completion) = self.backend.reap(&mut self.io) {
+            if let Some(completion) = backend.reap(io) {
                 return completion.outcome;
             }
-            if self.io.done.is_empty() {
-                let within = self.backend.deadline().map(|due| self.clock.until(due));
-                self.io.wait(None, within);
+            match waiting.offer(&mut **backend, io) {
+                Some((_, Some(outcome))) => return outcome,
+                // What was taken may have ended by now.
+                Some((_, None)) => continue,
+                None => {}
             }
+            if io.done.is_empty() {
+                let within = backend.deadline().map(|due| clock.until(due));
+                io.wait(None, within);
+            }
+            io.now = clock.now();
         }
     }
 }

@@ -23,6 +23,7 @@ mod shard;
 mod start;
 mod threads;
 mod volumes;
+mod waiting;
 mod waker;
 
 pub use blocking::Blocking;
@@ -32,3 +33,4 @@ pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, Released, STOP_
 pub use opened::Opened;
 pub use queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
 pub use session::{Cx, NextRead, Session};
+pub use waiting::IN_FLIGHT_MAX;

@@ -148,11 +148,7 @@ mod tests {
 
         fn completed(&mut self, _: u32, _: Outcome, _: &mut QueueCx<'_>) {}
 
-        fn retry(&mut self, _: &mut QueueCx<'_>) {}
-
-        fn is_stalled(&self) -> bool {
-            false
-        }
+        fn taken(&mut self, _: u32, _: Nanos) {}
 
         fn abandon(&mut self, _: &mut QueueCx<'_>) {}
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use sheave_core::{
-    Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Submitted, Volume,
+    Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Volume,
 };
 use sheave_ring::{DeviceCommand, plain};
 use sheave_telemetry::{Recorder, VolumeStats};
@@ -13,13 +13,14 @@ use sheave_telemetry::{Recorder, VolumeStats};
 use crate::failures::report;
 use crate::io::RingIo;
 use crate::session::{CONNECTIONS_MAX, tag};
+use crate::waiting::Waiting;
 
 /// Marks the tags of queues, whose numbers overlap with those of connections.
 const QUEUE: u32 = CONNECTIONS_MAX;
 
 /// A queue whose requests the kernel hands over as the ends of commands, one slot each.
 ///
-/// Calls come in turns: any number of `commanded`, `completed`, `retry`; then `turn_ended` once.
+/// Calls come in turns: any number of `commanded`, `taken`, `completed`; then `turn_ended` once.
 pub trait DeviceQueue: Send {
     /// How many entries of the ring's table of buffers it wants, see
     /// [`sheave_ring::Ring::reserve_buffers`].
@@ -35,14 +36,11 @@ pub trait DeviceQueue: Send {
     /// An op that was queued has ended.
     fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>);
 
-    /// Room may have come: submits again what the backend had no room for.
-    fn retry(&mut self, cx: &mut QueueCx<'_>);
-
-    /// Whether the backend had no room for an op.
-    fn is_stalled(&self) -> bool;
+    /// The backend has taken an op that had to wait for room.
+    fn taken(&mut self, slot: u32, now: Nanos);
 
     /// Answers all requests with an error from now on, also those that the backend holds, whose
-    /// ends nobody hears of. Not undone.
+    /// completions are ignored. Not undone.
     fn abandon(&mut self, cx: &mut QueueCx<'_>);
 
     /// The answers of this turn go to the kernel now.
@@ -84,6 +82,7 @@ impl Served {
 pub struct QueueCx<'a> {
     pub(crate) volume: &'a dyn Volume,
     pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) waiting: &'a mut Waiting,
     pub(crate) recorder: &'a Recorder,
     pub(crate) io: RingIo<'a>,
     pub(crate) device: &'a OwnedFd,
@@ -133,9 +132,11 @@ impl QueueCx<'_> {
         self.io.recycle(payload);
     }
 
-    /// Starts the op of this slot.
-    pub fn submit(&mut self, op: Op, slot: u32) -> Submitted {
-        self.backend.submit(op, tag(self.queue | QUEUE, slot), &mut self.io)
+    /// Starts the op of this slot, as soon as there is room for it. Answers with the outcome if the
+    /// op has ended; if not, [`DeviceQueue::completed`] is called with it.
+    pub fn submit(&mut self, op: Op, slot: u32) -> Option<Outcome> {
+        let tag = tag(owner_of(self.queue), slot);
+        self.waiting.submit(op, tag, self.backend, &mut self.io)
     }
 
     /// Sends a command about this slot.
@@ -158,6 +159,11 @@ impl QueueCx<'_> {
     pub fn copy_to_device(&self, at: u64, payload: &Payload) -> io::Result<()> {
         plain::copy_to_device(self.device.as_fd(), at, payload)
     }
+}
+
+/// How the tags of a queue name it.
+pub(crate) fn owner_of(queue: u32) -> u32 {
+    queue | QUEUE
 }
 
 /// Which queue a tag's owner is, if it is none of the connections.

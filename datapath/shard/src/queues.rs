@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::io::{Mount, QUEUE_SUBMIT_FROM, RingIo};
-use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
+use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served, owner_of};
 use crate::shard::Shard;
 use crate::volumes::Mounted;
 
@@ -13,7 +13,7 @@ const OPEN: &str = "who hands a queue over has its volume open on all shards";
 pub(crate) struct Queue {
     name: u64,
     device: OwnedFd,
-    queue: Box<dyn DeviceQueue>,
+    pub(crate) queue: Box<dyn DeviceQueue>,
     volume: usize,
     touched: bool,
     /// What it has of the ring's table of buffers.
@@ -41,6 +41,10 @@ impl Shard {
         self.cut(name);
         for key in self.queues_of(name) {
             self.call_queue(key, |queue, cx| queue.abandon(cx));
+            let volume = self.queues[key].volume;
+            for (slot, outcome) in self.volumes[volume].waiting.withdraw(owner_of(key as u32)) {
+                self.call_queue(key, |queue, cx| queue.completed(slot, outcome, cx));
+            }
         }
     }
 
@@ -57,33 +61,20 @@ impl Shard {
         self.touch_queue(key);
     }
 
-    /// Ends the turn of the queues that something happened to. True if one tried again what its
-    /// backend had no room for.
-    pub(crate) fn settle_queues(&mut self) -> bool {
-        let mut retried = false;
-        for index in 0..self.stalled_queues.len() {
-            self.touch_queue(self.stalled_queues[index]);
-        }
-        self.stalled_queues.clear();
+    /// Ends the turn of the queues that something happened to.
+    pub(crate) fn settle_queues(&mut self) {
         let mut touched = std::mem::take(&mut self.touched_queues);
         let now = self.clock.now();
         for key in touched.drain(..) {
-            self.queues[key].touched = false;
-            if self.queues[key].queue.is_stalled() {
-                self.within_queue(key, |queue, cx| queue.retry(cx));
-                retried = true;
-            }
-            let Queue { queue, volume, .. } = &mut self.queues[key];
+            let Queue { queue, volume, touched, .. } = &mut self.queues[key];
+            *touched = false;
             queue.turn_ended(now, &self.volumes[*volume].recorder);
-            if queue.is_stalled() {
-                self.stalled_queues.push(key);
-            } else if queue.is_finished() {
+            if queue.is_finished() {
                 self.close_queue(key);
             }
         }
         // Keeps the allocation; settling a queue touches none.
         self.touched_queues = touched;
-        retried
     }
 
     fn within_queue(
@@ -95,13 +86,14 @@ impl Shard {
         let Queue { device, queue, volume, .. } = &mut queues[key];
         volumes.touch(*volume);
         let index = *volume as u32;
-        let Mounted { volume, backend, recorder, waker, io_in_flight, .. } = &mut volumes[*volume];
+        let Mounted { volume, backend, waiting, recorder, waker, io_in_flight, .. } =
+            &mut volumes[*volume];
         let (clock, now, submit_from) = (*clock, *now, QUEUE_SUBMIT_FROM);
         let mount = Mount { waker, io_in_flight };
         let io = RingIo { ring, pool, quick, clock, now, submit_from, volume: index, mount };
         let (volume, backend) = (&**volume, &mut **backend);
         let queue_index = key as u32;
-        let mut cx = QueueCx { volume, backend, recorder, io, device, queue: queue_index };
+        let mut cx = QueueCx { volume, backend, waiting, recorder, io, device, queue: queue_index };
         call(&mut **queue, &mut cx);
     }
 

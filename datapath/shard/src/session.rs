@@ -1,13 +1,13 @@
 //! What a front's connection looks like to the engine that runs it.
 
 use sheave_core::{
-    Backend, ByteRange, Error, Io, Nanos, OWN_BITS, Op, OpKind, Outcome, Payload, Result,
-    Submitted, Tag,
+    Backend, ByteRange, Error, Io, Nanos, OWN_BITS, Op, OpKind, Outcome, Payload, Result, Tag,
 };
 use sheave_ring::SendBatch;
 use sheave_telemetry::Recorder;
 
 use crate::failures::report;
+use crate::waiting::Waiting;
 
 /// What a session wants to receive next.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub enum NextRead {
 
 /// The protocol state of one connection.
 ///
-/// Calls come in turns: any number of `received`, `landed`, `completed`, `retry`; then `gather`
-/// and `next_read` once.
+/// Calls come in turns: any number of `received`, `landed`, `taken`, `completed`, `sent`; then
+/// `gather` and `next_read` once.
 pub trait Session: Send {
     /// Bytes arrived. All are taken.
     fn received(&mut self, bytes: &mut [u8], cx: &mut Cx<'_>);
@@ -41,14 +41,14 @@ pub trait Session: Send {
     /// An op that was queued has ended. `request` is what [`Cx::submit`] was given.
     fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>);
 
-    /// Room may have come: submits again what the backend had no room for.
-    fn retry(&mut self, cx: &mut Cx<'_>);
+    /// The backend has taken an op that had to wait for room.
+    fn taken(&mut self, request: u32, now: Nanos);
 
     /// Moves all replies that are ready into the (empty) batch. `now` is the time of sending.
     fn gather(&mut self, batch: &mut SendBatch, now: Nanos, recorder: &Recorder);
 
     /// `bytes` of gathered replies have been sent.
-    fn sent(&mut self, bytes: usize);
+    fn sent(&mut self, bytes: usize, cx: &mut Cx<'_>);
 
     /// What to receive next. Called again only when it was served or after [`NextRead::Paused`].
     fn next_read(&mut self) -> NextRead;
@@ -56,11 +56,8 @@ pub trait Session: Send {
     /// The stream has ended, in order (`None`) or by an error. No more calls but `completed`.
     fn ended(&mut self, error: Option<&std::io::Error>);
 
-    /// Ops that a backend has and this session has not been told the end of.
+    /// Ops that were started and have not completed; at most [`crate::IN_FLIGHT_MAX`].
     fn in_flight(&self) -> usize;
-
-    /// Whether the backend had no room for an op, see [`Session::retry`].
-    fn is_stalled(&self) -> bool;
 
     /// Stops taking requests; what is in flight is still answered.
     fn shut_down(&mut self);
@@ -84,6 +81,7 @@ pub trait Session: Send {
 /// The engine, as a session sees it during a call.
 pub struct Cx<'a> {
     pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) waiting: &'a mut Waiting,
     pub(crate) io: &'a mut dyn Io,
     pub(crate) recorder: &'a Recorder,
     pub(crate) connection: u32,
@@ -115,9 +113,11 @@ impl Cx<'_> {
         self.backend.write_buffer(range, self.io)
     }
 
-    /// Starts an op that the session calls `request`.
-    pub fn submit(&mut self, op: Op, request: u32) -> Submitted {
-        self.backend.submit(op, tag(self.connection, request), self.io)
+    /// Starts an op that the session calls `request`, as soon as there is room for it. Answers with
+    /// the outcome if the op has ended; if not, [`Session::completed`] is called with it.
+    pub fn submit(&mut self, op: Op, request: u32) -> Option<Outcome> {
+        let tag = tag(self.connection, request);
+        self.waiting.submit(op, tag, self.backend, self.io)
     }
 }
 

@@ -8,7 +8,9 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown};
-use sheave_core::{Buf, Error, ErrorKind, IoDone, IoRequest, IoToken, Nanos, memory};
+use sheave_core::{
+    Buf, Completion, Error, ErrorKind, IoDone, IoRequest, IoToken, Nanos, Outcome, Tag, memory,
+};
 use sheave_ring::{Event, Probe, Received, Ring, RingConfig, SendBatch, Socket};
 use slab::Slab;
 
@@ -42,11 +44,8 @@ pub(crate) struct Shard {
     pub(crate) volumes: Volumes,
     /// Connections that something happened to in this turn.
     touched: Vec<usize>,
-    /// Connections whose backend had no room.
-    stalled: Vec<usize>,
     /// The same for the queues of devices.
     pub(crate) touched_queues: Vec<usize>,
-    pub(crate) stalled_queues: Vec<usize>,
     /// Set when the shard is to stop: until when connections may finish.
     stop_by: Option<Nanos>,
 }
@@ -89,9 +88,7 @@ impl Shard {
             queues: Slab::new(),
             volumes: Volumes::new(woken),
             touched: Vec::new(),
-            stalled: Vec::new(),
             touched_queues: Vec::new(),
-            stalled_queues: Vec::new(),
             stop_by: None,
         })
     }
@@ -219,7 +216,10 @@ impl Shard {
                 self.ring.send(&connection.socket, batch, key as u64);
                 return;
             }
-            Ok(()) => connection.session.sent(batch.len()),
+            Ok(()) => {
+                let bytes = batch.len();
+                self.call(key, |session, cx| session.sent(bytes, cx));
+            }
             Err(error) => self.fail(key, &error),
         }
         batch.clear(|buf| self.pool.give(buf));
@@ -232,62 +232,67 @@ impl Shard {
             // The backend that started it is gone.
             return;
         }
-        let (backend, mut io) = self.volume(volume as usize);
+        let (backend, _, mut io) = self.volume(volume as usize);
         backend.io_done(done, &mut io);
         self.volumes.touch(volume as usize);
     }
 
-    /// Hands completions of the backends to their sessions, and lets stalled ones try again.
+    /// Hands completions of the backends to their sessions, and ops that wait to backends that have
+    /// room again.
     fn reap(&mut self) {
         while let Some((volume, done)) = self.quick.next_done() {
             self.io_done(volume, done);
         }
+        self.volumes.touch_crowded();
         while let Some(index) = self.volumes.next_touched() {
-            loop {
-                let (backend, mut io) = self.volume(index);
-                let Some(completion) = backend.reap(&mut io) else { break };
-                let (owner, request) = untag(completion.tag);
-                let outcome = completion.outcome;
-                if let Some(key) = queue_of(owner) {
-                    self.call_queue(key, |queue, cx| queue.completed(request, outcome, cx));
-                    continue;
+            while let Some((tag, outcome)) = self.next_end(index) {
+                let (owner, request) = untag(tag);
+                match queue_of(owner) {
+                    Some(key) => {
+                        self.call_queue(key, |queue, cx| queue.completed(request, outcome, cx));
+                    }
+                    None => {
+                        let key = owner as usize;
+                        self.call(key, |session, cx| session.completed(request, outcome, cx));
+                        self.touch(key);
+                    }
                 }
-                let key = owner as usize;
-                self.call(key, |session, cx| session.completed(request, outcome, cx));
-                self.touch(key);
             }
             self.volumes.visited(index);
         }
     }
 
+    /// The next op of a volume that has ended.
+    fn next_end(&mut self, index: usize) -> Option<(Tag, Outcome)> {
+        loop {
+            let (backend, waiting, mut io) = self.volume(index);
+            if let Some(Completion { tag, outcome }) = backend.reap(&mut io) {
+                return Some((tag, outcome));
+            }
+            let (tag, outcome) = waiting.offer(backend, &mut io)?;
+            let (owner, request) = untag(tag);
+            match queue_of(owner) {
+                Some(key) => self.queues[key].queue.taken(request, self.now),
+                None => self.connections[owner as usize].session.taken(request, self.now),
+            }
+            if let Some(outcome) = outcome {
+                return Some((tag, outcome));
+            }
+            // What was taken may have ended by now.
+        }
+    }
+
     /// Sends, receives and closes as the sessions that were touched want it.
     fn settle(&mut self) {
-        // A session that found its backend full tries again in every turn.
-        for index in 0..self.stalled.len() {
-            self.touch(self.stalled[index]);
-        }
-        self.stalled.clear();
-        let mut retried = false;
         let mut touched = std::mem::take(&mut self.touched);
         for key in touched.drain(..) {
             self.connections[key].touched = false;
-            if self.connections[key].session.is_stalled() {
-                self.call(key, |session, cx| session.retry(cx));
-                retried = true;
-            }
-            if self.connections[key].session.is_stalled() {
-                self.stalled.push(key);
-            }
             self.serve(key);
         }
         // Keeps the allocation, and what was touched meanwhile.
         touched.append(&mut self.touched);
         self.touched = touched;
-        retried |= self.settle_queues();
-        if retried {
-            // What was tried again may have ended at once, and nothing else would tell.
-            self.reap();
-        }
+        self.settle_queues();
     }
 
     fn serve(&mut self, key: usize) {
@@ -345,6 +350,10 @@ impl Shard {
             connection.session.ended(Some(error));
             // Whatever the kernel still has in flight on the socket ends now.
             let _ = shutdown(connection.socket.as_fd(), Shutdown::Both);
+            let volume = connection.volume;
+            for (request, outcome) in self.volumes[volume].waiting.withdraw(key as u32) {
+                self.call(key, |session, cx| session.completed(request, outcome, cx));
+            }
         }
         self.touch(key);
     }
@@ -433,7 +442,6 @@ impl Shard {
         }
         memory::check_growth::<Connection>(self.connections.len(), self.connections.capacity())?;
         memory::attempt(|| self.touched.try_reserve(count))?;
-        memory::attempt(|| self.stalled.try_reserve(count))?;
         self.ring.make_room()
     }
 
@@ -458,13 +466,13 @@ impl Shard {
         let Self { ring, pool, quick, clock, now, connections, volumes, .. } = self;
         let Connection { session, volume, .. } = &mut connections[key];
         volumes.touch(*volume);
-        let Mounted { backend, recorder, waker, io_in_flight, .. } = &mut volumes[*volume];
+        let Mounted { backend, waiting, recorder, waker, io_in_flight, .. } = &mut volumes[*volume];
         let (clock, now, submit_from, volume) =
             (*clock, *now, CONNECTION_SUBMIT_FROM, *volume as u32);
         let mount = Mount { waker, io_in_flight };
         let mut io = RingIo { ring, pool, quick, clock, now, submit_from, volume, mount };
         let backend = &mut **backend;
-        let mut cx = Cx { backend, io: &mut io, recorder, connection: key as u32 };
+        let mut cx = Cx { backend, waiting, io: &mut io, recorder, connection: key as u32 };
         call(&mut **session, &mut cx);
     }
 

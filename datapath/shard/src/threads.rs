@@ -19,8 +19,11 @@ use crate::ending::Ending;
 use crate::engine::{Assignment, STOP_GRACE};
 use crate::io::PlainIo;
 use crate::session::untag;
+use crate::waiting::Waiting;
 use crate::{Clock, Cx, NextRead, Session};
 
+/// How tags name the only connection of a thread.
+const CONNECTION: u32 = 0;
 const RECEIVE_LEN: usize = 64 << 10;
 /// How long threads whose sockets were closed may take to notice.
 const LAST_GRACE: Duration = Duration::from_secs(1);
@@ -71,6 +74,7 @@ impl ThreadEngine {
             socket,
             session,
             backend,
+            waiting: Waiting::default(),
             io,
             recorder: served.stats.recorder(),
             clock,
@@ -151,6 +155,8 @@ struct Connection {
     socket: Arc<OwnedFd>,
     session: Box<dyn Session>,
     backend: Box<dyn Backend>,
+    /// Ops that the backend had no room for.
+    waiting: Waiting,
     io: PlainIo,
     recorder: Recorder,
     clock: Clock,
@@ -171,6 +177,9 @@ impl Connection {
                     self.session.ended(Some(&error));
                     // Nobody need wait for us while we wait for the backend.
                     let _ = shutdown(&self.socket, Shutdown::Both);
+                    for (request, outcome) in self.waiting.withdraw(CONNECTION) {
+                        self.call(|session, cx| session.completed(request, outcome, cx));
+                    }
                     return self.drain();
                 }
             }
@@ -181,7 +190,10 @@ impl Connection {
     fn turn(&mut self) -> io::Result<bool> {
         self.io.now = self.clock.now();
         self.work();
-        let has_sent = self.reply()?;
+        while self.reply()? {
+            // What was sent may have made room for what the session holds.
+            self.work();
+        }
         if self.ending.load(Relaxed) || self.open.stopping.load(Relaxed) {
             self.session.shut_down();
         }
@@ -212,8 +224,6 @@ impl Connection {
                     _ => self.call(|session, cx| session.landed(payload, count, cx)),
                 }
             }
-            // What was sent may have made room for what the session holds.
-            NextRead::Paused if has_sent => {}
             NextRead::Paused => self.sleep(),
             NextRead::Finished if self.session.in_flight() == 0 => return Ok(false),
             NextRead::Finished => self.sleep(),
@@ -244,11 +254,13 @@ impl Connection {
                 self.call(|session, cx| session.completed(request, completion.outcome, cx));
                 quiet = false;
             }
-            if quiet && self.session.is_stalled() {
-                let before = self.session.in_flight();
-                self.call(|session, cx| session.retry(cx));
-                // What was taken may have ended already.
-                quiet = self.session.is_stalled() && self.session.in_flight() == before;
+            while let Some((tag, outcome)) = self.waiting.offer(&mut *self.backend, &mut self.io) {
+                let (_, request) = untag(tag);
+                self.session.taken(request, self.io.now);
+                if let Some(outcome) = outcome {
+                    self.call(|session, cx| session.completed(request, outcome, cx));
+                }
+                quiet = false;
             }
             // A reap may have begun what has ended by now.
             if quiet && self.io.done.is_empty() {
@@ -278,7 +290,8 @@ impl Connection {
                     }
                 }
             }
-            self.session.sent(self.batch.len());
+            let bytes = self.batch.len();
+            self.call(|session, cx| session.sent(bytes, cx));
             self.batch.clear(|buf| self.io.pool.give(buf));
         }
     }
@@ -324,9 +337,10 @@ impl Connection {
     fn call(&mut self, call: impl FnOnce(&mut dyn Session, &mut Cx<'_>)) {
         let mut cx = Cx {
             backend: &mut *self.backend,
+            waiting: &mut self.waiting,
             io: &mut self.io,
             recorder: &self.recorder,
-            connection: 0,
+            connection: CONNECTION,
         };
         call(&mut *self.session, &mut cx);
     }

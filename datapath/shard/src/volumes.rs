@@ -15,12 +15,15 @@ use slab::Slab;
 use crate::Served;
 use crate::io::{CONNECTION_SUBMIT_FROM, Mount, RingIo};
 use crate::shard::Shard;
+use crate::waiting::{IN_FLIGHT_MAX, Waiting};
 use crate::waker::{VolumeWaker, Woken};
 
 /// A volume that connections and queues of this shard use.
 pub(crate) struct Mounted {
     pub(crate) volume: Arc<dyn Volume>,
     pub(crate) backend: Box<dyn Backend>,
+    /// Ops that the backend had no room for.
+    pub(crate) waiting: Waiting,
     pub(crate) recorder: Recorder,
     /// Requests of the backend that were started and whose ends are still to come.
     pub(crate) io_in_flight: usize,
@@ -63,6 +66,9 @@ pub(crate) struct Volumes {
     places: Slab<Place>,
     /// Volumes to visit in this turn.
     touched: Vec<usize>,
+    /// Volumes with ops that wait for room, which the end of a request of another volume can make,
+    /// too.
+    crowded: Vec<usize>,
     /// Deadlines of backends that have one, with their volumes.
     due: BTreeSet<(Nanos, usize)>,
     woken: Arc<Woken>,
@@ -75,6 +81,7 @@ impl Volumes {
         Self {
             places: Slab::new(),
             touched: Vec::new(),
+            crowded: Vec::new(),
             due: BTreeSet::new(),
             woken: Arc::new(woken),
             taken: Vec::new(),
@@ -147,6 +154,13 @@ impl Volumes {
         }
     }
 
+    /// Touches those in which ops wait for room: once a turn, since something has ended.
+    pub(crate) fn touch_crowded(&mut self) {
+        while let Some(volume) = self.crowded.pop() {
+            self.touch(volume);
+        }
+    }
+
     pub(crate) fn has_touched(&self) -> bool {
         !self.touched.is_empty()
     }
@@ -167,6 +181,8 @@ impl Volumes {
     pub(crate) fn visited(&mut self, volume: usize) {
         let Some(mounted) = self.mounted(volume) else { return };
         mounted.touched = false;
+        debug_assert!(mounted.waiting.len() <= mounted.users * IN_FLIGHT_MAX, "see IN_FLIGHT_MAX");
+        let is_crowded = !mounted.waiting.is_empty();
         let due = mounted.backend.deadline();
         let before = std::mem::replace(&mut mounted.due, due);
         if before != due {
@@ -176,6 +192,9 @@ impl Volumes {
             if let Some(due) = due {
                 self.due.insert((due, volume));
             }
+        }
+        if is_crowded && !self.crowded.contains(&volume) {
+            self.crowded.push(volume);
         }
     }
 
@@ -222,6 +241,7 @@ impl Volumes {
                 let mounted = Mounted {
                     volume: Arc::clone(volume),
                     backend,
+                    waiting: Waiting::default(),
                     recorder: stats.recorder(),
                     io_in_flight: 0,
                     waker: Arc::clone(&wake).into(),
@@ -277,14 +297,15 @@ impl Shard {
         }
     }
 
-    /// A volume's backend, and the engine as it sees it.
-    pub(crate) fn volume(&mut self, index: usize) -> (&mut dyn Backend, RingIo<'_>) {
+    /// A volume's backend, the ops that wait for it, and the engine as it sees it.
+    pub(crate) fn volume(&mut self, index: usize) -> (&mut dyn Backend, &mut Waiting, RingIo<'_>) {
         let Self { ring, pool, quick, clock, now, volumes, .. } = self;
-        let Mounted { backend, waker, io_in_flight, .. } = &mut volumes[index];
+        let Mounted { backend, waiting, waker, io_in_flight, .. } = &mut volumes[index];
         let (clock, now, submit_from, volume) =
             (*clock, *now, CONNECTION_SUBMIT_FROM, index as u32);
         let mount = Mount { waker, io_in_flight };
-        (&mut **backend, RingIo { ring, pool, quick, clock, now, submit_from, volume, mount })
+        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume, mount };
+        (&mut **backend, waiting, io)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
-use sheave_core::{Buf, ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Reply, Submitted};
+use sheave_core::{Buf, ByteRange, Error, ErrorKind, Nanos, Op, OpKind, Outcome, Reply};
 use sheave_ring::{Descriptor, Descriptors, DeviceCommand};
 use sheave_shard::{DeviceQueue, QueueCx};
 use sheave_telemetry::Recorder;
@@ -37,8 +37,6 @@ pub(crate) struct UblkQueue {
     slots: Vec<Slot>,
     /// Slots that the kernel will hand no request to any more.
     ended: usize,
-    /// Slots whose op the backend had no room for.
-    stalled: Vec<(u32, Op)>,
     /// Slots whose data there is no memory for yet.
     waiting: VecDeque<u32>,
     /// Bytes of data in memory.
@@ -81,7 +79,6 @@ impl UblkQueue {
             first_buffer: None,
             slots: (0..info.depth).map(|_| Slot::Away(None)).collect(),
             ended: 0,
-            stalled: Vec::new(),
             waiting: VecDeque::with_capacity(info.depth.into()),
             held_bytes: 0,
             times: Vec::new(),
@@ -184,14 +181,8 @@ impl UblkQueue {
         let (kind, start) = (op.kind(), cx.now());
         let in_place = op.is_in_place();
         self.slots[slot as usize] = Slot::Busy { kind, bytes, in_place, start, submitted: start };
-        self.resubmit(slot, op, cx);
-    }
-
-    fn resubmit(&mut self, slot: u32, op: Op, cx: &mut QueueCx<'_>) {
-        match cx.submit(op, slot) {
-            Submitted::Done(outcome) => self.end(slot, outcome, cx),
-            Submitted::Queued => {}
-            Submitted::Full(op) => self.stalled.push((slot, op)),
+        if let Some(outcome) = cx.submit(op, slot) {
+            self.end(slot, outcome, cx);
         }
     }
 
@@ -315,18 +306,10 @@ impl DeviceQueue for UblkQueue {
         self.begin_waiting(cx);
     }
 
-    fn retry(&mut self, cx: &mut QueueCx<'_>) {
-        for (slot, op) in std::mem::take(&mut self.stalled) {
-            if let Slot::Busy { submitted, .. } = &mut self.slots[slot as usize] {
-                *submitted = cx.now();
-            }
-            self.resubmit(slot, op, cx);
+    fn taken(&mut self, slot: u32, now: Nanos) {
+        if let Slot::Busy { submitted, .. } = &mut self.slots[slot as usize] {
+            *submitted = now;
         }
-        self.begin_waiting(cx);
-    }
-
-    fn is_stalled(&self) -> bool {
-        !self.stalled.is_empty()
     }
 
     fn abandon(&mut self, cx: &mut QueueCx<'_>) {
@@ -334,14 +317,12 @@ impl DeviceQueue for UblkQueue {
         tracing::info!(queue = self.number, "requests fail from now on");
         // What the backend goes on with must not find the memory of a later request there.
         self.first_buffer = None;
-        let stalled = std::mem::take(&mut self.stalled);
         for slot in 0..self.slots.len() {
             if let Slot::Busy { .. } = self.slots[slot] {
                 self.orphans += 1;
                 self.fail(slot as u32, cx);
             }
         }
-        self.orphans -= stalled.len();
         for slot in std::mem::take(&mut self.waiting) {
             self.fail(slot, cx);
         }

@@ -1,0 +1,196 @@
+//! Ops that a backend had no room for: one queue a volume and thread, first come, first served.
+
+use std::collections::VecDeque;
+
+use sheave_core::{Backend, Error, ErrorKind, Io, Op, Outcome, Submitted, Tag, memory};
+
+use crate::session::untag;
+
+/// The most ops that a connection, or a queue of a device, has in flight, those that wait for room
+/// included. So the ops that wait for a volume are at most so many for each of its users.
+pub const IN_FLIGHT_MAX: usize = 1024;
+
+/// The ops of one volume that wait for room in its backend.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    ops: VecDeque<(Tag, Op)>,
+}
+
+impl Waiting {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Starts an op, or has it wait behind those that wait. Answers with the outcome if the op has
+    /// ended.
+    pub(crate) fn submit(
+        &mut self,
+        op: Op,
+        tag: Tag,
+        backend: &mut dyn Backend,
+        io: &mut dyn Io,
+    ) -> Option<Outcome> {
+        if !self.ops.is_empty() {
+            return self.push(op, tag);
+        }
+        match backend.submit(op, tag, io) {
+            Submitted::Done(outcome) => Some(outcome),
+            Submitted::Queued => None,
+            Submitted::Full(op) => self.push(op, tag),
+        }
+    }
+
+    #[cold]
+    fn push(&mut self, op: Op, tag: Tag) -> Option<Outcome> {
+        if let Err(error) = memory::attempt(|| self.ops.try_reserve(1)) {
+            return Some(Err(error));
+        }
+        self.ops.push_back((tag, op));
+        None
+    }
+
+    /// Offers the first op to the backend. If the backend takes it, answers with its tag, and with
+    /// its outcome if it has ended.
+    pub(crate) fn offer(
+        &mut self,
+        backend: &mut dyn Backend,
+        io: &mut dyn Io,
+    ) -> Option<(Tag, Option<Outcome>)> {
+        let (tag, op) = self.ops.pop_front()?;
+        match backend.submit(op, tag, io) {
+            Submitted::Done(outcome) => Some((tag, Some(outcome))),
+            Submitted::Queued => Some((tag, None)),
+            Submitted::Full(op) => {
+                self.ops.push_front((tag, op));
+                None
+            }
+        }
+    }
+
+    /// Takes the ops of a connection or queue out. Answers with its requests, which the backend was
+    /// never given, and the outcomes they have then.
+    pub(crate) fn withdraw(&mut self, owner: u32) -> Vec<(u32, Outcome)> {
+        let mut withdrawn = Vec::new();
+        self.ops.retain(|(tag, op)| {
+            let (of, request) = untag(*tag);
+            if of == owner {
+                let why = "withdrawn, since nobody waits for it any more";
+                let error = Error::new(ErrorKind::Shutdown, op.kind().name(), why);
+                withdrawn.push((request, Err(error)));
+            }
+            of != owner
+        });
+        withdrawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sheave_core::{
+        Buf, Completion, Destination, IoDone, IoRequest, IoToken, Nanos, Reply, Result, VolumeInfo,
+    };
+
+    use super::*;
+    use crate::session::tag;
+
+    /// Takes so many ops, and ends those with an even tag at once.
+    struct Room(usize);
+
+    impl Backend for Room {
+        fn info(&self) -> &VolumeInfo {
+            unreachable!("not asked")
+        }
+
+        fn submit(&mut self, op: Op, tag: Tag, _: &mut dyn Io) -> Submitted {
+            if self.0 == 0 {
+                return Submitted::Full(op);
+            }
+            self.0 -= 1;
+            match tag.0 % 2 {
+                0 => Submitted::Done(Ok(Reply::Done)),
+                _ => Submitted::Queued,
+            }
+        }
+
+        fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {}
+
+        fn reap(&mut self, _: &mut dyn Io) -> Option<Completion> {
+            None
+        }
+    }
+
+    struct NoIo;
+
+    impl Io for NoIo {
+        fn now(&self) -> Nanos {
+            1
+        }
+
+        fn buffer(&mut self, len: usize) -> Result<Buf> {
+            Buf::try_zeroed(len)
+        }
+
+        fn waker(&self) -> std::task::Waker {
+            std::task::Waker::noop().clone()
+        }
+
+        fn start(
+            &mut self,
+            request: IoRequest,
+            _: IoToken,
+            _: Destination,
+        ) -> std::result::Result<(), IoRequest> {
+            Err(request)
+        }
+    }
+
+    #[test]
+    fn ops_are_taken_in_the_order_in_which_they_came() {
+        let (mut waiting, mut room) = (Waiting::default(), Room(1));
+        let mut submit = |waiting: &mut Waiting, room: &mut Room, request| {
+            waiting.submit(Op::Flush, tag(3, request), room, &mut NoIo).is_some()
+        };
+        assert!(submit(&mut waiting, &mut room, 0), "ended at once");
+        assert!(!submit(&mut waiting, &mut room, 1) && !submit(&mut waiting, &mut room, 2));
+        room.0 = 1;
+        assert!(
+            !submit(&mut waiting, &mut room, 4),
+            "behind those that wait, though there is room"
+        );
+        assert_eq!((room.0, waiting.len()), (1, 3));
+        room.0 = 3;
+        let mut next =
+            || waiting.offer(&mut room, &mut NoIo).map(|(tag, end)| (tag, end.is_some()));
+        let taken = [next(), next(), next(), next()];
+        let want = [(tag(3, 1), false), (tag(3, 2), true), (tag(3, 4), true)];
+        assert_eq!(taken[..3], want.map(Some));
+        assert_eq!(taken[3], None);
+    }
+
+    #[test]
+    fn an_op_that_finds_no_room_again_stays_the_first() {
+        let (mut waiting, mut room) = (Waiting::default(), Room(0));
+        for request in [1, 3] {
+            assert!(waiting.submit(Op::Flush, tag(0, request), &mut room, &mut NoIo).is_none());
+        }
+        assert!(waiting.offer(&mut room, &mut NoIo).is_none());
+        room.0 = 1;
+        let (first, _) = waiting.offer(&mut room, &mut NoIo).expect("room");
+        assert_eq!(first, tag(0, 1));
+    }
+
+    #[test]
+    fn only_the_ops_of_one_connection_are_withdrawn() {
+        let (mut waiting, mut room) = (Waiting::default(), Room(0));
+        for (owner, request) in [(1, 10), (2, 20), (1, 11)] {
+            assert!(waiting.submit(Op::Flush, tag(owner, request), &mut room, &mut NoIo).is_none());
+        }
+        let requests: Vec<u32> = waiting.withdraw(1).iter().map(|(request, _)| *request).collect();
+        assert_eq!((requests, waiting.len()), (vec![10, 11], 1));
+        assert!(waiting.withdraw(1).is_empty());
+    }
+}
