@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn ops_are_taken_in_the_order_in_which_they_came() {
         let (mut waiting, mut room) = (Waiting::default(), Room(1));
-        let mut submit = |waiting: &mut Waiting, room: &mut Room, request| {
+        let submit = |waiting: &mut Waiting, room: &mut Room, request| {
             waiting.submit(Op::Flush, tag(3, request), room, &mut NoIo).is_some()
         };
         assert!(submit(&mut waiting, &mut room, 0), "ended at once");
