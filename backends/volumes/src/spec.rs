@@ -18,33 +18,8 @@ pub(crate) const LAYER_PARAMETERS: [&str; 5] =
 
 /// A VOLUME, parsed: a URL or a bare path.
 ///
-/// | text | volume |
-/// |---|---|
-/// | `memory:?size=1G` | in memory, sparse |
-/// | `null:?size=1T` | reads zeroes, discards writes |
-/// | `file:///images/a.img`, `/images/a.img`, `a.img` | an image file or block device |
-/// | `nbd://host:port/export`, `nbd+unix:///export?socket=/p` | an export of an NBD server |
-///
-/// A bare path is taken as it is written, up to the first `?`; in a URL, `%E9` escapes are undone,
-/// so that a URL can name any file. For what is no text see [`crate::volume_text`].
-/// Parameters follow after `?`, joined by `&`:
-///
-/// | parameter | volume | meaning |
-/// |---|---|---|
-/// | `size=10G` | memory, null | its size |
-/// | `overcommit=true` | memory | it may be larger than the memory of its node |
-/// | `direct=true` | file | bypass the page cache (`O_DIRECT`) |
-/// | `block=4096` | file | logical block of the disk: 512 (default of images), 1024, 2048, 4096 |
-/// | `format=raw` | file | serve it as it is, even if it looks like another format |
-/// | `lock=false` | file | open it even if another program has it open for writing |
-/// | `connections=4` | nbd | connections to use if the server has multi-conn; default 1 |
-/// | `connect-timeout=10` | nbd | seconds that one attempt to connect may take |
-/// | `reconnect-timeout=S` | nbd | seconds after which ops fail without a server; default: never |
-/// | `request-timeout=60` | nbd | seconds of silence of a server that owes answers |
-/// | `replay-bytes=64M` | nbd | writes that are kept until a flush covers them |
-/// | `read-only=true` | all | refuse to write |
-/// | `limit-bps=100M`, `limit-iops=5000` | all | per second, of all connections together |
-/// | `fault=RULE` (repeatable), `fault-seed=N` | all | failures on purpose, see [`FaultRule`] |
+/// `docs/volumes.md` has all schemes and parameters; `schemes/` has a file for each scheme. For an
+/// argument that is no text see [`crate::volume_text`].
 ///
 /// The layers lie in this order, outermost first: read-only, faults, rate limit, block size. So a
 /// refused write consumes no fault, a failed op counts against no limit, and faults and limits see
