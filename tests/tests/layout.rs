@@ -139,3 +139,50 @@ fn cargo(args: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace");
     Run::new(env!("CARGO")).args(args).args("--offline --locked").in_dir(root).ok()
 }
+
+/// The data path's loop is read module by module, so no module needs one that needs it.
+#[test]
+fn the_modules_of_the_shard_have_no_circle() {
+    let mut left = modules_of_shard();
+    assert!(left["shard"].contains("volumes"), "{left:?}");
+    // Takes away what needs nothing that is left, as long as there is any.
+    loop {
+        let is_free = |needs: &BTreeSet<String>| !needs.iter().any(|need| left.contains_key(need));
+        let free: Vec<_> =
+            left.iter().filter(|(_, needs)| is_free(needs)).map(|(name, _)| name.clone()).collect();
+        if free.is_empty() {
+            break;
+        }
+        left.retain(|name, _| !free.contains(name));
+    }
+    assert!(left.is_empty(), "modules that need each other, or what does: {left:?}");
+}
+
+/// Each module of the crate `sheave-shard` with the modules that its code, but not its tests, uses.
+fn modules_of_shard() -> BTreeMap<String, BTreeSet<String>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../datapath/shard/src");
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect("a source file");
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let lib = read("lib.rs");
+    // Where a name comes from that the crate's root exports.
+    let exports = lib.split("pub use ").skip(1).filter_map(|rest| rest.split(';').next());
+    let home_of: BTreeMap<&str, &str> = exports
+        .filter_map(|export| export.split_once("::"))
+        .flat_map(|(home, names)| names.split(|c| !is_name(c)).map(move |name| (name, home)))
+        .collect();
+    let modules: Vec<&str> =
+        lib.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';')).collect();
+    let needs = |module: &str| {
+        let text = read(&format!("{module}.rs"));
+        let (code, _) = text.split_once("#[cfg(test)]\nmod tests").unwrap_or((&text, ""));
+        let code: String = code.lines().filter_map(|line| line.split("//").next()).collect();
+        let paths = code.split("crate::").skip(1).flat_map(|rest| match rest.strip_prefix('{') {
+            Some(list) => list.split('}').next().unwrap_or_default().split(',').collect(),
+            None => vec![rest.split(|c| !is_name(c)).next().unwrap_or_default()],
+        });
+        let names = paths.map(|name| *home_of.get(name.trim()).unwrap_or(&name));
+        let names = names.filter(|name| *name != module && modules.contains(name));
+        names.map(str::to_owned).collect()
+    };
+    modules.iter().map(|&module| (module.to_owned(), needs(module))).collect()
+}

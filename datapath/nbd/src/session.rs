@@ -9,7 +9,7 @@ use sheave_core::{
 use sheave_proto::reply::{ReplyTo, StatusQuery};
 use sheave_proto::{Negotiated, Request, Verdict};
 use sheave_ring::SendBatch;
-use sheave_shard::{Cx, IN_FLIGHT_MAX, NextRead, Session};
+use sheave_shard::{Cx, IN_FLIGHT_MAX, NextRead, Phase, Session};
 use sheave_telemetry::Recorder;
 use slab::Slab;
 
@@ -44,13 +44,9 @@ pub(crate) struct NbdSession {
     held: usize,
     /// As many of them the recorder knows of.
     held_recorded: usize,
-    finished: bool,
+    phase: Phase,
     /// The client has said that nothing more comes; what is in the backlog came before.
     closing: bool,
-    /// It is to come to rest between two requests.
-    leaving: bool,
-    /// The stream is broken: replies are of no use any more.
-    gone: bool,
     times: Vec<Timed>,
     /// Payload bytes of the requests that succeeded.
     bytes_read: u64,
@@ -102,10 +98,8 @@ impl NbdSession {
             replies_sending: 0,
             held: 0,
             held_recorded: 0,
-            finished: false,
+            phase: Phase::Open,
             closing: false,
-            leaving: false,
-            gone: false,
             times: Vec::new(),
             bytes_read: 0,
             bytes_written: 0,
@@ -125,7 +119,7 @@ impl NbdSession {
             self.negotiated.size = volume.size();
         }
         let mut input = bytes;
-        while !input.is_empty() && !self.finished {
+        while !input.is_empty() && !self.is_finished() {
             if self.is_blocked() {
                 return self.keep(input);
             }
@@ -232,7 +226,7 @@ impl NbdSession {
         let InFlight { to, asked, kind, start, submitted, held } =
             self.requests.remove(request as usize);
         self.held -= held;
-        if self.gone {
+        if self.phase == Phase::Gone {
             return;
         }
         match outcome {
@@ -315,8 +309,14 @@ impl NbdSession {
 
     /// Takes no more requests.
     fn finish(&mut self) {
-        self.finished = true;
+        if self.phase != Phase::Gone {
+            self.phase = Phase::Draining;
+        }
         self.backlog = Vec::new();
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Draining | Phase::Gone)
     }
 }
 
@@ -358,10 +358,10 @@ impl Session for NbdSession {
         for Timed { kind, start, submitted, count } in self.times.drain(..) {
             recorder.record_op(kind, start, submitted, now, count);
         }
+        let idle = self.is_finished() && self.requests.is_empty();
         match &mut self.tls {
             None => std::mem::swap(batch, &mut self.ready),
             Some(tls) => {
-                let idle = self.finished && self.requests.is_empty();
                 // What TLS adds is not counted as held, so it must not be given back either.
                 self.held -= tls.encrypt(&mut self.ready, idle, batch);
                 if self.ready.unsent() == 0 {
@@ -387,48 +387,44 @@ impl Session for NbdSession {
     }
 
     fn next_read(&mut self) -> NextRead {
-        if self.finished {
+        if self.is_finished() {
             return NextRead::Finished;
         }
         if self.is_blocked() || !self.backlog.is_empty() {
             return NextRead::Paused;
         }
-        if self.leaving && self.incoming.is_between_requests() {
+        if self.phase == Phase::Leaving && self.incoming.is_between_requests() {
             return NextRead::Paused;
         }
         self.incoming.next_read(self.tls.is_none())
     }
 
-    fn ended(&mut self, error: Option<&io::Error>) {
+    fn enter(&mut self, phase: Phase, error: Option<&io::Error>) {
         if let Some(error) = error {
             self.in_span(|| tracing::info!(%error, "connection lost"));
-            self.gone = true;
         }
-        self.finish();
+        match phase {
+            Phase::Open | Phase::Leaving if self.is_finished() => {}
+            // What TLS has taken in cannot be given to anybody else.
+            Phase::Leaving if self.tls.is_some() => {}
+            Phase::Open | Phase::Leaving => self.phase = phase,
+            Phase::Draining => self.finish(),
+            Phase::Gone => {
+                self.phase = phase;
+                self.finish();
+            }
+        }
     }
 
     fn in_flight(&self) -> usize {
         self.requests.len()
     }
 
-    fn shut_down(&mut self) {
-        self.finish();
-    }
-
-    fn leave(&mut self) {
-        // What TLS has taken in cannot be given to anybody else.
-        self.leaving = self.tls.is_none();
-    }
-
-    fn stay(&mut self) {
-        self.leaving = false;
-    }
-
-    fn has_left(&self) -> bool {
+    fn is_at_rest(&self) -> bool {
         let is_answered =
             self.requests.is_empty() && self.replies_ready + self.replies_sending == 0;
         let is_received = self.backlog.is_empty() && self.incoming.is_between_requests();
-        self.leaving && is_answered && is_received && !self.finished
+        self.phase == Phase::Leaving && is_answered && is_received
     }
 
     fn closed(&mut self, recorder: &Recorder) {
@@ -459,7 +455,7 @@ impl NbdSession {
     fn plain(&mut self, bytes: &[u8], cx: &mut Cx<'_>) {
         if self.backlog.is_empty() {
             self.parse(bytes, cx);
-        } else if !self.finished {
+        } else if !self.is_finished() {
             self.keep(bytes);
         }
     }

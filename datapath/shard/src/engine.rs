@@ -2,28 +2,20 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{self, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{self, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
-use sheave_core::{Error, ErrorKind, Volume};
+use sheave_core::{Error, ErrorKind};
 
-use crate::doorbell::Doorbell;
+use crate::Clock;
+use crate::assignment::{Assignment, Released};
 use crate::ending::Ending;
-use crate::start::{limit_of, start_shards, stop_shards};
+use crate::inbox::{Command, TELL_RETRY};
+use crate::start::{ShardHandle, limit_of, start_shards, stop_shards};
 use crate::threads::ThreadEngine;
-use crate::{Clock, QueueAssignment, Served, Session};
 
-/// Connections that wait for a shard to take them.
-const INBOX_MAX: usize = 1024;
-/// How long connections may finish what they have begun when the engine stops.
-pub const STOP_GRACE: Duration = Duration::from_secs(5);
-/// How soon a shard whose inbox is full is told again, and how often.
-const TELL_RETRY: Duration = Duration::from_millis(1);
+/// How often a shard whose inbox is full is told again, every millisecond.
 const TELL_TRIES: usize = 1000;
 
 /// Which engine to use.
@@ -49,91 +41,9 @@ pub struct EngineConfig {
     pub poll_us: u32,
 }
 
-/// A negotiated connection, ready for the data path.
-pub struct Assignment {
-    /// The socket, in blocking or non-blocking mode.
-    pub socket: OwnedFd,
-    /// Its protocol state.
-    pub session: Box<dyn Session>,
-    /// What it serves.
-    pub served: Served,
-    /// The name under which [`Engine::release`], [`Engine::end`] and others know it.
-    pub name: Option<u64>,
-}
-
-/// A connection that is at rest, between two requests.
-#[derive(Debug)]
-pub struct Released {
-    /// Its [`Assignment::name`].
-    pub name: u64,
-    /// The socket.
-    pub socket: OwnedFd,
-}
-
-pub(crate) enum Command {
-    Serve(Assignment),
-    /// Open this volume and keep it so.
-    Open(Served, Sender<Result<(), Error>>),
-    /// That is not needed any more.
-    Close(Arc<dyn Volume>),
-    ServeQueue(QueueAssignment, Served, Sender<()>),
-    /// Bring connections that have a name to rest and give them back.
-    Release(Sender<Released>),
-    /// Stop doing so.
-    Stay,
-    /// End all I/O of this device with errors.
-    Abandon(u64),
-    /// End the connections that have these names.
-    End(Arc<HashSet<u64>>, Ending),
-    /// Answer with this number.
-    Echo(usize, SyncSender<usize>),
-    Stop,
-}
-
-/// How a shard is told things, and what is known about its load from outside.
-pub(crate) struct Inbox {
-    commands: ArrayQueue<Command>,
-    pub(crate) bell: Arc<Doorbell>,
-    connections: AtomicUsize,
-}
-
-impl Inbox {
-    pub(crate) fn new(bell: Doorbell) -> Self {
-        let bell = Arc::new(bell);
-        Self { commands: ArrayQueue::new(INBOX_MAX), bell, connections: AtomicUsize::new(0) }
-    }
-
-    pub(crate) fn take(&self) -> Option<Command> {
-        self.commands.pop()
-    }
-
-    fn counted(&self) {
-        self.connections.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn closed(&self) {
-        self.connections.fetch_sub(1, Relaxed);
-    }
-
-    fn assign(&self, command: Command) -> Result<(), Error> {
-        self.counted();
-        self.send(command).map_err(|_| {
-            self.closed();
-            let what = format!("a shard has {INBOX_MAX} connections waiting");
-            Error::new(ErrorKind::Busy, "serve", what)
-        })
-    }
-
-    fn send(&self, command: Command) -> Result<(), Command> {
-        self.commands.push(command)?;
-        self.bell.ring();
-        Ok(())
-    }
-}
-
 /// A running engine.
 pub struct Engine {
-    pub(crate) kind: Kind,
+    kind: Kind,
     reason: String,
     /// Volumes are opened and devices handed over one at a time. So no queue waits behind another
     /// device's volume while others of its own have asked the kernel for requests, and who takes an
@@ -141,47 +51,9 @@ pub struct Engine {
     pub(crate) handing: Mutex<()>,
 }
 
-pub(crate) enum Kind {
+enum Kind {
     Ring(Vec<ShardHandle>),
     Threads(ThreadEngine),
-}
-
-pub(crate) struct ShardHandle {
-    pub(crate) inbox: Arc<Inbox>,
-    pub(crate) thread: JoinHandle<()>,
-}
-
-impl ShardHandle {
-    /// Tells it, as soon as it has room.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub(crate) fn hand(&self, mut command: Command) -> Result<(), Error> {
-        while let Err(back) = self.inbox.send(command) {
-            self.check()?;
-            command = back;
-            std::thread::sleep(TELL_RETRY);
-        }
-        Ok(())
-    }
-
-    /// # Errors
-    /// When it has ended.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.thread.is_finished() {
-            return Err(ended());
-        }
-        Ok(())
-    }
-
-    /// Hands it a queue, which counts as a connection.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub(crate) fn assign(&self, queue: Command) -> Result<(), Error> {
-        self.inbox.counted();
-        self.hand(queue).inspect_err(|_| self.inbox.closed())
-    }
 }
 
 impl Engine {
@@ -196,7 +68,7 @@ impl Engine {
         };
         match probed {
             None => Ok(Self::threads(clock, "asked for".to_owned())),
-            Some(Ok(probe)) => match start_shards(&config, &probe, clock) {
+            Some(Ok(probe)) => match start_shards(config.shards, config.poll_us, &probe, clock) {
                 Ok(shards) => Ok(Self::new(Kind::Ring(shards), format!("{:?}", probe.mode))),
                 // The probe makes one ring; more may be too many.
                 Err(error) if config.choice == EngineChoice::Auto => {
@@ -259,7 +131,7 @@ impl Engine {
             Kind::Ring(shards) => {
                 let inbox = &shards
                     .iter()
-                    .min_by_key(|shard| shard.inbox.connections.load(Relaxed))
+                    .min_by_key(|shard| shard.inbox.load())
                     .expect("an engine has a shard")
                     .inbox;
                 inbox.assign(Command::Serve(assignment))
@@ -294,8 +166,20 @@ impl Engine {
         self.tell(|| Command::Abandon(name));
     }
 
+    /// Ends the connections that have these names ([`Assignment::name`]). Does not wait for it: with
+    /// [`Ending::InOrder`] a connection lasts until its client has read all replies.
+    pub fn end(&self, names: HashSet<u64>, ending: Ending) {
+        match &self.kind {
+            Kind::Threads(threads) => threads.end(&names, ending),
+            Kind::Ring(_) => {
+                let names = Arc::new(names);
+                self.tell(|| Command::End(Arc::clone(&names), ending));
+            }
+        }
+    }
+
     /// Tells all shards.
-    pub(crate) fn tell(&self, command: impl Fn() -> Command) {
+    fn tell(&self, command: impl Fn() -> Command) {
         for shard in self.shards() {
             let mut command = command();
             // An inbox is full for a moment only, unless its shard stands still.
@@ -312,9 +196,7 @@ impl Engine {
     pub fn connections(&self) -> usize {
         match &self.kind {
             Kind::Threads(threads) => threads.connections(),
-            Kind::Ring(shards) => {
-                shards.iter().map(|shard| shard.inbox.connections.load(Relaxed)).sum()
-            }
+            Kind::Ring(shards) => shards.iter().map(|shard| shard.inbox.load()).sum(),
         }
     }
 
@@ -363,13 +245,10 @@ impl fmt::Display for Engine {
     }
 }
 
-pub(crate) fn ended() -> Error {
-    Error::new(ErrorKind::Io, "serve", "a shard has ended")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inbox::Inbox;
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -393,11 +272,7 @@ mod tests {
     fn a_shard_that_stands_still_is_named() {
         let mut engine = start(EngineChoice::Auto);
         let Kind::Ring(shards) = &mut engine.kind else { return };
-        let inbox = Inbox {
-            commands: ArrayQueue::new(1),
-            bell: Arc::new(Doorbell::new().unwrap()),
-            connections: AtomicUsize::new(0),
-        };
+        let inbox = Inbox::of(1).unwrap();
         shards.push(ShardHandle { inbox: Arc::new(inbox), thread: std::thread::spawn(|| {}) });
         // The second time its inbox is full.
         for _ in 0..2 {

@@ -11,13 +11,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload, Result};
-use sheave_ring::{Ring, plain};
+use sheave_ring::plain;
 use smallvec::SmallVec;
 
-use crate::Clock;
+use crate::core::Core;
 use crate::doorbell::Doorbell;
 use crate::pool::Pool;
-use crate::quick::Quick;
 use crate::waker::of_bell;
 
 /// From how many pending entries of the ring on they are submitted when a request to storage is
@@ -28,11 +27,7 @@ pub(crate) const QUEUE_SUBMIT_FROM: usize = 4;
 
 /// On a ring, next to the sockets.
 pub(crate) struct RingIo<'a> {
-    pub(crate) ring: &'a mut Ring,
-    pub(crate) pool: &'a mut Pool,
-    pub(crate) quick: &'a mut Quick,
-    pub(crate) clock: Clock,
-    pub(crate) now: Nanos,
+    pub(crate) core: &'a mut Core,
     /// [`CONNECTION_SUBMIT_FROM`] or [`QUEUE_SUBMIT_FROM`].
     pub(crate) submit_from: usize,
     /// Which of the shard's volumes asks.
@@ -51,15 +46,15 @@ pub(crate) struct Mount<'a> {
 
 impl Io for RingIo<'_> {
     fn now(&self) -> Nanos {
-        self.now
+        self.core.now
     }
 
     fn buffer(&mut self, len: usize) -> Result<Buf> {
-        self.pool.take(len)
+        self.core.pool.take(len)
     }
 
     fn recycle(&mut self, payload: Payload) {
-        self.pool.give_all(payload);
+        self.core.pool.give_all(payload);
     }
 
     fn waker(&self) -> Waker {
@@ -73,15 +68,15 @@ impl Io for RingIo<'_> {
         to: Destination,
     ) -> std::result::Result<(), IoRequest> {
         let in_flight = &mut *self.mount.io_in_flight;
-        if to == Destination::Memory && self.quick.takes(&request, self.now) {
-            self.quick.run(self.volume, request, token, self.clock);
+        if to == Destination::Memory && self.core.inline.takes(&request, self.core.now) {
+            self.core.inline.run(self.volume, request, token, self.core.clock);
             *in_flight += 1;
             return Ok(());
         }
-        self.ring.start(request, (self.volume, token.0))?;
+        self.core.ring.start(request, (self.volume, token.0))?;
         *in_flight += 1;
         if to == Destination::Device {
-            self.ring.submit_from(self.submit_from);
+            self.core.ring.submit_from(self.submit_from);
         }
         Ok(())
     }

@@ -4,33 +4,38 @@
 //! that owns it, a ring shard or a plain thread, receives, sends and runs the backend.
 #![forbid(unsafe_code)]
 
+mod assignment;
 mod blocking;
 mod clock;
+mod connections;
+mod core;
 mod doorbell;
 mod ending;
 mod engine;
 mod failures;
+mod inbox;
+mod inline;
 mod io;
 mod opened;
 mod poll;
 mod pool;
 mod queue;
 mod queues;
-mod quick;
-mod release;
 mod session;
 mod shard;
 mod start;
+mod tags;
 mod threads;
 mod volumes;
 mod waiting;
 mod waker;
 
+pub use assignment::{Assignment, QueueAssignment, Released, Served};
 pub use blocking::Blocking;
 pub use clock::Clock;
-pub use ending::Ending;
-pub use engine::{Assignment, Engine, EngineChoice, EngineConfig, Released, STOP_GRACE};
+pub use ending::{Ending, STOP_GRACE};
+pub use engine::{Engine, EngineChoice, EngineConfig};
 pub use opened::Opened;
-pub use queue::{DeviceQueue, QueueAssignment, QueueCx, Served};
-pub use session::{Cx, NextRead, Session};
+pub use queue::{DeviceQueue, QueueCx};
+pub use session::{Cx, NextRead, Phase, Session};
 pub use waiting::IN_FLIGHT_MAX;

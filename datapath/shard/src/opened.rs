@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result};
 
-use crate::engine::{Command, Engine, ShardHandle, ended};
-use crate::queue::{QueueAssignment, Served};
+use crate::assignment::{QueueAssignment, Served};
+use crate::engine::Engine;
+use crate::inbox::Command;
+use crate::start::{ShardHandle, ended};
 
 /// How often is looked whether a shard that does not answer is still there.
 const LOOK: Duration = Duration::from_millis(100);

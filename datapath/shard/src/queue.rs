@@ -2,21 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use sheave_core::{
     Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result, Volume,
 };
 use sheave_ring::{DeviceCommand, plain};
-use sheave_telemetry::{Recorder, VolumeStats};
+use sheave_telemetry::Recorder;
 
 use crate::failures::report;
 use crate::io::RingIo;
-use crate::session::{CONNECTIONS_MAX, tag};
+use crate::tags::{owner_of, tag};
 use crate::waiting::Waiting;
-
-/// Marks the tags of queues, whose numbers overlap with those of connections.
-const QUEUE: u32 = CONNECTIONS_MAX;
 
 /// A queue whose requests the kernel hands over as the ends of commands, one slot each.
 ///
@@ -48,34 +44,6 @@ pub trait DeviceQueue: Send {
 
     /// Whether neither the kernel nor the backend holds anything of it.
     fn is_finished(&self) -> bool;
-}
-
-/// A queue, ready to be served.
-pub struct QueueAssignment {
-    /// The name under which [`crate::Engine::abandon`] knows the device.
-    pub name: u64,
-    /// The driver's file for commands and copies.
-    pub device: OwnedFd,
-    /// The protocol state.
-    pub queue: Box<dyn DeviceQueue>,
-}
-
-/// A volume, and where the latencies of its ops go.
-#[derive(Clone)]
-pub struct Served {
-    /// The volume.
-    pub volume: Arc<dyn Volume>,
-    /// Its statistics.
-    pub stats: Arc<VolumeStats>,
-}
-
-impl Served {
-    /// A volume whose statistics show what it holds from now on.
-    #[must_use]
-    pub fn new(volume: Arc<dyn Volume>, stats: Arc<VolumeStats>) -> Self {
-        stats.show_held_bytes(volume.held_bytes());
-        Self { volume, stats }
-    }
 }
 
 /// The shard, as a queue sees it during a call.
@@ -141,7 +109,7 @@ impl QueueCx<'_> {
 
     /// Sends a command about this slot.
     pub fn command(&mut self, command: &DeviceCommand, slot: u32) {
-        self.io.ring.command(self.device, command, (self.queue, slot));
+        self.io.core.ring.command(self.device, command, (self.queue, slot));
     }
 
     /// Copies the data of a request, which begins at `at`, to memory.
@@ -159,14 +127,4 @@ impl QueueCx<'_> {
     pub fn copy_to_device(&self, at: u64, payload: &Payload) -> io::Result<()> {
         plain::copy_to_device(self.device.as_fd(), at, payload)
     }
-}
-
-/// How the tags of a queue name it.
-pub(crate) fn owner_of(queue: u32) -> u32 {
-    queue | QUEUE
-}
-
-/// Which queue a tag's owner is, if it is none of the connections.
-pub(crate) fn queue_of(owner: u32) -> Option<usize> {
-    (owner & QUEUE != 0).then_some((owner & !QUEUE) as usize)
 }

@@ -1,116 +1,151 @@
-//! A shard's work for block devices.
+//! The queues of block devices that a shard serves.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use crate::io::{Mount, QUEUE_SUBMIT_FROM, RingIo};
-use crate::queue::{DeviceQueue, QueueAssignment, QueueCx, Served, owner_of};
-use crate::shard::Shard;
-use crate::volumes::Mounted;
+use sheave_core::Outcome;
+use slab::Slab;
 
-const OPEN: &str = "who hands a queue over has its volume open on all shards";
+use crate::assignment::{QueueAssignment, Served};
+use crate::core::Core;
+use crate::inbox::Inbox;
+use crate::io::QUEUE_SUBMIT_FROM;
+use crate::queue::{DeviceQueue, QueueCx};
+use crate::tags::owner_of;
+use crate::volumes::{Lent, Volumes};
 
-/// A queue that this shard serves.
-pub(crate) struct Queue {
+const OPEN: &str = "a device's volume is open on all shards before its queues are served";
+
+/// All queues, which are named by their keys.
+pub(crate) struct Queues {
+    all: Slab<Queue>,
+    /// Those that something happened to in this turn.
+    touched: Vec<usize>,
+    /// Counts them.
+    inbox: Arc<Inbox>,
+}
+
+struct Queue {
     name: u64,
     device: OwnedFd,
-    pub(crate) queue: Box<dyn DeviceQueue>,
+    queue: Box<dyn DeviceQueue>,
     volume: usize,
     touched: bool,
     /// What it has of the ring's table of buffers.
     first_buffer: Option<u16>,
 }
 
-impl Shard {
+impl Queues {
+    pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
+        Self { all: Slab::new(), touched: Vec::new(), inbox }
+    }
+
+    pub(crate) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
     /// Serves a queue, whose volume is open.
-    pub(crate) fn open_queue(&mut self, assignment: QueueAssignment, served: &Served) {
+    pub(crate) fn open(
+        &mut self,
+        assignment: QueueAssignment,
+        served: &Served,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
         let QueueAssignment { name, device, queue } = assignment;
-        let volume = self.volumes.mount(served).expect(OPEN);
-        let first_buffer = self.ring.reserve_buffers(queue.buffers());
+        let volume = volumes.mount(served).expect(OPEN);
+        let first_buffer = core.ring.reserve_buffers(queue.buffers());
         let queue = Queue { name, device, queue, volume, touched: false, first_buffer };
-        let key = self.queues.insert(queue);
-        self.call_queue(key, |queue, cx| queue.start(first_buffer, cx));
+        let key = self.all.insert(queue);
+        self.call(key, core, volumes, |queue, cx| queue.start(first_buffer, cx));
     }
 
     /// A command about this slot of a queue has ended.
-    pub(crate) fn commanded(&mut self, key: usize, slot: u32, result: i32) {
-        self.call_queue(key, |queue, cx| queue.commanded(slot, result, cx));
+    pub(crate) fn commanded(
+        &mut self,
+        key: usize,
+        slot: u32,
+        result: i32,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        self.call(key, core, volumes, |queue, cx| queue.commanded(slot, result, cx));
+    }
+
+    /// See [`DeviceQueue::taken`].
+    pub(crate) fn taken(&mut self, key: usize, slot: u32, core: &Core) {
+        self.all[key].queue.taken(slot, core.now);
+    }
+
+    /// See [`DeviceQueue::completed`].
+    pub(crate) fn completed(
+        &mut self,
+        key: usize,
+        slot: u32,
+        outcome: Outcome,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        self.call(key, core, volumes, |queue, cx| queue.completed(slot, outcome, cx));
     }
 
     /// Ends all requests of this device with errors, those that wait and those that come.
-    pub(crate) fn abandon(&mut self, name: u64) {
-        self.cut(name);
-        for key in self.queues_of(name) {
-            self.call_queue(key, |queue, cx| queue.abandon(cx));
-            let volume = self.queues[key].volume;
-            for (slot, outcome) in self.volumes[volume].waiting.withdraw(owner_of(key as u32)) {
-                self.call_queue(key, |queue, cx| queue.completed(slot, outcome, cx));
+    pub(crate) fn abandon(&mut self, name: u64, core: &mut Core, volumes: &mut Volumes) {
+        let named = self.all.iter().filter(|(_, queue)| queue.name == name);
+        for key in named.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.call(key, core, volumes, |queue, cx| queue.abandon(cx));
+            let volume = self.all[key].volume;
+            for (slot, outcome) in volumes[volume].waiting.withdraw(owner_of(key as u32)) {
+                self.completed(key, slot, outcome, core, volumes);
             }
         }
-    }
-
-    fn queues_of(&self, name: u64) -> Vec<usize> {
-        self.queues.iter().filter(|(_, queue)| queue.name == name).map(|(key, _)| key).collect()
-    }
-
-    pub(crate) fn call_queue(
-        &mut self,
-        key: usize,
-        call: impl FnOnce(&mut dyn DeviceQueue, &mut QueueCx<'_>),
-    ) {
-        self.within_queue(key, call);
-        self.touch_queue(key);
     }
 
     /// Ends the turn of the queues that something happened to.
-    pub(crate) fn settle_queues(&mut self) {
-        let mut touched = std::mem::take(&mut self.touched_queues);
-        let now = self.clock.now();
+    pub(crate) fn settle(&mut self, core: &mut Core, volumes: &mut Volumes) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        let now = core.clock.now();
         for key in touched.drain(..) {
-            let Queue { queue, volume, touched, .. } = &mut self.queues[key];
+            let Queue { queue, volume, touched, .. } = &mut self.all[key];
             *touched = false;
-            queue.turn_ended(now, &self.volumes[*volume].recorder);
+            queue.turn_ended(now, &volumes[*volume].recorder);
             if queue.is_finished() {
-                self.close_queue(key);
+                self.close(key, core, volumes);
             }
         }
         // Keeps the allocation; settling a queue touches none.
-        self.touched_queues = touched;
+        self.touched = touched;
     }
 
-    fn within_queue(
+    fn call(
         &mut self,
         key: usize,
+        core: &mut Core,
+        volumes: &mut Volumes,
         call: impl FnOnce(&mut dyn DeviceQueue, &mut QueueCx<'_>),
     ) {
-        let Self { ring, pool, quick, clock, now, queues, volumes, .. } = self;
-        let Queue { device, queue, volume, .. } = &mut queues[key];
+        let Queue { device, queue, volume, touched, .. } = &mut self.all[key];
         volumes.touch(*volume);
-        let index = *volume as u32;
-        let Mounted { volume, backend, waiting, recorder, waker, io_in_flight, .. } =
-            &mut volumes[*volume];
-        let (clock, now, submit_from) = (*clock, *now, QUEUE_SUBMIT_FROM);
-        let mount = Mount { waker, io_in_flight };
-        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume: index, mount };
-        let (volume, backend) = (&**volume, &mut **backend);
-        let queue_index = key as u32;
-        let mut cx = QueueCx { volume, backend, waiting, recorder, io, device, queue: queue_index };
+        let Lent { volume, backend, waiting, recorder, io } =
+            volumes.lend(*volume, core, QUEUE_SUBMIT_FROM);
+        let number = key as u32;
+        let mut cx = QueueCx { volume, backend, waiting, recorder, io, device, queue: number };
         call(&mut **queue, &mut cx);
-    }
-
-    fn touch_queue(&mut self, key: usize) {
-        let queue = &mut self.queues[key];
-        if !queue.touched {
-            queue.touched = true;
-            self.touched_queues.push(key);
+        if !*touched {
+            *touched = true;
+            self.touched.push(key);
         }
     }
 
-    fn close_queue(&mut self, key: usize) {
-        let queue = self.queues.remove(key);
+    fn close(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
+        let queue = self.all.remove(key);
         self.inbox.closed();
-        self.unmount(queue.volume);
+        volumes.unmount(queue.volume, core);
         if let Some(first) = queue.first_buffer {
-            self.ring.release_buffers(first, queue.queue.buffers());
+            core.ring.release_buffers(first, queue.queue.buffers());
         }
         // Last, since with it the device is gone, for others to see.
         drop(queue);

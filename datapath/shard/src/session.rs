@@ -1,12 +1,11 @@
 //! What a front's connection looks like to the engine that runs it.
 
-use sheave_core::{
-    Backend, ByteRange, Error, Io, Nanos, OWN_BITS, Op, OpKind, Outcome, Payload, Result, Tag,
-};
+use sheave_core::{Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result};
 use sheave_ring::SendBatch;
 use sheave_telemetry::Recorder;
 
 use crate::failures::report;
+use crate::tags::tag;
 use crate::waiting::Waiting;
 
 /// What a session wants to receive next.
@@ -25,6 +24,21 @@ pub enum NextRead {
     Paused,
     /// Nothing any more; close once the last reply is sent.
     Finished,
+}
+
+/// Where a connection is in its life. It goes from [`Phase::Open`] downwards, and back only from
+/// [`Phase::Leaving`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Requests are received and answered.
+    Open,
+    /// It comes to rest between two requests, so that another process can go on: nothing is
+    /// received there.
+    Leaving,
+    /// No more requests are taken; those in flight are answered.
+    Draining,
+    /// Nothing is sent or received any more. Completions are awaited.
+    Gone,
 }
 
 /// The protocol state of one connection.
@@ -53,24 +67,15 @@ pub trait Session: Send {
     /// What to receive next. Called again only when it was served or after [`NextRead::Paused`].
     fn next_read(&mut self) -> NextRead;
 
-    /// The stream has ended, in order (`None`) or by an error. No more calls but `completed`.
-    fn ended(&mut self, error: Option<&std::io::Error>);
+    /// The connection is in this phase from now on; `error` is why the stream is broken.
+    fn enter(&mut self, phase: Phase, error: Option<&std::io::Error>);
 
     /// Ops that were started and have not completed; at most [`crate::IN_FLIGHT_MAX`].
     fn in_flight(&self) -> usize;
 
-    /// Stops taking requests; what is in flight is still answered.
-    fn shut_down(&mut self);
-
-    /// Comes to rest between two requests, so that another process can go on: from now on nothing
-    /// is received there.
-    fn leave(&mut self) {}
-
-    /// Takes [`Session::leave`] back.
-    fn stay(&mut self) {}
-
-    /// Whether it has come to rest: nothing is half received, in flight, or unanswered.
-    fn has_left(&self) -> bool {
+    /// Whether nothing is half received, in flight, or unanswered, so that another process can go
+    /// on ([`Phase::Leaving`]).
+    fn is_at_rest(&self) -> bool {
         false
     }
 
@@ -119,20 +124,4 @@ impl Cx<'_> {
         let tag = tag(self.connection, request);
         self.waiting.submit(op, tag, self.backend, self.io)
     }
-}
-
-/// Bits of a tag that tell the request. Those above tell the connection or queue.
-const REQUEST_BITS: u32 = 32;
-/// A tag has room for so many connections and as many queues.
-pub(crate) const CONNECTIONS_MAX: u32 = 1 << (OWN_BITS - REQUEST_BITS - 1);
-
-/// Connection and request in one tag, whose other bits are for layers.
-pub(crate) fn tag(connection: u32, request: u32) -> Tag {
-    debug_assert!(connection < 2 * CONNECTIONS_MAX);
-    Tag(u64::from(connection) << REQUEST_BITS | u64::from(request))
-}
-
-/// The reverse of [`tag`].
-pub(crate) fn untag(tag: Tag) -> (u32, u32) {
-    ((tag.0 >> REQUEST_BITS) as u32, tag.0 as u32)
 }

@@ -3,25 +3,66 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
+use sheave_core::{Error, ErrorKind};
 
 use crate::Clock;
-use crate::doorbell::Doorbell;
-use crate::engine::{Command, EngineConfig, Inbox, ShardHandle};
+use crate::inbox::{Command, Inbox, TELL_RETRY};
 use crate::shard::Shard;
+
+/// A running shard.
+pub(crate) struct ShardHandle {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) thread: JoinHandle<()>,
+}
+
+impl ShardHandle {
+    /// Tells it, as soon as it has room.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn hand(&self, mut command: Command) -> Result<(), Error> {
+        while let Err(back) = self.inbox.send(command) {
+            self.check()?;
+            command = back;
+            std::thread::sleep(TELL_RETRY);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.thread.is_finished() {
+            return Err(ended());
+        }
+        Ok(())
+    }
+
+    /// Hands it a queue, which counts as a connection.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn assign(&self, queue: Command) -> Result<(), Error> {
+        self.inbox.counted();
+        self.hand(queue).inspect_err(|_| self.inbox.closed())
+    }
+}
 
 /// Starts all shards or none.
 pub(crate) fn start_shards(
-    config: &EngineConfig,
+    count: usize,
+    poll_us: u32,
     probe: &sheave_ring::Probe,
     clock: Clock,
 ) -> io::Result<Vec<ShardHandle>> {
-    let count = config.shards.max(1);
+    let count = count.max(1);
     let mut shards = Vec::with_capacity(count);
     for index in 0..count {
-        match start_shard(index, probe, config.poll_us, clock) {
+        match start_shard(index, probe, poll_us, clock) {
             Ok(shard) => shards.push(shard),
             Err(error) => {
                 stop_shards(shards);
@@ -71,7 +112,7 @@ fn start_shard(
     poll_us: u32,
     clock: Clock,
 ) -> io::Result<ShardHandle> {
-    let inbox = Arc::new(Inbox::new(Doorbell::new()?));
+    let inbox = Arc::new(Inbox::new()?);
     let (mine, probe) = (Arc::clone(&inbox), probe.clone());
     let poll_limit = u64::from(poll_us) * 1000;
     let (started, outcome) = sync_channel(1);
@@ -91,6 +132,10 @@ fn start_shard(
     })?;
     outcome.recv().map_err(|_| io::Error::other("shard thread ended early"))??;
     Ok(ShardHandle { inbox, thread })
+}
+
+pub(crate) fn ended() -> Error {
+    Error::new(ErrorKind::Io, "serve", "a shard has ended")
 }
 
 #[cfg(test)]

@@ -15,12 +15,12 @@ use sheave_core::{Backend, Error, memory};
 use sheave_ring::{SendBatch, plain};
 use sheave_telemetry::Recorder;
 
-use crate::ending::Ending;
-use crate::engine::{Assignment, STOP_GRACE};
+use crate::assignment::Assignment;
+use crate::ending::{Ending, STOP_GRACE};
 use crate::io::PlainIo;
-use crate::session::untag;
+use crate::tags::untag;
 use crate::waiting::Waiting;
-use crate::{Clock, Cx, NextRead, Session};
+use crate::{Clock, Cx, NextRead, Phase, Session};
 
 /// How tags name the only connection of a thread.
 const CONNECTION: u32 = 0;
@@ -174,7 +174,7 @@ impl Connection {
                 Ok(true) => {}
                 Ok(false) => return self.drain(),
                 Err(error) => {
-                    self.session.ended(Some(&error));
+                    self.session.enter(Phase::Gone, Some(&error));
                     // Nobody need wait for us while we wait for the backend.
                     let _ = shutdown(&self.socket, Shutdown::Both);
                     for (request, outcome) in self.waiting.withdraw(CONNECTION) {
@@ -195,7 +195,7 @@ impl Connection {
             self.work();
         }
         if self.ending.load(Relaxed) || self.open.stopping.load(Relaxed) {
-            self.session.shut_down();
+            self.session.enter(Phase::Draining, None);
         }
         match self.session.next_read() {
             NextRead::Stream => {
@@ -220,7 +220,7 @@ impl Connection {
                 };
                 self.io.now = self.clock.now();
                 match count {
-                    0 => self.session.ended(None),
+                    0 => self.session.enter(Phase::Draining, None),
                     _ => self.call(|session, cx| session.landed(payload, count, cx)),
                 }
             }
@@ -233,7 +233,7 @@ impl Connection {
 
     fn received(&mut self, count: usize) {
         if count == 0 {
-            return self.session.ended(None);
+            return self.session.enter(Phase::Draining, None);
         }
         let mut receive = std::mem::take(&mut self.receive);
         self.call(|session, cx| session.received(&mut receive[..count], cx));

@@ -8,13 +8,13 @@ use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use std::task::Waker;
 
-use sheave_core::{Backend, Nanos, Result, Volume};
+use sheave_core::{Backend, Completion, IoDone, Nanos, Outcome, Result, Tag, Volume};
 use sheave_telemetry::Recorder;
 use slab::Slab;
 
-use crate::Served;
+use crate::assignment::Served;
+use crate::core::Core;
 use crate::io::{CONNECTION_SUBMIT_FROM, Mount, RingIo};
-use crate::shard::Shard;
 use crate::waiting::{IN_FLIGHT_MAX, Waiting};
 use crate::waker::{VolumeWaker, Woken};
 
@@ -61,6 +61,24 @@ impl Place {
     }
 }
 
+/// What a connection or queue uses of its mounted volume.
+pub(crate) struct Lent<'a> {
+    pub(crate) volume: &'a dyn Volume,
+    pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) waiting: &'a mut Waiting,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) io: RingIo<'a>,
+}
+
+/// What has become of an op.
+pub(crate) struct Progress {
+    pub(crate) tag: Tag,
+    /// It waited for room, and the backend has taken it.
+    pub(crate) was_waiting: bool,
+    /// How it ended, if it has.
+    pub(crate) outcome: Option<Outcome>,
+}
+
 /// All mounted volumes.
 pub(crate) struct Volumes {
     places: Slab<Place>,
@@ -96,9 +114,9 @@ impl Volumes {
     }
 
     /// Takes back one [`Self::mount`].
-    pub(crate) fn unmount(&mut self, volume: usize) {
+    pub(crate) fn unmount(&mut self, volume: usize, core: &mut Core) {
         self[volume].recorder.add_connections(-1);
-        self.let_go(volume);
+        self.let_go(volume, core);
     }
 
     /// See [`crate::Opened`].
@@ -112,17 +130,53 @@ impl Volumes {
     }
 
     /// Takes back one [`Self::open`], if there was one.
-    pub(crate) fn close(&mut self, volume: &Arc<dyn Volume>) {
+    pub(crate) fn close(&mut self, volume: &Arc<dyn Volume>, core: &mut Core) {
         if let Some(index) = self.index_of(volume)
             && self[index].opened > 0
         {
             self[index].opened -= 1;
-            self.let_go(index);
+            self.let_go(index, core);
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.places.iter().all(|(_, place)| place.mounted().is_none())
+    }
+
+    /// What a connection or queue uses of its volume.
+    pub(crate) fn lend<'a>(
+        &'a mut self,
+        index: usize,
+        core: &'a mut Core,
+        submit_from: usize,
+    ) -> Lent<'a> {
+        let Mounted { volume, backend, waiting, recorder, waker, io_in_flight, .. } =
+            &mut self[index];
+        let mount = Mount { waker, io_in_flight };
+        let io = RingIo { core, submit_from, volume: index as u32, mount };
+        Lent { volume: &**volume, backend: &mut **backend, waiting, recorder, io }
+    }
+
+    /// Hands the end of a file or socket request to the backend that started it.
+    pub(crate) fn io_done(&mut self, volume: u32, done: IoDone, core: &mut Core) {
+        let volume = volume as usize;
+        if !self.io_ended(volume) {
+            // That backend is gone.
+            return;
+        }
+        let Lent { backend, mut io, .. } = self.lend(volume, core, CONNECTION_SUBMIT_FROM);
+        backend.io_done(done, &mut io);
+        self.touch(volume);
+    }
+
+    /// The next progress of the volume's ops: one that has ended, or one that has found room.
+    pub(crate) fn next(&mut self, volume: usize, core: &mut Core) -> Option<Progress> {
+        let Lent { backend, waiting, mut io, .. } = self.lend(volume, core, CONNECTION_SUBMIT_FROM);
+        if let Some(Completion { tag, outcome }) = backend.reap(&mut io) {
+            return Some(Progress { tag, was_waiting: false, outcome: Some(outcome) });
+        }
+        let (tag, outcome) = waiting.offer(backend, &mut io)?;
+        Some(Progress { tag, was_waiting: true, outcome })
     }
 
     /// Has the volume visited in this turn.
@@ -204,7 +258,7 @@ impl Volumes {
     }
 
     /// A request of this volume has ended. False if the volume is gone.
-    pub(crate) fn io_ended(&mut self, volume: usize) -> bool {
+    fn io_ended(&mut self, volume: usize) -> bool {
         match &mut self.places[volume] {
             Place::Mounted(mounted) => {
                 mounted.io_in_flight -= 1;
@@ -218,6 +272,11 @@ impl Volumes {
                 false
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        self.places.iter().filter(|(_, place)| place.mounted().is_some()).count()
     }
 
     fn mounted(&mut self, volume: usize) -> Option<&mut Mounted> {
@@ -262,7 +321,7 @@ impl Volumes {
         Ok(index)
     }
 
-    fn let_go(&mut self, volume: usize) {
+    fn let_go(&mut self, volume: usize, core: &mut Core) {
         self[volume].users -= 1;
         if self[volume].users > 0 {
             return;
@@ -275,37 +334,10 @@ impl Volumes {
             0 => drop(self.places.remove(volume)),
             left => self.places[volume] = Place::Ending(left),
         }
-    }
-}
-
-impl Shard {
-    /// Gives back what a connection or queue has mounted.
-    pub(crate) fn unmount(&mut self, volume: usize) {
-        self.volumes.unmount(volume);
-        self.release_memory();
-    }
-
-    pub(crate) fn close_volume(&mut self, volume: &Arc<dyn Volume>) {
-        self.volumes.close(volume);
-        self.release_memory();
-    }
-
-    /// An idle shard keeps no memory.
-    fn release_memory(&mut self) {
-        if self.volumes.is_empty() {
-            self.pool.release();
+        if self.is_empty() {
+            // An idle shard keeps no memory.
+            core.pool.release();
         }
-    }
-
-    /// A volume's backend, the ops that wait for it, and the engine as it sees it.
-    pub(crate) fn volume(&mut self, index: usize) -> (&mut dyn Backend, &mut Waiting, RingIo<'_>) {
-        let Self { ring, pool, quick, clock, now, volumes, .. } = self;
-        let Mounted { backend, waiting, waker, io_in_flight, .. } = &mut volumes[index];
-        let (clock, now, submit_from, volume) =
-            (*clock, *now, CONNECTION_SUBMIT_FROM, index as u32);
-        let mount = Mount { waker, io_in_flight };
-        let io = RingIo { ring, pool, quick, clock, now, submit_from, volume, mount };
-        (&mut **backend, waiting, io)
     }
 }
 

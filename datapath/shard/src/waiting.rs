@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use sheave_core::{Backend, Error, ErrorKind, Io, Op, Outcome, Submitted, Tag, memory};
 
-use crate::session::untag;
+use crate::tags::untag;
 
 /// The most ops that a connection, or a queue of a device, has in flight, those that wait for room
 /// included. So the ops that wait for a volume are at most so many for each of its users.
@@ -95,7 +95,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::session::tag;
+    use crate::tags::tag;
 
     /// Takes so many ops, and ends those with an even tag at once.
     struct Room(usize);

@@ -1,0 +1,429 @@
+//! The connections of a shard.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{SendError, Sender};
+
+use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
+use sheave_core::{Error, ErrorKind, Outcome, Payload, memory};
+use sheave_ring::{Received, SendBatch, Socket};
+use slab::Slab;
+
+use crate::assignment::{Assignment, Released};
+use crate::core::Core;
+use crate::ending::Ending;
+use crate::inbox::Inbox;
+use crate::io::CONNECTION_SUBMIT_FROM;
+use crate::session::{Cx, NextRead, Phase, Session};
+use crate::tags::CONNECTIONS_MAX;
+use crate::volumes::{Lent, Volumes};
+
+/// All connections, which are named by their keys.
+pub(crate) struct Connections {
+    all: Slab<Connection>,
+    /// Those that something happened to in this turn.
+    touched: Vec<usize>,
+    /// Counts them.
+    inbox: Arc<Inbox>,
+    /// Where those go that come to rest, while they are to.
+    released_to: Option<Sender<Released>>,
+    /// No more requests are taken of any.
+    draining: bool,
+}
+
+struct Connection {
+    socket: Socket,
+    session: Box<dyn Session>,
+    volume: usize,
+    phase: Phase,
+    receiving: bool,
+    /// `None` while a send is in flight.
+    batch: Option<Box<SendBatch>>,
+    touched: bool,
+    /// See [`Assignment::name`].
+    name: Option<u64>,
+}
+
+impl Connection {
+    fn enter(&mut self, phase: Phase, error: Option<&io::Error>) {
+        self.phase = phase;
+        self.session.enter(phase, error);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.phase == Phase::Gone
+    }
+}
+
+impl Connections {
+    pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
+        let (all, touched) = (Slab::new(), Vec::new());
+        Self { all, touched, inbox, released_to: None, draining: false }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(crate) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Serves a connection.
+    pub(crate) fn open(&mut self, assignment: Assignment, core: &mut Core, volumes: &mut Volumes) {
+        let Assignment { socket, session, served, name } = assignment;
+        let volume = match volumes.mount(&served) {
+            Ok(volume) => volume,
+            Err(error) => {
+                tracing::warn!(%error, "connection refused: its volume cannot be used");
+                self.inbox.closed();
+                return;
+            }
+        };
+        if let Err(error) = self.make_room(core) {
+            tracing::warn!(%error, "connection refused");
+            volumes.unmount(volume, core);
+            self.inbox.closed();
+            return;
+        }
+        let key = self.all.insert(Connection {
+            socket: core.ring.adopt(socket),
+            session,
+            volume,
+            phase: Phase::Open,
+            receiving: false,
+            batch: Some(Box::default()),
+            touched: false,
+            name,
+        });
+        // The client may have sent requests right behind its last option.
+        self.call(key, core, volumes, |session, cx| session.received(&mut [], cx));
+        if self.draining {
+            self.all[key].enter(Phase::Draining, None);
+        }
+        self.touch(key);
+    }
+
+    /// Makes room for one more connection in all lists.
+    fn make_room(&mut self, core: &mut Core) -> sheave_core::Result<()> {
+        let count = self.all.len() + 1;
+        if count > CONNECTIONS_MAX as usize {
+            let why = format!("a shard has {CONNECTIONS_MAX} connections, the most there may be");
+            return Err(Error::new(ErrorKind::Busy, "serve", why));
+        }
+        memory::check_growth::<Connection>(self.all.len(), self.all.capacity())?;
+        memory::attempt(|| self.touched.try_reserve(count))?;
+        core.ring.make_room()
+    }
+
+    /// A receive has ended; `None` is the end of the stream.
+    pub(crate) fn received(
+        &mut self,
+        key: usize,
+        result: io::Result<Option<Received>>,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        self.all[key].receiving = false;
+        match result {
+            Ok(Some(mut received)) => {
+                if !self.all[key].is_gone() {
+                    let bytes = received.bytes();
+                    self.call(key, core, volumes, |session, cx| session.received(bytes, cx));
+                }
+                core.ring.give_back(received);
+            }
+            Ok(None) => self.drain(key),
+            Err(error) if self.is_leaving(key, &error) => {}
+            Err(error) => self.fail(key, &error, core, volumes),
+        }
+        self.touch(key);
+    }
+
+    /// A receive found no buffer.
+    pub(crate) fn not_received(&mut self, key: usize) {
+        self.all[key].receiving = false;
+        self.touch(key);
+    }
+
+    /// A receive in place has ended; no bytes are the end of the stream.
+    pub(crate) fn landed(
+        &mut self,
+        key: usize,
+        payload: Payload,
+        result: io::Result<usize>,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        self.all[key].receiving = false;
+        match result {
+            Ok(0) => self.drain(key),
+            Err(error) if self.is_leaving(key, &error) => {}
+            Err(error) => self.fail(key, &error, core, volumes),
+            Ok(count) if !self.all[key].is_gone() => {
+                self.call(key, core, volumes, |session, cx| session.landed(payload, count, cx));
+            }
+            Ok(_) => {}
+        }
+        self.touch(key);
+    }
+
+    /// A send has ended.
+    pub(crate) fn sent(
+        &mut self,
+        key: usize,
+        result: io::Result<()>,
+        mut batch: Box<SendBatch>,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        let connection = &mut self.all[key];
+        match result {
+            Ok(()) if batch.unsent() > 0 && !connection.is_gone() => {
+                core.ring.send(&connection.socket, batch, key as u64);
+                return;
+            }
+            Ok(()) => {
+                let bytes = batch.len();
+                self.call(key, core, volumes, |session, cx| session.sent(bytes, cx));
+            }
+            Err(error) => self.fail(key, &error, core, volumes),
+        }
+        batch.clear(|buf| core.pool.give(buf));
+        self.all[key].batch = Some(batch);
+        self.touch(key);
+    }
+
+    /// See [`Session::taken`].
+    pub(crate) fn taken(&mut self, key: usize, request: u32, core: &Core) {
+        self.all[key].session.taken(request, core.now);
+    }
+
+    /// See [`Session::completed`].
+    pub(crate) fn completed(
+        &mut self,
+        key: usize,
+        request: u32,
+        outcome: Outcome,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        self.call(key, core, volumes, |session, cx| session.completed(request, outcome, cx));
+        self.touch(key);
+    }
+
+    /// Sends, receives and closes as the sessions that were touched want it.
+    pub(crate) fn settle(&mut self, core: &mut Core, volumes: &mut Volumes) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for key in touched.drain(..) {
+            self.all[key].touched = false;
+            self.serve(key, core, volumes);
+            self.close_if_done(key, core, volumes);
+            self.release_if_at_rest(key, core, volumes);
+        }
+        // Keeps the allocation, and what was touched meanwhile.
+        touched.append(&mut self.touched);
+        self.touched = touched;
+    }
+
+    fn serve(&mut self, key: usize, core: &mut Core, volumes: &Volumes) {
+        let connection = &mut self.all[key];
+        if connection.is_gone() {
+            return;
+        }
+        let Connection { socket, session, volume, phase, receiving, batch, .. } = connection;
+        if let Some(mut replies) = batch.take() {
+            session.gather(&mut replies, core.clock.now(), &volumes[*volume].recorder);
+            if replies.is_empty() {
+                replies.shrink();
+                *batch = Some(replies);
+            } else {
+                core.ring.send(socket, replies, key as u64);
+            }
+        }
+        if *receiving {
+            return;
+        }
+        match session.next_read() {
+            NextRead::Stream => core.ring.recv(socket, key as u64),
+            NextRead::Into { payload, skip } => {
+                core.ring.recv_into(socket, payload, skip, key as u64);
+            }
+            NextRead::Paused => return,
+            NextRead::Finished => {
+                if session.in_flight() == 0 && batch.is_some() {
+                    // All is answered, so the session has nothing more to hear.
+                    *phase = Phase::Gone;
+                }
+                return;
+            }
+        }
+        *receiving = true;
+    }
+
+    /// Takes no more requests; what was asked is still answered.
+    fn drain(&mut self, key: usize) {
+        if !self.all[key].is_gone() {
+            self.all[key].enter(Phase::Draining, None);
+        }
+        self.touch(key);
+    }
+
+    /// Ends a connection whatever it has in flight.
+    fn fail(&mut self, key: usize, error: &io::Error, core: &mut Core, volumes: &mut Volumes) {
+        let connection = &mut self.all[key];
+        if !connection.is_gone() {
+            connection.enter(Phase::Gone, Some(error));
+            // Whatever the kernel still has in flight on the socket ends now.
+            let _ = shutdown(connection.socket.as_fd(), Shutdown::Both);
+            let volume = connection.volume;
+            for (request, outcome) in volumes[volume].waiting.withdraw(key as u32) {
+                self.completed(key, request, outcome, core, volumes);
+            }
+        }
+        self.touch(key);
+    }
+
+    /// Forgets a connection that is gone once neither kernel nor backend holds anything of it.
+    fn close_if_done(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
+        let connection = &self.all[key];
+        let busy = connection.receiving
+            || connection.batch.is_none()
+            || connection.session.in_flight() > 0;
+        if !connection.is_gone() || busy {
+            return;
+        }
+        let Connection { socket, mut session, volume, .. } = self.all.remove(key);
+        core.ring.close(socket);
+        self.inbox.closed();
+        session.closed(&volumes[volume].recorder);
+        volumes.unmount(volume, core);
+    }
+
+    /// Takes no more requests of any connection, nor of those that come.
+    pub(crate) fn drain_all(&mut self) {
+        self.draining = true;
+        for key in self.keys(|_| true) {
+            self.shut_down(key);
+        }
+    }
+
+    /// Ends the connections that have one of these names.
+    pub(crate) fn end(
+        &mut self,
+        names: &HashSet<u64>,
+        ending: Ending,
+        core: &mut Core,
+        volumes: &mut Volumes,
+    ) {
+        for key in self.keys(|one| one.name.is_some_and(|name| names.contains(&name))) {
+            match ending {
+                Ending::InOrder => self.shut_down(key),
+                Ending::AtOnce => self.cut(key, core, volumes),
+            }
+        }
+    }
+
+    /// Ends the connections of a device, whatever they have in flight.
+    pub(crate) fn abandon(&mut self, name: u64, core: &mut Core, volumes: &mut Volumes) {
+        for key in self.keys(|one| one.name == Some(name)) {
+            self.cut(key, core, volumes);
+        }
+    }
+
+    fn shut_down(&mut self, key: usize) {
+        self.drain(key);
+        // Ends a receive that waits for a request; replies can still be sent.
+        let _ = shutdown(self.all[key].socket.as_fd(), Shutdown::Read);
+    }
+
+    fn cut(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
+        self.fail(key, &io::ErrorKind::ConnectionAborted.into(), core, volumes);
+    }
+
+    /// Brings connections that have a name to rest, and gives them away.
+    pub(crate) fn begin_release(&mut self, to: Sender<Released>) {
+        self.released_to = Some(to);
+        for key in self.keys(|one| one.name.is_some() && one.phase == Phase::Open) {
+            self.all[key].enter(Phase::Leaving, None);
+            self.touch(key);
+        }
+    }
+
+    /// Serves those on that are not at rest yet.
+    pub(crate) fn end_release(&mut self) {
+        self.released_to = None;
+        for key in self.keys(|one| one.phase == Phase::Leaving) {
+            self.all[key].enter(Phase::Open, None);
+            self.touch(key);
+        }
+    }
+
+    /// Whether that is how a receive ends that was cancelled because its connection is to rest.
+    fn is_leaving(&self, key: usize, error: &io::Error) -> bool {
+        let is_cancelled = Errno::from_io_error(error) == Some(Errno::CANCELED);
+        is_cancelled && self.all[key].name.is_some()
+    }
+
+    /// Gives a connection away that is to leave and is at rest.
+    fn release_if_at_rest(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
+        let Some(connection) = self.all.get(key) else { return };
+        if connection.phase != Phase::Leaving {
+            return;
+        }
+        let (Some(to), Some(name)) = (&self.released_to, connection.name) else { return };
+        if !connection.session.is_at_rest() || connection.batch.is_none() {
+            return;
+        }
+        if connection.receiving {
+            // The end of the receive brings us here again; it may have brought a request.
+            return core.ring.cancel(&connection.socket);
+        }
+        let mut connection = self.all.remove(key);
+        let socket = core.ring.release(connection.socket);
+        match to.send(Released { name, socket }) {
+            Ok(()) => {
+                connection.session.closed(&volumes[connection.volume].recorder);
+                self.inbox.closed();
+                volumes.unmount(connection.volume, core);
+            }
+            // It took too long, and the receiver has given up.
+            Err(SendError(Released { socket, .. })) => {
+                connection.socket = core.ring.adopt(socket);
+                connection.enter(Phase::Open, None);
+                let key = self.all.insert(connection);
+                self.touch(key);
+            }
+        }
+    }
+
+    fn keys(&self, is_wanted: impl Fn(&Connection) -> bool) -> Vec<usize> {
+        self.all.iter().filter(|(_, one)| is_wanted(one)).map(|(key, _)| key).collect()
+    }
+
+    fn call(
+        &mut self,
+        key: usize,
+        core: &mut Core,
+        volumes: &mut Volumes,
+        call: impl FnOnce(&mut dyn Session, &mut Cx<'_>),
+    ) {
+        let Connection { session, volume, .. } = &mut self.all[key];
+        volumes.touch(*volume);
+        let Lent { backend, waiting, recorder, mut io, .. } =
+            volumes.lend(*volume, core, CONNECTION_SUBMIT_FROM);
+        let connection = key as u32;
+        call(&mut **session, &mut Cx { backend, waiting, io: &mut io, recorder, connection });
+    }
+
+    fn touch(&mut self, key: usize) {
+        let connection = &mut self.all[key];
+        if !connection.touched {
+            connection.touched = true;
+            self.touched.push(key);
+        }
+    }
+}

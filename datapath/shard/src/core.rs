@@ -1,0 +1,25 @@
+//! What the connections, queues and volumes of a shard share.
+
+use sheave_core::Nanos;
+use sheave_ring::Ring;
+
+use crate::Clock;
+use crate::inline::InlineWrites;
+use crate::pool::Pool;
+
+/// The means of one shard thread.
+pub(crate) struct Core {
+    pub(crate) ring: Ring,
+    pub(crate) pool: Pool,
+    pub(crate) inline: InlineWrites,
+    pub(crate) clock: Clock,
+    /// When this turn began.
+    pub(crate) now: Nanos,
+}
+
+impl Core {
+    pub(crate) fn new(ring: Ring, clock: Clock) -> Self {
+        let (pool, inline, now) = (Pool::default(), InlineWrites::default(), clock.now());
+        Self { ring, pool, inline, clock, now }
+    }
+}
