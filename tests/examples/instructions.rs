@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use sheave_tests::{PATIENCE, Scratch, cmd, opt, option_header, request_header, sheave};
 
-const REQUESTS: u64 = 500;
-const BATCHES: usize = 8;
+const REQUESTS: u64 = 300;
+const BATCHES: usize = 12;
 /// Requests before the count begins, so that what is made once is made.
 const WARM_UP: u64 = 200;
 const IDLE_VOLUMES: usize = 1000;

@@ -166,8 +166,8 @@ impl Engine {
         self.tell(|| Command::Abandon(name));
     }
 
-    /// Ends the connections that have these names ([`Assignment::name`]). Does not wait for it: with
-    /// [`Ending::InOrder`] a connection lasts until its client has read all replies.
+    /// Ends the connections that have these names ([`Assignment::name`]). Does not wait for it:
+    /// with [`Ending::InOrder`] a connection lasts until its client has read all replies.
     pub fn end(&self, names: HashSet<u64>, ending: Ending) {
         match &self.kind {
             Kind::Threads(threads) => threads.end(&names, ending),

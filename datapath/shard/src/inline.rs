@@ -3,8 +3,8 @@
 //! Most file systems cannot write to the page cache without a thread that may sleep, so io_uring
 //! hands such a write to a kernel worker: two switches for a copy of a few kilobytes. Inline it
 //! costs half. But it may sleep after all, for a journal or because there are too many dirty pages,
-//! and all connections of the shard with it. So after a slow write, inline execution is disabled for
-//! one second: a disk that is behind stalls a shard at most once in that time.
+//! and all connections of the shard with it. So after a slow write, inline execution is disabled
+//! for one second: a disk that is behind stalls a shard at most once in that time.
 
 use std::collections::VecDeque;
 
