@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use sheave_tests::{PATIENCE, Run, Scratch, Serve, compare, eventually, have, sheave};
+use sheave_tests::{
+    Load, Node, PATIENCE, Run, Scratch, Serve, Wire, compare, eventually, have, pattern, sheave,
+};
 
 /// Of all images, in bytes.
 const LEN: usize = 24 << 20;
@@ -139,4 +141,62 @@ fn an_image_that_is_missing_is_named() {
         let is_ours = |line: &&str| line.starts_with("sheave: ");
         assert_eq!(message.lines().filter(is_ours).count(), 1, "{message}");
     }
+}
+
+/// Waits until the newest program is another than before, and returns it.
+fn next_program(pids: &str, before: usize) -> Pid {
+    assert!(eventually(|| started(pids).len() > before), "it is started again");
+    *started(pids).last().expect("a program")
+}
+
+#[test]
+fn a_qcow2_image_is_a_device_that_outlives_its_server_and_its_daemon() {
+    let node = Node::new();
+    let (image, pids) = (qcow2(node.kernel.scratch()), node.kernel.scratch().file("pids"));
+    let mut daemon = node.daemon();
+    // A relative path is one of the directory in which `attach` runs.
+    let volume = volume("qemu-nbd -f qcow2 disk.qcow2", &pids);
+    let attach = || daemon.sheave("attach").arg(&volume).in_dir(node.kernel.scratch().path()).ok();
+    let device = PathBuf::from(attach().trim_end());
+    assert_eq!(attach().trim_end(), device.to_str().expect("UTF-8"), "the same once more");
+    let load = Load::start(&device);
+    for _ in 0..3 {
+        let programs = started(&pids);
+        kill_process(programs[programs.len() - 1], Signal::KILL).expect("a signal");
+        next_program(&pids, programs.len());
+        load.check_running();
+    }
+    let longest = load.end();
+    assert!(longest < Duration::from_secs(30), "a pause of {longest:?}");
+    // No flush covers these writes. The daemon forgets them, but the device lives on.
+    let content = |block: u64| pattern(65536, block);
+    let mut wire = Wire::unix(&device).expect("the device");
+    for block in 0..64 {
+        assert_eq!(wire.write(block * 65536, &content(block)).expect("a reply"), 0);
+    }
+    drop(wire);
+    let programs = started(&pids);
+    daemon.kill();
+    assert!(eventually(|| programs.iter().all(|&pid| is_gone(pid))), "an orphan");
+    let mut daemon = node.daemon();
+    daemon.wait_for_recovery();
+    let mut wire = Wire::unix(&device).expect("the device");
+    for block in 0..64 {
+        let read = wire.read(block * 65536, 65536).expect("a reply").expect("data");
+        assert!(read == content(block), "block {block}");
+    }
+    drop(wire);
+    let load = Load::start(&device);
+    let successor = node.start(&["daemon", "--takeover"]);
+    daemon.ends_well();
+    successor.wait_for_log(" ready ");
+    successor.wait_for_recovery();
+    load.check_running();
+    assert!(load.end() < Duration::from_secs(30));
+    let programs = started(&pids);
+    // The stand-in notices a moment later that nothing uses the device any more.
+    let detach = || successor.sheave("detach").arg(&device).output().status.success();
+    assert!(eventually(detach), "{}", successor.log());
+    assert!(eventually(|| programs.iter().all(|&pid| is_gone(pid))), "it ends with the device");
+    Run::new("qemu-img").args("check -q -f qcow2").arg(&image).ok();
 }
