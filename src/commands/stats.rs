@@ -97,6 +97,16 @@ fn tables(servers: &[ServerSnapshot]) -> String {
             if let Some(bytes) = gauges.held_bytes {
                 let _ = write!(text, ", {bytes} bytes of memory");
             }
+            if let Some(link) = gauges.link {
+                let _ = write!(
+                    text,
+                    ", server {}, {} reconnects, {} bytes waiting, {} bytes kept until a flush",
+                    link.state.name(),
+                    link.reconnects,
+                    link.waiting_bytes,
+                    link.kept_bytes
+                );
+            }
             text.push('\n');
             if let Some(last) = &volume.last_failure {
                 text.push_str(&storage_errors(volume, last));
@@ -174,7 +184,7 @@ fn file_path(path: &Path, parts: &[&str]) -> PathBuf {
 mod tests {
     use std::sync::Arc;
 
-    use sheave_core::{Error, ErrorKind, OpKind};
+    use sheave_core::{Error, ErrorKind, Link, LinkGauges, LinkState, OpKind};
     use sheave_telemetry::Registry;
 
     use super::*;
@@ -213,12 +223,17 @@ mod tests {
             Error::new(ErrorKind::NoSpace, "write", "a.img: No space left on device"),
         );
         volume.show_held_bytes(Some(Arc::new(65_536.into())));
+        let link = Arc::<Link>::default();
+        let state = LinkState::Down;
+        link.set(LinkGauges { state, reconnects: 3, waiting_bytes: 4096, kept_bytes: 512 });
+        volume.show_link(Some(link));
         for _ in 0..3 {
             volume.recorder().note_failure(OpKind::Write, &error, 1, 1_700_000_000);
         }
         let text = tables(&[ServerSnapshot::of(&registry, Duration::from_secs(10))]);
         let mut lines = text.lines().skip(1);
-        let held = "disk: 0 connections, 0 bytes in flight, 65536 bytes of memory";
+        let held = "disk: 0 connections, 0 bytes in flight, 65536 bytes of memory, server down, \
+                    3 reconnects, 4096 bytes waiting, 512 bytes kept until a flush";
         assert_eq!(lines.next(), Some(held));
         let line = lines.next().unwrap();
         assert!(line.starts_with("disk: 3 storage errors, the last "), "{line}");

@@ -17,6 +17,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Table};
 use sheave_bench::output;
 use sheave_bench::signals::Interrupt;
+use sheave_core::LinkState;
 
 use crate::telemetry::{COLUMNS, Row, ServerSnapshot, Servers, op_rows};
 
@@ -93,6 +94,17 @@ impl Watch {
                 match old.find(|old| old.name == volume.name) {
                     Some(old) => rows.extend(op_rows(&volume.since(old), elapsed)),
                     None => rows.extend(op_rows(volume, elapsed)),
+                }
+                if let Some(link) = volume.gauges.link.filter(|link| link.state != LinkState::Up) {
+                    // Even if it does nothing: that is why.
+                    if rows.len() == first {
+                        let mut row: Row = Default::default();
+                        row[0].clone_from(&volume.name);
+                        rows.push(row);
+                    }
+                    for row in &mut rows[first..] {
+                        row[0] = format!("{} (server {})", row[0], link.state.name());
+                    }
                 }
                 if shared.contains(&volume.name) {
                     for row in &mut rows[first..] {

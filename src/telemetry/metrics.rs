@@ -17,6 +17,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{self, Unit};
+use sheave_core::{LinkGauges, LinkState};
 use sheave_nbd::bind_tcp;
 use sheave_telemetry::{FailureCount, Histogram, OpSnapshot, Registry, VolumeSnapshot};
 use tokio::net::TcpListener;
@@ -164,6 +165,47 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]
         let labels = [("volume", volume.name.as_str())];
         gauge.encode_family(&labels)?.encode_gauge(&i64::try_from(bytes).unwrap_or(i64::MAX))?;
     }
+    encode_links(encoder, volumes)
+}
+
+/// How remote volumes stand with their servers.
+fn encode_links(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]) -> fmt::Result {
+    let links = || {
+        let remote = volumes.iter().filter_map(|volume| Some((volume, volume.gauges.link?)));
+        remote.map(|(volume, link)| ([("volume", volume.name.as_str())], link))
+    };
+    let help = "Whether the server of a remote volume can be reached: the state that it is in is 1";
+    let mut gauge =
+        encoder.encode_descriptor("sheave_remote_state", help, None, MetricType::Gauge)?;
+    for ([volume], link) in links() {
+        for state in LinkState::ALL {
+            let labels = [volume, ("state", state.name())];
+            gauge.encode_family(&labels)?.encode_gauge(&i64::from(state == link.state))?;
+        }
+    }
+    let help = "How often the connections of a remote volume were made again";
+    let mut counter =
+        encoder.encode_descriptor("sheave_remote_reconnects", help, None, MetricType::Counter)?;
+    for (labels, link) in links() {
+        counter
+            .encode_family(&labels)?
+            .encode_counter::<NoLabelSet, _, u64>(&link.reconnects, None)?;
+    }
+    type Value = fn(LinkGauges) -> u64;
+    let gauges: [(&str, &str, Value); 2] = [
+        ("sheave_remote_waiting", "Bytes of requests that a server has not answered", |link| {
+            link.waiting_bytes
+        }),
+        ("sheave_remote_kept", "Memory of writes that no flush covers yet", |link| link.kept_bytes),
+    ];
+    for (name, help, value) in gauges {
+        let unit = Some(&Unit::Bytes);
+        let mut gauge = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (labels, link) in links() {
+            let bytes = i64::try_from(value(link)).unwrap_or(i64::MAX);
+            gauge.encode_family(&labels)?.encode_gauge(&bytes)?;
+        }
+    }
     Ok(())
 }
 
@@ -242,7 +284,7 @@ fn buckets(histogram: &Histogram<u64>) -> (f64, Vec<(f64, u64)>) {
 
 #[cfg(test)]
 mod tests {
-    use sheave_core::{Error, ErrorKind, OpKind};
+    use sheave_core::{Error, ErrorKind, Link, OpKind};
     use sheave_telemetry::Stage;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -271,7 +313,12 @@ mod tests {
         recorder.add_bytes_in_flight(512);
         let full = Error::new(ErrorKind::NoSpace, "write", "no space");
         recorder.note_failure(OpKind::Write, &full, 1, 1);
-        registry.volume("a \"disk\"").show_held_bytes(Some(Arc::new(65_536.into())));
+        let stats = registry.volume("a \"disk\"");
+        stats.show_held_bytes(Some(Arc::new(65_536.into())));
+        let link = Arc::<Link>::default();
+        let state = LinkState::Down;
+        link.set(LinkGauges { state, reconnects: 3, waiting_bytes: 4096, kept_bytes: 17 });
+        stats.show_link(Some(link));
         let endpoint = MetricsServer::start("127.0.0.1:0", registry).unwrap();
 
         let answer = fetch(endpoint.address(), "/metrics").await;
@@ -283,6 +330,11 @@ mod tests {
             format!("sheave_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
             format!("sheave_connections{{{volume}}} 2"),
             format!("sheave_in_flight_bytes{{{volume}}} 512"),
+            format!("sheave_remote_state{{{volume},state=\"up\"}} 0"),
+            format!("sheave_remote_state{{{volume},state=\"down\"}} 1"),
+            format!("sheave_remote_reconnects_total{{{volume}}} 3"),
+            format!("sheave_remote_waiting_bytes{{{volume}}} 4096"),
+            format!("sheave_remote_kept_bytes{{{volume}}} 17"),
             format!("sheave_ops_total{{{read}}} 4"),
             format!("sheave_op_bytes_total{{{read}}} 4096"),
             format!("sheave_op_errors_total{{{volume},op=\"flush\"}} 1"),

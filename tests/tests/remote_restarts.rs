@@ -2,7 +2,6 @@
 //! again and again.
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,7 +68,10 @@ fn survives(engine: &str, certificates: Option<&Certificates>, parameters: &str)
     });
     middle.wait_for_log("connected again", KILLS as usize);
     assert!(middle.is_alive());
-    assert!(Path::new(&image).exists());
+    let shown = middle.sheave("stats").ok();
+    assert!(shown.contains(&format!("server up, {KILLS} reconnects, 0 bytes waiting")), "{shown}");
+    let json = middle.sheave("stats --json").ok();
+    assert!(json.contains("remote/wait") && json.contains("remote/wire"), "{json}");
 }
 
 fn has_fio(test: &str) -> bool {

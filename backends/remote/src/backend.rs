@@ -83,12 +83,12 @@ impl Backend for RemoteBackend {
         &self.shared.info
     }
 
-    fn submit(&mut self, op: Op, tag: Tag, _: &mut dyn Io) -> Submitted {
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
         if let Some(outcome) = self.inline(&op) {
             return Submitted::Done(outcome);
         }
-        let user = self.user;
-        self.shared.with(|state| state.submit(user, op, tag))
+        let (user, now) = (self.user, io.now());
+        self.shared.with(|state| state.submit(user, op, tag, now))
     }
 
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {

@@ -1,6 +1,6 @@
 //! An op on its way to the server and back.
 
-use sheave_core::{Buf, ByteRange, Op, Tag};
+use sheave_core::{Buf, ByteRange, Nanos, Op, Tag};
 
 use crate::kept::Mark;
 
@@ -32,6 +32,9 @@ pub(crate) struct Job {
     pub(crate) op: Op,
     /// Its place in the order in which ops were accepted.
     pub(crate) number: u64,
+    /// When it was accepted, and when it was sent last.
+    pub(crate) accepted: Nanos,
+    pub(crate) sent_at: Nanos,
     /// Bytes from the start of its range that the server has done: an op may be longer than the
     /// server takes.
     pub(crate) done: u64,
@@ -44,8 +47,9 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(owner: Owner, op: Op, number: u64) -> Self {
-        Self { owner, op, number, done: 0, sent: None, into: None, mark: None }
+    pub(crate) fn new(owner: Owner, op: Op, number: u64, accepted: Nanos) -> Self {
+        let (sent, into, mark) = (None, None, None);
+        Self { owner, op, number, accepted, sent_at: accepted, done: 0, sent, into, mark }
     }
 
     /// The next part of its range, at most `len_max` bytes; a flush has none.

@@ -10,8 +10,8 @@ use std::task::Waker;
 use std::time::Duration;
 
 use sheave_core::{
-    ByteRange, Completion, Error, ErrorKind, Io, IoRequest, IoToken, Nanos, Op, OpKind, Outcome,
-    Payload, Result, Segment, Submitted, Tag, memory,
+    ByteRange, Completion, Error, ErrorKind, Io, IoRequest, IoToken, LinkGauges, LinkState, Nanos,
+    Op, OpKind, Outcome, Payload, Result, Segment, Submitted, Tag, memory,
 };
 use slab::Slab;
 use smallvec::SmallVec;
@@ -111,6 +111,10 @@ pub(crate) struct State {
     next_line: u64,
     /// Counts the times that connections were lost.
     epoch: u64,
+    /// Counts the times that connections were made again.
+    reconnects: u64,
+    /// Bytes of the ranges of ops that have not ended.
+    waiting_bytes: u64,
     /// Connections in a row that ended without having answered anything.
     failures: u32,
     head: Vec<u8>,
@@ -141,6 +145,8 @@ impl State {
             next_job: 0,
             next_line: 0,
             epoch: 0,
+            reconnects: 0,
+            waiting_bytes: 0,
             failures: 0,
             head: Vec::with_capacity(HEADS_LEN),
             effects: Effects::default(),
@@ -178,7 +184,7 @@ impl State {
     }
 
     /// Takes an op.
-    pub(crate) fn submit(&mut self, user: usize, op: Op, tag: Tag) -> Submitted {
+    pub(crate) fn submit(&mut self, user: usize, op: Op, tag: Tag, now: Nanos) -> Submitted {
         let kind = op.kind();
         match &self.phase {
             Phase::Failed(failure) => return Submitted::Done(Err(failure.error(kind.name()))),
@@ -194,14 +200,15 @@ impl State {
             return Submitted::Done(Err(error));
         }
         self.users[user].jobs += 1;
-        let key = self.insert(Owner::User(user, tag), op);
+        self.waiting_bytes += op.range().map_or(0, ByteRange::len);
+        let key = self.insert(Owner::User(user, tag), op, now);
         self.waiting.push_back(key);
         Submitted::Queued
     }
 
-    fn insert(&mut self, owner: Owner, op: Op) -> usize {
+    fn insert(&mut self, owner: Owner, op: Op, now: Nanos) -> usize {
         self.next_job += 1;
-        self.jobs.insert(Job::new(owner, op, self.next_job))
+        self.jobs.insert(Job::new(owner, op, self.next_job, now))
     }
 
     /// Makes sure that one more op of this backend needs no memory in any list.
@@ -258,6 +265,18 @@ impl State {
         self.put_back(user, back.0, back.1);
     }
 
+    /// How it stands with the server.
+    pub(crate) fn gauges(&self) -> LinkGauges {
+        let state = match &self.phase {
+            Phase::Up => LinkState::Up,
+            Phase::Replaying { .. } => LinkState::Replaying,
+            Phase::Down { .. } => LinkState::Down,
+            Phase::Failed(_) => LinkState::Failed,
+        };
+        let (reconnects, waiting_bytes) = (self.reconnects, self.waiting_bytes);
+        LinkGauges { state, reconnects, waiting_bytes, kept_bytes: self.kept.bytes() }
+    }
+
     fn away(&self) -> Failure {
         let limit = self.options.reconnect_timeout.unwrap_or_default();
         let why = format!(
@@ -301,7 +320,7 @@ impl State {
         let is_much = self.keeps() && self.kept.bytes() > self.options.replay_bytes / 2;
         if is_much && !self.is_flushing {
             self.is_flushing = true;
-            let key = self.insert(Owner::Volume, Op::Flush);
+            let key = self.insert(Owner::Volume, Op::Flush, 0);
             self.waiting.push_front(key);
         }
     }
@@ -380,7 +399,7 @@ impl State {
                 line.heard = io.now();
             }
             let op = job.part(part);
-            job.sent = part;
+            (job.sent, job.sent_at) = (part, io.now());
             line.queue.pop_front();
             line.client.submit(&op, key, &mut self.head).expect("there is room");
             if let Op::Write { data, .. } = op {
@@ -406,6 +425,9 @@ impl State {
     /// Ends a job.
     fn end(&mut self, key: usize, outcome: Outcome, io: Option<&mut dyn Io>) {
         let job = self.jobs.remove(key);
+        if let Owner::User(..) | Owner::Gone = job.owner {
+            self.waiting_bytes -= job.op.range().map_or(0, ByteRange::len);
+        }
         if let (Op::Write { data, .. }, Some(io)) = (job.op, io) {
             io.recycle(data);
         }

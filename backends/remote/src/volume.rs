@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sheave_core::{Backend, Error, ErrorKind, Result, Volume, VolumeInfo};
+use sheave_core::{Backend, Error, ErrorKind, Link, Result, Volume, VolumeInfo};
 use sheave_proto::check_exportable;
 
 use crate::RemoteOptions;
@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) info: VolumeInfo,
     size: AtomicU64,
     has_lost: Arc<AtomicBool>,
+    link: Arc<Link>,
     state: Mutex<State>,
 }
 
@@ -46,7 +47,14 @@ impl RemoteVolume {
         let size = promised.size.into();
         let mut state = State::new(Arc::clone(&options), promised, Arc::clone(&has_lost));
         state.arrived(0, connections);
-        let shared = Shared { options, info, size, has_lost, state: Mutex::new(state) };
+        let shared = Shared {
+            options,
+            info,
+            size,
+            has_lost,
+            link: Arc::default(),
+            state: Mutex::new(state),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 }
@@ -57,6 +65,7 @@ impl Shared {
         // After a panic it may be anything, and a disk must not be that.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = act(&mut state);
+        self.link.set(state.gauges());
         let effects = std::mem::take(&mut state.effects);
         drop(state);
         effects.wakes.into_iter().for_each(std::task::Waker::wake);
@@ -100,6 +109,10 @@ impl Volume for RemoteVolume {
     fn backend(&self) -> Result<Box<dyn Backend>> {
         let user = self.shared.with(State::enter)?;
         Ok(Box::new(RemoteBackend::new(Arc::clone(&self.shared), user)))
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        Some(Arc::clone(&self.shared.link))
     }
 
     fn has_lost_data_itself(&self) -> bool {

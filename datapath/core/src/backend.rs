@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::{
-    ByteRange, Completion, Error, ErrorKind, Io, IoDone, Nanos, Op, OpKind, Outcome, Payload,
+    ByteRange, Completion, Error, ErrorKind, Io, IoDone, Link, Nanos, Op, OpKind, Outcome, Payload,
     Result, Tag,
 };
 
@@ -137,6 +137,12 @@ pub trait Volume: Send + Sync {
     fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
         let [below] = self.below() else { return None };
         below.held_bytes()
+    }
+
+    /// How it stands with the server that has its data, if one has. Its holder may look at any time.
+    fn link(&self) -> Option<Arc<Link>> {
+        let [below] = self.below() else { return None };
+        below.link()
     }
 
     /// Whether the data of such a read or write may stay in memory that only the kernel sees

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Waker;
 
-use crate::{Buf, Payload, Result};
+use crate::{Buf, OpKind, Payload, Result};
 
 /// Nanoseconds on a monotonic clock.
 pub type Nanos = u64;
@@ -129,6 +129,15 @@ pub enum Destination {
     Device,
 }
 
+/// A part of the time that an op spends in a backend that asks a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoStage {
+    /// Waiting to be sent: for the connection, for other requests, for room.
+    Wait,
+    /// From its sending to its answer.
+    Wire,
+}
+
 /// An engine, as a backend sees it.
 pub trait Io {
     /// The time at which the engine last woke. Constant while it works through one batch.
@@ -144,6 +153,11 @@ pub trait Io {
     /// somebody else still holds are left alone.
     fn recycle(&mut self, payload: Payload) {
         drop(payload);
+    }
+
+    /// Counts that a stage of an op took so long. An engine without statistics does nothing.
+    fn record(&mut self, kind: OpKind, stage: IoStage, ns: Nanos) {
+        let _ = (kind, stage, ns);
     }
 
     /// Has the engine call [`crate::Backend::reap`] soon, from any thread. For work that another

@@ -178,6 +178,7 @@ impl ExportSet {
             let users = users.unwrap_or_else(|| Users::new(registry.volume(&export.name)));
             // Before the first client, too.
             users.stats.show_held_bytes(export.volume.held_bytes());
+            users.stats.show_link(export.volume.link());
             Offered { export, users }
         });
         Ok(Self { offered: offered.collect(), by_hash, hasher })

@@ -54,6 +54,7 @@ impl Served {
     #[must_use]
     pub fn new(volume: Arc<dyn Volume>, stats: Arc<VolumeStats>) -> Self {
         stats.show_held_bytes(volume.held_bytes());
+        stats.show_link(volume.link());
         Self { volume, stats }
     }
 }

@@ -10,8 +10,11 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, Payload, Result};
+use sheave_core::{
+    Buf, Destination, Io, IoDone, IoRequest, IoStage, IoToken, Nanos, OpKind, Payload, Result,
+};
 use sheave_ring::plain;
+use sheave_telemetry::{Recorder, Stage};
 use smallvec::SmallVec;
 
 use crate::core::Core;
@@ -42,6 +45,7 @@ pub(crate) struct Mount<'a> {
     pub(crate) waker: &'a Waker,
     /// Requests that were started and whose ends are still to come.
     pub(crate) io_in_flight: &'a mut usize,
+    pub(crate) recorder: &'a Recorder,
 }
 
 impl Io for RingIo<'_> {
@@ -55,6 +59,10 @@ impl Io for RingIo<'_> {
 
     fn recycle(&mut self, payload: Payload) {
         self.core.pool.give_all(payload);
+    }
+
+    fn record(&mut self, kind: OpKind, stage: IoStage, ns: Nanos) {
+        self.mount.recorder.record(kind, stage_of(stage), ns);
     }
 
     fn waker(&self) -> Waker {
@@ -89,6 +97,8 @@ pub(crate) struct PlainIo {
     pub(crate) done: VecDeque<IoDone>,
     /// Requests that wait for their sockets.
     waiting: Vec<(IoToken, IoRequest)>,
+    /// For the stages of a volume that has some.
+    pub(crate) recorder: Option<Recorder>,
     /// Rings when another thread has something for the backend.
     pub(crate) bell: Arc<Doorbell>,
     waker: Waker,
@@ -105,7 +115,8 @@ impl PlainIo {
         // One for all that ask, so that they can see that it is the same.
         let waker = of_bell(&bell);
         let (done, waiting) = (VecDeque::new(), Vec::new());
-        Ok(Self { pool: Pool::default(), now: 0, done, waiting, bell, waker })
+        let (pool, recorder) = (Pool::default(), None);
+        Ok(Self { pool, now: 0, done, waiting, recorder, bell, waker })
     }
 
     /// Ends what waits for its socket, without having moved a byte.
@@ -151,6 +162,13 @@ impl PlainIo {
     }
 }
 
+fn stage_of(stage: IoStage) -> Stage {
+    match stage {
+        IoStage::Wait => Stage::RemoteWait,
+        IoStage::Wire => Stage::RemoteWire,
+    }
+}
+
 fn would_block(result: &io::Result<usize>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
@@ -166,6 +184,12 @@ impl Io for PlainIo {
 
     fn recycle(&mut self, payload: Payload) {
         self.pool.give_all(payload);
+    }
+
+    fn record(&mut self, kind: OpKind, stage: IoStage, ns: Nanos) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record(kind, stage_of(stage), ns);
+        }
     }
 
     fn waker(&self) -> Waker {

@@ -64,8 +64,9 @@ impl ThreadEngine {
         let (socket, ending) = (Arc::new(socket), Arc::<AtomicBool>::default());
         let id = self.open.next.fetch_add(1, Relaxed);
         let (open, clock) = (Arc::clone(&self.open), self.clock);
-        let io =
+        let mut io =
             PlainIo::new().map_err(|error| Error::from_io("serve", "connection's waker", error))?;
+        io.recorder = served.volume.link().map(|_| served.stats.recorder());
         let entry = OpenSocket { socket: Arc::clone(&socket), name, ending: Arc::clone(&ending) };
         self.open.lock().insert(id, entry);
         let begin = move |backend| Connection {

@@ -152,7 +152,7 @@ impl Volumes {
     ) -> Lent<'a> {
         let Mounted { volume, backend, waiting, recorder, waker, io_in_flight, .. } =
             &mut self[index];
-        let mount = Mount { waker, io_in_flight };
+        let mount = Mount { waker, io_in_flight, recorder };
         let io = RingIo { core, submit_from, volume: index as u32, mount };
         Lent { volume: &**volume, backend: &mut **backend, waiting, recorder, io }
     }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sheave_core::Link;
+
 use crate::failures::Failures;
 use crate::recorder::Counters;
 use crate::{Recorder, VolumeSnapshot};
@@ -31,6 +33,7 @@ impl Registry {
             counters: Mutex::default(),
             failures: Arc::new(Failures::new(name.into())),
             held_bytes: Mutex::default(),
+            link: Mutex::default(),
         });
         volumes.push(Arc::clone(&volume));
         volume
@@ -61,6 +64,7 @@ pub struct VolumeStats {
     counters: Mutex<Vec<Arc<Counters>>>,
     failures: Arc<Failures>,
     held_bytes: Mutex<Option<Arc<AtomicU64>>>,
+    link: Mutex<Option<Arc<Link>>>,
 }
 
 impl VolumeStats {
@@ -80,6 +84,13 @@ impl VolumeStats {
     /// [`Volume::held_bytes`]: sheave_core::Volume::held_bytes
     pub fn show_held_bytes(&self, gauge: Option<Arc<AtomicU64>>) {
         *lock(&self.held_bytes) = gauge;
+    }
+
+    /// Shows how the volume stands with its server from now on, see [`Volume::link`].
+    ///
+    /// [`Volume::link`]: sheave_core::Volume::link
+    pub fn show_link(&self, link: Option<Arc<Link>>) {
+        *lock(&self.link) = link;
     }
 
     /// A recorder for one thread. It goes on with the counters of one that was dropped, if there
@@ -108,6 +119,7 @@ impl VolumeStats {
         total.drop_unused();
         let held_bytes = lock(&self.held_bytes).as_ref().map(|gauge| gauge.load(Relaxed));
         total.gauges.held_bytes = held_bytes;
+        total.gauges.link = lock(&self.link).as_ref().map(|link| link.get());
         (total.failures, total.last_failure) = self.failures.snapshot();
         total
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use hdrhistogram::Histogram;
-use sheave_core::{OpKind, memory};
+use sheave_core::{LinkGauges, OpKind, memory};
 
 use crate::layout::LEN;
 use crate::{FailureCount, LastFailure, Stage, new_histogram};
@@ -32,6 +32,8 @@ pub struct VolumeGauges {
     pub bytes_in_flight: i64,
     /// Bytes of memory that its data takes, if that is where it is kept.
     pub held_bytes: Option<u64>,
+    /// How it stands with its server, if it is a remote volume.
+    pub link: Option<LinkGauges>,
 }
 
 /// The counters of one kind of op.

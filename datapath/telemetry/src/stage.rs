@@ -10,11 +10,16 @@ pub enum Stage {
     Queue,
     /// In the backend.
     Backend,
+    /// Of that, waiting to be sent to the server of a remote volume.
+    RemoteWait,
+    /// Of that, from the sending to the server's answer.
+    RemoteWire,
 }
 
 impl Stage {
     /// All stages, in the order of their discriminants.
-    pub const ALL: [Self; 3] = [Self::Total, Self::Queue, Self::Backend];
+    pub const ALL: [Self; 5] =
+        [Self::Total, Self::Queue, Self::Backend, Self::RemoteWait, Self::RemoteWire];
 
     /// The name used in statistics and metrics.
     #[must_use]
@@ -23,6 +28,8 @@ impl Stage {
             Self::Total => "total",
             Self::Queue => "queue",
             Self::Backend => "backend",
+            Self::RemoteWait => "remote/wait",
+            Self::RemoteWire => "remote/wire",
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use sheave_core::{ErrorKind, OpKind};
+use sheave_core::{ErrorKind, LinkGauges, LinkState, OpKind};
 
 use crate::layout::{LEN, new_histogram};
 use crate::{FailureCount, LastFailure, OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
@@ -25,11 +25,21 @@ struct VolumeWire {
     /// Absent, as are those below, where there is nothing to say; older programs know none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    link: Option<LinkWire>,
     ops: Vec<OpWire>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     failures: Vec<FailureWire>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_failure: Option<LastFailureWire>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LinkWire {
+    state: String,
+    reconnects: u64,
+    waiting_bytes: u64,
+    kept_bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,7 +98,13 @@ impl<'de> Deserialize<'de> for VolumeSnapshot {
 
 impl From<&VolumeSnapshot> for VolumeWire {
     fn from(volume: &VolumeSnapshot) -> Self {
-        let VolumeGauges { connections, bytes_in_flight, held_bytes } = volume.gauges;
+        let VolumeGauges { connections, bytes_in_flight, held_bytes, link } = volume.gauges;
+        let link = link.map(|link| LinkWire {
+            state: link.state.name().to_owned(),
+            reconnects: link.reconnects,
+            waiting_bytes: link.waiting_bytes,
+            kept_bytes: link.kept_bytes,
+        });
         let ops = volume.ops.iter().map(OpWire::from).collect();
         let failures = volume.failures.iter().map(|&FailureCount { op, kind, count }| {
             let (op, kind) = (op.name().to_owned(), kind.name().to_owned());
@@ -101,7 +117,7 @@ impl From<&VolumeSnapshot> for VolumeWire {
             unix_s: last.unix_s,
         });
         let (name, failures) = (volume.name.clone(), failures.collect());
-        Self { name, connections, bytes_in_flight, held_bytes, ops, failures, last_failure }
+        Self { name, connections, bytes_in_flight, held_bytes, link, ops, failures, last_failure }
     }
 }
 
@@ -125,6 +141,7 @@ impl TryFrom<VolumeWire> for VolumeSnapshot {
             connections: wire.connections,
             bytes_in_flight: wire.bytes_in_flight,
             held_bytes: wire.held_bytes,
+            link: wire.link.map(link_gauges).transpose()?,
         };
         let failures = wire.failures.into_iter().map(|FailureWire { op, kind, count }| {
             Ok(FailureCount { op: op_kind(&op)?, kind: error_kind(&kind)?, count })
@@ -160,6 +177,13 @@ impl TryFrom<OpWire> for OpSnapshot {
         }
         Ok(op)
     }
+}
+
+fn link_gauges(wire: LinkWire) -> Result<LinkGauges, String> {
+    let LinkWire { state: name, reconnects, waiting_bytes, kept_bytes } = wire;
+    let state = LinkState::ALL.into_iter().find(|state| state.name() == name);
+    let state = state.ok_or_else(|| format!("unknown state {name:?}"))?;
+    Ok(LinkGauges { state, reconnects, waiting_bytes, kept_bytes })
 }
 
 fn op_kind(name: &str) -> Result<OpKind, String> {
@@ -224,6 +248,10 @@ mod tests {
         let error = Error::new(ErrorKind::NoSpace, "write", "a.img: no space");
         recorder.note_failure(OpKind::Write, &error, 1, 1_700_000_000);
         volume.show_held_bytes(Some(Arc::new(4096.into())));
+        let link = Arc::<sheave_core::Link>::default();
+        let state = LinkState::Replaying;
+        link.set(LinkGauges { state, reconnects: 2, waiting_bytes: 1, kept_bytes: 0 });
+        volume.show_link(Some(link));
         volume.snapshot()
     }
 
@@ -246,6 +274,10 @@ mod tests {
         assert_eq!(total["counts"][0], json!([20_479, 1]));
         assert_eq!(total["p50_ns"], total["max_ns"]);
         assert_eq!(value["held_bytes"], 4096);
+        assert_eq!(
+            (&value["link"]["state"], &value["link"]["reconnects"]),
+            (&json!("replaying"), &json!(2))
+        );
         assert_eq!(value["failures"], json!([{"op": "write", "kind": "no_space", "count": 1}]));
         assert_eq!(value["last_failure"]["text"], "write: a.img: no space");
         assert_eq!(
@@ -257,7 +289,7 @@ mod tests {
     #[test]
     fn a_snapshot_of_an_older_program_is_read() {
         let mut old = serde_json::to_value(sample()).unwrap();
-        for new in ["held_bytes", "failures", "last_failure"] {
+        for new in ["held_bytes", "link", "failures", "last_failure"] {
             assert!(old.as_object_mut().unwrap().remove(new).is_some(), "{new}");
         }
         let read: VolumeSnapshot = serde_json::from_value(old).unwrap();

@@ -136,6 +136,7 @@ impl State {
         if let Some(why) = self.lines.iter_mut().find_map(|line| line.take_early().err()) {
             return self.broke(&why);
         }
+        self.reconnects += u64::from(epoch > 0);
         self.replay();
         self.wake_all(|_| true);
     }
@@ -149,7 +150,7 @@ impl State {
             left => Phase::Replaying { left },
         };
         for op in ops {
-            let key = self.insert(Owner::Replay, op);
+            let key = self.insert(Owner::Replay, op, 0);
             self.lines[0].queue.push_back(key);
         }
     }

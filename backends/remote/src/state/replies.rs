@@ -4,12 +4,13 @@ use std::io;
 
 use rustix::io::Errno;
 use sheave_core::{
-    ByteRange, Error, Io, IoDone, IoRequest, IoToken, NbdErrno, Op, OpKind, Outcome, Payload, Reply,
+    ByteRange, Error, Io, IoDone, IoRequest, IoStage, IoToken, NbdErrno, Op, OpKind, Outcome,
+    Payload, Reply,
 };
 use sheave_proto::{Answer, ClientEvent, ServerError};
 
 use super::{Phase, State};
-use crate::job::Owner;
+use crate::job::{Job, Owner};
 use crate::line::{Step, step_of};
 
 /// A request's job, and how the request ended.
@@ -179,6 +180,10 @@ impl State {
         {
             self.wake(owner);
         }
+        let Job { op, accepted, sent_at, .. } = &self.jobs[key];
+        let (kind, now) = (op.kind(), io.now());
+        io.record(kind, IoStage::Wait, sent_at.saturating_sub(*accepted));
+        io.record(kind, IoStage::Wire, now.saturating_sub(*sent_at));
         self.end(key, outcome, Some(io));
     }
 
