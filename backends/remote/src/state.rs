@@ -317,17 +317,27 @@ impl State {
     }
 
     fn flush_if_much_is_kept(&mut self) {
-        let is_much = self.keeps() && self.kept.bytes() > self.options.replay_bytes / 2;
-        if is_much && !self.is_flushing {
-            self.is_flushing = true;
-            let key = self.insert(Owner::Volume, Op::Flush, 0);
-            self.waiting.push_front(key);
+        if self.is_much_kept() && !self.is_flushing {
+            self.flush();
         }
+    }
+
+    /// Whether so much is kept that it is time for a flush.
+    fn is_much_kept(&self) -> bool {
+        self.keeps() && self.kept.bytes() > self.options.replay_bytes / 2
+    }
+
+    /// Flushes before anything else that waits.
+    fn flush(&mut self) {
+        self.is_flushing = true;
+        let key = self.insert(Owner::Volume, Op::Flush, 0);
+        self.waiting.push_front(key);
     }
 
     /// Drives the connection if this backend does or should; else wakes the one that does.
     fn look_after(&mut self, index: usize, user: usize, io: &mut dyn Io, starts: &mut Starts) {
-        let is_busy = self.users[user].jobs > 0 || !matches!(self.phase, Phase::Up);
+        let has_own = self.is_flushing || !matches!(self.phase, Phase::Up);
+        let is_busy = self.users[user].jobs > 0 || has_own;
         let line = &mut self.lines[index];
         if line.driver.is_none() && line.has_work() && is_busy {
             line.driver = Some(user);

@@ -139,7 +139,8 @@ pub trait Volume: Send + Sync {
         below.held_bytes()
     }
 
-    /// How it stands with the server that has its data, if one has. Its holder may look at any time.
+    /// How it stands with the server that has its data, if one has. Its holder may look at any
+    /// time.
     fn link(&self) -> Option<Arc<Link>> {
         let [below] = self.below() else { return None };
         below.link()

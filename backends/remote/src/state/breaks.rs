@@ -138,6 +138,10 @@ impl State {
         }
         self.reconnects += u64::from(epoch > 0);
         self.replay();
+        if epoch == 0 && self.promised.info.can.flush && !self.promised.info.read_only {
+            // What another process has written and not flushed is not kept here.
+            self.flush();
+        }
         self.wake_all(|_| true);
     }
 

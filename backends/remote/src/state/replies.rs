@@ -140,8 +140,15 @@ impl State {
                 self.replayed(key, outcome.err());
                 return Ok(());
             }
-            (Err(error), Owner::Volume) => {
+            (Err(error), Owner::Volume) if self.is_much_kept() => {
                 self.lost(&format!("a flush failed: {error}"));
+                return Ok(());
+            }
+            // There is room for what is written before the next one.
+            (Err(error), Owner::Volume) => {
+                tracing::warn!("{}: a flush failed: {error}", self.options.name);
+                self.jobs.remove(key);
+                self.is_flushing = false;
                 return Ok(());
             }
             (Err(error), _) => {
