@@ -107,7 +107,7 @@ Parameters of a VOLUME, after '?' and joined by '&' (quote it, since both mean s
   overcommit=true           memory: even if it is larger than the node's memory
   read-only=true            refuse to write
   limit-bps=100M            bytes a second, of all connections together
-  limit-iops=5000           ops a second
+  limit-iops=5000           ops a second; after idling, what limits allow in 50 ms at once
   fault=RULE fault-seed=N   failures on purpose; several rules are allowed
 
 A path is taken as it is, up to '?'. In file:///… a byte may be written %E9, and '?' as %3F. A file

@@ -87,7 +87,7 @@ fn a_device_grows_while_it_is_busy() {
     let mut wire = Wire::unix(&device).expect("the device");
     assert_eq!(wire.write(6 * SIZE - 512, &[9; 512]).expect("a reply"), 0);
     let longest = load.end();
-    assert!(longest < Duration::from_secs(15), "a pause of {longest:?}");
+    assert!(longest < Duration::from_secs(60), "a pause of {longest:?}");
     assert!(node.kernel.in_flight() > 0, "the slow read");
     assert_eq!(fs::read(&node.image).expect("the image")[6 * SIZE as usize - 512..], [9; 512]);
 }
@@ -114,14 +114,14 @@ fn limits_change_while_a_device_is_used_and_outlive_a_daemon() {
         begun.elapsed()
     };
     set(&daemon, "--limit-iops 20");
-    assert!(time() > Duration::from_millis(1400), "29 at 20 a second");
+    assert!(time() > Duration::from_secs(1), "29 at 20 a second");
     set(&daemon, "--limit-bps 1G");
     assert_eq!(limits(&daemon), (Some(1 << 30), Some(20)), "the other stays");
     daemon.kill();
     let daemon = node.daemon();
     daemon.wait_for_recovery();
     assert_eq!(limits(&daemon), (Some(1 << 30), Some(20)));
-    assert!(time() > Duration::from_millis(1400), "the next daemon keeps it");
+    assert!(time() > Duration::from_secs(1), "the next daemon keeps it");
     // What waits for a low limit goes when it is lifted.
     set(&daemon, "--limit-iops 1");
     let mut wire = Wire::unix(&device).expect("the device");
@@ -191,7 +191,7 @@ fn a_daemon_gives_way_while_its_devices_are_busy() {
     }
     assert_eq!(daemon.device(), before);
     let longest = load.end();
-    assert!(longest < Duration::from_secs(30), "a pause of {longest:?}");
+    assert!(longest < Duration::from_secs(60), "a pause of {longest:?}");
     node.check_served(&device);
 }
 
