@@ -2,8 +2,8 @@
 //!
 //! `cargo build --bin sheave && cargo run -p sheave-tests --example instructions` needs valgrind.
 //! Time is no measure on a machine that has other work; instructions in user space are. The server
-//! runs one shard that never polls, and each request is answered before the next is sent, so a
-//! request is a turn of the shard. `SHEAVE_BIN` names the binary.
+//! runs one shard that never polls, and has gone to sleep when the next request comes, so that each
+//! request costs the same turns. `SHEAVE_BIN` names the binary.
 //!
 //! Valgrind 3.19 takes io_uring_enter(2) for a call that does not block, and runs no other thread
 //! meanwhile. So a thread here wakes the shard again and again while the others have work.
@@ -21,16 +21,21 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use sheave_tests::{PATIENCE, Scratch, cmd, opt, option_header, request_header, sheave};
 
-const REQUESTS: u64 = 300;
-const BATCHES: usize = 12;
+const REQUESTS: u64 = 1000;
+const BATCHES: usize = 3;
 /// Requests before the count begins, so that what is made once is made.
-const WARM_UP: u64 = 200;
+const WARM_UP: u64 = 50;
 const IDLE_VOLUMES: usize = 1000;
 /// The part that idle volumes may add to what a request costs.
 const EXTRA_MAX: f64 = 0.05;
 const LEN: u32 = 4096;
-/// How often the shard is woken while other threads have work.
+/// How long the shard is left alone before a request, so that it always sleeps when one comes, and
+/// takes as many turns for each.
+const PAUSE: Duration = Duration::from_millis(2);
+/// How often the shard is woken while other threads have work, and while callgrind has: what that
+/// costs is counted.
 const WAKE_EVERY: Duration = Duration::from_micros(100);
+const WAKE_FOR_CONTROL_EVERY: Duration = Duration::from_millis(10);
 const WAKES_PER_LOOK: usize = 500;
 
 fn main() -> io::Result<()> {
@@ -65,7 +70,7 @@ fn count(engine: &str, volume: &str, idle: usize) -> io::Result<[f64; 2]> {
         let idle = (0..idle).map(|number| server.connect(&format!("idle-{number}")));
         idle.chain([server.connect("busy")]).collect()
     };
-    let mut streams = server.awake(connect)?;
+    let mut streams = server.awake(WAKE_EVERY, connect)?;
     let busy = streams.last_mut().expect("the busy one");
     let mut data = vec![5; LEN as usize];
     let mut reply = [0; 16];
@@ -135,7 +140,7 @@ impl Server {
     }
 
     /// Runs `work`, which needs more threads of the server than its shard.
-    fn awake<T>(&self, work: impl FnOnce(&Self) -> T) -> T {
+    fn awake<T>(&self, every: Duration, work: impl FnOnce(&Self) -> T) -> T {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -143,11 +148,14 @@ impl Server {
                     // It makes them one by one as it starts.
                     let mut eventfds = self.eventfds();
                     for _ in 0..WAKES_PER_LOOK {
+                        if done.load(Relaxed) {
+                            return;
+                        }
                         for eventfd in &mut eventfds {
                             // A full one wakes as well.
                             let _ = eventfd.write(&1_u64.to_le_bytes());
                         }
-                        thread::sleep(WAKE_EVERY);
+                        thread::sleep(every);
                     }
                 }
             });
@@ -178,15 +186,19 @@ impl Server {
     /// Instructions per call of `request`, which is given an offset: the least of all batches,
     /// since a shard that is held up takes more turns.
     fn per_request(&mut self, mut request: impl FnMut(u64) -> io::Result<()>) -> io::Result<f64> {
-        let mut run =
-            |count| (0..count).try_for_each(|number| request(number % 256 * u64::from(LEN)));
+        let mut run = |count| {
+            (0..count).try_for_each(|number| {
+                thread::sleep(PAUSE);
+                request(number % 256 * u64::from(LEN))
+            })
+        };
         // The last connection may still be on its way to the shard.
-        self.awake(|_| run(WARM_UP))?;
+        self.awake(WAKE_EVERY, |_| run(WARM_UP))?;
         let mut least = f64::INFINITY;
         for _ in 0..BATCHES {
-            self.awake(|server| server.control("--zero"))?;
+            self.awake(WAKE_FOR_CONTROL_EVERY, |server| server.control("--zero"))?;
             run(REQUESTS)?;
-            self.awake(|server| server.control("--dump"))?;
+            self.awake(WAKE_FOR_CONTROL_EVERY, |server| server.control("--dump"))?;
             self.dumped += 1;
             let dump = PathBuf::from(format!("{}.{}", self.dumps.display(), self.dumped));
             least = least.min(total_of(&dump)? as f64 / REQUESTS as f64);

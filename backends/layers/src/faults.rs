@@ -1,4 +1,4 @@
-//! Makes ops fail or wait by rule: for tests, and for whoever rehearses failure.
+//! Makes ops fail or wait by rule, for tests and rehearsals of failure.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -150,7 +150,7 @@ pub trait Io {
     fn buffer(&mut self, len: usize) -> Result<Buf>;
 
     /// Takes memory that is not needed any more, so that the next buffer is a warm one. Parts that
-    /// somebody else still holds are left alone.
+    /// others still hold are left alone.
     fn recycle(&mut self, payload: Payload) {
         drop(payload);
     }

@@ -15,7 +15,7 @@ use crate::inbox::{Command, TELL_RETRY};
 use crate::start::{ShardHandle, limit_of, start_shards, stop_shards};
 use crate::threads::ThreadEngine;
 
-/// How often a shard whose inbox is full is told again, every millisecond.
+/// How often a command is sent to a shard whose inbox is full, every [`TELL_RETRY`].
 const TELL_TRIES: usize = 1000;
 
 /// Which engine to use.
@@ -46,8 +46,8 @@ pub struct Engine {
     kind: Kind,
     reason: String,
     /// Volumes are opened and devices handed over one at a time. So no queue waits behind another
-    /// device's volume while others of its own have asked the kernel for requests, and who takes an
-    /// opening back that has failed takes nobody else's.
+    /// device's volume while others of its own have asked the kernel for requests, and a failed
+    /// opening takes back no other's.
     pub(crate) handing: Mutex<()>,
 }
 

@@ -1,4 +1,4 @@
-//! How a shard is told things.
+//! Commands to a shard from other threads.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,7 +16,7 @@ use crate::ending::Ending;
 
 /// Commands that wait for a shard to take them.
 const INBOX_MAX: usize = 1024;
-/// How soon a shard whose inbox is full is told again.
+/// How soon a command is sent again to a shard whose inbox is full.
 pub(crate) const TELL_RETRY: Duration = Duration::from_millis(1);
 
 pub(crate) enum Command {
@@ -39,7 +39,7 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// How a shard is told things, and what is known about its load from outside.
+/// Commands to a shard, and its load as other threads see it.
 pub(crate) struct Inbox {
     commands: ArrayQueue<Command>,
     pub(crate) bell: Arc<Doorbell>,

@@ -31,8 +31,9 @@ pub(crate) struct Shard {
     queues: Queues,
     poll: AdaptivePoll,
     inbox: Arc<Inbox>,
-    /// The inbox's bell, to be read through the ring.
+    /// The inbox's bell, to be read through the ring, and where to.
     bell: Arc<File>,
+    bell_count: Buf,
     /// Set when the shard is to stop: until when connections may finish.
     stop_by: Option<Nanos>,
 }
@@ -54,6 +55,7 @@ impl Shard {
             poll: AdaptivePoll::new(poll_limit),
             inbox,
             bell: Arc::new(File::from(bell)),
+            bell_count: Buf::zeroed(8),
             stop_by: None,
         };
         shard.watch_bell();
@@ -212,7 +214,8 @@ impl Shard {
     }
 
     fn watch_bell(&mut self) {
-        let request = IoRequest::Read { file: Arc::clone(&self.bell), at: 0, into: Buf::zeroed(8) };
+        let (file, into) = (Arc::clone(&self.bell), self.bell_count.clone());
+        let request = IoRequest::Read { file, at: 0, into };
         self.core.ring.start_unbounded(request, (BELL, 0));
     }
 }

@@ -78,7 +78,7 @@ impl Waiting {
         self.ops.retain(|(tag, op)| {
             let (of, request) = untag(*tag);
             if of == owner {
-                let why = "withdrawn, since nobody waits for it any more";
+                let why = "withdrawn: its connection or device has ended";
                 let error = Error::new(ErrorKind::Shutdown, op.kind().name(), why);
                 withdrawn.push((request, Err(error)));
             }
