@@ -105,6 +105,16 @@ fn a_served_volume_outlives_its_program() {
 }
 
 #[test]
+fn another_sheave_is_a_program_too() {
+    let scratch = Scratch::new();
+    let image = scratch.islands("disk.img", LEN as u64);
+    let serve = format!("{} serve {image} --name disk", sheave().display()).replace(' ', "%20");
+    let out = scratch.file("out.img");
+    assert!(copy(&format!("nbd+exec:/disk?command={serve}"), &out).wait().expect("it").success());
+    compare(&image, &out);
+}
+
+#[test]
 fn a_program_of_a_killed_server_ends() {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
