@@ -103,7 +103,7 @@ impl Devices {
                 continue;
             }
             if let Err(error) = self.serve(&live.device, &live.record, Arc::clone(&live.volume)) {
-                tracing::error!(volume = name, %error, "its I/O waits");
+                tracing::error!(volume = name, %error, "I/O is suspended");
             }
         }
         self.go_on();
@@ -147,7 +147,7 @@ impl Devices {
             match &*entry {
                 // Tried again and again, logged once.
                 Entry::Waiting { why, .. } if *why == known => {}
-                Entry::Waiting { .. } => tracing::warn!(volume = name, %error, "its I/O waits"),
+                Entry::Waiting { .. } => tracing::warn!(volume = name, %error, "I/O is suspended"),
                 _ => tracing::warn!(volume = name, %error, "recovered; device setup incomplete"),
             }
         }
@@ -170,7 +170,7 @@ impl Devices {
         }
         match self.serve(device, record, Arc::clone(volume)) {
             Ok(()) => tracing::info!(volume = record.volume, %device, "recovered"),
-            Err(error) => tracing::warn!(volume = record.volume, %error, "its I/O waits"),
+            Err(error) => tracing::warn!(volume = record.volume, %error, "I/O is suspended"),
         }
     }
 

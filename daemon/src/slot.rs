@@ -73,7 +73,7 @@ pub struct Attached {
     pub size: u64,
     /// What it may do per second, beside what its volume's text says.
     pub limits: RateLimits,
-    /// Why its I/O waits: after a crash, or while it is attached.
+    /// Why its I/O is suspended: after a crash, or while it is attached.
     pub waiting: Option<String>,
     /// Bytes of memory that its data takes, if that is where it is kept.
     pub held_bytes: Option<u64>,

@@ -51,7 +51,7 @@ for front in $(fronts); do
     wait_for 'the write is on its way' writes_wait nbd8
     kill_daemon
     start_daemon
-    logged 'its I/O waits'
+    logged 'I/O is suspended'
     logged recovered
     wait $writer || fail 'the first write failed'
     block second conv=fsync

@@ -41,7 +41,7 @@ for front in $(fronts); do
     kill_daemon
     mv gone.img elsewhere.img
     start_daemon
-    logged 'its I/O waits'
+    logged 'I/O is suspended'
     # So does one that is another file by now, even if it looks the same.
     kill_daemon
     cp elsewhere.img gone.img

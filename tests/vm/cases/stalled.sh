@@ -118,7 +118,7 @@ P
 logged 'does not serve it any more'
 logged 'recovered volume='
 wait $load || fail "fio: $(cat fio.log)"
-! grep -q 'its I/O waits' daemon.log || fail 'it could not be served at once'
+! grep -q 'I/O is suspended' daemon.log || fail 'it could not be served at once'
 expect "$device" "$(sheave attach disk.img)"
 
 # What somebody else ends is forgotten.

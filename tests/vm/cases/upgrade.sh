@@ -53,7 +53,7 @@ take_over signal
 expect "$devices" "$(sheave ls --json)"
 [ "$(reads "$PWD/nbd.img")" -ge "$before" ] || fail 'statistics were lost'
 for load in "${loads[@]}"; do wait "$load" || fail "fio: $(cat fio.*.log)"; done
-! grep -q 'its I/O waits' daemon.log || fail 'a device had to wait'
+! grep -q 'I/O is suspended' daemon.log || fail 'a device had to wait'
 
 # What lives in the daemon's memory cannot go on without it.
 sheave attach 'memory:?size=1M' >/dev/null

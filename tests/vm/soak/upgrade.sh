@@ -17,7 +17,7 @@ take_over() {
     ended "$old" "round $round: the daemon that gives way"
     wait "$old" || fail "round $round: the daemon that gave way ended with $?"
     for front in $(fronts); do logged "recovered volume=\"$PWD/load.$front"; done
-    ! grep -q 'its I/O waits' daemon.log || fail "round $round: a device had to wait"
+    ! grep -q 'I/O is suspended' daemon.log || fail "round $round: a device had to wait"
 }
 
 slowdown=$(slowdown)
