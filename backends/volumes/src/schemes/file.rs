@@ -22,7 +22,7 @@ const HINT: &str = "; a file name with '?' in it is written file:///…%3F…";
 
 #[derive(Clone, Debug)]
 struct File {
-    /// `read_only` is that of whoever opens it.
+    /// `read_only` comes from the opener.
     options: FileOptions,
 }
 
