@@ -1,9 +1,12 @@
 //! What the connections, queues and volumes of a shard share.
 
+use std::sync::Arc;
+
 use sheave_core::Nanos;
 use sheave_ring::Ring;
 
 use crate::Clock;
+use crate::doorbell::Doorbell;
 use crate::inline::InlineWrites;
 use crate::pool::Pool;
 
@@ -18,8 +21,9 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(ring: Ring, clock: Clock) -> Self {
-        let (pool, inline, now) = (Pool::default(), InlineWrites::default(), clock.now());
+    /// For the shard that this bell wakes.
+    pub(crate) fn new(ring: Ring, clock: Clock, bell: Arc<Doorbell>) -> Self {
+        let (pool, inline, now) = (Pool::default(), InlineWrites::new(bell), clock.now());
         Self { ring, pool, inline, clock, now }
     }
 }

@@ -4,14 +4,18 @@
 //! hands such a write to a kernel worker: two switches for a copy of a few kilobytes. Inline it
 //! costs half. But it may sleep after all, for a journal or because there are too many dirty pages,
 //! and all connections of the shard with it. So after a slow write, inline execution is disabled
-//! for one second: a disk that is behind stalls a shard at most once in that time.
+//! for one second: a disk that is behind stalls a shard at most once in that time. Meanwhile the
+//! writes of a volume go to a thread of its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use sheave_core::{IoDone, IoRequest, IoToken, Nanos};
 use sheave_ring::plain;
 
 use crate::Clock;
+use crate::doorbell::Doorbell;
+use crate::writer::{Writer, Written};
 
 /// A write that takes longer is slow.
 const SLOW_NS: Nanos = 1_000_000;
@@ -19,28 +23,84 @@ const SLOW_NS: Nanos = 1_000_000;
 const DISABLED_NS: Nanos = 1_000_000_000;
 /// Longer writes go to a worker, which copies while the shard goes on.
 const LEN_MAX_BYTES: usize = 128 << 10;
+/// The most threads that write for a shard. Writes of more volumes go to the ring.
+const WRITERS_MAX: usize = 16;
 
-/// Writes that were carried out inline, and whether more may be.
-#[derive(Default)]
+/// Short writes to the page cache of a shard's volumes.
 pub(crate) struct InlineWrites {
     done: VecDeque<(u32, IoDone)>,
     disabled_until: Nanos,
+    writers: HashMap<u32, Behind>,
+    written: Arc<Written>,
+}
+
+/// A volume's thread, and how many writes it has.
+struct Behind {
+    writer: Writer,
+    count: usize,
 }
 
 impl InlineWrites {
-    /// Whether this request should be carried out inline.
-    pub(crate) fn takes(&self, request: &IoRequest, now: Nanos) -> bool {
-        let IoRequest::Write { from, .. } = request else { return false };
-        let is_short = from.len() <= LEN_MAX_BYTES;
-        is_short && from.registered().is_none() && now >= self.disabled_until
+    /// For the shard that this bell wakes.
+    pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
+        let written = Arc::new(Written::new(bell));
+        Self { done: VecDeque::new(), disabled_until: 0, writers: HashMap::new(), written }
     }
 
-    /// Carries it out for that volume of the shard.
-    pub(crate) fn run(&mut self, volume: u32, request: IoRequest, token: IoToken, clock: Clock) {
+    /// Carries a write out for that volume of the shard, here or in the volume's thread. Hands back
+    /// what is for the ring.
+    pub(crate) fn run(
+        &mut self,
+        volume: u32,
+        request: IoRequest,
+        token: IoToken,
+        now: Nanos,
+        clock: Clock,
+    ) -> Result<(), IoRequest> {
+        let IoRequest::Write { from, .. } = &request else { return Err(request) };
+        if from.len() > LEN_MAX_BYTES || from.registered().is_some() {
+            return Err(request);
+        }
+        // An inline write would wait for the file's lock, which the thread holds while it writes.
+        let is_behind = self.writers.get(&volume).is_some_and(|behind| behind.count > 0);
+        if is_behind || now < self.disabled_until {
+            return self.leave(volume, request, token);
+        }
         let began = clock.now();
         let result = plain::carry_out(&request);
         self.note(began, clock.now());
         self.done.push_back((volume, IoDone { token, request, result }));
+        Ok(())
+    }
+
+    /// Leaves a write to the volume's thread, if it has one or can have one.
+    fn leave(&mut self, volume: u32, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+        if !self.writers.contains_key(&volume) && self.writers.len() < WRITERS_MAX {
+            match Writer::start(volume, &self.written) {
+                Ok(writer) => drop(self.writers.insert(volume, Behind { writer, count: 0 })),
+                Err(error) => tracing::debug!(%error, "no thread for a volume's writes"),
+            }
+        }
+        let Some(behind) = self.writers.get_mut(&volume) else { return Err(request) };
+        behind.count += 1;
+        behind.writer.push(request, token);
+        Ok(())
+    }
+
+    /// Takes what the threads have written. Called when the bell has rung.
+    pub(crate) fn take_written(&mut self) {
+        let known = self.done.len();
+        self.written.take(&mut self.done);
+        for (volume, _) in self.done.iter().skip(known) {
+            if let Some(behind) = self.writers.get_mut(volume) {
+                behind.count -= 1;
+            }
+        }
+    }
+
+    /// The backend of the volume is gone. Its thread ends when it has written what it has.
+    pub(crate) fn forget(&mut self, volume: u32) {
+        self.writers.remove(&volume);
     }
 
     /// Whether all ends have been taken.
@@ -73,22 +133,48 @@ mod tests {
         IoRequest::Write { file, at: 0, from: Buf::zeroed(len).into(), dsync: false }
     }
 
-    #[test]
-    fn a_slow_write_disables_inline_execution_for_a_second() {
-        let mut inline = InlineWrites::default();
-        assert!(inline.takes(&write(4096), 5));
-        inline.note(10, 10 + SLOW_NS + 1);
-        assert!(!inline.takes(&write(4096), 10 + SLOW_NS + DISABLED_NS));
-        assert!(inline.takes(&write(4096), 11 + SLOW_NS + DISABLED_NS));
+    fn inline() -> InlineWrites {
+        InlineWrites::new(Arc::new(Doorbell::new().unwrap()))
+    }
+
+    fn is_taken(inline: &mut InlineWrites, len: usize, now: Nanos) -> bool {
+        inline.run(7, write(len), IoToken(3), now, Clock::start()).is_ok()
+    }
+
+    fn end_one(inline: &mut InlineWrites, len: usize) {
+        while inline.is_empty() {
+            inline.take_written();
+        }
+        let (volume, done) = inline.next_done().unwrap();
+        assert!(volume == 7 && done.token == IoToken(3) && done.result.unwrap() == len);
     }
 
     #[test]
-    fn only_short_writes_are_taken_and_their_ends_are_kept() {
-        let mut inline = InlineWrites::default();
-        assert!(!inline.takes(&write(LEN_MAX_BYTES + 1), 5));
-        inline.run(7, write(100), IoToken(3), Clock::start());
-        let (volume, done) = inline.next_done().unwrap();
-        assert!(volume == 7 && done.token == IoToken(3) && done.result.unwrap() == 100);
-        assert!(inline.next_done().is_none());
+    fn a_slow_write_disables_inline_execution_for_a_second() {
+        let mut inline = inline();
+        assert!(is_taken(&mut inline, 4096, 5) && !inline.is_empty());
+        end_one(&mut inline, 4096);
+        inline.note(10, 10 + SLOW_NS + 1);
+        assert!(is_taken(&mut inline, 4096, 10 + SLOW_NS + DISABLED_NS));
+        assert!(inline.is_empty(), "the volume's thread writes");
+        let later = 11 + SLOW_NS + DISABLED_NS;
+        assert!(is_taken(&mut inline, 100, later), "behind the other");
+        end_one(&mut inline, 4096);
+        end_one(&mut inline, 100);
+        assert!(is_taken(&mut inline, 4096, later));
+        assert!(!inline.is_empty(), "inline again");
+    }
+
+    #[test]
+    fn long_writes_and_those_of_too_many_volumes_are_for_the_ring() {
+        let mut inline = inline();
+        assert!(!is_taken(&mut inline, LEN_MAX_BYTES + 1, 5));
+        inline.disabled_until = Nanos::MAX;
+        for volume in 0..20 {
+            let taken = inline.run(volume, write(10), IoToken(0), 5, Clock::start()).is_ok();
+            assert_eq!(taken, (volume as usize) < WRITERS_MAX);
+        }
+        inline.forget(0);
+        assert!(inline.run(20, write(10), IoToken(0), 5, Clock::start()).is_ok());
     }
 }

@@ -76,11 +76,17 @@ impl Io for RingIo<'_> {
         to: Destination,
     ) -> std::result::Result<(), IoRequest> {
         let in_flight = &mut *self.mount.io_in_flight;
-        if to == Destination::Memory && self.core.inline.takes(&request, self.core.now) {
-            self.core.inline.run(self.volume, request, token, self.core.clock);
-            *in_flight += 1;
-            return Ok(());
-        }
+        let Core { inline, now, clock, .. } = &mut *self.core;
+        let request = match to {
+            Destination::Memory => match inline.run(self.volume, request, token, *now, *clock) {
+                Ok(()) => {
+                    *in_flight += 1;
+                    return Ok(());
+                }
+                Err(request) => request,
+            },
+            Destination::Unknown | Destination::Device => request,
+        };
         self.core.ring.start(request, (self.volume, token.0))?;
         *in_flight += 1;
         if to == Destination::Device {

@@ -29,6 +29,7 @@ mod threads;
 mod volumes;
 mod waiting;
 mod waker;
+mod writer;
 
 pub use assignment::{Assignment, QueueAssignment, Released, Served};
 pub use blocking::Blocking;

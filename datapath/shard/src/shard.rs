@@ -48,7 +48,7 @@ impl Shard {
         let bell = inbox.bell.as_fd().try_clone_to_owned()?;
         let ring = Ring::new(probe, RingConfig::default())?;
         let mut shard = Self {
-            core: Core::new(ring, clock),
+            core: Core::new(ring, clock, Arc::clone(&inbox.bell)),
             volumes: Volumes::new(Woken::new(Arc::clone(&inbox.bell))),
             connections: Connections::new(Arc::clone(&inbox)),
             queues: Queues::new(Arc::clone(&inbox)),
@@ -81,6 +81,7 @@ impl Shard {
         if self.inbox.bell.answer() {
             self.take_commands();
             self.volumes.touch_woken();
+            self.core.inline.take_written();
         }
         self.volumes.touch_due(self.core.now);
         self.reap();

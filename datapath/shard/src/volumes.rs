@@ -334,6 +334,7 @@ impl Volumes {
             0 => drop(self.places.remove(volume)),
             left => self.places[volume] = Place::Ending(left),
         }
+        core.inline.forget(volume as u32);
         if self.is_empty() {
             // An idle shard keeps no memory.
             core.pool.release();
