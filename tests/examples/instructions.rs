@@ -1,6 +1,8 @@
 //! Counts the server's instructions per request, with one mounted volume and with a thousand.
 //!
 //! `cargo build --bin sheave && cargo run -p sheave-tests --example instructions` needs valgrind.
+//! Only of the ring: with plain threads, a connection has a backend and a loop of its own.
+//!
 //! Time is no measure on a machine that has other work; instructions in user space are. The server
 //! runs one shard that never polls, and has gone to sleep when the next request comes, so that each
 //! request costs the same turns. `SHEAVE_BIN` names the binary.
@@ -44,7 +46,6 @@ fn main() -> io::Result<()> {
     fs::write(&image, vec![7; 1 << 20])?;
     let image = image.to_string_lossy();
     let mut is_flat = true;
-    // Plain threads have a backend for each connection, which knows of no other volume.
     for (kind, volume) in [("memory", "memory:?size=1M"), ("file", &*image)] {
         let (alone, crowded) = (count(volume, 0)?, count(volume, IDLE_VOLUMES)?);
         for (op, one, many) in [("read", alone[0], crowded[0]), ("write", alone[1], crowded[1])] {

@@ -412,11 +412,14 @@ impl Connections {
         call: impl FnOnce(&mut dyn Session, &mut Cx<'_>),
     ) {
         let Connection { session, volume, .. } = &mut self.all[key];
-        volumes.touch(*volume);
         let Lent { backend, waiting, recorder, mut io, .. } =
             volumes.lend(*volume, core, CONNECTION_SUBMIT_FROM);
-        let connection = key as u32;
-        call(&mut **session, &mut Cx { backend, waiting, io: &mut io, recorder, connection });
+        let (io, connection) = (&mut io, key as u32);
+        let mut cx = Cx { backend, waiting, io, recorder, connection, has_started: false };
+        call(&mut **session, &mut cx);
+        if cx.has_started {
+            volumes.touch(*volume);
+        }
     }
 
     fn touch(&mut self, key: usize) {

@@ -55,6 +55,8 @@ pub struct QueueCx<'a> {
     pub(crate) io: RingIo<'a>,
     pub(crate) device: &'a OwnedFd,
     pub(crate) queue: u32,
+    /// Set when an op was started: its volume is to be visited.
+    pub(crate) has_started: bool,
 }
 
 impl QueueCx<'_> {
@@ -103,6 +105,7 @@ impl QueueCx<'_> {
     /// Starts the op of this slot, as soon as there is room for it. Answers with the outcome if the
     /// op has ended; if not, [`DeviceQueue::completed`] is called with it.
     pub fn submit(&mut self, op: Op, slot: u32) -> Option<Outcome> {
+        self.has_started = true;
         let tag = tag(owner_of(self.queue), slot);
         self.waiting.submit(op, tag, self.backend, &mut self.io)
     }

@@ -127,13 +127,16 @@ impl Queues {
         volumes: &mut Volumes,
         call: impl FnOnce(&mut dyn DeviceQueue, &mut QueueCx<'_>),
     ) {
-        let Queue { device, queue, volume, touched, .. } = &mut self.all[key];
-        volumes.touch(*volume);
+        let Queue { device, queue, volume: index, touched, .. } = &mut self.all[key];
         let Lent { volume, backend, waiting, recorder, io } =
-            volumes.lend(*volume, core, QUEUE_SUBMIT_FROM);
-        let number = key as u32;
-        let mut cx = QueueCx { volume, backend, waiting, recorder, io, device, queue: number };
+            volumes.lend(*index, core, QUEUE_SUBMIT_FROM);
+        let (number, has_started) = (key as u32, false);
+        let mut cx =
+            QueueCx { volume, backend, waiting, recorder, io, device, queue: number, has_started };
         call(&mut **queue, &mut cx);
+        if cx.has_started {
+            volumes.touch(*index);
+        }
         if !*touched {
             *touched = true;
             self.touched.push(key);

@@ -90,6 +90,8 @@ pub struct Cx<'a> {
     pub(crate) io: &'a mut dyn Io,
     pub(crate) recorder: &'a Recorder,
     pub(crate) connection: u32,
+    /// Set when an op was started: its volume is to be visited.
+    pub(crate) has_started: bool,
 }
 
 impl Cx<'_> {
@@ -121,6 +123,7 @@ impl Cx<'_> {
     /// Starts an op that the session calls `request`, as soon as there is room for it. Answers with
     /// the outcome if the op has ended; if not, [`Session::completed`] is called with it.
     pub fn submit(&mut self, op: Op, request: u32) -> Option<Outcome> {
+        self.has_started = true;
         let tag = tag(self.connection, request);
         self.waiting.submit(op, tag, self.backend, self.io)
     }

@@ -342,6 +342,7 @@ impl Connection {
             io: &mut self.io,
             recorder: &self.recorder,
             connection: CONNECTION,
+            has_started: false,
         };
         call(&mut *self.session, &mut cx);
     }

@@ -20,3 +20,4 @@ mod starved;
 mod stats;
 mod stop;
 mod tls;
+mod waiting;
