@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sheave_tests::{Certificates, Run, Scratch, Serve, Server, both_engines, have, skip};
+use sheave_tests::{Certificates, Run, Scratch, Serve, Server, both_engines, have, sheave, skip};
 
 const KILLS: u32 = 5;
 const BETWEEN: Duration = Duration::from_millis(1500);
@@ -34,8 +34,23 @@ fn verify(uri: &str, seconds: u64) {
         .ok();
 }
 
-/// Kills the upstream server while fio verifies through a server of its export.
-fn survives(engine: &str, certificates: Option<&Certificates>, parameters: &str) {
+/// The same by many connections, which several threads serve.
+fn verify_by_many(uri: &str, seconds: u64) {
+    Run::new(sheave())
+        .args("bench run --rw mixed --verify --span 48M --bs 8k --qd 8 -c 6 --flush-every 64")
+        .arg("--seconds")
+        .arg(seconds.to_string())
+        .arg(uri)
+        .ok();
+}
+
+/// Kills the upstream server while a load verifies what it reads through a server of its export.
+fn survives(
+    engine: &str,
+    certificates: Option<&Certificates>,
+    parameters: &str,
+    load: fn(&str, u64),
+) {
     let scratch = Scratch::on_disk();
     let image = scratch.sparse("image", 64 << 20);
     let mut server = upstream(&scratch, certificates, &image);
@@ -52,9 +67,9 @@ fn survives(engine: &str, certificates: Option<&Certificates>, parameters: &str)
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let (uri, is_over) = (middle.uri(), &is_over);
-        let load = scope.spawn(move || {
+        let loading = scope.spawn(move || {
             let begun = Instant::now();
-            verify(&uri, seconds);
+            load(&uri, seconds);
             is_over.store(true, Relaxed);
             begun.elapsed()
         });
@@ -64,7 +79,7 @@ fn survives(engine: &str, certificates: Option<&Certificates>, parameters: &str)
             server.kill();
             server = upstream(&scratch, certificates, &image);
         }
-        assert!(load.join().expect("fio").as_secs() >= seconds);
+        assert!(loading.join().expect("the load").as_secs() >= seconds);
     });
     middle.wait_for_log("connected again", KILLS as usize);
     assert!(middle.is_alive());
@@ -85,19 +100,23 @@ fn has_fio(test: &str) -> bool {
 both_engines! {
     fn a_server_that_is_killed_again_and_again(engine) {
         if has_fio("a_server_that_is_killed_again_and_again") {
-            survives(engine, None, "");
+            survives(engine, None, "", verify);
         }
     }
 
     fn over_tls(engine) {
         if has_fio("over_tls") {
-            survives(engine, Some(&Certificates::new()), "");
+            survives(engine, Some(&Certificates::new()), "", verify);
         }
     }
 
     fn over_several_connections(engine) {
         if has_fio("over_several_connections") {
-            survives(engine, None, "&connections=4");
+            survives(engine, None, "&connections=4", verify);
         }
+    }
+
+    fn by_many_threads_over_one_connection(engine) {
+        survives(engine, None, "", verify_by_many);
     }
 }

@@ -61,6 +61,8 @@ pub(crate) struct Line {
     input_len: usize,
     /// When something arrived, or was asked for while nothing was owed.
     pub(crate) heard: Nanos,
+    /// When a request may have waited for its answer for too long, though others have theirs.
+    pub(crate) check_at: Nanos,
 }
 
 impl Line {
@@ -79,6 +81,7 @@ impl Line {
             input,
             input_len: INPUT_LEN,
             heard: 0,
+            check_at: Nanos::MAX,
         }
     }
 

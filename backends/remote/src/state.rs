@@ -1,6 +1,7 @@
 //! What the backends of a volume share: ops, connections, and what a server may lose.
 
 mod breaks;
+mod driving;
 mod replies;
 
 use std::collections::VecDeque;
@@ -11,13 +12,13 @@ use std::time::Duration;
 
 use sheave_core::{
     ByteRange, Completion, Error, ErrorKind, Io, IoRequest, IoToken, LinkGauges, LinkState, Nanos,
-    Op, OpKind, Outcome, Payload, Result, Segment, Submitted, Tag, memory,
+    Op, Outcome, Result, Submitted, Tag, memory,
 };
 use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::RemoteOptions;
-use crate::job::{Covered, Job, Owner};
+use crate::job::{Job, Owner};
 use crate::kept::Kept;
 use crate::line::Line;
 
@@ -25,12 +26,6 @@ pub(crate) use self::breaks::Promised;
 
 /// Ops that one backend may have unanswered.
 const JOBS_MAX: usize = 1024;
-/// Room for the headers of one send; it bounds their number.
-const HEADS_LEN: usize = 4096;
-/// The longest header of a request (extended).
-const HEAD_LEN_MAX: usize = 32;
-/// From how many bytes on a send takes no more requests.
-const SEND_LEN_FULL: usize = 2 << 20;
 /// How soon an engine that had no room or no memory is asked again.
 const RETRY_NS: Nanos = 1_000_000;
 
@@ -148,7 +143,7 @@ impl State {
             reconnects: 0,
             waiting_bytes: 0,
             failures: 0,
-            head: Vec::with_capacity(HEADS_LEN),
+            head: Vec::new(),
             effects: Effects::default(),
         }
     }
@@ -255,7 +250,7 @@ impl State {
             .lines
             .iter()
             .filter(|line| line.driver == Some(user) && line.client.in_flight() > 0);
-        let late = owed.map(|line| line.heard.saturating_add(timeout));
+        let late = owed.map(|line| line.heard.saturating_add(timeout).min(line.check_at));
         late.chain(self.users[user].retry_at).min()
     }
 
@@ -332,104 +327,6 @@ impl State {
         self.is_flushing = true;
         let key = self.insert(Owner::Volume, Op::Flush, 0);
         self.waiting.push_front(key);
-    }
-
-    /// Drives the connection if this backend does or should; else wakes the one that does.
-    fn look_after(&mut self, index: usize, user: usize, io: &mut dyn Io, starts: &mut Starts) {
-        let has_own = self.is_flushing || !matches!(self.phase, Phase::Up);
-        let is_busy = self.users[user].jobs > 0 || has_own;
-        let line = &mut self.lines[index];
-        if line.driver.is_none() && line.has_work() && is_busy {
-            line.driver = Some(user);
-            line.heard = io.now();
-        }
-        match line.driver {
-            Some(driver) if driver == user => self.drive(index, user, io, starts),
-            Some(driver) if line.may_gather() && !line.queue.is_empty() => self.wake(driver),
-            _ => {}
-        }
-    }
-
-    fn drive(&mut self, index: usize, user: usize, io: &mut dyn Io, starts: &mut Starts) {
-        let timeout = self.options.request_timeout;
-        let line = &self.lines[index];
-        let is_owed = line.client.in_flight() > 0;
-        if is_owed && io.now() >= line.heard.saturating_add(nanos(timeout)) {
-            return self.broke(&format!("no answer for {} s", timeout.as_secs()));
-        }
-        if line.may_gather() && !line.queue.is_empty() && self.gather(index, io).is_err() {
-            self.users[user].retry_at = Some(io.now() + RETRY_NS);
-        }
-        let (line, jobs) = (&mut self.lines[index], &self.jobs);
-        starts.extend(line.next_send());
-        match line.next_recv(|key| jobs[key].into.clone(), io) {
-            Ok(recv) => starts.extend(recv),
-            Err(_) => self.users[user].retry_at = Some(io.now() + RETRY_NS),
-        }
-        if !line.has_work() && !line.is_sending && !line.is_receiving {
-            line.driver = None;
-        }
-    }
-
-    /// Makes one send of as many requests as there are and as it takes.
-    ///
-    /// # Errors
-    /// When there is no memory for it; nothing has changed then.
-    fn gather(&mut self, index: usize, io: &mut dyn Io) -> Result<()> {
-        let heads = io.buffer(HEADS_LEN)?;
-        self.head.clear();
-        let (mut out, mut len, mut cut) = (Payload::new(), 0, 0);
-        while let Some(&key) = self.lines[index].queue.front() {
-            let is_full = self.head.len() + HEAD_LEN_MAX > HEADS_LEN || len >= SEND_LEN_FULL;
-            if is_full || !self.lines[index].client.has_room() {
-                break;
-            }
-            let (line, job) = (&mut self.lines[index], &mut self.jobs[key]);
-            let kind = job.op.kind();
-            let part = job.next_part(line.client.len_max(kind));
-            if kind == OpKind::Read {
-                match io.buffer(part.map_or(0, ByteRange::len) as usize) {
-                    Ok(buf) => job.into = Some(buf),
-                    Err(error) if self.head.is_empty() => return Err(error),
-                    // Those before it can go.
-                    Err(_) => break,
-                }
-            }
-            if let Some(part) = part.filter(|_| kind.is_write()) {
-                if self.writing.iter().any(|(_, other)| other.overlaps(part)) {
-                    self.is_blocked = true;
-                    break;
-                }
-                self.writing.push((key, part));
-            }
-            if kind == OpKind::Flush {
-                job.mark = Some(Covered { kept: self.kept.mark(), unkept: self.unkept });
-            }
-            if line.client.in_flight() == 0 {
-                line.heard = io.now();
-            }
-            let op = job.part(part);
-            (job.sent, job.sent_at) = (part, io.now());
-            line.queue.pop_front();
-            line.client.submit(&op, key, &mut self.head).expect("there is room");
-            if let Op::Write { data, .. } = op {
-                out.push(Segment::Data(heads.slice(cut, self.head.len() - cut)));
-                cut = self.head.len();
-                len += data.len();
-                data.into_segments().for_each(|segment| out.push(segment));
-            }
-        }
-        out.push(Segment::Data(heads.slice(cut, self.head.len() - cut)));
-        heads.copy_in(0, &self.head);
-        drop(heads);
-        match self.lines[index].send(out, io) {
-            Ok(()) => Ok(()),
-            // The stream would have a gap.
-            Err(error) => {
-                self.broke(&error.to_string());
-                Ok(())
-            }
-        }
     }
 
     /// Ends a job.

@@ -1,10 +1,11 @@
 //! What a volume makes of a server that is away, has changed, or answers wrongly or never.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_conformance::{Driver, PlainEngine};
 use sheave_core::{Buf, ByteRange, Error, ErrorKind, Op, Outcome, Reply, Volume};
-use sheave_remote::RemoteVolume;
+use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use crate::flaky::{ROOM, SMALL, open};
 use crate::server::{Life, Script, Server};
@@ -186,4 +187,77 @@ fn an_export_grows_while_it_is_open() {
     server.lock().script.size = SMALL;
     let why = volume.grow().unwrap_err().to_string();
     assert!(why.contains("has shrunk"), "{why}");
+}
+
+#[test]
+fn a_handshake_that_ends_anywhere_is_an_error_and_then_a_new_attempt() {
+    let server = Server::start(Script::new(SMALL));
+    let options = || {
+        let mut options = RemoteOptions::new(server.uri().parse().unwrap());
+        options.connect_timeout = Duration::from_secs(60);
+        options
+    };
+    let mut lens = 0..;
+    let errors: Vec<_> = lens
+        .by_ref()
+        .map_while(|len| {
+            server.lock().script.handshake_len = Some(len);
+            RemoteVolume::open(options()).err()
+        })
+        .map(|error| error.to_string())
+        .collect();
+    assert!(errors.len() > 100, "a handshake has more bytes than {}", errors.len());
+    for error in &errors {
+        assert!(error.contains("closed the connection") && !error.contains('\n'), "{error}");
+    }
+    // Silence ends after a time.
+    let mut script = Script::new(SMALL);
+    (script.handshake_len, script.is_silent_then) = (Some(20), true);
+    server.lock().script = script;
+    let limit = Duration::from_millis(200);
+    let begun = Instant::now();
+    let impatient = RemoteOptions { connect_timeout: limit, ..options() };
+    let error = RemoteVolume::open(impatient).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(begun.elapsed() >= limit && error.to_string().contains("does not answer in time"));
+    // A volume that is open goes on trying.
+    server.lock().script.handshake_len = None;
+    let volume = RemoteVolume::open(options()).unwrap();
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    for len in [0, 20, 60] {
+        let mut life = server.lock();
+        (life.script.handshake_len, life.script.is_silent_then) = (Some(len), false);
+        life.die();
+        drop(life);
+        let restore = Arc::clone(&server.life);
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(150));
+            restore.lock().unwrap().script.handshake_len = None;
+        });
+        assert_eq!(read(&mut driver, 0).unwrap(), [1; 512]);
+        later.join().unwrap();
+    }
+}
+
+#[test]
+fn a_request_that_is_never_answered_is_sent_again_though_others_are() {
+    let server = Server::start(Script::new(SMALL));
+    let limit = Duration::from_millis(30);
+    let volume = open(&server, |options| options.request_timeout = limit);
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    server.lock().mute = 1;
+    let begun = Instant::now();
+    // The first is lost; the others keep the connection busy.
+    let mut ops = vec![write(0, 2)];
+    ops.extend((0..20_000).map(|_| {
+        let range = ByteRange::within(1024, 512, SMALL).unwrap();
+        Op::Read { range, into: None }
+    }));
+    let mut outcomes = driver.run(ops).into_iter();
+    outcomes.next().unwrap().unwrap();
+    assert!(begun.elapsed() >= limit && server.lock().mute == 0);
+    assert!(outcomes.all(|outcome| outcome.is_ok()));
+    assert_eq!(read(&mut driver, 0).unwrap(), [2; 512]);
 }

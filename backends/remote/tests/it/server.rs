@@ -24,6 +24,9 @@ pub(crate) struct Script {
     /// It dies with one in so many requests; 0 is never.
     pub(crate) dies_one_in: u64,
     pub(crate) seed: u64,
+    /// After so many bytes of a handshake it closes the connection, or says nothing more.
+    pub(crate) handshake_len: Option<usize>,
+    pub(crate) is_silent_then: bool,
 }
 
 impl Script {
@@ -37,7 +40,8 @@ impl Script {
             identity: None,
             can,
         };
-        Self { size, info, dies_one_in: 0, seed: 1 }
+        let (handshake_len, is_silent_then) = (None, false);
+        Self { size, info, dies_one_in: 0, seed: 1, handshake_len, is_silent_then }
     }
 }
 
@@ -220,30 +224,18 @@ struct Connection<'a> {
 
 impl<'a> Connection<'a> {
     fn serve(mut stream: UnixStream, life: &'a Mutex<Life>) -> io::Result<()> {
-        let (deaths, cuts, exports) = {
+        let (deaths, cuts, script) = {
             let mut life = lock(life);
             if life.is_away {
                 return Ok(());
             }
             life.open.push(stream.try_clone()?);
-            let Script { size, info, .. } = life.script.clone();
-            let (name, description) = ("disk".to_owned(), String::new());
-            let export = Export { name, description, size, info, tls_only: false };
-            (life.deaths, life.cuts, vec![export])
+            (life.deaths, life.cuts, life.script.clone())
         };
-        let mut handshake = ServerHandshake::new(TlsMode::Off, HandshakeLimits::default());
-        stream.write_all(&ServerHandshake::greeting())?;
-        let negotiated = loop {
-            let mut byte = [0];
-            stream.read_exact(&mut byte)?;
-            let step = handshake.step(&byte, &exports);
-            stream.write_all(&step.output)?;
-            match step.next {
-                Next::NeedMore => {}
-                Next::Transmission(negotiated) => break *negotiated,
-                other => return Err(io::Error::other(format!("{other:?}"))),
-            }
-        };
+        let negotiated = shake_hands(&mut stream, script).inspect_err(|_| {
+            // There is another handle of it.
+            let _ = stream.shutdown(Shutdown::Both);
+        })?;
         Self { stream, life, deaths, cuts, negotiated }.run()
     }
 
@@ -387,6 +379,39 @@ impl<'a> Connection<'a> {
             other => panic!("{other:?}"),
         }
         reply::success(out, to);
+    }
+}
+
+/// Negotiates, as far as the script lets it.
+fn shake_hands(stream: &mut UnixStream, script: Script) -> io::Result<Negotiated> {
+    let Script { size, info, handshake_len, is_silent_then, .. } = script;
+    let (name, description) = ("disk".to_owned(), String::new());
+    let exports = vec![Export { name, description, size, info, tls_only: false }];
+    let mut left = handshake_len.unwrap_or(usize::MAX);
+    let mut send = |stream: &mut UnixStream, bytes: &[u8]| {
+        stream.write_all(&bytes[..bytes.len().min(left)])?;
+        if left < bytes.len() {
+            if is_silent_then {
+                // Until the client has had enough.
+                let _ = stream.read_to_end(&mut Vec::new());
+            }
+            return Err(io::Error::other("no more of the handshake"));
+        }
+        left -= bytes.len();
+        Ok(())
+    };
+    send(stream, &ServerHandshake::greeting())?;
+    let mut handshake = ServerHandshake::new(TlsMode::Off, HandshakeLimits::default());
+    loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        let step = handshake.step(&byte, &exports);
+        send(stream, &step.output)?;
+        match step.next {
+            Next::NeedMore => {}
+            Next::Transmission(negotiated) => return Ok(*negotiated),
+            other => return Err(io::Error::other(format!("{other:?}"))),
+        }
     }
 }
 

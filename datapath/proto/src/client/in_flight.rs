@@ -105,6 +105,10 @@ impl<P> InFlight<P> {
             && slot.is_some_and(|slot| (1..=slot.turn).contains(&cookie.turn()))
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &P> {
+        self.slots.iter().filter_map(|slot| slot.pending.as_ref())
+    }
+
     /// Empties the table.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (Cookie, P)> {
         self.free.clear();

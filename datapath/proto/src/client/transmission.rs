@@ -191,6 +191,11 @@ impl<T> Client<T> {
         self.in_flight.get(cookie).map(|pending| &pending.state)
     }
 
+    /// What the caller keeps with each request in flight, in no order.
+    pub fn states(&self) -> impl Iterator<Item = &T> {
+        self.in_flight.iter().map(|pending| &pending.state)
+    }
+
     /// Appends the header of the request for an op, which the export must have; the payload of a
     /// write follows it on the wire. A server may refuse a write before all of its payload was
     /// sent, which must be sent all the same.
