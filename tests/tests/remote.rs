@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sheave_conformance::{Driver, Options};
 use sheave_core::{ByteRange, Op, Reply, Volume};
-use sheave_tests::{Certificates, Foreign, Run, Scratch, Serve, Wire, cmd, sheave};
+use sheave_tests::{Certificates, Foreign, Run, Scratch, Serve, Wire, both_engines, cmd, sheave};
 use sheave_volumes::{OpenOptions, open};
 
 use engines::{CallsEngine, on_both};
@@ -125,5 +125,32 @@ fn a_volume_whose_server_is_away_holds_up_no_other() {
     waiting.request(cmd::READ, 1, 0, 512).expect("a request");
     for _ in 0..5 {
         Run::new("nbdcopy").arg(server.uri_of("null")).arg("null:").ok();
+    }
+}
+
+both_engines! {
+    fn a_connection_is_handed_on_when_the_thread_that_drives_it_has_no_more_clients(engine) {
+        let what = "a_connection_is_handed_on";
+        let args = "--filter=delay memory 1M rdelay=300ms wdelay=2000ms";
+        let Some(upstream) = Foreign::nbdkit(what, args) else { return };
+        let server = Serve::new(upstream.uri()).args("--shards 2").engine(engine).unix();
+        let open = || {
+            let mut wire = Wire::connect(&server).expect("a connection");
+            wire.handshake().expect("a handshake");
+            wire.go("").expect("the export");
+            wire
+        };
+        let (mut first, mut second) = (open(), open());
+        first.request(cmd::READ, 1, 0, 512).expect("a request");
+        // By now the thread of the first one drives.
+        std::thread::sleep(Duration::from_millis(100));
+        second.request(cmd::WRITE, 2, 4096, 512).expect("a request");
+        second.send(&[7; 512]).expect("its data");
+        assert_eq!(first.simple_reply(1).expect("a reply"), 0);
+        first.receive_vec(512).expect("its data");
+        drop(first);
+        assert_eq!(second.simple_reply(2).expect("a reply"), 0);
+        assert_eq!(second.read(4096, 512).expect("a reply"), Ok(vec![7; 512]));
+        assert!(!server.log().contains("connection is lost"), "{}", server.log());
     }
 }

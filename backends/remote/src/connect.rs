@@ -45,7 +45,14 @@ pub(crate) fn connect_all(options: &RemoteOptions) -> Result<Vec<Connected>> {
     };
     let mut all = vec![first];
     while all.len() < count {
-        all.push(connect(options, Goal::Go)?);
+        match connect(options, Goal::Go) {
+            Ok(another) => all.push(another),
+            // Some servers promise what they do not take.
+            Err(error) => {
+                tracing::warn!(count = all.len(), "no more connections: {error}");
+                break;
+            }
+        }
     }
     Ok(all)
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use sheave_core::{ByteRange, Op, PAGE_SIZE, Payload, Segment};
+use sheave_core::{ByteRange, Op, Payload, Segment};
 
 /// Memory of an entry besides its payload, in bytes.
 const ENTRY_BYTES: u64 = 128;
@@ -150,11 +150,11 @@ fn op_of(entry: &Entry, start: u64, at: u64, end: u64) -> Op {
     }
 }
 
-/// Memory that a payload holds: whole pages of each of its buffers.
+/// Memory that a payload holds: all of each of its buffers, of which it may use a part.
 fn held_bytes(what: &What) -> u64 {
     let What::Data(data) = what else { return 0 };
     let pages = |segment: &Segment| match segment {
-        Segment::Data(buf) => buf.len().next_multiple_of(PAGE_SIZE) as u64,
+        Segment::Data(buf) => buf.capacity() as u64,
         Segment::Zero(_) => 0,
     };
     data.segments().iter().map(pages).sum()
@@ -163,7 +163,7 @@ fn held_bytes(what: &What) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use sheave_core::Buf;
+    use sheave_core::{Buf, PAGE_SIZE};
 
     use super::*;
 

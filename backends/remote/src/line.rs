@@ -168,16 +168,17 @@ impl Line {
         };
         let place = place.filter(|place| place.len >= IN_PLACE_MIN);
         let place = place.and_then(|place| Some(into_of(*place.state)?.slice(place.at, place.len)));
-        let (into, step, all) = match place {
+        let (into, step) = match place {
             Some(buf) => {
                 self.input_len = SHORT_INPUT_LEN;
-                (buf, Step::Place, true)
+                (buf, Step::Place)
             }
-            None => (io.buffer(self.input_len)?, Step::Input, false),
+            None => (io.buffer(self.input_len)?, Step::Input),
         };
         self.is_receiving = true;
         let (socket, into) = (Arc::clone(&self.socket), into.into());
-        let recv = IoRequest::Recv { socket, into, skip: 0, all };
+        // Not all of it: what has arrived is known at any time, so that another backend can go on.
+        let recv = IoRequest::Recv { socket, into, skip: 0, all: false };
         Ok(Some((recv, token(self.number, step))))
     }
 

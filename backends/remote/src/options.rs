@@ -29,6 +29,8 @@ pub struct RemoteOptions {
     /// A server that owes answers and sends nothing for so long is given up, and asked again over
     /// a new connection.
     pub request_timeout: Duration,
+    /// The longest pause between two attempts to connect.
+    pub pause_max: Duration,
     /// Bytes of writes that are kept until a flush covers them. Before there are more, the volume
     /// flushes by itself. With 0 nothing is kept: a connection that ends loses what was not
     /// flushed.
@@ -48,6 +50,7 @@ impl RemoteOptions {
             connect_timeout: Duration::from_secs(10),
             reconnect_timeout: None,
             request_timeout: Duration::from_secs(60),
+            pause_max: Duration::from_secs(2),
             replay_bytes: 64 << 20,
         }
     }

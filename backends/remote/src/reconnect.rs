@@ -9,7 +9,6 @@ use crate::volume::Shared;
 
 /// The pause after the first failure; it doubles with each.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
 const STACK_LEN: usize = 512 << 10;
 
 /// Starts a thread that connects for this epoch, after so many failures in a row.
@@ -28,10 +27,9 @@ pub(crate) fn start(shared: &Arc<Shared>, epoch: u64, failures: u32) -> std::io:
 fn run(shared: &Weak<Shared>, epoch: u64, mut failures: u32) {
     let begun = Instant::now();
     let mut said = String::new();
-    let mut has_expired = false;
     loop {
-        thread::sleep(pause(failures));
         let Some(options) = options(shared, epoch) else { return };
+        thread::sleep(pause(failures).min(options.pause_max));
         match connect_all(&options) {
             Ok(connections) => {
                 if let Some(shared) = shared.upgrade() {
@@ -50,12 +48,8 @@ fn run(shared: &Weak<Shared>, epoch: u64, mut failures: u32) {
             }
         }
         failures = failures.saturating_add(1);
-        let is_over = options.reconnect_timeout.is_some_and(|most| begun.elapsed() >= most);
-        if is_over && !has_expired {
-            has_expired = true;
-            if let Some(shared) = shared.upgrade() {
-                shared.with(|state| state.expire(epoch));
-            }
+        if let Some(shared) = shared.upgrade() {
+            shared.with(|state| state.expire(epoch));
         }
     }
 }
@@ -69,6 +63,6 @@ fn options(shared: &Weak<Shared>, epoch: u64) -> Option<Arc<crate::RemoteOptions
 fn pause(failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
-        count => PAUSE_MIN.saturating_mul(1 << (count - 1).min(16)).min(PAUSE_MAX),
+        count => PAUSE_MIN.saturating_mul(1 << (count - 1).min(16)),
     }
 }

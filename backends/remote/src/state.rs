@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sheave_core::{
     ByteRange, Completion, Error, ErrorKind, Io, IoRequest, IoToken, LinkGauges, LinkState, Nanos,
@@ -26,6 +26,10 @@ pub(crate) use self::breaks::Promised;
 
 /// Ops that one backend may have unanswered.
 const JOBS_MAX: usize = 1024;
+/// How soon a thread that could not be started is tried again.
+const THREAD_RETRY_NS: Nanos = 100_000_000;
+/// A connection that has lived for so long was a good one.
+const LIVED: Duration = Duration::from_secs(1);
 /// How soon an engine that had no room or no memory is asked again.
 const RETRY_NS: Nanos = 1_000_000;
 
@@ -110,8 +114,14 @@ pub(crate) struct State {
     reconnects: u64,
     /// Bytes of the ranges of ops that have not ended.
     waiting_bytes: u64,
-    /// Connections in a row that ended without having answered anything.
+    /// Connections in a row that did not live for [`LIVED`].
     failures: u32,
+    /// When connections were made last.
+    up_since: Instant,
+    /// When the server was lost that has answered nothing since but repeated writes.
+    away_since: Option<Instant>,
+    /// A thread to connect with that could not be started, and when to try again.
+    unstarted: Option<((u64, u32), Option<Nanos>)>,
     head: Vec<u8>,
     pub(crate) effects: Effects,
 }
@@ -143,6 +153,9 @@ impl State {
             reconnects: 0,
             waiting_bytes: 0,
             failures: 0,
+            up_since: Instant::now(),
+            away_since: None,
+            unstarted: None,
             head: Vec::new(),
             effects: Effects::default(),
         }
@@ -231,6 +244,7 @@ impl State {
         if self.users[user].waker.is_none() {
             self.users[user].waker = Some(io.waker());
         }
+        self.start_again(io.now());
         self.distribute(user);
         for index in 0..self.lines.len() {
             self.look_after(index, user, io, starts);
@@ -251,7 +265,25 @@ impl State {
             .iter()
             .filter(|line| line.driver == Some(user) && line.client.in_flight() > 0);
         let late = owed.map(|line| line.heard.saturating_add(timeout).min(line.check_at));
-        late.chain(self.users[user].retry_at).min()
+        let again = self.unstarted.and_then(|(_, at)| at);
+        late.chain(self.users[user].retry_at).chain(again).min()
+    }
+
+    /// There was no thread to connect with; a backend tries again.
+    pub(crate) fn not_connecting(&mut self, wanted: (u64, u32)) {
+        self.unstarted = Some((wanted, None));
+        self.wake_all(|_| true);
+    }
+
+    fn start_again(&mut self, now: Nanos) {
+        match self.unstarted {
+            Some((wanted, Some(at))) if at <= now => {
+                self.unstarted = None;
+                self.effects.reconnect = Some(wanted);
+            }
+            Some((wanted, None)) => self.unstarted = Some((wanted, Some(now + THREAD_RETRY_NS))),
+            _ => {}
+        }
     }
 
     /// The engine had no room for this request.

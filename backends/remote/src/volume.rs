@@ -62,19 +62,27 @@ impl RemoteVolume {
 impl Shared {
     /// Does something with the state, and then what comes of it.
     pub(crate) fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut State) -> T) -> T {
-        // After a panic it may be anything, and a disk must not be that.
+        let (answer, reconnect) = self.change(act);
+        if let Some((epoch, failures)) = reconnect
+            && let Err(error) = reconnect::start(self, epoch, failures)
+        {
+            tracing::error!(%error, "no thread to connect with; trying again");
+            self.change(|state| state.not_connecting((epoch, failures)));
+        }
+        answer
+    }
+
+    /// Does something with the state and wakes those that it concerns. Answers whether a thread is
+    /// to connect.
+    fn change<T>(&self, act: impl FnOnce(&mut State) -> T) -> (T, Option<(u64, u32)>) {
+        // Released programs abort on a panic; in others it is the test that has failed.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = act(&mut state);
         self.link.set(state.gauges());
         let effects = std::mem::take(&mut state.effects);
         drop(state);
         effects.wakes.into_iter().for_each(std::task::Waker::wake);
-        if let Some((epoch, failures)) = effects.reconnect
-            && let Err(error) = reconnect::start(self, epoch, failures)
-        {
-            tracing::error!(%error, "no thread to connect with");
-        }
-        answer
+        (answer, effects.reconnect)
     }
 }
 

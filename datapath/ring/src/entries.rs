@@ -92,7 +92,8 @@ fn message_flags(request: &IoRequest) -> i32 {
     match request {
         IoRequest::Recv { all: false, .. } => 0,
         IoRequest::Recv { all: true, .. } => libc::MSG_WAITALL,
-        _ => libc::MSG_NOSIGNAL | libc::MSG_WAITALL,
+        // What was sent is known at any time, so that the rest can be sent by another ring.
+        _ => libc::MSG_NOSIGNAL,
     }
 }
 

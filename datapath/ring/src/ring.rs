@@ -120,6 +120,7 @@ pub(crate) enum InFlight {
     File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
     Message { user: (u32, u64), request: IoRequest, message: Box<Landing> },
     Command { user: (u32, u32) },
+    Cancel,
 }
 
 /// Vectors and header of a `recvmsg` or `sendmsg`, boxed because the kernel holds their address.
@@ -315,6 +316,22 @@ impl Ring {
         Ok(())
     }
 
+    /// Ends what this starter has in flight on sockets: with `ECANCELED`, unless it has just ended
+    /// otherwise.
+    pub fn cancel_sockets_of(&mut self, starter: u32) {
+        let is_its = |in_flight: &InFlight| match in_flight {
+            InFlight::File { user, request, .. } | InFlight::Message { user, request, .. } => {
+                user.0 == starter && request.is_socket()
+            }
+            _ => false,
+        };
+        let all = self.in_flight.iter().filter(|(_, in_flight)| is_its(in_flight));
+        let keys: Vec<_> = all.map(|(key, _)| key).collect();
+        for key in keys {
+            self.push(opcode::AsyncCancel::new(key as u64).build(), InFlight::Cancel);
+        }
+    }
+
     /// Gives the kernel what is pending now, rather than with the next wait, if it is so many
     /// entries.
     pub fn submit_from(&mut self, entries: usize) {
@@ -350,11 +367,17 @@ impl Ring {
 
     /// The next thing that ended.
     pub fn next_event(&mut self) -> Option<Event> {
-        let entry = self.uring.completion().next()?;
-        let key = usize::try_from(entry.user_data()).expect("user data is a slab key");
-        // Not `remove`: a key that is not ours would be memory the kernel holds for nobody.
-        let in_flight = self.in_flight.try_remove(key).expect("the kernel completes what we sent");
-        Some(self.event(in_flight, &entry))
+        loop {
+            let entry = self.uring.completion().next()?;
+            let key = usize::try_from(entry.user_data()).expect("user data is a slab key");
+            // Not `remove`: a key that is not ours would be memory the kernel holds for nobody.
+            let in_flight = self.in_flight.try_remove(key);
+            match in_flight.expect("the kernel completes what we sent") {
+                // The end of what it cancels is an event of its own.
+                InFlight::Cancel => {}
+                in_flight => return Some(self.event(in_flight, &entry)),
+            }
+        }
     }
 
     /// Gives the bytes of an [`Event::Received`] back to the kernel.
@@ -386,6 +409,7 @@ impl Ring {
                 Event::File { user, result, request }
             }
             InFlight::Command { user } => Event::Command { user, result: entry.result() },
+            InFlight::Cancel => unreachable!("it has no event"),
         }
     }
 

@@ -41,8 +41,9 @@ pub(crate) struct Mounted {
 /// An entry of the table of mounted volumes, whose key is in the names of I/O requests.
 enum Place {
     Mounted(Box<Mounted>),
-    /// The volume is gone. Its key is not used again before so many requests have ended.
-    Ending(usize),
+    /// Nothing uses the volume any more. Its backend stays until its last request has ended, and
+    /// takes the ends: what has arrived on a socket may be for the ops of other threads.
+    Ending(Box<Mounted>),
 }
 
 impl Place {
@@ -150,23 +151,23 @@ impl Volumes {
         core: &'a mut Core,
         submit_from: usize,
     ) -> Lent<'a> {
-        let Mounted { volume, backend, waiting, recorder, waker, io_in_flight, .. } =
-            &mut self[index];
-        let mount = Mount { waker, io_in_flight, recorder };
-        let io = RingIo { core, submit_from, volume: index as u32, mount };
-        Lent { volume: &**volume, backend: &mut **backend, waiting, recorder, io }
+        lent(&mut self[index], index, core, submit_from)
     }
 
     /// Hands the end of a file or socket request to the backend that started it.
     pub(crate) fn io_done(&mut self, volume: u32, done: IoDone, core: &mut Core) {
         let volume = volume as usize;
-        if !self.io_ended(volume) {
-            // That backend is gone.
-            return;
-        }
-        let Lent { backend, mut io, .. } = self.lend(volume, core, CONNECTION_SUBMIT_FROM);
+        let (Place::Mounted(mounted) | Place::Ending(mounted)) = &mut self.places[volume];
+        mounted.io_in_flight -= 1;
+        let Lent { backend, mut io, .. } = lent(mounted, volume, core, CONNECTION_SUBMIT_FROM);
         backend.io_done(done, &mut io);
-        self.touch(volume);
+        match &self.places[volume] {
+            Place::Mounted(_) => self.touch(volume),
+            Place::Ending(mounted) if mounted.io_in_flight == 0 => {
+                self.places.remove(volume);
+            }
+            Place::Ending(_) => core.ring.cancel_sockets_of(volume as u32),
+        }
     }
 
     /// The next progress of the volume's ops: one that has ended, or one that has found room.
@@ -257,23 +258,6 @@ impl Volumes {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// A request of this volume has ended. False if the volume is gone.
-    fn io_ended(&mut self, volume: usize) -> bool {
-        match &mut self.places[volume] {
-            Place::Mounted(mounted) => {
-                mounted.io_in_flight -= 1;
-                true
-            }
-            Place::Ending(left) => {
-                *left -= 1;
-                if *left == 0 {
-                    self.places.remove(volume);
-                }
-                false
-            }
-        }
-    }
-
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
         self.places.iter().filter(|(_, place)| place.mounted().is_some()).count()
@@ -329,10 +313,11 @@ impl Volumes {
         if let Some(due) = self[volume].due {
             self.due.remove(&(due, volume));
         }
-        // Its end shuts down the sockets that it has requests in flight on.
-        match self[volume].io_in_flight {
-            0 => drop(self.places.remove(volume)),
-            left => self.places[volume] = Place::Ending(left),
+        let Place::Mounted(mounted) = self.places.remove(volume) else { return };
+        if mounted.io_in_flight > 0 {
+            let key = self.places.insert(Place::Ending(mounted));
+            debug_assert_eq!(key, volume, "the place that has become free last");
+            core.ring.cancel_sockets_of(volume as u32);
         }
         core.inline.forget(volume as u32);
         if self.is_empty() {
@@ -340,6 +325,18 @@ impl Volumes {
             core.pool.release();
         }
     }
+}
+
+fn lent<'a>(
+    mounted: &'a mut Mounted,
+    index: usize,
+    core: &'a mut Core,
+    submit_from: usize,
+) -> Lent<'a> {
+    let Mounted { volume, backend, waiting, recorder, waker, io_in_flight, .. } = mounted;
+    let mount = Mount { waker, io_in_flight, recorder };
+    let io = RingIo { core, submit_from, volume: index as u32, mount };
+    Lent { volume: &**volume, backend: &mut **backend, waiting, recorder, io }
 }
 
 impl Index<usize> for Volumes {

@@ -1,11 +1,12 @@
 //! The end of connections, and what comes of it. The rules are in docs/decisions/0008.
 
 use std::sync::atomic::Ordering::Release;
+use std::time::Instant;
 
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo};
 use sheave_proto::ClientNegotiated;
 
-use super::{Failure, Phase, State};
+use super::{Failure, LIVED, Phase, State};
 use crate::connect::Connected;
 use crate::job::Owner;
 use crate::kept::Kept;
@@ -85,15 +86,21 @@ impl State {
         if self.unkept > self.stable {
             return self.lost(&format!("the connection ended: {why}"));
         }
+        if self.up_since.elapsed() >= LIVED {
+            self.failures = 0;
+        }
         self.epoch += 1;
         self.effects.reconnect = Some((self.epoch, self.failures));
         self.failures += 1;
+        self.away_since.get_or_insert_with(Instant::now);
         self.phase = Phase::Down { has_expired: false };
         let (waiting, kept) = (self.waiting.len(), self.kept.bytes());
         tracing::warn!(
             server = %self.options.name, why, waiting, kept,
             "the connection is lost and is being made again; requests wait"
         );
+        // It may come back again and again without answering anything.
+        self.expire(self.epoch);
     }
 
     /// The export has so many bytes now. All that is sent from now on waits for connections that
@@ -111,6 +118,11 @@ impl State {
             return Err(Error::new(ErrorKind::Busy, "resize", why));
         }
         self.promised.size = self.promised.size.max(size);
+        if self.wants(self.epoch) {
+            // A connection that is being made may have been negotiated before.
+            self.epoch += 1;
+            self.effects.reconnect = Some((self.epoch, self.failures));
+        }
         self.broke("the export has grown");
         Ok(())
     }
@@ -137,6 +149,7 @@ impl State {
             return self.broke(&why);
         }
         self.reconnects += u64::from(epoch > 0);
+        self.up_since = Instant::now();
         self.replay();
         if epoch == 0 && self.promised.info.can.flush && !self.promised.info.read_only {
             // What another process has written and not flushed is not kept here.
@@ -161,7 +174,10 @@ impl State {
 
     /// The server has been away for too long.
     pub(crate) fn expire(&mut self, epoch: u64) {
-        if !self.wants(epoch) {
+        let limit = self.options.reconnect_timeout;
+        let is_over = limit.zip(self.away_since).is_some_and(|(most, at)| at.elapsed() >= most);
+        let has_expired = matches!(self.phase, Phase::Down { has_expired: true });
+        if !is_over || has_expired || !self.wants(epoch) {
             return;
         }
         let failure = self.away();

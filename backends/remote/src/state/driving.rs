@@ -2,6 +2,8 @@
 
 use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Payload, Result, Segment};
 
+use smallvec::SmallVec;
+
 use super::{Phase, RETRY_NS, Starts, State, nanos};
 use crate::job::Covered;
 
@@ -52,7 +54,8 @@ impl State {
         if line.may_gather() && !line.queue.is_empty() && self.gather(index, io).is_err() {
             self.users[user].retry_at = Some(io.now() + RETRY_NS);
         }
-        let (line, jobs) = (&mut self.lines[index], &self.jobs);
+        // A send that could not be encrypted has ended the connection.
+        let (Some(line), jobs) = (self.lines.get_mut(index), &self.jobs) else { return };
         starts.extend(line.next_send());
         match line.next_recv(|key| jobs[key].into.clone(), io) {
             Ok(recv) => starts.extend(recv),
@@ -63,8 +66,8 @@ impl State {
         }
     }
 
-    /// Whether the server owes answers and has been silent for too long, or owes one for much longer
-    /// than that.
+    /// Whether the server owes answers and has been silent for too long, or owes one for much
+    /// longer than that.
     fn is_overdue(&mut self, index: usize, now: Nanos) -> bool {
         let timeout = nanos(self.options.request_timeout);
         let line = &mut self.lines[index];
@@ -90,7 +93,10 @@ impl State {
         self.head.clear();
         let (mut out, mut len, mut cut) = (Payload::new(), 0, 0);
         let patience = nanos(self.options.request_timeout).saturating_mul(ONE_REQUEST_PATIENCE);
-        while let Some(&key) = self.lines[index].queue.front() {
+        // Writes that wait for others to the same bytes are passed over, but not by one to theirs.
+        let mut aside: SmallVec<[ByteRange; 4]> = SmallVec::new();
+        let mut next = 0;
+        while let Some(&key) = self.lines[index].queue.get(next) {
             let is_full = self.head.len() + HEAD_LEN_MAX > HEADS_LEN || len >= SEND_LEN_FULL;
             if is_full || !self.lines[index].client.has_room() {
                 break;
@@ -98,6 +104,16 @@ impl State {
             let (line, job) = (&mut self.lines[index], &mut self.jobs[key]);
             let kind = job.op.kind();
             let part = job.next_part(line.client.len_max(kind));
+            if let Some(part) = part.filter(|_| kind.is_write()) {
+                let mut others = self.writing.iter().map(|(_, other)| other).chain(&aside);
+                if others.any(|other| other.overlaps(part)) {
+                    self.is_blocked = true;
+                    aside.push(part);
+                    next += 1;
+                    continue;
+                }
+                self.writing.push((key, part));
+            }
             if kind == OpKind::Read {
                 match io.buffer(part.map_or(0, ByteRange::len) as usize) {
                     Ok(buf) => job.into = Some(buf),
@@ -105,13 +121,6 @@ impl State {
                     // Those before it can go.
                     Err(_) => break,
                 }
-            }
-            if let Some(part) = part.filter(|_| kind.is_write()) {
-                if self.writing.iter().any(|(_, other)| other.overlaps(part)) {
-                    self.is_blocked = true;
-                    break;
-                }
-                self.writing.push((key, part));
             }
             if kind == OpKind::Flush {
                 job.mark = Some(Covered { kept: self.kept.mark(), unkept: self.unkept });
@@ -122,7 +131,7 @@ impl State {
             }
             let op = job.part(part);
             (job.sent, job.sent_at) = (part, io.now());
-            line.queue.pop_front();
+            line.queue.remove(next);
             line.client.submit(&op, key, &mut self.head).expect("there is room");
             if let Op::Write { data, .. } = op {
                 out.push(Segment::Data(heads.slice(cut, self.head.len() - cut)));

@@ -32,6 +32,7 @@ impl State {
             }
             (Err(error), _) => self.broke(&error.to_string()),
             (Ok(count), IoRequest::Send { from, skip, .. }) => {
+                self.lines[index].heard = io.now();
                 self.lines[index].sent(from, skip + count, io);
             }
             (Ok(0), _) => self.broke("the server closed it"),
@@ -127,7 +128,9 @@ impl State {
         }
         // The volume may have failed on an answer just before.
         let Some(job) = self.jobs.get_mut(key) else { return Ok(()) };
-        self.failures = 0;
+        if job.owner != Owner::Replay {
+            self.away_since = None;
+        }
         let (kind, owner, sent) = (job.op.kind(), job.owner, job.sent.take());
         if kind.is_write() {
             self.writing.retain(|(writer, _)| *writer != key);
@@ -223,9 +226,16 @@ impl State {
 
     /// A kept write has been sent again.
     fn replayed(&mut self, key: usize, error: Option<ServerError>) {
-        self.jobs.remove(key);
-        if let Some(error) = error {
-            return self.lost(&format!("a write could not be repeated: {error}"));
+        let job = self.jobs.remove(key);
+        match error {
+            // A hint: nothing is lost with it.
+            Some(error) if job.op.kind() == OpKind::Trim => {
+                tracing::warn!("{}: a trim was not repeated: {error}", self.options.name);
+            }
+            Some(error) => {
+                return self.lost(&format!("a write could not be repeated: {error}"));
+            }
+            None => {}
         }
         let Phase::Replaying { left } = &mut self.phase else { return };
         *left -= 1;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -16,6 +17,7 @@ pub(crate) const ROOM: usize = 16;
 
 pub(crate) fn open(server: &Server, change: impl FnOnce(&mut RemoteOptions)) -> RemoteVolume {
     let mut options = RemoteOptions::new(server.uri().parse().unwrap());
+    options.pause_max = Duration::from_millis(2);
     change(&mut options);
     RemoteVolume::open(options).unwrap()
 }

@@ -261,3 +261,35 @@ fn a_request_that_is_never_answered_is_sent_again_though_others_are() {
     assert!(outcomes.all(|outcome| outcome.is_ok()));
     assert_eq!(read(&mut driver, 0).unwrap(), [2; 512]);
 }
+
+#[test]
+fn a_trim_that_is_refused_the_second_time_is_no_loss() {
+    let server = Server::start(Script::new(SMALL));
+    let volume = open(&server, |_| ());
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    let range = ByteRange::within(1024, 512, SMALL).unwrap();
+    driver.run_one(Op::Trim { range, fua: false }).unwrap();
+    let mut life = server.lock();
+    life.refuses_trims = true;
+    life.die();
+    drop(life);
+    assert_eq!(read(&mut driver, 0).unwrap(), [1; 512]);
+    assert!(!volume.has_lost_data_itself());
+}
+
+#[test]
+fn a_server_that_only_comes_and_goes_is_away() {
+    let server = Server::start(Script::new(SMALL));
+    let limit = Duration::from_millis(300);
+    let volume = open(&server, |options| options.reconnect_timeout = Some(limit));
+    let mut driver = driver(&volume);
+    driver.run_one(write(0, 1)).unwrap();
+    driver.run_one(Op::Flush).unwrap();
+    // It takes connections, and ends each with the first request.
+    server.lock().script.dies_one_in = 1;
+    let begun = Instant::now();
+    let error = read(&mut driver, 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(begun.elapsed() >= limit);
+}

@@ -70,6 +70,7 @@ pub(crate) struct Life {
     /// So many requests get no answer.
     pub(crate) mute: u32,
     pub(crate) refuses_writes: bool,
+    pub(crate) refuses_trims: bool,
     /// How the next read is answered wrongly.
     pub(crate) garbage: Option<&'static str>,
     /// What a client did that it must not do.
@@ -117,6 +118,7 @@ impl Server {
             is_away: false,
             mute: 0,
             refuses_writes: false,
+            refuses_trims: false,
             garbage: None,
             wrong: None,
         };
@@ -350,6 +352,9 @@ impl<'a> Connection<'a> {
             }
             Verdict::Write { .. } if life.refuses_writes => {
                 return reply::failure(out, to, NbdErrno::NoSpc, "full");
+            }
+            Verdict::Trim { .. } if life.refuses_trims => {
+                return reply::failure(out, to, NbdErrno::NotSup, "no");
             }
             Verdict::Write { range, fua } => life.put(range.start() as usize, payload, fua),
             Verdict::Flush => {
