@@ -17,9 +17,12 @@ mod job;
 mod kept;
 mod line;
 mod options;
+mod probe;
+mod reach;
 mod reconnect;
 mod state;
 mod volume;
 
 pub use options::{CONNECTIONS_MAX, RemoteOptions};
+pub use probe::{Offered, probe};
 pub use volume::RemoteVolume;

@@ -1,12 +1,10 @@
-//! The NBD server: listeners, handshake, TLS, and the session that a shard runs; and a plain
-//! client for tools.
+//! The NBD server: listeners, handshake, TLS, and the session that a shard runs.
 #![forbid(unsafe_code)]
 
 mod accept_errors;
 mod access;
 mod address;
 mod admission;
-mod client;
 mod connections;
 mod exports;
 mod gate;
@@ -14,9 +12,6 @@ mod handshake;
 mod incoming;
 mod kernel;
 mod listener;
-mod negotiate;
-mod probe;
-mod remote;
 mod replies;
 mod server;
 mod session;
@@ -30,7 +25,5 @@ pub use connections::ClientSnapshot;
 pub use exports::{Export, ExportSnapshot, Offers, STRING_LEN_MAX};
 pub use kernel::kernel_session;
 pub use listener::{Listener, SocketAccess};
-pub use probe::{Offered, probe};
-pub use remote::Remote;
 pub use rustls::ServerConfig as TlsConfig;
 pub use server::{Limits, Server, ServerConfig};

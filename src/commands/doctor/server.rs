@@ -3,10 +3,10 @@
 use anyhow::{Result, bail};
 use indicatif::HumanBytes;
 use sheave_core::{BlockSizes, printable};
-use sheave_nbd::{Offered, probe};
 use sheave_proto::uri::{NbdUri, Transport};
 use sheave_proto::wire::transmission_flag as flag;
 use sheave_proto::{ClientNegotiated, ExportEntry, ReplyStyle};
+use sheave_remote::{Offered, probe};
 use sheave_volumes::VolumeSpec;
 
 use super::Finding;

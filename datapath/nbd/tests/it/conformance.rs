@@ -9,9 +9,7 @@ use sheave_conformance::{Options, PlainEngine, check};
 use sheave_core::{
     Backend, Completion, Io, IoDone, Nanos, Op, Reply, Result, Submitted, Tag, Volume, VolumeInfo,
 };
-use sheave_layers::BlockSize;
 use sheave_local::{FileOptions, FileVolume};
-use sheave_nbd::Remote;
 use sheave_shard::EngineChoice;
 use sheave_volumes::{OpenOptions, open};
 
@@ -30,11 +28,7 @@ impl Served {
     fn new(engine: EngineChoice, volume: Arc<dyn Volume>) -> Self {
         let server = Setup { shards: 1, ..Setup::of(engine, volume) }.start();
         let uri = format!("nbd+unix:///?socket={}", server.socket.display());
-        let remote = Arc::new(Remote::open(&uri).unwrap());
-        let volume: Arc<dyn Volume> = match remote.info().block.minimum {
-            1 => remote,
-            _ => Arc::new(BlockSize::new(remote)),
-        };
+        let volume = open(&uri, &OpenOptions::default()).unwrap();
         Self { volume, _server: server }
     }
 }

@@ -13,7 +13,6 @@ mod layers;
 mod limits;
 mod listen;
 mod model;
-mod remote;
 mod sizes;
 mod sockets;
 mod starved;

@@ -87,7 +87,7 @@ enum Content {
     /// Nothing but success or failure.
     Nothing,
     Read(ReadCoverage),
-    Status(Status),
+    Status(Box<Status>),
 }
 
 /// The allocation of a range, from its start on.
@@ -114,14 +114,14 @@ impl Gathered {
         };
         let content = match request.command {
             command::READ => Content::Read(ReadCoverage::new(request)),
-            command::BLOCK_STATUS => Content::Status(Status {
+            command::BLOCK_STATUS => Content::Status(Box::new(Status {
                 next: request.offset,
                 end,
                 extents: Vec::new(),
                 extents_max: extents_max.max(1),
                 is_over: false,
                 contexts: 0,
-            }),
+            })),
             _ => Content::Nothing,
         };
         Self { content, error: None, errors: 0 }

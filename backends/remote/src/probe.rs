@@ -1,17 +1,17 @@
 //! What a server offers, found out by asking it.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, printable};
 use sheave_proto::uri::NbdUri;
 use sheave_proto::{ClientConfig, ClientError, ClientNegotiated, ExportEntry, Goal};
 use sheave_tls::client_tls;
 
-use crate::negotiate::{Reached, Refused, negotiate};
+use crate::reach::{Reached, Refused, reach};
 
-/// A server that says nothing for so long is taken for dead.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A server that has not answered by then is taken for dead.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// The most names in a message.
 const NAMES_MAX: usize = 10;
 
@@ -44,7 +44,7 @@ pub fn probe(uri: &NbdUri, name: &str) -> Result<Offered, Error> {
             tls: encrypt,
             ..ClientConfig::default()
         };
-        negotiate(&uri.transport, config, tls.as_ref(), SILENCE_MAX)
+        reach(&uri.transport, config, tls.as_ref(), Instant::now() + ANSWER_MAX)
     };
     let exports = || match ask(Goal::List, uri.tls) {
         Ok(Reached::Listed(exports)) => Ok(exports),
@@ -52,7 +52,8 @@ pub fn probe(uri: &NbdUri, name: &str) -> Result<Offered, Error> {
         Err(refused) => Err(refused.to_string()),
     };
     match ask(Goal::Info, uri.tls) {
-        Ok(Reached::Info { negotiated, tls }) => {
+        Ok(Reached::Negotiated { stream, negotiated, .. }) => {
+            let tls = stream.tls();
             let starts_tls = tls.is_some() || matches!(ask(Goal::Info, true), Ok(Reached::Tls));
             Ok(Offered { tls, starts_tls, exports: exports(), export: *negotiated })
         }
