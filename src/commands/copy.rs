@@ -41,6 +41,8 @@ pub(crate) struct Args {
 
 /// How long a server may be away, unless the URI says otherwise (`reconnect-timeout=`).
 const AWAY_MAX: Duration = Duration::from_secs(60);
+/// Connections to a server that allows several: as many as workers by default.
+const CONNECTIONS: usize = 4;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -103,9 +105,13 @@ fn volumes(args: &Args, interruption: Interruption, progress: &ProgressBar) -> a
     target.publish()
 }
 
-/// Unlike a disk, a copy ends when its server does not come back.
+/// Unlike a disk, a copy ends when its server does not come back, and has it to itself.
 fn open_options() -> OpenOptions {
-    OpenOptions { away_max: Some(AWAY_MAX), ..OpenOptions::default() }
+    OpenOptions {
+        away_max: Some(AWAY_MAX),
+        connections: Some(CONNECTIONS),
+        ..OpenOptions::default()
+    }
 }
 
 fn source(text: &str) -> anyhow::Result<Arc<dyn Volume>> {

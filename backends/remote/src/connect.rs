@@ -39,7 +39,7 @@ pub(crate) struct Connected {
 pub(crate) fn connect_all(options: &RemoteOptions) -> Result<Vec<Connected>> {
     let first = connect(options, Goal::Go)?;
     let count = match first.negotiated.volume_info().can.multi_conn {
-        true => options.connections,
+        true => options.connections.unwrap_or(1),
         false => 1,
     };
     let mut all = vec![first];

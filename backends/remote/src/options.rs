@@ -20,8 +20,8 @@ pub struct RemoteOptions {
     pub server: Option<Arc<dyn Any + Send + Sync>>,
     /// Send nothing that changes the export.
     pub read_only: bool,
-    /// Connections to use if the server allows several, 1 to [`CONNECTIONS_MAX`].
-    pub connections: usize,
+    /// Connections to use if the server allows several, 1 to [`CONNECTIONS_MAX`]; `None` is 1.
+    pub connections: Option<usize>,
     /// How long one attempt to connect may take.
     pub connect_timeout: Duration,
     /// How long ops wait for a server that is away before they fail; `None` is for ever.
@@ -46,7 +46,7 @@ impl RemoteOptions {
             uri,
             server: None,
             read_only: false,
-            connections: 1,
+            connections: None,
             connect_timeout: Duration::from_secs(10),
             reconnect_timeout: None,
             request_timeout: Duration::from_secs(60),

@@ -52,6 +52,8 @@ pub struct OpenOptions {
     /// How long ops wait for a server that is away before they fail, where the text says nothing;
     /// else for ever.
     pub away_max: Option<Duration>,
+    /// Connections to a server that allows several, where the text says nothing; else 1.
+    pub connections: Option<usize>,
 }
 
 /// Parses and opens a VOLUME.

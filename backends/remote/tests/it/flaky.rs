@@ -54,7 +54,7 @@ fn nothing_is_lost_with_a_server_that_dies_at_every_point() {
 
 #[test]
 fn nothing_is_lost_over_several_connections() {
-    let deaths = suite(6, true, |options| options.connections = 4);
+    let deaths = suite(6, true, |options| options.connections = Some(4));
     assert!(deaths > 100, "{deaths} deaths");
 }
 
@@ -128,7 +128,7 @@ fn run(batches: &[Vec<Step>], seed: u64, connections: usize) -> Result<(), Strin
     let mut script = Script::new(SMALL);
     (script.seed, script.info.can.multi_conn) = (seed, connections > 1);
     let server = Server::start(script);
-    let volume = open(&server, |options| options.connections = connections);
+    let volume = open(&server, |options| options.connections = Some(connections));
     server.lock().script.dies_one_in = 9;
     let mut drivers = [(), ()].map(|()| {
         Driver::new(volume.backend().unwrap(), PlainEngine::new(ROOM).refusing_one_in(5, seed))

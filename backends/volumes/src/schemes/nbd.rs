@@ -45,9 +45,10 @@ pub(super) fn options(uri: NbdUri, parameters: &mut Parameters) -> Result<Remote
     let mut options = RemoteOptions::new(uri);
     if let Some(text) = parameters.take("connections")? {
         let count = usize::try_from(parse_count("connections", &text)?).ok();
-        options.connections = count.filter(|count| *count <= CONNECTIONS_MAX).ok_or_else(|| {
+        let count = count.filter(|count| *count <= CONNECTIONS_MAX);
+        options.connections = Some(count.ok_or_else(|| {
             parameters.wrong(&format!("connections={text}: the most is {CONNECTIONS_MAX}"))
-        })?;
+        })?);
     }
     if let Some(timeout) = duration("connect-timeout", parameters)? {
         options.connect_timeout = timeout;
@@ -66,6 +67,7 @@ pub(super) fn options(uri: NbdUri, parameters: &mut Parameters) -> Result<Remote
 pub(super) fn opened_with(text: &RemoteOptions, opener: &OpenOptions) -> RemoteOptions {
     RemoteOptions {
         read_only: opener.read_only,
+        connections: text.connections.or(opener.connections),
         reconnect_timeout: text.reconnect_timeout.or(opener.away_max),
         ..text.clone()
     }
