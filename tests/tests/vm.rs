@@ -24,11 +24,6 @@ fn devices_outlive_their_daemon() {
 }
 
 #[test]
-fn a_device_outlives_the_server_of_its_volume() {
-    case("remote.sh");
-}
-
-#[test]
 fn a_daemon_gives_way_to_another() {
     case("upgrade.sh");
 }

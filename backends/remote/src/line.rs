@@ -95,6 +95,10 @@ impl Line {
         self.queue.len() + self.client.in_flight()
     }
 
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Whether more may be gathered for sending.
     pub(crate) fn may_gather(&self) -> bool {
         !self.is_sending && self.unsent.is_none() && self.client.has_room()

@@ -97,7 +97,10 @@ impl Volume for RemoteVolume {
 
     fn grow(&self) -> Result<u64> {
         let (name, before) = (&self.shared.options.name, self.size());
-        let size = inquire(&self.shared.options)?.size;
+        let now = inquire(&self.shared.options)?;
+        check_exportable(&now.volume_info(), now.size)
+            .map_err(|why| Error::new(ErrorKind::Invalid, "resize", format!("{name}: {why}")))?;
+        let size = now.size;
         if size < before {
             let why = format!("{name}: the export has shrunk from {before} to {size} bytes");
             return Err(Error::new(ErrorKind::Io, "resize", why));

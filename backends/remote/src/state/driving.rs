@@ -1,6 +1,6 @@
 //! What the backend that drives a connection sends and receives.
 
-use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Payload, Result, Segment};
+use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Payload, Result, Segment, memory};
 
 use smallvec::SmallVec;
 
@@ -66,6 +66,15 @@ impl State {
         }
     }
 
+    /// Bytes of the longest write that waits for this connection.
+    fn queued_len(&self, index: usize) -> usize {
+        let len = |key: &usize| match &self.jobs[*key].op {
+            Op::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        self.lines[index].queue.iter().map(len).max().unwrap_or(0)
+    }
+
     /// Whether the server owes answers and has been silent for too long, or owes one for much
     /// longer than that.
     fn is_overdue(&mut self, index: usize, now: Nanos) -> bool {
@@ -89,6 +98,11 @@ impl State {
     /// # Errors
     /// When there is no memory for it; nothing has changed then.
     fn gather(&mut self, index: usize, io: &mut dyn Io) -> Result<()> {
+        if self.lines[index].is_encrypted() {
+            // Before anything is promised to the stream: encrypting copies it twice.
+            let longest = self.promised.info.block.maximum_payload as usize;
+            memory::check_room(2 * longest.min(self.queued_len(index)) + 2 * SEND_LEN_FULL)?;
+        }
         let heads = io.buffer(HEADS_LEN)?;
         self.head.clear();
         let (mut out, mut len, mut cut) = (Payload::new(), 0, 0);
