@@ -330,7 +330,10 @@ impl Connection {
         }
         // What is in flight on sockets is for the ops of others, whose threads go on with it.
         self.io.cancel();
-        self.work();
+        while let Some(done) = self.io.done.pop_front() {
+            // Not reaped: the backend would begin again.
+            self.backend.io_done(done, &mut self.io);
+        }
         self.session.closed(&self.recorder);
         self.recorder.add_connections(-1);
     }
