@@ -59,6 +59,8 @@ pub(crate) struct Line {
     /// Received, decrypted and not consumed.
     pub(crate) input: Vec<u8>,
     input_len: usize,
+    /// It has ended; only the others are of use until all are made again.
+    pub(crate) is_over: bool,
     /// When something arrived, or was asked for while nothing was owed.
     pub(crate) heard: Nanos,
     /// When a request may have waited for its answer for too long, though others have theirs.
@@ -80,6 +82,7 @@ impl Line {
             unsent: None,
             input,
             input_len: INPUT_LEN,
+            is_over: false,
             heard: 0,
             check_at: Nanos::MAX,
         }
@@ -88,6 +91,12 @@ impl Line {
     /// Whether it needs a driver.
     pub(crate) fn has_work(&self) -> bool {
         !self.queue.is_empty() || self.client.in_flight() > 0 || self.unsent.is_some()
+    }
+
+    /// Whether the server owes answers, or is to get the rest of what has begun.
+    pub(crate) fn is_owed(&self) -> bool {
+        let is_owed = self.client.in_flight() > 0 || self.unsent.is_some() || self.is_sending;
+        is_owed && !self.is_over
     }
 
     /// Requests that it has.

@@ -94,6 +94,9 @@ pub(crate) struct State {
     /// Jobs that no connection has, in order.
     waiting: VecDeque<usize>,
     lines: Vec<Line>,
+    /// Why the connections are about to be made again. Nothing more is sent on them, but what
+    /// they are owed is awaited: a request that a server still works on must not be repeated.
+    ending: Option<String>,
     users: Slab<User>,
     kept: Kept,
     /// Counts writes that have completed and were not kept, and those of them that flushes cover.
@@ -140,6 +143,7 @@ impl State {
             jobs: Slab::new(),
             waiting: VecDeque::new(),
             lines: Vec::new(),
+            ending: None,
             users: Slab::new(),
             kept: Kept::default(),
             unkept: 0,
@@ -180,13 +184,15 @@ impl State {
             }
         }
         self.users.remove(user);
-        let mut driven = self.lines.iter_mut().filter(|line| line.driver == Some(user));
-        // Its engine is about to lose what it receives.
-        if driven.any(|line| line.is_sending || line.is_receiving) {
-            return self.broke("the thread that received from it has other work");
-        }
-        for line in &mut self.lines {
-            line.driver = line.driver.filter(|driver| *driver != user);
+        for index in 0..self.lines.len() {
+            let Some(line) = self.lines.get_mut(index) else { break };
+            if line.driver == Some(user) {
+                line.driver = None;
+                // Its engine is about to lose what it receives.
+                if line.is_sending || line.is_receiving {
+                    self.line_broke(index, "the thread that received from it has other work");
+                }
+            }
         }
         self.wake_the_busy();
     }
@@ -254,6 +260,7 @@ impl State {
                 break;
             }
         }
+        self.end_if_nothing_is_owed();
         std::mem::swap(ended, &mut self.users[user].ended);
     }
 
@@ -263,7 +270,8 @@ impl State {
         let owed = self
             .lines
             .iter()
-            .filter(|line| line.driver == Some(user) && line.client.in_flight() > 0);
+            .filter(|line| line.driver == Some(user) && !line.is_over)
+            .filter(|line| line.client.in_flight() > 0);
         let late = owed.map(|line| line.heard.saturating_add(timeout).min(line.check_at));
         let again = self.unstarted.and_then(|(_, at)| at);
         late.chain(self.users[user].retry_at).chain(again).min()
@@ -316,7 +324,7 @@ impl State {
 
     /// Gives jobs that wait to connections, in order.
     fn distribute(&mut self, user: usize) {
-        if !matches!(self.phase, Phase::Up) {
+        if !matches!(self.phase, Phase::Up) || self.ending.is_some() {
             return;
         }
         self.flush_if_much_is_kept();

@@ -67,9 +67,29 @@ impl Promised {
 }
 
 impl State {
-    /// The connections are of no more use. A server that restarts ends them all, and a single one
-    /// cannot tell, so all are made again. What was sent and not answered waits for the new ones.
-    pub(super) fn broke(&mut self, why: &str) {
+    /// A connection has ended. A server that restarts ends them all, and a single one cannot tell,
+    /// so all are made again, once the others have what they are owed.
+    pub(super) fn line_broke(&mut self, index: usize, why: &str) {
+        // The volume may have failed meanwhile.
+        let Some(line) = self.lines.get_mut(index) else { return };
+        line.is_over = true;
+        line.shut_down();
+        self.ending.get_or_insert_with(|| why.to_owned());
+        self.end_if_nothing_is_owed();
+    }
+
+    /// Gives the connections up if they are about to be made again and nothing holds that back.
+    pub(super) fn end_if_nothing_is_owed(&mut self) {
+        if !self.lines.iter().any(Line::is_owed)
+            && let Some(why) = self.ending.take()
+        {
+            self.broke(&why);
+        }
+    }
+
+    /// The connections are of no more use. What was sent and not answered waits for new ones.
+    fn broke(&mut self, why: &str) {
+        self.ending = None;
         if self.lines.is_empty() {
             return;
         }
@@ -123,7 +143,11 @@ impl State {
             self.epoch += 1;
             self.effects.reconnect = Some((self.epoch, self.failures));
         }
-        self.broke("the export has grown");
+        if !self.lines.is_empty() {
+            self.ending.get_or_insert_with(|| "the export has grown".to_owned());
+        }
+        self.end_if_nothing_is_owed();
+        self.wake_all(|_| true);
         Ok(())
     }
 
@@ -213,6 +237,7 @@ impl State {
 
     fn fail(&mut self, failure: Failure) {
         tracing::error!("the volume has failed: {}", failure.why);
+        self.ending = None;
         self.lines.drain(..).for_each(|line| line.shut_down());
         self.kept = Kept::default();
         self.writing.clear();

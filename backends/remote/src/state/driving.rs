@@ -26,9 +26,13 @@ impl State {
         io: &mut dyn Io,
         starts: &mut Starts,
     ) {
-        let has_own = self.is_flushing || !matches!(self.phase, Phase::Up);
+        let is_ending = self.ending.is_some();
+        let has_own = self.is_flushing || is_ending || !matches!(self.phase, Phase::Up);
         let is_busy = self.users[user].jobs > 0 || has_own;
         let line = &mut self.lines[index];
+        if line.is_over {
+            return;
+        }
         if line.driver.is_none() && line.has_work() && is_busy {
             line.driver = Some(user);
             // Its engine may have another clock.
@@ -40,7 +44,9 @@ impl State {
         }
         match line.driver {
             Some(driver) if driver == user => self.drive(index, user, io, starts),
-            Some(driver) if line.may_gather() && !line.queue.is_empty() => self.wake(driver),
+            Some(driver) if line.may_gather() && !line.queue.is_empty() && !is_ending => {
+                self.wake(driver);
+            }
             _ => {}
         }
     }
@@ -48,14 +54,19 @@ impl State {
     fn drive(&mut self, index: usize, user: usize, io: &mut dyn Io, starts: &mut Starts) {
         let timeout = self.options.request_timeout;
         if self.is_overdue(index, io.now()) {
-            return self.broke(&format!("no answer within {timeout:?} (request-timeout)"));
+            let why = format!("no answer within {timeout:?} (request-timeout)");
+            return self.line_broke(index, &why);
         }
         let line = &self.lines[index];
-        if line.may_gather() && !line.queue.is_empty() && self.gather(index, io).is_err() {
+        let has_more = line.may_gather() && !line.queue.is_empty() && self.ending.is_none();
+        if has_more && self.gather(index, io).is_err() {
             self.users[user].retry_at = Some(io.now() + RETRY_NS);
         }
         // A send that could not be encrypted has ended the connection.
         let (Some(line), jobs) = (self.lines.get_mut(index), &self.jobs) else { return };
+        if line.is_over {
+            return;
+        }
         starts.extend(line.next_send());
         match line.next_recv(|key| jobs[key].into.clone(), io) {
             Ok(recv) => starts.extend(recv),
@@ -161,7 +172,7 @@ impl State {
             Ok(()) => Ok(()),
             // The stream would have a gap.
             Err(error) => {
-                self.broke(&error.to_string());
+                self.line_broke(index, &error.to_string());
                 Ok(())
             }
         }

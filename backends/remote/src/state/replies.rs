@@ -11,7 +11,7 @@ use sheave_proto::{Answer, ClientEvent, ServerError};
 
 use super::{Phase, State};
 use crate::job::{Job, Owner};
-use crate::line::{Step, step_of};
+use crate::line::{Line, Step, step_of};
 
 /// A request's job, and how the request ended.
 type Ended = (usize, Result<Answer, ServerError>);
@@ -21,7 +21,8 @@ impl State {
     pub(crate) fn io_done(&mut self, user: usize, done: IoDone, io: &mut dyn Io) {
         let IoDone { token, request, result } = done;
         let line = step_of(token).and_then(|(number, step)| {
-            let index = self.lines.iter().position(|line| line.number == number)?;
+            let is_it = |line: &Line| line.number == number && !line.is_over;
+            let index = self.lines.iter().position(is_it)?;
             Some((index, step))
         });
         // What an old connection still brings is of no use.
@@ -30,19 +31,20 @@ impl State {
             (Err(error), request) if is_to_be_repeated(&error) => {
                 self.put_back(user, request, token);
             }
-            (Err(error), _) => self.broke(&error.to_string()),
+            (Err(error), _) => self.line_broke(index, &error.to_string()),
             (Ok(count), IoRequest::Send { from, skip, .. }) => {
                 self.lines[index].heard = io.now();
                 self.lines[index].sent(from, skip + count, io);
             }
-            (Ok(0), _) => self.broke("the server closed it"),
+            (Ok(0), _) => self.line_broke(index, "the server closed it"),
             (Ok(count), IoRequest::Recv { into, .. }) => {
                 if let Err(why) = self.received(index, user, step, into, count, io) {
-                    self.broke(&why);
+                    self.line_broke(index, &why);
                 }
             }
             (Ok(_), _) => debug_assert!(false, "an end of a request that was never started"),
         }
+        self.end_if_nothing_is_owed();
     }
 
     /// A request has moved nothing and may be started again, by this backend or by another one.

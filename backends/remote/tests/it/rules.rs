@@ -8,7 +8,7 @@ use sheave_core::{Buf, ByteRange, Error, ErrorKind, Op, Outcome, Reply, Volume};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use crate::flaky::{ROOM, SMALL, open};
-use crate::server::{Life, Script, Server};
+use crate::server::{Hold, Life, Script, Server};
 
 type Plain = Driver<PlainEngine>;
 
@@ -292,4 +292,42 @@ fn a_server_that_only_comes_and_goes_is_away() {
     let error = read(&mut driver, 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(begun.elapsed() >= limit);
+}
+
+#[test]
+fn a_write_that_a_server_still_works_on_is_not_repeated_when_another_connection_ends() {
+    let mut script = Script::new(SMALL);
+    script.info.can.multi_conn = true;
+    let server = Server::start(script);
+    let volume = open(&server, |options| options.connections = Some(2));
+    let mut other = driver(&volume);
+    other.run_one(write(0, 1)).unwrap();
+    let mut life = server.lock();
+    (life.hold, life.garbage) = (Hold::Next, Some("cut"));
+    drop(life);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let range = ByteRange::within(512, 512, SMALL).unwrap();
+            let ops = vec![write(0, 2), Op::Read { range, into: None }];
+            driver(&volume).run(ops).into_iter().for_each(|outcome| drop(outcome.unwrap()));
+        });
+        let begun = Instant::now();
+        while server.lock().hold != Hold::Held || server.lock().garbage.is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "one waits, one is cut");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        scope.spawn(|| {
+            // Long enough for a new connection and what could be repeated over it.
+            std::thread::sleep(Duration::from_millis(500));
+            server.lock().hold = Hold::Released;
+        });
+        other.run_one(write(0, 3)).unwrap();
+        other.run_one(Op::Flush).unwrap();
+    });
+    let begun = Instant::now();
+    while server.lock().hold != Hold::None {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it was carried out");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(read(&mut other, 0).unwrap(), [3; 512]);
 }

@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use sheave_core::{BlockSizes, Capabilities, NbdErrno, VolumeInfo};
 use sheave_proto::wire::command;
@@ -71,10 +72,21 @@ pub(crate) struct Life {
     pub(crate) mute: u32,
     pub(crate) refuses_writes: bool,
     pub(crate) refuses_trims: bool,
+    /// Whether the next write waits before it is carried out, and what has become of it.
+    pub(crate) hold: Hold,
     /// How the next read is answered wrongly.
     pub(crate) garbage: Option<&'static str>,
     /// What a client did that it must not do.
     pub(crate) wrong: Option<String>,
+}
+
+/// What becomes of a write that waits in the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    None,
+    Next,
+    Held,
+    Released,
 }
 
 struct Unflushed {
@@ -119,6 +131,7 @@ impl Server {
             mute: 0,
             refuses_writes: false,
             refuses_trims: false,
+            hold: Hold::None,
             garbage: None,
             wrong: None,
         };
@@ -287,6 +300,15 @@ impl<'a> Connection<'a> {
         if (life.deaths, life.cuts) != (self.deaths, self.cuts) {
             return Err(ended());
         }
+        let is_held = request.command == command::WRITE && life.hold == Hold::Next;
+        if is_held {
+            life.hold = Hold::Held;
+            while life.hold == Hold::Held {
+                drop(life);
+                thread::sleep(Duration::from_millis(1));
+                life = lock(self.life);
+            }
+        }
         if life.mute > 0 {
             life.mute -= 1;
             return Ok(());
@@ -305,8 +327,13 @@ impl<'a> Connection<'a> {
             return Err(ended());
         }
         self.carry_out(&mut life, request, payload, to, &mut out);
+        if is_held {
+            life.hold = Hold::None;
+        }
         match life.garbage.take_if(|_| request.command == command::READ) {
             Some("wrong") => out[0] ^= 0xff,
+            // The server lives, and so do its other connections.
+            Some("cut") => return self.stream.shutdown(Shutdown::Both),
             Some("twice") => out = [&out[..], &out[..]].concat(),
             // More bytes than were asked for.
             Some(_) => {
