@@ -103,16 +103,21 @@ pub(crate) fn reach(
 
 /// A connection during the handshake, whose calls wait no longer than until `by`.
 pub(crate) struct Stream {
+    socket: Timed,
+    tls: Option<Box<ClientConnection>>,
+}
+
+/// A socket whose calls wait no longer than until `by`, however many TLS makes of them.
+struct Timed {
     /// Of any kind: reads and writes are the same.
     socket: UnixStream,
-    tls: Option<Box<ClientConnection>>,
     by: Instant,
 }
 
 impl Stream {
     fn open(transport: &Transport, by: Instant) -> io::Result<Self> {
         let socket = sheave_tls::connect(transport, left(by)?).map_err(in_words)?.into();
-        Ok(Self { socket, tls: None, by })
+        Ok(Self { socket: Timed { socket, by }, tls: None })
     }
 
     fn start_tls(&mut self, tls: ClientTls) -> io::Result<()> {
@@ -133,7 +138,6 @@ impl Stream {
 
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.limit()?;
             let read = match &mut self.tls {
                 Some(tls) => rustls::Stream::new(&mut **tls, &mut self.socket).read(into),
                 None => self.socket.read(into),
@@ -146,7 +150,6 @@ impl Stream {
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.limit()?;
         match &mut self.tls {
             Some(tls) => {
                 let mut stream = rustls::Stream::new(&mut **tls, &mut self.socket);
@@ -155,13 +158,6 @@ impl Stream {
             None => self.socket.write_all(bytes),
         }
         .map_err(in_words)
-    }
-
-    /// Lets the next call wait as long as there is time.
-    fn limit(&self) -> io::Result<()> {
-        let left = Some(left(self.by)?);
-        self.socket.set_read_timeout(left)?;
-        self.socket.set_write_timeout(left)
     }
 
     /// The version of TLS and the cipher suite, if it is encrypted.
@@ -176,9 +172,28 @@ impl Stream {
 
     /// The socket, in blocking mode and without time-outs.
     pub(crate) fn into_parts(self) -> io::Result<(OwnedFd, Option<Box<ClientConnection>>)> {
-        self.socket.set_read_timeout(None)?;
-        self.socket.set_write_timeout(None)?;
-        Ok((self.socket.into(), self.tls))
+        let socket = self.socket.socket;
+        socket.set_read_timeout(None)?;
+        socket.set_write_timeout(None)?;
+        Ok((socket.into(), self.tls))
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(left(self.by)?))?;
+        self.socket.read(into)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(Some(left(self.by)?))?;
+        self.socket.write(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.socket.flush()
     }
 }
 

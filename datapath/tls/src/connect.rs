@@ -3,32 +3,35 @@
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixStream};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sheave_proto::uri::Transport;
 
-/// A socket in blocking mode that is connected to a server. Every address of a TCP server may take
-/// up to `timeout`.
+/// A socket in blocking mode that is connected to a server, within `timeout` over all addresses of
+/// its name. The resolver has limits of its own (resolv.conf(5)).
 ///
 /// # Errors
 /// The system's, with advice; [`io::ErrorKind::Unsupported`] for virtual machines' sockets.
 pub fn connect(transport: &Transport, timeout: Duration) -> io::Result<OwnedFd> {
     match transport {
         Transport::Unix { path } => {
-            // An abstract name begins with NUL.
-            let address = match path.as_os_str().as_bytes() {
-                [0, name @ ..] => SocketAddr::from_abstract_name(name)?,
-                _ => SocketAddr::from_pathname(path)?,
-            };
-            Ok(UnixStream::connect_addr(&address).map_err(advise)?.into())
+            connect_unix(path, timeout).map_err(|error| advise(error.into()))
         }
         Transport::Tcp { host, port } => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in (host.as_str(), *port).to_socket_addrs()? {
-                match TcpStream::connect_timeout(&address, timeout) {
+            let addresses = (host.as_str(), *port).to_socket_addrs()?;
+            let by = Instant::now() + timeout;
+            for address in addresses {
+                let left = by.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    last = io::ErrorKind::TimedOut.into();
+                    break;
+                }
+                match TcpStream::connect_timeout(&address, left) {
                     Ok(stream) => {
                         stream.set_nodelay(true)?;
                         return Ok(stream.into());
@@ -44,6 +47,21 @@ pub fn connect(transport: &Transport, timeout: Duration) -> io::Result<OwnedFd> 
     }
 }
 
+fn connect_unix(path: &Path, timeout: Duration) -> rustix::io::Result<OwnedFd> {
+    // An abstract name begins with NUL.
+    let address = match path.as_os_str().as_bytes() {
+        [0, name @ ..] => SocketAddrUnix::new_abstract_name(name)?,
+        _ => SocketAddrUnix::new(path)?,
+    };
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // It bounds the wait for a place in the server's queue (unix(7), SO_SNDTIMEO).
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    rustix::net::connect(&socket, &address)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(socket)
+}
+
 /// Says what to look for when no server listens.
 fn advise(error: io::Error) -> io::Error {
     match error.kind() {
@@ -57,7 +75,8 @@ fn advise(error: io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::os::unix::net::UnixListener;
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
     use std::path::PathBuf;
 
     use super::*;
@@ -81,6 +100,20 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         // The name may have an address of IPv6 first, on which no server listens.
         connect(&Transport::Tcp { host: "localhost".to_owned(), port }, TIMEOUT).unwrap();
+    }
+
+    #[test]
+    fn a_server_that_accepts_none_costs_no_more_than_the_time_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let transport = Transport::Unix { path };
+        let limit = Duration::from_millis(100);
+        let waiting: Vec<_> = (0..8).map_while(|_| connect(&transport, limit).ok()).collect();
+        assert!(waiting.len() < 8, "its queue is full");
+        let error = connect(&transport, limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
     }
 
     #[test]
