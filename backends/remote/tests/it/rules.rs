@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sheave_conformance::{Driver, PlainEngine};
-use sheave_core::{Buf, ByteRange, Error, ErrorKind, Op, Outcome, Reply, Volume};
+use sheave_conformance::{Driver, Engine as _, PlainEngine};
+use sheave_core::{
+    Backend, Buf, ByteRange, Error, ErrorKind, Op, Outcome, Reply, Submitted, Tag, Volume,
+};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use crate::flaky::{ROOM, SMALL, open};
 use crate::server::{Hold, Life, Script, Server};
+
+const MIB: u64 = 1 << 20;
 
 type Plain = Driver<PlainEngine>;
 
@@ -330,4 +334,23 @@ fn a_write_that_a_server_still_works_on_is_not_repeated_when_another_connection_
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(read(&mut other, 0).unwrap(), [3; 512]);
+}
+
+#[test]
+fn what_waits_for_a_server_that_is_away_is_bounded() {
+    let server = Server::start(Script::new(4 * MIB));
+    let volume = open(&server, |_| ());
+    let (mut first, mut second) = (volume.backend().unwrap(), volume.backend().unwrap());
+    let mut engine = PlainEngine::new(ROOM);
+    server.lock().go_away();
+    let write = || {
+        let range = ByteRange::within(0, MIB, MIB).unwrap();
+        Op::Write { range, data: Buf::zeroed(MIB as usize).into(), fua: false }
+    };
+    let mut submit = |backend: &mut Box<dyn Backend>, tag| {
+        matches!(backend.submit(write(), Tag(tag), engine.io()), Submitted::Queued)
+    };
+    let count = (0..1000).take_while(|tag| submit(&mut first, *tag)).count();
+    assert_eq!(count, 128, "MiB");
+    assert!(submit(&mut second, 0) && !submit(&mut second, 1), "each has one at least");
 }
