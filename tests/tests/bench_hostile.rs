@@ -37,7 +37,7 @@ fn bytes_that_come_twice_or_never_are_an_error() {
     let never = told_of(|stream, cookie, offset| {
         stream.write_all(&chunk(LAST, HOLE, cookie, &hole(offset, 2048)))
     });
-    assert!(never.contains("left something out"), "{never}");
+    assert!(never.contains("without all of its bytes"), "{never}");
 }
 
 /// What a load says of a server that answers its reads, of 4096 bytes, in this way.
