@@ -40,13 +40,20 @@ pub(crate) fn clean_up_on_signals() -> Result<()> {
             for (_, process) in &ours.processes {
                 let _ = pidfd_send_signal(process, Signal::KILL);
             }
-            for dir in &ours.dirs {
-                let _ = fs::remove_dir_all(dir);
-            }
+            ours.dirs.iter().for_each(|dir| remove(dir));
             process::exit(SIGNAL_STATUS_BASE + signal);
         }
     });
     Ok(())
+}
+
+/// Removes a directory into which others may still write: a process that was killed and has not
+/// ended, or another thread of this one.
+fn remove(dir: &Path) {
+    let until = Instant::now() + GRACE;
+    while fs::remove_dir_all(dir).is_err() && dir.exists() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A directory for sockets and images, gone when this is dropped.
@@ -59,11 +66,13 @@ impl ScratchDir {
     /// # Errors
     /// When it cannot be made.
     pub(crate) fn new(parent: &Path) -> Result<Self> {
+        // A signal does not come between the two.
+        let mut ours = ours();
         let dir = tempfile::Builder::new()
             .prefix("sheave-bench-")
             .tempdir_in(parent)
             .with_context(|| format!("make a directory in {}", parent.display()))?;
-        ours().dirs.push(dir.path().to_owned());
+        ours.dirs.push(dir.path().to_owned());
         Ok(Self(dir))
     }
 
