@@ -129,7 +129,8 @@ impl State {
     /// # Errors
     /// When connections cannot be given up without a loss.
     pub(crate) fn grown(&mut self, size: u64) -> Result<()> {
-        if self.unkept > self.stable {
+        let is_writing = !self.keeps() && self.promised.info.can.flush && !self.writing.is_empty();
+        if self.unkept > self.stable || is_writing {
             let why = format!(
                 "{}: flush first: the connection has to be made again, and replay-bytes=0 keeps \
                  nothing",

@@ -37,6 +37,15 @@ fn write(at: u64, byte: u8) -> Op {
     Op::Write { range, data: Buf::from_bytes(&[byte; 512]).into(), fua: false }
 }
 
+#[track_caller]
+fn wait_until(server: &Server, is_so: impl Fn(&Life) -> bool) {
+    let begun = Instant::now();
+    while !is_so(&server.lock()) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the server does not come to it");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_volume_that_cannot_repeat_its_writes_says_so() {
     let server = Server::start(Script::new(SMALL));
@@ -315,11 +324,7 @@ fn a_write_that_a_server_still_works_on_is_not_repeated_when_another_connection_
             let ops = vec![write(0, 2), Op::Read { range, into: None }];
             driver(&volume).run(ops).into_iter().for_each(|outcome| drop(outcome.unwrap()));
         });
-        let begun = Instant::now();
-        while server.lock().hold != Hold::Held || server.lock().garbage.is_some() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "one waits, one is cut");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_until(&server, |life| life.hold == Hold::Held && life.garbage.is_none());
         scope.spawn(|| {
             // Long enough for a new connection and what could be repeated over it.
             std::thread::sleep(Duration::from_millis(500));
@@ -328,11 +333,7 @@ fn a_write_that_a_server_still_works_on_is_not_repeated_when_another_connection_
         other.run_one(write(0, 3)).unwrap();
         other.run_one(Op::Flush).unwrap();
     });
-    let begun = Instant::now();
-    while server.lock().hold != Hold::None {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it was carried out");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until(&server, |life| life.hold == Hold::None);
     assert_eq!(read(&mut other, 0).unwrap(), [3; 512]);
 }
 
@@ -353,4 +354,23 @@ fn what_waits_for_a_server_that_is_away_is_bounded() {
     let count = (0..1000).take_while(|tag| submit(&mut first, *tag)).count();
     assert_eq!(count, 128, "MiB");
     assert!(submit(&mut second, 0) && !submit(&mut second, 1), "each has one at least");
+}
+
+#[test]
+fn an_export_that_grows_costs_no_write_that_nothing_keeps() {
+    let server = Server::start(Script::new(SMALL));
+    let volume = open(&server, |options| options.replay_bytes = 0);
+    server.lock().hold = Hold::Next;
+    std::thread::scope(|scope| {
+        scope.spawn(|| driver(&volume).run_one(write(0, 1)).unwrap());
+        wait_until(&server, |life| life.hold == Hold::Held);
+        server.lock().grow(2 * SMALL);
+        let error = volume.grow().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        server.lock().hold = Hold::Released;
+    });
+    let mut driver = driver(&volume);
+    driver.run_one(Op::Flush).unwrap();
+    assert_eq!(volume.grow().unwrap(), 2 * SMALL);
+    assert!(!volume.has_lost_data_itself());
 }

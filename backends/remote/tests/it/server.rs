@@ -193,13 +193,13 @@ impl Life {
         }
     }
 
-    /// Dies, and takes no connections before it is told otherwise.
+    /// Dies, and refuses connections until `is_away` is cleared.
     pub(crate) fn go_away(&mut self) {
         self.is_away = true;
         self.die();
     }
 
-    /// Serves so many bytes to those who connect from now on.
+    /// Connections made from now on have this size in bytes.
     pub(crate) fn grow(&mut self, size: u64) {
         self.script.size = size;
         self.now.resize(size as usize, 0);
