@@ -370,7 +370,7 @@ impl Ring {
         loop {
             let entry = self.uring.completion().next()?;
             let key = usize::try_from(entry.user_data()).expect("user data is a slab key");
-            // Not `remove`: a key that is not ours would be memory the kernel holds for nobody.
+            // An unknown key would mean that the kernel still uses memory that was freed.
             let in_flight = self.in_flight.try_remove(key);
             match in_flight.expect("the kernel completes what we sent") {
                 // The end of what it cancels is an event of its own.

@@ -76,7 +76,7 @@ pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     };
     let mut config =
         builder.with_single_cert(chain, key).map_err(|error| unusable(&files.cert, error))?;
-    // Tickets would come as records in the middle of the transmission phase; nobody resumes.
+    // The client resumes no session, and tickets would arrive amid the transmission phase.
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }

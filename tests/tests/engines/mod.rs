@@ -174,7 +174,7 @@ impl CallsIo {
     }
 }
 
-/// A buffer with what somebody left in it.
+/// A buffer with old content.
 fn dirty(len: usize) -> Buf {
     let buf = Buf::zeroed(len.next_multiple_of(PAGE_SIZE));
     buf.copy_in(0, &vec![0xa5; buf.len()]);

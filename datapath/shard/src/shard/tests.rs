@@ -119,7 +119,7 @@ impl Session for Scripted {
     }
 }
 
-/// A backend that takes as many ops as it is told to have room for, and ends them when told.
+/// A backend with room for as many ops as the script says, which ends them when the script says.
 #[derive(Default)]
 struct State {
     room: usize,
