@@ -117,7 +117,7 @@ impl Devices {
     /// Forgets a device that is gone, and all that is kept for it.
     pub(crate) fn forget(&self, record: &Record) {
         self.records.remove(record);
-        lock(&self.left).retain(|left| left.name != record.key.0);
+        lock(&self.left).retain(|left| left.key != record.key.0);
         self.engine.abandon(record.key.0);
     }
 

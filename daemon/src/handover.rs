@@ -20,7 +20,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, UCred, accept_with, recv};
 use serde::{Deserialize, Serialize};
 use sheave_core::printable;
-use sheave_shard::Released;
+use sheave_shard::Quiesced;
 use sheave_telemetry::{Registry, VolumeSnapshot};
 
 use crate::Devices;
@@ -30,9 +30,9 @@ use crate::packets::{PACKET_MAX, connect, receive, send};
 /// Changes whenever another version would misunderstand what follows.
 const ASK: &[u8] = b"take over 1";
 const TAKEN: &[u8] = b"taken";
-/// How long connections may take to come to rest. One that does not is cut, and what it had in
-/// flight is sent again within seconds.
-const REST_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long connections may take to quiesce. One that takes longer is cut, and the kernel sends its
+/// requests again within seconds.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one side waits for a packet of the other.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that are handed over, the most that a daemon can have.
@@ -62,7 +62,7 @@ pub struct Taken {
     /// The control socket, and whether the service manager keeps it.
     pub control: Option<(OwnedFd, bool)>,
     /// The connections of devices, for [`crate::DevicesConfig::left`].
-    pub connections: Vec<Released>,
+    pub connections: Vec<Quiesced>,
     statistics: Vec<VolumeSnapshot>,
 }
 
@@ -95,14 +95,14 @@ impl Taken {
             Err(error) if is_nobody(&error) => return Ok(None),
             connected => connected.with_context(|| printable(path).to_string())?,
         };
-        set_socket_timeout(&socket, Timeout::Recv, Some(REST_TIMEOUT + PACKET_TIMEOUT))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(QUIESCE_TIMEOUT + PACKET_TIMEOUT))?;
         say(&socket, ASK)?;
         let mut taken = Self::default();
         for _ in 0..MESSAGES_MAX {
             match receive(&socket).context("take over")? {
                 (Message::Control { passed }, Some(fd)) => taken.control = Some((fd, passed)),
                 (Message::Connection { key }, Some(socket)) => {
-                    taken.connections.push(Released { name: key.0, socket });
+                    taken.connections.push(Quiesced { key: key.0, socket });
                 }
                 (Message::Statistics, Some(file)) => taken.statistics = read_statistics(file)?,
                 (Message::Refused { why }, _) => bail!("the daemon does not give way: {why}"),
@@ -144,7 +144,7 @@ impl HandOver {
                     },
                     Err(error) => {
                         tracing::warn!(%error, "handover socket");
-                        std::thread::sleep(REST_TIMEOUT);
+                        std::thread::sleep(QUIESCE_TIMEOUT);
                     }
                 }
             }
@@ -172,7 +172,7 @@ impl HandOver {
             send(newcomer, &Message::Refused { why: why.to_owned() }, None)?;
             bail!("process {pid} asks for it, which this one has not started");
         }
-        let connections = match self.devices.hand_over(REST_TIMEOUT) {
+        let connections = match self.devices.hand_over(QUIESCE_TIMEOUT) {
             Ok(connections) => connections,
             Err(error) => {
                 send(newcomer, &Message::Refused { why: error.to_string() }, None)?;
@@ -188,11 +188,11 @@ impl HandOver {
         handed
     }
 
-    fn hand(&self, newcomer: &OwnedFd, connections: &[Released]) -> Result<()> {
+    fn hand(&self, newcomer: &OwnedFd, connections: &[Quiesced]) -> Result<()> {
         let control = Message::Control { passed: self.passed };
         send(newcomer, &control, Some(self.control.as_fd()))?;
-        for Released { name, socket } in connections {
-            let connection = Message::Connection { key: DeviceKey(*name) };
+        for Quiesced { key, socket } in connections {
+            let connection = Message::Connection { key: DeviceKey(*key) };
             send(newcomer, &connection, Some(socket.as_fd()))?;
         }
         let statistics = write_statistics(&self.registry.snapshot())?;

@@ -247,7 +247,7 @@ impl Server<'_> {
             socket,
             session: sheave_nbd::kernel_session(Arc::clone(&self.served.volume)),
             served: self.served.clone(),
-            name: Some(key.0),
+            key: Some(key.0),
         })
     }
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume, printable};
 use sheave_layers::Limits;
-use sheave_shard::{Engine, Released, Served};
+use sheave_shard::{Engine, Quiesced, Served};
 use sheave_telemetry::Registry;
 use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 
@@ -48,7 +48,7 @@ pub struct DevicesConfig {
     /// Where what must survive a crash is kept.
     pub records: PathBuf,
     /// Connections that a predecessor handed over.
-    pub left: Vec<Released>,
+    pub left: Vec<Quiesced>,
     /// The directory of a stand-in for a kernel, for tests; devices are made by it then, unless
     /// another front is asked for.
     pub fake: Option<PathBuf>,
@@ -65,8 +65,8 @@ pub struct Devices {
     ending: AtomicBool,
     /// Another process is about to serve them.
     leaving: AtomicBool,
-    /// Connections at rest, of another daemon, until they are served.
-    left: Mutex<Vec<Released>>,
+    /// Quiesced connections of another daemon, until they are served.
+    left: Mutex<Vec<Quiesced>>,
 }
 
 impl Devices {

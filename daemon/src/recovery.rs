@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result, Volume, printable};
 use sheave_layers::Limits;
-use sheave_shard::{Released, Served};
+use sheave_shard::{Quiesced, Served};
 use sheave_volumes::VolumeSpec;
 
 use crate::kernel::{Device, DeviceKey, Server};
@@ -71,12 +71,12 @@ impl Devices {
         Ok(())
     }
 
-    /// Brings the connections of devices to rest, and returns those that are within this time. From
-    /// then on no volumes are attached: end the process, or call [`Devices::take_back`].
+    /// Quiesces the connections of devices, and returns those that are quiescent within this time.
+    /// From then on no volumes are attached: end the process, or call [`Devices::take_back`].
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when there is a volume that another process would not find.
-    pub fn hand_over(self: &Arc<Self>, within: Duration) -> Result<Vec<Released>> {
+    pub fn hand_over(self: &Arc<Self>, within: Duration) -> Result<Vec<Quiesced>> {
         if self.ending.swap(true, Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
         }
@@ -85,21 +85,21 @@ impl Devices {
             self.go_on();
             return Err(Error::new(ErrorKind::Busy, "hand over", why));
         }
-        let mut released = self.engine.release(within);
-        // Those of its own predecessor, whose volumes are still waited for.
-        released.append(&mut lock(&self.left));
-        Ok(released)
+        let mut quiesced = self.engine.quiesce(within);
+        // Connections of its own predecessor whose volumes are not open yet.
+        quiesced.append(&mut lock(&self.left));
+        Ok(quiesced)
     }
 
-    /// Serves on after [`Devices::hand_over`], since the successor did not take over.
-    pub fn take_back(&self, left: Vec<Released>) {
-        self.engine.stay();
+    /// Resumes the devices after [`Devices::hand_over`], since the successor did not take over.
+    pub fn take_back(&self, left: Vec<Quiesced>) {
+        self.engine.resume();
         lock(&self.left).extend(left);
         for (name, slot) in self.snapshot() {
             // The call that holds it takes the connection, or look_after() does.
             let Some(entry) = slot.hold_within(HOLD_TIMEOUT) else { continue };
             let Entry::Attached(live) = &*entry else { continue };
-            if !lock(&self.left).iter().any(|left| left.name == live.record.key.0) {
+            if !lock(&self.left).iter().any(|left| left.key == live.record.key.0) {
                 continue;
             }
             if let Err(error) = self.serve(&live.device, &live.record, Arc::clone(&live.volume)) {
@@ -250,7 +250,7 @@ impl Devices {
         let server = Server { engine: &self.engine, served: &served };
         let left = {
             let mut left = lock(&self.left);
-            let found = left.iter().position(|left| left.name == record.key.0);
+            let found = left.iter().position(|left| left.key == record.key.0);
             found.map(|index| left.swap_remove(index).socket)
         };
         device.kernel.recover(device.id, server, record, left)

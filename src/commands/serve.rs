@@ -15,7 +15,7 @@ use crate::config::{POLL_US, SHARDS};
 use crate::limits::raise_open_files;
 use crate::log;
 use crate::process::runtime;
-use crate::serve::offer::Wanted;
+use crate::serve::prepare::Wanted;
 use crate::serve::run::serve;
 use crate::serve::settings::Settings;
 use crate::systemd::passed_sockets;

@@ -14,7 +14,7 @@ use toml::{Spanned, Value};
 
 use super::{BadConfig, File, POLL_US, SHARDS};
 use crate::commands::serve::{EngineArg, parse_mode};
-use crate::serve::offer::Wanted;
+use crate::serve::prepare::Wanted;
 
 const CONNECTIONS_MAX: std::ops::RangeInclusive<i64> = 1..=16_384;
 
@@ -140,7 +140,7 @@ impl File<'_> {
             }),
             access: Access {
                 names: self.parsed(keys.clients)?,
-                places: self.parsed(keys.addresses)?,
+                peers: self.parsed(keys.addresses)?,
             },
             connections_max: connections_max.and_then(|max| usize::try_from(max).ok()),
         })
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!((one.name.as_str(), one.place.as_str()), ("a", "f.toml:13"));
         let limits = RateLimits { bytes_per_second: 1 << 20, ops_per_second: 5 };
         assert_eq!((one.limits, one.connections_max), (Some(limits), Some(7)));
-        assert_eq!((one.access.names.len(), one.access.places.len()), (2, 2));
+        assert_eq!((one.access.names.len(), one.access.peers.len()), (2, 2));
         assert!(one.read_only && !two.read_only);
         assert_eq!((two.name.as_str(), two.description.as_str()), ("x.img", ""));
         assert_eq!(two.access, Access::default());

@@ -11,7 +11,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:10809";
 
 /// Where to listen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Places {
+pub(crate) struct ListenAddresses {
     /// `HOST:PORT` each.
     pub(crate) listen: Vec<String>,
     pub(crate) sockets: Vec<PathBuf>,
@@ -20,12 +20,12 @@ pub(crate) struct Places {
     pub(crate) socket_group: Option<String>,
 }
 
-impl Places {
+impl ListenAddresses {
     /// Listens there and at the sockets that the service manager passes; at the default address if
     /// there is neither.
     ///
     /// # Errors
-    /// Which place cannot be used, and why.
+    /// Names the address that cannot be used, and why.
     pub(crate) fn listen(&self, passed: Vec<Passed>) -> Result<Vec<Listener>> {
         let take = |passed| match passed {
             Passed::Unix(socket) => Listener::from_unix(socket),

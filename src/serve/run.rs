@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use sheave_core::Error;
-use sheave_nbd::{Export, Limits, Offers, Server, ServerConfig, TlsConfig};
+use sheave_nbd::{Export, Limits, LiveExports, Server, ServerConfig, TlsConfig};
 use sheave_shard::EngineConfig;
 use sheave_telemetry::Registry;
 use tokio::task::spawn_blocking;
 
-use super::offer::{Held, Offer};
+use super::prepare::{Held, Prepared};
 use super::settings::{Fixed, Settings};
 use super::tls_watch::TlsWatch;
 use crate::commands::NO_PROC;
@@ -35,7 +35,7 @@ pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -
     }
     // First, so that a signal never leaves a socket behind.
     let mut signals = Signals::catch(if reloads { HangUp::Reload } else { HangUp::End })?;
-    let offer = tokio::select! {
+    let prepared = tokio::select! {
         // A disk may take its time.
         prepared = spawn_blocking(move || request.prepare(&[])) => prepared??,
         signal = signals.end(|| {}) => {
@@ -44,20 +44,20 @@ pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -
         }
     };
     let registry = Arc::new(Registry::new());
-    let mut server = start(&fixed, &offer, &registry)?;
+    let mut server = start(&fixed, &prepared, &registry)?;
     let _metrics = match &fixed.metrics {
         Some(address) => Some(MetricsServer::start(address, Arc::clone(&registry))?),
         None => None,
     };
-    let _stats = show_statistics(registry, server.offers());
+    let _stats = show_statistics(registry, server.live_exports());
     // Last, since a client may ask for statistics next.
-    let (exports, engine) = (summary(&offer.exports), server.engine());
-    for listener in fixed.places.listen(passed)? {
+    let (exports, engine) = (summary(&prepared.exports), server.engine());
+    for listener in fixed.addresses.listen(passed)? {
         tracing::info!(exports, listener = listener.name(), engine, "serving");
         server.listen(listener);
     }
     notify.ready();
-    let mut state = State::new(args, fixed, offer);
+    let mut state = State::new(args, fixed, prepared);
     let ended = state.until_end(&mut server, &mut signals, &notify).await;
     tracing::info!("ending: {ended}");
     notify.stopping("ending connections");
@@ -70,14 +70,14 @@ pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -
     }
 }
 
-fn start(fixed: &Fixed, offer: &Offer, registry: &Arc<Registry>) -> Result<Server> {
+fn start(fixed: &Fixed, prepared: &Prepared, registry: &Arc<Registry>) -> Result<Server> {
     let shards = fixed.shards.and_then(|shards| usize::try_from(shards).ok());
     let engine = EngineConfig {
         choice: fixed.engine.into(),
         shards: shards.unwrap_or_else(default_shards),
         poll_us: fixed.poll_us,
     };
-    let (exports, tls) = (offer.exports.clone(), offer.tls.clone());
+    let (exports, tls) = (prepared.exports.clone(), prepared.tls.clone());
     let config = ServerConfig { exports, tls, engine, limits: Limits::default() };
     Ok(Server::start(config, registry)?)
 }
@@ -93,8 +93,8 @@ fn summary(exports: &[Export]) -> String {
 }
 
 /// Serving matters more than being watched.
-fn show_statistics(registry: Arc<Registry>, offers: Offers) -> Option<StatsSocket> {
-    StatsSocket::start(registry, offers)
+fn show_statistics(registry: Arc<Registry>, exports: LiveExports) -> Option<StatsSocket> {
+    StatsSocket::start(registry, exports)
         .inspect_err(|error| tracing::warn!("no statistics for `sheave stats`: {error:#}"))
         .ok()
 }
@@ -108,15 +108,15 @@ struct State {
 }
 
 impl State {
-    fn new(args: Args, fixed: Fixed, offer: Offer) -> Self {
+    fn new(args: Args, fixed: Fixed, prepared: Prepared) -> Self {
         let mut state = Self { args: Arc::new(args), fixed, held: Vec::new(), tls: None };
-        state.hold(offer);
+        state.hold(prepared);
         state
     }
 
-    fn hold(&mut self, offer: Offer) {
-        self.held = offer.held;
-        self.tls = offer.tls_files.map(|(files, stamps)| TlsWatch::new(files, stamps));
+    fn hold(&mut self, prepared: Prepared) {
+        self.held = prepared.held;
+        self.tls = prepared.tls_files.map(|(files, stamps)| TlsWatch::new(files, stamps));
     }
 
     /// Reloads at signals and takes changed certificates. Returns the signal that asks for the end.
@@ -138,7 +138,7 @@ impl State {
                         notify.ready();
                     }
                 },
-                changed = watched(&mut self.tls) => take_tls(changed, &server.offers()),
+                changed = watched(&mut self.tls) => take_tls(changed, &server.live_exports()),
             }
         }
     }
@@ -163,7 +163,7 @@ impl State {
     ///
     /// # Errors
     /// What cannot be read or had.
-    async fn prepare(&self) -> Result<(Fixed, Offer)> {
+    async fn prepare(&self) -> Result<(Fixed, Prepared)> {
         let (args, held) = (Arc::clone(&self.args), self.held.clone());
         let prepared = spawn_blocking(move || {
             let Settings { fixed, request } = Settings::read(&args)?;
@@ -175,7 +175,8 @@ impl State {
     /// Takes up what is asked for now, or says why not.
     async fn reload_once(&mut self, server: &mut Server) {
         let prepared = self.prepare().await;
-        let replaced = prepared.and_then(|(fixed, offer)| self.replace(&fixed, offer, server));
+        let replaced =
+            prepared.and_then(|(fixed, prepared)| self.replace(&fixed, prepared, server));
         let (summary, changed) = match replaced {
             Ok(replaced) => replaced,
             Err(error) => {
@@ -195,21 +196,21 @@ impl State {
         }
     }
 
-    /// Offers what has been prepared, in one step. Also returns the keys that need a restart.
+    /// LiveExports what has been prepared, in one step. Also returns the keys that need a restart.
     ///
     /// # Errors
     /// When it cannot be offered. Nothing has changed then.
     fn replace(
         &mut self,
         fixed: &Fixed,
-        offer: Offer,
+        prepared: Prepared,
         server: &mut Server,
     ) -> Result<(Summary, Vec<&'static str>)> {
-        let ended = server.replace(offer.exports.clone(), offer.tls.clone())?;
-        let exports = offer.held.len();
-        let opened = offer.held.iter().filter(|held| held.is_new()).count();
+        let ended = server.replace(prepared.exports.clone(), prepared.tls.clone())?;
+        let exports = prepared.held.len();
+        let opened = prepared.held.iter().filter(|held| held.is_new()).count();
         let closed = self.held.len() + opened - exports;
-        self.hold(offer);
+        self.hold(prepared);
         Ok((Summary { exports, opened, closed, ended }, self.fixed.changed(fixed)))
     }
 }
@@ -232,10 +233,10 @@ async fn watched(tls: &mut Option<TlsWatch>) -> Result<Arc<TlsConfig>, Error> {
     }
 }
 
-fn take_tls(changed: Result<Arc<TlsConfig>, Error>, offers: &Offers) {
+fn take_tls(changed: Result<Arc<TlsConfig>, Error>, exports: &LiveExports) {
     match changed {
         Ok(tls) => {
-            offers.set_tls(tls);
+            exports.set_tls(tls);
             tracing::info!("TLS files have changed, and new connections use them");
         }
         Err(error) => {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use sheave_tls::TlsFiles;
 
-use super::listeners::Places;
-use super::offer::{Request, Wanted};
+use super::listeners::ListenAddresses;
+use super::prepare::{Request, Wanted};
 use crate::commands::serve::{Args, EngineArg};
 use crate::config::serve::ServeConfig;
 use crate::config::{BadConfig, POLL_US_DEFAULT};
@@ -19,7 +19,7 @@ pub(crate) struct Settings {
 /// What only a restart changes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Fixed {
-    pub(crate) places: Places,
+    pub(crate) addresses: ListenAddresses,
     pub(crate) shards: Option<u32>,
     pub(crate) poll_us: u32,
     pub(crate) engine: EngineArg,
@@ -41,7 +41,7 @@ impl Settings {
                 .map(|export| Wanted { read_only: export.read_only || args.read_only, ..export }),
         );
         let fixed = Fixed {
-            places: Places {
+            addresses: ListenAddresses {
                 listen: [args.listen.clone(), file.listen].concat(),
                 sockets: [args.socket.clone(), file.sockets].concat(),
                 socket_mode: args.socket_mode.or(file.socket_mode),
@@ -59,7 +59,7 @@ impl Settings {
 impl Fixed {
     /// The keys in which `now` differs.
     pub(crate) fn changed(&self, now: &Self) -> Vec<&'static str> {
-        let (old, new) = (&self.places, &now.places);
+        let (old, new) = (&self.addresses, &now.addresses);
         let keys = [
             ("listen", old.listen != new.listen),
             ("socket", old.sockets != new.sockets),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::net::SocketType;
 use sheave_core::printable;
-use sheave_nbd::{AcceptErrors, Offers};
+use sheave_nbd::{AcceptErrors, LiveExports};
 use sheave_telemetry::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
@@ -37,8 +37,8 @@ impl StatsSocket {
     ///
     /// # Errors
     /// When the directory or the socket cannot be made.
-    pub(crate) fn start(registry: Arc<Registry>, offers: Offers) -> Result<Self> {
-        Self::start_with(&RuntimeDir::locate(), registry, Some(offers))
+    pub(crate) fn start(registry: Arc<Registry>, exports: LiveExports) -> Result<Self> {
+        Self::start_with(&RuntimeDir::locate(), registry, Some(exports))
     }
 
     /// The same in this directory, for a process without exports.
@@ -52,7 +52,7 @@ impl StatsSocket {
     fn start_with(
         dir: &RuntimeDir,
         registry: Arc<Registry>,
-        offers: Option<Offers>,
+        exports: Option<LiveExports>,
     ) -> Result<Self> {
         let started = Instant::now();
         let path = dir.path().join(socket_name(process::id()));
@@ -66,7 +66,7 @@ impl StatsSocket {
         let listener = StdListener::from(listener);
         listener.set_nonblocking(true).with_context(what)?;
         let listener = UnixListener::from_std(listener).with_context(what)?;
-        let task = tokio::spawn(answer(listener, registry, offers, started));
+        let task = tokio::spawn(answer(listener, registry, exports, started));
         Ok(Self { path, task })
     }
 
@@ -87,7 +87,7 @@ impl Drop for StatsSocket {
 async fn answer(
     listener: UnixListener,
     registry: Arc<Registry>,
-    offers: Option<Offers>,
+    exports: Option<LiveExports>,
     started: Instant,
 ) {
     let mut readers = JoinSet::new();
@@ -96,7 +96,7 @@ async fn answer(
         tokio::select! {
             accepted = listener.accept(), if readers.len() < READERS_MAX => match accepted {
                 Ok((stream, _)) => {
-                    let exports = offers.iter().flat_map(Offers::snapshot);
+                    let exports = exports.iter().flat_map(LiveExports::snapshot);
                     let snapshot = ServerSnapshot::of(&registry, started.elapsed())
                         .with_exports(exports.map(ExportEntry::from).collect());
                     readers.spawn(send(stream, snapshot));

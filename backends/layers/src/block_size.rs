@@ -250,8 +250,11 @@ impl Steps {
             }
             (Self::Write(steps), reply) => {
                 if let Some(Step::Patch(patch)) = steps.last_mut()
-                    && let Some(op) =
-                        patch.ended(&reply, |range, io| legs.write_buffer(LEG, range, io), io)?
+                    && let Some(op) = patch.completed(
+                        &reply,
+                        |range, io| legs.write_buffer(LEG, range, io),
+                        io,
+                    )?
                 {
                     return Ok(Next::Submit(op));
                 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sheave_core::{Backend, Error, Nanos, Op, OpKind, Result, Volume, VolumeInfo};
 
 use super::FaultRule;
-use super::gate::{End, Gate, Keeper};
+use super::gate::{Decision, Gate, Policy};
 
 /// A volume on which [`FaultRule`]s strike.
 ///
@@ -14,7 +14,7 @@ use super::gate::{End, Gate, Keeper};
 /// order of ops give the same faults.
 pub struct Faults {
     inner: Arc<dyn Volume>,
-    plan: Arc<Plan>,
+    plan: Arc<FaultPlan>,
 }
 
 impl Faults {
@@ -22,7 +22,7 @@ impl Faults {
     pub fn new(inner: Arc<dyn Volume>, rules: Vec<FaultRule>, seed: u64) -> Self {
         let tallies = vec![Tally::default(); rules.len()];
         let state = Mutex::new(State { tallies, random: SplitMix64(seed) });
-        Self { inner, plan: Arc::new(Plan { rules, state }) }
+        Self { inner, plan: Arc::new(FaultPlan { rules, state }) }
     }
 }
 
@@ -48,26 +48,26 @@ impl Volume for Faults {
     }
 }
 
-impl Keeper for Arc<Plan> {
+impl Policy for Arc<FaultPlan> {
     /// A time.
     type Turn = Nanos;
 
-    fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, End) {
+    fn decide(&mut self, op: Op, now: Nanos) -> (Nanos, Decision) {
         let (delay_ns, error) = self.strike(&op);
-        (now.saturating_add(delay_ns), error.map_or(End::Submit(op), End::Fail))
+        (now.saturating_add(delay_ns), error.map_or(Decision::Submit(op), Decision::Fail))
     }
 
     fn due(&self, turn: &Nanos) -> Nanos {
         *turn
     }
 
-    fn spoils_writes(&self) -> bool {
+    fn may_fail_writes(&self) -> bool {
         // A write that is struck must not be there already, nor early.
         self.rules.iter().any(|rule| rule.covers(OpKind::Write))
     }
 }
 
-struct Plan {
+struct FaultPlan {
     rules: Vec<FaultRule>,
     state: Mutex<State>,
 }
@@ -84,7 +84,7 @@ struct Tally {
     struck: u64,
 }
 
-impl Plan {
+impl FaultPlan {
     /// What befalls an op: how long it waits, and the error it then fails with.
     fn strike(&self, op: &Op) -> (Nanos, Option<Error>) {
         // Counters, valid in any state.
@@ -131,10 +131,10 @@ impl SplitMix64 {
 mod tests {
     use super::*;
 
-    fn plan(rules: &[&str], seed: u64) -> Plan {
+    fn plan(rules: &[&str], seed: u64) -> FaultPlan {
         let rules: Vec<FaultRule> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
         let tallies = vec![Tally::default(); rules.len()];
-        Plan { rules, state: Mutex::new(State { tallies, random: SplitMix64(seed) }) }
+        FaultPlan { rules, state: Mutex::new(State { tallies, random: SplitMix64(seed) }) }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A backend whose ops are let through when a layer says so, or fail instead.
+//! A backend that delays ops, or fails them, as the policy of a layer decides.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -13,40 +13,40 @@ use crate::RETRY_NS;
 /// The most ops that wait in a gate.
 const DELAYED_MAX: usize = 1024;
 
-/// What a layer has to say about ops.
-pub(super) trait Keeper: Send {
-    /// What an op waits for. The smallest of a gate passes first.
+/// Decides when each op may pass, and whether it fails.
+pub(super) trait Policy: Send {
+    /// What an op waits for. The smallest turn in a gate passes first.
     type Turn: Ord + Send;
 
-    /// How long a gate with waiting ops may sleep before it asks again when they are due.
+    /// How long a gate with waiting ops may sleep until it asks again when they are due.
     const RECHECK_NS: Nanos = Nanos::MAX;
 
-    /// What an op waits for, and how it ends then. Asked once for each.
-    fn decide(&mut self, op: Op, now: Nanos) -> (Self::Turn, End);
+    /// What an op waits for, and what is done with it then. Called once for each op.
+    fn decide(&mut self, op: Op, now: Nanos) -> (Self::Turn, Decision);
 
-    /// When the turn comes. May change while an op waits for it.
+    /// When the turn comes. This may change while an op waits.
     fn due(&self, turn: &Self::Turn) -> Nanos;
 
-    /// Notes the time, before `due` is asked in a new turn of the engine.
-    fn wake(&mut self, now: Nanos) {
+    /// Notes the time, before `due` is called in a new turn of the engine.
+    fn note_time(&mut self, now: Nanos) {
         let _ = now;
     }
 
-    /// Whether any op may pass at once, uncounted. Asked only when none waits.
+    /// Whether any op may pass at once, uncounted. Called only when no op waits.
     fn is_open(&self) -> bool {
         false
     }
 
     /// Whether writes may fail, so that they must not be received in place.
-    fn spoils_writes(&self) -> bool {
+    fn may_fail_writes(&self) -> bool {
         false
     }
 }
 
 /// A backend behind a queue ordered by turn.
-pub(super) struct Gate<K: Keeper> {
+pub(super) struct Gate<K: Policy> {
     inner: Box<dyn Backend>,
-    keeper: K,
+    policy: K,
     delayed: BinaryHeap<Reverse<Delayed<K::Turn>>>,
     /// Number of the next op, which keeps ops of one turn in order.
     next: u64,
@@ -60,32 +60,38 @@ struct Delayed<T> {
     not_before: Nanos,
     number: u64,
     tag: Tag,
-    end: End,
+    decision: Decision,
 }
 
-/// What becomes of an op when its time has come.
-pub(super) enum End {
+/// What is done with an op when its turn has come.
+pub(super) enum Decision {
     Submit(Op),
     Fail(Error),
 }
 
-impl<K: Keeper> Gate<K> {
-    pub(super) fn new(inner: Box<dyn Backend>, keeper: K) -> Self {
-        Self { inner, keeper, delayed: BinaryHeap::new(), next: 0, looked_at: 0 }
+impl<K: Policy> Gate<K> {
+    pub(super) fn new(inner: Box<dyn Backend>, policy: K) -> Self {
+        Self { inner, policy, delayed: BinaryHeap::new(), next: 0, looked_at: 0 }
     }
 
-    /// Ends an op whose turn has come; hands it back if the backend below has no room.
-    fn pass(&mut self, end: End, tag: Tag, io: &mut dyn Io) -> Result<Submitted, End> {
-        match end {
-            End::Fail(error) => Ok(Submitted::Done(Err(error))),
-            End::Submit(op) => match self.inner.submit(op, tag, io) {
-                Submitted::Full(op) => Err(End::Submit(op)),
+    /// Carries out the decision about an op; hands it back if the backend below has no room.
+    fn pass(
+        &mut self,
+        decision: Decision,
+        tag: Tag,
+        io: &mut dyn Io,
+    ) -> Result<Submitted, Decision> {
+        match decision {
+            Decision::Fail(error) => Ok(Submitted::Done(Err(error))),
+            Decision::Submit(op) => match self.inner.submit(op, tag, io) {
+                Submitted::Full(op) => Err(Decision::Submit(op)),
                 taken => Ok(taken),
             },
         }
     }
 
-    /// Submits an op that the keeper counts. Apart from [`Backend::submit`], to keep that short.
+    /// Submits an op that the policy counts. A function of its own, to keep [`Backend::submit`]
+    /// short.
     fn submit_counted(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
         if self.delayed.len() >= DELAYED_MAX {
             return Submitted::Full(op);
@@ -97,59 +103,61 @@ impl<K: Keeper> Gate<K> {
         if self.delayed.is_empty() {
             self.looked_at = now;
         }
-        let (turn, end) = self.keeper.decide(op, now);
-        if self.keeper.due(&turn) > now {
-            self.delay(turn, 0, tag, end);
+        let (turn, decision) = self.policy.decide(op, now);
+        if self.policy.due(&turn) > now {
+            self.delay(turn, 0, tag, decision);
             return Submitted::Queued;
         }
-        self.pass(end, tag, io).unwrap_or_else(|end| {
-            // Taken all the same, so that what the keeper has counted for it is counted once.
-            self.delay(turn, now + RETRY_NS, tag, end);
+        self.pass(decision, tag, io).unwrap_or_else(|decision| {
+            // The op is taken all the same, since the policy has counted it.
+            self.delay(turn, now + RETRY_NS, tag, decision);
             Submitted::Queued
         })
     }
 
-    /// Ends the delayed ops whose turn has come, up to the first that has a completion here.
+    /// Passes the delayed ops whose turn has come, up to the first that completes at once.
     fn reap_delayed(&mut self, io: &mut dyn Io) -> Option<Completion> {
         let now = io.now();
         self.looked_at = now;
-        self.keeper.wake(now);
+        self.policy.note_time(now);
         while self.delayed.peek().is_some_and(|Reverse(first)| self.due(first) <= now) {
-            let Some(Reverse(Delayed { turn, tag, end, .. })) = self.delayed.pop() else { break };
-            match self.pass(end, tag, io) {
+            let Some(Reverse(Delayed { turn, tag, decision, .. })) = self.delayed.pop() else {
+                break;
+            };
+            match self.pass(decision, tag, io) {
                 Ok(Submitted::Done(outcome)) => return Some(Completion { tag, outcome }),
                 Ok(_) => {}
-                Err(end) => self.delay(turn, now + RETRY_NS, tag, end),
+                Err(decision) => self.delay(turn, now + RETRY_NS, tag, decision),
             }
         }
         None
     }
 
-    fn delay(&mut self, turn: K::Turn, not_before: Nanos, tag: Tag, end: End) {
+    fn delay(&mut self, turn: K::Turn, not_before: Nanos, tag: Tag, decision: Decision) {
         let number = self.next;
         self.next += 1;
-        self.delayed.push(Reverse(Delayed { turn, not_before, number, tag, end }));
+        self.delayed.push(Reverse(Delayed { turn, not_before, number, tag, decision }));
     }
 
     fn due(&self, delayed: &Delayed<K::Turn>) -> Nanos {
-        self.keeper.due(&delayed.turn).max(delayed.not_before)
+        self.policy.due(&delayed.turn).max(delayed.not_before)
     }
 }
 
-impl<K: Keeper> Backend for Gate<K> {
+impl<K: Policy> Backend for Gate<K> {
     fn info(&self) -> &VolumeInfo {
         self.inner.info()
     }
 
     fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
-        if self.keeper.spoils_writes() {
+        if self.policy.may_fail_writes() {
             return io.buffer(range.len() as usize).map(Payload::from);
         }
         self.inner.write_buffer(range, io)
     }
 
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
-        if self.delayed.is_empty() && self.keeper.is_open() {
+        if self.delayed.is_empty() && self.policy.is_open() {
             return self.inner.submit(op, tag, io);
         }
         self.submit_counted(op, tag, io)

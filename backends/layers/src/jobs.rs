@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use sheave_core::{
-    Completion, Io, IoDone, Legs, Nanos, Op, Origin, Outcome, Result, Submitted, Tag, memory,
+    Completion, Io, IoDone, Issuer, Legs, Nanos, Op, Outcome, Result, Submitted, Tag, memory,
 };
 use slab::Slab;
 
@@ -30,7 +30,7 @@ pub trait Plan: Send {
     fn advance(
         &mut self,
         work: &mut Self::Work,
-        ended: (usize, Outcome),
+        completed: (usize, Outcome),
         legs: &mut Legs,
         io: &mut dyn Io,
     ) -> Option<(usize, Op)>;
@@ -138,9 +138,9 @@ impl<P: Plan> Jobs<P> {
             return Some(completion);
         }
         while let Some((leg, Completion { tag, outcome })) = self.legs.reap(io) {
-            match tag.origin() {
-                Origin::Above(tag) => return Some(Completion { tag, outcome }),
-                Origin::Own(key) => {
+            match tag.issuer() {
+                Issuer::Above(tag) => return Some(Completion { tag, outcome }),
+                Issuer::Own(key) => {
                     if let Some((leg, op)) = self.advance(key, (leg, outcome), io) {
                         self.run(key, leg, op, io);
                     }
@@ -196,11 +196,11 @@ impl<P: Plan> Jobs<P> {
     fn advance(
         &mut self,
         key: usize,
-        ended: (usize, Outcome),
+        completed: (usize, Outcome),
         io: &mut dyn Io,
     ) -> Option<(usize, Op)> {
         let job = &mut self.jobs[key];
-        if let Some(next) = self.plan.advance(&mut job.work, ended, &mut self.legs, io) {
+        if let Some(next) = self.plan.advance(&mut job.work, completed, &mut self.legs, io) {
             return Some(next);
         }
         self.ops -= 1;

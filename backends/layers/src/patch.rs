@@ -44,7 +44,7 @@ impl Patch {
     ///
     /// # Errors
     /// When there is no memory for the blocks.
-    pub(super) fn ended(
+    pub(super) fn completed(
         &mut self,
         reply: &Reply,
         write_buffer: impl FnOnce(ByteRange, &mut dyn Io) -> Result<Payload>,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sheave_core::{Backend, ByteRange, Nanos, Op, OpKind, Result, Volume, VolumeInfo};
 
-use super::gate::{End, Gate, Keeper};
+use super::gate::{Decision, Gate, Policy};
 
 /// What an idle volume may do at once, as a time at its limit.
 const BURST_NS: Nanos = 50_000_000;
@@ -118,7 +118,7 @@ impl SharedMeter {
     }
 }
 
-impl Keeper for Arc<SharedMeter> {
+impl Policy for Arc<SharedMeter> {
     type Turn = Turn;
 
     const RECHECK_NS: Nanos = RECHECK_NS;
@@ -127,10 +127,10 @@ impl Keeper for Arc<SharedMeter> {
         self.limits.get() == RateLimits::default()
     }
 
-    fn decide(&mut self, op: Op, now: Nanos) -> (Turn, End) {
+    fn decide(&mut self, op: Op, now: Nanos) -> (Turn, Decision) {
         let limits = self.limits.get();
         if limits == RateLimits::default() {
-            return (Turn::default(), End::Submit(op));
+            return (Turn::default(), Decision::Submit(op));
         }
         let bytes = match &op {
             Op::Read { range, .. } | Op::Write { range, .. } => range.len(),
@@ -138,14 +138,14 @@ impl Keeper for Arc<SharedMeter> {
         };
         let mut meter = self.lock();
         meter.obey(limits, now);
-        (meter.reserve(now, bytes), End::Submit(op))
+        (meter.reserve(now, bytes), Decision::Submit(op))
     }
 
     fn due(&self, turn: &Turn) -> Nanos {
         if *turn == Turn::default() { 0 } else { self.lock().due(turn) }
     }
 
-    fn wake(&mut self, now: Nanos) {
+    fn note_time(&mut self, now: Nanos) {
         let limits = self.limits.get();
         self.lock().obey(limits, now);
     }

@@ -6,10 +6,10 @@
 
 mod backend;
 mod batch;
-mod claim;
 mod forks;
 mod format;
 mod holders;
+mod lock;
 mod open;
 mod seek;
 mod sync;
@@ -28,9 +28,9 @@ use sheave_core::{
 };
 
 pub use batch::OpenBatch;
-use claim::Claim;
 pub use forks::start_process;
 pub use holders::are_visible as are_holders_visible;
+use lock::OpenEntry;
 
 /// Descriptions that are opened with the file: one for each thread of the usual engine.
 pub const HANDLES_READY: usize = 4;
@@ -190,7 +190,7 @@ struct Image {
     /// A device that cannot write zeroes by itself. The kernel does it, as slowly as anybody.
     no_zero_offload: bool,
     // Last, so that the file is closed before another opener in this process is let in.
-    claim: Option<Claim>,
+    entry: Option<OpenEntry>,
 }
 
 /// Features that are taken for granted until the first refusal.
@@ -217,7 +217,7 @@ impl Handle {
 
 impl Image {
     fn is_locked(&self) -> bool {
-        self.claim.is_some()
+        self.entry.is_some()
     }
 
     fn handle(&self) -> Result<Handle> {

@@ -374,7 +374,7 @@ impl State {
     }
 
     /// Ends a job.
-    fn end(&mut self, key: usize, outcome: Outcome, io: Option<&mut dyn Io>) {
+    fn complete(&mut self, key: usize, outcome: Outcome, io: Option<&mut dyn Io>) {
         let job = self.jobs.remove(key);
         if let Owner::User(..) | Owner::Gone = job.owner {
             self.waiting_bytes -= job.op.range().map_or(0, ByteRange::len);

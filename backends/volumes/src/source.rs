@@ -38,7 +38,7 @@ pub(crate) struct Url<'a> {
 
 /// Where a VOLUME text comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub(crate) enum Trust {
     /// A command line or a configuration file of this node, or a record of such a volume.
     Operator,
     /// A request, of which another party may have written the text.
@@ -93,7 +93,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
 /// Finds the scheme of a text, and parses it by that. This is the one place that keeps requests
 /// from starting programs.
 pub(crate) fn parse(
-    origin: Origin,
+    trust: Trust,
     text: &str,
     location: &str,
     parameters: &mut Parameters,
@@ -112,7 +112,7 @@ pub(crate) fn parse(
         );
         return Err(invalid("parse volume", why));
     };
-    if known.starts_program && origin != Origin::Operator {
+    if known.starts_program && trust != Trust::Operator {
         let why = format!(
             "{scheme}: a volume that starts a program is opened from a command line or a \
              configuration file, and not by a request"

@@ -10,7 +10,7 @@ use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits,
 
 use crate::parse::Parameters;
 use crate::schemes::nbd::NbdServer;
-use crate::source::{self, Origin, Source};
+use crate::source::{self, Source, Trust};
 
 /// Parameters that any volume takes.
 pub(crate) const LAYER_PARAMETERS: [&str; 5] =
@@ -76,7 +76,7 @@ impl FromStr for VolumeSpec {
     /// opened here, [`ErrorKind::Permission`](sheave_core::ErrorKind::Permission) for one that
     /// starts a program.
     fn from_str(text: &str) -> Result<Self> {
-        Self::parse(Origin::Request, text)
+        Self::parse(Trust::Request, text)
     }
 }
 
@@ -88,13 +88,13 @@ impl VolumeSpec {
     /// # Errors
     /// As for [`VolumeSpec::from_str`].
     pub fn of_operator(text: &str) -> Result<Self> {
-        Self::parse(Origin::Operator, text)
+        Self::parse(Trust::Operator, text)
     }
 
-    fn parse(origin: Origin, text: &str) -> Result<Self> {
+    fn parse(trust: Trust, text: &str) -> Result<Self> {
         let (location, query) = text.split_once('?').unwrap_or((text, ""));
         let mut parameters = Parameters::parse(location, query)?;
-        let source = source::parse(origin, text, location, &mut parameters)?;
+        let source = source::parse(trust, text, location, &mut parameters)?;
         let layers = Layers::take(&mut parameters)?;
         parameters.finish()?;
         Ok(Self { text: text.to_owned(), source, layers })

@@ -17,12 +17,12 @@ const OWN_MASK: u64 = (1 << OWN_BITS) - 1;
 /// The part above holds less than this.
 const PATH_MAX: u64 = 1 << (u64::BITS - OWN_BITS);
 
-/// Whose op has ended, for a layer that issues ops of its own beside those from above.
+/// Whose op has completed, for a layer that issues ops of its own beside those from above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The layer's own, with the key that it was given.
+pub enum Issuer {
+    /// The layer's own op, with the key that the layer gave it.
     Own(usize),
-    /// One from above, passed on by the layer.
+    /// An op from above that the layer passed on.
     Above(Tag),
 }
 
@@ -46,11 +46,11 @@ impl Tag {
 
     /// Takes the layer's part off.
     #[must_use]
-    pub fn origin(self) -> Origin {
+    pub fn issuer(self) -> Issuer {
         let (path, own) = (self.0 >> OWN_BITS, self.0 & OWN_MASK);
         match path & 1 {
-            0 => Origin::Above(Self((path >> 1) << OWN_BITS | own)),
-            _ => Origin::Own(own as usize),
+            0 => Issuer::Above(Self((path >> 1) << OWN_BITS | own)),
+            _ => Issuer::Own(own as usize),
         }
     }
 }
@@ -203,7 +203,7 @@ mod tests {
             tag = tag.passed_on().unwrap();
         }
         for _ in 0..100 {
-            let Origin::Above(above) = tag.origin() else { panic!("{tag:?} came from above") };
+            let Issuer::Above(above) = tag.issuer() else { panic!("{tag:?} came from above") };
             tag = above;
         }
         assert_eq!(tag, Tag(OWN_MASK));
@@ -218,10 +218,10 @@ mod tests {
         }
         assert_eq!(passed, 7);
         for _ in 0..passed {
-            let Origin::Above(above) = tag.origin() else { panic!("{tag:?} came from above") };
+            let Issuer::Above(above) = tag.issuer() else { panic!("{tag:?} came from above") };
             tag = above;
         }
-        assert_eq!(tag.origin(), Origin::Own(42));
+        assert_eq!(tag.issuer(), Issuer::Own(42));
     }
 
     #[test]

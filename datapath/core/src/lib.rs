@@ -22,7 +22,7 @@ pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeIn
 pub use buf::{Buf, PAGE_SIZE, Page};
 pub use error::{Error, ErrorKind, NbdErrno, Result};
 pub use io::{Allocate, Destination, Io, IoDone, IoRequest, IoStage, IoToken, Nanos};
-pub use legs::{Legs, OWN_BITS, Origin};
+pub use legs::{Issuer, Legs, OWN_BITS};
 pub use link::{Link, LinkGauges, LinkState};
 pub use op::{Completion, Extent, Op, OpKind, Outcome, Reply, Tag};
 pub use payload::{Payload, Segment};

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 /// must be in both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// What the client's certificate must call it, by one of these.
+    /// The client's certificate must have one of these names.
     pub names: Vec<CertificateName>,
-    /// Where it must come from, one of these.
-    pub places: Vec<Place>,
+    /// Its address must be in one of these.
+    pub peers: Vec<PeerFilter>,
 }
 
 /// A name in a certificate, whatever its letters' case: exact (`backup`, `host1.example.com`), or
@@ -20,9 +20,9 @@ pub struct Access {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateName(String);
 
-/// Where clients come from.
+/// A set of peers that clients may connect from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum PeerFilter {
     /// These addresses: `10.0.0.0/8`, `::1`.
     Network(IpNet),
     /// A unix socket: `unix`.
@@ -34,14 +34,14 @@ pub enum Place {
 /// A client, as far as it is known.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    pub(crate) origin: Origin,
-    /// What its certificate calls it; empty without one.
+    pub(crate) address: PeerAddress,
+    /// The names in its certificate; empty without one.
     pub(crate) names: Vec<String>,
 }
 
-/// Where one client comes from.
+/// The address of a client.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Origin {
+pub(crate) enum PeerAddress {
     Address(IpAddr),
     /// Its user.
     Unix(u32),
@@ -53,8 +53,8 @@ impl Access {
     pub(crate) fn permits(&self, client: &Client) -> bool {
         let is_named =
             || client.names.iter().any(|name| self.names.iter().any(|own| own.matches(name)));
-        let is_there = || self.places.iter().any(|place| place.contains(client.origin));
-        (self.names.is_empty() || is_named()) && (self.places.is_empty() || is_there())
+        let is_there = || self.peers.iter().any(|peer| peer.contains(client.address));
+        (self.names.is_empty() || is_named()) && (self.peers.is_empty() || is_there())
     }
 }
 
@@ -83,21 +83,21 @@ impl FromStr for CertificateName {
     }
 }
 
-impl Place {
-    fn contains(&self, origin: Origin) -> bool {
-        match (self, origin) {
+impl PeerFilter {
+    fn contains(&self, address: PeerAddress) -> bool {
+        match (self, address) {
             // A socket of IPv6 maps addresses of IPv4 clients (RFC 4291, 2.5.5.2).
-            (Self::Network(network), Origin::Address(address)) => {
+            (Self::Network(network), PeerAddress::Address(address)) => {
                 network.contains(&address.to_canonical())
             }
-            (Self::Unix, Origin::Unix(_)) => true,
-            (Self::UnixUser(wanted), Origin::Unix(user)) => *wanted == user,
+            (Self::Unix, PeerAddress::Unix(_)) => true,
+            (Self::UnixUser(wanted), PeerAddress::Unix(user)) => *wanted == user,
             _ => false,
         }
     }
 }
 
-impl FromStr for Place {
+impl FromStr for PeerFilter {
     type Err = &'static str;
 
     /// # Errors
@@ -120,19 +120,19 @@ impl FromStr for Place {
 mod tests {
     use super::*;
 
-    fn access(names: &[&str], places: &[&str]) -> Access {
+    fn access(names: &[&str], peers: &[&str]) -> Access {
         Access {
             names: names.iter().map(|name| name.parse().unwrap()).collect(),
-            places: places.iter().map(|place| place.parse().unwrap()).collect(),
+            peers: peers.iter().map(|peer| peer.parse().unwrap()).collect(),
         }
     }
 
-    fn client(origin: Origin, names: &[&str]) -> Client {
-        Client { origin, names: names.iter().map(|&name| name.to_owned()).collect() }
+    fn client(address: PeerAddress, names: &[&str]) -> Client {
+        Client { address, names: names.iter().map(|&name| name.to_owned()).collect() }
     }
 
-    fn at(address: &str) -> Origin {
-        Origin::Address(address.parse().unwrap())
+    fn at(address: &str) -> PeerAddress {
+        PeerAddress::Address(address.parse().unwrap())
     }
 
     #[test]
@@ -163,26 +163,26 @@ mod tests {
     #[test]
     fn places_are_networks_addresses_and_users() {
         let some = access(&[], &["10.0.0.0/8", "::1", "192.0.2.7", "unix:uid=5"]);
-        let permits = |origin| some.permits(&client(origin, &[]));
+        let permits = |address| some.permits(&client(address, &[]));
         for good in ["10.255.0.1", "::1", "192.0.2.7", "::ffff:10.1.1.1"] {
             assert!(permits(at(good)), "{good}");
         }
         for bad in ["11.0.0.1", "::2", "192.0.2.8", "::ffff:11.1.1.1", "::10.1.1.1"] {
             assert!(!permits(at(bad)), "{bad}");
         }
-        assert!(permits(Origin::Unix(5)));
-        assert!(!permits(Origin::Unix(6)));
-        assert!(!permits(Origin::Unknown));
-        assert!(access(&[], &["unix"]).permits(&client(Origin::Unix(0), &[])));
-        assert!(!access(&[], &["0.0.0.0/0", "::/0"]).permits(&client(Origin::Unix(0), &[])));
+        assert!(permits(PeerAddress::Unix(5)));
+        assert!(!permits(PeerAddress::Unix(6)));
+        assert!(!permits(PeerAddress::Unknown));
+        assert!(access(&[], &["unix"]).permits(&client(PeerAddress::Unix(0), &[])));
+        assert!(!access(&[], &["0.0.0.0/0", "::/0"]).permits(&client(PeerAddress::Unix(0), &[])));
         for bad in ["", "10.0.0.0/33", "10.0.0", "host", "unix:", "unix:uid=x", "::1/129", "10/8"] {
-            assert!(bad.parse::<Place>().is_err(), "{bad}");
+            assert!(bad.parse::<PeerFilter>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn no_list_permits_all_and_two_must_both_permit() {
-        assert!(Access::default().permits(&client(Origin::Unknown, &[])));
+        assert!(Access::default().permits(&client(PeerAddress::Unknown, &[])));
         let both = access(&["a"], &["10.0.0.0/8"]);
         assert!(both.permits(&client(at("10.0.0.1"), &["a"])));
         assert!(!both.permits(&client(at("10.0.0.1"), &["b"])));

@@ -1,13 +1,13 @@
-//! Admission policy: which clients hold a place, and which one gives way.
+//! Admission policy: which clients hold a slot, and which one gives way.
 //!
 //! There are two bounds: on clients that negotiate, and on connections in all. A listener holds one
 //! client beyond them; the others stay in the listen queue of the kernel. The rules:
 //!
-//! - When no place is free, the negotiating client that has been silent for longest gives way to a
+//! - When no slot is free, the negotiating client that has been silent for longest gives way to a
 //!   new one, once it has been silent for [`SILENT_MIN_MS`]. Established connections never do.
-//! - One address holds at most seven eighths of the places of either bound. At its share, a new
-//!   client of that address takes the place of a silent one of the same address. Where there is
-//!   none, it waits for a place among those that negotiate, but all clients of one address
+//! - One address holds at most seven eighths of the slots of either bound. At its share, a new
+//!   client of that address takes the slot of a silent one of the same address. Where there is
+//!   none, it waits for a slot among those that negotiate, but all clients of one address
 //!   together for at most [`PATIENCE_MS`], since others queue behind them; then it is closed.
 //!
 //! This module does no I/O and has no clock; times are milliseconds since the server's start.
@@ -20,15 +20,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// A client is silent when no byte has moved in either direction for this long: much longer than a
 /// round trip takes, also to a client on a busy machine.
 pub(crate) const SILENT_MIN_MS: u64 = 3000;
-/// How long a listener waits for places of one address. Each handshake that this address completes
+/// How long a listener waits for slots of one address. Each handshake that this address completes
 /// meanwhile adds a millisecond.
 pub(crate) const PATIENCE_MS: u64 = 3000;
 /// The least time between two lines of the log.
 pub(crate) const REPORT_INTERVAL_MS: u64 = 1000;
 
-/// Where clients come from, as far as places are shared.
+/// A source of clients; each source gets at most its share of the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Origin {
+pub(crate) enum Source {
     /// An IPv4 address.
     V4(Ipv4Addr),
     /// The network of an IPv6 address: its first 64 bits belong to one site (RFC 4291, 2.5.4).
@@ -39,7 +39,7 @@ pub(crate) enum Origin {
     Unknown,
 }
 
-impl From<IpAddr> for Origin {
+impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {
         // A socket for both families maps IPv4 addresses into IPv6.
         match address.to_canonical() {
@@ -54,9 +54,9 @@ pub(crate) struct Admission<H> {
     bounds: Bounds,
     /// Ids grow with the time of admission.
     next: u64,
-    negotiating: BTreeMap<u64, Place<H>>,
+    negotiating: BTreeMap<u64, Negotiating<H>>,
     established: usize,
-    origins: HashMap<Origin, Usage>,
+    sources: HashMap<Source, Usage>,
     events: Events,
     reported_ms: Option<u64>,
 }
@@ -73,8 +73,8 @@ pub(crate) struct Bounds {
 /// When a client last sent or took a byte, in milliseconds. Written by its stream.
 pub(crate) type Moved = Arc<AtomicU64>;
 
-struct Place<H> {
-    origin: Origin,
+struct Negotiating<H> {
+    source: Source,
     moved: Moved,
     /// Absent until [`Admission::attach`].
     handle: Option<H>,
@@ -91,11 +91,11 @@ struct Usage {
 /// What to do with a new client.
 #[derive(Debug)]
 pub(crate) enum Verdict<H> {
-    /// It has a place, which another one may have lost for it.
+    /// It has a slot, for which another client may have been evicted.
     In { id: u64, evicted: Option<H> },
-    /// No place is free. Ask again when one is, or at this time, when a client may count as silent.
+    /// No slot is free. Ask again when one is, or at this time, when a client may count as silent.
     Full(Option<u64>),
-    /// Its address has its share. Ask again when a place is free, or at this time at the latest.
+    /// Its address has its share. Ask again when a slot is free, or at this time at the latest.
     OverShare(u64),
     /// Close it: its address has its share.
     Refused,
@@ -108,11 +108,11 @@ pub(crate) struct Events {
     pub(crate) silent_closed: u64,
     /// New clients that were closed, since their address has its share.
     pub(crate) over_share_closed: u64,
-    /// Times that a listener waited for a place.
+    /// Times that a listener waited for a slot.
     pub(crate) paused: u64,
 }
 
-/// The most places of one address: seven eighths.
+/// The most slots of one address: seven eighths.
 fn share(bound: usize) -> usize {
     bound - bound / 8
 }
@@ -124,7 +124,7 @@ impl<H> Admission<H> {
             next: 0,
             negotiating: BTreeMap::new(),
             established: 0,
-            origins: HashMap::new(),
+            sources: HashMap::new(),
             events: Events::default(),
             reported_ms: None,
         }
@@ -135,43 +135,43 @@ impl<H> Admission<H> {
         (self.negotiating.len(), self.established)
     }
 
-    /// Counts a listener that waits for a place.
+    /// Counts a listener that waits for a slot.
     pub(crate) fn paused(&mut self) {
         self.events.paused += 1;
     }
 
     /// Decides about a client that was accepted. `moved` is the time of its last byte.
-    pub(crate) fn admit(&mut self, origin: Origin, moved: &Moved, now: u64) -> Verdict<H> {
+    pub(crate) fn admit(&mut self, source: Source, moved: &Moved, now: u64) -> Verdict<H> {
         let limits = self.bounds;
-        let usage = self.origins.entry(origin).or_default();
+        let usage = self.sources.entry(source).or_default();
         let (negotiating, total) = (usage.negotiating, usage.negotiating + usage.established);
         let at_share = total >= share(limits.connections);
         let at_negotiating_share = negotiating >= share(limits.negotiating);
         let over_share = at_share || at_negotiating_share;
         if !over_share && !self.is_full() {
-            return self.insert(origin, moved, None);
+            return self.insert(source, moved, None);
         }
         // An address at its share takes nothing from others.
-        let among = over_share.then_some(origin);
+        let among = over_share.then_some(source);
         let victim = self.longest_silent(among).filter(|(_, last)| last + SILENT_MIN_MS <= now);
         if let Some((victim, _)) = victim {
             let evicted = self.evict(victim);
-            return self.insert(origin, moved, evicted);
+            return self.insert(source, moved, evicted);
         }
         let silent_at = |longest: Option<(u64, u64)>| longest.map(|(_, last)| last + SILENT_MIN_MS);
         let next_silent = silent_at(self.longest_silent(None));
         if !over_share || (self.is_full() && next_silent.is_none_or(|at| at > now)) {
             // No client would get in.
-            self.forget_if_idle(origin);
+            self.forget_if_idle(source);
             return Verdict::Full(next_silent);
         }
         // Established connections may stay for ever, so waiting for one of them is of no use.
         let patience = if at_share { 0 } else { PATIENCE_MS };
-        let usage = self.origins.entry(origin).or_default();
+        let usage = self.sources.entry(source).or_default();
         let until = *usage.patience_until.get_or_insert(now + patience);
         if at_share || until <= now {
             self.events.over_share_closed += 1;
-            self.forget_if_idle(origin);
+            self.forget_if_idle(source);
             return Verdict::Refused;
         }
         // One of its own may count as silent before.
@@ -179,16 +179,16 @@ impl<H> Admission<H> {
         Verdict::OverShare(own_silent.map_or(until, |at| at.min(until)))
     }
 
-    /// Gives a place the handle that ends its client. False when the place is gone already.
+    /// Gives a slot the handle that ends its client. False when the slot is gone already.
     pub(crate) fn attach(&mut self, id: u64, handle: H) -> bool {
         match self.negotiating.get_mut(&id) {
-            Some(place) => place.handle = Some(handle),
+            Some(slot) => slot.handle = Some(handle),
             None => return false,
         }
         true
     }
 
-    /// Takes the place of the client that has been silent for longest, if one has been for long
+    /// Takes the slot of the client that has been silent for longest, if one has been for long
     /// enough.
     pub(crate) fn evict_silent(&mut self, now: u64) -> Option<H> {
         let (victim, moved) = self.longest_silent(None)?;
@@ -198,32 +198,32 @@ impl<H> Admission<H> {
         self.evict(victim)
     }
 
-    /// A client has negotiated. False when it has lost its place.
+    /// A client has negotiated. False when it has lost its slot.
     pub(crate) fn establish(&mut self, id: u64, now: u64) -> bool {
-        let Some(place) = self.negotiating.remove(&id) else { return false };
-        let usage = self.origins.entry(place.origin).or_default();
+        let Some(slot) = self.negotiating.remove(&id) else { return false };
+        let usage = self.sources.entry(slot.source).or_default();
         usage.negotiating -= 1;
         usage.established += 1;
         self.established += 1;
-        self.completed(place.origin, now);
+        self.completed(slot.source, now);
         true
     }
 
     /// A client ends before it has negotiated; `in_order` when it did what it came for.
     pub(crate) fn leave(&mut self, id: u64, in_order: bool, now: u64) {
-        let Some(place) = self.negotiating.remove(&id) else { return };
-        self.origins.entry(place.origin).or_default().negotiating -= 1;
+        let Some(slot) = self.negotiating.remove(&id) else { return };
+        self.sources.entry(slot.source).or_default().negotiating -= 1;
         if in_order {
-            self.completed(place.origin, now);
+            self.completed(slot.source, now);
         }
-        self.forget_if_idle(place.origin);
+        self.forget_if_idle(slot.source);
     }
 
     /// An established connection of this address ends.
-    pub(crate) fn closed(&mut self, origin: Origin) {
+    pub(crate) fn closed(&mut self, source: Source) {
         self.established -= 1;
-        self.origins.entry(origin).or_default().established -= 1;
-        self.forget_if_idle(origin);
+        self.sources.entry(source).or_default().established -= 1;
+        self.forget_if_idle(source);
     }
 
     /// What is to be logged now, at most once in [`REPORT_INTERVAL_MS`].
@@ -250,48 +250,48 @@ impl<H> Admission<H> {
     }
 
     /// Of all, or of one address: the client whose last byte moved first, and when that was.
-    fn longest_silent(&self, origin: Option<Origin>) -> Option<(u64, u64)> {
-        let places = self.negotiating.iter();
-        let places = places.filter(|(_, place)| origin.is_none_or(|of| of == place.origin));
-        places.map(|(&id, place)| (id, place.moved.load(Relaxed))).min_by_key(|&(_, moved)| moved)
+    fn longest_silent(&self, source: Option<Source>) -> Option<(u64, u64)> {
+        let slots = self.negotiating.iter();
+        let slots = slots.filter(|(_, slot)| source.is_none_or(|of| of == slot.source));
+        slots.map(|(&id, slot)| (id, slot.moved.load(Relaxed))).min_by_key(|&(_, moved)| moved)
     }
 
-    fn insert(&mut self, origin: Origin, moved: &Moved, evicted: Option<H>) -> Verdict<H> {
+    fn insert(&mut self, source: Source, moved: &Moved, evicted: Option<H>) -> Verdict<H> {
         let id = self.next;
         self.next += 1;
-        let place = Place { origin, moved: Arc::clone(moved), handle: None };
-        self.negotiating.insert(id, place);
-        self.origins.entry(origin).or_default().negotiating += 1;
+        let slot = Negotiating { source, moved: Arc::clone(moved), handle: None };
+        self.negotiating.insert(id, slot);
+        self.sources.entry(source).or_default().negotiating += 1;
         Verdict::In { id, evicted }
     }
 
     fn evict(&mut self, id: u64) -> Option<H> {
-        let place = self.negotiating.remove(&id)?;
-        self.origins.entry(place.origin).or_default().negotiating -= 1;
-        self.forget_if_idle(place.origin);
+        let slot = self.negotiating.remove(&id)?;
+        self.sources.entry(slot.source).or_default().negotiating -= 1;
+        self.forget_if_idle(slot.source);
         self.events.silent_closed += 1;
-        place.handle
+        slot.handle
     }
 
     /// A handshake was completed, which shows that waiting for this address pays.
-    fn completed(&mut self, origin: Origin, now: u64) {
-        let Some(usage) = self.origins.get_mut(&origin) else { return };
+    fn completed(&mut self, source: Source, now: u64) {
+        let Some(usage) = self.sources.get_mut(&source) else { return };
         if let Some(until) = &mut usage.patience_until {
             *until = (*until).max(now).saturating_add(1).min(now + PATIENCE_MS);
         }
-        self.forget_if_idle(origin);
+        self.forget_if_idle(source);
     }
 
     /// An address with less than half of its share is waited for again, and one without clients
     /// costs no memory.
-    fn forget_if_idle(&mut self, origin: Origin) {
+    fn forget_if_idle(&mut self, source: Source) {
         let half = (share(self.bounds.negotiating) / 2).max(1);
-        let Some(usage) = self.origins.get_mut(&origin) else { return };
+        let Some(usage) = self.sources.get_mut(&source) else { return };
         if usage.negotiating < half {
             usage.patience_until = None;
         }
         if usage.negotiating + usage.established == 0 && usage.patience_until.is_none() {
-            self.origins.remove(&origin);
+            self.sources.remove(&source);
         }
     }
 }
@@ -300,10 +300,10 @@ impl<H> Admission<H> {
 mod tests {
     use super::*;
 
-    const A: Origin = Origin::User(1);
-    const B: Origin = Origin::User(2);
+    const A: Source = Source::User(1);
+    const B: Source = Source::User(2);
 
-    /// Sixteen places for those that negotiate, of which one address gets fourteen.
+    /// Sixteen slots for those that negotiate, of which one address gets fourteen.
     fn admission(connections: usize) -> Admission<u64> {
         Admission::new(Bounds { negotiating: 16, connections })
     }
@@ -313,8 +313,8 @@ mod tests {
     }
 
     /// Admits a client whose last byte moved now, and returns its id and the handle that lost.
-    fn enter(admission: &mut Admission<u64>, origin: Origin, now: u64) -> (u64, Option<u64>) {
-        match admission.admit(origin, &at(now), now) {
+    fn enter(admission: &mut Admission<u64>, source: Source, now: u64) -> (u64, Option<u64>) {
+        match admission.admit(source, &at(now), now) {
             Verdict::In { id, evicted } => {
                 assert!(admission.attach(id, id));
                 (id, evicted)
@@ -323,8 +323,8 @@ mod tests {
         }
     }
 
-    fn fill(admission: &mut Admission<u64>, origin: Origin, count: u64, now: u64) -> Vec<u64> {
-        (0..count).map(|_| enter(admission, origin, now).0).collect()
+    fn fill(admission: &mut Admission<u64>, source: Source, count: u64, now: u64) -> Vec<u64> {
+        (0..count).map(|_| enter(admission, source, now).0).collect()
     }
 
     #[test]
@@ -354,7 +354,7 @@ mod tests {
         moved[0].store(500, Relaxed);
         moved[1].store(501, Relaxed);
         assert_eq!(enter(&mut admission, B, 3012).1, Some(ids[2]));
-        assert!(!admission.establish(ids[2], 3012), "its place is gone");
+        assert!(!admission.establish(ids[2], 3012), "its slot is gone");
         assert!(!admission.attach(ids[2], 0));
         assert!(matches!(admission.admit(B, &at(3012), 3012), Verdict::Full(Some(3013))));
         assert_eq!(admission.evict_silent(3012), None);
@@ -370,7 +370,7 @@ mod tests {
         // The one of B has been silent for longer.
         assert!(matches!(admission.admit(A, &at(3200), 3200), Verdict::OverShare(3500)));
         assert_eq!(enter(&mut admission, A, 3500).1, Some(own[0]));
-        assert_eq!(enter(&mut admission, B, 3500).1, None, "the last place is for others");
+        assert_eq!(enter(&mut admission, B, 3500).1, None, "the last slot is for others");
     }
 
     #[test]
@@ -395,7 +395,7 @@ mod tests {
         assert!(matches!(admission.admit(A, &at(3200), 3200), Verdict::OverShare(3201)));
         assert!(matches!(admission.admit(A, &at(3201), 3201), Verdict::Refused));
         assert!(matches!(admission.admit(B, &at(3201), 3201), Verdict::In { .. }));
-        // With half of its places free again, it is waited for again.
+        // With half of its slots free again, it is waited for again.
         ids[1..9].iter().for_each(|&id| admission.leave(id, false, 3300));
         hear(3300);
         fill(&mut admission, A, 8, 3300);
@@ -434,11 +434,11 @@ mod tests {
 
     #[test]
     fn addresses_share_by_what_one_site_has() {
-        let origin = |text: &str| Origin::from(text.parse::<IpAddr>().unwrap());
-        assert_eq!(origin("2001:db8::1"), origin("2001:db8:0:0:ffff::2"));
-        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
-        assert_eq!(origin("::ffff:192.0.2.1"), origin("192.0.2.1"));
-        assert_ne!(origin("192.0.2.2"), origin("192.0.2.1"));
+        let source = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(source("2001:db8::1"), source("2001:db8:0:0:ffff::2"));
+        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
+        assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));
+        assert_ne!(source("192.0.2.2"), source("192.0.2.1"));
     }
 
     #[test]
@@ -449,6 +449,6 @@ mod tests {
         admission.leave(first, false, 0);
         assert!(admission.establish(second, 0));
         admission.closed(B);
-        assert!(admission.origins.is_empty());
+        assert!(admission.sources.is_empty());
     }
 }

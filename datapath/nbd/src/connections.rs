@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use sheave_telemetry::VolumeStats;
 
+use crate::acceptor::ClientSlot;
 use crate::access::Client;
-use crate::gate::Place;
 
 /// The connections of a volume that is offered or was. They outlive its place in the set.
 pub(crate) struct Users {
@@ -20,7 +20,7 @@ pub(crate) struct Users {
 /// One connection. Aligned so that no two shards write to one cache line.
 #[repr(align(64))]
 pub(crate) struct Connection {
-    /// Its name in the engine.
+    /// Its key in the engine ([`sheave_shard::Assignment::key`]).
     pub(crate) id: u64,
     pub(crate) peer: String,
     pub(crate) client: Client,
@@ -36,8 +36,8 @@ pub(crate) struct Connection {
 pub(crate) struct Attached {
     users: Arc<Users>,
     connection: Arc<Connection>,
-    /// Free for another client when this is dropped.
-    _place: Option<Place>,
+    /// Freed for another client on drop.
+    _slot: Option<ClientSlot>,
 }
 
 /// A connection as others see it.
@@ -60,11 +60,11 @@ impl Users {
         Arc::new(Self { stats, connections: Mutex::default() })
     }
 
-    /// Adds a connection, with its place among all.
+    /// Adds a connection, with its slot among all.
     pub(crate) fn attach(
         self: &Arc<Self>,
         id: u64,
-        place: Option<Place>,
+        slot: Option<ClientSlot>,
         peer: String,
         client: Client,
         export: &str,
@@ -79,7 +79,7 @@ impl Users {
             bytes_written: AtomicU64::new(0),
         });
         self.lock().insert(id, Arc::clone(&connection));
-        Attached { users: Arc::clone(self), connection, _place: place }
+        Attached { users: Arc::clone(self), connection, _slot: slot }
     }
 
     pub(crate) fn count(&self) -> usize {

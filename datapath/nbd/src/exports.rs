@@ -49,27 +49,28 @@ pub struct ExportSnapshot {
     pub clients: Vec<ClientSnapshot>,
 }
 
-/// What is offered from now on; shared by the server and those that look at it.
+/// The exports of a running server, shared by the server and readers of its statistics.
 #[derive(Clone)]
-pub struct Offers(Arc<Mutex<Offer>>);
+pub struct LiveExports(Arc<Mutex<ExportState>>);
 
-/// What is offered at a moment.
+/// The exports and the TLS configuration at a moment.
 #[derive(Clone)]
-pub(crate) struct Offer {
+pub(crate) struct ExportState {
     pub(crate) exports: Arc<ExportSet>,
     pub(crate) tls: Option<TlsAcceptor>,
 }
 
 /// The exports at a moment.
 pub(crate) struct ExportSet {
-    offered: Vec<Offered>,
+    offered: Vec<LiveExport>,
     /// Positions by hash of the name. The key of the hash is random, so that the time of a search
     /// reveals nothing about names.
     by_hash: Vec<(u64, usize)>,
     hasher: RandomState,
 }
 
-pub(crate) struct Offered {
+/// An export, and its volume's connections and counters.
+pub(crate) struct LiveExport {
     pub(crate) export: Export,
     pub(crate) users: Arc<Users>,
 }
@@ -80,25 +81,25 @@ pub(crate) struct View<'a> {
     pub(crate) client: &'a Client,
 }
 
-impl Offers {
+impl LiveExports {
     pub(crate) fn new(exports: ExportSet, tls: Option<Arc<TlsConfig>>) -> Self {
-        let offer = Offer { exports: Arc::new(exports), tls: tls.map(TlsAcceptor::from) };
-        Self(Arc::new(Mutex::new(offer)))
+        let state = ExportState { exports: Arc::new(exports), tls: tls.map(TlsAcceptor::from) };
+        Self(Arc::new(Mutex::new(state)))
     }
 
-    pub(crate) fn current(&self) -> Offer {
+    pub(crate) fn current(&self) -> ExportState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts another offer in its place, and returns the exports that were offered.
+    /// Replaces all exports and the TLS configuration, and returns the exports until now.
     pub(crate) fn replace(
         &self,
         exports: ExportSet,
         tls: Option<Arc<TlsConfig>>,
     ) -> Arc<ExportSet> {
-        let mut offer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        offer.tls = tls.map(TlsAcceptor::from);
-        std::mem::replace(&mut offer.exports, Arc::new(exports))
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.tls = tls.map(TlsAcceptor::from);
+        std::mem::replace(&mut state.exports, Arc::new(exports))
     }
 
     /// Shows this certificate to clients that come from now on.
@@ -109,11 +110,11 @@ impl Offers {
     /// The exports with their connections.
     #[must_use]
     pub fn snapshot(&self) -> Vec<ExportSnapshot> {
-        self.current().exports.offered.iter().map(Offered::snapshot).collect()
+        self.current().exports.offered.iter().map(LiveExport::snapshot).collect()
     }
 }
 
-impl Offer {
+impl ExportState {
     pub(crate) fn view<'a>(&'a self, client: &'a Client) -> View<'a> {
         View { set: &self.exports, client }
     }
@@ -179,17 +180,17 @@ impl ExportSet {
             // Before the first client, too.
             users.stats.show_held_bytes(export.volume.held_bytes());
             users.stats.show_link(export.volume.link());
-            Offered { export, users }
+            LiveExport { export, users }
         });
         Ok(Self { offered: offered.collect(), by_hash, hasher })
     }
 
-    pub(crate) fn get(&self, index: usize) -> Option<&Offered> {
+    pub(crate) fn get(&self, index: usize) -> Option<&LiveExport> {
         self.offered.get(index)
     }
 
     /// The exports of the same volume as this one.
-    pub(crate) fn counterpart(&self, of: &Offered) -> Option<&Offered> {
+    pub(crate) fn counterpart(&self, of: &LiveExport) -> Option<&LiveExport> {
         self.offered.iter().find(|offered| Arc::ptr_eq(&offered.users, &of.users))
     }
 
@@ -232,7 +233,7 @@ fn check(export: &Export) -> Result<(), &'static str> {
     sheave_proto::check_exportable(export.volume.info(), export.volume.size())
 }
 
-impl Offered {
+impl LiveExport {
     /// Whether the bound allows one more connection.
     pub(crate) fn has_room(&self) -> bool {
         self.export.connections_max.is_none_or(|max| self.users.count() < max)
@@ -264,7 +265,7 @@ impl Exports for View<'_> {
     }
 
     fn export(&self, index: usize) -> Option<ExportInfo<'_>> {
-        let Offered { export, .. } = self.set.get(index).filter(|_| self.permits(index))?;
+        let LiveExport { export, .. } = self.set.get(index).filter(|_| self.permits(index))?;
         Some(ExportInfo {
             name: &export.name,
             description: &export.description,
@@ -299,21 +300,21 @@ mod tests {
     use sheave_local::Null;
 
     use super::*;
-    use crate::access::Origin;
+    use crate::access::PeerAddress;
 
-    fn export(name: &str, place: Option<&str>) -> Export {
-        let places = place.iter().map(|place| place.parse().unwrap()).collect();
+    fn export(name: &str, peer: Option<&str>) -> Export {
+        let peers = peer.iter().map(|peer| peer.parse().unwrap()).collect();
         Export {
             name: name.to_owned(),
             description: String::new(),
             volume: Arc::new(Null::new(1 << 20)),
-            access: Access { names: Vec::new(), places },
+            access: Access { names: Vec::new(), peers },
             connections_max: None,
         }
     }
 
     fn client(address: &str) -> Client {
-        Client { origin: Origin::Address(address.parse().unwrap()), names: Vec::new() }
+        Client { address: PeerAddress::Address(address.parse().unwrap()), names: Vec::new() }
     }
 
     fn set(exports: &[Export], before: Option<&ExportSet>, registry: &Registry) -> ExportSet {

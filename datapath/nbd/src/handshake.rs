@@ -13,9 +13,9 @@ use sheave_tls::{client_names, explain_io};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsAcceptor;
 
+use crate::acceptor::Acceptor;
 use crate::access::Client;
-use crate::exports::{Offer, View};
-use crate::gate::Gate;
+use crate::exports::{ExportState, View};
 use crate::stream::Stream;
 
 /// Bytes received at once; the longest option is bounded by the protocol crate.
@@ -43,11 +43,11 @@ pub(crate) enum Failure {
 pub(crate) async fn negotiate(
     stream: Stream,
     peer: &str,
-    offer: &Offer,
-    gate: &Gate,
+    state: &ExportState,
+    acceptor: &Acceptor,
 ) -> Result<Option<Agreed>, Failure> {
     let mut heard = false;
-    match negotiate_heard(stream, peer, offer, gate, &mut heard).await {
+    match negotiate_heard(stream, peer, state, acceptor, &mut heard).await {
         Ok(None) if !heard => Err(Failure::Left),
         Err(error) if !heard && has_left(&error) => Err(Failure::Left),
         outcome => outcome.map_err(Failure::Failed),
@@ -64,27 +64,27 @@ fn has_left(error: &io::Error) -> bool {
 async fn negotiate_heard(
     mut stream: Stream,
     peer: &str,
-    offer: &Offer,
-    gate: &Gate,
+    state: &ExportState,
+    acceptor: &Acceptor,
     heard: &mut bool,
 ) -> io::Result<Option<Agreed>> {
     let client = stream.client();
-    let mut handshake = ServerHandshake::new(offer.tls_mode(), HandshakeLimits::default());
+    let mut handshake = ServerHandshake::new(state.tls_mode(), HandshakeLimits::default());
     stream.write_all(&ServerHandshake::greeting()).await?;
-    let view = offer.view(&client);
-    match talk(&mut stream, peer, gate, &mut handshake, &view, heard).await? {
+    let view = state.view(&client);
+    match talk(&mut stream, peer, acceptor, &mut handshake, &view, heard).await? {
         End::Closed => Ok(None),
         End::Agreed { negotiated, early } => {
             let socket = stream.into_fd()?;
             Ok(Some(Agreed { socket, negotiated: *negotiated, tls: None, early, client }))
         }
         End::StartTls => {
-            let acceptor = offer
+            let tls = state
                 .tls
                 .as_ref()
                 .ok_or_else(|| io::Error::other("TLS agreed on without a certificate"))?;
             // In a box, since most clients are without TLS and need not carry its state.
-            Box::pin(negotiate_encrypted(stream, peer, gate, handshake, client, offer, acceptor))
+            Box::pin(negotiate_encrypted(stream, peer, acceptor, handshake, client, state, tls))
                 .await
         }
     }
@@ -93,18 +93,18 @@ async fn negotiate_heard(
 async fn negotiate_encrypted(
     stream: Stream,
     peer: &str,
-    gate: &Gate,
+    acceptor: &Acceptor,
     mut handshake: ServerHandshake,
     mut client: Client,
-    offer: &Offer,
-    acceptor: &TlsAcceptor,
+    state: &ExportState,
+    tls: &TlsAcceptor,
 ) -> io::Result<Option<Agreed>> {
     // What the client sent before TLS is forgotten: it may not be the client's.
     handshake.tls_started();
-    let mut stream = acceptor.accept(stream).await.map_err(explain_io)?;
+    let mut stream = tls.accept(stream).await.map_err(explain_io)?;
     client.names = client_names(stream.get_ref().1);
-    let view = offer.view(&client);
-    let ended = talk(&mut stream, peer, gate, &mut handshake, &view, &mut true).await?;
+    let view = state.view(&client);
+    let ended = talk(&mut stream, peer, acceptor, &mut handshake, &view, &mut true).await?;
     let End::Agreed { negotiated, early } = ended else {
         let _ = stream.shutdown().await;
         return Ok(None);
@@ -137,7 +137,7 @@ async fn receive<S: AsyncRead + Unpin>(stream: &mut S, pending: &mut Vec<u8>) ->
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     peer: &str,
-    gate: &Gate,
+    acceptor: &Acceptor,
     handshake: &mut ServerHandshake,
     exports: &View<'_>,
     heard: &mut bool,
@@ -168,7 +168,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                     match reason {
                         // As clients do that only want the list of exports.
                         CloseReason::Aborted => tracing::debug!(peer, %reason, "handshake ended"),
-                        _ => match gate.fault() {
+                        _ => match acceptor.fault() {
                             Some(more) => tracing::info!(peer, %reason, more, "handshake ended"),
                             None => tracing::debug!(peer, %reason, "handshake ended"),
                         },

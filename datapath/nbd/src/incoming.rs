@@ -47,7 +47,7 @@ enum State {
         have: usize,
     },
     /// The memory of [`State::Data`] is with the engine.
-    Landing {
+    IntoBuffer {
         request: Request,
         verdict: Verdict,
         start: Nanos,
@@ -114,7 +114,9 @@ impl Incoming {
                     self.state = State::Data { request, verdict, start, payload, have };
                     return Ok(None);
                 }
-                State::Landing { .. } => unreachable!("no bytes arrive while a payload lands"),
+                State::IntoBuffer { .. } => {
+                    unreachable!("no bytes arrive while a payload is received into its buffer")
+                }
                 State::Filter { request, start, mut bytes, len } => {
                     bytes.extend_from_slice(split(input, len - bytes.len()));
                     if bytes.len() == len {
@@ -149,7 +151,7 @@ impl Incoming {
         match state {
             State::Data { request, verdict, start, payload, have } if in_place => {
                 let len = payload.len();
-                self.state = State::Landing { request, verdict, start, have, len };
+                self.state = State::IntoBuffer { request, verdict, start, have, len };
                 NextRead::Into { payload, skip: have }
             }
             State::Header
@@ -183,7 +185,7 @@ impl Incoming {
     }
 
     /// `count` bytes have been received in place.
-    pub(crate) fn landed(
+    pub(crate) fn received_into(
         &mut self,
         payload: Payload,
         count: usize,
@@ -191,7 +193,7 @@ impl Incoming {
         cx: &mut Cx<'_>,
     ) -> Result<Option<Arrived>, Broken> {
         match std::mem::replace(&mut self.state, State::Header) {
-            State::Landing { request, verdict, start, have, len } => {
+            State::IntoBuffer { request, verdict, start, have, len } => {
                 let have = have + count;
                 debug_assert!(have <= len && payload.len() == len);
                 if have == len {

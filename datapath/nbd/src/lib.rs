@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod accept_errors;
+mod acceptor;
 mod access;
 mod address;
 mod admission;
 mod connections;
 mod exports;
-mod gate;
 mod handshake;
 mod incoming;
 mod kernel;
@@ -19,10 +19,10 @@ mod stream;
 mod tls;
 
 pub use accept_errors::AcceptErrors;
-pub use access::{Access, CertificateName, Place};
+pub use access::{Access, CertificateName, PeerFilter};
 pub use address::bind_tcp;
 pub use connections::ClientSnapshot;
-pub use exports::{Export, ExportSnapshot, Offers, STRING_LEN_MAX};
+pub use exports::{Export, ExportSnapshot, LiveExports, STRING_LEN_MAX};
 pub use kernel::kernel_session;
 pub use listener::{Listener, SocketAccess};
 pub use rustls::ServerConfig as TlsConfig;

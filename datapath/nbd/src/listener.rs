@@ -20,8 +20,8 @@ use rustix::net::{
 use sheave_core::{Error, ErrorKind, printable};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
+use crate::acceptor::Uptime;
 use crate::address::bind_tcp;
-use crate::gate::Uptime;
 use crate::stream::Stream;
 
 /// A client from which nothing was heard for so long is asked whether it is still there, …

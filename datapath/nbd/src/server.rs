@@ -14,10 +14,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::accept_errors::AcceptErrors;
+use crate::acceptor::{Acceptor, ClientSlot};
 use crate::admission::Bounds;
 use crate::connections::Connection;
-use crate::exports::{Export, ExportSet, Offer, Offered, Offers};
-use crate::gate::{Gate, Place};
+use crate::exports::{Export, ExportSet, ExportState, LiveExport, LiveExports};
 use crate::handshake::{Agreed, Failure, negotiate};
 use crate::listener::Listener;
 use crate::session::NbdSession;
@@ -30,7 +30,7 @@ const STOP_AT_ONCE: Duration = Duration::from_millis(200);
 const SEE_OFF_PERIOD: Duration = Duration::from_millis(50);
 
 /// Bounds on what clients can take. Clients beyond them wait in the listen queue. One address, IPv6
-/// network (/64) or local user gets at most seven eighths of the places.
+/// network (/64) or local user gets at most seven eighths of the slots.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Time from the connection to the end of the handshake, in milliseconds.
@@ -69,13 +69,13 @@ pub struct Server {
 }
 
 struct Shared {
-    offers: Offers,
+    live: LiveExports,
     registry: Arc<Registry>,
     engine: Engine,
     /// Names of connections in the engine.
     next_id: AtomicU64,
     handshake_timeout: Duration,
-    gate: Arc<Gate>,
+    acceptor: Arc<Acceptor>,
 }
 
 impl Server {
@@ -85,15 +85,15 @@ impl Server {
     /// When two exports share a name, or the engine cannot be had.
     pub fn start(config: ServerConfig, registry: &Arc<Registry>) -> Result<Self, Error> {
         let ServerConfig { exports, tls, engine, limits } = config;
-        let offers = Offers::new(ExportSet::new(exports, None, registry)?, tls);
+        let live = LiveExports::new(ExportSet::new(exports, None, registry)?, tls);
         let engine = Engine::start(engine, Clock::start())?;
         let shared = Arc::new(Shared {
-            offers,
+            live,
             registry: Arc::clone(registry),
             engine,
             next_id: AtomicU64::new(0),
             handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
-            gate: Gate::new(Bounds {
+            acceptor: Acceptor::new(Bounds {
                 negotiating: limits.negotiating_max,
                 connections: limits.connections_max,
             }),
@@ -116,8 +116,8 @@ impl Server {
 
     /// What is offered, with its clients.
     #[must_use]
-    pub fn offers(&self) -> Offers {
-        self.shared.offers.clone()
+    pub fn live_exports(&self) -> LiveExports {
+        self.shared.live.clone()
     }
 
     /// Offers these exports and this certificate from now on. Exports of a volume that is offered
@@ -132,11 +132,11 @@ impl Server {
         exports: Vec<Export>,
         tls: Option<Arc<TlsConfig>>,
     ) -> Result<usize, Error> {
-        let Shared { offers, registry, engine, .. } = &*self.shared;
-        let before = offers.current().exports;
+        let Shared { live, registry, engine, .. } = &*self.shared;
+        let before = live.current().exports;
         let now = ExportSet::new(exports, Some(&before), registry)?;
         let refused = before.not_allowed(&now);
-        offers.replace(now, tls);
+        live.replace(now, tls);
         drop(before);
         engine.end(refused.iter().map(|one| one.id).collect(), Ending::InOrder);
         let count = refused.len();
@@ -164,14 +164,14 @@ impl Server {
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
-        let Some(Shared { engine, offers, .. }) = Arc::into_inner(self.shared) else {
+        let Some(Shared { engine, live, .. }) = Arc::into_inner(self.shared) else {
             return tracing::warn!("a client was still being negotiated with");
         };
         let mut stopped = stop_apart(engine);
         let outcome = match tokio::time::timeout(STOP_AT_ONCE, &mut stopped).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let (busy, wait_s) = (offers.current().exports.connections(), STOP_GRACE.as_secs());
+                let (busy, wait_s) = (live.current().exports.connections(), STOP_GRACE.as_secs());
                 if busy > 0 {
                     tracing::info!("waiting up to {wait_s} s for {busy} connections that are busy");
                 }
@@ -190,35 +190,35 @@ impl Shared {
         let mut errors = AcceptErrors::new(listener.name());
         loop {
             // Kept while tasks end, so that this listener does not lose its turn.
-            let next = self.gate.next(listener, &mut errors);
+            let next = self.acceptor.next(listener, &mut errors);
             tokio::pin!(next);
-            let (stream, place) = loop {
+            let (stream, slot) = loop {
                 tokio::select! {
                     accepted = &mut next => break accepted,
                     Some(_) = clients.join_next() => {}
                 }
             };
-            let id = place.id();
-            let task = clients.spawn(Arc::clone(self).serve(stream, place));
-            self.gate.attach(id, task);
+            let id = slot.id();
+            let task = clients.spawn(Arc::clone(self).serve(stream, slot));
+            self.acceptor.attach(id, task);
         }
     }
 
     /// Negotiates with a client and hands it over.
-    async fn serve(self: Arc<Self>, stream: Stream, mut place: Place) {
+    async fn serve(self: Arc<Self>, stream: Stream, mut slot: ClientSlot) {
         let peer = stream.peer();
-        let offer = self.offers.current();
-        let talk = negotiate(stream, &peer, &offer, &self.gate);
+        let state = self.live.current();
+        let talk = negotiate(stream, &peer, &state, &self.acceptor);
         let error = match tokio::time::timeout(self.handshake_timeout, talk).await {
-            Ok(Ok(Some(agreed))) => return self.hand_over(peer, &offer, agreed, place),
-            Ok(Ok(None)) => return place.leaves_in_order(),
+            Ok(Ok(Some(agreed))) => return self.hand_over(peer, &state, agreed, slot),
+            Ok(Ok(None)) => return slot.leaves_in_order(),
             Ok(Err(Failure::Left)) => {
                 return tracing::debug!(peer, "the client left without a byte");
             }
             Ok(Err(Failure::Failed(error))) => error.to_string(),
             Err(_) => format!("timed out after {} ms", self.handshake_timeout.as_millis()),
         };
-        match self.gate.fault() {
+        match self.acceptor.fault() {
             Some(more) => tracing::info!(peer, error, more, "handshake failed"),
             None => tracing::debug!(peer, error, "handshake failed"),
         }
@@ -226,17 +226,17 @@ impl Shared {
 
     /// Ends in order what is left of a client's handshake, unless the export has been taken from
     /// it meanwhile.
-    fn hand_over(&self, peer: String, offer: &Offer, agreed: Agreed, mut place: Place) {
-        if !place.establish() {
-            return tracing::debug!(peer, "its place was given away");
+    fn hand_over(&self, peer: String, state: &ExportState, agreed: Agreed, mut slot: ClientSlot) {
+        if !slot.establish() {
+            return tracing::debug!(peer, "evicted for another client");
         }
         let Agreed { socket, negotiated, tls, early, client } = agreed;
-        let Some(chosen) = offer.exports.get(negotiated.export) else { return };
+        let Some(chosen) = state.exports.get(negotiated.export) else { return };
         let name = chosen.export.name.as_str();
-        let now = self.offers.current().exports;
+        let now = self.live.current().exports;
         // What has been renamed is not what the client asks for any more.
         let is_same =
-            |now: &&Offered| now.export.name == name && now.export.access.permits(&client);
+            |now: &&LiveExport| now.export.name == name && now.export.access.permits(&client);
         let Some(now) = now.counterpart(chosen).filter(is_same) else {
             return tracing::info!(peer, export = name, "removed during the handshake");
         };
@@ -254,14 +254,14 @@ impl Shared {
             "connection opened"
         );
         let id = self.next_id.fetch_add(1, Relaxed);
-        let attached = chosen.users.attach(id, Some(place), peer.clone(), client, name);
+        let attached = chosen.users.attach(id, Some(slot), peer.clone(), client, name);
         let session = NbdSession::new(negotiated, tls.map(TlsStream::new), early, Some(attached));
         let (volume, stats) = (Arc::clone(&chosen.export.volume), Arc::clone(&chosen.users.stats));
         let served = self.engine.serve(Assignment {
             socket,
             session: Box::new(session),
             served: Served::new(volume, stats),
-            name: Some(id),
+            key: Some(id),
         });
         if let Err(error) = served {
             tracing::warn!(peer, export = name, %error, "connection refused");

@@ -217,12 +217,12 @@ impl NbdSession {
 
     fn submit(&mut self, op: Op, request: u32, cx: &mut Cx<'_>) {
         if let Some(outcome) = cx.submit(op, request) {
-            self.end(request, outcome, cx);
+            self.complete(request, outcome, cx);
         }
     }
 
     /// Puts the reply to a request that has ended into the next batch.
-    fn end(&mut self, request: u32, outcome: Outcome, cx: &Cx<'_>) {
+    fn complete(&mut self, request: u32, outcome: Outcome, cx: &Cx<'_>) {
         let InFlight { to, asked, kind, start, submitted, held } =
             self.requests.remove(request as usize);
         self.held -= held;
@@ -340,13 +340,13 @@ impl Session for NbdSession {
         }
     }
 
-    fn landed(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>) {
-        let arrived = self.incoming.landed(payload, count, &self.negotiated, cx);
+    fn received_into(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>) {
+        let arrived = self.incoming.received_into(payload, count, &self.negotiated, cx);
         self.arrived(arrived, cx);
     }
 
     fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>) {
-        self.end(request, outcome, cx);
+        self.complete(request, outcome, cx);
         self.parse_backlog(cx);
     }
 
@@ -393,7 +393,7 @@ impl Session for NbdSession {
         if self.is_blocked() || !self.backlog.is_empty() {
             return NextRead::Paused;
         }
-        if self.phase == Phase::Leaving && self.incoming.is_between_requests() {
+        if self.phase == Phase::Quiescing && self.incoming.is_between_requests() {
             return NextRead::Paused;
         }
         self.incoming.next_read(self.tls.is_none())
@@ -404,10 +404,10 @@ impl Session for NbdSession {
             self.in_span(|| tracing::info!(%error, "connection lost"));
         }
         match phase {
-            Phase::Open | Phase::Leaving if self.is_finished() => {}
+            Phase::Open | Phase::Quiescing if self.is_finished() => {}
             // What TLS has taken in cannot be given to anybody else.
-            Phase::Leaving if self.tls.is_some() => {}
-            Phase::Open | Phase::Leaving => self.phase = phase,
+            Phase::Quiescing if self.tls.is_some() => {}
+            Phase::Open | Phase::Quiescing => self.phase = phase,
             Phase::Draining => self.finish(),
             Phase::Gone => {
                 self.phase = phase;
@@ -420,11 +420,11 @@ impl Session for NbdSession {
         self.requests.len()
     }
 
-    fn is_at_rest(&self) -> bool {
+    fn is_quiescent(&self) -> bool {
         let is_answered =
             self.requests.is_empty() && self.replies_ready + self.replies_sending == 0;
         let is_received = self.backlog.is_empty() && self.incoming.is_between_requests();
-        self.phase == Phase::Leaving && is_answered && is_received
+        self.phase == Phase::Quiescing && is_answered && is_received
     }
 
     fn closed(&mut self, recorder: &Recorder) {

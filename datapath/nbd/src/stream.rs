@@ -11,9 +11,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::acceptor::Uptime;
 use crate::access::{self, Client};
-use crate::admission::{Moved, Origin};
-use crate::gate::Uptime;
+use crate::admission::{Moved, Source};
 
 /// A client that has not negotiated yet. Keeps the time of the last byte in either direction.
 pub(crate) struct Stream {
@@ -67,22 +67,22 @@ impl Stream {
     }
 
     /// The other end, for the admission policy.
-    pub(crate) fn origin(&self) -> Origin {
+    pub(crate) fn source(&self) -> Source {
         match self.peer {
             Peer::Address(address) => address.ip().into(),
-            Peer::Process { user, .. } => Origin::User(user),
-            Peer::Unknown => Origin::Unknown,
+            Peer::Process { user, .. } => Source::User(user),
+            Peer::Unknown => Source::Unknown,
         }
     }
 
     /// The other end, for the exports that it may use. Its certificate is not known yet.
     pub(crate) fn client(&self) -> Client {
-        let origin = match self.peer {
-            Peer::Address(address) => access::Origin::Address(address.ip()),
-            Peer::Process { user, .. } => access::Origin::Unix(user),
-            Peer::Unknown => access::Origin::Unknown,
+        let address = match self.peer {
+            Peer::Address(address) => access::PeerAddress::Address(address.ip()),
+            Peer::Process { user, .. } => access::PeerAddress::Unix(user),
+            Peer::Unknown => access::PeerAddress::Unknown,
         };
-        Client { origin, names: Vec::new() }
+        Client { address, names: Vec::new() }
     }
 
     /// When the last byte moved.

@@ -1,4 +1,4 @@
-//! What an engine is given to serve, and gives back.
+//! What an engine is given to serve, and what it gives back.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,25 +15,27 @@ pub struct Assignment {
     pub socket: OwnedFd,
     /// Its protocol state.
     pub session: Box<dyn Session>,
-    /// What it serves.
+    /// The volume that it uses.
     pub served: Served,
-    /// The name under which [`Engine::release`], [`Engine::end`] and others know it.
-    pub name: Option<u64>,
+    /// Identifies the connection in calls of the engine ([`Engine::end`], [`Engine::abandon`]). For
+    /// the connection of a device it is the key of the device. Without one, [`Engine::quiesce`]
+    /// leaves the connection out.
+    pub key: Option<u64>,
 }
 
-/// A connection that is at rest, between two requests.
+/// A quiesced connection: it is between two requests, and nothing is in flight or unanswered.
 #[derive(Debug)]
-pub struct Released {
-    /// Its [`Assignment::name`].
-    pub name: u64,
+pub struct Quiesced {
+    /// Its [`Assignment::key`].
+    pub key: u64,
     /// The socket.
     pub socket: OwnedFd,
 }
 
-/// A queue, ready to be served.
+/// A device's queue, ready to be served.
 pub struct QueueAssignment {
-    /// The name under which [`crate::Engine::abandon`] knows the device.
-    pub name: u64,
+    /// The key of the device, for [`crate::Engine::abandon`].
+    pub key: u64,
     /// The driver's file for commands and copies.
     pub device: OwnedFd,
     /// The protocol state.

@@ -12,7 +12,7 @@ use sheave_core::{Error, ErrorKind, Outcome, Payload, memory};
 use sheave_ring::{Received, SendBatch, Socket};
 use slab::Slab;
 
-use crate::assignment::{Assignment, Released};
+use crate::assignment::{Assignment, Quiesced};
 use crate::core::Core;
 use crate::ending::Ending;
 use crate::inbox::Inbox;
@@ -28,8 +28,8 @@ pub(crate) struct Connections {
     touched: Vec<usize>,
     /// Counts them.
     inbox: Arc<Inbox>,
-    /// Where those go that come to rest, while they are to.
-    released_to: Option<Sender<Released>>,
+    /// Where quiesced connections go, while connections are quiescing.
+    quiesced_to: Option<Sender<Quiesced>>,
     /// No more requests are taken of any.
     draining: bool,
 }
@@ -43,8 +43,8 @@ struct Connection {
     /// `None` while a send is in flight.
     batch: Option<Box<SendBatch>>,
     touched: bool,
-    /// See [`Assignment::name`].
-    name: Option<u64>,
+    /// See [`Assignment::key`].
+    key: Option<u64>,
 }
 
 impl Connection {
@@ -61,7 +61,7 @@ impl Connection {
 impl Connections {
     pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
         let (all, touched) = (Slab::new(), Vec::new());
-        Self { all, touched, inbox, released_to: None, draining: false }
+        Self { all, touched, inbox, quiesced_to: None, draining: false }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -74,7 +74,7 @@ impl Connections {
 
     /// Serves a connection.
     pub(crate) fn open(&mut self, assignment: Assignment, core: &mut Core, volumes: &mut Volumes) {
-        let Assignment { socket, session, served, name } = assignment;
+        let Assignment { socket, session, served, key: assigned } = assignment;
         let volume = match volumes.mount(&served) {
             Ok(volume) => volume,
             Err(error) => {
@@ -97,7 +97,7 @@ impl Connections {
             receiving: false,
             batch: Some(Box::default()),
             touched: false,
-            name,
+            key: assigned,
         });
         // The client may have sent requests right behind its last option.
         self.call(key, core, volumes, |session, cx| session.received(&mut [], cx));
@@ -137,7 +137,7 @@ impl Connections {
                 core.ring.give_back(received);
             }
             Ok(None) => self.drain(key),
-            Err(error) if self.is_leaving(key, &error) => {}
+            Err(error) if self.is_cancelled_to_quiesce(key, &error) => {}
             Err(error) => self.fail(key, &error, core, volumes),
         }
         self.touch(key);
@@ -150,7 +150,7 @@ impl Connections {
     }
 
     /// A receive in place has ended; no bytes are the end of the stream.
-    pub(crate) fn landed(
+    pub(crate) fn received_into(
         &mut self,
         key: usize,
         payload: Payload,
@@ -161,10 +161,12 @@ impl Connections {
         self.all[key].receiving = false;
         match result {
             Ok(0) => self.drain(key),
-            Err(error) if self.is_leaving(key, &error) => {}
+            Err(error) if self.is_cancelled_to_quiesce(key, &error) => {}
             Err(error) => self.fail(key, &error, core, volumes),
             Ok(count) if !self.all[key].is_gone() => {
-                self.call(key, core, volumes, |session, cx| session.landed(payload, count, cx));
+                self.call(key, core, volumes, |session, cx| {
+                    session.received_into(payload, count, cx)
+                });
             }
             Ok(_) => {}
         }
@@ -222,7 +224,7 @@ impl Connections {
             self.all[key].touched = false;
             self.serve(key, core, volumes);
             self.close_if_done(key, core, volumes);
-            self.release_if_at_rest(key, core, volumes);
+            self.hand_out_if_quiescent(key, core, volumes);
         }
         // Keeps the allocation, and what was touched meanwhile.
         touched.append(&mut self.touched);
@@ -311,15 +313,15 @@ impl Connections {
         }
     }
 
-    /// Ends the connections that have one of these names.
+    /// Ends the connections that have one of these keys.
     pub(crate) fn end(
         &mut self,
-        names: &HashSet<u64>,
+        wanted: &HashSet<u64>,
         ending: Ending,
         core: &mut Core,
         volumes: &mut Volumes,
     ) {
-        for key in self.keys(|one| one.name.is_some_and(|name| names.contains(&name))) {
+        for key in self.keys(|one| one.key.is_some_and(|key| wanted.contains(&key))) {
             match ending {
                 Ending::InOrder => self.shut_down(key),
                 Ending::AtOnce => self.cut(key, core, volumes),
@@ -328,8 +330,8 @@ impl Connections {
     }
 
     /// Ends the connections of a device, whatever they have in flight.
-    pub(crate) fn abandon(&mut self, name: u64, core: &mut Core, volumes: &mut Volumes) {
-        for key in self.keys(|one| one.name == Some(name)) {
+    pub(crate) fn abandon(&mut self, device: u64, core: &mut Core, volumes: &mut Volumes) {
+        for key in self.keys(|one| one.key == Some(device)) {
             self.cut(key, core, volumes);
         }
     }
@@ -344,54 +346,54 @@ impl Connections {
         self.fail(key, &io::ErrorKind::ConnectionAborted.into(), core, volumes);
     }
 
-    /// Brings connections that have a name to rest, and gives them away.
-    pub(crate) fn begin_release(&mut self, to: Sender<Released>) {
-        self.released_to = Some(to);
-        for key in self.keys(|one| one.name.is_some() && one.phase == Phase::Open) {
-            self.all[key].enter(Phase::Leaving, None);
+    /// Quiesces the connections that have a key; each is sent to `to` when it is quiescent.
+    pub(crate) fn quiesce(&mut self, to: Sender<Quiesced>) {
+        self.quiesced_to = Some(to);
+        for key in self.keys(|one| one.key.is_some() && one.phase == Phase::Open) {
+            self.all[key].enter(Phase::Quiescing, None);
             self.touch(key);
         }
     }
 
-    /// Serves those on that are not at rest yet.
-    pub(crate) fn end_release(&mut self) {
-        self.released_to = None;
-        for key in self.keys(|one| one.phase == Phase::Leaving) {
+    /// Serves the connections again that are not quiescent yet.
+    pub(crate) fn resume(&mut self) {
+        self.quiesced_to = None;
+        for key in self.keys(|one| one.phase == Phase::Quiescing) {
             self.all[key].enter(Phase::Open, None);
             self.touch(key);
         }
     }
 
-    /// Whether that is how a receive ends that was cancelled because its connection is to rest.
-    fn is_leaving(&self, key: usize, error: &io::Error) -> bool {
+    /// Whether a receive failed because it was cancelled to quiesce its connection.
+    fn is_cancelled_to_quiesce(&self, key: usize, error: &io::Error) -> bool {
         let is_cancelled = Errno::from_io_error(error) == Some(Errno::CANCELED);
-        is_cancelled && self.all[key].name.is_some()
+        is_cancelled && self.all[key].key.is_some()
     }
 
-    /// Gives a connection away that is to leave and is at rest.
-    fn release_if_at_rest(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
+    /// Gives a quiescing connection away if it is quiescent.
+    fn hand_out_if_quiescent(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
         let Some(connection) = self.all.get(key) else { return };
-        if connection.phase != Phase::Leaving {
+        if connection.phase != Phase::Quiescing {
             return;
         }
-        let (Some(to), Some(name)) = (&self.released_to, connection.name) else { return };
-        if !connection.session.is_at_rest() || connection.batch.is_none() {
+        let (Some(to), Some(assigned)) = (&self.quiesced_to, connection.key) else { return };
+        if !connection.session.is_quiescent() || connection.batch.is_none() {
             return;
         }
         if connection.receiving {
-            // The end of the receive brings us here again; it may have brought a request.
+            // The receive's completion brings us here again, possibly with a request.
             return core.ring.cancel(&connection.socket);
         }
         let mut connection = self.all.remove(key);
         let socket = core.ring.release(connection.socket);
-        match to.send(Released { name, socket }) {
+        match to.send(Quiesced { key: assigned, socket }) {
             Ok(()) => {
                 connection.session.closed(&volumes[connection.volume].recorder);
                 self.inbox.closed();
                 volumes.unmount(connection.volume, core);
             }
-            // It took too long, and the receiver has given up.
-            Err(SendError(Released { socket, .. })) => {
+            // It took too long: the receiver is gone.
+            Err(SendError(Quiesced { socket, .. })) => {
                 connection.socket = core.ring.adopt(socket);
                 connection.enter(Phase::Open, None);
                 let key = self.all.insert(connection);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sheave_core::{Error, ErrorKind};
 
 use crate::Clock;
-use crate::assignment::{Assignment, Released};
+use crate::assignment::{Assignment, Quiesced};
 use crate::ending::Ending;
 use crate::inbox::{Command, TELL_RETRY};
 use crate::start::{ShardHandle, limit_of, start_shards, stop_shards};
@@ -145,35 +145,36 @@ impl Engine {
         self.shards().len()
     }
 
-    /// Brings the connections that have a name to rest, and gives back those that are within this
-    /// time; the others go on coming to rest until [`Engine::stay`]. Threads give none.
-    pub fn release(&self, within: Duration) -> Vec<Released> {
-        let (released, all) = mpsc::channel();
-        self.tell(|| Command::Release(released.clone()));
-        drop(released);
+    /// Quiesces the connections that have a key, and returns those that are quiescent within this
+    /// time. The others keep quiescing until [`Engine::resume`]. The thread engine returns none.
+    pub fn quiesce(&self, within: Duration) -> Vec<Quiesced> {
+        let (quiesced, all) = mpsc::channel();
+        self.tell(|| Command::Quiesce(quiesced.clone()));
+        drop(quiesced);
         let by = Instant::now() + within;
         let next = || all.recv_timeout(by.saturating_duration_since(Instant::now())).ok();
         std::iter::from_fn(next).collect()
     }
 
-    /// Serves on the connections that [`Engine::release`] did not give back.
-    pub fn stay(&self) {
-        self.tell(|| Command::Stay);
+    /// Resumes the connections that [`Engine::quiesce`] did not return.
+    pub fn resume(&self) {
+        self.tell(|| Command::Resume);
     }
 
-    /// Ends all I/O of this device with errors: what waits for its volume, and what comes.
-    pub fn abandon(&self, name: u64) {
-        self.tell(|| Command::Abandon(name));
+    /// Completes all I/O of the device with this key with errors: requests that wait for its volume
+    /// and all that follow.
+    pub fn abandon(&self, key: u64) {
+        self.tell(|| Command::Abandon(key));
     }
 
-    /// Ends the connections that have these names ([`Assignment::name`]). Does not wait for it:
-    /// with [`Ending::InOrder`] a connection lasts until its client has read all replies.
-    pub fn end(&self, names: HashSet<u64>, ending: Ending) {
+    /// Ends the connections with these keys ([`Assignment::key`]). Does not wait for them; with
+    /// [`Ending::InOrder`] a connection lasts until its client has read all replies.
+    pub fn end(&self, keys: HashSet<u64>, ending: Ending) {
         match &self.kind {
-            Kind::Threads(threads) => threads.end(&names, ending),
+            Kind::Threads(threads) => threads.end(&keys, ending),
             Kind::Ring(_) => {
-                let names = Arc::new(names);
-                self.tell(|| Command::End(Arc::clone(&names), ending));
+                let keys = Arc::new(keys);
+                self.tell(|| Command::End(Arc::clone(&keys), ending));
             }
         }
     }

@@ -10,29 +10,29 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use sheave_core::{Error, ErrorKind, Volume};
 
-use crate::assignment::{Assignment, QueueAssignment, Released, Served};
+use crate::assignment::{Assignment, QueueAssignment, Quiesced, Served};
 use crate::doorbell::Doorbell;
 use crate::ending::Ending;
 
-/// Commands that wait for a shard to take them.
+/// The most commands that wait for a shard.
 const INBOX_MAX: usize = 1024;
-/// How soon a command is sent again to a shard whose inbox is full.
+/// When a shard's inbox is full, its sender tries again after this time.
 pub(crate) const TELL_RETRY: Duration = Duration::from_millis(1);
 
 pub(crate) enum Command {
     Serve(Assignment),
-    /// Open this volume and keep it so.
+    /// Open this volume and keep it open until [`Command::Close`].
     Open(Served, Sender<Result<(), Error>>),
-    /// That is not needed any more.
+    /// Close a volume that was opened by [`Command::Open`].
     Close(Arc<dyn Volume>),
     ServeQueue(QueueAssignment, Served, Sender<()>),
-    /// Bring connections that have a name to rest and give them back.
-    Release(Sender<Released>),
-    /// Stop doing so.
-    Stay,
-    /// End all I/O of this device with errors.
+    /// Quiesce all connections that have a key; each is sent back when it is quiescent.
+    Quiesce(Sender<Quiesced>),
+    /// Serve the connections again that are not quiescent yet.
+    Resume,
+    /// Complete all I/O of the device with this key with errors.
     Abandon(u64),
-    /// End the connections that have these names.
+    /// End the connections with these keys.
     End(Arc<HashSet<u64>>, Ending),
     /// Answer with this number.
     Echo(usize, SyncSender<usize>),
@@ -53,7 +53,7 @@ impl Inbox {
         Self::of(INBOX_MAX)
     }
 
-    /// One with room for so many commands.
+    /// An inbox with room for `commands_max` commands.
     pub(crate) fn of(commands_max: usize) -> io::Result<Self> {
         let (commands, bell) = (ArrayQueue::new(commands_max), Arc::new(Doorbell::new()?));
         Ok(Self { commands, bell, connections: AtomicUsize::new(0) })

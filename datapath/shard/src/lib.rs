@@ -31,7 +31,7 @@ mod waiting;
 mod waker;
 mod writer;
 
-pub use assignment::{Assignment, QueueAssignment, Released, Served};
+pub use assignment::{Assignment, QueueAssignment, Quiesced, Served};
 pub use blocking::Blocking;
 pub use clock::Clock;
 pub use ending::{Ending, STOP_GRACE};

@@ -188,7 +188,7 @@ mod tests {
         settled(count);
         let started = Arc::new(AtomicUsize::new(0));
         let queue = |_| QueueAssignment {
-            name: 7,
+            key: 7,
             device: File::open("/dev/null").unwrap().into(),
             queue: Box::new(Idle { started: Arc::clone(&started) }),
         };

@@ -26,7 +26,8 @@ pub(crate) struct Queues {
 }
 
 struct Queue {
-    name: u64,
+    /// The key of its device.
+    device_key: u64,
     device: OwnedFd,
     queue: Box<dyn DeviceQueue>,
     volume: usize,
@@ -52,10 +53,10 @@ impl Queues {
         core: &mut Core,
         volumes: &mut Volumes,
     ) {
-        let QueueAssignment { name, device, queue } = assignment;
+        let QueueAssignment { key: device_key, device, queue } = assignment;
         let volume = volumes.mount(served).expect(OPEN);
         let first_buffer = core.ring.reserve_buffers(queue.buffers());
-        let queue = Queue { name, device, queue, volume, touched: false, first_buffer };
+        let queue = Queue { device_key, device, queue, volume, touched: false, first_buffer };
         let key = self.all.insert(queue);
         self.call(key, core, volumes, |queue, cx| queue.start(first_buffer, cx));
     }
@@ -89,10 +90,10 @@ impl Queues {
         self.call(key, core, volumes, |queue, cx| queue.completed(slot, outcome, cx));
     }
 
-    /// Ends all requests of this device with errors, those that wait and those that come.
-    pub(crate) fn abandon(&mut self, name: u64, core: &mut Core, volumes: &mut Volumes) {
-        let named = self.all.iter().filter(|(_, queue)| queue.name == name);
-        for key in named.map(|(key, _)| key).collect::<Vec<_>>() {
+    /// Completes all requests of this device with errors, waiting and later ones.
+    pub(crate) fn abandon(&mut self, device_key: u64, core: &mut Core, volumes: &mut Volumes) {
+        let of_device = self.all.iter().filter(|(_, queue)| queue.device_key == device_key);
+        for key in of_device.map(|(key, _)| key).collect::<Vec<_>>() {
             self.call(key, core, volumes, |queue, cx| queue.abandon(cx));
             let volume = self.all[key].volume;
             for (slot, outcome) in volumes[volume].waiting.withdraw(owner_of(key as u32)) {

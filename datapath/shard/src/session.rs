@@ -13,7 +13,7 @@ use crate::waiting::Waiting;
 pub enum NextRead {
     /// Whatever comes: [`Session::received`].
     Stream,
-    /// Exactly this payload from byte `skip` on, in place: [`Session::landed`].
+    /// Exactly this payload from byte `skip` on, in place: [`Session::received_into`].
     Into {
         /// The memory.
         payload: Payload,
@@ -27,14 +27,14 @@ pub enum NextRead {
 }
 
 /// Where a connection is in its life. It goes from [`Phase::Open`] downwards, and back only from
-/// [`Phase::Leaving`].
+/// [`Phase::Quiescing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Requests are received and answered.
     Open,
-    /// It comes to rest between two requests, so that another process can go on: nothing is
-    /// received there.
-    Leaving,
+    /// The connection quiesces between two requests, so that another process can take it over:
+    /// requests in flight are answered, and no new request is received.
+    Quiescing,
     /// No more requests are taken; those in flight are answered.
     Draining,
     /// Nothing is sent or received any more. Completions are awaited.
@@ -43,14 +43,14 @@ pub enum Phase {
 
 /// The protocol state of one connection.
 ///
-/// Calls come in turns: any number of `received`, `landed`, `taken`, `completed`, `sent`; then
-/// `gather` and `next_read` once.
+/// Calls come in turns: any number of `received`, `received_into`, `taken`, `completed`, `sent`;
+/// then `gather` and `next_read` once.
 pub trait Session: Send {
     /// Bytes arrived. All are taken.
     fn received(&mut self, bytes: &mut [u8], cx: &mut Cx<'_>);
 
     /// `count` more bytes of the [`NextRead::Into`] payload, given back here, are there.
-    fn landed(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>);
+    fn received_into(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>);
 
     /// An op that was queued has ended. `request` is what [`Cx::submit`] was given.
     fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>);
@@ -73,9 +73,9 @@ pub trait Session: Send {
     /// Ops that were started and have not completed; at most [`crate::IN_FLIGHT_MAX`].
     fn in_flight(&self) -> usize;
 
-    /// Whether nothing is half received, in flight, or unanswered, so that another process can go
-    /// on ([`Phase::Leaving`]).
-    fn is_at_rest(&self) -> bool {
+    /// Whether nothing is half received, in flight or unanswered, so that another process can take
+    /// the connection over ([`Phase::Quiescing`]).
+    fn is_quiescent(&self) -> bool {
         false
     }
 

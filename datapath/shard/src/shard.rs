@@ -139,7 +139,7 @@ impl Shard {
             }
             Event::NoBuffer { user } => connections.not_received(user as usize),
             Event::Landed { user, result, payload } => {
-                connections.landed(user as usize, payload, result, core, volumes);
+                connections.received_into(user as usize, payload, result, core, volumes);
             }
             Event::Sent { user, result, batch } => {
                 connections.sent(user as usize, result, batch, core, volumes);
@@ -198,13 +198,13 @@ impl Shard {
                     queues.open(queue, &served, core, volumes);
                     let _ = to.send(());
                 }
-                Command::Release(to) => connections.begin_release(to),
-                Command::Stay => connections.end_release(),
-                Command::Abandon(name) => {
-                    connections.abandon(name, core, volumes);
-                    queues.abandon(name, core, volumes);
+                Command::Quiesce(to) => connections.quiesce(to),
+                Command::Resume => connections.resume(),
+                Command::Abandon(key) => {
+                    connections.abandon(key, core, volumes);
+                    queues.abandon(key, core, volumes);
                 }
-                Command::End(names, ending) => connections.end(&names, ending, core, volumes),
+                Command::End(keys, ending) => connections.end(&keys, ending, core, volumes),
                 Command::Echo(index, answer) => drop(answer.try_send(index)),
                 Command::Stop => {
                     *stop_by = Some(core.now + STOP_GRACE.as_nanos() as Nanos);

@@ -45,8 +45,8 @@ struct OpenSockets {
 
 struct OpenSocket {
     socket: Arc<OwnedFd>,
-    /// See [`Assignment::name`].
-    name: Option<u64>,
+    /// See [`Assignment::key`].
+    key: Option<u64>,
     /// Its thread is to take no more requests.
     ending: Arc<AtomicBool>,
 }
@@ -57,7 +57,7 @@ impl ThreadEngine {
     }
 
     pub(crate) fn serve(&self, assignment: Assignment) -> Result<(), Error> {
-        let Assignment { socket, session, served, name } = assignment;
+        let Assignment { socket, session, served, key } = assignment;
         let mut receive = Vec::new();
         memory::attempt(|| receive.try_reserve_exact(RECEIVE_LEN))?;
         receive.resize(RECEIVE_LEN, 0);
@@ -67,7 +67,7 @@ impl ThreadEngine {
         let mut io =
             PlainIo::new().map_err(|error| Error::from_io("serve", "connection's waker", error))?;
         io.recorder = served.volume.link().map(|_| served.stats.recorder());
-        let entry = OpenSocket { socket: Arc::clone(&socket), name, ending: Arc::clone(&ending) };
+        let entry = OpenSocket { socket: Arc::clone(&socket), key, ending: Arc::clone(&ending) };
         self.open.lock().insert(id, entry);
         let begin = move |backend| Connection {
             open: Arc::clone(&open),
@@ -104,9 +104,9 @@ impl ThreadEngine {
     }
 
     /// See [`crate::Engine::end`].
-    pub(crate) fn end(&self, names: &HashSet<u64>, ending: Ending) {
+    pub(crate) fn end(&self, keys: &HashSet<u64>, ending: Ending) {
         for open in self.open.lock().values() {
-            if open.name.is_some_and(|name| names.contains(&name)) {
+            if open.key.is_some_and(|key| keys.contains(&key)) {
                 open.ending.store(true, Relaxed);
                 let _ = shutdown(
                     open.socket.as_fd(),
@@ -222,7 +222,7 @@ impl Connection {
                 self.io.now = self.clock.now();
                 match count {
                     0 => self.session.enter(Phase::Draining, None),
-                    _ => self.call(|session, cx| session.landed(payload, count, cx)),
+                    _ => self.call(|session, cx| session.received_into(payload, count, cx)),
                 }
             }
             NextRead::Paused => self.sleep(),

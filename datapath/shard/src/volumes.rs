@@ -39,14 +39,14 @@ pub(crate) struct Mounted {
 }
 
 /// An entry of the table of mounted volumes, whose key is in the names of I/O requests.
-enum Place {
+enum Entry {
     Mounted(Box<Mounted>),
     /// Nothing uses the volume any more. Its backend stays until its last request has ended, and
     /// takes the ends: what has arrived on a socket may be for the ops of other threads.
     Ending(Box<Mounted>),
 }
 
-impl Place {
+impl Entry {
     fn mounted(&self) -> Option<&Mounted> {
         match self {
             Self::Mounted(mounted) => Some(mounted),
@@ -82,7 +82,7 @@ pub(crate) struct Progress {
 
 /// All mounted volumes.
 pub(crate) struct Volumes {
-    places: Slab<Place>,
+    entries: Slab<Entry>,
     /// Volumes to visit in this turn.
     touched: Vec<usize>,
     /// Volumes with ops that wait for room, which the end of a request of another volume can make,
@@ -98,7 +98,7 @@ pub(crate) struct Volumes {
 impl Volumes {
     pub(crate) fn new(woken: Woken) -> Self {
         Self {
-            places: Slab::new(),
+            entries: Slab::new(),
             touched: Vec::new(),
             crowded: Vec::new(),
             due: BTreeSet::new(),
@@ -141,7 +141,7 @@ impl Volumes {
     }
 
     fn is_empty(&self) -> bool {
-        self.places.iter().all(|(_, place)| place.mounted().is_none())
+        self.entries.iter().all(|(_, entry)| entry.mounted().is_none())
     }
 
     /// What a connection or queue uses of its volume.
@@ -157,16 +157,16 @@ impl Volumes {
     /// Hands the end of a file or socket request to the backend that started it.
     pub(crate) fn io_done(&mut self, volume: u32, done: IoDone, core: &mut Core) {
         let volume = volume as usize;
-        let (Place::Mounted(mounted) | Place::Ending(mounted)) = &mut self.places[volume];
+        let (Entry::Mounted(mounted) | Entry::Ending(mounted)) = &mut self.entries[volume];
         mounted.io_in_flight -= 1;
         let Lent { backend, mut io, .. } = lent(mounted, volume, core, CONNECTION_SUBMIT_FROM);
         backend.io_done(done, &mut io);
-        match &self.places[volume] {
-            Place::Mounted(_) => self.touch(volume),
-            Place::Ending(mounted) if mounted.io_in_flight == 0 => {
-                self.places.remove(volume);
+        match &self.entries[volume] {
+            Entry::Mounted(_) => self.touch(volume),
+            Entry::Ending(mounted) if mounted.io_in_flight == 0 => {
+                self.entries.remove(volume);
             }
-            Place::Ending(_) => core.ring.cancel_sockets_of(volume as u32),
+            Entry::Ending(_) => core.ring.cancel_sockets_of(volume as u32),
         }
     }
 
@@ -260,17 +260,17 @@ impl Volumes {
 
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
-        self.places.iter().filter(|(_, place)| place.mounted().is_some()).count()
+        self.entries.iter().filter(|(_, entry)| entry.mounted().is_some()).count()
     }
 
     fn mounted(&mut self, volume: usize) -> Option<&mut Mounted> {
-        self.places.get_mut(volume)?.mounted_mut()
+        self.entries.get_mut(volume)?.mounted_mut()
     }
 
     fn index_of(&self, volume: &Arc<dyn Volume>) -> Option<usize> {
         let is_same = |have: &Mounted| Arc::ptr_eq(&have.volume, volume);
-        let mut known = self.places.iter();
-        known.find(|(_, place)| place.mounted().is_some_and(is_same)).map(|(index, _)| index)
+        let mut known = self.entries.iter();
+        known.find(|(_, entry)| entry.mounted().is_some_and(is_same)).map(|(index, _)| index)
     }
 
     fn hold(&mut self, served: &Served) -> Result<usize> {
@@ -279,7 +279,7 @@ impl Volumes {
             Some(index) => index,
             None => {
                 let backend = volume.backend()?;
-                let entry = self.places.vacant_entry();
+                let entry = self.entries.vacant_entry();
                 let wake = VolumeWaker::new(&self.woken, entry.key() as u32);
                 let mounted = Mounted {
                     volume: Arc::clone(volume),
@@ -295,7 +295,7 @@ impl Volumes {
                     opened: 0,
                 };
                 let index = entry.key();
-                entry.insert(Place::Mounted(Box::new(mounted)));
+                entry.insert(Entry::Mounted(Box::new(mounted)));
                 index
             }
         };
@@ -313,9 +313,9 @@ impl Volumes {
         if let Some(due) = self[volume].due {
             self.due.remove(&(due, volume));
         }
-        let Place::Mounted(mounted) = self.places.remove(volume) else { return };
+        let Entry::Mounted(mounted) = self.entries.remove(volume) else { return };
         if mounted.io_in_flight > 0 {
-            let key = self.places.insert(Place::Ending(mounted));
+            let key = self.entries.insert(Entry::Ending(mounted));
             debug_assert_eq!(key, volume, "the place that has become free last");
             core.ring.cancel_sockets_of(volume as u32);
         }
@@ -343,7 +343,7 @@ impl Index<usize> for Volumes {
     type Output = Mounted;
 
     fn index(&self, volume: usize) -> &Mounted {
-        self.places[volume].mounted().expect("a key of a mounted volume")
+        self.entries[volume].mounted().expect("a key of a mounted volume")
     }
 }
 

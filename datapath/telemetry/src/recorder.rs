@@ -59,12 +59,19 @@ impl Recorder {
         }
     }
 
-    /// Counts the time of each stage of `count` ops that arrived, were submitted and ended at the
-    /// same times, in nanoseconds.
+    /// Counts the time of each stage of `count` ops that arrived, were submitted and completed at
+    /// the same times, in nanoseconds.
     #[inline]
-    pub fn record_op(&self, kind: OpKind, arrived: u64, submitted: u64, ended: u64, count: u64) {
-        self.record_n(kind, Stage::Total, ended.saturating_sub(arrived), count);
-        self.record_n(kind, Stage::Backend, ended.saturating_sub(submitted), count);
+    pub fn record_op(
+        &self,
+        kind: OpKind,
+        arrived: u64,
+        submitted: u64,
+        completed: u64,
+        count: u64,
+    ) {
+        self.record_n(kind, Stage::Total, completed.saturating_sub(arrived), count);
+        self.record_n(kind, Stage::Backend, completed.saturating_sub(submitted), count);
         self.record_n(kind, Stage::Queue, submitted.saturating_sub(arrived), count);
     }
 

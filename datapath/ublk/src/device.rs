@@ -219,7 +219,7 @@ fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result
         let descriptors = Descriptors::map(device.as_fd(), number, info.depth).map_err(fail)?;
         let queue = UblkQueue::new(number, descriptors, info, shed_privilege);
         queues.push(QueueAssignment {
-            name: info.key,
+            key: info.key,
             device: OwnedFd::from(device.try_clone().map_err(fail)?),
             queue: Box::new(queue),
         });

@@ -182,12 +182,12 @@ impl UblkQueue {
         let in_place = op.is_in_place();
         self.slots[slot as usize] = Slot::Busy { kind, bytes, in_place, start, submitted: start };
         if let Some(outcome) = cx.submit(op, slot) {
-            self.end(slot, outcome, cx);
+            self.complete(slot, outcome, cx);
         }
     }
 
     /// Answers a request whose op has ended.
-    fn end(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
+    fn complete(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
         if self.abandoned {
             // The slot is somebody else's by now.
             self.orphans -= 1;
@@ -302,7 +302,7 @@ impl DeviceQueue for UblkQueue {
     }
 
     fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
-        self.end(slot, outcome, cx);
+        self.complete(slot, outcome, cx);
         self.begin_waiting(cx);
     }
 

@@ -104,7 +104,7 @@ impl Backend for FileBackend {
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
         let IoDone { token, request, result } = done;
         if token == SYNC {
-            return self.sync_ended(request, result, io);
+            return self.sync_completed(request, result, io);
         }
         let key = token.0 as usize;
         let Some(job) = self.jobs.get_mut(key) else {
@@ -117,14 +117,14 @@ impl Backend for FileBackend {
         }
         // Its buffers are the job's too, which gives them back when it ends.
         drop(request);
-        match job.work.ended(result, &self.image) {
+        match job.work.completed(result, &self.image) {
             Step::Request => {
                 if let Some(request) = job.work.request(&self.image, &self.handle) {
                     self.start(request, token, io);
                 }
             }
             Step::Sync => self.join_sync(key, io),
-            Step::End(outcome) => self.end(key, outcome, io),
+            Step::End(outcome) => self.complete(key, outcome, io),
         }
     }
 
@@ -214,7 +214,7 @@ impl FileBackend {
         self.start(IoRequest::Sync { file }, SYNC, io);
     }
 
-    fn sync_ended(&mut self, request: IoRequest, result: io::Result<usize>, io: &mut dyn Io) {
+    fn sync_completed(&mut self, request: IoRequest, result: io::Result<usize>, io: &mut dyn Io) {
         if is_interrupted(&result) && self.sync_interruptions < INTERRUPTIONS_MAX {
             self.sync_interruptions += 1;
             return self.start(request, SYNC, io);
@@ -229,9 +229,9 @@ impl FileBackend {
                 None => self.image.check_poison("flush").map(|()| Reply::Done),
                 Some(errno) => Err(self.sync_error(*errno)),
             };
-            self.end(key, outcome, io);
+            self.complete(key, outcome, io);
         }
-        if self.sync.ended() {
+        if self.sync.completed() {
             self.start_sync(io);
         }
     }
@@ -246,7 +246,7 @@ impl FileBackend {
         Error::from_io("flush", why, cause)
     }
 
-    fn end(&mut self, key: usize, outcome: Outcome, io: &mut dyn Io) {
+    fn complete(&mut self, key: usize, outcome: Outcome, io: &mut dyn Io) {
         let job = self.jobs.remove(key);
         if let Work::Write { data, .. } = job.work {
             io.recycle(data);

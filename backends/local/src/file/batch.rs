@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use sheave_core::Result;
 
-use super::claim::{EXEC_POLL, EXEC_TIMEOUT, Identity, WRITES, refusal, writer};
+use super::lock::{EXEC_POLL, EXEC_TIMEOUT, Identity, WRITES, refusal, writer};
 
 /// Files that wait for the look, while there is a batch.
 static WAITING: Mutex<Option<Vec<(Identity, PathBuf)>>> = Mutex::new(None);

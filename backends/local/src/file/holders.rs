@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::process::parent_id;
 use std::path::Path;
 
-use super::claim::Identity;
+use super::lock::Identity;
 
 /// Open files that are looked at in all, so that a busy machine does not delay us without bound.
 const FILES_MAX: usize = 1 << 17;

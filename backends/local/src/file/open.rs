@@ -12,7 +12,7 @@ use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
 use rustix::io::Errno;
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
-use super::claim::{self, Claim, Identity};
+use super::lock::{self, Identity, OpenEntry};
 use super::{Features, FileOptions, Handle, Image, format, holders, seek};
 
 /// The largest minimum block that a volume may state.
@@ -38,7 +38,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         let why = format!("{name}: a volume is a regular file or a block device; this is neither");
         return Err(Error::new(ErrorKind::Invalid, "open", why));
     }
-    let (claim, mut file) = take(options, &name, &metadata)?;
+    let (entry, mut file) = take(options, &name, &metadata)?;
     let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
     let sector = if is_device { logical_block(&file).map_err(failed)? } else { LOGICAL_DEFAULT };
     let logical = logical(options, &name, sector, size)?;
@@ -69,7 +69,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         extending: Mutex::new(()),
         has_tail,
         direct: options.direct,
-        local: !is_device && claim::is_on(&file, &LOCAL_FILE_SYSTEMS),
+        local: !is_device && lock::is_on(&file, &LOCAL_FILE_SYSTEMS),
         hole_block,
         features: Features {
             no_punch_hole: AtomicBool::new(no_zero_offload),
@@ -81,16 +81,21 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         main: Arc::new(file),
         holds_device: is_exclusive(options, is_device),
         no_zero_offload,
-        claim,
+        entry,
     })
 }
 
 /// Opens what has this name, if it may be used, and keeps others from using it. The file is closed
-/// before the claim ends, in this order.
-fn take(options: &FileOptions, name: &str, metadata: &Metadata) -> Result<(Option<Claim>, File)> {
+/// before the entry ends, in this order.
+fn take(
+    options: &FileOptions,
+    name: &str,
+    metadata: &Metadata,
+) -> Result<(Option<OpenEntry>, File)> {
     let is_device = metadata.file_type().is_block_device();
     let identity = Identity::of(metadata);
-    let claim = options.lock.then(|| Claim::new(&identity, name, options.read_only)).transpose()?;
+    let entry =
+        options.lock.then(|| OpenEntry::new(&identity, name, options.read_only)).transpose()?;
     let file = open_file(options, is_device).map_err(|error| explain(error, name, options))?;
     let opened = file.metadata().map_err(|error| Error::from_io("open", name, error))?;
     if Identity::of(&opened) != identity {
@@ -98,12 +103,12 @@ fn take(options: &FileOptions, name: &str, metadata: &Metadata) -> Result<(Optio
         return Err(Error::new(ErrorKind::Busy, "open", why));
     }
     if options.lock {
-        claim::lock(&file, &identity, &options.path, options.read_only)?;
+        lock::lock(&file, &identity, &options.path, options.read_only)?;
     }
     if is_device && !options.read_only {
         check_writable(&file).map_err(|error| explain(error, name, options))?;
     }
-    Ok((claim, file))
+    Ok((entry, file))
 }
 
 /// Opens the file once more, as a description of its own.
@@ -114,8 +119,8 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
         options.read(true).write(!image.info.read_only).custom_flags(flags);
         let file = open_again(image, &options)
             .map_err(|error| Error::from_io("open", format!("{} again", image.name), error))?;
-        if image.is_locked() && !image.info.read_only && claim::has_range_locks(&file) {
-            claim::guard(&file);
+        if image.is_locked() && !image.info.read_only && lock::has_range_locks(&file) {
+            lock::guard(&file);
         }
         Ok::<_, Error>(Arc::new(file))
     };
@@ -212,7 +217,7 @@ pub(super) fn identity_of(file: &File, metadata: &Metadata) -> Option<String> {
         let sequence = attribute(metadata, "diskseq").unwrap_or_default();
         return Some(format!("device {} {sequence}", metadata.rdev()));
     }
-    if claim::is_on(file, &FILE_SYSTEMS_WITHOUT_IDENTITY) {
+    if lock::is_on(file, &FILE_SYSTEMS_WITHOUT_IDENTITY) {
         return None;
     }
     let born = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok();

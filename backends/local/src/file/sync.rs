@@ -35,7 +35,7 @@ impl GroupSync {
     }
 
     /// Notes that the sync has ended and all it served are taken. True: start the next one now.
-    pub(super) fn ended(&mut self) -> bool {
+    pub(super) fn completed(&mut self) -> bool {
         debug_assert!(self.running.is_empty());
         self.in_flight = false;
         self.next()
@@ -61,8 +61,8 @@ mod tests {
         assert!(sync.join(1));
         assert!(!sync.join(2) && !sync.join(3), "one at a time");
         assert_eq!((sync.served(), sync.served()), (Some(1), None));
-        assert!(sync.ended());
+        assert!(sync.completed());
         assert_eq!((sync.served(), sync.served(), sync.served()), (Some(3), Some(2), None));
-        assert!(!sync.ended());
+        assert!(!sync.completed());
     }
 }

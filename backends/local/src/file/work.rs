@@ -48,7 +48,7 @@ pub(super) enum Fua {
     Dsync,
     /// `RWF_DSYNC` has failed, and the write goes on without: if it fails too, it was the write,
     /// else it was the sync in it, which may have told of other data that is lost.
-    Doubted,
+    RetryWithoutSync,
     /// By a sync of the backend afterwards. Through the page cache `RWF_DSYNC` could take the
     /// error of another write's failed write-back away from that write.
     Sync,
@@ -154,7 +154,7 @@ impl Work {
     }
 
     /// Takes the end of its request.
-    pub(super) fn ended(&mut self, result: io::Result<usize>, image: &Image) -> Step {
+    pub(super) fn completed(&mut self, result: io::Result<usize>, image: &Image) -> Step {
         match self {
             Self::Read { range, into, done } => match result {
                 Ok(0) => {
@@ -177,7 +177,7 @@ impl Work {
                 Ok(count) => {
                     *done += count;
                     match *fua {
-                        Fua::Doubted => {
+                        Fua::RetryWithoutSync => {
                             image.poison();
                             Step::End(image.check_poison("write").map(|()| Reply::Done))
                         }
@@ -196,7 +196,7 @@ impl Work {
                         image.poison();
                         return Step::End(Err(error));
                     }
-                    *fua = Fua::Doubted;
+                    *fua = Fua::RetryWithoutSync;
                     Step::Request
                 }
             },
@@ -210,12 +210,12 @@ impl Work {
                 Err(error) if is_held(&error) => Step::End(Ok(Reply::Done)),
                 Err(error) => Step::End(Err(failed("trim", *range, image, error))),
             },
-            Self::Zero { .. } => self.zero_ended(result, image),
+            Self::Zero { .. } => self.zero_completed(result, image),
             Self::Sync => Step::Sync,
         }
     }
 
-    fn zero_ended(&mut self, result: io::Result<usize>, image: &Image) -> Step {
+    fn zero_completed(&mut self, result: io::Result<usize>, image: &Image) -> Step {
         let Self::Zero { range, how, fua, fast, no_hole } = self else { return Step::Sync };
         match (&mut *how, result) {
             (Zeroing::Allocate(_), Ok(_)) => sync_or_end(*fua),

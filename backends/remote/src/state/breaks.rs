@@ -251,7 +251,7 @@ impl State {
         let keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).collect();
         for key in keys {
             let error = failure.error(self.jobs[key].op.kind().name());
-            self.end(key, Err(error), None);
+            self.complete(key, Err(error), None);
         }
         self.wake_all(|_| true);
     }

@@ -196,7 +196,7 @@ impl State {
         let (kind, now) = (op.kind(), io.now());
         io.record(kind, IoStage::Wait, sent_at.saturating_sub(*accepted));
         io.record(kind, IoStage::Wire, now.saturating_sub(*sent_at));
-        self.end(key, outcome, Some(io));
+        self.complete(key, outcome, Some(io));
     }
 
     /// A part of a write has been done.

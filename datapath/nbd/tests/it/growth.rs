@@ -77,7 +77,7 @@ both_engines! {
         let served = Served::new(Arc::clone(&volume), Registry::new().volume("a"));
         let session = kernel_session(Arc::clone(&volume));
         let socket = server.into();
-        running.serve(Assignment { socket, session, served, name: Some(1) }).unwrap();
+        running.serve(Assignment { socket, session, served, key: Some(1) }).unwrap();
 
         let write = Request { command: command::WRITE, length: 512, ..Request::default() };
         let beyond = Request { offset: 1 << 20, ..write };

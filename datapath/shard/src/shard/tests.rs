@@ -14,7 +14,7 @@ use sheave_ring::SendBatch;
 use sheave_telemetry::{Recorder, Registry, VolumeStats};
 
 use super::*;
-use crate::assignment::{Assignment, Released, Served};
+use crate::assignment::{Assignment, Quiesced, Served};
 use crate::ending::Ending;
 use crate::session::{Cx, NextRead, Phase, Session};
 
@@ -69,7 +69,7 @@ impl Session for Scripted {
         }
     }
 
-    fn landed(&mut self, _: Payload, _: usize, _: &mut Cx<'_>) {
+    fn received_into(&mut self, _: Payload, _: usize, _: &mut Cx<'_>) {
         unreachable!("nothing is received in place")
     }
 
@@ -95,7 +95,7 @@ impl Session for Scripted {
     fn next_read(&mut self) -> NextRead {
         match self.phase {
             Phase::Open => NextRead::Stream,
-            Phase::Leaving => NextRead::Paused,
+            Phase::Quiescing => NextRead::Paused,
             Phase::Draining | Phase::Gone => NextRead::Finished,
         }
     }
@@ -110,7 +110,7 @@ impl Session for Scripted {
         self.in_flight
     }
 
-    fn is_at_rest(&self) -> bool {
+    fn is_quiescent(&self) -> bool {
         self.in_flight == 0 && self.ready.is_empty()
     }
 
@@ -204,7 +204,7 @@ struct World {
     volume: Arc<ScriptedVolume>,
     stats: Arc<VolumeStats>,
     log: Log,
-    names: u64,
+    keys: u64,
 }
 
 impl World {
@@ -224,23 +224,23 @@ impl World {
         };
         let volume = Arc::new(ScriptedVolume { info, state, log: log.clone() });
         let stats = Registry::new().volume("scripted");
-        Some(Self { shard, inbox, volume, stats, log, names: 0 })
+        Some(Self { shard, inbox, volume, stats, log, keys: 0 })
     }
 
     fn backend(&self) -> MutexGuard<'_, State> {
         self.volume.state.lock().unwrap()
     }
 
-    /// The other end of a new connection, whose session has this name; its own name is a number
-    /// from 1 on.
+    /// The peer's end of a new connection, whose session has this name. Keys of connections count
+    /// from 1.
     fn connect(&mut self, name: &'static str) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (log, phase) = (self.log.clone(), Phase::Open);
         let session = Box::new(Scripted { name, log, phase, in_flight: 0, ready: Vec::new() });
-        self.names += 1;
+        self.keys += 1;
         let served = Served { volume: self.volume.clone(), stats: Arc::clone(&self.stats) };
         let socket = theirs.into();
-        let assignment = Assignment { socket, session, served, name: Some(self.names) };
+        let assignment = Assignment { socket, session, served, key: Some(self.keys) };
         self.inbox.assign(Command::Serve(assignment)).unwrap();
         ours
     }
@@ -363,48 +363,48 @@ fn a_client_that_sends_nothing_more_gets_its_answers() {
     assert_eq!((world.inbox.load(), world.shard.volumes.count()), (0, 0));
 }
 
-fn release(world: &mut World) -> Receiver<Released> {
-    let (to, released) = mpsc::channel();
-    world.inbox.send(Command::Release(to)).ok().unwrap();
-    world.until("it leaves", |world| world.log.has("a is Leaving"));
-    released
+fn quiesce(world: &mut World) -> Receiver<Quiesced> {
+    let (to, quiesced) = mpsc::channel();
+    world.inbox.send(Command::Quiesce(to)).ok().unwrap();
+    world.until("it quiesces", |world| world.log.has("a is Quiescing"));
+    quiesced
 }
 
 #[test]
-fn a_connection_leaves_at_rest_and_not_before() {
+fn a_connection_is_given_away_when_it_is_quiescent_and_not_before() {
     let Some(mut world) = World::new() else { return };
     world.backend().room = 1;
     let mut a = world.connect("a");
     world.ask(&mut a, 1);
-    let released = release(&mut world);
+    let quiesced = quiesce(&mut world);
     for _ in 0..10 {
         world.turn();
     }
-    assert!(released.try_recv().is_err(), "a request is in flight");
+    assert!(quiesced.try_recv().is_err(), "a request is in flight");
     world.end(1);
     world.until("it is closed here", |world| world.log.has("a closed"));
-    let Released { name, socket } = released.try_recv().unwrap();
-    assert_eq!((name, read(&mut a, 1), world.inbox.load()), (1, vec![1], 0));
+    let Quiesced { key, socket } = quiesced.try_recv().unwrap();
+    assert_eq!((key, read(&mut a, 1), world.inbox.load()), (1, vec![1], 0));
     UnixStream::from(socket).write_all(b"x").unwrap();
     assert_eq!(read(&mut a, 1), b"x", "the connection goes on elsewhere");
 }
 
 #[test]
-fn a_connection_that_stays_is_served_on() {
+fn a_connection_that_resumes_is_served_again() {
     let Some(mut world) = World::new() else { return };
     world.backend().room = 1;
     let mut a = world.connect("a");
     world.ask(&mut a, 1);
-    let released = release(&mut world);
-    world.inbox.send(Command::Stay).ok().unwrap();
-    world.until("it stays", |world| world.log.has("a is Open"));
+    let quiesced = quiesce(&mut world);
+    world.inbox.send(Command::Resume).ok().unwrap();
+    world.until("it resumes", |world| world.log.has("a is Open"));
     world.end(1);
     world.ask(&mut a, 2);
     world.end(1);
     world.until("it is answered", |world| world.log.has("a 2 ok"));
     world.turn();
     assert_eq!(read(&mut a, 2), [1, 2]);
-    assert!(released.try_recv().is_err());
+    assert!(quiesced.try_recv().is_err());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::accept_errors::{AcceptErrors, is_table_full};
-use crate::admission::{Admission, Bounds, Origin, Verdict};
+use crate::admission::{Admission, Bounds, Source, Verdict};
 use crate::listener::Listener;
 use crate::stream::Stream;
 
@@ -30,11 +30,11 @@ impl Uptime {
 }
 
 /// All listeners of a server share one.
-pub(crate) struct Gate {
+pub(crate) struct Acceptor {
     admission: Mutex<Admission<AbortHandle>>,
-    /// A place may be free.
+    /// A slot may be free.
     changed: Notify,
-    /// Held while a listener waits for a place. It is fair, so listeners take turns.
+    /// Held while a listener waits for a slot. It is fair, so listeners take turns.
     turn: tokio::sync::Mutex<()>,
     uptime: Uptime,
     faults: Mutex<Faults>,
@@ -46,10 +46,10 @@ struct Faults {
     more: u64,
 }
 
-/// A place of a client; freed on drop.
-pub(crate) struct Place {
-    gate: Arc<Gate>,
-    origin: Origin,
+/// A slot of a client; freed on drop.
+pub(crate) struct ClientSlot {
+    acceptor: Arc<Acceptor>,
+    source: Source,
     phase: Phase,
 }
 
@@ -63,7 +63,7 @@ enum Phase {
     Evicted,
 }
 
-impl Gate {
+impl Acceptor {
     pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             admission: Mutex::new(Admission::new(bounds)),
@@ -74,17 +74,17 @@ impl Gate {
         })
     }
 
-    /// The next client that gets a place. Give the place its task by [`Gate::attach`].
+    /// The next client that gets a slot. Give the slot its task by [`Acceptor::attach`].
     pub(crate) async fn next(
         self: &Arc<Self>,
         listener: &Listener,
         errors: &mut AcceptErrors,
-    ) -> (Stream, Place) {
+    ) -> (Stream, ClientSlot) {
         loop {
             match self.accept(listener).await {
                 Ok(stream) => {
-                    if let Some(place) = self.admit(&stream).await {
-                        return (stream, place);
+                    if let Some(slot) = self.admit(&stream).await {
+                        return (stream, slot);
                     }
                 }
                 Err(error) if is_table_full(&error) && self.evict_silent() => {
@@ -112,24 +112,24 @@ impl Gate {
         }
     }
 
-    /// Waits for a place; others stay in the listen queue meanwhile. `None` when the client is to
+    /// Waits for a slot; others stay in the listen queue meanwhile. `None` when the client is to
     /// be closed.
-    async fn admit(self: &Arc<Self>, stream: &Stream) -> Option<Place> {
-        let origin = stream.origin();
+    async fn admit(self: &Arc<Self>, stream: &Stream) -> Option<ClientSlot> {
+        let source = stream.source();
         let mut turn = Some(self.turn.lock().await);
         let mut is_first = true;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let verdict = self.lock().admit(origin, stream.moved(), self.now());
+            let verdict = self.lock().admit(source, stream.moved(), self.now());
             let until = match verdict {
                 Verdict::In { id, evicted } => {
                     if let Some(evicted) = evicted {
                         evicted.abort();
                     }
                     let phase = Phase::Negotiating { id, in_order: false };
-                    return Some(Place { gate: Arc::clone(self), origin, phase });
+                    return Some(ClientSlot { acceptor: Arc::clone(self), source, phase });
                 }
                 Verdict::Refused => {
                     tracing::debug!(peer = stream.peer(), "closed: its address has its share");
@@ -153,10 +153,10 @@ impl Gate {
         }
     }
 
-    /// Says which task has a place, to be aborted when another client gets it.
+    /// Says which task has a slot, to be aborted when another client gets it.
     pub(crate) fn attach(&self, id: u64, task: AbortHandle) {
         if !self.lock().attach(id, task.clone()) {
-            // It has ended, or has lost its place already.
+            // It has ended, or has lost its slot already.
             task.abort();
         }
     }
@@ -180,7 +180,7 @@ impl Gate {
             connections,
             silent_closed = events.silent_closed,
             over_share_closed = events.over_share_closed,
-            "more clients than places; others wait in the listen queue"
+            "more clients than slots; others wait in the listen queue"
         );
     }
 
@@ -212,8 +212,8 @@ impl Gate {
     }
 }
 
-impl Place {
-    /// For [`Gate::attach`].
+impl ClientSlot {
+    /// For [`Acceptor::attach`].
     pub(crate) fn id(&self) -> u64 {
         match self.phase {
             Phase::Negotiating { id, .. } => id,
@@ -228,28 +228,28 @@ impl Place {
         }
     }
 
-    /// The client has negotiated. False when it has lost its place.
+    /// The client has negotiated. False when it has lost its slot.
     pub(crate) fn establish(&mut self) -> bool {
         let Phase::Negotiating { id, .. } = self.phase else { return false };
-        let is_kept = self.gate.lock().establish(id, self.gate.now());
+        let is_kept = self.acceptor.lock().establish(id, self.acceptor.now());
         self.phase = if is_kept { Phase::Established } else { Phase::Evicted };
-        // Its place among those that negotiate is free.
-        self.gate.changed.notify_waiters();
+        // Its slot among those that negotiate is free.
+        self.acceptor.changed.notify_waiters();
         is_kept
     }
 }
 
-impl Drop for Place {
+impl Drop for ClientSlot {
     fn drop(&mut self) {
-        let mut admission = self.gate.lock();
+        let mut admission = self.acceptor.lock();
         match self.phase {
             Phase::Negotiating { id, in_order } => {
-                admission.leave(id, in_order, self.gate.now());
+                admission.leave(id, in_order, self.acceptor.now());
             }
-            Phase::Established => admission.closed(self.origin),
+            Phase::Established => admission.closed(self.source),
             Phase::Evicted => return,
         }
         drop(admission);
-        self.gate.changed.notify_waiters();
+        self.acceptor.changed.notify_waiters();
     }
 }

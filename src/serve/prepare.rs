@@ -60,7 +60,7 @@ struct Open {
 }
 
 /// What can be offered: everything is open and read.
-pub(crate) struct Offer {
+pub(crate) struct Prepared {
     pub(crate) held: Vec<Held>,
     pub(crate) exports: Vec<Export>,
     pub(crate) tls: Option<Arc<TlsConfig>>,
@@ -74,7 +74,7 @@ impl Request {
     ///
     /// # Errors
     /// What cannot be had, and why.
-    pub(crate) fn prepare(self, open: &[Held]) -> Result<Offer> {
+    pub(crate) fn prepare(self, open: &[Held]) -> Result<Prepared> {
         let Self { exports: wanted, tls } = self;
         check_clients(&wanted, tls.as_ref())?;
         let (tls_config, tls_files) = match tls {
@@ -100,7 +100,7 @@ impl Request {
         batch.check()?;
         let exports =
             wanted.into_iter().zip(&held).map(|(want, held)| want.export(&held.open.volume));
-        Ok(Offer { exports: exports.collect(), held, tls: tls_config, tls_files })
+        Ok(Prepared { exports: exports.collect(), held, tls: tls_config, tls_files })
     }
 }
 
@@ -136,7 +136,7 @@ impl Wanted {
 }
 
 impl Held {
-    /// Whether it was opened for this offer.
+    /// Whether it was opened by this request.
     pub(crate) fn is_new(&self) -> bool {
         !self.is_kept
     }
@@ -241,7 +241,7 @@ mod tests {
 
     fn prepare(wanted: &[(&str, &str)], open: &[Held]) -> Result<Vec<Held>> {
         let exports = wanted.iter().map(|(name, volume)| want(name, volume)).collect();
-        Request { exports, tls: None }.prepare(open).map(|offer| offer.held)
+        Request { exports, tls: None }.prepare(open).map(|prepared| prepared.held)
     }
 
     fn same(one: &Held, other: &Held) -> bool {

@@ -68,19 +68,20 @@ impl Identity {
 }
 
 /// An entry in the table of files that this process has open.
-pub(super) struct Claim {
+pub(super) struct OpenEntry {
     identity: Identity,
     read_only: bool,
 }
 
-static CLAIMS: Mutex<Vec<(Identity, bool)>> = Mutex::new(Vec::new());
+static OPEN_FILES: Mutex<Vec<(Identity, bool)>> = Mutex::new(Vec::new());
 
-impl Claim {
+impl OpenEntry {
     /// Enters a file: any number of readers, or one writer.
     pub(super) fn new(identity: &Identity, name: &str, read_only: bool) -> Result<Self> {
-        let mut claims = claims();
-        let collides =
-            claims.iter().any(|(other, reads)| identity.is_same(other) && !(read_only && *reads));
+        let mut open_files = open_files();
+        let collides = open_files
+            .iter()
+            .any(|(other, reads)| identity.is_same(other) && !(read_only && *reads));
         if collides {
             let why = format!(
                 "{name}: this process has it open already; a file is one volume, unless all that \
@@ -88,24 +89,24 @@ impl Claim {
             );
             return Err(Error::new(ErrorKind::Busy, "open", why));
         }
-        claims.push((*identity, read_only));
+        open_files.push((*identity, read_only));
         Ok(Self { identity: *identity, read_only })
     }
 }
 
-impl Drop for Claim {
+impl Drop for OpenEntry {
     fn drop(&mut self) {
-        let mut claims = claims();
-        let own = claims.iter().position(|entry| *entry == (self.identity, self.read_only));
+        let mut open_files = open_files();
+        let own = open_files.iter().position(|entry| *entry == (self.identity, self.read_only));
         if let Some(own) = own {
-            claims.swap_remove(own);
+            open_files.swap_remove(own);
         }
     }
 }
 
-fn claims() -> MutexGuard<'static, Vec<(Identity, bool)>> {
+fn open_files() -> MutexGuard<'static, Vec<(Identity, bool)>> {
     // Entries are added and removed whole.
-    CLAIMS.lock().unwrap_or_else(PoisonError::into_inner)
+    OPEN_FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks an open file against other processes, or says who has it.
