@@ -149,7 +149,11 @@ impl Control for Service {
         &self,
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
-        let AttachRequest { volume, front, read_only, from_operator } = request.into_inner();
+        let AttachRequest { volume, front, read_only, from_operator, epoch, .. } =
+            request.into_inner();
+        if epoch.is_some() {
+            return Err(Status::failed_precondition("this daemon has no pools"));
+        }
         check_volume(&volume, from_operator).map_err(status)?;
         let front = match Front::try_from(front) {
             Ok(Front::Unspecified) => None,
@@ -272,6 +276,7 @@ fn message(attached: Attached) -> Device {
         held_bytes: attached.held_bytes,
         limit_bytes_per_second: attached.limits.bytes_per_second,
         limit_ops_per_second: attached.limits.ops_per_second,
+        volume_id: String::new(),
     }
 }
 

@@ -91,6 +91,7 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
         read_only: args.read_only,
         // It is an argument of this command.
         from_operator: true,
+        ..AttachRequest::default()
     };
     let device = runtime()?.block_on(async {
         let answer = answered(connect().await?.attach(request)).await?;

@@ -1,53 +1,37 @@
 //! The control API of `sheave daemon`: gRPC on a unix socket.
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+mod connect;
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::codegen::Service;
-use tonic::codegen::http::Uri;
-use tonic::transport::{Channel, Endpoint, Error};
+use std::path::Path;
 
-/// Version 1: messages, client and server trait.
+use tonic::transport::{Channel, Error};
+
+pub use connect::{Incoming, channel, in_process};
+
+/// Version 1: messages, clients and server traits.
 #[allow(missing_docs, unused_qualifications, clippy::too_many_lines, clippy::use_self)]
 pub mod v1 {
     tonic::include_proto!("sheave.control.v1");
 }
 
-/// A client of a daemon.
+/// A client of a daemon's devices.
 pub type ControlClient = v1::control_client::ControlClient<Channel>;
+/// A client of the volumes of pools.
+pub type VolumesClient = v1::volumes_client::VolumesClient<Channel>;
 
 /// Connects to the daemon at this socket.
 ///
 /// # Errors
 /// When no daemon listens there, or this user may not connect.
 pub async fn connect(socket: &Path) -> Result<ControlClient, Error> {
-    // It is for the calls' headers; a path need not be text, so it cannot be in a URL.
-    let endpoint = Endpoint::from_static("http://localhost");
-    let connector = Connector { socket: socket.to_owned() };
-    Ok(ControlClient::new(endpoint.connect_with_connector(connector).await?))
+    Ok(ControlClient::new(connect::connected(socket).await?))
 }
 
-/// Connects to a unix socket, whatever the URL.
-struct Connector {
-    socket: PathBuf,
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<UnixStream>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let socket = self.socket.clone();
-        Box::pin(async move { Ok(TokioIo::new(UnixStream::connect(socket).await?)) })
-    }
+/// Connects to the volumes of the daemon at this socket.
+///
+/// # Errors
+/// When no daemon listens there, or this user may not connect.
+pub async fn connect_volumes(socket: &Path) -> Result<VolumesClient, Error> {
+    Ok(VolumesClient::new(connect::connected(socket).await?))
 }

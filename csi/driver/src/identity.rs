@@ -1,0 +1,69 @@
+//! The service Identity: what the plugin is, and whether it works.
+
+use std::time::Duration;
+
+use sheave_control::v1::ListPoolsRequest;
+use sheave_csi_proto::v1::identity_server::Identity;
+use sheave_csi_proto::v1::plugin_capability::service::Type as Service;
+use sheave_csi_proto::v1::plugin_capability::volume_expansion::Type as Expansion;
+use sheave_csi_proto::v1::plugin_capability::{self, Type};
+use sheave_csi_proto::v1::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+    GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::SharedPlugin;
+
+/// How soon what serves the volumes must answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves Identity.
+pub struct IdentityService {
+    plugin: SharedPlugin,
+}
+
+impl IdentityService {
+    /// Of this plugin.
+    #[must_use]
+    pub fn new(plugin: SharedPlugin) -> Self {
+        Self { plugin }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn get_plugin_info(
+        &self,
+        _: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: self.plugin.name.clone(),
+            vendor_version: self.plugin.version.clone(),
+            ..GetPluginInfoResponse::default()
+        }))
+    }
+
+    /// The same of every plugin of this version, as the specification wants it.
+    async fn get_plugin_capabilities(
+        &self,
+        _: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        let services = [Service::ControllerService, Service::VolumeAccessibilityConstraints];
+        let service = |of: Service| plugin_capability::Service { r#type: of.into() };
+        let services = services.map(|of| Type::Service(service(of)));
+        let expansion = plugin_capability::VolumeExpansion { r#type: Expansion::Online.into() };
+        let types = services.into_iter().chain([Type::VolumeExpansion(expansion)]);
+        let capabilities = types.map(|of| PluginCapability { r#type: Some(of) }).collect();
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
+    }
+
+    /// Ready when the server of the volumes answers. The pools' storage is not asked: a restart of
+    /// the plugin would not mend it.
+    async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        let mut volumes = self.plugin.volumes.clone();
+        let asked = tokio::time::timeout(PROBE_TIMEOUT, volumes.list_pools(ListPoolsRequest {}));
+        let ready = matches!(asked.await, Ok(Ok(_)));
+        Ok(Response::new(ProbeResponse { ready: Some(ready) }))
+    }
+}
