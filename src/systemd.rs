@@ -1,5 +1,5 @@
 //! The service manager that started this process, if one did: sockets that it passes
-//! (sd_listen_fds(3)), and what it wants to be told (sd_notify(3)).
+//! (sd_listen_fds(3)), and the state that it is notified of (sd_notify(3)).
 
 use std::convert::Infallible;
 use std::env;
@@ -24,7 +24,7 @@ use tokio::time::MissedTickBehavior;
 /// The manager reads at once, unless it is stuck.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where the manager is told how this process fares; nowhere if it did not ask.
+/// Notifies the manager of this process's state; does nothing if the manager did not ask for it.
 #[derive(Debug, Default)]
 pub(crate) struct Notify {
     to: Option<(UnixDatagram, SocketAddr)>,
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(told(&manager), "STOPPING=1\nSTATUS=waiting");
 
         assert!(connect(OsStr::new("vsock:2:1")).is_err());
-        // Nobody there is no reason to end.
+        // An absent manager is no reason to end.
         drop(manager);
         Notify { to: Some(connect(OsStr::new("@sheave-nobody")).unwrap()), watchdog: None }.ready();
     }

@@ -92,7 +92,7 @@ impl Drop for ScratchDir {
 #[derive(Debug)]
 pub(crate) struct Guarded {
     pid: u32,
-    /// `None` for a daemon, which is nobody's child.
+    /// `None` for a daemon, which is not our child.
     child: Option<Child>,
 }
 

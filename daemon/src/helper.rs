@@ -29,7 +29,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a child is asked to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Task {
-    /// Write what the kernel has not written of this device, and hold it until told to let go.
+    /// Write back the kernel's dirty pages of this device, and hold it open exclusively until the
+    /// parent releases it.
     Claim { name: String },
     /// Set how the queue of this device works, and find its partitions.
     Tune { name: String },

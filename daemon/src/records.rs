@@ -51,7 +51,7 @@ pub(crate) struct Record {
     limit_iops: u64,
     #[serde(rename = "mark")]
     pub(crate) key: DeviceKey,
-    /// Its number; `None` while the kernel has not told it.
+    /// Its number; `None` until the kernel has assigned it.
     id: Option<u32>,
     /// Where programs find it, if its number is known.
     #[serde(skip)]
@@ -132,7 +132,7 @@ impl Record {
         self.path = self.id.map(|id| kernels.of(self.front).path(id));
     }
 
-    /// Checks that a volume is the one that the device had, as far as that can be told.
+    /// Checks that a volume is the one that the device had, as far as its identity is known.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when it is another one, or has become shorter.
@@ -315,7 +315,7 @@ mod tests {
         assert!(same(Some("file 5"), 2 << 30).is_ok(), "it may have grown");
         assert!(same(Some("file 5"), 1 << 29).is_err());
         assert!(same(Some("file 6"), 1 << 30).is_err());
-        // Where it cannot be told.
+        // The identity is unknown.
         assert!(same(None, 1 << 30).is_ok());
         let text = record().to_text();
         let old = text.split('\n').next().unwrap().replace(r#""identity":"file 5","#, "");

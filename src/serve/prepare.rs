@@ -175,8 +175,8 @@ impl Held {
 /// been renamed.
 ///
 /// # Errors
-/// When it cannot be told which one has been renamed, and they hold different data: clients must
-/// not get what belongs to others.
+/// When it is ambiguous which one has been renamed, and they hold different data: clients must not
+/// get the data of others.
 fn keep(wanted: &[Wanted], open: &[Held]) -> Result<Vec<Option<Open>>> {
     let mut left: Vec<Option<&Held>> = open.iter().map(Some).collect();
     let mut kept: Vec<Option<Open>> = wanted.iter().map(|_| None).collect();

@@ -80,7 +80,7 @@ fn op_row(volume: String, op: &OpSnapshot, elapsed: Duration) -> Row {
 
 fn fill_latencies(row: &mut Row, histogram: &Histogram<u64>) {
     let at_quantiles = QUANTILES.map(|quantile| histogram.value_at_quantile(quantile));
-    // Each is the upper edge of a counter, but zero is told as it is, even as a maximum.
+    // Each is the upper edge of a counter; zero is shown as zero, even as a maximum.
     let max = at_quantiles.into_iter().fold(histogram.max(), u64::max);
     for (cell, ns) in row[6..].iter_mut().zip(at_quantiles.into_iter().chain([max])) {
         *cell = number(ns as f64 / NS_PER_US);

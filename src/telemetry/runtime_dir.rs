@@ -75,7 +75,7 @@ impl RuntimeDir {
     /// When it cannot be looked at, or others could have put something into it.
     pub(crate) fn exists(&self) -> Result<bool> {
         let found = match self.owner {
-            // In /tmp anybody could have made a link.
+            // In /tmp any user could have made a link.
             Some(_) => fs::symlink_metadata(&self.path),
             None => fs::metadata(&self.path),
         };
@@ -93,7 +93,7 @@ impl RuntimeDir {
     }
 }
 
-/// Listens at `path`, for this user only, replacing a socket that nobody listens at.
+/// Listens at `path`, for this user only, replacing a stale socket.
 ///
 /// # Errors
 /// When the socket cannot be made.

@@ -79,7 +79,7 @@ impl StatsSocket {
 impl Drop for StatsSocket {
     fn drop(&mut self) {
         self.task.abort();
-        // If it is gone already, somebody did what is to be done here.
+        // An error means that it is gone already.
         let _ = fs::remove_file(&self.path);
     }
 }

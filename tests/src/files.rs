@@ -26,7 +26,7 @@ impl Scratch {
         Self { dir }
     }
 
-    /// One on a real disk rather than in memory, as far as that can be told.
+    /// One on a real disk rather than in memory, as far as that is known.
     #[must_use]
     pub fn on_disk() -> Self {
         let base = Path::new("/var/tmp");

@@ -103,7 +103,7 @@ fn addresses_that_cannot_be_used_are_named_on_one_line() {
         ["--listen", &taken, "or 0 for a free one"],
         ["--socket", &long, "at most 107"],
         ["--socket", &missing, "its directory must exist"],
-        // Somebody listens there.
+        // Another server listens there.
         ["--socket", &socket, "another server listens there"],
         // It must not be removed.
         ["--socket", &file, "exists and is no socket"],

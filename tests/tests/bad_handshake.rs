@@ -158,7 +158,7 @@ fn endless_options_end() {
     let mut server = server();
     let mut bystander = Bystander::new(&server);
     let before = server.rss_kib();
-    // Nobody reads the answers.
+    // The answers are not read.
     let mut wire = greeted(&server);
     wire.set_timeout(Duration::from_secs(2));
     let option = option_header(opt::LIST, 0);

@@ -141,7 +141,7 @@ both_engines! {
         bystander.check(&mut server);
         drop(bystander);
         drop(server);
-        // Whoever comes after the first one gets it.
+        // A server that starts after the first one has ended gets it.
         let mut server = Serve::new(&image).engine(engine).unix();
         Bystander::new(&server).check(&mut server);
     }

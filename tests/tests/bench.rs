@@ -45,7 +45,7 @@ both_engines! {
 fn wrong_data_is_noticed() {
     let server = Serve::new("memory:?size=16M").unix();
     let uri = server.uri();
-    // Somebody else writes into the same blocks meanwhile.
+    // Another client writes into the same blocks meanwhile.
     let vandal = std::thread::spawn({
         let uri = uri.clone();
         move || bench(&uri, "--rw write --seed 99 --seconds 3 --json").ok()

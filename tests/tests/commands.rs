@@ -161,12 +161,12 @@ fn copy_tells_what_is_wrong_and_spares_the_target() {
     let small = scratch.filled("small.img", 1 << 20);
     let missing = scratch.file("missing.img");
     let server = Serve::new("memory:?size=1M").args("--read-only").unix();
-    let nobody = format!("nbd+unix:///?socket={}", scratch.file("nobody"));
+    let absent = format!("nbd+unix:///?socket={}", scratch.file("absent"));
     let out = scratch.file("out.img");
     for (from, to) in [
         (missing.as_str(), out.as_str()),
-        (&nobody, &out),
-        (&image, &nobody),
+        (&absent, &out),
+        (&image, &absent),
         // Too small, and read-only.
         (&image, &server.uri()),
         (&small, &server.uri()),
@@ -215,7 +215,7 @@ fn several_volumes_are_several_exports() {
         compare(image, scratch.file("out.img"));
         fs::remove_file(scratch.file("out.img")).expect("remove");
     }
-    // Without a name, too: none is the default, or somebody would write to the wrong one.
+    // Without a name, too: there is no default, so that no client writes to the wrong one.
     for name in ["c.img", ""] {
         Run::new("nbdinfo").arg(server.uri_of(name)).fails();
     }

@@ -151,7 +151,7 @@ fn a_source_that_fails_fails_the_copy() {
     assert_eq!(output.stderr.lines().count(), 1, "one line: {}", output.stderr);
 }
 
-/// Starts a copy, ends it by a signal as soon as it has begun, and answers what it told. Signals
+/// Starts a copy, ends it by a signal as soon as it has begun, and returns its output. Signals
 /// without a meaning do not end it.
 #[track_caller]
 fn interrupted(from: &str, to: &str, signal: Signal, has_begun: impl Fn() -> bool) -> String {

@@ -24,7 +24,7 @@ fn a_manager_is_told_of_begin_life_and_end() {
     });
     let first = told(&manager);
     assert!(first.starts_with("READY=1\n"), "{first}");
-    // Whoever waited for that finds it at once.
+    // A client that waited for readiness is served at once.
     assert_eq!(daemon.sheave("ls").ok(), "no devices\n");
     let mut last = Instant::now();
     for _ in 0..3 {

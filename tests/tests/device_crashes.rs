@@ -18,8 +18,8 @@ enum Left {
     Device,
 }
 
-/// Kills a daemon at its next call of this kind. Its process ID may be told later, where it is only
-/// about to be started.
+/// Kills a daemon at its next call of this kind. Its process ID is sent to the returned channel,
+/// since the daemon may not have been started yet.
 fn kill_at(node: &Node, call: Call, moment: Moment) -> SyncSender<u32> {
     let (tell, told) = sync_channel(1);
     node.kernel.strike(call, moment, move || {

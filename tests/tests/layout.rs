@@ -1,4 +1,4 @@
-//! Who may import whom, and how much the data path may pull in (see ARCHITECTURE.md).
+//! Which crates may import which, and how many the data path may pull in (see ARCHITECTURE.md).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -17,6 +17,26 @@ const UNSAFE_DIR: &str = "datapath/ring/";
 const BANNED: &[&str] = &["todo!(", "unimplemented!(", "dbg!(", "#[ignore", "FIXME", "XXX:"];
 const IGNORED_BUT_RUN: &str = "#[ignore = \"needs root and a free loop device\"]";
 
+/// Words that comments and documents do without: a sentence names its subject.
+const VAGUE_WORDS: &[&str] = &[
+    "who",
+    "whoever",
+    "whom",
+    "nobody",
+    "somebody",
+    "anybody",
+    "everybody",
+    "is told",
+    "are told",
+    "was told",
+    "were told",
+    "be told",
+    "tells of",
+    "tell of",
+    "told of",
+    "it is so",
+];
+
 #[test]
 fn source_files_and_lines_are_short() {
     let mut wrong = Vec::new();
@@ -46,6 +66,64 @@ fn no_leftovers() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn comments_and_documents_name_their_subjects() {
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for path in tracked("").into_iter().filter(|path| has_prose(path)) {
+        let words = words_of_prose(&path, &read(&path));
+        count += words.len();
+        for vague in VAGUE_WORDS {
+            let vague: Vec<_> = vague.split(' ').collect();
+            let is_it = |found: &&[(usize, String)]| found.iter().map(|(_, word)| word).eq(&vague);
+            let found = words.windows(vague.len()).filter(is_it);
+            wrong.extend(found.map(|found| format!("{path}:{}: {}", found[0].0, vague.join(" "))));
+        }
+    }
+    assert!(count > 10_000, "the comments were found: {count} words");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether a file has comments, or is a document. The changelog is not written anew.
+fn has_prose(path: &str) -> bool {
+    let extensions = ["rs", "proto", "md", "sh", "toml", "service", "socket"];
+    let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|found| extensions.contains(&found)) && path != "CHANGELOG.md"
+}
+
+/// The words of comments, or of a document outside of code, in lower case, with their lines. What
+/// is no prose counts as a word without letters.
+fn words_of_prose(path: &str, text: &str) -> Vec<(usize, String)> {
+    let mut words = Vec::new();
+    let mut is_code = false;
+    for (index, line) in text.lines().enumerate() {
+        let prose = match path.rsplit('.').next() {
+            Some("rs" | "proto") => comment_of(line),
+            Some("md") => {
+                is_code ^= line.trim_start().starts_with("```");
+                if is_code { "" } else { line }
+            }
+            _ => line.trim_start().strip_prefix('#').unwrap_or_default(),
+        };
+        // Every second piece between backquotes is code.
+        for (number, piece) in prose.split('`').enumerate() {
+            let own = if number % 2 == 0 { piece } else { "" };
+            let of_piece = own.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+            words.extend(of_piece.map(|word| (index + 1, word.to_lowercase())));
+            if number % 2 == 1 || prose.is_empty() {
+                words.push((index + 1, String::new()));
+            }
+        }
+    }
+    words
+}
+
+/// What follows the first `//` of a line that is not part of a URL.
+fn comment_of(line: &str) -> &str {
+    let begins = line.match_indices("//").map(|(at, _)| at).find(|at| !line[..*at].ends_with(':'));
+    begins.map(|at| line[at..].trim_start_matches(['/', '!'])).unwrap_or_default()
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Engine for PlainEngine {
         self.io.now += TURN_NS;
         if self.io.queue.is_empty() {
             self.io.now = self.io.now.max(until.unwrap_or(0));
-            // Whoever is waited for may be another thread.
+            // The op may wait for another thread.
             std::thread::yield_now();
             return;
         }
@@ -143,7 +143,7 @@ impl Io for PlainIo {
     }
 
     fn buffer(&mut self, len: usize) -> Result<Buf> {
-        // A pool's buffers hold what was in them before; whoever takes that for zeroes is wrong.
+        // A pool's buffers hold what was in them before; a backend must not take it for zeroes.
         let buf = Buf::try_zeroed(len)?;
         buf.copy_in(0, &vec![0xa5; len]);
         Ok(buf)

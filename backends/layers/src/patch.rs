@@ -2,7 +2,7 @@
 
 use sheave_core::{Buf, ByteRange, Io, Op, PAGE_SIZE, Payload, Reply, Result, Segment};
 
-/// One read-modify-write. Whoever runs it keeps other writers away from its blocks.
+/// One read-modify-write. The caller keeps other writers away from its blocks.
 pub(super) struct Patch {
     range: ByteRange,
     data: Payload,

@@ -175,8 +175,8 @@ struct Image {
     hole_block: u64,
     /// What the file system has turned out to be able to do.
     features: Features,
-    /// A flush has failed: what was written since the one before may be lost, and the kernel has
-    /// forgotten it. Or the file was cut off by somebody else. Set once, never cleared.
+    /// A flush failed, so data written since the previous flush may be lost and the kernel no
+    /// longer has it; or another program truncated the file. Set once, never cleared.
     poisoned: AtomicBool,
     zeroes: OnceLock<Buf>,
     /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
@@ -187,7 +187,8 @@ struct Image {
     main: Arc<File>,
     /// `main` holds a device exclusively (`O_EXCL`).
     holds_device: bool,
-    /// A device that cannot write zeroes by itself. The kernel does it, as slowly as anybody.
+    /// The device has no offload for zeroes: the kernel writes them, which is not faster than a
+    /// write.
     no_zero_offload: bool,
     // Last, so that the file is closed before another opener in this process is let in.
     entry: Option<OpenEntry>,
@@ -228,10 +229,10 @@ impl Image {
         found.map_or_else(|| self.late_handle(), Ok)
     }
 
-    /// A description that is opened after data may have been written. The kernel does not tell it
-    /// of a failed write-back that somebody, another program perhaps, has been told of before; the
-    /// one that is as old as the volume still hears of it. May wait for the disk, which only more
-    /// threads than usual have to.
+    /// A description that is opened after data may have been written. The kernel does not report a
+    /// failed write-back to it that was reported to another description before; the one that is as
+    /// old as the volume still gets the error. May wait for the disk, which happens only with more
+    /// threads than usual.
     fn late_handle(&self) -> Result<Handle> {
         let handle = open::handle(self)?;
         if !self.info.read_only {

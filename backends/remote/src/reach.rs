@@ -87,7 +87,7 @@ pub(crate) fn reach(
             }
             ClientNext::StartTls => {
                 let Some(tls) = tls else { return Ok(Reached::Tls) };
-                // What came before TLS may be anybody's.
+                // Bytes from before TLS may be forged.
                 input.clear();
                 stream.start_tls(tls.clone())?;
                 stream.write_all(&handshake.tls_started())?;

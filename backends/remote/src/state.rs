@@ -73,7 +73,7 @@ impl Failure {
 #[derive(Default)]
 struct User {
     waker: Option<Waker>,
-    /// Ops that it was not told the end of, without those in `ended`.
+    /// Its ops in flight, without those in `ended`.
     jobs: usize,
     ended: VecDeque<Completion>,
     /// When it should try again what its engine had no room for.

@@ -149,8 +149,8 @@ impl VolumeSpec {
         self.text.contains('?')
     }
 
-    /// Whether both are the same data, as far as it can be told without opening them: one file or
-    /// device under whatever names, or one export.
+    /// Whether both are the same data, as far as is known without opening them: one file or device
+    /// under whatever names, or one export.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.source.place().is_some_and(|place| Some(place) == other.source.place())

@@ -56,7 +56,7 @@ pub(crate) enum Volume {
     File,
     /// A file past the page cache.
     Direct,
-    /// Memory, or a cached file for those who have no memory, behind TLS.
+    /// Behind TLS: memory, or a cached file for servers without volumes in memory.
     Tls,
 }
 

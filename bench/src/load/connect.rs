@@ -50,7 +50,7 @@ impl Target {
     /// Connects and negotiates.
     ///
     /// # Errors
-    /// When nobody answers, or not as an NBD server does.
+    /// When there is no answer, or not one of an NBD server.
     pub(crate) fn connect(&self) -> Result<Connection> {
         self.negotiate().with_context(|| format!("connect to {self}"))
     }

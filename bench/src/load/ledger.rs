@@ -9,8 +9,8 @@ pub(crate) const BLOCKS_MAX: u64 = 1 << 27;
 
 /// Per block, how often a write was issued and how often one was acknowledged.
 ///
-/// A block has at most one write in flight, or nobody could tell which of two must win. A write
-/// that fails leaves its block claimed for good: either generation may be on it.
+/// A block has at most one write in flight: the outcome of two would be undefined. A write that
+/// fails leaves its block claimed for good: either generation may be on it.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     blocks: Box<[Block]>,
@@ -23,7 +23,7 @@ struct Block {
 }
 
 impl Ledger {
-    /// A ledger of `count` blocks that nobody has written.
+    /// A ledger of `count` unwritten blocks.
     pub(crate) fn new(count: usize) -> Self {
         Self { blocks: (0..count).map(|_| Block::default()).collect() }
     }
@@ -33,7 +33,7 @@ impl Ledger {
         let block = &self.blocks[block];
         let acknowledged = block.acknowledged.load(SeqCst);
         let next = acknowledged.checked_add(1)?;
-        // Fails when somebody has issued `next` or a later one.
+        // Fails when `next` or a later one has been issued.
         block.issued.compare_exchange(acknowledged, next, SeqCst, SeqCst).ok().map(|_| next)
     }
 

@@ -48,7 +48,7 @@ pub(crate) enum FaultKind {
         /// What was read.
         found: Generation,
     },
-    /// A generation that nobody has written yet.
+    /// A generation that has not been written yet.
     Unwritten {
         /// What was read.
         found: Generation,
@@ -143,7 +143,7 @@ fn check_sector(sector: &[u8], address: u64, allowed: Allowed, seed: u64) -> Res
         return Err(FaultKind::Misplaced { belongs_at });
     }
     if !is_whole {
-        // Bytes of both generations: nobody promises that reads and writes in flight are atomic.
+        // Bytes of both generations: reads and writes in flight need not be atomic.
         return Ok(());
     }
     let found = Generation::try_from(found).map_err(|_| FaultKind::Corrupt)?;

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use super::pattern::Fault;
 use super::session::Kind;
 
-/// Longest latency that is told apart, in nanoseconds: 100 s.
+/// The longest latency with a counter of its own, in nanoseconds: 100 s.
 const LATENCY_MAX_NS: u64 = 100_000_000_000;
 /// Faults kept for display; all are counted.
 const FAULTS_KEPT_MAX: usize = 16;

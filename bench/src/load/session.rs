@@ -91,7 +91,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The stream, for whoever waits on it or ends it.
+    /// The stream, for callers that wait on it or end it.
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
     }
@@ -174,7 +174,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Bytes to come that nobody looks at: payload, unless the load verifies.
+    /// Bytes to come that are not looked at: payload, unless the load verifies.
     fn unwanted(&mut self) -> usize {
         let verifies = self.job.ledger.is_some();
         self.client.payload().filter(|_| !verifies).map_or(0, |place| place.len)

@@ -26,7 +26,7 @@ pub(crate) enum Wait {
 /// How much came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Received {
-    /// Bytes that were dropped, because nobody wanted them.
+    /// Bytes that were dropped unread.
     pub(crate) skipped: usize,
     /// Bytes in the buffer, which follow those.
     pub(crate) stored: usize,

@@ -22,7 +22,7 @@ const FRAGMENT_LEN_MAX: usize = 16 << 10;
 /// Plaintext encrypted before the socket is tried.
 const UNSENT_MAX: usize = 128 << 10;
 
-/// TLS on a socket that somebody else holds.
+/// TLS on a socket of the caller.
 pub(crate) struct TlsStream {
     connection: UnbufferedClientConnection,
     /// Ciphertext from the socket; what counts is between `start` and `end`.
@@ -101,7 +101,7 @@ impl TlsStream {
         Ok(tls)
     }
 
-    /// Receives into `buf` what comes after `skip` bytes that nobody wants. Both counts are 0 at
+    /// Receives into `buf` what comes after `skip` bytes, which are dropped. Both counts are 0 at
     /// the end of the stream.
     ///
     /// # Errors

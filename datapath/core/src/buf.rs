@@ -68,8 +68,8 @@ impl Buf {
 
     /// Memory that only the kernel sees: the first `len` bytes of what is registered with the ring
     /// of this thread under `index`. A volume gets it if it asks for it, by
-    /// [`crate::Volume::takes_registered`], and hands it to [`crate::Io::start`]; whoever looks at
-    /// its bytes panics.
+    /// [`crate::Volume::takes_registered`], and hands it to [`crate::Io::start`]; access to its
+    /// bytes panics.
     #[must_use]
     pub fn registered(index: u16, len: usize) -> Self {
         Self { memory: Memory::Registered(index), start: 0, len }
@@ -104,7 +104,7 @@ impl Buf {
         }
     }
 
-    /// The block of pages this buffer is a view of, for whoever hands its address to the kernel.
+    /// The block of pages that this buffer is a view of, to hand its address to the kernel.
     ///
     /// # Panics
     /// When it is memory that only the kernel sees: a bug of the caller.
@@ -142,8 +142,8 @@ impl Buf {
         is_same_memory && self.start == other.start && self.len == other.len
     }
 
-    /// The whole block as a view of `len` bytes, if nobody else holds it: how a pool takes a
-    /// buffer back.
+    /// The whole block as a view of `len` bytes, if this is the only reference to it. A pool reuses
+    /// buffers this way.
     #[must_use]
     pub fn reclaim(mut self, len: usize) -> Option<Self> {
         let fits = len <= self.capacity();

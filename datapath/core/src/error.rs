@@ -14,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What the caller can do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// Somebody else holds it; try later or make them let go.
+    /// It is in use; try again later, or end that use.
     Busy,
     /// Stored data failed its check; do not use it.
     Corrupt,

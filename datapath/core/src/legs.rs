@@ -1,4 +1,4 @@
-//! Ops and file I/O of stacked layers, told apart by their tags and tokens.
+//! Ops and file I/O of stacked layers, identified by their tags and tokens.
 //!
 //! A tag or token has 64 bits. The low [`OWN_BITS`] belong to its maker: a front, a layer that
 //! issues an op, a backend that starts file I/O. The bits above record the layers it has passed on

@@ -138,9 +138,9 @@ impl Device {
         format!("nbd{}", self.index)
     }
 
-    /// Ends its connection, unless it is another device by now; what it has in flight fails.
-    /// Returns when the kernel has let go. `claim` keeps others from using it, and is dropped once
-    /// nobody can.
+    /// Ends its connection, unless it is another device by now; requests in flight fail. Returns
+    /// when the kernel has released it. `claim` keeps other programs from using the device, and is
+    /// dropped once none can.
     ///
     /// # Errors
     /// What the kernel says.

@@ -11,7 +11,8 @@ const MODPROBE: &str = "/proc/sys/kernel/modprobe";
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_POLL: Duration = Duration::from_millis(2);
 
-/// Loads a module as the kernel would, if that is possible; whoever needs it will see.
+/// Loads a module as the kernel would. Failures are ignored: the first use of the driver reports
+/// them.
 pub(crate) fn load(name: &str) {
     let program = fs::read_to_string(MODPROBE).unwrap_or_default();
     let mut command = Command::new(program.trim_end());

@@ -1,4 +1,4 @@
-//! What the kernel tells of a device of this driver under /sys/block.
+//! A device of this driver under /sys/block.
 
 use std::fs;
 use std::io;
@@ -27,7 +27,7 @@ impl Sysfs {
         Self(PathBuf::from(format!("/sys/block/nbd{index}")))
     }
 
-    /// Who connected it said what it is; `None` on Linux before 5.14, too.
+    /// The identifier that its server gave it when connecting; always `None` before Linux 5.14.
     pub(crate) fn identifier(&self) -> Option<String> {
         Some(fs::read_to_string(self.0.join("backend")).ok()?.trim_end_matches('\n').to_owned())
     }

@@ -1,4 +1,4 @@
-//! Connections that die: the kernel tells whoever listens (`NBD_CMD_LINK_DEAD`).
+//! Connections that die: the kernel multicasts `NBD_CMD_LINK_DEAD`.
 
 use std::io;
 use std::path::Path;

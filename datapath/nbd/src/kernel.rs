@@ -9,8 +9,8 @@ use sheave_shard::Session;
 use crate::session::NbdSession;
 
 /// A session in the transmission phase, as nbd.ko speaks it: simple replies, and requests of whole
-/// logical blocks, which may be less than the volume's minimum. A layer below copes. Unlike other
-/// connections it follows the volume's size, since the kernel can be told of a new one.
+/// logical blocks, which may be less than the volume's minimum. A layer below handles those. Unlike
+/// other connections it follows the volume's size, since the kernel's device can grow.
 #[must_use]
 pub fn kernel_session(volume: Arc<dyn Volume>) -> Box<dyn Session> {
     let info = volume.info();

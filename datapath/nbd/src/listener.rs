@@ -72,7 +72,7 @@ impl Listener {
             .collect()
     }
 
-    /// Listens on a unix socket. A socket file that nobody listens on any more is replaced.
+    /// Listens on a unix socket. A stale socket file is replaced.
     ///
     /// # Errors
     /// When another server listens there, or something else is there, or the path cannot be used.

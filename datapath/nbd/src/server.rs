@@ -153,7 +153,7 @@ impl Server {
     #[must_use]
     pub fn engine(&self) -> String {
         let text = self.shared.engine.to_string();
-        // In which mode a ring runs is a matter for those who look into the node.
+        // The mode of a ring is a detail for `sheave doctor`.
         match text.split_once(" (") {
             Some((ring, _)) if ring.starts_with("io_uring") => ring.to_owned(),
             _ => text,

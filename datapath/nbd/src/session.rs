@@ -405,7 +405,7 @@ impl Session for NbdSession {
         }
         match phase {
             Phase::Open | Phase::Quiescing if self.is_finished() => {}
-            // What TLS has taken in cannot be given to anybody else.
+            // The state of TLS cannot be handed to another process.
             Phase::Quiescing if self.tls.is_some() => {}
             Phase::Open | Phase::Quiescing => self.phase = phase,
             Phase::Draining => self.finish(),

@@ -105,7 +105,7 @@ pub enum ClientNext {
     StartTls,
     /// Transmission begins.
     Ready(Box<ClientNegotiated>),
-    /// What the server told; the connection is of no more use.
+    /// The server's answers; the connection is of no more use.
     Info(Box<ClientNegotiated>),
     /// The server's exports; the connection is of no more use.
     Listed(Vec<ExportEntry>),
@@ -133,7 +133,7 @@ pub struct ClientNegotiated {
     pub transmission_flags: u16,
     /// The server's block sizes, or the protocol's defaults.
     pub block: BlockSizes,
-    /// The server told its block sizes.
+    /// The server sent its block sizes.
     pub block_sizes_told: bool,
     /// Ids and names of the selected metadata contexts; of those listed for [`Goal::Info`], whose
     /// ids mean nothing.
@@ -227,7 +227,7 @@ enum State {
     Over,
 }
 
-/// What the server's replies told so far.
+/// The server's answers so far.
 #[derive(Clone, Debug, Default)]
 struct Found {
     size_and_flags: Option<(u64, u16)>,
@@ -336,7 +336,7 @@ impl ClientHandshake {
             State::Tls | State::Over => Err(ClientError::Over),
         };
         let next = match next {
-            // Nobody may put words into the mouth of an encrypted server.
+            // Plain text after this is a forgery by a third party, not by the server.
             Ok(ClientNext::StartTls) if !is_last => {
                 Err(ClientError::Violation("it sent plain text after it agreed to start TLS"))
             }
@@ -426,7 +426,7 @@ fn refusal_text(option: u32, code: u32, message: &str) -> String {
         reply_type::ERR_BLOCK_SIZE_REQD => "it wants its block sizes to be asked for",
         _ => "it gave no known reason",
     };
-    // Nothing is told twice, in our words and the server's.
+    // The server's message is left out where ours says the same.
     let said = match message {
         message if why.contains(message) => String::new(),
         message => format!(" ({message})"),

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use sheave_core::VolumeInfo;
 
-/// One export, as clients are told of it.
+/// One export, as it is described to clients.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportInfo<'a> {
     /// Its name: at most 4096 bytes, no NUL.
@@ -15,7 +15,7 @@ pub struct ExportInfo<'a> {
     pub size: u64,
     /// The volume.
     pub info: &'a VolumeInfo,
-    /// Only for encrypted connections. Others are not told that it exists.
+    /// Only for encrypted connections; hidden from others.
     pub tls_only: bool,
 }
 
@@ -47,8 +47,8 @@ pub trait Exports {
     }
 
     /// The export of that name. The empty name stands for a single export; among several there is
-    /// no default, so that nobody writes to one by chance. Names may be secrets, so the time it
-    /// takes does not depend on how much of one was guessed.
+    /// no default, so that no client writes to one by mistake. Names may be secrets, so the
+    /// comparison takes constant time.
     fn find(&self, name: &str) -> Option<usize> {
         let mut found = None;
         for index in 0..self.len() {

@@ -20,14 +20,14 @@ pub struct Negotiated {
     /// The contexts that a block status request without a filter asks for.
     pub contexts: ContextSet,
     /// The client asked for the block sizes, so it promised to keep to them. The requests of one
-    /// that did not may be of any alignment; a layer below must cope.
+    /// that did not may be of any alignment; a layer below must handle that.
     pub block_size_asked: bool,
-    /// Flags that the client was told ([`transmission_flag`]).
+    /// Flags that were sent to the client ([`transmission_flag`]).
     pub transmission_flags: u16,
     /// Bytes that this client can use: the size of the volume when the connection was negotiated,
     /// unless the client can learn of growth.
     pub size: u64,
-    /// The volume as the client was told.
+    /// The volume as it was described to the client.
     pub info: VolumeInfo,
     /// Whether the connection is encrypted.
     pub tls: bool,
@@ -91,7 +91,7 @@ pub fn advertised_block(info: &VolumeInfo, size: u64) -> u32 {
     if is_stated { minimum.max(logical) } else { minimum }
 }
 
-/// Why a volume cannot be told to clients: its numbers have no place in the protocol.
+/// Why a volume cannot be described to clients: the protocol has no way to express its numbers.
 ///
 /// # Errors
 /// What is wrong with it.

@@ -137,8 +137,8 @@ struct ClientFlags {
     no_zeroes: bool,
 }
 
-/// What the options so far have settled. Forgotten when TLS starts: whoever sat between the client
-/// and us before may have had a hand in it.
+/// What the options so far have settled. Discarded when TLS starts, since a third party may have
+/// changed the plain text before.
 #[derive(Clone, Debug, Default)]
 struct Agreed {
     style: ReplyStyle,

@@ -195,8 +195,8 @@ impl fmt::Display for NbdUri {
 }
 
 impl NbdUri {
-    /// Query parameters that nobody claimed and that are not experimental, for the error message
-    /// of a caller that knows no more of them.
+    /// Query parameters that were not taken and that are not experimental, for the error message of
+    /// a caller that knows no others.
     pub fn unknown_parameters(&self) -> impl Iterator<Item = &str> {
         self.parameters.iter().map(|(key, _)| key.as_str()).filter(|key| !key.starts_with("x-"))
     }
@@ -257,7 +257,7 @@ impl TlsOptions {
     }
 }
 
-/// Query parameters that nobody has claimed yet.
+/// Query parameters that have not been taken yet.
 struct Parameters(Vec<(String, String)>);
 
 impl Parameters {

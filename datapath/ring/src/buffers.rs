@@ -4,7 +4,7 @@
 
 use crate::Ring;
 
-/// Entries of the table: those of 32 queues of 128 slots. Who gets none copies.
+/// Entries of the table: enough for 32 queues of 128 slots. A queue that gets none copies.
 const BUFFERS_MAX: usize = 4096;
 
 /// Which indices are reserved; empty until the table is registered.

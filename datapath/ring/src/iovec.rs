@@ -13,7 +13,7 @@ pub(crate) static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 #[derive(Default)]
 pub(crate) struct IoVecs(pub(crate) Vec<iovec>);
 
-// SAFETY: the raw pointers are plain addresses to whoever holds the list; memory behind them is
+// SAFETY: the raw pointers are plain addresses to the holder of the list; memory behind them is
 // either shared atomics (`Buf`), immutable, or owned by the same struct that owns the list.
 // JUSTIFICATION: `iovec` is a kernel type that holds raw pointers, and batches move with sessions.
 unsafe impl Send for IoVecs {}

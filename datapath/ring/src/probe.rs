@@ -76,8 +76,8 @@ fn registered_files_close(uring: &IoUring) -> io::Result<bool> {
     submitter.register_files_sparse(2)?;
     submitter.register_files_update(0, &[idle.as_raw_fd(), closing.as_raw_fd()])?;
     let waiting = opcode::PollAdd::new(Fixed(0), libc::POLLIN as u32).build();
-    // SAFETY: the entry points at no memory, and the ring is used by nobody else.
-    // JUSTIFICATION: handing entries to the kernel is what a ring does.
+    // SAFETY: the entry points at no memory, and nothing else uses the ring. JUSTIFICATION: handing
+    // entries to the kernel is what a ring does.
     unsafe { uring.submission_shared().push(&waiting) }.map_err(io::Error::other)?;
     submitter.submit()?;
     submitter.register_files_update(1, &[-1])?;

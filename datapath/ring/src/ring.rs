@@ -208,7 +208,7 @@ impl Ring {
             Some(slot) => CancelBuilder::fd(Fixed(slot)),
             None => CancelBuilder::fd(Fd(socket.fd.as_raw_fd())),
         };
-        // Not waited for: the end is told as that of any other request.
+        // Does not wait: the cancelled requests complete like any others.
         let _ = self.uring.submitter().register_sync_cancel(Some(Timespec::new()), which.all());
     }
 
@@ -332,8 +332,8 @@ impl Ring {
         }
     }
 
-    /// Gives the kernel what is pending now, rather than with the next wait, if it is so many
-    /// entries.
+    /// Submits the pending entries now, rather than with the next wait, if there are at least
+    /// `entries`.
     pub fn submit_from(&mut self, entries: usize) {
         if self.uring.submission().len() < entries {
             return;

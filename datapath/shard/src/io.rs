@@ -110,7 +110,7 @@ pub(crate) struct PlainIo {
     waker: Waker,
 }
 
-/// Ends that wait to be told to the backend.
+/// The most completions that wait for the backend.
 const DONE_MAX: usize = 64;
 
 impl PlainIo {

@@ -21,9 +21,9 @@ pub struct Opened<'a> {
 }
 
 impl Engine {
-    /// Opens the volume on all shards, so that nothing can fail any more between the first queue of
-    /// a device and the last: what a queue has asked the kernel for is taken back by the end of
-    /// this process only.
+    /// Opens the volume on all shards, so that nothing can fail between the first queue of a device
+    /// and the last: once a queue has sent its commands, only the end of this process takes them
+    /// back.
     ///
     /// # Errors
     /// When there are no shards, or one cannot use the volume.
@@ -32,7 +32,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Unsupported, "open", "device queues need io_uring"));
         }
         let _alone = self.handing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that have opened it are told to close it, too, if another cannot.
+        // On drop, the shards that have opened the volume close it if another cannot open it.
         let opened = Opened { engine: self, served };
         let answers = ask(self.shards(), |answer| Command::Open(served.clone(), answer))?;
         answers.into_iter().collect::<Result<()>>()?;
@@ -195,7 +195,7 @@ mod tests {
         opened.serve((0..count).map(queue).collect()).unwrap();
         assert_eq!((started.load(SeqCst), engine.connections()), (count, count));
         drop(opened);
-        // The queues have it now, and nobody else.
+        // Only the queues have it now.
         settled(count);
         engine.stop();
         settled(0);

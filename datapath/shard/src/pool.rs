@@ -35,7 +35,7 @@ impl Pool {
         Ok(fresh.slice(0, len))
     }
 
-    /// Takes a buffer back if nobody else holds it.
+    /// Takes a buffer back if nothing else holds it.
     pub(crate) fn give(&mut self, buf: Buf) {
         let capacity = buf.capacity();
         let class = class(capacity);
@@ -51,7 +51,7 @@ impl Pool {
         }
     }
 
-    /// Takes all buffers of a payload back that nobody else holds.
+    /// Takes back all buffers of a payload that nothing else holds.
     pub(crate) fn give_all(&mut self, payload: Payload) {
         for segment in payload.into_segments() {
             if let Segment::Data(buf) = segment {

@@ -79,7 +79,8 @@ pub trait Session: Send {
         false
     }
 
-    /// The connection is closed. Takes back what the recorder was told to be in flight.
+    /// The connection is closed. Subtracts from the recorder what this session still counts as in
+    /// flight.
     fn closed(&mut self, recorder: &Recorder);
 }
 

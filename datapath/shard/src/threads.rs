@@ -176,7 +176,7 @@ impl Connection {
                 Ok(false) => return self.drain(),
                 Err(error) => {
                     self.session.enter(Phase::Gone, Some(&error));
-                    // Nobody need wait for us while we wait for the backend.
+                    // The client need not wait while this thread waits for the backend.
                     let _ = shutdown(&self.socket, Shutdown::Both);
                     for (request, outcome) in self.waiting.withdraw(CONNECTION) {
                         self.call(|session, cx| session.completed(request, outcome, cx));

@@ -10,7 +10,7 @@
 
 use hdrhistogram::Histogram;
 
-/// The smallest latency told apart from zero.
+/// The smallest latency that is not counted as zero.
 const LOWEST_NS: u64 = 1_000;
 /// The longest latency that is tracked; longer ones count as about this long.
 const HIGHEST_NS: u64 = 100_000_000_000;

@@ -139,8 +139,8 @@ impl fmt::Debug for Recorder {
     }
 }
 
-/// What a [`Recorder`] writes and anybody may read. Aligned so that no two shards write to one
-/// cache line, nor to a pair of lines that is prefetched together.
+/// What a [`Recorder`] writes; other threads may read it at any time. Aligned so that no two shards
+/// write to one cache line, nor to a pair of lines that is prefetched together.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Counters {
@@ -211,13 +211,13 @@ fn new_block(place: &OnceLock<Block>) -> Option<&Block> {
     Some(place.get_or_init(|| block.into_boxed_slice()))
 }
 
-/// Adds to a counter that nobody else writes.
+/// Adds to a counter that has no other writer.
 #[inline]
 fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(count), Relaxed);
 }
 
-/// Adds to a gauge that nobody else writes.
+/// Adds to a gauge that has no other writer.
 #[inline]
 fn add_signed(gauge: &AtomicI64, change: i64) {
     gauge.store(gauge.load(Relaxed).wrapping_add(change), Relaxed);

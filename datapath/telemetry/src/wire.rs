@@ -7,8 +7,8 @@
 //!      "p99_ns": 22015, "p999_ns": 22015, "max_ns": 22015, "counts": [[20479, 1], [22015, 1]]}]}]}
 //! ```
 //! `counts` holds each latency that occurred, as the highest value that its counter counts, and how
-//! often. It is the whole histogram: whoever knows no HdrHistogram can still merge two of them. The
-//! figures before it are for those who only want to look, and are ignored on reading.
+//! often. It is the whole histogram, and two of them can be merged without HdrHistogram. The
+//! figures before it are for display only, and are ignored on reading.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};

@@ -36,8 +36,8 @@ pub fn check() -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, "ublk", what))
 }
 
-/// Makes a device that is never started, and ends it. On some kernels that kills or hangs whoever
-/// asks, so let a process do it that can be spared, and wait for a bounded time.
+/// Makes a device that is never started, and ends it. On some kernels this kills or hangs the
+/// caller, so call it in a process that can be lost, and wait for a bounded time.
 ///
 /// # Errors
 /// As [`check`], and what the driver says.
@@ -105,10 +105,10 @@ impl Control {
         self.call(control::STOP_DEV, id, 0, &mut [])
     }
 
-    /// Ends the device; its number is free once nobody has it open.
+    /// Ends the device; its number is free once no program has it open.
     pub(crate) fn delete(&mut self, id: u32) -> Result<()> {
         match self.call(control::DEL_DEV_ASYNC, id, 0, &mut []) {
-            // Before Linux 6.9 there is only one that waits for who has it open.
+            // Before Linux 6.9 only DEL_DEV exists, which waits until the device is closed.
             Err(error) if error.kind() == ErrorKind::Unsupported => {
                 self.call(control::DEL_DEV, id, 0, &mut [])
             }

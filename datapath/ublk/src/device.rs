@@ -25,7 +25,7 @@ pub(crate) const IO_MAX_BYTES: u32 = 1 << 20;
 const FILE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A dead server is cleaned up by the kernel within milliseconds, unless its disks are slow.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a device that was ended may be held by who has it open.
+/// How long programs may keep a device open that was ended.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(1);
 
@@ -35,9 +35,9 @@ pub struct Device {
     id: u32,
 }
 
-/// Makes a device with blocks of `block` bytes and returns when it is live. The kernel keeps
-/// `key`, by which [`recover`] knows the device, and the engine its queues. `made` is called
-/// before anybody can use it.
+/// Makes a device with blocks of `block` bytes and returns when it is live. The kernel keeps `key`,
+/// by which [`recover`] knows the device, and the engine its queues. `made` is called before the
+/// device can be used.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Unsupported`] when it is too
@@ -80,7 +80,7 @@ pub fn attach(
         control.start(added.id)
     })();
     if let Err(error) = live {
-        // The caller has not learned of it, so nobody else would end it.
+        // The caller does not know it, so it has to be ended here.
         let _ = device.detach(key, ());
         return Err(error);
     }
@@ -131,7 +131,7 @@ pub fn recover(opened: &Opened<'_>, device: Device, key: u64) -> Result<()> {
     let begun = Instant::now();
     while let Err(error) = control.start_recovery(device.id) {
         if error.kind() == ErrorKind::Invalid && control.info(device.id)?.state == QUIESCED {
-            // Somebody has begun, and died before its queues were ready.
+            // Another server began the recovery, and died before its queues were ready.
             break;
         }
         if error.kind() != ErrorKind::Busy || begun.elapsed() > RECOVERY_TIMEOUT {
@@ -170,8 +170,9 @@ impl Device {
         Control::open()?.set_size(self.id, size)
     }
 
-    /// Ends it, unless it is another device by now. What the kernel has not written yet is lost, so
-    /// write it before. `claim` keeps others from using it, and is dropped once nobody can.
+    /// Ends it, unless it is another device by now. Dirty pages of the kernel are lost, so write
+    /// them back before. `claim` keeps other programs from using the device, and is dropped once
+    /// none can.
     ///
     /// # Errors
     /// What the kernel says; none when there is no such device any more.
@@ -186,7 +187,7 @@ impl Device {
         // The kernel keeps it for as long as it is open.
         drop(claim);
         match stopped.and_then(|()| control.delete(self.id)) {
-            // Somebody else was quicker.
+            // It was ended by other means meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other => other?,
         }

@@ -50,9 +50,9 @@ pub(crate) struct UblkQueue {
     shed_privilege: bool,
 }
 
-/// Who has a slot.
+/// The owner of a slot.
 enum Slot {
-    /// The kernel, or nobody. It was told this result, if any.
+    /// The kernel, or nothing any more. This result was sent with its last commit, if any.
     Away(Option<i32>),
     /// The backend.
     Busy { kind: OpKind, bytes: u64, in_place: bool, start: Nanos, submitted: Nanos },
@@ -189,7 +189,7 @@ impl UblkQueue {
     /// Answers a request whose op has ended.
     fn complete(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
         if self.abandoned {
-            // The slot is somebody else's by now.
+            // The slot's request was answered when the queue was abandoned.
             self.orphans -= 1;
             return;
         }
@@ -206,7 +206,7 @@ impl UblkQueue {
         if matches!(kind, OpKind::Read | OpKind::Write) && !in_place {
             self.held_bytes -= bytes;
         }
-        // What the kernel is told of reads and writes is how much was done.
+        // The result of a read or a write is the number of bytes.
         let done = i32::try_from(bytes).unwrap_or(0);
         match outcome {
             Ok(Reply::Data(payload)) if payload.len() as u64 == bytes => {
@@ -286,7 +286,7 @@ impl DeviceQueue for UblkQueue {
             // Not before those that wait.
             OK if !self.waiting.is_empty() => self.waiting.push_back(slot),
             OK => self.begin(slot, cx),
-            // Nobody else would answer the request.
+            // The request must be answered all the same.
             EAGAIN | ENOMEM if let Slot::Away(told) = self.slots[slot as usize] => match told {
                 Some(told) => self.answer(slot, told, cx),
                 None => cx.command(&self.fetching(slot), slot),

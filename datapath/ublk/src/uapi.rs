@@ -161,7 +161,7 @@ pub(crate) fn commit_and_fetch(queue: u16, slot: u16, result: i32, addr: [u8; 8]
 }
 
 /// A `struct ublk_auto_buf_reg`: "Register the memory of the next request under this index of the
-/// ring's table, or say that you could not." Beyond the table, nobody can.
+/// ring's table, or say that you could not." An index beyond the table always fails.
 pub(crate) fn auto_buf_reg(index: Option<u16>) -> [u8; 8] {
     const FALLBACK: u64 = 1 << 16;
     const BEYOND: u16 = u16::MAX;

@@ -79,7 +79,7 @@ for front in $(fronts); do
     partitioned parts.img
     parts=$(sheave attach --front $front parts.img)
     has_partition "$parts"
-    # Who uses one uses the device.
+    # A user of a partition uses the device.
     mkfs.ext4 -q -F "${parts}p1" 1M 2>mkfs.log
     mount "${parts}p1" mounted
     refused "$PWD/mounted" sheave detach parts.img

@@ -62,7 +62,7 @@ for front in $(fronts); do
     stop_daemon
     end_disk_below
 
-    # Data is lost, which the next daemon would not be told of.
+    # Data is lost, which the next daemon would not know.
     disk_below error=EIO
     start_daemon
     device=$(sheave attach --front $front /dev/nbd8)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A daemon that is told to end serves on what is in use, and ends when nothing is.
+# A daemon that gets SIGTERM keeps serving devices in use, and ends when none is.
 . ./common.sh
 
 mkdir -p mounted
@@ -26,7 +26,7 @@ for found in json.load(sys.stdin): print(found["device"], "ro" if found["read_on
     [ ! -e /run/sheave/control.sock ] || fail 'its socket is there'
     clean ext4 disk.img
 
-    # Who insists is obeyed. The next daemon serves what was in use.
+    # A second signal ends it at once. The next daemon serves the devices in use.
     start_daemon
     device=$(sheave attach --front $front disk.img)
     mount "$device" mounted

@@ -17,14 +17,14 @@ refused 'blocks of 512 bytes' sheave attach odd.img
 refused 'blocks of 512 bytes' sheave attach empty.img
 expect "$device" "$(sheave attach disk.img)"
 
-# Who is neither root nor the daemon's user is not served, whatever the modes say.
+# Users other than root and the daemon's user are refused, whatever the socket's mode.
 chmod 777 /run/sheave /run/sheave/control.sock
 said=$(SHEAVE_RUNTIME_DIR=/run/sheave setpriv --reuid=65534 --clear-groups sheave ls 2>&1) &&
     fail 'a stranger was served'
 grep -q 'only root' <<<"$said" || fail "a stranger was told: $said"
 chmod 700 /run/sheave
 
-# A device that somebody else made is not ours to end.
+# A device of another program is not ended.
 sheave serve 'memory:?size=1M' --socket foreign.sock >serve.log 2>&1 &
 server=$!
 listens foreign.sock $server

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Devices outlive their daemon: it is killed under load, and nobody sees an error.
+# Devices outlive their daemon: it is killed under load, and no program sees an error.
 . ./common.sh
 
 mkdir -p mounted

@@ -107,7 +107,7 @@ sleep $((watchdog_s + 5))
 expect "$main" "$(of MainPID)"
 expect 0 "$(of NRestarts)"
 
-# Nobody else may take it from systemd.
+# Only systemd's own may take over from it.
 refused 'systemctl reload' sheave daemon --takeover
 expect "$main" "$(of MainPID)"
 
@@ -122,7 +122,8 @@ said 'Watchdog timeout'
 served_on
 expect "$devices" "$(sheave ls --json)"
 
-# A stop waits for who uses its devices. Who insists is obeyed, and the next one serves them on.
+# A stop waits for the users of its devices. A second signal ends it, and the next daemon serves
+# them.
 systemctl stop --no-block sheave.service
 said 'served on'
 becomes deactivating/stop-sigterm

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A volume that does not answer hangs nobody but those who wait for it, and can be ended; a device
-# whose connection dies, or that somebody else ends, is looked after.
+# A volume that does not answer hangs only its own users, and can be ended; a device whose
+# connection dies, or that is ended by other means, is looked after.
 . ./common.sh
 
 # A part of it, or all, answers after an hour.
@@ -89,7 +89,7 @@ for found in json.load(sys.stdin): print(found["device"])')"
     rm disk.img other.img dead.img
 done
 
-# A connection that dies is replaced, and nobody sees an error.
+# A connection that dies is replaced, and no program sees an error.
 truncate -s 64M disk.img
 start_daemon
 device=$(sheave attach --front nbd disk.img)
@@ -121,7 +121,7 @@ wait $load || fail "fio: $(cat fio.log)"
 ! grep -q 'I/O is suspended' daemon.log || fail 'it could not be served at once'
 expect "$device" "$(sheave attach disk.img)"
 
-# What somebody else ends is forgotten.
+# A device that is ended by other means is forgotten.
 nbd-client -d "$device" >/dev/null
 logged 'its device is gone; forgotten'
 expect 'no devices' "$(sheave ls)"

@@ -68,6 +68,6 @@ kill "$daemon"
 ended "$daemon" 'the daemon'
 expect '' "$(connected)"
 
-# Where there is nobody, there is nothing to take over.
+# Without a daemon there is nothing to take over.
 start_daemon --takeover
 stop_daemon

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The daemon is killed again and again under load on devices of all fronts at once: nobody sees an
-# error, and I/O goes on soon after each start. ROUNDS=100
+# The daemon is killed again and again under load on devices of all fronts at once: no program sees
+# an error, and I/O goes on soon after each start. ROUNDS=100
 . ./common.sh
 . ./soak.sh
 

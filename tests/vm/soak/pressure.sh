@@ -1,6 +1,7 @@
 #!/bin/bash
-# Memory is short: the daemon and who dirties pages of its devices share a memory cgroup whose limit
-# is less than what is written. Nothing hangs, and all data is right. MINUTES=10, LIMIT_MIB=160
+# Memory is short: the daemon and the programs that dirty pages of its devices share a memory cgroup
+# whose limit is less than what is written. Nothing hangs, and all data is right. MINUTES=10,
+# LIMIT_MIB=160
 . ./common.sh
 . ./soak.sh
 
@@ -53,7 +54,7 @@ check() {
 }
 
 sysctl -qw kernel.hung_task_timeout_secs=$patience_s 2>/dev/null ||
-    echo 'this kernel does not tell of hung tasks'
+    echo 'this kernel does not report hung tasks'
 group=/sys/fs/cgroup/soak
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 mkdir -p $group

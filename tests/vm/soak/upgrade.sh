@@ -1,6 +1,6 @@
 #!/bin/bash
 # A daemon gives way to the next again and again under load on devices of all fronts at once: the
-# same devices, nobody sees an error, and no request takes long. ROUNDS=100
+# same devices, no program sees an error, and no request takes long. ROUNDS=100
 . ./common.sh
 . ./soak.sh
 

@@ -1,12 +1,12 @@
-//! Between fork and exec a child of this process has all its files, with their locks: who asks then
-//! who has a file finds the child. So processes that are started often, such as those that wait for
-//! devices, are started while no file is being locked.
+//! Between fork and exec a child of this process has all its files, with their locks, so a search
+//! for the holders of a file finds the child. Therefore a process is started only while no file is
+//! being locked.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Either takes milliseconds. One that takes longer, at a file server that is away perhaps, is not
-/// waited for.
+/// The longest wait for turns of the other kind. Either kind takes milliseconds, unless a file
+/// server does not answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 static TURNS: Mutex<[usize; 2]> = Mutex::new([0, 0]);
@@ -24,7 +24,7 @@ pub(super) enum Kind {
     Lock = 1,
 }
 
-/// While somebody has one of a kind, nobody has one of the other.
+/// While turns of one kind are held, none of the other kind is given out.
 pub(super) struct Turn(Kind);
 
 impl Turn {

@@ -1,4 +1,4 @@
-//! Who has a file open, as far as /proc and /sys tell.
+//! The processes that have a file open, as far as /proc and /sys show.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -118,7 +118,7 @@ fn parent_in(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// What fdinfo tells of an open file.
+/// An open file as fdinfo shows it.
 struct OpenFile {
     /// Since Linux 5.14.
     ino: Option<u64>,

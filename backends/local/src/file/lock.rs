@@ -1,13 +1,15 @@
-//! Which program may use a file. Five means, because programs differ in how they show their use:
+//! Locks of files against use by two programs. There are five means, because programs differ in how
+//! they show their use:
 //!
 //! 1. a table of the files that this process has open (POSIX locks do not hold within one);
 //! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer;
 //! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
 //!    so keeps qemu out as well as us;
-//! 4. a look at who has it open for writing ([`super::holders`]), for those that lock nothing;
+//! 4. a search for processes that have it open for writing ([`super::holders`]), for programs that
+//!    lock nothing;
 //! 5. a lock on a byte behind all others ([`GUARD`]) of every description that is written through.
-//!    The others end with their process, while direct I/O of it may still be on its way to the disk
-//!    and land on what is written after. This one ends with the last request.
+//!    The other locks end with their process, while its direct I/O may still be in flight and
+//!    overwrite later data. This one ends with the last request.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -36,14 +38,14 @@ const GUARD: i64 = 1 << 62;
 /// I/O that a process leaves behind ends within milliseconds, unless its disk is slow.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a program does that may not.
+/// What the other program does.
 pub(super) const WRITES: &str = "has it open for writing";
 
 /// How long it takes at most until a program that begins has lost what its predecessor had open.
 pub(super) const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
 pub(super) const EXEC_POLL: Duration = Duration::from_millis(10);
 
-/// What makes a file the same file.
+/// Identifies a file under all its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) dev: u64,
@@ -67,7 +69,7 @@ impl Identity {
     }
 }
 
-/// An entry in the table of files that this process has open.
+/// An entry in the table of files that this process has open; removed on drop.
 pub(super) struct OpenEntry {
     identity: Identity,
     read_only: bool,
@@ -109,7 +111,7 @@ fn open_files() -> MutexGuard<'static, Vec<(Identity, bool)>> {
     OPEN_FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Locks an open file against other processes, or says who has it.
+/// Locks an open file against other processes, or names the process that holds it.
 pub(super) fn lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
     lock_others_out(file, identity, path, read_only)?;
     let begun = Instant::now();
@@ -125,7 +127,7 @@ pub(super) fn lock(file: &File, identity: &Identity, path: &Path, read_only: boo
 
 /// Locks the byte behind all others for this description, which I/O in flight keeps open.
 pub(super) fn guard(file: &File) {
-    // Where there are no such locks, nobody can be warned.
+    // Without such locks (an old kernel, a network file system) there is no guard.
     let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, GUARD, 1)));
 }
 
@@ -162,7 +164,7 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
     match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(busy(identity, path, "has locked it")),
-        // A file system without locks: there is nothing to go by but the look at who has it open.
+        // The file system has no locks: only the search for holders is left.
         Err(TryLockError::Error(_)) => {}
     }
     if !read_only && has_range_locks(file) {

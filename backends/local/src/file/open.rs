@@ -1,4 +1,4 @@
-//! Opening a file: what it is, what it can do, and whom else it belongs to.
+//! Opens a file: finds out what it is and what it can do, and locks it.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -213,7 +213,7 @@ fn is_readable(path: &Path) -> bool {
 /// this one is removed.
 pub(super) fn identity_of(file: &File, metadata: &Metadata) -> Option<String> {
     if metadata.file_type().is_block_device() {
-        // Which disk since the start of the node it is, told since Linux 5.15.
+        // The disk's sequence number since the node's start, since Linux 5.15.
         let sequence = attribute(metadata, "diskseq").unwrap_or_default();
         return Some(format!("device {} {sequence}", metadata.rdev()));
     }
@@ -275,8 +275,8 @@ fn block_sizes(
         direct_block(file, name)?
     };
     if !size.is_multiple_of(u64::from(minimum)) {
-        // The last piece goes through the page cache, whose unit must then be nobody else's:
-        // writing it back would undo a direct write to its other part.
+        // The last piece goes through the page cache, so direct writes must not touch its page:
+        // writing the page back would undo a direct write to its other part.
         let unit = u32::try_from(metadata.blksize()).unwrap_or(u32::MAX).max(DIRECT_BLOCK_DEFAULT);
         minimum = minimum.max(unit);
     }
@@ -314,7 +314,7 @@ fn is_rotational(metadata: &Metadata) -> bool {
     attribute(metadata, "queue/rotational").is_some_and(|text| text == "1")
 }
 
-/// What the kernel tells of a device, or of the whole device of a partition.
+/// A property of a device, or of the whole device of a partition, from sysfs.
 fn attribute(metadata: &Metadata, name: &str) -> Option<String> {
     let rdev = metadata.rdev();
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));

@@ -1,17 +1,17 @@
-//! One `fdatasync` at a time, for all who wait for one.
+//! One `fdatasync` at a time, for all jobs that wait for one.
 //!
 //! Two at once on one description would race for the error of a failed write-back, which the kernel
-//! reports once. So whoever comes while one runs waits for the next, together with all others who
-//! do; under load that is also what makes flushes cheap.
+//! reports once. So a job that comes while one runs waits for the next, together with all others
+//! that do. Under load this also makes flushes cheap.
 
 use sheave_core::{Result, memory};
 
 /// Jobs that wait for a sync of a backend's file.
 #[derive(Default)]
 pub(super) struct GroupSync {
-    /// Those whom the one in flight serves.
+    /// Jobs that the sync in flight serves.
     running: Vec<usize>,
-    /// Those who came after it began.
+    /// Jobs that came after it began.
     waiting: Vec<usize>,
     in_flight: bool,
 }
@@ -29,12 +29,13 @@ impl GroupSync {
         memory::attempt(|| self.running.try_reserve(count - self.running.len()))
     }
 
-    /// Takes the next of those whom the sync that ended has served.
+    /// Takes the next job that the completed sync has served.
     pub(super) fn served(&mut self) -> Option<usize> {
         self.running.pop()
     }
 
-    /// Notes that the sync has ended and all it served are taken. True: start the next one now.
+    /// Notes that the sync has completed and all jobs that it served are taken. True: start the
+    /// next one now.
     pub(super) fn completed(&mut self) -> bool {
         debug_assert!(self.running.is_empty());
         self.in_flight = false;

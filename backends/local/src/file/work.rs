@@ -46,8 +46,8 @@ pub(super) enum Fua {
     No,
     /// By `RWF_DSYNC`. For direct I/O, whose errors the kernel reports to the write itself.
     Dsync,
-    /// `RWF_DSYNC` has failed, and the write goes on without: if it fails too, it was the write,
-    /// else it was the sync in it, which may have told of other data that is lost.
+    /// `RWF_DSYNC` failed. The write is repeated without it to learn which half failed; if it was
+    /// the sync, it may have reported the loss of other data.
     RetryWithoutSync,
     /// By a sync of the backend afterwards. Through the page cache `RWF_DSYNC` could take the
     /// error of another write's failed write-back away from that write.
@@ -158,7 +158,7 @@ impl Work {
         match self {
             Self::Read { range, into, done } => match result {
                 Ok(0) => {
-                    // What follows reads as zeroes once somebody has written behind it.
+                    // What follows would read as zeroes after a write behind it.
                     image.poison();
                     Step::End(Err(shrunk("read", image, range.start() + *done as u64)))
                 }
@@ -190,8 +190,8 @@ impl Work {
                     if *fua != Fua::Dsync {
                         return Step::End(Err(error));
                     }
-                    // Of an EIO nobody can tell whether it was the write or the flush of the
-                    // device's cache, with which other writes would be lost.
+                    // EIO may come from the write or from the flush of the device's cache, with
+                    // which other writes are lost.
                     if error.kind() == ErrorKind::Io {
                         image.poison();
                         return Step::End(Err(error));

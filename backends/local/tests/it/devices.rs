@@ -335,7 +335,7 @@ fn a_backend_that_comes_late_tells_of_what_was_lost_before() {
     let mut early: Vec<_> = (0..HANDLES_READY).map(|_| driver(&volume)).collect();
     leaky.fill();
     early[0].run_one(write(32 << 20, &[7; 65536])).unwrap();
-    // Somebody else is told of the failure, after which the kernel tells new descriptions nothing.
+    // Another description gets the error; the kernel then reports nothing to new descriptions.
     image.sync_all().unwrap_err();
     let error = driver(&volume).run_one(Op::Flush).unwrap_err();
     assert!(error.to_string().contains("may be lost"), "{error}");

@@ -125,7 +125,7 @@ fn a_failed_flush_poisons_the_volume_for_all_backends() {
     let mut driver = Log::default().driver(&volume, move |request| {
         if is_sync(request) && std::mem::take(&mut fails) { errno(Errno::IO) } else { Mishap::None }
     });
-    // The two that wait behind the first must not be told that all is well.
+    // The two that wait behind the first must not succeed.
     for outcome in driver.run(vec![Op::Flush, Op::Flush, with_fua(write(8, b"x"))]) {
         let error = outcome.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io);
@@ -242,7 +242,7 @@ fn a_direct_write_whose_sync_fails_poisons_and_one_that_fails_itself_does_not() 
         _ => Mishap::None,
     });
     driver.run_one(Op::Flush).unwrap();
-    // Written without a sync, so what failed was the sync, perhaps with somebody else's data.
+    // Written without a sync, so the sync failed, perhaps with data of another program.
     for op in [op(), Op::Flush] {
         let error = driver.run_one(op).unwrap_err();
         assert!(error.to_string().contains("may be lost"), "{error}");

@@ -72,8 +72,9 @@ impl Setup {
         Server::start("qemu-nbd", &args, &self.socket)
     }
 
-    /// Opens what nobody else holds. A process that another test is just starting holds copies of
-    /// our descriptors, and so of a lock that we have given up, until its `exec`: that passes.
+    /// Opens a file that no other program holds. A process that another test is starting holds
+    /// copies of our descriptors until its `exec`, and so a lock that we have released; therefore
+    /// it tries again.
     fn open(&self, read_only: bool) -> sheave_core::Result<FileVolume> {
         let give_up = Instant::now() + PATIENCE;
         loop {

@@ -52,7 +52,7 @@ both_engines! {
         drip.join().unwrap();
         let took = begun.elapsed();
         assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(10), "{took:?}");
-        // Who has negotiated may be silent.
+        // A client that has negotiated may be silent.
         let mut client = Client::new(&server);
         std::thread::sleep(Duration::from_millis(600));
         assert_eq!(client.bytes(0, 3), [0; 3]);

@@ -11,7 +11,7 @@ use crate::support::{
 
 const SIZE: u64 = 4 << 20;
 
-/// One client's requests on a part of the volume that nobody else uses, and what they must do.
+/// One client's requests on its own part of the volume, and their expected results.
 struct Player {
     client: Client,
     random: Random,

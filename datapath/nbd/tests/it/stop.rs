@@ -32,7 +32,7 @@ fn write_for_ever(server: &Running, tcp: bool) -> u64 {
         match client.answer() {
             Ok(Some(answer)) => assert_eq!(answer.error, None),
             Ok(None) => return answered,
-            // Nobody takes requests any more, but replies may still be there.
+            // No more requests are taken, but replies may still arrive.
             Err(_) => return answered + answers(&mut client),
         }
         answered += 1;
@@ -41,7 +41,7 @@ fn write_for_ever(server: &Running, tcp: bool) -> u64 {
 }
 
 both_engines! {
-    /// What the volume has done the client is told.
+    /// The client gets a reply for everything that the volume has done.
     fn under_load_no_reply_is_lost(engine) {
         for volume in ["memory:?size=1M", "memory:?size=1M&fault=write:delay=2ms:probability=0.2"] {
             let mut server = Setup::new(engine, volume).start();
@@ -57,7 +57,7 @@ both_engines! {
                 wait_until("all are busy", || {
                     let counted = registry.snapshot().remove(0);
                     let writes = counted.op(OpKind::Write).map_or(0, |writes| writes.count());
-                    // Whoever still negotiates is sent away without an answer.
+                    // A client that still negotiates is disconnected without an answer.
                     counted.gauges.connections == 4 && writes > 1000
                 });
                 let took = server.stop();

@@ -142,7 +142,7 @@ impl ServerHandshake {
         Ok(Next::StartTls)
     }
 
-    /// `INFO` and `GO` are told the same.
+    /// The answer to `INFO` and `GO`.
     fn info(
         &self,
         option: u32,
@@ -176,7 +176,7 @@ impl ServerHandshake {
             info(info_type::DESCRIPTION, &|reply| reply.extend_from_slice(text.as_bytes()));
         }
         info(info_type::BLOCK_SIZE, &|reply| {
-            // Who does not ask promises nothing and is served whatever it sends.
+            // A client that does not ask promises nothing; requests of any alignment are served.
             reply.put_u32(if block_size_asked {
                 advertised_block(export.info, export.size)
             } else {

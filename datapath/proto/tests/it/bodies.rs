@@ -231,7 +231,7 @@ pub(crate) fn server_transmission(data: &[u8]) -> bool {
         let header = source.take(header_len);
         let request = match Request::decode(style, header) {
             Ok(request) => request,
-            // Whoever guesses the rest need not guess the magic number too.
+            // Random input rarely has the right magic number, so it is patched in.
             Err(_) => {
                 let mut patched = header.to_vec();
                 let magic = match style {

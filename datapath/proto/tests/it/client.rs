@@ -44,7 +44,7 @@ impl Client {
         self.reply(option, reply_type::ACK, &[])
     }
 
-    /// Tells of an export of [`SIZE`] bytes and acknowledges `GO`.
+    /// Describes an export of [`SIZE`] bytes and acknowledges `GO`.
     fn accept_go(&mut self) -> ClientNegotiated {
         self.reply(option::GO, reply_type::INFO, &export_info(SIZE, 1));
         match self.ack(option::GO).1 {

@@ -155,7 +155,7 @@ fn foreign_qemu_nbd_shows_holes() {
     client.disconnect();
 }
 
-/// nbd-server, for one connection: it does not fork, so that we know whom to kill.
+/// nbd-server, for one connection: it does not fork, so that we know which process to kill.
 fn nbd_server() -> Server {
     let dir = TempDir::new();
     let image = image(&dir);

@@ -53,7 +53,7 @@ fn o1_empty_export_name_is_the_default() {
     assert_eq!(choose_by_name(&mut server, b"").unwrap().1.export, 0);
 }
 
-/// Whoever forgets the name must not write to whichever volume comes first.
+/// A client that forgets the name must not write to the first volume.
 #[test]
 fn among_several_exports_there_is_no_default() {
     let chosen = choose_by_name(&mut Server::new(TlsMode::Off), b"");

@@ -344,7 +344,7 @@ proptest! {
             if req_one {
                 prop_assert!(found.len() == 1 && found[0].0 <= len);
             }
-            // Every byte told has the status of its extent.
+            // Every byte described has the status of its extent.
             let mut at = 0;
             for (len, status) in found {
                 let mut end = 0;

@@ -21,7 +21,7 @@ use crate::session::{Cx, NextRead, Phase, Session};
 /// Turns after which what is waited for does not come.
 const TURNS_MAX: usize = 100_000;
 
-/// What sessions and backend were told, one line each.
+/// The calls to sessions and backend, one line each.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 

@@ -18,7 +18,7 @@ pub(crate) struct Link {
     file: std::fs::File,
     tls: Option<ClientConnection>,
     output: Vec<u8>,
-    /// What has arrived and nobody has taken.
+    /// What has arrived and has not been taken.
     pub(crate) input: Vec<u8>,
     pub(crate) ended: bool,
     /// Leaves in the kernel what arrives.
@@ -125,7 +125,7 @@ impl Link {
         let ready = fds[0].revents();
         if ready.contains(PollFlags::OUT) && !self.output.is_empty() {
             let written = (&self.file).write(&self.output);
-            // What nobody takes is not offered again.
+            // After an error the output is dropped.
             let count = *written.as_ref().unwrap_or(&self.output.len());
             self.output.drain(..count);
             written?;
