@@ -24,6 +24,11 @@ fn devices_outlive_their_daemon() {
 }
 
 #[test]
+fn remote_volumes_outlive_their_server() {
+    case("remote.sh");
+}
+
+#[test]
 fn a_daemon_gives_way_to_another() {
     case("upgrade.sh");
 }
