@@ -1,9 +1,10 @@
 //! One op at a time, waited for: for tools and tests.
 
-use sheave_core::{Backend, Buf, Error, Op, Outcome, Tag, Volume};
+use sheave_core::{Backend, Buf, Error, Op, Outcome, Payload, Tag, Volume};
 
 use crate::Clock;
 use crate::io::PlainIo;
+use crate::pool::{Buffers, PoolRef};
 use crate::waiting::Waiting;
 
 /// A backend that is used by plain calls.
@@ -27,9 +28,27 @@ impl Blocking {
         Ok(Self { backend, waiting: Waiting::default(), io, clock: Clock::start() })
     }
 
-    /// Gives a buffer back to the pool.
-    pub fn recycle(&mut self, buf: Buf) {
-        self.io.pool.give(buf);
+    /// As [`Blocking::open`], with buffers that others use as well.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sharing(volume: &dyn Volume, buffers: &Buffers) -> sheave_core::Result<Self> {
+        let mut blocking = Self::open(volume)?;
+        blocking.io.pool = PoolRef::Shared(buffers.clone());
+        Ok(blocking)
+    }
+
+    /// A buffer of `len` bytes from the pool, with arbitrary content.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`](sheave_core::ErrorKind::NoMemory) when there is no memory for it.
+    pub fn buffer(&mut self, len: usize) -> sheave_core::Result<Buf> {
+        self.io.pool.take(len)
+    }
+
+    /// Gives the buffers of a payload back to the pool that nothing else holds.
+    pub fn recycle(&mut self, payload: Payload) {
+        self.io.pool.give_all(payload);
     }
 
     /// Runs an op to its end.
@@ -71,5 +90,26 @@ impl Blocking {
             }
             io.now = clock.now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_gives_back_another_uses_again() {
+        let volume = sheave_local::Memory::new(1 << 20).unwrap();
+        let buffers = Buffers::new(1 << 20);
+        let mut reader = Blocking::sharing(&volume, &buffers).unwrap();
+        let mut writer = Blocking::sharing(&volume, &buffers).unwrap();
+        let buf = reader.buffer(8192).unwrap();
+        let address = buf.pages().as_ptr();
+        let held = buf.clone();
+        writer.recycle(buf.into());
+        let fresh = reader.buffer(8192).unwrap();
+        assert!(!fresh.is_same(&held) && fresh.pages().as_ptr() != address, "it is still held");
+        writer.recycle(held.into());
+        assert_eq!(reader.buffer(5000).unwrap().pages().as_ptr(), address);
     }
 }

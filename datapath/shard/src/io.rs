@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use crate::core::Core;
 use crate::doorbell::Doorbell;
-use crate::pool::Pool;
+use crate::pool::PoolRef;
 use crate::waker::of_bell;
 
 /// From how many pending entries of the ring on they are submitted when a request to storage is
@@ -98,7 +98,7 @@ impl Io for RingIo<'_> {
 
 /// By system calls: files at once, sockets when they are ready.
 pub(crate) struct PlainIo {
-    pub(crate) pool: Pool,
+    pub(crate) pool: PoolRef,
     pub(crate) now: Nanos,
     pub(crate) done: VecDeque<IoDone>,
     /// Requests that wait for their sockets.
@@ -121,7 +121,7 @@ impl PlainIo {
         // One for all that ask, so that they can see that it is the same.
         let waker = of_bell(&bell);
         let (done, waiting) = (VecDeque::new(), Vec::new());
-        let (pool, recorder) = (Pool::default(), None);
+        let (pool, recorder) = (PoolRef::Own(Box::default()), None);
         Ok(Self { pool, now: 0, done, waiting, recorder, bell, waker })
     }
 

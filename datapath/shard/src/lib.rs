@@ -37,6 +37,7 @@ pub use clock::Clock;
 pub use ending::{Ending, STOP_GRACE};
 pub use engine::{Engine, EngineChoice, EngineConfig};
 pub use opened::Opened;
+pub use pool::Buffers;
 pub use queue::{DeviceQueue, QueueCx};
 pub use session::{Cx, NextRead, Phase, Session};
 pub use waiting::IN_FLIGHT_MAX;

@@ -1,20 +1,32 @@
 //! Buffers that are used again: few, hot, last in first out.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use sheave_core::{Buf, PAGE_SIZE, Payload, Result, Segment, memory};
 
-/// Bytes that a pool keeps; what comes back beyond that is freed.
+/// Bytes that a thread's own pool keeps; what comes back beyond that is freed.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 /// The smallest and the number of size classes: 4 KiB, 8 KiB, … 32 MiB.
 const CLASSES: usize = 14;
 
-/// One thread's buffers, by power-of-two size.
-#[derive(Default)]
+/// Buffers by power-of-two size.
 pub(crate) struct Pool {
     classes: [Vec<Buf>; CLASSES],
     kept_bytes: usize,
+    kept_bytes_max: usize,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new(KEPT_BYTES_MAX)
+    }
 }
 
 impl Pool {
+    fn new(kept_bytes_max: usize) -> Self {
+        Self { classes: Default::default(), kept_bytes: 0, kept_bytes_max }
+    }
+
     /// A buffer of `len` bytes, page-aligned, with arbitrary content.
     ///
     /// # Errors
@@ -41,7 +53,7 @@ impl Pool {
         let class = class(capacity);
         let fits = class < CLASSES
             && capacity == PAGE_SIZE << class
-            && self.kept_bytes + capacity <= KEPT_BYTES_MAX;
+            && self.kept_bytes + capacity <= self.kept_bytes_max;
         if fits && let Some(buf) = buf.reclaim(capacity) {
             if memory::attempt(|| self.classes[class].try_reserve(1)).is_err() {
                 return;
@@ -62,7 +74,57 @@ impl Pool {
 
     /// Frees everything: an idle shard keeps no memory.
     pub(crate) fn release(&mut self) {
-        *self = Self::default();
+        *self = Self::new(self.kept_bytes_max);
+    }
+}
+
+/// Buffers that several [`Blocking`](crate::Blocking)s share, for data that goes from one to
+/// another: the volume that is written gives back the buffer into which the next piece is read.
+#[derive(Clone)]
+pub struct Buffers(Arc<Mutex<Pool>>);
+
+impl Buffers {
+    /// Keeps at most so many bytes; what comes back beyond that is freed.
+    #[must_use]
+    pub fn new(kept_bytes_max: usize) -> Self {
+        Self(Arc::new(Mutex::new(Pool::new(kept_bytes_max))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        // A panic of another thread leaves a pool that is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the buffers of plain calls come from.
+pub(crate) enum PoolRef {
+    Own(Box<Pool>),
+    Shared(Buffers),
+}
+
+impl PoolRef {
+    /// As [`Pool::take`].
+    pub(crate) fn take(&mut self, len: usize) -> Result<Buf> {
+        match self {
+            Self::Own(pool) => pool.take(len),
+            Self::Shared(buffers) => buffers.lock().take(len),
+        }
+    }
+
+    /// As [`Pool::give`].
+    pub(crate) fn give(&mut self, buf: Buf) {
+        match self {
+            Self::Own(pool) => pool.give(buf),
+            Self::Shared(buffers) => buffers.lock().give(buf),
+        }
+    }
+
+    /// As [`Pool::give_all`].
+    pub(crate) fn give_all(&mut self, payload: Payload) {
+        match self {
+            Self::Own(pool) => pool.give_all(payload),
+            Self::Shared(buffers) => buffers.lock().give_all(payload),
+        }
     }
 }
 

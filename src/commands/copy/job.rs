@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::bail;
 use indicatif::ProgressBar;
 use sheave_core::{Buf, ByteRange, ErrorKind, Extent, Op, Payload, Reply, Segment, Volume};
-use sheave_shard::Blocking;
+use sheave_shard::{Blocking, Buffers};
 
 /// Workers take the volume in stretches of this many bytes.
 const STRETCH: u64 = 64 << 20;
 /// One read or write, in bytes; less if a volume's maximum payload is.
 pub(super) const PIECE: u64 = 1 << 20;
+/// Memory that is used again, in bytes: what a remote volume keeps of its writes by default until
+/// a flush covers them.
+const BUFFERS_BYTES: usize = 64 << 20;
 /// Zeroes inside data are looked for in units of this many bytes.
 pub(super) const ZERO_UNIT: usize = 64 << 10;
 
@@ -35,6 +38,7 @@ pub(super) fn copy(
         failed: AtomicBool::new(false),
         error: Mutex::new(None),
         progress,
+        buffers: buffers(),
     };
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -43,6 +47,11 @@ pub(super) fn copy(
     });
     let error = job.error.into_inner().unwrap_or_else(PoisonError::into_inner);
     error.map_or(Ok(()), Err)
+}
+
+/// Memory of a copy, used again and again.
+pub(super) fn buffers() -> Buffers {
+    Buffers::new(BUFFERS_BYTES)
 }
 
 /// The length of one read or write, a power of two, so that pieces are aligned to every block size.
@@ -61,6 +70,7 @@ struct Job<'a> {
     failed: AtomicBool,
     error: Mutex<Option<anyhow::Error>>,
     progress: &'a ProgressBar,
+    buffers: Buffers,
 }
 
 impl Job<'_> {
@@ -75,8 +85,8 @@ impl Job<'_> {
 
     fn copy_all(&self) -> anyhow::Result<()> {
         let mut worker = Worker {
-            from: Blocking::open(&*self.from)?,
-            to: Writer::open(Arc::clone(&self.to), self.blank, self.piece)?,
+            from: Blocking::sharing(&*self.from, &self.buffers)?,
+            to: Writer::open(Arc::clone(&self.to), self.blank, self.piece, &self.buffers)?,
             job: self,
         };
         while !self.failed.load(Relaxed) {
@@ -143,11 +153,7 @@ impl Worker<'_> {
                 bail!("the source did not answer a read with data");
             };
             self.to.write(range, &payload)?;
-            for segment in payload.into_segments() {
-                if let Segment::Data(buf) = segment {
-                    self.from.recycle(buf);
-                }
-            }
+            self.from.recycle(payload);
         }
         Ok(())
     }
@@ -168,10 +174,25 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(volume: Arc<dyn Volume>, blank: bool, piece: u64) -> anyhow::Result<Self> {
-        let io = Blocking::open(&*volume)?;
+    pub(super) fn open(
+        volume: Arc<dyn Volume>,
+        blank: bool,
+        piece: u64,
+        buffers: &Buffers,
+    ) -> anyhow::Result<Self> {
+        let io = Blocking::sharing(&*volume, buffers)?;
         let can_zero = volume.info().can.write_zeroes;
         Ok(Self { volume, io, blank, can_zero, piece })
+    }
+
+    /// Writes these bytes; as [`Writer::write`].
+    pub(super) fn write_bytes(&mut self, range: ByteRange, bytes: &[u8]) -> anyhow::Result<()> {
+        let buf = self.io.buffer(bytes.len())?;
+        buf.copy_in(0, bytes);
+        let payload = buf.into();
+        self.write(range, &payload)?;
+        self.io.recycle(payload);
+        Ok(())
     }
 
     /// Writes what is not zero, and zeroes the rest.

@@ -11,13 +11,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use sheave_bench::output;
 use sheave_core::{
-    Backend, BlockSizes, Buf, ByteRange, Capabilities, Completion, Error, Io, IoDone, Op, Outcome,
+    Backend, BlockSizes, ByteRange, Capabilities, Completion, Error, Io, IoDone, Op, Outcome,
     Reply, Submitted, Tag, Volume, VolumeInfo, printable,
 };
 use sheave_volumes::VolumeSpec;
 
 use super::interrupt::{Interruption, Leftover};
-use super::job::{PIECE, Writer, ZERO_UNIT, copy};
+use super::job::{PIECE, Writer, ZERO_UNIT, buffers, copy};
 use super::source;
 use super::target::{NewImage, Target};
 
@@ -154,7 +154,8 @@ fn receive_volume(input: &mut Input<'_>, target: &Target, to: &str) -> Result<()
     ensure!(!info.read_only, "{to}: it is read-only");
     target.begin_overwriting(to);
     let payload_max = u64::from(info.block.maximum_payload).max(1);
-    let mut writer = Writer::open(Arc::clone(volume), false, PIECE.min(1 << payload_max.ilog2()))?;
+    let piece = PIECE.min(1 << payload_max.ilog2());
+    let mut writer = Writer::open(Arc::clone(volume), false, piece, &buffers())?;
     let (mut piece, mut at) = (vec![0; PIECE as usize], 0);
     let mut copy = || {
         loop {
@@ -165,7 +166,7 @@ fn receive_volume(input: &mut Input<'_>, target: &Target, to: &str) -> Result<()
             if bytes.is_empty() {
                 return writer.flush();
             }
-            writer.write(range, &Buf::from_bytes(bytes).into())?;
+            writer.write_bytes(range, bytes)?;
             at = range.end();
         }
     };
