@@ -45,6 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-control", &[]),
     ("sheave-csi-proto", &[]),
     ("sheave-csi", &["sheave-control", "sheave-csi-proto"]),
+    ("sheave-node", &["sheave-core"]),
     ("sheave-local", &["sheave-core"]),
     ("sheave-layers", &["sheave-core"]),
     ("sheave-remote", &["sheave-core", "sheave-proto", "sheave-tls"]),

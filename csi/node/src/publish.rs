@@ -1,0 +1,248 @@
+//! Publishing: a staged volume is shown at the places where programs use it.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
+use sheave_core::printable;
+
+use crate::disk::Disk;
+use crate::error::refused;
+use crate::mountinfo::{Mounts, Number};
+use crate::mounts::{bind, make_target, remove_target, resolve, unmount_all};
+use crate::options::Options;
+use crate::state::{Phase, State, Target, fingerprint};
+use crate::{Access, Engine, Error, Kind, PublishRequest, Result};
+
+impl Engine {
+    /// Publishes a volume. Nothing is left of it after an error.
+    pub(crate) fn publish(&self, request: &PublishRequest) -> Result<()> {
+        let volume = &request.volume;
+        let options = match &request.access {
+            Access::Mount { options, .. } => Options::parse(options)?,
+            Access::Block => Options::parse(&[])?,
+        };
+        let options = if request.read_only { options.read_only() } else { options };
+        let _lock = self.lock(volume)?;
+        let mut state = self.staged(request)?;
+        let disk = self.own_disk(&state)?;
+        if request.access == Access::Block && request.read_only && !disk.read_only {
+            let why = "a raw block volume is read-only only if its device is: use a read-only mode";
+            return Err(refused(format!("volume {volume}: {why}")));
+        }
+        let target = self.target(request)?;
+        let arguments = arguments(request);
+        let there = what_is_at(&target, &disk)?;
+        let known = state.targets.iter().find(|known| known.path == target);
+        match (known, there) {
+            (Some(known), There::Ours) if known.arguments != arguments => {
+                let why = format!(
+                    "volume {volume} is published at {} with other arguments; unpublish it first",
+                    printable(&target)
+                );
+                return Err(Error::new(Kind::Exists, why));
+            }
+            (Some(_), There::Ours) if has_flags(&target, &options)? => return Ok(()),
+            // An earlier call was ended between its steps.
+            (Some(_), There::Ours) => unmount_all(&target)?,
+            (_, There::Nothing) => {}
+            (_, There::Ours | There::Other) => {
+                let why = format!("{}: something is mounted there already", printable(&target));
+                return Err(refused(format!("volume {volume}: {why}; unmount it first")));
+            }
+        }
+        self.forget_gone(&mut state, &disk)?;
+        state.targets.retain(|known| known.path != target);
+        if let Some(other) = state.targets.first().filter(|_| !request.is_shared) {
+            let why = format!(
+                "volume {volume} is published at {}, and its access mode allows one place",
+                printable(&other.path)
+            );
+            return Err(refused(why));
+        }
+        state.targets.push(Target { path: target.clone(), arguments });
+        self.states.save(&state)?;
+        let made = make_target(&target, state.fs.is_some())?;
+        let shown = self.show(&state, &disk, &target, &options);
+        shown.inspect_err(|_| {
+            if made && unmount_all(&target).is_ok() {
+                let _ = remove_target(&target);
+            }
+        })
+    }
+
+    /// The state of a volume that is staged as the request says.
+    fn staged(&self, request: &PublishRequest) -> Result<State> {
+        let volume = &request.volume;
+        let not_staged = |why: &str| refused(format!("volume {volume}: {why}; stage it first"));
+        let state = self.states.load(volume)?.filter(|state| !state.is_stale());
+        let state = state.filter(|state| state.phase == Phase::Staged);
+        let state = state.ok_or_else(|| not_staged("it is not staged on this node"))?;
+        if resolve(&request.staging)?.as_ref() != Some(&state.staging) {
+            return Err(not_staged("it is staged at another path"));
+        }
+        if request.access.fs().map(crate::Fs::name) != state.fs.as_deref() {
+            return Err(not_staged("it is staged with another type"));
+        }
+        if request.epoch.is_some() && request.epoch != state.epoch {
+            return Err(not_staged("it was published to this node anew since it was staged"));
+        }
+        Ok(state)
+    }
+
+    /// The device of a staged volume, from which alone its staging path may be mounted.
+    fn own_disk(&self, state: &State) -> Result<Disk> {
+        let volume = &state.volume;
+        let gone = || refused(format!("volume {volume}: its device is gone; unstage it first"));
+        let device = self.volumes.device(volume)?.ok_or_else(gone)?;
+        let disk = Disk::at(&device.path).map_err(|error| error.of(volume))?;
+        let disk = Disk { read_only: disk.read_only || device.read_only, ..disk };
+        self.check_staged(state, &disk)?;
+        Ok(disk)
+    }
+
+    /// Refuses a volume whose staging path is not mounted from its own device: what is written there
+    /// would be on another disk.
+    pub(crate) fn check_staged(&self, state: &State, disk: &Disk) -> Result<()> {
+        if state.fs.is_none() {
+            return Ok(());
+        }
+        let mounts = Mounts::read()?;
+        if mounts.top(&state.staging).is_some_and(|top| top.is_of(disk.number)) {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "volume {}: {} is not mounted from its device {}; stage it first",
+            state.volume,
+            printable(&state.staging),
+            printable(&disk.path)
+        )))
+    }
+
+    fn target(&self, request: &PublishRequest) -> Result<PathBuf> {
+        let missing = || {
+            let target = printable(&request.target);
+            refused(format!("volume {}: {target}: its directory is missing", request.volume))
+        };
+        resolve(&request.target)?.ok_or_else(missing)
+    }
+
+    /// Forgets places at which the volume is not any more.
+    fn forget_gone(&self, state: &mut State, disk: &Disk) -> Result<()> {
+        let mut left = Vec::new();
+        for target in std::mem::take(&mut state.targets) {
+            if what_is_at(&target.path, disk)? == There::Ours {
+                left.push(target);
+            }
+        }
+        state.targets = left;
+        Ok(())
+    }
+
+    fn show(&self, state: &State, disk: &Disk, target: &Path, options: &Options) -> Result<()> {
+        if state.fs.is_none() {
+            bind(&disk.path, target, MountFlags::empty())?;
+        } else {
+            let mounts = Mounts::read()?;
+            let has = flags_at(&mounts, &state.staging);
+            let wanted = options.own_flags();
+            let flags = if has.contains(wanted) { MountFlags::empty() } else { wanted | has };
+            bind(&state.staging, target, flags)?;
+        }
+        // It may have been unmounted, or replaced, since it was looked at.
+        match what_is_at(target, disk)? {
+            There::Ours => Ok(()),
+            There::Nothing | There::Other => {
+                unmount_all(target)?;
+                let why = format!(
+                    "volume {}: {} is not from its device {}; stage it again",
+                    state.volume,
+                    printable(target),
+                    printable(&disk.path)
+                );
+                Err(refused(why))
+            }
+        }
+    }
+
+    /// Unpublishes a volume, and removes the place.
+    pub(crate) fn unpublish(&self, volume: &str, target: &Path) -> Result<()> {
+        let _lock = self.lock(volume)?;
+        let state = self.states.load(volume)?;
+        let Some(target) = resolve(target)? else {
+            return self.forget(state, target);
+        };
+        if state.as_ref().is_some_and(|state| state.staging == target) {
+            return Err(refused(format!("volume {volume}: that is where it is staged")));
+        }
+        let is_known = state.as_ref().is_some_and(|state| {
+            !state.is_stale() && state.targets.iter().any(|known| known.path == target)
+        });
+        if Mounts::read()?.top(&target).is_some() {
+            if !is_known && !self.is_own(volume, &target)? {
+                let why = format!("something else is mounted at {}", printable(&target));
+                return Err(refused(format!("volume {volume}: {why}; it is left as it is")));
+            }
+            unmount_all(&target)?;
+        }
+        remove_target(&target)?;
+        self.forget(state, &target)
+    }
+
+    /// Whether what is at a path is from the volume's device.
+    fn is_own(&self, volume: &str, target: &Path) -> Result<bool> {
+        let Some(device) = self.volumes.device(volume)? else { return Ok(false) };
+        Ok(what_is_at(target, &Disk::at(&device.path)?)? == There::Ours)
+    }
+
+    fn forget(&self, state: Option<State>, target: &Path) -> Result<()> {
+        let Some(mut state) = state else { return Ok(()) };
+        let count = state.targets.len();
+        state.targets.retain(|known| known.path != target);
+        if state.targets.len() == count { Ok(()) } else { self.states.save(&state) }
+    }
+}
+
+/// What is mounted at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    Nothing,
+    /// The volume.
+    Ours,
+    Other,
+}
+
+fn what_is_at(target: &Path, disk: &Disk) -> Result<There> {
+    let mounts = Mounts::read()?;
+    let Some(top) = mounts.top(target) else { return Ok(There::Nothing) };
+    let is_ours = top.is_of(disk.number) || is_device(target, disk);
+    Ok(if is_ours { There::Ours } else { There::Other })
+}
+
+/// Whether a path is this device.
+pub(crate) fn is_device(path: &Path, disk: &Disk) -> bool {
+    let metadata = fs::symlink_metadata(path);
+    metadata.is_ok_and(|metadata| {
+        metadata.file_type().is_block_device() && Number::of(metadata.rdev()) == disk.number
+    })
+}
+
+/// Whether a published filesystem refuses writes, if it is to.
+fn has_flags(target: &Path, options: &Options) -> Result<bool> {
+    let has = flags_at(&Mounts::read()?, target);
+    Ok(!options.is_read_only() || has.contains(MountFlags::RDONLY) || is_block(target))
+}
+
+fn flags_at(mounts: &Mounts, path: &Path) -> MountFlags {
+    mounts.top(path).map_or(MountFlags::empty(), Options::of_mount)
+}
+
+fn is_block(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+}
+
+fn arguments(request: &PublishRequest) -> u32 {
+    let PublishRequest { access, read_only, mode, is_shared, .. } = request;
+    fingerprint(format!("{access:?} {read_only} {mode:?} {is_shared}").as_bytes())
+}

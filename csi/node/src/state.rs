@@ -1,0 +1,262 @@
+//! What this node does with a volume: one file each, on stable storage before it is done, so that a
+//! killed process knows on return what to finish or to undo.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sheave_core::printable;
+
+use crate::mountinfo::Number;
+use crate::{Error, Kind, Result};
+
+/// What this program writes and reads.
+const FORMAT: u32 = 1;
+/// A file's name is no longer (NAME_MAX is 255), with what is added to it.
+const NAME_MAX: usize = 180;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How far a volume is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// It is being staged, or that has failed in the middle.
+    Staging,
+    Staged,
+    /// It is being unstaged, or that has failed in the middle.
+    Unstaging,
+}
+
+/// A volume on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    format: u32,
+    pub(crate) volume: String,
+    pub(crate) phase: Phase,
+    pub(crate) staging: PathBuf,
+    /// The filesystem's type; none for a raw block volume.
+    pub(crate) fs: Option<String>,
+    /// Fingerprint of the mount options, which may be secret themselves.
+    pub(crate) options: u32,
+    pub(crate) read_only: bool,
+    /// Of the publication to this node.
+    pub(crate) epoch: Option<u64>,
+    /// From which its staging path is mounted; none before it was attached.
+    pub(crate) device: Option<StagedDevice>,
+    /// Where it is published.
+    pub(crate) targets: Vec<Target>,
+    /// Which start of the node this is from (proc_sys_kernel(5)): mounts do not outlive it.
+    boot: String,
+}
+
+/// A device, as it was when a volume was staged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StagedDevice {
+    pub(crate) path: PathBuf,
+    pub(crate) number: Number,
+}
+
+/// A place where a volume is published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) path: PathBuf,
+    /// Fingerprint of the arguments.
+    pub(crate) arguments: u32,
+}
+
+/// The directory of all states.
+#[derive(Clone, Debug)]
+pub(crate) struct States {
+    dir: PathBuf,
+}
+
+impl State {
+    /// A volume that is about to be staged.
+    pub(crate) fn staging(volume: &str, staging: PathBuf) -> Self {
+        Self {
+            format: FORMAT,
+            volume: volume.to_owned(),
+            phase: Phase::Staging,
+            staging,
+            fs: None,
+            options: 0,
+            read_only: false,
+            epoch: None,
+            device: None,
+            targets: Vec::new(),
+            boot: boot_id(),
+        }
+    }
+
+    /// Whether the node was started anew since it was written.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.boot != boot_id()
+    }
+}
+
+impl States {
+    /// Opens the directory, and makes it if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn open(dir: PathBuf) -> Result<Self> {
+        let states = Self { dir };
+        fs::create_dir_all(&states.dir).map_err(|error| states.failed(&error))?;
+        Ok(states)
+    }
+
+    /// Where the lock of a volume is.
+    pub(crate) fn lock_path(&self, volume: &str) -> PathBuf {
+        self.dir.join(format!("{}.lock", file_name(volume)))
+    }
+
+    /// Reads the state of a volume.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not one of ours.
+    pub(crate) fn load(&self, volume: &str) -> Result<Option<State>> {
+        let path = self.path(volume);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        let wrong = |why: String| {
+            let path = printable(&path);
+            // What is mounted is not known, so neither is the outcome of any call.
+            Error::new(Kind::Unavailable, format!("{path}: {why}; move it away to go on without"))
+        };
+        let state: State =
+            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if state.format != FORMAT || state.volume != volume {
+            return Err(wrong(format!("format {} of volume {}", state.format, state.volume)));
+        }
+        Ok(Some(state))
+    }
+
+    /// Writes the state of a volume, on stable storage when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn save(&self, state: &State) -> Result<()> {
+        let path = self.path(&state.volume);
+        let json = serde_json::to_vec(state)
+            .map_err(|error| Error::new(Kind::Internal, format!("state: {error}")))?;
+        let new = path.with_extension("new");
+        let write = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(&json)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            self.sync()
+        };
+        write().map_err(|error| self.failed(&error))
+    }
+
+    /// Forgets a volume.
+    ///
+    /// # Errors
+    /// When its file cannot be removed.
+    pub(crate) fn remove(&self, volume: &str) -> Result<()> {
+        match fs::remove_file(self.path(volume)) {
+            Ok(()) => self.sync().map_err(|error| self.failed(&error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn path(&self, volume: &str) -> PathBuf {
+        self.dir.join(format!("{}.json", file_name(volume)))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn failed(&self, error: &io::Error) -> Error {
+        Error::of_io(format!("node state {}", printable(&self.dir)), error)
+    }
+}
+
+/// A name for the files of a volume. Different volumes have different ones but for a collision of
+/// long names, which [`States::load`] notices.
+fn file_name(volume: &str) -> String {
+    let mut name = String::new();
+    for byte in volume.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => name.push(byte.into()),
+            _ => name.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    if name.len() > NAME_MAX {
+        name.truncate(NAME_MAX);
+        name.push_str(&format!("%-{:08x}", fingerprint(volume.as_bytes())));
+    }
+    name
+}
+
+/// A number that differs for different arguments.
+pub(crate) fn fingerprint(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
+fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a directory's name is free of what no path of an orchestrator has.
+pub(crate) fn is_plain_path(path: &Path) -> bool {
+    let mut parts = path.components();
+    path.is_absolute() && parts.all(|part| !matches!(part, std::path::Component::ParentDir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_whole_or_not_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let states = States::open(dir.path().join("node")).expect("a directory");
+        assert_eq!(states.load("fast/1").expect("no state"), None);
+        let mut state = State::staging("fast/1", "/stage".into());
+        state.targets.push(Target { path: "/pod".into(), arguments: 7 });
+        states.save(&state).expect("saved");
+        assert_eq!(states.load("fast/1").expect("a state").as_ref(), Some(&state));
+        assert!(!state.is_stale());
+        // A process that was killed while it wrote.
+        fs::write(dir.path().join("node/fast%2f1.new"), "{").expect("written");
+        assert_eq!(states.load("fast/1").expect("a state"), Some(state));
+        states.remove("fast/1").expect("removed");
+        states.remove("fast/1").expect("gone already");
+        assert_eq!(states.load("fast/1").expect("no state"), None);
+    }
+
+    #[test]
+    fn rule_12_a_damaged_state_leaves_the_outcome_open() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let states = States::open(dir.path().to_owned()).expect("a directory");
+        for text in ["", "{}", "\0\0\0\0"] {
+            fs::write(dir.path().join("fast%2f1.json"), text).expect("written");
+            assert!(!states.load("fast/1").unwrap_err().kind().is_final(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn rule_15_names_of_any_length_and_characters_have_files_of_their_own() {
+        let long = "ü".repeat(64);
+        let names = ["a/b", "a%2fb", "a/../b", ".", "", &long, &format!("{long}x")].map(file_name);
+        for name in &names {
+            assert!(name.len() < 200 && !name.contains(['/', '.']), "{name}");
+        }
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+}

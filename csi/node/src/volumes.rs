@@ -1,0 +1,80 @@
+//! What the engine needs of the daemon: a volume's device and its record.
+
+use std::path::PathBuf;
+
+use crate::Result;
+
+/// The daemon of this node, and the pools that it knows. Calls block and have deadlines of their own.
+pub trait Volumes: Send + Sync {
+    /// Makes a volume a device of this node. One that is there already is returned.
+    ///
+    /// # Errors
+    /// When the volume cannot be had, or a newer publication of it (`epoch`) exists.
+    fn attach(&self, volume: &str, read_only: bool, epoch: Option<u64>) -> Result<Device>;
+
+    /// The volume's device, if it has one.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    fn device(&self, volume: &str) -> Result<Option<Device>>;
+
+    /// Ends the volume's device. Done if it has none.
+    ///
+    /// # Errors
+    /// When the device is in use, or the daemon does not answer.
+    fn detach(&self, volume: &str) -> Result<()>;
+
+    /// Makes the device as long as the volume is by now.
+    ///
+    /// # Errors
+    /// When it has none, or the daemon does not answer.
+    fn grow(&self, volume: &str) -> Result<Device>;
+
+    /// What is recorded of the volume, fresh from its pool.
+    ///
+    /// # Errors
+    /// When there is no such volume, or its pool does not answer.
+    fn record(&self, volume: &str) -> Result<Record>;
+
+    /// Records the volume's format, on stable storage when this returns.
+    ///
+    /// # Errors
+    /// When its pool refuses or does not answer.
+    fn mark(&self, volume: &str, format: &Format, epoch: Option<u64>) -> Result<()>;
+}
+
+/// A device of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Such as `/dev/ublkb0`.
+    pub path: PathBuf,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Why its I/O waits, if it does.
+    pub waiting: Option<String>,
+}
+
+/// What a pool has recorded of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What was put on it.
+    pub format: Format,
+    /// Its content came from elsewhere (static, cloned, restored), so it is never formatted.
+    pub never_format: bool,
+}
+
+/// What was put on a volume. It changes only downwards in this list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Nothing was ever put on it.
+    Never,
+    /// A filesystem of this type is being made, and was never mounted.
+    Begun(String),
+    /// A filesystem of this type, or [`RAW`]. From here on it is never formatted.
+    Done(String),
+}
+
+/// The [`Format`] of a volume that a program had as a raw block device.
+pub const RAW: &str = "block";
