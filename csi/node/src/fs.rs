@@ -106,7 +106,11 @@ impl Fs {
         };
         let oldest = format!("options={XFS_OLDEST}");
         if self == Self::Xfs && Path::new(XFS_OLDEST).exists() {
-            args.extend(["-c", &oldest]);
+            // Some releases do not take their own file. Then their defaults are as old.
+            let with_oldest = ["-N", "-q", "-f", "-c", &oldest];
+            if tools.run(self.maker(), &with_oldest, device, lock)?.code == Some(0) {
+                args.extend(["-c", &oldest]);
+            }
         }
         let ended = tools.run(self.maker(), &args, device, lock)?;
         match ended.code {

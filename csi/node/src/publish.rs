@@ -12,7 +12,7 @@ use crate::error::refused;
 use crate::mountinfo::{Mounts, Number};
 use crate::mounts::{bind, make_target, remove_target, resolve, unmount_all};
 use crate::options::Options;
-use crate::state::{Phase, State, Target, fingerprint};
+use crate::state::{Phase, StagedDevice, State, Target, fingerprint};
 use crate::{Access, Engine, Error, Kind, PublishRequest, Result};
 
 impl Engine {
@@ -63,12 +63,10 @@ impl Engine {
         }
         state.targets.push(Target { path: target.clone(), arguments });
         self.states.save(&state)?;
-        let made = make_target(&target, state.fs.is_some())?;
-        let shown = self.show(&state, &disk, &target, &options);
-        shown.inspect_err(|_| {
-            if made && unmount_all(&target).is_ok() {
-                let _ = remove_target(&target);
-            }
+        self.show(&state, &disk, &target, &options).inspect_err(|_| {
+            state.targets.retain(|known| known.path != target);
+            // If that fails, the next call notices that the volume is not there.
+            let _ = self.states.save(&state);
         })
     }
 
@@ -140,18 +138,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Makes the place and shows the volume there. After an error it is as it was.
     fn show(&self, state: &State, disk: &Disk, target: &Path, options: &Options) -> Result<()> {
-        if state.fs.is_none() {
-            bind(&disk.path, target, MountFlags::empty())?;
-        } else {
-            let mounts = Mounts::read()?;
-            let has = flags_at(&mounts, &state.staging);
-            let wanted = options.own_flags();
-            let flags = if has.contains(wanted) { MountFlags::empty() } else { wanted | has };
-            bind(&state.staging, target, flags)?;
-        }
-        // It may have been unmounted, or replaced, since it was looked at.
-        match what_is_at(target, disk)? {
+        let made = make_target(target, state.fs.is_some())?;
+        let shown = match state.fs.is_some() {
+            false => bind(&disk.path, target, MountFlags::empty()),
+            true => {
+                let has = flags_at(&Mounts::read()?, &state.staging);
+                let wanted = options.own_flags();
+                let flags = if has.contains(wanted) { MountFlags::empty() } else { wanted | has };
+                bind(&state.staging, target, flags)
+            }
+        };
+        // What it was bound from may have been replaced since it was looked at.
+        let shown = shown.and_then(|()| match what_is_at(target, disk)? {
             There::Ours => Ok(()),
             There::Nothing | There::Other => {
                 unmount_all(target)?;
@@ -163,7 +163,12 @@ impl Engine {
                 );
                 Err(refused(why))
             }
-        }
+        });
+        shown.inspect_err(|_| {
+            if made {
+                let _ = remove_target(target);
+            }
+        })
     }
 
     /// Unpublishes a volume, and removes the place.
@@ -176,11 +181,8 @@ impl Engine {
         if state.as_ref().is_some_and(|state| state.staging == target) {
             return Err(refused(format!("volume {volume}: that is where it is staged")));
         }
-        let is_known = state.as_ref().is_some_and(|state| {
-            !state.is_stale() && state.targets.iter().any(|known| known.path == target)
-        });
         if Mounts::read()?.top(&target).is_some() {
-            if !is_known && !self.is_own(volume, &target)? {
+            if !self.is_own(volume, state.as_ref(), &target)? {
                 let why = format!("something else is mounted at {}", printable(&target));
                 return Err(refused(format!("volume {volume}: {why}; it is left as it is")));
             }
@@ -190,10 +192,21 @@ impl Engine {
         self.forget(state, &target)
     }
 
-    /// Whether what is at a path is from the volume's device.
-    fn is_own(&self, volume: &str, target: &Path) -> Result<bool> {
-        let Some(device) = self.volumes.device(volume)? else { return Ok(false) };
-        Ok(what_is_at(target, &Disk::at(&device.path)?)? == There::Ours)
+    /// Whether something at a path is from the volume's device, which may be gone by now.
+    fn is_own(&self, volume: &str, state: Option<&State>, target: &Path) -> Result<bool> {
+        let known = state.filter(|state| !state.is_stale());
+        let device = match known.and_then(|state| state.device.clone()) {
+            Some(device) => device,
+            None => match self.volumes.device(volume)? {
+                Some(device) => {
+                    StagedDevice { number: Disk::at(&device.path)?.number, path: device.path }
+                }
+                None => return Ok(false),
+            },
+        };
+        let mounts = Mounts::read()?;
+        let is_mounted = mounts.at(target).iter().any(|mount| mount.was_of(&device));
+        Ok(is_mounted || is_device(target, device.number))
     }
 
     fn forget(&self, state: Option<State>, target: &Path) -> Result<()> {
@@ -216,15 +229,15 @@ enum There {
 fn what_is_at(target: &Path, disk: &Disk) -> Result<There> {
     let mounts = Mounts::read()?;
     let Some(top) = mounts.top(target) else { return Ok(There::Nothing) };
-    let is_ours = top.is_of(disk.number) || is_device(target, disk);
+    let is_ours = top.is_of(disk.number) || is_device(target, disk.number);
     Ok(if is_ours { There::Ours } else { There::Other })
 }
 
 /// Whether a path is this device.
-pub(crate) fn is_device(path: &Path, disk: &Disk) -> bool {
+pub(crate) fn is_device(path: &Path, number: Number) -> bool {
     let metadata = fs::symlink_metadata(path);
     metadata.is_ok_and(|metadata| {
-        metadata.file_type().is_block_device() && Number::of(metadata.rdev()) == disk.number
+        metadata.file_type().is_block_device() && Number::of(metadata.rdev()) == number
     })
 }
 

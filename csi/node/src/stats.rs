@@ -45,7 +45,7 @@ impl Engine {
         let device = self.volumes.device(volume)?.ok_or_else(not_there)?;
         let disk = Disk::at(&device.path)?;
         if state.fs.is_none() {
-            let is_there = path == state.staging || is_device(&path, &disk);
+            let is_there = path == state.staging || is_device(&path, disk.number);
             let stats = || Stats { total_bytes: disk.size, filesystem: None };
             return is_there.then(stats).ok_or_else(not_there);
         }

@@ -1,0 +1,190 @@
+//! The node engine's process is killed at each of its steps; the next one finishes or undoes what it
+//! has begun.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::{Duration, Instant};
+
+use sheave_node::{Fs, Kind, Node};
+use sheave_tests::{Site, child, eventually, in_namespace, parents_dir, part, system_path};
+
+const SIZE: u64 = 64 << 20;
+/// Each call of the engine to the daemon and its pools, before and after it is done.
+const STEPS: &[&str] = &[
+    "attach", "attached", "device", "record", "begin", "begun", "finish", "finished", "detach",
+    "detached",
+];
+
+fn stage(site: &Site, node: &Node) -> Result<(), Kind> {
+    node.stage(site.stage_request(Some(Fs::Ext4))).map_err(|error| error.kind())
+}
+
+fn publish(site: &Site, node: &Node) -> Result<(), Kind> {
+    node.publish(site.publish_request("a", Some(Fs::Ext4))).map_err(|error| error.kind())
+}
+
+/// What the processes of a test do that are killed: all calls in turn.
+fn do_all(site: &Site) {
+    let node = site.node();
+    let _ = stage(site, &node);
+    let _ = publish(site, &node);
+    let _ = node.unpublish("v", &site.target("a"));
+    let _ = node.unstage("v", &site.staging());
+}
+
+#[test]
+fn rule_30_a_process_killed_at_any_step_leaves_what_the_next_one_finishes() {
+    let test = "rule_30_a_process_killed_at_any_step_leaves_what_the_next_one_finishes";
+    if let Some(step) = part() {
+        let site = Site::shared(parents_dir());
+        let step = STEPS.iter().find(|known| **known == step).expect("a step");
+        site.volumes.strike(step, Box::new(|| std::process::abort()));
+        return do_all(&site);
+    }
+    in_namespace(test, || {
+        for step in STEPS {
+            for next in ["stage", "unstage"] {
+                let site = Site::new();
+                site.count_tool("mkfs.ext4");
+                site.volumes.create("v", SIZE);
+                let killed = child(test, step, site.dir()).output().expect("a child");
+                assert_eq!(killed.status.signal(), Some(6), "{step}: {killed:?}");
+                let node = site.node();
+                let begun = Instant::now();
+                if next == "stage" {
+                    stage(&site, &node).expect("staged");
+                    publish(&site, &node).expect("published");
+                    fs::write(site.target("a").join("file"), "kept").expect("written");
+                    node.unpublish("v", &site.target("a")).expect("unpublished");
+                    node.unstage("v", &site.staging()).expect("unstaged");
+                    site.check_bare();
+                    // What was written is there, and was not formatted away.
+                    stage(&site, &node).expect("staged");
+                    let file = fs::read_to_string(site.staging().join("file"));
+                    assert_eq!(file.expect("the file"), "kept");
+                    assert!(site.tool_runs("mkfs.ext4") <= 2, "{step}");
+                } else {
+                    node.unpublish("v", &site.target("a")).expect("unpublished");
+                }
+                node.unstage("v", &site.staging()).expect("unstaged");
+                assert!(begun.elapsed() < Duration::from_secs(60), "{step}");
+                site.check_bare();
+            }
+        }
+    });
+}
+
+/// mkfs and fsck outlive the process that has started them, and nothing else works on the volume
+/// meanwhile.
+#[test]
+fn rule_11_rule_20_a_program_outlives_the_killed_process_and_keeps_the_volume_locked() {
+    let test = "rule_11_rule_20_a_program_outlives_the_killed_process_and_keeps_the_volume_locked";
+    if part().is_some() {
+        return do_all(&Site::shared(parents_dir()));
+    }
+    in_namespace(test, || {
+        for tool in ["mkfs.ext4", "e2fsck"] {
+            let site = Site::new();
+            let image = site.volumes.create("v", SIZE);
+            let node = site.node();
+            if tool == "e2fsck" {
+                stage(&site, &node).expect("staged");
+                fs::write(site.staging().join("file"), "kept").expect("written");
+                node.unstage("v", &site.staging()).expect("unstaged");
+                let unclean = system_path("debugfs");
+                sheave_tests::Run::new(unclean).args("-w -R").arg("ssv state 0").arg(&image).ok();
+            }
+            let real = system_path(tool);
+            let script = format!(
+                "echo >>$0.count\necho $$ >$0.pid\n\
+                 while [ ! -e $0.go ]; do sleep 0.02; done\nexec {real} \"$@\""
+            );
+            site.replace_tool(tool, &script);
+            let file = |end: &str| site.dir().join("bin").join(format!("{tool}.{end}"));
+            let mut killed = child(test, "all", site.dir()).spawn().expect("a child");
+            assert!(eventually(|| file("pid").exists()), "it is started");
+            killed.kill().expect("killed");
+            killed.wait().expect("ended");
+            // Two calls of the next process: both hear of it at once.
+            for _ in 0..2 {
+                let begun = Instant::now();
+                assert_eq!(stage(&site, &node), Err(Kind::Pending));
+                assert!(begun.elapsed() < Duration::from_secs(2), "at once");
+            }
+            assert_eq!(site.tool_runs(tool), 1);
+            fs::write(file("go"), "").expect("written");
+            assert!(eventually(|| stage(&site, &node) != Err(Kind::Pending)), "it ends");
+            stage(&site, &node).expect("staged");
+            if tool == "e2fsck" {
+                assert_eq!(site.tool_runs(tool), 1, "it had ended well");
+                let file = fs::read_to_string(site.staging().join("file"));
+                assert_eq!(file.expect("the file"), "kept");
+            } else {
+                assert_eq!(site.volumes.recorded("v"), "done ext4");
+                assert_eq!(site.tool_runs(tool), 1, "what it has made is whole");
+            }
+        }
+    });
+}
+
+/// A caller that does not wait, and one that comes after it.
+#[test]
+fn rule_11_rule_33_calls_answer_in_time_and_a_later_one_joins_the_result() {
+    let test = "rule_11_rule_33_calls_answer_in_time_and_a_later_one_joins_the_result";
+    in_namespace(test, || {
+        let site = Site::new();
+        site.volumes.create("v", SIZE);
+        let real = system_path("mkfs.ext4");
+        let script = "echo >>$0.count\nwhile [ ! -e $0.go ]; do sleep 0.02; done";
+        site.replace_tool("mkfs.ext4", &format!("{script}\nexec {real} \"$@\""));
+        let node = site.node().answering_within(Duration::from_millis(300));
+        let patient = |node: &Node| {
+            let begun = Instant::now();
+            let result = stage(&site, node);
+            (result, begun.elapsed())
+        };
+        let (first, took) = patient(&node);
+        assert_eq!(first, Err(Kind::Pending));
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        let (second, took) = patient(&node);
+        assert_eq!(second, Err(Kind::Pending));
+        assert!(took < Duration::from_millis(250), "{took:?}");
+        assert_eq!(node.unstage("v", &site.staging()).unwrap_err().kind(), Kind::Pending);
+        let go = site.dir().join("bin/mkfs.ext4.go");
+        fs::write(go, "").expect("written");
+        assert!(eventually(|| stage(&site, &node) == Ok(())), "it ends");
+        assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+    });
+}
+
+/// Half of a filesystem, as an mkfs leaves it that was killed with its node.
+#[test]
+fn a_killed_mkfs_is_repeated_and_a_whole_one_is_kept() {
+    let test = "a_killed_mkfs_is_repeated_and_a_whole_one_is_kept";
+    in_namespace(test, || {
+        let site = Site::new();
+        site.count_tool("mkfs.ext4");
+        let image = site.volumes.create("v", SIZE);
+        site.volumes.set_record("v", "begun ext4");
+        let node = site.node();
+        fs::write(&image, [&[0; 4096][..], b"half of it"].concat()).expect("written");
+        fs::File::options().write(true).open(&image).and_then(|f| f.set_len(SIZE)).expect("long");
+        stage(&site, &node).expect("staged");
+        assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+        fs::write(site.staging().join("file"), "kept").expect("written");
+        node.unstage("v", &site.staging()).expect("unstaged");
+        // As if the record had not come through; it is whole, so it is kept.
+        site.volumes.set_record("v", "begun ext4");
+        stage(&site, &node).expect("staged");
+        assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+        assert_eq!(fs::read_to_string(site.staging().join("file")).expect("the file"), "kept");
+        // With a journal to be replayed, it was mounted: a person has to look.
+        sheave_tests::Run::new("sync").ok();
+        let crashed = fs::read(&image).expect("the image");
+        node.unstage("v", &site.staging()).expect("unstaged");
+        fs::write(&image, crashed).expect("written");
+        site.volumes.set_record("v", "begun ext4");
+        assert_eq!(stage(&site, &node), Err(Kind::Refused));
+        assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+    });
+}
