@@ -13,8 +13,8 @@ const PART: &str = "SHEAVE_TEST_PART";
 /// Names its directory.
 const DIR: &str = "SHEAVE_TEST_DIR";
 
-/// Runs the body of the test of this name, which starts with its modules, in a mount namespace of its
-/// own. Where this machine lets nothing be mounted, the test is skipped.
+/// Runs the body of the test of this name, which starts with its modules, in a mount namespace of
+/// its own. Where this machine lets nothing be mounted, the test is skipped.
 ///
 /// # Panics
 /// When the body panics.
@@ -39,8 +39,8 @@ pub fn in_namespace(test: &str, body: impl FnOnce()) {
     crate::note(&done.stderr);
 }
 
-/// A command that runs a part of the test of this name in the same namespace, in a process that may
-/// be killed: [`part`] is this text there, and [`parents_dir`] this directory.
+/// A command that runs a part of the test of this name in the same namespace, in a process that
+/// may be killed: [`part`] is this text there, and [`parents_dir`] this directory.
 ///
 /// # Panics
 /// When the test does not know its own program.

@@ -1,5 +1,5 @@
-//! The node engine's process is killed at each of its steps; the next one finishes or undoes what it
-//! has begun.
+//! The node engine's process is killed at each of its steps; the next one finishes or undoes what
+//! it has begun.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;

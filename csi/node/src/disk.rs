@@ -94,7 +94,7 @@ impl Disk {
 
     fn read(&self, file: &File, region: Region) -> Result<Part> {
         let mut memory = vec![0; region.len + ALIGN];
-        // No more than ALIGN - 1, or usize::MAX where that cannot be told.
+        // At most ALIGN - 1; usize::MAX is "unknown".
         let shift = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
         let buffer = &mut memory[shift..shift + region.len];
         let mut done = 0;

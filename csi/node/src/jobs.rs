@@ -1,4 +1,4 @@
-//! Work on volumes: at most one call each, in a thread of its own, so that a caller has an answer in
+//! Work on volumes: at most one call each, in a thread of its own, so that a caller is answered in
 //! time however long the work takes.
 //!
 //! A call for a volume that is being worked on is refused at once. Work goes on after its caller
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Kind, Result};
 
-/// An answer that nobody has fetched is forgotten after this: kubelet asks again within 122 s.
+/// An answer that was not fetched is forgotten after this: kubelet asks again within 122 s.
 const KEPT: Duration = Duration::from_secs(300);
 
 /// Work that is going on, and its results. `T` is what work results in.

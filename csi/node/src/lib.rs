@@ -151,8 +151,8 @@ impl Node {
     /// Makes a volume ready for use: attached, and mounted unless it is a raw block volume.
     ///
     /// # Errors
-    /// [`Kind::Refused`] when it must not be mounted or formatted, [`Kind::Exists`] when it is staged
-    /// otherwise, and what the daemon says.
+    /// [`Kind::Refused`] when it must not be mounted or formatted, [`Kind::Exists`] when it is
+    /// staged otherwise, and what the daemon says.
     pub fn stage(&self, request: StageRequest) -> Result<()> {
         check_paths(&[&request.staging])?;
         let call = format!("{request:?}");
@@ -204,8 +204,8 @@ impl Node {
         .map(drop)
     }
 
-    /// Makes device and filesystem as long as the volume is by now, and returns its bytes. `path` is
-    /// where it is staged or published.
+    /// Makes device and filesystem as long as the volume is by now, and returns its bytes. `path`
+    /// is where it is staged or published.
     ///
     /// # Errors
     /// [`Kind::OutOfRange`] when the volume is shorter than required.

@@ -100,8 +100,8 @@ impl Engine {
         Ok(disk)
     }
 
-    /// Refuses a volume whose staging path is not mounted from its own device: what is written there
-    /// would be on another disk.
+    /// Refuses a volume whose staging path is not mounted from its own device: what is written
+    /// there would be on another disk.
     pub(crate) fn check_staged(&self, state: &State, disk: &Disk) -> Result<()> {
         if state.fs.is_none() {
             return Ok(());

@@ -2,7 +2,7 @@
 //!
 //! A program that writes to a volume must not be ended in the middle, and no second one may run
 //! beside it. So each has a process group of its own, writes to memory instead of a pipe that ends
-//! with this process, and holds the volume's lock as its standard input: whoever starts next finds
+//! with this process, and holds the volume's lock as its standard input: the next process finds
 //! the volume locked until the program has ended.
 
 use std::ffi::{OsStr, OsString};

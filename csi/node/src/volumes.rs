@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::Result;
 
-/// The daemon of this node, and the pools that it knows. Calls block and have deadlines of their own.
+/// The daemon of this node, and the pools that it knows. Calls block, and have deadlines of their
+/// own.
 pub trait Volumes: Send + Sync {
     /// Makes a volume a device of this node. One that is there already is returned.
     ///
