@@ -1,8 +1,8 @@
 //! A raw image file or a block device.
 //!
-//! All data I/O goes through the engine. Every backend has an open file description of its own,
-//! because the kernel tells each description once of a failed write-back: with a shared one, the
-//! flush of one thread could swallow the error that belongs to another's.
+//! All data I/O goes through the engine. The kernel reports a failed write-back once to each open
+//! file description. So backends that share a description take turns to sync it (`sync.rs`):
+//! otherwise the flush of one thread could take the error that belongs to another's.
 
 mod backend;
 mod batch;
@@ -31,12 +31,14 @@ pub use batch::OpenBatch;
 pub use forks::start_process;
 pub use holders::are_visible as are_holders_visible;
 use lock::OpenEntry;
+use sync::SharedSync;
 
-/// Descriptions that are opened with the file: one for each thread of the usual engine.
+/// Descriptions that are opened with the file, one for each thread of the usual engine. More
+/// threads share them, since opening another one could wait for the disk.
 pub const HANDLES_READY: usize = 4;
-/// Longest piece in which zeroes are written where the file system can't make them.
+/// The longest write of zeroes where the file system cannot make them.
 const ZEROES: usize = 1 << 20;
-/// Writes through the page cache that are quicker if their data stays where it is.
+/// The shortest write through the page cache that is faster from registered memory.
 const IN_PLACE_MIN_BYTES: u64 = 16 << 10;
 
 /// How to open a file.
@@ -44,16 +46,17 @@ const IN_PLACE_MIN_BYTES: u64 = 16 << 10;
 pub struct FileOptions {
     /// A regular file or a block device.
     pub path: PathBuf,
-    /// Open it for reading only; others may do the same.
+    /// Open it for reading only; other programs may do the same.
     pub read_only: bool,
     /// Bypass the page cache (`O_DIRECT`). The volume then takes whole blocks only.
     pub direct: bool,
-    /// Refuse it when another program has it open for writing, and lock it against others.
+    /// Refuse it when another program has it open for writing, and lock it against other programs.
     pub lock: bool,
-    /// The logical block of the disk that it is, a power of two from 512 to 4096 bytes; without it
+    /// The logical block of the disk that it is, a power of two from 512 to 4096 bytes; by default
     /// that of the device, and 512 for an image.
     pub block: Option<u32>,
-    /// It is meant to be served as it is, even if it looks like an image in another format.
+    /// Serve its bytes as they are without a warning, even if it looks like an image in another
+    /// format.
     pub raw: bool,
 }
 
@@ -82,12 +85,13 @@ impl FileVolume {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when another program has it open for writing (for reading and writing:
-    /// at all, if it says so by a lock), [`ErrorKind::Invalid`] for what is neither file nor block
-    /// device, [`ErrorKind::Unsupported`] where there is no `direct`, and what the system says.
+    /// or has locked it), [`ErrorKind::Invalid`] if it is neither file nor block device,
+    /// [`ErrorKind::Unsupported`] where there is no `direct`, and errors of the system.
     pub fn open(options: &FileOptions) -> Result<Self> {
-        let image = open::open(options)?;
+        let mut image = open::open(options)?;
         for _ in 0..HANDLES_READY {
-            image.give_back(open::handle(&image)?);
+            let handle = open::handle(&image)?;
+            image.handles.push(Arc::new(handle));
         }
         Ok(Self { image: Arc::new(image) })
     }
@@ -132,16 +136,16 @@ impl Volume for FileVolume {
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        let handle = self.image.handle()?;
+        let handle = self.image.handle();
         Ok(Box::new(backend::FileBackend::new(Arc::clone(&self.image), handle)))
     }
 
     fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
         let is_quicker = match kind {
             OpKind::Read => true,
-            // What is written directly may be changed meanwhile, which some storage takes for an
-            // error (stable_writes). Short writes are not slower by way of this process, which
-            // carries them out on the spot.
+            // The data of a direct write may change meanwhile, which some storage takes for an
+            // error (stable_writes). Short writes are not slower through this process's memory,
+            // since they are carried out inline.
             OpKind::Write => !self.image.direct && range.len() >= IN_PLACE_MIN_BYTES,
             _ => false,
         };
@@ -159,29 +163,30 @@ struct Image {
     /// Bytes. It only grows, so an older value that was read before is still safe to use.
     size: AtomicU64,
     direct: bool,
-    /// It grows by multiples of this: of its logical block, and of whole blocks where there are no
-    /// descriptions for a tail. Nor would such a tail be safe: its page could hold blocks that are
-    /// written directly.
+    /// It grows by multiples of this: of its logical block, and of whole blocks if there are no
+    /// descriptions for a tail. A new tail would not be safe either: its page could hold blocks
+    /// that are written directly.
     growth_unit: u64,
-    /// Held while the file is extended: of two that extend it at once, the lesser size would cut
-    /// off what the greater has added.
+    /// Held while the file is extended: of two concurrent extensions, the smaller size would cut
+    /// off the larger one.
     extending: Mutex<()>,
-    /// Direct, and it ended within a block when it was opened. What of a range lies in such a last
-    /// block goes through the page cache.
+    /// Direct, and it ended within a block when it was opened. I/O on such a last block goes
+    /// through the page cache.
     has_tail: bool,
-    /// It is on a disk of this machine: I/O on it does not wait for a server that is away.
+    /// It is on a disk of this machine: its I/O does not wait for a file server.
     local: bool,
     /// `fallocate` takes multiples of this: 1 for files, the logical block of a device.
     hole_block: u64,
-    /// What the file system has turned out to be able to do.
+    /// Features that the file system has turned out not to have.
     features: Features,
     /// A flush failed, so data written since the previous flush may be lost and the kernel no
     /// longer has it; or another program truncated the file. Set once, never cleared.
     poisoned: AtomicBool,
     zeroes: OnceLock<Buf>,
-    /// Descriptions that no backend uses now. They are kept, since closing any descriptor of a
-    /// file drops the process's POSIX lock on it.
-    idle: Mutex<Vec<Handle>>,
+    /// The descriptions of backends. They are kept, since closing any descriptor of a file drops
+    /// the process's POSIX lock on it. All are as old as the volume: the kernel does not report a
+    /// failed write-back to a description that is opened after another one got the error.
+    handles: Vec<Arc<Handle>>,
     /// The description that was opened by name and holds the locks. Backends use it for nothing but
     /// [`Image::allocates`].
     main: Arc<File>,
@@ -201,12 +206,12 @@ struct Features {
     no_zero_range: AtomicBool,
 }
 
-/// The descriptions of one backend.
-#[derive(Clone)]
+/// The descriptions of a backend.
 struct Handle {
     file: Arc<File>,
     /// Through the page cache, for the part of a direct volume beyond its last whole block.
     tail: Option<Arc<File>>,
+    syncs: SharedSync,
 }
 
 impl Handle {
@@ -221,39 +226,19 @@ impl Image {
         self.entry.is_some()
     }
 
-    fn handle(&self) -> Result<Handle> {
-        // Adding and taking whole entries: nothing can be half done.
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = idle.pop();
-        drop(idle);
-        found.map_or_else(|| self.late_handle(), Ok)
-    }
-
-    /// A description that is opened after data may have been written. The kernel does not report a
-    /// failed write-back to it that was reported to another description before; the one that is as
-    /// old as the volume still gets the error. May wait for the disk, which happens only with more
-    /// threads than usual.
-    fn late_handle(&self) -> Result<Handle> {
-        let handle = open::handle(self)?;
-        if !self.info.read_only {
-            let synced = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.main));
-            if synced.is_err() {
-                self.poison();
-            }
-        }
-        Ok(handle)
-    }
-
-    fn give_back(&self, handle: Handle) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    /// The handle for one more backend: one with the fewest users. The counts may be stale, which
+    /// does no harm.
+    fn handle(&self) -> Arc<Handle> {
+        let fewest = self.handles.iter().min_by_key(|handle| Arc::strong_count(handle));
+        Arc::clone(fewest.expect("handles are opened with the volume"))
     }
 
     fn size(&self) -> u64 {
-        // Only the number itself passes from thread to thread.
+        // Only the number itself is shared between threads.
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the file now. Answers the size of a device too (BLKGETSIZE64), whose metadata says
+    /// The present size of the file in bytes, also of a device (BLKGETSIZE64), whose metadata says
     /// 0.
     fn end(&self) -> io::Result<u64> {
         (&*self.main).seek(SeekFrom::End(0))
@@ -303,7 +288,7 @@ impl Image {
     }
 
     /// Whether a range goes beyond the last whole block of a direct volume. The range may have been
-    /// made when the volume was shorter, so the end of the volume is no measure.
+    /// made when the volume was shorter, so it is not compared with the volume's end.
     fn is_tail(&self, range: ByteRange) -> bool {
         self.has_tail && !range.end().is_multiple_of(self.info.block.minimum.into())
     }
@@ -312,12 +297,12 @@ impl Image {
     /// drops what its page cache has of it. If a description holds the device exclusively, it drops
     /// dirty pages for that one only, and fails with EBUSY for others (block/bdev.c,
     /// `truncate_bdev_range`). A failed write-back is reported by syncs, not by `fallocate`, so
-    /// each backend still hears of it through its own description.
+    /// backends still get it through their own description.
     fn allocates<'a>(&'a self, handle: &'a Handle) -> &'a Arc<File> {
         if self.holds_device { &self.main } else { &handle.file }
     }
 
-    /// A megabyte of zeroes that is never written to.
+    /// A megabyte of zeroes that is never modified.
     fn zeroes(&self) -> Result<Buf> {
         if let Some(zeroes) = self.zeroes.get() {
             return Ok(zeroes.clone());

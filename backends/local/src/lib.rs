@@ -1,7 +1,7 @@
 //! Volumes of this node: memory, null, and files and block devices.
 //!
-//! No backend blocks in `submit`: memory and null answer at once, a file's I/O goes through the
-//! engine. What an engine cannot do for us (`SEEK_HOLE`, `fadvise`) is bounded and stays inline.
+//! No backend blocks in `submit`: memory and null complete at once, a file's I/O goes through the
+//! engine. Calls that an engine does not have (`SEEK_HOLE`, `fadvise`) are bounded and made inline.
 #![forbid(unsafe_code)]
 
 mod file;
@@ -17,5 +17,5 @@ pub use null::Null;
 
 use sheave_core::Nanos;
 
-/// How long until a request is tried again for which an engine had no room.
+/// How long until a request is started again for which an engine had no room.
 const RETRY_NS: Nanos = 100_000;

@@ -1,17 +1,17 @@
 //! A sparse volume in memory.
 //!
 //! The volume is cut into chunks of 64 KiB, which a two-level index finds: a table of leaves, made
-//! when something in a leaf's 256 MiB is first written, and in each leaf a slot a chunk. Reads
-//! answer with the chunks themselves; writes are received straight into them (`write_buffer`), and
-//! their `submit` only looks whether that is where the bytes are.
+//! when something in a leaf's 256 MiB is first written, and in each leaf one slot per chunk. Reads
+//! return the chunks themselves; writes are received directly into them (`write_buffer`), and their
+//! `submit` only checks whether the bytes are there.
 //!
 //! Memory is overcommitted: a range that is zeroed with `no_hole` counts as allocated but takes
 //! memory, beside 40 bytes a chunk for the index, only when it is written. Ranges of many chunks
-//! are zeroed a piece a turn, so that others on the same thread need not wait.
+//! are zeroed piece by piece, one per turn, so that other volumes on the same thread need not wait.
 //!
 //! A write that gets no memory fails with [`ErrorKind::NoSpace`], not `NoMemory`: to its clients
-//! the volume is a disk that is full, on which they know what to do (qemu halts the guest until
-//! there is room, file systems report it), while ENOMEM is an I/O error to them.
+//! the volume is a full disk, which they handle (qemu pauses the guest until there is room, file
+//! systems report it), while they take ENOMEM for an I/O error.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -33,11 +33,11 @@ const LEAF_CHUNKS: u64 = 4096;
 const LEAF: u64 = CHUNK * LEAF_CHUNKS;
 /// The largest volume: its table of leaves takes 64 MiB.
 const SIZE_MAX: u64 = 1 << 50;
-/// Chunks and missing leaves that one block status looks at, so that it stays short.
+/// The most chunks and missing leaves that one block status visits, so that it stays short.
 const STATUS_LOOKS_MAX: usize = 64 << 10;
-/// Chunks and missing leaves that are zeroed in one turn.
+/// The most chunks and missing leaves that are zeroed in one turn.
 const ZERO_STEPS_MAX: usize = 1024;
-/// Long ops in work.
+/// The most long ops in progress.
 const LONG_MAX: usize = 1024;
 
 const _: () = assert!(CHUNK.is_power_of_two() && LEAF.is_power_of_two());
@@ -52,7 +52,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] above 1 PiB; [`ErrorKind::NoMemory`] when the table of its leaves,
-    /// 16 bytes for each 256 MiB, cannot be had.
+    /// 16 bytes for each 256 MiB, cannot be allocated.
     pub fn new(size: u64) -> Result<Self> {
         if size > SIZE_MAX {
             let why = format!("a memory volume of {size} bytes; the most is 1P");
@@ -102,7 +102,7 @@ impl Volume for Memory {
     }
 }
 
-/// Why a volume whose size its text says cannot be extended.
+/// The error for extending a volume whose text has its size.
 pub(crate) fn fixed_size() -> Error {
     let why = "its size is part of its name; attach another one";
     Error::new(ErrorKind::Unsupported, "resize", why)
@@ -114,7 +114,7 @@ struct MemoryBackend {
     long: VecDeque<Zeroing>,
 }
 
-/// What is left to be zeroed of an op.
+/// The rest of an op that zeroes a range.
 struct Zeroing {
     tag: Tag,
     rest: ByteRange,
@@ -166,7 +166,7 @@ impl Backend for MemoryBackend {
         let Zeroing { tag, rest, no_hole } = self.long.pop_front()?;
         match self.zero(rest, no_hole, tag) {
             Submitted::Done(outcome) => Some(Completion { tag, outcome }),
-            // It is behind the others now.
+            // It goes behind the other ops.
             _ => None,
         }
     }
@@ -183,7 +183,7 @@ impl MemoryBackend {
             Ok(rest) if rest.is_empty() => return Submitted::Done(Ok(Reply::Done)),
             Ok(rest) => rest,
         };
-        // The list is short, and trim is what gives memory back.
+        // Not refused for want of memory: the list is short, and trim frees memory.
         if let Err(error) = memory::insist(|| self.long.try_reserve(1)) {
             return Submitted::Done(Err(error));
         }
@@ -192,7 +192,7 @@ impl MemoryBackend {
     }
 }
 
-/// What stands for a chunk.
+/// The content of a slot.
 enum Slot {
     /// Nothing.
     Hole,
@@ -248,8 +248,8 @@ impl Store {
         for piece in range.pieces(CHUNK) {
             let (skip, len) = in_chunk(piece);
             let slot = self.slot_or_new(piece)?;
-            // The lock is held while bytes are copied, so that they land in a chunk that is part
-            // of the volume even when others free chunks meanwhile.
+            // The lock is held while bytes are copied, so that they go to a chunk of the volume
+            // even when other threads free chunks meanwhile.
             let shared = read(slot);
             copied |= if let Slot::Data(chunk) = &*shared {
                 copy_unless_in_place(chunk, skip, buf, from, len)
@@ -270,7 +270,7 @@ impl Store {
         if let Slot::Data(chunk) = &*read(slot) {
             return Ok(chunk.clone());
         }
-        // Clearing memory takes long; readers of the chunk need not wait for it.
+        // Clearing memory takes long; the lock is not held, so that readers need not wait.
         let fresh = self.new_chunk()?;
         self.allocated(&mut write(slot), Some(fresh))
     }
@@ -300,8 +300,8 @@ impl Store {
         Error::new(ErrorKind::NoSpace, "write", why)
     }
 
-    /// Makes a range read as zeroes; whole chunks give their memory back. Answers with what is left
-    /// after so many steps.
+    /// Makes a range read as zeroes; the memory of whole chunks is freed. Returns the rest of the
+    /// range after at most `steps` steps.
     fn zero_some(&self, range: ByteRange, no_hole: bool, steps_max: usize) -> Result<ByteRange> {
         let (mut done, mut steps) = (0, 0);
         for part in range.pieces(LEAF) {
@@ -336,7 +336,7 @@ impl Store {
             _ => {
                 let old =
                     std::mem::replace(&mut *slot, if no_hole { Slot::Zeroed } else { Slot::Hole });
-                // Giving memory back takes long; the lock need not be held.
+                // Freeing memory takes long; the lock is not held.
                 drop(slot);
                 if let Slot::Data(_) = old {
                     self.held_bytes.fetch_sub(CHUNK, Relaxed);
@@ -416,13 +416,13 @@ fn list<T>(count: usize, new: impl FnMut() -> T) -> Result<Box<[T]>> {
     Ok(list.into_boxed_slice())
 }
 
-/// How many chunks a range touches.
+/// The number of chunks that a range touches.
 fn chunk_count(range: ByteRange) -> usize {
     (range.end().div_ceil(CHUNK) - range.start() / CHUNK) as usize
 }
 
-/// Copies `len` bytes of `buf` to their place in a chunk, unless they were received there; whether
-/// it had to.
+/// Copies `len` bytes of `buf` to their place in a chunk, unless they were received there; returns
+/// whether it had to copy.
 fn copy_unless_in_place(chunk: &Buf, skip: usize, buf: &Buf, from: usize, len: usize) -> bool {
     // Both blocks of pages are alive, so equal addresses mean the same block.
     let in_place =
@@ -433,7 +433,7 @@ fn copy_unless_in_place(chunk: &Buf, skip: usize, buf: &Buf, from: usize, len: u
     !in_place
 }
 
-/// Where in its chunk a piece begins, and its length.
+/// The offset of a piece in its chunk, and its length.
 fn in_chunk(piece: ByteRange) -> (usize, usize) {
     ((piece.start() % CHUNK) as usize, piece.len() as usize)
 }

@@ -1,4 +1,4 @@
-//! A volume that reads as zeroes and forgets what is written.
+//! A volume that reads as zeroes and discards writes.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use sheave_core::extents::{ExtentList, empty_range_outcome, hole};
 
 use crate::memory::fixed_size;
 
-/// Reads zeroes, discards writes; for measuring everything but a store.
+/// Reads zeroes, discards writes; for measuring everything but storage.
 #[derive(Debug)]
 pub struct Null {
     size: u64,

@@ -1,4 +1,4 @@
-//! One thread's use of a file.
+//! The backend of a file.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,31 +12,35 @@ use sheave_core::{
 };
 use slab::Slab;
 
-use super::sync::GroupSync;
+use super::sync::{GroupSync, Turn};
 use super::work::{Step, Work};
 use super::{Handle, Image, seek};
 use crate::RETRY_NS;
 use sheave_core::extents::empty_range_outcome;
 
-/// The most ops in work.
+/// The most ops in progress.
 const JOBS_MAX: usize = 1024;
 /// The most times that one request is started again after a signal.
 const INTERRUPTIONS_MAX: u8 = 100;
-/// The most that one op prefetches, so that it stays short.
+/// The most bytes that one op prefetches, so that it stays short.
 const PREFETCH_MAX: u64 = 32 << 20;
-/// Names the sync in flight; jobs are named by their slab key.
+/// The token of the sync in flight; those of jobs are their slab keys.
 const SYNC: IoToken = IoToken((1 << OWN_BITS) - 1);
 
 pub(super) struct FileBackend {
     image: Arc<Image>,
-    handle: Handle,
-    /// Ops in work. Each has one request in flight or stalled, or waits for a sync.
+    handle: Arc<Handle>,
+    /// Ops in progress. Each has one request in flight or stalled, or waits for a sync.
     jobs: Slab<Job>,
     sync: GroupSync,
     sync_interruptions: u8,
-    /// Later requests of ops in work, which the engine had no room for.
+    /// A sync of this backend runs on the description.
+    is_syncing: bool,
+    /// The sync that this backend waits for, while one of another backend runs on the description.
+    awaited_sync: Option<u64>,
+    /// Later requests of ops in progress, for which the engine had no room.
     stalled: VecDeque<(IoRequest, IoToken)>,
-    /// Set while something is stalled.
+    /// Set while a request is stalled.
     retry_at: Option<Nanos>,
     ready: VecDeque<Completion>,
 }
@@ -48,13 +52,15 @@ struct Job {
 }
 
 impl FileBackend {
-    pub(super) fn new(image: Arc<Image>, handle: Handle) -> Self {
+    pub(super) fn new(image: Arc<Image>, handle: Arc<Handle>) -> Self {
         Self {
             image,
             handle,
             jobs: Slab::new(),
             sync: GroupSync::default(),
             sync_interruptions: 0,
+            is_syncing: false,
+            awaited_sync: None,
             stalled: VecDeque::new(),
             retry_at: None,
             ready: VecDeque::new(),
@@ -64,7 +70,9 @@ impl FileBackend {
 
 impl Drop for FileBackend {
     fn drop(&mut self) {
-        self.image.give_back(self.handle.clone());
+        if self.is_syncing {
+            self.handle.syncs.given_up();
+        }
     }
 }
 
@@ -115,7 +123,7 @@ impl Backend for FileBackend {
             job.interruptions += 1;
             return self.start(request, token, io);
         }
-        // Its buffers are the job's too, which gives them back when it ends.
+        // The job references the same buffers, and recycles them when it completes.
         drop(request);
         match job.work.completed(result, &self.image) {
             Step::Request => {
@@ -131,6 +139,10 @@ impl Backend for FileBackend {
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
         if !self.stalled.is_empty() {
             self.start_stalled(io);
+        }
+        if let Some(awaited) = self.awaited_sync.take() {
+            let turn = self.handle.syncs.ask_again(awaited, || io.waker());
+            self.take_turn(turn, io);
         }
         self.ready.pop_front()
     }
@@ -166,7 +178,7 @@ impl FileBackend {
         }
     }
 
-    /// Makes sure that one more job needs no memory in these lists, whatever comes of it.
+    /// Makes sure that one more job needs no more memory in these lists.
     fn make_room(&mut self) -> Result<()> {
         let count = self.jobs.len() + 1;
         memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
@@ -179,7 +191,7 @@ impl FileBackend {
     fn prefetch(&self, range: ByteRange) {
         if !self.image.direct {
             let len = NonZeroU64::new(range.len().min(PREFETCH_MAX));
-            // A hint: where it can't be followed, nothing is lost.
+            // A hint: errors are ignored.
             let _ = fadvise(&*self.handle.file, range.start(), len, Advice::WillNeed);
         }
     }
@@ -202,7 +214,7 @@ impl FileBackend {
         }
     }
 
-    /// Lets a job end with the next sync.
+    /// Makes a job wait for the next sync.
     fn join_sync(&mut self, key: usize, io: &mut dyn Io) {
         if self.sync.join(key) {
             self.start_sync(io);
@@ -210,8 +222,20 @@ impl FileBackend {
     }
 
     fn start_sync(&mut self, io: &mut dyn Io) {
-        let file = Arc::clone(&self.handle.file);
-        self.start(IoRequest::Sync { file }, SYNC, io);
+        let turn = self.handle.syncs.ask(|| io.waker());
+        self.take_turn(turn, io);
+    }
+
+    fn take_turn(&mut self, turn: Turn, io: &mut dyn Io) {
+        match turn {
+            Turn::Start => {
+                self.is_syncing = true;
+                let file = Arc::clone(&self.handle.file);
+                self.start(IoRequest::Sync { file }, SYNC, io);
+            }
+            Turn::Wait(awaited) => self.awaited_sync = Some(awaited),
+            Turn::Served => self.sync_served(None, io),
+        }
     }
 
     fn sync_completed(&mut self, request: IoRequest, result: io::Result<usize>, io: &mut dyn Io) {
@@ -224,6 +248,13 @@ impl FileBackend {
             self.image.poison();
             error.raw_os_error()
         });
+        self.is_syncing = false;
+        self.handle.syncs.ended();
+        self.sync_served(errno, io);
+    }
+
+    /// Completes the jobs that a sync has served; `errno` is why it failed.
+    fn sync_served(&mut self, errno: Option<Option<i32>>, io: &mut dyn Io) {
         while let Some(key) = self.sync.served() {
             let outcome = match &errno {
                 None => self.image.check_poison("flush").map(|()| Reply::Done),

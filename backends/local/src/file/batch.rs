@@ -1,7 +1,7 @@
-//! Opens many files with a single look at the programs that have them open.
+//! Opens many files with a single search for other programs that have them open.
 //!
-//! The look at all processes takes time in proportion to the files that are open on the machine.
-//! Done for each of a thousand files, it takes minutes.
+//! The search of all processes takes time in proportion to the files that are open on the machine.
+//! For each of a thousand files, it would take minutes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use sheave_core::Result;
 
 use super::lock::{EXEC_POLL, EXEC_TIMEOUT, Identity, WRITES, refusal, writer};
 
-/// Files that wait for the look, while there is a batch.
+/// Files that wait for the search, while there is a batch.
 static WAITING: Mutex<Option<Vec<(Identity, PathBuf)>>> = Mutex::new(None);
 
 /// While it exists, files that this process opens are locked at once, and looked up in
@@ -42,7 +42,7 @@ impl OpenBatch {
         loop {
             match writer(&identities) {
                 None => return Ok(()),
-                // By a child that has just begun to be another program, perhaps.
+                // Perhaps by a child of ours that has not called exec yet.
                 Some(_) if begun.elapsed() < EXEC_TIMEOUT => sleep(EXEC_POLL),
                 Some((index, holder)) => {
                     return Err(refusal(&paths[index], &holder, WRITES));
@@ -58,7 +58,7 @@ impl Drop for OpenBatch {
     }
 }
 
-/// Leaves the look at this file to the batch, if there is one.
+/// Leaves the search for this file to the batch, if there is one.
 pub(super) fn defer(identity: &Identity, path: &Path) -> bool {
     let mut waiting = waiting();
     let Some(files) = waiting.as_mut() else { return false };

@@ -50,6 +50,6 @@ impl Drop for Turn {
 }
 
 fn turns() -> MutexGuard<'static, [usize; 2]> {
-    // A count is changed at once.
+    // Counts are valid in any state.
     TURNS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,13 +1,12 @@
-//! Images in the formats of other programs. Nothing here reads them: they are served as they are,
-//! which is seldom what is wanted.
+//! Images in the formats of other programs. They are served as raw bytes, which is rarely intended.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Direct I/O takes memory, offsets and lengths of this.
+/// The alignment of memory, offsets and lengths for direct I/O.
 const ALIGN: usize = 4096;
 
-/// Where a format has its magic number, what that is, and what `qemu-img` calls the format.
+/// The offset of a format's magic number, the number, and `qemu-img`'s name of the format.
 const MAGICS: [(usize, &[u8], &str); 11] = [
     (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "qed"),
@@ -22,11 +21,11 @@ const MAGICS: [(usize, &[u8], &str); 11] = [
     (0, b"SheepdogInode", "sheepdog"),
 ];
 
-/// Begins an expanding VHD, and the footer behind the data of a fixed one.
+/// The magic number of an expanding VHD, and of the footer behind the data of a fixed one.
 const VHD: &[u8] = b"conectix";
 const VHD_FOOTER_LEN: u64 = 512;
 
-/// Says so in the log when a file most likely has one of these formats.
+/// Logs a warning when a file most likely has one of these formats.
 pub(super) fn warn_of_others(name: &str, file: &File, size: u64) {
     if let Some(format) = of(file, size) {
         tracing::warn!(
@@ -38,7 +37,7 @@ pub(super) fn warn_of_others(name: &str, file: &File, size: u64) {
     }
 }
 
-/// Which of these formats a file most likely has. What cannot be read has none.
+/// The format that a file most likely has. None if it cannot be read.
 fn of(file: &File, size: u64) -> Option<&'static str> {
     let is = |bytes: &[u8], at: usize, magic: &[u8]| bytes.get(at..at + magic.len()) == Some(magic);
     let first = read(file, 0);
@@ -50,7 +49,7 @@ fn of(file: &File, size: u64) -> Option<&'static str> {
     is(&read(file, footer - skip), skip as usize, VHD).then_some("vpc")
 }
 
-/// What there is of one aligned piece.
+/// The available bytes of one aligned piece.
 fn read(file: &File, at: u64) -> Vec<u8> {
     let mut memory = vec![0; 2 * ALIGN];
     let skip = memory.as_ptr().align_offset(ALIGN);
@@ -94,7 +93,7 @@ mod tests {
         for image in [vec![], vec![0; 3], vec![0; 512], b"LUKS\xba\xbe".repeat(999), boot] {
             assert_eq!(of_bytes(&image), None);
         }
-        // What cannot be read, such as a file that was opened for writing only.
+        // An unreadable file, such as one that was opened for writing only.
         let file = File::options().write(true).open("/dev/null").unwrap();
         assert_eq!(of(&file, 1 << 20), None);
     }

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use super::lock::Identity;
 
-/// Open files that are looked at in all, so that a busy machine does not delay us without bound.
+/// The most open files that a search looks at, so that its time is bounded on a busy machine.
 const FILES_MAX: usize = 1 << 17;
-/// Parents of parents that are looked at.
+/// The most ancestors that are excluded.
 const ANCESTORS_MAX: usize = 64;
 /// The byte that a qemu which writes holds a lock on (100 + BLK_PERM_WRITE's bit), and the one for
 /// resizing.
@@ -36,14 +36,13 @@ pub fn are_visible() -> bool {
     Path::new("/proc/self/fd").exists()
 }
 
-/// Other processes that have the file open, but those that started this one: a shell or a test
-/// that hands us a file it made knows what it does.
+/// Other processes that have the file open, without ancestors of this one: a shell or a test that
+/// passes us its own file does so deliberately.
 pub(super) fn find(identity: &Identity) -> Vec<Holder> {
     find_all(std::slice::from_ref(identity)).into_iter().map(|(_, holder)| holder).collect()
 }
 
-/// The same for several files with one look at all processes; each holder with the index of its
-/// file.
+/// The same for several files in one search; each holder comes with the index of its file.
 pub(super) fn find_all(files: &[Identity]) -> Vec<(usize, Holder)> {
     let family = family();
     let sought = Sought {
@@ -69,7 +68,7 @@ struct Sought<'a> {
 
 fn held(pid: u32, sought: &Sought<'_>, budget: &mut usize) -> Vec<(usize, Holder)> {
     let process = Path::new("/proc").join(pid.to_string());
-    // Not ours to read, or gone: nothing to be learnt.
+    // Not readable, or gone.
     let Ok(entries) = fs::read_dir(process.join("fdinfo")) else { return Vec::new() };
     let mut found: Vec<(usize, bool)> = Vec::new();
     for entry in entries.flatten() {
@@ -102,7 +101,7 @@ fn held(pid: u32, sought: &Sought<'_>, budget: &mut usize) -> Vec<(usize, Holder
     found.into_iter().map(|(index, writes)| (index, holder(writes))).collect()
 }
 
-/// This process and those it descends from.
+/// This process and its ancestors.
 fn family() -> Vec<u32> {
     let mut family = vec![std::process::id()];
     let mut next = Some(parent_id());
@@ -139,7 +138,8 @@ impl OpenFile {
     }
 }
 
-/// The locks of this machine (/proc/locks). They show also processes that are hidden from us.
+/// The locks of this machine (/proc/locks). They also show locks of processes that are hidden from
+/// us.
 pub(super) fn locks() -> String {
     fs::read_to_string("/proc/locks").unwrap_or_default()
 }
@@ -156,13 +156,13 @@ pub(super) fn qemu_writes(locks: &str, files: &[Identity]) -> Option<usize> {
     })
 }
 
-/// What /proc/locks calls a file.
+/// The name of a file in /proc/locks.
 fn inode_in_locks(file: &Identity) -> String {
     let (major, minor) = (rustix::fs::major(file.dev), rustix::fs::minor(file.dev));
     format!("{major:02x}:{minor:02x}:{}", file.ino)
 }
 
-/// A loop device that writes to one of the files, and the index of that.
+/// A loop device that writes to one of the files, and the index of the file.
 pub(super) fn loop_device(files: &[Identity]) -> Option<(usize, String)> {
     fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
         let device = entry.path();

@@ -1,7 +1,8 @@
 //! Locks of files against use by two programs. There are five means, because programs differ in how
 //! they show their use:
 //!
-//! 1. a table of the files that this process has open (POSIX locks do not hold within one);
+//! 1. a table of the files that this process has open (POSIX locks have no effect within a
+//!    process);
 //! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer;
 //! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
 //!    so keeps qemu out as well as us;
@@ -33,15 +34,15 @@ const ADVICE: &str = "stop it, or add lock=false if you know that it does not wr
 /// File systems that turn `flock` into a POSIX lock, which would collide with our own (statfs(2)).
 const NETWORK_FILE_SYSTEMS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
-/// The byte behind all others, which is locked as long as there may be I/O.
+/// The byte behind all others, which is locked for as long as there may be I/O in flight.
 const GUARD: i64 = 1 << 62;
-/// I/O that a process leaves behind ends within milliseconds, unless its disk is slow.
+/// I/O that a dead process leaves behind completes within milliseconds, unless its disk is slow.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the other program does.
 pub(super) const WRITES: &str = "has it open for writing";
 
-/// How long it takes at most until a program that begins has lost what its predecessor had open.
+/// The longest time between fork and exec of a child, which closes the files that it inherited.
 pub(super) const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
 pub(super) const EXEC_POLL: Duration = Duration::from_millis(10);
 
@@ -131,14 +132,14 @@ pub(super) fn guard(file: &File) {
     let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, GUARD, 1)));
 }
 
-/// Whether a description that others have locked so is still open.
+/// Whether another description with this lock is still open.
 fn is_guarded(file: &File) -> bool {
     let mut found = range(F_WRLCK, GUARD, 1);
     let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut found));
     asked.is_ok() && c_int::from(found.l_type) != F_UNLCK
 }
 
-/// Whether there are locks of ranges that are only this machine's.
+/// Whether range locks are local to this machine.
 pub(super) fn has_range_locks(file: &File) -> bool {
     !is_on(file, &NETWORK_FILE_SYSTEMS)
 }

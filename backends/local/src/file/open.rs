@@ -13,16 +13,18 @@ use rustix::io::Errno;
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
 use super::lock::{self, Identity, OpenEntry};
+use super::sync::SharedSync;
 use super::{Features, FileOptions, Handle, Image, format, holders, seek};
 
 /// The largest minimum block that a volume may state.
 const BLOCK_MAX: u32 = 64 << 10;
-/// The logical block of an image, unless it is said otherwise.
+/// The default logical block of an image.
 const LOGICAL_DEFAULT: u32 = 512;
-/// Alignment that every device and file system of today takes, where the kernel does not tell.
+/// The alignment that every present device and file system takes, where the kernel does not report
+/// one.
 const DIRECT_BLOCK_DEFAULT: u32 = 4096;
 
-/// FUSE and 9P, whose files may have other numbers when they are opened again (statfs(2)).
+/// FUSE and 9P, whose files may have other inode numbers when they are opened again (statfs(2)).
 const FILE_SYSTEMS_WITHOUT_IDENTITY: [u32; 2] = [0x6573_5546, 0x0102_1997];
 /// ext4 and its predecessors, XFS, btrfs and tmpfs (statfs(2)).
 const LOCAL_FILE_SYSTEMS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
@@ -31,7 +33,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     let path = &options.path;
     let name = printable(&path).to_string();
     let failed = |error| Error::from_io("open", &*name, error);
-    // Looked at before it is opened: to open a FIFO would wait for its other end.
+    // Checked before it is opened, since opening a FIFO would wait for its other end.
     let metadata = path.metadata().map_err(failed)?;
     let is_device = metadata.file_type().is_block_device();
     if !is_device && !metadata.is_file() {
@@ -50,7 +52,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     let hole_block = if is_device { sector.into() } else { 1 };
     let has_tail = options.direct && !size.is_multiple_of(block.minimum.into());
     let whole = if options.direct && !has_tail { block.minimum } else { 1 };
-    // Without it a refused hole would already have cost what the page cache had.
+    // Without the offload a refused hole would already have dropped dirty pages.
     let no_zero_offload =
         is_device && attribute(&metadata, "queue/write_zeroes_max_bytes").as_deref() == Some("0");
     Ok(Image {
@@ -77,7 +79,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         },
         poisoned: AtomicBool::new(false),
         zeroes: OnceLock::new(),
-        idle: Mutex::default(),
+        handles: Vec::new(),
         main: Arc::new(file),
         holds_device: is_exclusive(options, is_device),
         no_zero_offload,
@@ -85,8 +87,8 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     })
 }
 
-/// Opens what has this name, if it may be used, and keeps others from using it. The file is closed
-/// before the entry ends, in this order.
+/// Opens the file of this name, if it may be used, and locks it against other programs. The file is
+/// closed before the entry is removed.
 fn take(
     options: &FileOptions,
     name: &str,
@@ -125,11 +127,11 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
         Ok::<_, Error>(Arc::new(file))
     };
     let tail = image.has_tail.then(|| reopen(false)).transpose()?;
-    Ok(Handle { file: reopen(image.direct)?, tail })
+    Ok(Handle { file: reopen(image.direct)?, tail, syncs: SharedSync::default() })
 }
 
-/// Opens what is open by way of /proc, since its name may be gone or another file's by now. Where
-/// /proc is not mounted, by its name, if it still has that.
+/// Opens the same file again through /proc, since its name may be gone or belong to another file by
+/// now. Where /proc is not mounted, by its name, if that is still the same file.
 fn open_again(image: &Image, options: &OpenOptions) -> io::Result<File> {
     if holders::are_visible() {
         return options.open(format!("/proc/self/fd/{}", image.main.as_raw_fd()));
@@ -139,7 +141,7 @@ fn open_again(image: &Image, options: &OpenOptions) -> io::Result<File> {
         true => Ok(()),
         false => Err(io::Error::other("its name is another file's; mount /proc to go without it")),
     };
-    // Before it is opened, since a FIFO would be waited for, and after.
+    // Before opening, which would wait for a FIFO, and after.
     check(image.path.metadata()?)?;
     let file = options.open(&image.path)?;
     check(file.metadata()?)?;
@@ -149,7 +151,7 @@ fn open_again(image: &Image, options: &OpenOptions) -> io::Result<File> {
 fn open_file(options: &FileOptions, is_device: bool) -> io::Result<File> {
     let mut flags = OFlags::empty();
     flags.set(OFlags::DIRECT, options.direct);
-    // On a device: not while it is mounted or part of another device.
+    // Fails for a device that is mounted or part of another device.
     flags.set(OFlags::EXCL, is_exclusive(options, is_device));
     OpenOptions::new()
         .read(true)
@@ -163,14 +165,14 @@ fn is_exclusive(options: &FileOptions, is_device: bool) -> bool {
     is_device && !options.read_only && options.lock
 }
 
-/// Checks that a device which was opened for writing can be written. Only a write looks at whether
-/// it is read-only (BLKROGET) or a swap device (block/fops.c, `blkdev_write_iter`). Writes nothing.
+/// Checks that a device which was opened for writing can be written. Only a write checks whether it
+/// is read-only (BLKROGET) or a swap device (block/fops.c, `blkdev_write_iter`). Writes nothing.
 fn check_writable(device: &File) -> io::Result<()> {
     rustix::io::retry_on_intr(|| rustix::io::pwrite(device, &[], 0))?;
     Ok(())
 }
 
-/// Says what to do where the errno alone would not.
+/// Adds advice that the errno alone does not give.
 fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
     let kind = ErrorKind::of_io(&error);
     let hint = match kind {
@@ -209,8 +211,8 @@ fn is_readable(path: &Path) -> bool {
     rustix::fs::access(path, Access::READ_OK).is_ok()
 }
 
-/// What tells this file from another of its name. A number alone may be given to the next file when
-/// this one is removed.
+/// Distinguishes this file from another of its name. An inode number alone may be reused when this
+/// file is removed.
 pub(super) fn identity_of(file: &File, metadata: &Metadata) -> Option<String> {
     if metadata.file_type().is_block_device() {
         // The disk's sequence number since the node's start, since Linux 5.15.
@@ -309,7 +311,7 @@ fn logical_block(file: &File) -> io::Result<u32> {
     Ok(ioctl_blksszget(file)?)
 }
 
-/// Whether a device, or the whole device of a partition, says that it rotates.
+/// Whether a device, or the whole device of a partition, is rotational.
 fn is_rotational(metadata: &Metadata) -> bool {
     attribute(metadata, "queue/rotational").is_some_and(|text| text == "1")
 }

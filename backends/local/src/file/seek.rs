@@ -10,19 +10,19 @@ use super::Image;
 use super::work::shrunk;
 use sheave_core::extents::{ExtentList, data, hole};
 
-/// Seeks that one block status makes, so that it stays short.
+/// The most seeks of one block status, so that it stays short.
 const SEEKS_MAX: usize = 1024;
 
-/// Whether the file system tells holes from data.
+/// Whether the file system distinguishes holes from data.
 pub(super) fn is_supported(file: &File) -> bool {
-    // Without any data from here on the answer is ENXIO.
+    // ENXIO if there is no data from here on.
     matches!(seek(file, SeekFrom::Data(0)), Ok(_) | Err(Errno::NXIO))
 }
 
 /// Describes a range of an image.
 ///
 /// # Errors
-/// When the file does not reach to the end of the image any more: what is missing there is no hole.
+/// When the file is shorter than the image: the missing part is no hole.
 pub(super) fn block_status(
     file: &File,
     range: ByteRange,
@@ -39,7 +39,7 @@ pub(super) fn block_status(
             Err(Errno::NXIO) => (size, false),
             Err(_) => (range.end(), true),
         };
-        // A file that others change while it is served may say anything.
+        // Another program may change the file meanwhile.
         let end = end.clamp(at + 1, size);
         let run = if is_data { data(end - at) } else { hole(end - at) };
         at = end;
@@ -47,7 +47,7 @@ pub(super) fn block_status(
             break;
         }
     }
-    // Looked at last, so that it cannot have been cut off meanwhile.
+    // Checked last, so that it cannot have been truncated meanwhile.
     match seek(file, SeekFrom::End(0)) {
         Ok(end) if end < size => Err(shrunk("block_status", image, end)),
         _ => list.into_reply(),

@@ -1,4 +1,4 @@
-//! What is left to do of an op on a file, and what the end of each request means for it.
+//! The remaining work of an op on a file, and the effect of each completed request on it.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sheave_core::{
 
 use super::{Handle, Image, ZEROES};
 
-/// An op in work.
+/// An op in progress.
 pub(super) enum Work {
     Read {
         range: ByteRange,
@@ -36,7 +36,7 @@ pub(super) enum Work {
         fast: bool,
         no_hole: bool,
     },
-    /// Waits for a sync, then it is done.
+    /// Waits for a sync, then completes.
     Sync,
 }
 
@@ -54,7 +54,7 @@ pub(super) enum Fua {
     Sync,
 }
 
-/// How zeroes are made.
+/// The way to make zeroes.
 pub(super) enum Zeroing {
     Allocate(Allocate),
     /// Written from this buffer of zeroes, this many bytes so far.
@@ -64,7 +64,7 @@ pub(super) enum Zeroing {
     },
 }
 
-/// What comes next.
+/// The next step.
 pub(super) enum Step {
     /// [`Work::request`].
     Request,
@@ -74,7 +74,7 @@ pub(super) enum Step {
 }
 
 impl Work {
-    /// The work for an op that is more than a hint or a look; the outcome for one that is not.
+    /// The work for an op that needs the engine.
     pub(super) fn begin(op: &Op, image: &Image, io: &mut dyn Io) -> Result<Self, Outcome> {
         match op {
             Op::Read { range, into } => {
@@ -111,11 +111,11 @@ impl Work {
         }
     }
 
-    /// Where its requests most likely end.
+    /// Where its requests most likely go.
     pub(super) fn destination(&self, image: &Image) -> Destination {
         match self {
             Self::Read { .. } | Self::Write { .. } if image.direct => Destination::Device,
-            // Whole pages: there is nothing to be read before.
+            // Whole pages: nothing has to be read before.
             Self::Write { range, .. } if range.is_aligned(PAGE_SIZE as u64) => Destination::Memory,
             _ => Destination::Unknown,
         }
@@ -153,7 +153,7 @@ impl Work {
         })
     }
 
-    /// Takes the end of its request.
+    /// Takes the completion of its request.
     pub(super) fn completed(&mut self, result: io::Result<usize>, image: &Image) -> Step {
         match self {
             Self::Read { range, into, done } => match result {
@@ -234,7 +234,7 @@ impl Work {
                     Err(error) => Step::End(Err(error)),
                 }
             }
-            // Only now, and nothing has been altered.
+            // Nothing has been changed yet.
             (Zeroing::Allocate(_), Err(error)) if is_held(&error) => {
                 if *fast {
                     let why = format!("{}: another program holds the device", image.name);
@@ -261,7 +261,7 @@ fn sync_or_end(sync: bool) -> Step {
     if sync { Step::Sync } else { Step::End(Ok(Reply::Done)) }
 }
 
-/// The best way left to make zeroes.
+/// The best remaining way to make zeroes.
 fn zeroing(range: ByteRange, no_hole: bool, fast: bool, image: &Image) -> Result<Zeroing, Error> {
     let aligned = range.is_aligned(image.hole_block);
     let features = &image.features;
@@ -340,8 +340,8 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::NOTTY))
 }
 
-/// Whether a device refuses because its page cache has dirty data of the range, and another
-/// program holds it exclusively.
+/// Whether a device refuses because its page cache has dirty data of the range, and another program
+/// has it open exclusively.
 fn is_held(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::BUSY)
 }

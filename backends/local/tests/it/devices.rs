@@ -17,7 +17,7 @@ use sheave_volumes::{OpenOptions, open};
 
 const SIZE: u64 = 4 << 20;
 
-/// A loop device, detached in the end.
+/// A loop device; detached on drop.
 struct Loop {
     device: PathBuf,
     image: PathBuf,
@@ -43,7 +43,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // Else the next one under this number would be read-only too.
+        // Otherwise the next device with this number would be read-only too.
         let _ = Command::new("blockdev").arg("--setrw").arg(&self.device).status();
         let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
     }
@@ -274,8 +274,8 @@ fn a_mounted_device_is_left_alone() {
     assert!(error.to_string().contains("unmount it"), "{error}");
 }
 
-/// A file system whose disk is full though it does not know it: writes reach the page cache, and
-/// are lost on their way to the disk.
+/// A file system on a thin disk that is full: writes reach the page cache, and their write-back
+/// fails.
 struct Leaky {
     dir: TempDir,
     device: String,
@@ -326,7 +326,7 @@ impl Drop for Leaky {
 
 #[test]
 #[ignore = "needs root and a free loop device"]
-fn a_backend_that_comes_late_tells_of_what_was_lost_before() {
+fn a_backend_that_comes_late_reports_what_was_lost_before() {
     let leaky = Leaky::new();
     let image = File::create(leaky.image()).unwrap();
     image.set_len(64 << 20).unwrap();

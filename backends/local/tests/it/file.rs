@@ -1,4 +1,4 @@
-//! What only a file volume promises.
+//! Properties of file volumes only.
 
 use std::fs::File;
 use std::path::Path;
@@ -129,7 +129,7 @@ fn flushes_that_come_together_share_syncs() {
     let mut driver = log.driver(&volume, |_| Mishap::None);
     let outcomes = driver.run((0..50).map(|_| Op::Flush).collect());
     assert!(outcomes.iter().all(Result::is_ok));
-    // The first has one to itself; all others came after that had begun.
+    // The first op has a sync to itself; all others came after it began.
     assert_eq!(log.take(), ["sync", "sync"]);
 }
 
@@ -245,7 +245,7 @@ fn one_writer_or_many_readers() {
     let readers = [&reader, &reader].map(|options| FileVolume::open(options).unwrap());
     assert_eq!(open_error(&writer).0, ErrorKind::Busy);
     drop(readers);
-    // As another process of ours would lock it.
+    // The lock of another process of ours.
     let other = File::open(&path).unwrap();
     other.lock_shared().unwrap();
     drop(FileVolume::open(&reader).unwrap());

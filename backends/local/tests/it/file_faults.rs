@@ -1,12 +1,12 @@
-//! A file volume on an engine on which things go wrong.
+//! A file volume on an engine with mishaps.
 
 use rustix::io::Errno;
-use sheave_core::{ErrorKind, IoRequest, Op};
+use sheave_core::{Backend, ErrorKind, IoRequest, Op, Reply, Submitted, Tag, Volume};
 use tempfile::TempDir;
 
 use sheave_conformance::ops::{Log, bytes, driver, range, read, trim, with_fua, write, zeroes};
-use sheave_conformance::{Driver, Mishap, PlainEngine};
-use sheave_local::{FileOptions, FileVolume};
+use sheave_conformance::{Driver, Engine, Mishap, PlainEngine};
+use sheave_local::{FileOptions, FileVolume, HANDLES_READY};
 
 const SIZE: u64 = 4 << 20;
 
@@ -54,7 +54,7 @@ fn short_transfers_that_find_the_engine_full_are_carried_on() {
     let dir = TempDir::new().unwrap();
     let volume = volume(&dir);
     let engine = PlainEngine::new(2).refusing_one_in(2, 5).with_mishaps(|_| Mishap::Short(100));
-    let mut driver = Driver::new(sheave_core::Volume::backend(&volume).unwrap(), engine);
+    let mut driver = Driver::new(volume.backend().unwrap(), engine);
     let ops = (0..20_u64).map(|at| with_fua(write(at * 1000, &[at as u8; 1000]))).collect();
     assert!(driver.run(ops).iter().all(Result::is_ok));
     assert!(driver.full_count > 0);
@@ -113,6 +113,91 @@ fn a_full_disk_reaches_the_client_and_poisons_nothing() {
     assert!(error.to_string().contains("a.img: 1 bytes at 0"), "{error}");
     driver.run_one(with_fua(write(0, b"x"))).unwrap();
     driver.run_one(Op::Flush).unwrap();
+}
+
+/// A backend and its engine, driven step by step.
+struct User {
+    backend: Box<dyn Backend>,
+    engine: PlainEngine,
+}
+
+impl User {
+    /// Begins a flush; whether it has started a sync.
+    fn begins_flush(&mut self) -> bool {
+        let submitted = self.backend.submit(Op::Flush, Tag(1), self.engine.io());
+        assert!(matches!(submitted, Submitted::Queued));
+        self.engine.in_flight() == 1
+    }
+
+    /// The outcome of the flush, if it has one now.
+    fn flushed(&mut self) -> Option<sheave_core::Result<Reply>> {
+        self.backend.reap(self.engine.io()).map(|completion| completion.outcome)
+    }
+
+    fn end_sync(&mut self) {
+        let mut done = Vec::new();
+        self.engine.wait(None, &mut done);
+        assert_eq!(done.len(), 1);
+        done.into_iter().for_each(|done| self.backend.io_done(done, self.engine.io()));
+    }
+}
+
+/// Three backends that share one description: every fourth of the volume's.
+fn sharers(volume: &FileVolume, mut first: PlainEngine) -> [User; 3] {
+    [(); 3].map(|()| {
+        let engine = std::mem::replace(&mut first, PlainEngine::new(9));
+        let mut group: Vec<_> = (0..HANDLES_READY).map(|_| volume.backend().unwrap()).collect();
+        // The others are kept, so that they count as users of their descriptions.
+        let backend = group.remove(0);
+        group.into_iter().for_each(std::mem::forget);
+        User { backend, engine }
+    })
+}
+
+#[test]
+fn backends_that_share_a_description_take_turns_to_sync_it() {
+    let dir = TempDir::new().unwrap();
+    let volume = volume(&dir);
+    let [mut a, mut b, mut c] = sharers(&volume, PlainEngine::new(9));
+    assert!(a.begins_flush());
+    assert!(!b.begins_flush() && !c.begins_flush(), "the kernel reports an error once");
+    assert!(b.flushed().is_none() && c.flushed().is_none());
+    a.end_sync();
+    a.flushed().expect("the end of its sync").unwrap();
+    assert!(b.flushed().is_none() && c.flushed().is_none());
+    assert_eq!((b.engine.in_flight(), c.engine.in_flight()), (1, 0), "one syncs for both");
+    b.end_sync();
+    b.flushed().expect("the end of its sync").unwrap();
+    c.flushed().expect("served by the same").unwrap();
+    assert_eq!(c.engine.in_flight(), 0);
+}
+
+#[test]
+fn a_sync_that_fails_fails_for_all_backends_of_its_description() {
+    let dir = TempDir::new().unwrap();
+    let volume = volume(&dir);
+    let engine = PlainEngine::new(9).with_mishaps(|_| errno(Errno::IO));
+    let [mut a, mut b, _] = sharers(&volume, engine);
+    assert!(a.begins_flush() && !b.begins_flush());
+    a.end_sync();
+    a.flushed().expect("the end of its sync").unwrap_err();
+    assert!(b.flushed().is_none());
+    // The kernel has reported the error, so this sync succeeds.
+    b.end_sync();
+    let error = b.flushed().expect("the end of its sync").unwrap_err();
+    assert!(error.to_string().contains("may be lost"), "{error}");
+}
+
+#[test]
+fn a_backend_that_goes_away_while_it_syncs_lets_the_next_one_sync() {
+    let dir = TempDir::new().unwrap();
+    let volume = volume(&dir);
+    let [mut a, mut b, _] = sharers(&volume, PlainEngine::new(9));
+    assert!(a.begins_flush() && !b.begins_flush());
+    drop(a);
+    assert!(b.flushed().is_none());
+    b.end_sync();
+    b.flushed().expect("the end of its sync").unwrap();
 }
 
 #[test]
@@ -217,7 +302,7 @@ fn more_ops_than_there_is_room_for_come_back_and_end_later() {
     let dir = TempDir::new().unwrap();
     let volume = volume(&dir);
     let engine = PlainEngine::new(usize::MAX);
-    let mut driver = Driver::new(sheave_core::Volume::backend(&volume).unwrap(), engine);
+    let mut driver = Driver::new(volume.backend().unwrap(), engine);
     let ops = (0..3000_u64).map(|at| write(at * 8, &at.to_le_bytes())).collect();
     assert!(driver.run(ops).iter().all(Result::is_ok));
     assert!(driver.full_count > 0);
@@ -268,7 +353,7 @@ fn a_device_that_another_program_holds_gets_zeroes_written_and_no_trims() {
     for no_hole in [false, true] {
         let zero = |fast| Op::WriteZeroes { range: range(0, 4096), fua: true, no_hole, fast };
         let way = if no_hole { "ZeroRange 0+4096" } else { "PunchHole 0+4096" };
-        // As a whole: it is slow, and the next one may be fast.
+        // Only this request failed as a whole: the next one may succeed.
         assert_eq!(driver.run_one(zero(true)).unwrap_err().kind(), ErrorKind::Unsupported);
         assert_eq!(log.take(), [way]);
         driver.run_one(zero(false)).unwrap();

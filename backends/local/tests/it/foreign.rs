@@ -16,7 +16,7 @@ use sheave_local::{FileOptions, FileVolume};
 /// Longest wait for anything that must come, on a slow machine with other work.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A server that is killed in the end.
+/// A server; killed on drop.
 struct Server(Child);
 
 impl Server {
@@ -30,7 +30,7 @@ impl Server {
             .unwrap_or_else(|error| panic!("this test needs {program} installed: {error}"));
         let server = Self(child);
         let deadline = Instant::now() + PATIENCE;
-        // A server that greets has opened its file; its socket may be there before.
+        // A server that sends its greeting has opened its file; its socket may exist before.
         while !greets(socket) {
             assert!(Instant::now() < deadline, "{program} does not start");
             std::thread::sleep(Duration::from_millis(10));
@@ -97,7 +97,7 @@ impl Setup {
             let error = self.try_open(read_only).err().expect("refused");
             assert_eq!(error.kind(), ErrorKind::Busy);
             let message = error.to_string();
-            // As above, a lock of our own may be what was found first.
+            // As above, the first lock found may be our own.
             if message.contains(who) || Instant::now() > give_up {
                 break message;
             }

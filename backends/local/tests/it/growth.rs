@@ -105,7 +105,7 @@ fn many_extend_a_file_at_once_and_none_cuts_off() {
         for blocks in 2..40 {
             let volume = &volume;
             scope.spawn(move || {
-                // Too late for a greater size is an error; to cut it off would be worse.
+                // An error, since truncating the file would be worse.
                 if volume.extend(blocks * 4096).is_ok() {
                     assert!(volume.grow().unwrap() >= blocks * 4096);
                 }
@@ -155,7 +155,7 @@ fn grow_direct(from: u64, to: u64) {
         driver.run_one(with_fua(write(from - 5, b"WORLD and more"))).unwrap();
         assert_eq!(bytes(driver.run_one(read(from - 11, 20))), b"hello WORLD and more");
         driver.run_one(with_fua(write(to - 3, b"end"))).unwrap();
-        // As one asks that still has the old size.
+        // A range of a client with the old size.
         assert_eq!(bytes(driver.run_one(read(0, from))).len() as u64, from);
         driver.run_one(write(0, &vec![7; (from - 11) as usize])).unwrap();
         driver.run_one(zeroes(from + 4096, 100)).unwrap();

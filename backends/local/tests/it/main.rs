@@ -1,4 +1,4 @@
-//! What each local volume promises besides what the conformance suite checks.
+//! Properties of each local volume that the conformance suite does not check.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod devices;

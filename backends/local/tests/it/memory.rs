@@ -1,4 +1,4 @@
-//! What only a memory volume promises.
+//! Properties of memory volumes only.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
