@@ -1,15 +1,15 @@
 //! Lets ops of any alignment reach a volume that takes whole blocks only.
 //!
-//! Reads are widened and cut, writes of parts of blocks become read, patch, write. Since two
+//! Reads are widened and cut; writes of parts of blocks become read, patch, write. Since two
 //! connections may write parts of one block, all writing ops of the volume are entered in one table
-//! ([`RangeLocks`]), which wakes the thread of an op that had to wait for one of another thread.
+//! ([`RangeLocks`]), which wakes the thread of an op that waited for one of another thread.
 
 use std::sync::Arc;
 
 use sheave_core::extents::{data, empty_range_outcome};
 use sheave_core::{
-    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Legs, Nanos, Op, OpKind,
-    Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
+    Backend, ByteRange, Completion, Error, ErrorKind, Extent, Io, IoDone, Layer, Legs, Nanos, Op,
+    OpKind, Outcome, Payload, Reply, Result, Segment, Submitted, Tag, Volume, VolumeInfo,
 };
 
 use crate::jobs::{Jobs, Plan};
@@ -35,30 +35,21 @@ impl BlockSize {
     }
 }
 
-impl Volume for BlockSize {
-    fn info(&self) -> &VolumeInfo {
-        self.inner.info()
-    }
-
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn grow(&self) -> Result<u64> {
-        self.inner.grow()
-    }
-
-    fn below(&self) -> &[Arc<dyn Volume>] {
-        std::slice::from_ref(&self.inner)
+impl Layer for BlockSize {
+    fn inner(&self) -> &Arc<dyn Volume> {
+        &self.inner
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
-        let jobs = Jobs::new(WholeBlocks(Arc::clone(&self.locks)), Legs::of(self.below())?);
+        let jobs = Jobs::new(
+            WholeBlocks(Arc::clone(&self.locks)),
+            Legs::of(std::slice::from_ref(&self.inner))?,
+        );
         Ok(Box::new(BlockSizeBackend { jobs, volume: Arc::clone(&self.inner) }))
     }
 
     fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
-        // Writes may have to wait here for others.
+        // Writes may have to wait here for other writes.
         kind == OpKind::Read
             && self.blocks().fill(range)
             && self.inner.takes_registered(kind, range)
@@ -74,10 +65,10 @@ struct BlockSizeBackend {
     volume: Arc<dyn Volume>,
 }
 
-/// How ops on parts of blocks are carried out.
+/// The plan of ops on parts of blocks.
 struct WholeBlocks(Arc<RangeLocks>);
 
-/// What is left to do of an op from above.
+/// The remaining work of an op from above.
 struct Work {
     /// Its range in the table, if it writes.
     ticket: Option<Ticket>,
@@ -86,9 +77,9 @@ struct Work {
     outcome: Outcome,
 }
 
-/// What the end of the op below means for the op above.
+/// What the completion of the op below means for the op above.
 enum Steps {
-    /// It is the end.
+    /// Its outcome is the outcome.
     Forward,
     /// These bytes of the reply are the answer.
     Read { skip: usize, len: usize },
@@ -150,7 +141,7 @@ impl Backend for BlockSizeBackend {
 
 impl Drop for BlockSizeBackend {
     fn drop(&mut self) {
-        // Else the ranges of ops that do not end any more would stand in the way for ever.
+        // Otherwise the ranges of ops that will not complete would block other ops for ever.
         for work in self.jobs.works() {
             work.ticket.inspect(|ticket| self.jobs.plan.0.leave(*ticket));
         }
@@ -201,7 +192,7 @@ impl WholeBlocks {
         let Some(range) = op.range().filter(|_| op.kind().is_write()) else {
             return Ok(Some((None, true)));
         };
-        // A trim never writes a part of a block.
+        // A trim never changes a part of a block.
         let shared = blocks.fill(range) || matches!(op, Op::Trim { .. });
         let mode = if shared { Mode::Shared } else { Mode::Exclusive };
         let wide = range.widened(blocks.block, blocks.size);
@@ -304,7 +295,7 @@ impl Blocks {
         range.part(skip.min(range.len()), len)
     }
 
-    /// The first op below for an op from above, and how it goes on; or the outcome at once.
+    /// The first op below for an op from above, and the next steps; or the outcome at once.
     fn plan(self, op: Op) -> Result<(Op, Steps), Outcome> {
         let Some(range) = op.range() else { return Ok((op, Steps::Forward)) };
         if self.fill(range) {
@@ -340,7 +331,7 @@ impl Blocks {
         })
     }
 
-    /// Whole blocks first: if those can't be zeroed fast, nothing has been altered.
+    /// Whole blocks first: if they cannot be zeroed fast, nothing has been changed.
     fn plan_zeroes(
         self,
         range: ByteRange,
@@ -387,7 +378,7 @@ fn cut(mut extents: Vec<Extent>, skip: u64, len: u64) -> Vec<Extent> {
         start < skip + len && end > skip
     });
     if extents.is_empty() {
-        // The answer ended before the part that was asked about.
+        // The answer ended before the requested part.
         extents.push(data(len));
     }
     extents

@@ -1,4 +1,4 @@
-//! The rules of the fault layer and how they are written.
+//! The rules of the fault layer and their syntax.
 
 use std::str::FromStr;
 
@@ -22,7 +22,7 @@ const ERRORS: [(&str, ErrorKind); 8] = [
     ("ESHUTDOWN", ErrorKind::Shutdown),
 ];
 
-/// What shall go wrong, and when. Written as ops and settings between colons:
+/// A fault and its conditions. It is written as ops and settings between colons:
 ///
 /// ```text
 /// write:error=EIO:after=100
@@ -47,7 +47,7 @@ const ERRORS: [(&str, ErrorKind); 8] = [
 pub struct FaultRule {
     /// As written, for messages.
     pub(super) text: String,
-    /// One bit an [`OpKind`].
+    /// One bit per [`OpKind`].
     ops: u8,
     pub(super) error: Option<ErrorKind>,
     pub(super) delay_ns: Nanos,
@@ -62,7 +62,7 @@ impl FromStr for FaultRule {
     type Err = Error;
 
     /// # Errors
-    /// [`ErrorKind::Invalid`] for what is no such rule.
+    /// [`ErrorKind::Invalid`] if the text is no such rule.
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let mut rule = Self {
@@ -87,14 +87,14 @@ impl FromStr for FaultRule {
 }
 
 impl FaultRule {
-    /// Whether it applies to an op, were it its turn.
+    /// Whether it matches an op, regardless of counts and probability.
     pub(super) fn matches(&self, op: &Op) -> bool {
         let touches =
             op.range().is_none_or(|range| range.start() < self.to && self.from < range.end());
         self.covers(op.kind()) && touches
     }
 
-    /// Whether it is about ops of a kind.
+    /// Whether it matches ops of this kind.
     pub(super) fn covers(&self, kind: OpKind) -> bool {
         self.ops & bit(kind) != 0
     }

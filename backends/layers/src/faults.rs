@@ -2,16 +2,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sheave_core::{Backend, Error, Nanos, Op, OpKind, Result, Volume, VolumeInfo};
+use sheave_core::{Backend, Error, Layer, Nanos, Op, OpKind, Result, Volume};
 
 use super::FaultRule;
 use super::gate::{Decision, Gate, Policy};
 
-/// A volume on which [`FaultRule`]s strike.
+/// A volume with faults by [`FaultRule`]s.
 ///
-/// All rules look at every op, in order: delays add up, and the first error ends the op. Counters
-/// and random numbers are the volume's, shared by all its connections; the same seed and the same
-/// order of ops give the same faults.
+/// All rules are applied to every op, in order: delays add up, and the first error fails the op.
+/// Counters and random numbers are the volume's, shared by all its connections; the same seed and
+/// the same order of ops give the same faults.
 pub struct Faults {
     inner: Arc<dyn Volume>,
     plan: Arc<FaultPlan>,
@@ -26,21 +26,9 @@ impl Faults {
     }
 }
 
-impl Volume for Faults {
-    fn info(&self) -> &VolumeInfo {
-        self.inner.info()
-    }
-
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn grow(&self) -> Result<u64> {
-        self.inner.grow()
-    }
-
-    fn below(&self) -> &[Arc<dyn Volume>] {
-        std::slice::from_ref(&self.inner)
+impl Layer for Faults {
+    fn inner(&self) -> &Arc<dyn Volume> {
+        &self.inner
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -62,7 +50,7 @@ impl Policy for Arc<FaultPlan> {
     }
 
     fn may_fail_writes(&self) -> bool {
-        // A write that is struck must not be there already, nor early.
+        // The data of a delayed or failed write must not be in the volume before.
         self.rules.iter().any(|rule| rule.covers(OpKind::Write))
     }
 }
@@ -73,7 +61,7 @@ struct FaultPlan {
 }
 
 struct State {
-    /// One a rule.
+    /// One per rule.
     tallies: Vec<Tally>,
     random: SplitMix64,
 }
@@ -85,7 +73,7 @@ struct Tally {
 }
 
 impl FaultPlan {
-    /// What befalls an op: how long it waits, and the error it then fails with.
+    /// The fault of an op: its delay, and the error with which it then fails.
     fn strike(&self, op: &Op) -> (Nanos, Option<Error>) {
         // Counters, valid in any state.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

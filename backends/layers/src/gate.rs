@@ -37,7 +37,8 @@ pub(super) trait Policy: Send {
         false
     }
 
-    /// Whether writes may fail, so that they must not be received in place.
+    /// Whether writes may fail, so that their data must not be received into the volume's own
+    /// memory.
     fn may_fail_writes(&self) -> bool {
         false
     }
@@ -48,9 +49,9 @@ pub(super) struct Gate<K: Policy> {
     inner: Box<dyn Backend>,
     policy: K,
     delayed: BinaryHeap<Reverse<Delayed<K::Turn>>>,
-    /// Number of the next op, which keeps ops of one turn in order.
+    /// The number of the next op; it keeps ops of one turn in order.
     next: u64,
-    /// When the delayed ops were last looked at.
+    /// When the delayed ops were last checked.
     looked_at: Nanos,
 }
 

@@ -1,7 +1,7 @@
 //! Ops from above that become one or more ops below.
 //!
-//! A layer whose ops are not passed on one by one describes them by a [`Plan`]; [`Jobs`] runs it
-//! over the backends below: it keeps what waits, tells whose op has ended, and bounds it all.
+//! A layer that does not pass its ops on one by one describes them by a [`Plan`]. [`Jobs`] runs it
+//! over the backends below: it keeps waiting ops, assigns completions, and bounds everything.
 
 use std::collections::VecDeque;
 
@@ -12,21 +12,21 @@ use slab::Slab;
 
 use crate::RETRY_NS;
 
-/// The most ops from above that a layer has in work.
+/// The most ops from above that a layer has in progress.
 const JOBS_MAX: usize = 1024;
 
-/// What a layer makes of its ops.
+/// How a layer carries out its ops.
 pub trait Plan: Send {
-    /// What is remembered of an op from above until its end.
+    /// The state of an op from above until its completion.
     type Work: Send;
 
-    /// Whether the next op of a job may go below. Asked in each turn until it may.
+    /// Whether the next op of a job may be submitted below. Called in each turn until it may.
     fn may_go(&mut self, work: &mut Self::Work) -> bool {
         let _ = work;
         true
     }
 
-    /// An op of a job has ended below, at this leg. The answer is the job's next op there.
+    /// An op of a job has completed below, at this leg. Returns the job's next op.
     fn advance(
         &mut self,
         work: &mut Self::Work,
@@ -35,23 +35,23 @@ pub trait Plan: Send {
         io: &mut dyn Io,
     ) -> Option<(usize, Op)>;
 
-    /// No op of the job is left. The answer is the outcome of the op from above.
+    /// All ops of the job have completed. Returns the outcome of the op from above.
     fn finish(&mut self, work: Self::Work) -> Outcome;
 }
 
-/// Ops in work, and the backends below.
+/// Ops in progress, and the backends below.
 pub struct Jobs<P: Plan> {
     /// The layer's own part.
     pub plan: P,
     /// The backends below.
     pub legs: Legs,
     jobs: Slab<Job<P::Work>>,
-    /// Ops of jobs, with their legs, that may not go yet or find no room below.
+    /// Ops of jobs, with their legs, that may not be submitted yet or find no room below.
     pending: VecDeque<(usize, usize, Op)>,
     ready: VecDeque<Completion>,
     /// Ops of all jobs, pending or below.
     ops: usize,
-    /// Set while something waits for room below.
+    /// Set while an op waits for room below.
     retry_at: Option<Nanos>,
 }
 
@@ -64,7 +64,7 @@ struct Job<W> {
 }
 
 impl<P: Plan> Jobs<P> {
-    /// No ops in work over these backends.
+    /// No ops in progress over these backends.
     #[must_use]
     pub fn new(plan: P, legs: Legs) -> Self {
         let (jobs, pending, ready) = (Slab::new(), VecDeque::new(), VecDeque::new());
@@ -88,14 +88,14 @@ impl<P: Plan> Jobs<P> {
         }
     }
 
-    /// Whether there are as many jobs as there may be.
+    /// Whether the number of jobs is at its maximum.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.jobs.len() >= JOBS_MAX
     }
 
-    /// Makes sure that one more job, with at most so many ops at a time, needs no memory in these
-    /// lists, whatever comes of it.
+    /// Makes sure that one more job, with at most `ops` ops at a time, needs no more memory in
+    /// these lists.
     ///
     /// # Errors
     /// When there is no memory.
@@ -122,7 +122,7 @@ impl<P: Plan> Jobs<P> {
         self.pump(io);
     }
 
-    /// What is remembered of the ops in work.
+    /// The states of the ops in progress.
     pub fn works(&self) -> impl Iterator<Item = &P::Work> {
         self.jobs.iter().map(|(_, job)| &job.work)
     }
@@ -150,7 +150,7 @@ impl<P: Plan> Jobs<P> {
                 return Some(completion);
             }
         }
-        // Nothing more has ended below; perhaps what did has made way.
+        // The completed ops may have made room below.
         self.pump(io);
         self.ready.pop_front()
     }
@@ -161,7 +161,7 @@ impl<P: Plan> Jobs<P> {
         self.retry_at.into_iter().chain(self.legs.deadline()).min()
     }
 
-    /// Offers each pending op once to its backend.
+    /// Submits each pending op once to its backend.
     fn pump(&mut self, io: &mut dyn Io) {
         self.retry_at = None;
         for _ in 0..self.pending.len() {
@@ -192,7 +192,8 @@ impl<P: Plan> Jobs<P> {
         }
     }
 
-    /// Takes the end of a job's op; answers with its next, or ends the job if none is left.
+    /// Takes the completion of a job's op; returns the next op, or completes the job if none is
+    /// left.
     fn advance(
         &mut self,
         key: usize,

@@ -1,4 +1,4 @@
-//! Layers: volumes around a volume, each with one job.
+//! Layers: volumes around a volume, each with one task.
 #![forbid(unsafe_code)]
 
 mod block_size;
@@ -20,6 +20,5 @@ pub use read_only::ReadOnly;
 
 use sheave_core::Nanos;
 
-/// How long until an op is tried again for which an engine or a backend below had no room, or which
-/// waits for another thread.
+/// How long until an op is submitted again for which a backend below had no room.
 const RETRY_NS: Nanos = 100_000;

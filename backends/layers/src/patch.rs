@@ -9,7 +9,7 @@ pub(super) struct Patch {
     fua: bool,
     /// The whole blocks around `range`, cut at the end of the volume.
     wide: ByteRange,
-    /// Content of `wide`, from when the first of it has been read.
+    /// Content of `wide`, once its first part has been read.
     whole: Option<Payload>,
     /// The blocks that are read now, and those to be read after them.
     reading: ByteRange,
@@ -35,12 +35,12 @@ impl Patch {
         Self { range, data, fua, wide, whole: None, reading, then }
     }
 
-    /// The first op to run; later, the read that is due.
+    /// The first op to run; later, the next read.
     pub(super) fn start(&self) -> Op {
         Op::Read { range: self.reading, into: None }
     }
 
-    /// Takes the end of an op; answers with the next one, if it was not the last.
+    /// Takes the completion of an op; returns the next one, if it was not the last.
     ///
     /// # Errors
     /// When there is no memory for the blocks.
@@ -50,7 +50,7 @@ impl Patch {
         write_buffer: impl FnOnce(ByteRange, &mut dyn Io) -> Result<Payload>,
         io: &mut dyn Io,
     ) -> Result<Option<Op>> {
-        // Only reads are answered with data; after them comes one write, which is the last.
+        // Only reads return data; one write follows them, which is the last op.
         let Reply::Data(bytes) = reply else { return Ok(None) };
         let whole = match &mut self.whole {
             Some(whole) => whole,

@@ -1,9 +1,9 @@
 //! Byte ranges of a volume that ops in flight write, across all threads.
 //!
-//! A read-modify-write of a block must not overlap any other write to that block, or it would put
-//! back the old bytes of its neighbour. Whole-block writes may overlap each other. An op waits for
-//! those that came before it, so none starves and none waits in a circle. It leaves a waker, which
-//! is called when the last op in its way has left.
+//! A read-modify-write of a block must not overlap any other write to that block, or it would
+//! restore old bytes of its neighbour. Whole-block writes may overlap each other. An op waits for
+//! overlapping earlier ones, so there is neither starvation nor deadlock. It leaves a waker, which
+//! is called when the last of them has left.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -19,14 +19,14 @@ pub(super) struct RangeLocks {
     state: Mutex<State>,
 }
 
-/// The name of a range in the table.
+/// The identifier of a range in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
 
-/// Whether others may write the range too.
+/// Whether other ops may write the range too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Others that share it may.
+    /// Other sharing ops may.
     Shared,
     /// No other op may.
     Exclusive,
@@ -82,28 +82,28 @@ impl RangeLocks {
         Ok(Some((ticket, granted)))
     }
 
-    /// Whether all that came earlier and stand in the way have left.
+    /// Whether all overlapping earlier ops have left.
     pub(super) fn is_granted(&self, ticket: Ticket) -> bool {
         self.state().is_granted(ticket)
     }
 
-    /// Takes a range out.
+    /// Removes a range.
     pub(super) fn leave(&self, ticket: Ticket) {
         let wakers = self.state().remove(ticket);
-        // Called without the lock, since a waker may take others.
+        // Without the lock, since a waker may take other locks.
         for waker in wakers {
             waker.wake();
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs between two changes that belong together.
+        // No code between two related changes can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Takes an entry out, and answers with the wakers of what waited for that.
+    /// Removes an entry, and returns the wakers of ops that waited for it.
     fn remove(&mut self, ticket: Ticket) -> Vec<Waker> {
         let Some(at) = self.position(ticket) else { return Vec::new() };
         let left = self.entries.remove(at);

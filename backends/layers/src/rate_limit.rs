@@ -3,16 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sheave_core::{Backend, ByteRange, Nanos, Op, OpKind, Result, Volume, VolumeInfo};
+use sheave_core::{Backend, ByteRange, Layer, Nanos, Op, OpKind, Result, Volume};
 
 use super::gate::{Decision, Gate, Policy};
 
-/// What an idle volume may do at once, as a time at its limit.
+/// The burst of an idle volume, as a time at its limit.
 const BURST_NS: Nanos = 50_000_000;
-/// How soon waiting ops notice that a limit has changed.
+/// How often waiting ops check for changed limits.
 const RECHECK_NS: Nanos = 10_000_000;
 
-/// How much a volume may do per second; 0 is no limit.
+/// Limits per second; 0 is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimits {
     /// Bytes read and written per second.
@@ -21,7 +21,7 @@ pub struct RateLimits {
     pub ops_per_second: u64,
 }
 
-/// Limits that can change while the volume is in use, by a holder of a clone of the [`Arc`].
+/// Limits that can change while the volume is in use; the caller keeps a clone of the [`Arc`].
 ///
 /// Ops that wait obey new limits within 10 ms: a higher one releases them earlier, a lower one
 /// later, and without a limit they go at once. The layer of a volume without limits costs about 90
@@ -59,11 +59,10 @@ impl Limits {
     }
 }
 
-/// A volume that no connection, nor all together, can use faster than its limits.
+/// A volume with limits for all its connections together.
 ///
-/// Ops that come too early wait in order. After idling, a volume may do what its limit allows in
-/// 50 ms at once. An op larger than what one second allows is not refused; those after it pay for
-/// it by waiting.
+/// Ops that come too early wait in order. After idling, a volume may do what its limit allows in 50
+/// ms at once. An op larger than the limit of one second is not refused; later ops wait for it.
 pub struct RateLimit {
     inner: Arc<dyn Volume>,
     meter: Arc<SharedMeter>,
@@ -72,28 +71,16 @@ pub struct RateLimit {
 impl RateLimit {
     /// Wraps a volume.
     pub fn new(inner: Arc<dyn Volume>, limits: Arc<Limits>) -> Self {
-        // As if they had held for long: a new volume may begin with a burst.
+        // As after idling: a new volume may begin with a burst.
         let mut meter = Meter::default();
         meter.obey(limits.get(), 0);
         Self { inner, meter: Arc::new(SharedMeter { limits, meter: Mutex::new(meter) }) }
     }
 }
 
-impl Volume for RateLimit {
-    fn info(&self) -> &VolumeInfo {
-        self.inner.info()
-    }
-
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn grow(&self) -> Result<u64> {
-        self.inner.grow()
-    }
-
-    fn below(&self) -> &[Arc<dyn Volume>] {
-        std::slice::from_ref(&self.inner)
+impl Layer for RateLimit {
+    fn inner(&self) -> &Arc<dyn Volume> {
+        &self.inner
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -151,14 +138,14 @@ impl Policy for Arc<SharedMeter> {
     }
 }
 
-/// Hands out turns: each op may go when all before it are paid for.
+/// Assigns turns: each op may go when all earlier ones are paid for.
 #[derive(Default)]
 struct Meter {
     bytes: Bucket,
     ops: Bucket,
 }
 
-/// What has to be paid for before an op may go. Later ops have greater ones.
+/// The amounts that have to be paid for before an op may go. Later ops have greater ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     bytes: NanoUnits,
@@ -169,15 +156,15 @@ struct Turn {
 type NanoUnits = u128;
 
 /// A budget that grows with time. Ops wait for an amount and not for a time, so that a new rate
-/// holds for those that wait, too.
+/// holds for waiting ops, too.
 #[derive(Default)]
 struct Bucket {
     /// Units per second since `since`; 0 is no limit.
     rate: u64,
     since: Nanos,
-    /// What time had paid for at `since`.
+    /// The amount that was paid for at `since`.
     paid: NanoUnits,
-    /// What has been let through, or will be.
+    /// The amount that has been admitted, or will be.
     promised: NanoUnits,
 }
 

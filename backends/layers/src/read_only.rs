@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use sheave_core::{
-    Backend, ByteRange, Completion, Io, IoDone, Nanos, Op, OpKind, Payload, Result, Submitted, Tag,
-    Volume, VolumeInfo,
+    Backend, ByteRange, Completion, Io, IoDone, Layer, Nanos, Op, OpKind, Payload, Result,
+    Submitted, Tag, Volume, VolumeInfo,
 };
 
 /// A volume that cannot be written through this layer.
@@ -26,21 +26,13 @@ impl ReadOnly {
     }
 }
 
-impl Volume for ReadOnly {
+impl Layer for ReadOnly {
+    fn inner(&self) -> &Arc<dyn Volume> {
+        &self.inner
+    }
+
     fn info(&self) -> &VolumeInfo {
         &self.info
-    }
-
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn grow(&self) -> Result<u64> {
-        self.inner.grow()
-    }
-
-    fn below(&self) -> &[Arc<dyn Volume>] {
-        std::slice::from_ref(&self.inner)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -64,7 +56,7 @@ impl Backend for ReadOnlyBackend {
     }
 
     fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
-        // Never the inner volume's own memory: whatever is received into it is refused afterwards.
+        // Never the inner volume's own memory, since the write is refused afterwards.
         io.buffer(range.len() as usize).map(Payload::from)
     }
 

@@ -17,8 +17,8 @@ pub struct BlockSizes {
     /// Every offset and length is a multiple of this power of two, at most 64 KiB.
     pub minimum: u32,
     /// The logical block of the disk that the volume is, for partition tables and file systems: a
-    /// power of two, at least 512. Devices made of the volume have it. `minimum` is another thing:
-    /// what the way to the data takes.
+    /// power of two, at least 512. Devices made of the volume have it. `minimum` is another
+    /// property: the alignment that requests need.
     pub logical: u32,
     /// Best unit of I/O: a power of two, at least `minimum` and `logical`.
     pub preferred: u32,
@@ -32,11 +32,11 @@ impl Default for BlockSizes {
     }
 }
 
-/// Which ops a volume has. A front advertises exactly these.
+/// The ops that a volume has. A front advertises exactly these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent capabilities, each with a name")]
 pub struct Capabilities {
-    /// [`Op::Flush`], and it means something.
+    /// [`Op::Flush`] makes data stable.
     pub flush: bool,
     /// The `fua` field of writing ops.
     pub fua: bool,
@@ -77,9 +77,9 @@ pub struct VolumeInfo {
     pub read_only: bool,
     /// On rotating media.
     pub rotational: bool,
-    /// Its content is gone with the process that has it open.
+    /// Its content is lost when the process that has it open ends.
     pub volatile: bool,
-    /// Tells it from another volume that comes to have its name; `None` where nothing does.
+    /// Distinguishes it from another volume that gets its name later; `None` where nothing does.
     pub identity: Option<String>,
     /// Which ops it has.
     pub can: Capabilities,
@@ -94,22 +94,21 @@ pub trait Volume: Send + Sync {
     /// volume stays valid. It changes only in [`Volume::grow`].
     fn size(&self) -> u64;
 
-    /// Looks whether what is below has grown, serves the new size from now on, and returns it. A
-    /// volume of fixed size returns that. Backends that exist already serve the new size too.
+    /// Checks whether the storage below has grown, serves the new size from now on, and returns it.
+    /// A volume of fixed size returns that size. Existing backends serve the new size too.
     ///
     /// # Errors
-    /// When the new size cannot be found out, and [`ErrorKind::Io`] when what is below is
+    /// When the new size cannot be determined, and [`ErrorKind::Io`] when the storage below is
     /// shorter than before. The volume then keeps its size.
     fn grow(&self) -> Result<u64>;
 
-    /// Makes what is below at least `size` bytes long, on stable storage, while the volume is open
-    /// and in use; what is new reads as zeroes. [`Volume::grow`] then serves it. A layer passes it
-    /// on to the volume below.
+    /// Extends the storage below to at least `size` bytes, stably, while the volume is open and in
+    /// use; new bytes read as zeroes. [`Volume::grow`] then serves them. A layer passes the call on
+    /// to the volume below.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] when the volume cannot be extended from here,
-    /// [`ErrorKind::Invalid`] when it is longer or cannot have this size, and what the
-    /// system says.
+    /// [`ErrorKind::Invalid`] when it is longer or cannot have this size, and errors of the system.
     fn extend(&self, size: u64) -> Result<()> {
         match self.below() {
             [below] => below.extend(size),
@@ -117,7 +116,8 @@ pub trait Volume: Send + Sync {
         }
     }
 
-    /// A backend for one thread.
+    /// A backend for one thread. Like those of the backend, this call waits neither for a device
+    /// nor for the network.
     ///
     /// # Errors
     /// When the volume can no longer be used.
@@ -132,26 +132,75 @@ pub trait Volume: Send + Sync {
         false
     }
 
-    /// The bytes of memory that the volume's data takes now, if that is where it is kept. Its
-    /// holder may look at any time.
+    /// The bytes of memory that the volume's data takes, if it is kept in memory. The counter can
+    /// be read at any time.
     fn held_bytes(&self) -> Option<Arc<AtomicU64>> {
         let [below] = self.below() else { return None };
         below.held_bytes()
     }
 
-    /// How it stands with the server that has its data, if one has. Its holder may look at any
-    /// time.
+    /// The state of the connection to the server that has its data, if a server has it. It can be
+    /// read at any time.
     fn link(&self) -> Option<Arc<Link>> {
         let [below] = self.below() else { return None };
         below.link()
     }
 
     /// Whether the data of such a read or write may stay in memory that only the kernel sees
-    /// ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without a
-    /// look at it, and is faster that way.
+    /// ([`crate::Buf::registered`]): because the volume passes it on to [`Io::start`] without
+    /// reading it, and is faster that way.
     fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
         let _ = (kind, range);
         false
+    }
+}
+
+/// A volume around another one, with the size, growth and data of that one.
+pub trait Layer: Send + Sync {
+    /// The volume below.
+    fn inner(&self) -> &Arc<dyn Volume>;
+
+    /// See [`Volume::info`].
+    fn info(&self) -> &VolumeInfo {
+        self.inner().info()
+    }
+
+    /// See [`Volume::backend`].
+    ///
+    /// # Errors
+    /// When the volume can no longer be used.
+    fn backend(&self) -> Result<Box<dyn Backend>>;
+
+    /// See [`Volume::takes_registered`].
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        let _ = (kind, range);
+        false
+    }
+}
+
+impl<L: Layer> Volume for L {
+    fn info(&self) -> &VolumeInfo {
+        Layer::info(self)
+    }
+
+    fn size(&self) -> u64 {
+        self.inner().size()
+    }
+
+    fn grow(&self) -> Result<u64> {
+        self.inner().grow()
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Layer::backend(self)
+    }
+
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        std::slice::from_ref(self.inner())
+    }
+
+    fn takes_registered(&self, kind: OpKind, range: ByteRange) -> bool {
+        Layer::takes_registered(self, kind, range)
     }
 }
 
@@ -165,24 +214,25 @@ impl dyn Volume + '_ {
     }
 }
 
-/// What became of a submitted op.
+/// The state of a submitted op.
 #[derive(Debug)]
 pub enum Submitted {
-    /// It has ended.
+    /// It has completed.
     Done(Outcome),
-    /// It will end; [`Backend::reap`] tells.
+    /// It will complete; [`Backend::reap`] returns its completion.
     Queued,
-    /// No room: the op comes back untouched. The owner keeps it, and offers it again after the next
-    /// completion or deadline, before any that came later.
+    /// No room: the op is handed back unchanged. The owner keeps it, and submits it again after the
+    /// next completion or deadline, before later ops.
     Full(Op),
 }
 
 /// One thread's access to a volume. Layers are backends around a backend.
 ///
-/// The owner submits ops, passes on the ends of the file I/O that the backend started, and reaps
-/// completions after each batch of either, when [`Backend::deadline`] has passed, and when another
-/// thread has called the waker of [`Io::waker`]. An op in flight therefore needs file I/O in
-/// flight, a deadline, or a waker in another thread's hands: the owner sleeps until one of these.
+/// The owner submits ops, passes on the completions of file I/O that the backend started, and reaps
+/// completions of ops after each batch of either, when [`Backend::deadline`] has passed, and when
+/// another thread has called the waker of [`Io::waker`]. An op in flight therefore needs file I/O
+/// in flight, a deadline, or a waker that another thread holds: the owner sleeps until one of
+/// these.
 ///
 /// No method waits for a device or the network: all connections of the thread would wait, too.
 pub trait Backend: Send {
@@ -194,7 +244,7 @@ pub trait Backend: Send {
     /// change before the op is submitted.
     ///
     /// # Errors
-    /// When there is no memory for it; the write has failed with this error then.
+    /// When there is no memory for it; the write fails with this error.
     fn write_buffer(&mut self, range: ByteRange, io: &mut dyn Io) -> Result<Payload> {
         let len = usize::try_from(range.len()).expect("a payload fits into memory");
         io.buffer(len).map(Payload::from)
@@ -204,13 +254,13 @@ pub trait Backend: Send {
     /// aligned to its minimum block.
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted;
 
-    /// Takes the end of a request that this backend started through [`Io::start`].
+    /// Takes the completion of a request that this backend started through [`Io::start`].
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io);
 
     /// The next completion, if one is ready.
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion>;
 
-    /// When the owner should call [`Backend::reap`] although nothing has ended.
+    /// When the owner should call [`Backend::reap`] even if no I/O has completed.
     fn deadline(&self) -> Option<Nanos> {
         None
     }

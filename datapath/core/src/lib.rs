@@ -18,7 +18,7 @@ mod printable;
 mod range;
 mod text;
 
-pub use backend::{Backend, BlockSizes, Capabilities, Submitted, Volume, VolumeInfo};
+pub use backend::{Backend, BlockSizes, Capabilities, Layer, Submitted, Volume, VolumeInfo};
 pub use buf::{Buf, PAGE_SIZE, Page};
 pub use error::{Error, ErrorKind, NbdErrno, Result};
 pub use io::{Allocate, Destination, Io, IoDone, IoRequest, IoStage, IoToken, Nanos};

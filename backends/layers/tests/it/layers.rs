@@ -1,4 +1,4 @@
-//! What each layer does, besides passing the conformance suite.
+//! Properties of each layer that the conformance suite does not check.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -106,7 +106,7 @@ fn ops_per_second_hold_for_every_kind_of_op() {
     assert!((940_000_000..1_010_000_000).contains(&end), "{end} ns");
 }
 
-/// Reaps until the next op ends; when that is, in milliseconds.
+/// Reaps until the next op completes; returns the time, in milliseconds.
 fn next_end_ms(backend: &mut dyn Backend, mut now: Nanos) -> Nanos {
     loop {
         if backend.reap(&mut NoIo(now)).is_some() {
@@ -186,7 +186,7 @@ fn a_full_gate_hands_ops_back_and_goes_on_later() {
     assert_eq!(bytes(driver.run_one(read(2999 * 8, 8))), 2999_u64.to_le_bytes());
 }
 
-/// A volume that has no room for an op but each third time it is offered one.
+/// A volume that has room only for every third op that is submitted.
 struct Reluctant(Arc<dyn Volume>);
 
 struct ReluctantBackend {
@@ -253,7 +253,7 @@ fn an_op_that_finds_no_room_below_is_counted_once() {
     assert_eq!(bytes(driver.run_one(read(0, 20))), want);
 }
 
-/// An engine that has this time and takes nothing.
+/// An engine with this time that takes no request.
 struct NoIo(Nanos);
 
 /// How often its wakers were called.
@@ -313,7 +313,7 @@ fn a_backend_without_room_for_a_range_is_woken_when_there_is_some() {
     std::fs::write(&path, vec![0; 8 << 20]).unwrap();
     let url = format!("{}?direct=true", path.display());
     let volume = sheave_volumes::open(&url, &OpenOptions::default()).unwrap();
-    // No file request is ever taken, so the ranges of all writes stay where they are.
+    // No file request is ever taken, so the ranges of all writes stay locked.
     let mut backends = Vec::new();
     let mut full = loop {
         let mut backend = volume.backend().unwrap();
@@ -328,7 +328,7 @@ fn a_backend_without_room_for_a_range_is_woken_when_there_is_some() {
         }
         backends.push(backend);
     };
-    // The first of the others ends all that it holds.
+    // Only one backend's ranges leave.
     drop(backends.remove(0));
     assert!(WOKEN.load(Relaxed) > 0, "else its shard would sleep though there is room");
     let again = full.submit(write(1, b"x"), Tag(1), &mut NoIo(7));

@@ -1,4 +1,4 @@
-//! Memory that only the kernel sees passes the layers that do not look at data.
+//! Registered memory passes the layers that do not access data.
 
 use std::path::Path;
 use std::task::Waker;
@@ -11,7 +11,7 @@ use sheave_core::{
 use sheave_volumes::{OpenOptions, open};
 
 const SIZE: u64 = 1 << 20;
-/// Longer than writes that are quicker by way of this process.
+/// Longer than writes that are faster through this process's memory.
 const LEN: u64 = 64 << 10;
 const INDEX: u16 = 7;
 
@@ -43,7 +43,7 @@ impl Io for Keeping {
     }
 }
 
-/// What an op on the image with these options has the engine do, and how the op ends.
+/// The request that an op on the image with these options starts, and the op's outcome.
 fn run(path: &Path, parameters: &str, read_only: bool, op: Op) -> (IoRequest, Result<Reply>) {
     let text = format!("{}{parameters}", path.display());
     let options = OpenOptions { read_only, ..OpenOptions::default() };
