@@ -2,9 +2,9 @@
 //!
 //! A volume in memory is read and written by several shards and, through `recvmsg` and `sendmsg`,
 //! by the kernel while other requests run. Block devices promise nothing about overlapping writes
-//! in flight, but Rust forbids data races on plain bytes, so the words are atomics: every access
-//! is a relaxed load or store, which costs the same instructions as a plain one. A kernel that
-//! fills such memory behind our back is then just one more writer.
+//! in flight, but Rust forbids data races on plain bytes, so the words are atomics: every access is
+//! a relaxed load or store, which costs the same instructions as a plain one. The kernel, which
+//! fills such memory too, is then just one more writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -66,10 +66,10 @@ impl Buf {
         Self::try_zeroed(len).expect("memory for a buffer")
     }
 
-    /// Memory that only the kernel sees: the first `len` bytes of what is registered with the ring
-    /// of this thread under `index`. A volume gets it if it asks for it, by
-    /// [`crate::Volume::takes_registered`], and hands it to [`crate::Io::start`]; access to its
-    /// bytes panics.
+    /// Memory that only the kernel sees: the first `len` bytes of the buffer that is registered
+    /// with the ring of this thread under `index`. A volume that asks for it by
+    /// [`crate::Volume::takes_registered`] gets it and hands it to [`crate::Io::start`]; access to
+    /// its bytes panics.
     #[must_use]
     pub fn registered(index: u16, len: usize) -> Self {
         Self { memory: Memory::Registered(index), start: 0, len }
@@ -95,7 +95,7 @@ impl Buf {
         self.len == 0
     }
 
-    /// Bytes that the underlying block of pages holds in all; none of registered memory.
+    /// Size in bytes of the underlying block of pages; 0 for registered memory.
     #[must_use]
     pub fn capacity(&self) -> usize {
         match &self.memory {
@@ -116,7 +116,7 @@ impl Buf {
         }
     }
 
-    /// Under which index it is registered, if only the kernel sees it.
+    /// The index under which it is registered, if only the kernel sees it.
     #[must_use]
     pub fn registered_index(&self) -> Option<u16> {
         match self.memory {
@@ -125,7 +125,7 @@ impl Buf {
         }
     }
 
-    /// Where the view begins in [`Buf::pages`] or in what is registered, in bytes.
+    /// Where the view begins in [`Buf::pages`] or in the registered buffer, in bytes.
     #[must_use]
     pub fn start(&self) -> usize {
         self.start

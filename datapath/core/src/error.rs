@@ -1,4 +1,4 @@
-//! Errors, and the one table that maps them to the outside.
+//! Errors, and the one table that maps them to NBD and Linux errors.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ pub enum ErrorKind {
     Busy,
     /// Stored data failed its check; do not use it.
     Corrupt,
-    /// What was to be made is there already; use it, or choose another name.
+    /// The object to be made exists already; use it, or choose another name.
     Exists,
-    /// Another writer has taken over; stop, and do not try again.
+    /// Another writer has taken over; stop, and do not retry.
     Fenced,
     /// The request is wrong; correct it.
     Invalid,
@@ -32,13 +32,13 @@ pub enum ErrorKind {
     NoSpace,
     /// It does not exist; check the name.
     NotFound,
-    /// The same work is going on; ask again later how it ended.
+    /// The same work is in progress; ask again later for its result.
     Pending,
     /// Not allowed, or the volume is read-only.
     Permission,
-    /// Being shut down; go elsewhere or wait.
+    /// Shutting down; wait, or use another server.
     Shutdown,
-    /// No answer in time; it may have been done all the same.
+    /// No answer in time; the operation may have been carried out nevertheless.
     TimedOut,
     /// Larger than can be handled; split it.
     TooLarge,
@@ -61,7 +61,7 @@ pub enum NbdErrno {
     Shutdown = 108,
 }
 
-/// How one kind looks to each front.
+/// How one kind is reported by each front.
 struct Mapping {
     nbd: NbdErrno,
     linux: Errno,
@@ -144,7 +144,7 @@ impl ErrorKind {
         self.mapping().linux.raw_os_error()
     }
 
-    /// What a client can do about an error that a server answered.
+    /// The kind of an error that a server answered.
     #[must_use]
     pub fn of_nbd(errno: NbdErrno) -> Self {
         match errno {
@@ -180,7 +180,7 @@ impl ErrorKind {
 }
 
 /// An error: what the caller can do, what was being done, on what, and why. A clone shares the
-/// cause, so that one failure can end several ops.
+/// cause, so that one failure can fail several ops.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -190,7 +190,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error without a deeper cause. `op` is a verb ("open"), `context` says on what and why.
+    /// An error without a cause. `op` is a verb ("open"), `context` says on what and why.
     #[must_use]
     pub fn new(kind: ErrorKind, op: &'static str, context: impl Into<String>) -> Self {
         Self { kind, op, context: context.into(), source: None }
@@ -215,7 +215,7 @@ impl Error {
         self.kind
     }
 
-    /// Whether it has a deeper cause, such as a system call's error.
+    /// Whether it has a cause, such as a system call's error.
     #[must_use]
     pub fn has_cause(&self) -> bool {
         self.source.is_some()
@@ -224,7 +224,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Names from outside are in it, of files and exports.
+        // It contains names of files and exports, which come from outside.
         write!(f, "{}: {}", self.op, printable(&self.context))?;
         match &self.source {
             Some(source) => write!(f, ": {}", printable(&source.to_string())),
@@ -235,7 +235,7 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        // Display already tells the direct cause; a chain printer must not tell it twice.
+        // Display already shows the direct cause; a printer of the chain must not repeat it.
         self.source.as_deref().and_then(StdError::source)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Error, ErrorKind, Extent, Op, Outcome, Payload, Reply, memory};
 
-/// Extents in order, equal neighbours merged, at most so many.
+/// Extents in order, equal neighbours merged, with a maximum number.
 #[derive(Debug)]
 pub struct ExtentList {
     extents: Vec<Extent>,
@@ -10,7 +10,7 @@ pub struct ExtentList {
 }
 
 impl ExtentList {
-    /// An empty list for at most so many, at least one.
+    /// An empty list for at most `max` extents, at least one.
     #[must_use]
     pub fn new(count_max: usize) -> Self {
         Self { extents: Vec::new(), count_max: count_max.max(1) }
@@ -54,7 +54,7 @@ pub fn hole(len: u64) -> Extent {
     Extent { len, hole: true, zero: true }
 }
 
-/// A run of which nothing is known but that it may hold data: always a safe answer.
+/// A run that may hold data: always a safe answer.
 #[must_use]
 pub fn data(len: u64) -> Extent {
     Extent { len, hole: false, zero: false }

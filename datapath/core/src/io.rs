@@ -14,7 +14,7 @@ use crate::{Buf, OpKind, Payload, Result};
 /// Nanoseconds on a monotonic clock.
 pub type Nanos = u64;
 
-/// The backend's name for a request in flight, echoed in [`IoDone`].
+/// The backend's identifier of a request in flight, echoed in [`IoDone`].
 ///
 /// The low [`crate::OWN_BITS`] are the backend's; it leaves the others clear, which are for layers
 /// with several backends below ([`crate::Legs`]).
@@ -104,12 +104,12 @@ impl IoRequest {
     }
 }
 
-/// The end of an [`IoRequest`].
+/// The completion of an [`IoRequest`].
 #[derive(Debug)]
 pub struct IoDone {
     /// As given to [`Io::start`].
     pub token: IoToken,
-    /// The request, given back with its buffers.
+    /// The request, with its buffers.
     pub request: IoRequest,
     /// Bytes moved (may be short; 0 at the end of file), or the kernel's error. `ECANCELED` on a
     /// socket: the engine has moved nothing and will not be asked for some time, and another
@@ -117,10 +117,10 @@ pub struct IoDone {
     pub result: io::Result<usize>,
 }
 
-/// Where a request most likely ends, so that the engine can choose how to start it.
+/// Where a request most likely goes, so that the engine can choose how to start it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// Not known. It is started together with what else this turn starts.
+    /// Not known. It is started together with the other requests of this turn.
     Unknown,
     /// In memory, such as a write of whole pages to the page cache. The engine may carry it out on
     /// the spot.
@@ -129,12 +129,12 @@ pub enum Destination {
     Device,
 }
 
-/// A part of the time that an op spends in a backend that asks a server.
+/// A part of the time that an op spends in a backend whose data a server has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoStage {
     /// Waiting to be sent: for the connection, for other requests, for room.
     Wait,
-    /// From its sending to its answer.
+    /// From sending the request to its answer.
     Wire,
 }
 
@@ -149,23 +149,23 @@ pub trait Io {
     /// [`ErrorKind::NoMemory`](crate::ErrorKind::NoMemory) when there is no memory for it.
     fn buffer(&mut self, len: usize) -> Result<Buf>;
 
-    /// Takes memory that is not needed any more, so that the next buffer is a warm one. Parts that
-    /// others still hold are left alone.
+    /// Takes memory that is not needed any more, so that the next buffer is a warm one. Buffers
+    /// that are still referenced are ignored.
     fn recycle(&mut self, payload: Payload) {
         drop(payload);
     }
 
-    /// Counts that a stage of an op took so long. An engine without statistics does nothing.
+    /// Counts the time that a stage of an op took. An engine without statistics does nothing.
     fn record(&mut self, kind: OpKind, stage: IoStage, ns: Nanos) {
         let _ = (kind, stage, ns);
     }
 
-    /// Has the engine call [`crate::Backend::reap`] soon, from any thread. For work that another
-    /// thread does: it keeps the waker and calls it whenever it has left something for the backend
-    /// to take. A waker outlives its backend; calling it then does nothing.
+    /// A waker that makes the engine call [`crate::Backend::reap`] soon. A thread that works for
+    /// the backend keeps it, and wakes it whenever it has a result for the backend. A waker may
+    /// outlive its backend; waking it then does nothing.
     fn waker(&self) -> Waker;
 
-    /// Starts a request; its end is reported to [`crate::Backend::io_done`].
+    /// Starts a request; its completion goes to [`crate::Backend::io_done`].
     ///
     /// # Errors
     /// Hands the request back when the engine's queue is full; try again after a completion.

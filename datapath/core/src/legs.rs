@@ -1,8 +1,8 @@
 //! Ops and file I/O of stacked layers, identified by their tags and tokens.
 //!
 //! A tag or token has 64 bits. The low [`OWN_BITS`] belong to its maker: a front, a layer that
-//! issues an op, a backend that starts file I/O. The bits above record the layers it has passed on
-//! its way, the last one lowest, so that each layer takes its own part off again.
+//! issues an op, a backend that starts file I/O. The bits above record the layers that it has
+//! passed, the last one lowest, so that each layer can remove its own part.
 
 use std::sync::Arc;
 
@@ -36,15 +36,15 @@ impl Tag {
     }
 
     /// The tag under which a layer that also issues ops of its own passes on an op from above.
-    /// `None` when another layer has issued it and seven have passed it on: then this one has to
-    /// make it an op of its own.
+    /// `None` when another layer has issued it and seven layers have passed it on: this layer then
+    /// has to issue an op of its own.
     #[must_use]
     pub fn passed_on(self) -> Option<Self> {
         let path = (self.0 >> OWN_BITS) << 1;
         (path < PATH_MAX).then_some(Self(path << OWN_BITS | self.0 & OWN_MASK))
     }
 
-    /// Takes the layer's part off.
+    /// Removes the layer's part.
     #[must_use]
     pub fn issuer(self) -> Issuer {
         let (path, own) = (self.0 >> OWN_BITS, self.0 & OWN_MASK);
@@ -81,7 +81,7 @@ impl Legs {
     ///
     /// # Errors
     /// When one of them can no longer be used, and [`ErrorKind::TooLarge`] for more backends than
-    /// tokens can tell apart: 256, all layers below included.
+    /// tokens can identify: 256, all layers below included.
     pub fn of(volumes: &[Arc<dyn Volume>]) -> Result<Self> {
         if width(volumes) > PATH_MAX {
             let why = format!("more than {PATH_MAX} volumes below one; use fewer");
@@ -116,7 +116,7 @@ impl Legs {
         self.with(leg, io, |backend, io| backend.submit(op, tag, io))
     }
 
-    /// Hands the end to the backend that started the request.
+    /// Hands the completion to the backend that started the request.
     pub fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
         let (leg, token) = done.token.split_leg(self.backends.len());
         self.with(leg, io, |backend, io| backend.io_done(IoDone { token, ..done }, io));
@@ -145,20 +145,20 @@ impl Legs {
         let legs = self.backends.len();
         let backend = &mut *self.backends[leg];
         match legs {
-            // Its tokens are unambiguous as they are.
+            // Tokens of a single backend need no part of the layer.
             1 => call(backend, io),
             _ => call(backend, &mut LegIo { io, leg, legs }),
         }
     }
 }
 
-/// What a path through these volumes' layers multiplies to.
+/// The number of paths through these volumes' layers.
 fn width(volumes: &[Arc<dyn Volume>]) -> u64 {
     let widest = volumes.iter().map(|volume| width(volume.below())).max().unwrap_or(1);
     widest.saturating_mul(volumes.len().max(1) as u64)
 }
 
-/// The engine, as a backend sees it that is not alone below its layer.
+/// The engine as seen by one of several backends below a layer.
 struct LegIo<'a> {
     io: &'a mut dyn Io,
     leg: usize,

@@ -1,4 +1,4 @@
-//! How a volume stands with the server that has its data.
+//! The state of a volume's connection to the server that has its data.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -9,7 +9,7 @@ pub enum LinkState {
     /// Connected.
     #[default]
     Up,
-    /// Connected again, and repeating what the server may have lost.
+    /// Connected again, and repeating writes that the server may have lost.
     Replaying,
     /// Not connected; ops wait.
     Down,
@@ -42,12 +42,12 @@ pub struct Link {
     kept_bytes: AtomicU64,
 }
 
-/// What a [`Link`] shows at some time.
+/// The values of a [`Link`] at some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkGauges {
     /// Whether the server can be reached.
     pub state: LinkState,
-    /// How often connections were made again.
+    /// How often connections were re-established.
     pub reconnects: u64,
     /// Bytes of the ranges of ops that the server has not answered.
     pub waiting_bytes: u64,
@@ -56,7 +56,7 @@ pub struct LinkGauges {
 }
 
 impl Link {
-    /// Shows this from now on.
+    /// Sets all gauges.
     pub fn set(&self, gauges: LinkGauges) {
         self.state.store(gauges.state as u8, Relaxed);
         self.reconnects.store(gauges.reconnects, Relaxed);
@@ -64,7 +64,7 @@ impl Link {
         self.kept_bytes.store(gauges.kept_bytes, Relaxed);
     }
 
-    /// What is shown now. The numbers may be of different times.
+    /// The current values. They may be of different times.
     #[must_use]
     pub fn get(&self) -> LinkGauges {
         let state = usize::from(self.state.load(Relaxed));

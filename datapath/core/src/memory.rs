@@ -1,23 +1,23 @@
 //! Allocations that may fail.
 //!
 //! An ordinary allocation that gets no memory ends the process, and with it every other client's
-//! disk. So whatever a peer decides the size or number of is allocated through [`attempt`], which
-//! fails with [`ErrorKind::NoMemory`]. What is small and of bounded number stays ordinary. For
-//! those, 4 MiB are set aside and given up as soon as an attempt fails; until they could be set
-//! aside again, all attempts fail.
+//! disk. So allocations whose size or number a peer decides go through [`attempt`], which fails
+//! with [`ErrorKind::NoMemory`]. Small allocations of bounded number stay ordinary. For them, a
+//! reserve of 4 MiB is set aside and freed as soon as an attempt fails; until it can be set aside
+//! again, all attempts fail.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use crate::{Error, ErrorKind, Result};
 
-/// Memory for ordinary allocations after an attempt has failed, in bytes.
+/// The reserve for ordinary allocations after an attempt has failed, in bytes.
 const RESERVE_LEN: usize = 4 << 20;
-/// Bytes of its pieces. An allocator gives long ones back to the kernel, and so to all threads;
-/// short ones can be had where free memory is scattered.
+/// Sizes of its pieces, in bytes. The allocator returns long pieces to the kernel, and so to all
+/// threads; short ones can be allocated where free memory is fragmented.
 const PIECE_LENS: [usize; 2] = [256 << 10, 64 << 10];
-/// A table that is no longer may grow into the reserve, in bytes: a client that asks for little is
-/// not to pay for one that asks for much.
+/// A table of at most this many bytes may grow into the reserve: clients with few requests must not
+/// fail because of one with many.
 const SMALL_TABLE_LEN: usize = 16 << 10;
 const PIECES_MAX: usize = RESERVE_LEN / PIECE_LENS[1];
 
@@ -38,10 +38,10 @@ pub fn attempt<T, E>(allocate: impl FnOnce() -> Result<T, E>) -> Result<T> {
 }
 
 /// [`attempt`] for at most some tens of KiB without which a connection could not go on, such as a
-/// short reply: what is set aside is there for it, too.
+/// short reply. It may use the reserve.
 ///
 /// # Errors
-/// [`ErrorKind::NoMemory`] when `allocate` fails all the same.
+/// [`ErrorKind::NoMemory`] when `allocate` fails nevertheless.
 #[inline]
 pub fn insist<T, E>(mut allocate: impl FnMut() -> Result<T, E>) -> Result<T> {
     allocate().or_else(|_| {
@@ -50,8 +50,8 @@ pub fn insist<T, E>(mut allocate: impl FnMut() -> Result<T, E>) -> Result<T> {
     })
 }
 
-/// Whether this many bytes can be had in one piece now: asked before a table grows that cannot fail
-/// to. [`attempt`] is better where it can.
+/// Whether this many bytes can be allocated in one piece now. For tables whose growth cannot fail;
+/// use [`attempt`] where it can.
 ///
 /// # Errors
 /// [`ErrorKind::NoMemory`] when they cannot.
@@ -59,8 +59,8 @@ pub fn check_room(bytes: usize) -> Result<()> {
     attempt(|| Vec::<u8>::new().try_reserve_exact(bytes))
 }
 
-/// Whether a table with `len` entries of a type and room for `capacity` takes one more. Asked of a
-/// table that has no `try_reserve` and doubles when it is full.
+/// Whether a table with `len` entries of a type and room for `capacity` can take one more. For
+/// tables without `try_reserve` that double when they are full.
 ///
 /// # Errors
 /// [`ErrorKind::NoMemory`] when it would have to grow and cannot.
@@ -69,7 +69,7 @@ pub fn check_growth<T>(len: usize, capacity: usize) -> Result<()> {
     if len < capacity {
         return Ok(());
     }
-    // An entry is longer than what is in it by a tag.
+    // An entry also has a tag.
     let bytes = (capacity * 2).max(4) * (size_of::<T>() + size_of::<usize>());
     if bytes <= SMALL_TABLE_LEN {
         return insist(|| Vec::<u8>::new().try_reserve_exact(bytes));

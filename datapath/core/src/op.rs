@@ -2,14 +2,14 @@
 
 use crate::{Buf, ByteRange, Error, ErrorKind, Payload, Result};
 
-/// What a front asks of a backend. An `Op` owns its buffers until its completion.
+/// An operation that a front submits to a backend. An `Op` owns its buffers until its completion.
 #[derive(Clone, Debug)]
 pub enum Op {
     /// Read the range.
     Read {
         /// What to read.
         range: ByteRange,
-        /// Where to put the bytes, if the volume takes this read in place
+        /// Where to put the bytes, if the volume reads into registered memory
         /// ([`crate::Volume::takes_registered`]); the reply is then [`Reply::Done`].
         into: Option<Buf>,
     },
@@ -166,33 +166,33 @@ pub struct Extent {
     pub zero: bool,
 }
 
-/// What a successful op answers with.
+/// The answer to a successful op.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// Nothing but success.
+    /// Success, without data.
     Done,
-    /// The bytes of a read that was not in place, as long as its range.
+    /// The bytes of a read that did not go to registered memory, as long as its range.
     Data(Payload),
     /// Extents from the range's start, at least one; the last may end early or (only the last)
     /// go beyond the range, never beyond the volume.
     Extents(Vec<Extent>),
 }
 
-/// How an op ended.
+/// The result of an op.
 pub type Outcome = Result<Reply>;
 
-/// The submitter's name for an op in flight, echoed in its completion.
+/// The submitter's identifier of an op in flight, echoed in its completion.
 ///
 /// The low [`crate::OWN_BITS`] are the submitter's. The others are for layers that issue ops of
 /// their own ([`Tag::own`]); a submitter that is no layer leaves them clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(pub u64);
 
-/// The end of an op that was queued.
+/// The completion of an op that was queued.
 #[derive(Debug)]
 pub struct Completion {
     /// As given to [`crate::Backend::submit`].
     pub tag: Tag,
-    /// How it ended.
+    /// Its result.
     pub outcome: Outcome,
 }

@@ -1,4 +1,4 @@
-//! What a read answers with and a write brings: buffers and zeroes in a row.
+//! The data of a read or a write: a sequence of buffers and zeroes.
 
 use smallvec::SmallVec;
 
@@ -7,7 +7,7 @@ use crate::{Buf, Result, memory};
 /// A piece of a payload.
 #[derive(Clone, Debug)]
 pub enum Segment {
-    /// That many zero bytes, which take no memory.
+    /// Zero bytes, which take no memory.
     Zero(usize),
     /// Bytes in shared memory.
     Data(Buf),
@@ -66,7 +66,7 @@ impl Payload {
         &self.segments
     }
 
-    /// The registered buffer that the bytes are in, if they are.
+    /// The registered buffer that holds the bytes, if one does.
     #[must_use]
     pub fn registered(&self) -> Option<&Buf> {
         match &self.segments[..] {
@@ -114,10 +114,10 @@ impl Payload {
         out
     }
 
-    /// Stores `bytes` at `at`. Zero segments take no store, so a payload to be filled has none.
+    /// Stores `bytes` at `at`. A payload that is to be filled must have no zero segments.
     ///
     /// # Panics
-    /// When they do not fit or would land in a zero segment: a bug of the caller.
+    /// When they do not fit, or overlap a zero segment: a bug of the caller.
     pub fn copy_in(&self, at: usize, bytes: &[u8]) {
         let (mut at, mut from) = (at, bytes);
         for segment in &self.segments {

@@ -1,21 +1,21 @@
-//! Names from outside, such as those of files and exports, in messages.
+//! Names from outside in messages, such as those of files and exports.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
-/// Line and paragraph separators, and what turns the direction of the text that follows
-/// (Unicode 16, "Bidi_Control"): a terminal acts on them although they are no control characters.
+/// Line and paragraph separators, and characters that change the direction of text (Unicode 16,
+/// "Bidi_Control"): a terminal acts on them although they are no control characters.
 const DECEPTIVE: [char; 14] = [
     '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}',
     '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
 ];
 
-/// A name as a message shows it: on one line, and nothing that a terminal acts on.
+/// A name as a message shows it: on one line, without characters that a terminal acts on.
 ///
 /// Control characters become `\n`, `\r`, `\t` or `\u{1b}`, and bytes that are no UTF-8 become
-/// `\xe9`. Everything else stays as it is, backslashes too: this is for people, and cannot be
-/// turned back.
+/// `\xe9`. Everything else stays as it is, backslashes too: the text is for people, and cannot be
+/// converted back.
 ///
 /// ```
 /// use std::path::Path;
@@ -47,7 +47,7 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Whether a terminal shows a character and does nothing else with it.
+/// Whether a terminal only displays a character.
 #[must_use]
 pub fn is_plain(character: char) -> bool {
     !character.is_control() && !DECEPTIVE.contains(&character)

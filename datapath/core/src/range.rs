@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A range of bytes whose end does not overflow and, when made by [`ByteRange::within`], lies
-/// inside a volume. Built once where a request enters; everything below may rely on it.
+/// inside a volume. Checked once, where a request enters; all code below relies on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ByteRange {
     start: u64,

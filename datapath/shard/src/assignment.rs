@@ -52,7 +52,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// A volume whose statistics show what it holds from now on.
+    /// A volume, whose statistics show its memory and its link from now on.
     #[must_use]
     pub fn new(volume: Arc<dyn Volume>, stats: Arc<VolumeStats>) -> Self {
         stats.show_held_bytes(volume.held_bytes());

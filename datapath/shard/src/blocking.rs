@@ -1,4 +1,4 @@
-//! One op at a time, waited for: for tools and tests.
+//! Runs one op at a time, synchronously: for tools and tests.
 
 use sheave_core::{Backend, Buf, Error, Op, Outcome, Payload, Tag, Volume};
 
@@ -7,7 +7,7 @@ use crate::io::PlainIo;
 use crate::pool::{Buffers, PoolRef};
 use crate::waiting::Waiting;
 
-/// A backend that is used by plain calls.
+/// A backend behind synchronous calls.
 pub struct Blocking {
     backend: Box<dyn Backend>,
     waiting: Waiting,
@@ -51,13 +51,13 @@ impl Blocking {
         self.io.pool.give_all(payload);
     }
 
-    /// Runs an op to its end.
+    /// Runs an op to its completion.
     ///
     /// # Errors
-    /// As the volume says.
+    /// Errors of the volume.
     pub fn run(&mut self, op: Op) -> Outcome {
         let outcome = self.run_to_end(op);
-        // Until the next op this thread looks after nothing.
+        // Until the next op this thread drives no I/O.
         self.io.cancel();
         while let Some(done) = self.io.done.pop_front() {
             self.backend.io_done(done, &mut self.io);
@@ -80,7 +80,7 @@ impl Blocking {
             }
             match waiting.offer(&mut **backend, io) {
                 Some((_, Some(outcome))) => return outcome,
-                // What was taken may have ended by now.
+                // The op that was taken may have completed by now.
                 Some((_, None)) => continue,
                 None => {}
             }

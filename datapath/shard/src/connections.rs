@@ -21,12 +21,12 @@ use crate::session::{Cx, NextRead, Phase, Session};
 use crate::tags::CONNECTIONS_MAX;
 use crate::volumes::{Lent, Volumes};
 
-/// All connections, which are named by their keys.
+/// All connections, by key.
 pub(crate) struct Connections {
     all: Slab<Connection>,
-    /// Those that something happened to in this turn.
+    /// Connections with an event in this turn.
     touched: Vec<usize>,
-    /// Counts them.
+    /// Counts the connections.
     inbox: Arc<Inbox>,
     /// Where quiesced connections go, while connections are quiescing.
     quiesced_to: Option<Sender<Quiesced>>,
@@ -119,7 +119,7 @@ impl Connections {
         core.ring.make_room()
     }
 
-    /// A receive has ended; `None` is the end of the stream.
+    /// A receive has completed; `None` is the end of the stream.
     pub(crate) fn received(
         &mut self,
         key: usize,
@@ -149,7 +149,7 @@ impl Connections {
         self.touch(key);
     }
 
-    /// A receive in place has ended; no bytes are the end of the stream.
+    /// A receive into a payload has completed; 0 bytes are the end of the stream.
     pub(crate) fn received_into(
         &mut self,
         key: usize,
@@ -173,7 +173,7 @@ impl Connections {
         self.touch(key);
     }
 
-    /// A send has ended.
+    /// A send has completed.
     pub(crate) fn sent(
         &mut self,
         key: usize,
@@ -217,7 +217,7 @@ impl Connections {
         self.touch(key);
     }
 
-    /// Sends, receives and closes as the sessions that were touched want it.
+    /// Sends, receives and closes, as the touched sessions request.
     pub(crate) fn settle(&mut self, core: &mut Core, volumes: &mut Volumes) {
         let mut touched = std::mem::take(&mut self.touched);
         for key in touched.drain(..) {
@@ -226,7 +226,7 @@ impl Connections {
             self.close_if_done(key, core, volumes);
             self.hand_out_if_quiescent(key, core, volumes);
         }
-        // Keeps the allocation, and what was touched meanwhile.
+        // Keeps the allocation, and the connections that were touched meanwhile.
         touched.append(&mut self.touched);
         self.touched = touched;
     }
@@ -257,7 +257,7 @@ impl Connections {
             NextRead::Paused => return,
             NextRead::Finished => {
                 if session.in_flight() == 0 && batch.is_some() {
-                    // All is answered, so the session has nothing more to hear.
+                    // Everything is answered: no more calls of the session are needed.
                     *phase = Phase::Gone;
                 }
                 return;
@@ -266,7 +266,7 @@ impl Connections {
         *receiving = true;
     }
 
-    /// Takes no more requests; what was asked is still answered.
+    /// Takes no more requests; those taken are still answered.
     fn drain(&mut self, key: usize) {
         if !self.all[key].is_gone() {
             self.all[key].enter(Phase::Draining, None);
@@ -274,12 +274,12 @@ impl Connections {
         self.touch(key);
     }
 
-    /// Ends a connection whatever it has in flight.
+    /// Ends a connection, even with requests in flight.
     fn fail(&mut self, key: usize, error: &io::Error, core: &mut Core, volumes: &mut Volumes) {
         let connection = &mut self.all[key];
         if !connection.is_gone() {
             connection.enter(Phase::Gone, Some(error));
-            // Whatever the kernel still has in flight on the socket ends now.
+            // This completes the kernel's requests in flight on the socket.
             let _ = shutdown(connection.socket.as_fd(), Shutdown::Both);
             let volume = connection.volume;
             for (request, outcome) in volumes[volume].waiting.withdraw(key as u32) {
@@ -289,7 +289,8 @@ impl Connections {
         self.touch(key);
     }
 
-    /// Forgets a connection that is gone once neither kernel nor backend holds anything of it.
+    /// Removes a connection that is gone once neither the kernel nor the backend has a request of
+    /// it.
     fn close_if_done(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
         let connection = &self.all[key];
         let busy = connection.receiving
@@ -305,7 +306,7 @@ impl Connections {
         volumes.unmount(volume, core);
     }
 
-    /// Takes no more requests of any connection, nor of those that come.
+    /// Takes no more requests of any connection, present or future.
     pub(crate) fn drain_all(&mut self) {
         self.draining = true;
         for key in self.keys(|_| true) {
@@ -329,7 +330,7 @@ impl Connections {
         }
     }
 
-    /// Ends the connections of a device, whatever they have in flight.
+    /// Ends the connections of a device, even with requests in flight.
     pub(crate) fn abandon(&mut self, device: u64, core: &mut Core, volumes: &mut Volumes) {
         for key in self.keys(|one| one.key == Some(device)) {
             self.cut(key, core, volumes);

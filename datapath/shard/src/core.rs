@@ -1,4 +1,4 @@
-//! What the connections, queues and volumes of a shard share.
+//! State that the connections, queues and volumes of a shard share.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::doorbell::Doorbell;
 use crate::inline::InlineWrites;
 use crate::pool::Pool;
 
-/// The means of one shard thread.
+/// The ring, buffers and clock of one shard thread.
 pub(crate) struct Core {
     pub(crate) ring: Ring,
     pub(crate) pool: Pool,

@@ -1,9 +1,10 @@
-//! How another thread wakes one that sleeps, at one system call per sleep.
+//! Wakes a sleeping thread from another one, at one system call per sleep.
 //!
-//! The owner announces that it is about to sleep, then looks once more for work; a caller leaves
+//! The owner announces that it is about to sleep, then checks once more for work; a caller adds
 //! work, then takes the announcement back. Both exchange the flag `asleep`, and exchanges of one
-//! flag have one order: either the caller comes first, and the owner sees the work, or the owner
-//! does, and the caller sees that it has to wake it. The loom test below runs all interleavings.
+//! flag have one order: either the caller is first, and the owner sees the work, or the owner is
+//! first, and the caller sees that it has to wake the owner. The loom test below runs all
+//! interleavings.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,20 +34,20 @@ impl Flag for AtomicBool {
 /// The two flags of the handshake.
 #[derive(Default)]
 pub(crate) struct Handshake<F> {
-    /// A caller sets it after it has left work; the owner clears it before it takes work.
+    /// A caller sets it after it has added work; the owner clears it before it takes work.
     rung: F,
     /// The owner sets it before it sleeps; the first caller after that clears it.
     asleep: F,
 }
 
 impl<F: Flag> Handshake<F> {
-    /// Called after work was left. True if the caller must end the owner's sleep.
+    /// Call it after adding work. True if the caller must wake the owner.
     fn ring(&self) -> bool {
-        // A caller that finds it rung has nothing to add: the owner has not taken work since.
+        // If it has rung already, the owner has not taken work since, and will see this work too.
         !self.rung.swap(true) && self.asleep.swap(false)
     }
 
-    /// Whether work was left since the last call. The owner takes all work after that.
+    /// Whether work was added since the last call. The owner then takes all work.
     fn answer(&self) -> bool {
         self.rung.get() && self.rung.swap(false)
     }
@@ -61,7 +62,7 @@ impl<F: Flag> Handshake<F> {
         may_sleep
     }
 
-    /// The owner is awake, whatever has woken it.
+    /// The owner is awake, for whatever reason.
     fn get_up(&self) {
         if self.asleep.get() {
             self.asleep.swap(false);
@@ -69,7 +70,7 @@ impl<F: Flag> Handshake<F> {
     }
 }
 
-/// Wakes one thread, which waits for an eventfd among other descriptors.
+/// Wakes one thread, which waits for an eventfd and other descriptors.
 pub(crate) struct Doorbell {
     handshake: Handshake<AtomicBool>,
     eventfd: OwnedFd,
@@ -83,7 +84,7 @@ impl Doorbell {
         Ok(Self { handshake: Handshake::default(), eventfd })
     }
 
-    /// Tells the owner that there is work, which was left before.
+    /// Notifies the owner of work that was added before.
     pub(crate) fn ring(&self) {
         if self.handshake.ring() {
             // The counter overflows, and the write fails, after 2^64 - 1 wakes.
@@ -91,12 +92,12 @@ impl Doorbell {
         }
     }
 
-    /// Whether it rang since the last call; cheap enough to be asked all the time.
+    /// Whether it rang since the last call; cheap enough for every turn.
     pub(crate) fn answer(&self) -> bool {
         self.handshake.answer()
     }
 
-    /// Whether it rings; [`Self::answer`] is still to come.
+    /// Whether it has rung and has not been answered.
     pub(crate) fn has_rung(&self) -> bool {
         self.handshake.rung.get()
     }
@@ -112,7 +113,7 @@ impl Doorbell {
     }
 
     /// Sleeps until it rings, one of the others is ready, or the time is over; `None` is for ever.
-    /// For an owner that has no ring to wait in. Answers which of the others are ready.
+    /// For an owner without a ring. Returns which of the others are ready.
     pub(crate) fn wait<'a>(
         &'a self,
         others: impl Iterator<Item = PollFd<'a>>,
@@ -129,7 +130,7 @@ impl Doorbell {
         self.get_up();
         self.answer();
         if polled.is_err() {
-            // After a signal, or for want of kernel memory, the owner looks and comes again.
+            // A signal, or no kernel memory: the owner checks for work and calls again.
             std::thread::yield_now();
             return SmallVec::new();
         }
@@ -166,7 +167,7 @@ mod tests {
         }
     }
 
-    /// The owner, its callers, and what they leave for it.
+    /// The owner, its callers, and their work.
     struct Model {
         handshake: Handshake<LoomFlag>,
         left: AtomicUsize,
@@ -184,7 +185,7 @@ mod tests {
             }
         }
 
-        /// Takes work until `count` pieces have come, and answers how often it announced sleep.
+        /// Takes work until `count` pieces have come, and returns how often it announced sleep.
         /// Loom fails if it sleeps for ever.
         fn take(&self, count: usize) -> usize {
             let (mut taken, mut announced) = (0, 0);
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn no_interleaving_loses_a_wake_up() {
         let mut builder = loom::model::Builder::new();
-        // All interleavings of so many switches; without a bound it takes hours.
+        // All interleavings of up to three preemptions; without a bound it takes hours.
         builder.preemption_bound = Some(3);
         builder.check(|| {
             let model = Arc::new(Model {
@@ -245,7 +246,7 @@ mod tests {
         bell.ring();
         assert!(has_rung(&bell));
         let nothing = std::iter::empty();
-        bell.wait(nothing, Some(Duration::MAX)); // At once, for there was a ring.
+        bell.wait(nothing, Some(Duration::MAX)); // Returns at once, since it has rung.
         assert!(!has_rung(&bell), "the second ring has written nothing");
         assert!(!bell.answer(), "the wait has answered");
     }

@@ -1,4 +1,4 @@
-//! Engines: how sessions are run, and which one this node can have.
+//! Engines run sessions; which ones a node can have depends on its kernel.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::inbox::{Command, TELL_RETRY};
 use crate::start::{ShardHandle, limit_of, start_shards, stop_shards};
 use crate::threads::ThreadEngine;
 
-/// How often a command is sent to a shard whose inbox is full, every [`TELL_RETRY`].
+/// How often a command is sent again to a shard whose inbox is full, every [`TELL_RETRY`].
 const TELL_TRIES: usize = 1000;
 
 /// Which engine to use.
@@ -26,14 +26,14 @@ pub enum EngineChoice {
     Auto,
     /// The ring, or fail.
     Uring,
-    /// A thread a connection.
+    /// One thread per connection.
     Threads,
 }
 
-/// How an engine is to run.
+/// The configuration of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
-    /// Which one.
+    /// The engine to use.
     pub choice: EngineChoice,
     /// Shards; the thread engine has none.
     pub shards: usize,
@@ -45,9 +45,9 @@ pub struct EngineConfig {
 pub struct Engine {
     kind: Kind,
     reason: String,
-    /// Volumes are opened and devices handed over one at a time. So no queue waits behind another
-    /// device's volume while others of its own have asked the kernel for requests, and a failed
-    /// opening takes back no other's.
+    /// Held while a volume is opened on all shards, and while the queues of a device are handed to
+    /// them. So no queue waits for another device's volume while other queues of its device have
+    /// sent commands, and a failed opening does not close another volume.
     pub(crate) handing: Mutex<()>,
 }
 
@@ -57,10 +57,11 @@ enum Kind {
 }
 
 impl Engine {
-    /// Starts the engine that is wanted and can be had.
+    /// Starts the requested engine, or with [`EngineChoice::Auto`] the best that this node can
+    /// have.
     ///
     /// # Errors
-    /// When the ring is demanded and the kernel does not have it, or threads cannot be started.
+    /// When the ring is requested and the kernel does not have it, or threads cannot be started.
     pub fn start(config: EngineConfig, clock: Clock) -> Result<Self, Error> {
         let probed = match config.choice {
             EngineChoice::Threads => None,
@@ -70,7 +71,7 @@ impl Engine {
             None => Ok(Self::threads(clock, "asked for".to_owned())),
             Some(Ok(probe)) => match start_shards(config.shards, config.poll_us, &probe, clock) {
                 Ok(shards) => Ok(Self::new(Kind::Ring(shards), format!("{:?}", probe.mode))),
-                // The probe makes one ring; more may be too many.
+                // The probe made one ring; the limit may be too low for more.
                 Err(error) if config.choice == EngineChoice::Auto => {
                     let limit = limit_of(&error);
                     let reason =
@@ -119,7 +120,7 @@ impl Engine {
     /// Hands a connection to the shard that has the fewest.
     ///
     /// # Errors
-    /// Drops the connection when that shard does not take what it has been handed before.
+    /// When the inbox of that shard is full; the connection is dropped.
     pub fn serve(&self, assignment: Assignment) -> Result<(), Error> {
         // On a non-blocking socket a ring would answer EAGAIN instead of waiting. A thread waits
         // for more than its socket.
@@ -179,11 +180,11 @@ impl Engine {
         }
     }
 
-    /// Tells all shards.
+    /// Sends a command to all shards.
     fn tell(&self, command: impl Fn() -> Command) {
         for shard in self.shards() {
             let mut command = command();
-            // An inbox is full for a moment only, unless its shard stands still.
+            // An inbox is full only for a moment, unless its shard hangs.
             for _ in 0..TELL_TRIES {
                 let Err(back) = shard.inbox.send(command) else { break };
                 command = back;
@@ -201,8 +202,8 @@ impl Engine {
         }
     }
 
-    /// Asks all shards for an answer, which each gives when it has done what it is at. Threads of
-    /// the other engine have nothing in common that could stand still.
+    /// Checks that all shards answer, which each does after its current turn. The thread engine has
+    /// nothing in common that could hang.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] names those that have not answered in time.
@@ -211,7 +212,7 @@ impl Engine {
         let begun = Instant::now();
         let (answer, answers) = sync_channel(shards.len());
         for (index, shard) in shards.iter().enumerate() {
-            // One that does not even take the question does not answer it.
+            // A shard whose inbox is full counts as silent.
             let _ = shard.inbox.send(Command::Echo(index, answer.clone()));
         }
         let mut silent: Vec<_> = (0..shards.len()).collect();
@@ -228,7 +229,8 @@ impl Engine {
         Err(Error::new(ErrorKind::Busy, "check", what))
     }
 
-    /// Lets connections finish what they have in flight, within a bound, and ends all threads.
+    /// Lets connections finish their requests in flight within [`STOP_GRACE`](crate::STOP_GRACE),
+    /// and ends all threads.
     pub fn stop(self) {
         match self.kind {
             Kind::Threads(threads) => threads.stop(),

@@ -1,18 +1,18 @@
-//! Requests that fail: counted, and those that the storage fails logged.
+//! Counts failed requests, and logs those that the storage failed.
 
 use std::time::SystemTime;
 
 use sheave_core::{Error, ErrorKind, Nanos, OpKind};
 use sheave_telemetry::{Notice, Recorder};
 
-/// Counts a failed request. The first storage error of an op and kind is a line at WARN, and so is
-/// their count once a minute while they go on.
+/// Counts a failed request. The first storage error of an op and kind is logged at WARN, and then
+/// their number once a minute while they go on.
 #[cold]
 pub(crate) fn report(recorder: &Recorder, op: OpKind, error: &Error, now: Nanos) {
     recorder.add_error(op);
     let op_name = op.name();
     if !is_of_storage(error) {
-        // The name is asked for, which takes a lock, only if the line is wanted.
+        // The name takes a lock, so it is fetched only if the line is logged.
         return tracing::debug!(
             volume = &*recorder.volume(),
             op = op_name,
@@ -32,7 +32,7 @@ pub(crate) fn report(recorder: &Recorder, op: OpKind, error: &Error, now: Nanos)
     }
 }
 
-/// Whether the storage is at fault, and not a client's request that is wrong or not allowed.
+/// Whether the storage is at fault, rather than a request that is invalid or not allowed.
 fn is_of_storage(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Busy

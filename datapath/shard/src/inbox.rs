@@ -39,7 +39,7 @@ pub(crate) enum Command {
     Stop,
 }
 
-/// Commands to a shard, and its load as other threads see it.
+/// Commands to a shard, and its load, which other threads read.
 pub(crate) struct Inbox {
     commands: ArrayQueue<Command>,
     pub(crate) bell: Arc<Doorbell>,
@@ -59,7 +59,7 @@ impl Inbox {
         Ok(Self { commands, bell, connections: AtomicUsize::new(0) })
     }
 
-    /// Connections and queues that the shard has, or is about to have.
+    /// Connections and queues of the shard, those in its inbox included.
     pub(crate) fn load(&self) -> usize {
         self.connections.load(Relaxed)
     }

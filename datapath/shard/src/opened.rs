@@ -1,4 +1,4 @@
-//! Volumes that all shards have open, to serve devices with.
+//! Volumes that are open on all shards, to serve devices.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
@@ -11,10 +11,10 @@ use crate::engine::Engine;
 use crate::inbox::Command;
 use crate::start::{ShardHandle, ended};
 
-/// How often is looked whether a shard that does not answer is still there.
+/// How often to check whether a shard that does not answer still runs.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A volume that all shards have open while this lives.
+/// A volume that is open on all shards until this is dropped.
 pub struct Opened<'a> {
     engine: &'a Engine,
     served: &'a Served,
@@ -41,8 +41,8 @@ impl Engine {
 }
 
 impl Opened<'_> {
-    /// Hands the queues of a device to the shards in turn, and returns when all have asked the
-    /// kernel for requests.
+    /// Hands the queues of a device to the shards in turn, and returns when all have sent their
+    /// first commands to the kernel.
     ///
     /// # Errors
     /// When a shard has ended.
@@ -61,13 +61,13 @@ impl Opened<'_> {
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
         for shard in self.engine.shards() {
-            // One that has ended has nothing open.
+            // A shard that has ended has nothing open.
             let _ = shard.hand(Command::Close(Arc::clone(&self.served.volume)));
         }
     }
 }
 
-/// Asks all shards, and waits for their answers.
+/// Sends a question to all shards, and waits for their answers.
 fn ask<T>(shards: &[ShardHandle], question: impl Fn(Sender<T>) -> Command) -> Result<Vec<T>> {
     let (answer, answers) = mpsc::channel();
     shards.iter().try_for_each(|shard| shard.hand(question(answer.clone())))?;
@@ -75,7 +75,7 @@ fn ask<T>(shards: &[ShardHandle], question: impl Fn(Sender<T>) -> Command) -> Re
     all_of(shards, &answers, shards.len())
 }
 
-/// Waits for so many answers, however long it takes.
+/// Waits for `wanted` answers, without a time limit.
 fn all_of<T>(shards: &[ShardHandle], answers: &Receiver<T>, wanted: usize) -> Result<Vec<T>> {
     let mut all = Vec::with_capacity(wanted);
     while all.len() < wanted {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::{Clock, DeviceQueue, EngineChoice, EngineConfig, QueueCx};
 
-    /// A volume that only so many more threads can use.
+    /// A volume that only a limited number of threads can use.
     struct Scarce {
         null: Null,
         left: AtomicUsize,
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// Counts how many of its kind have been started.
+    /// A queue that counts how many of its kind have been started.
     struct Idle {
         started: Arc<AtomicUsize>,
     }

@@ -1,20 +1,20 @@
 //! Whether to poll before sleeping.
 //!
-//! Waking a thread on another virtual CPU costs tens of microseconds each way, so a busy shard does
-//! better to look a little longer. A slow or idle one must not pay for that: polls have to earn
-//! their keep.
+//! Waking a thread on another virtual CPU costs tens of microseconds each way, so a busy shard
+//! polls for a short time before it sleeps. A slow or idle shard must not pay for that, so it polls
+//! only while recent polls have found something.
 
 use sheave_core::Nanos;
 
 /// A poll that found something adds 1; one that did not takes `MISS_COST`.
 const SCORE_MAX: i32 = 16;
 const MISS_COST: i32 = 4;
-/// While polling does not pay, one sleep in this many is preceded by a trial.
+/// While polling does not pay, a trial precedes one sleep in this many.
 const TRIAL_EVERY: u32 = 32;
-/// A trial is worth it only if the last pause was shorter than this many poll limits.
+/// A trial is made only if the last pause was shorter than this many poll limits.
 const TRIAL_GAP_LIMITS_MAX: Nanos = 4;
 
-/// Decides by the recent past.
+/// Decides by the results of recent polls.
 pub(crate) struct AdaptivePoll {
     limit_ns: Nanos,
     score: i32,
@@ -38,7 +38,7 @@ impl AdaptivePoll {
         if brisk && self.sleeps.is_multiple_of(TRIAL_EVERY) { self.limit_ns } else { 0 }
     }
 
-    /// Tells how a pause ended: how long it was, and whether a poll had been made and found it.
+    /// Notes how long a pause was, and whether a poll found the event that ended it.
     pub(crate) fn paused(&mut self, pause_ns: Nanos, budget_ns: Nanos, hit: bool) {
         self.last_pause_ns = pause_ns;
         if budget_ns == 0 {

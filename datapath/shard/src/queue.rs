@@ -1,4 +1,4 @@
-//! What a queue of a block device looks like to the shard that serves it.
+//! The interface of a block device's queue for the shard that serves it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,35 +14,35 @@ use crate::io::RingIo;
 use crate::tags::{owner_of, tag};
 use crate::waiting::Waiting;
 
-/// A queue whose requests the kernel hands over as the ends of commands, one slot each.
+/// A queue whose requests arrive from the kernel as completions of commands, one per slot.
 ///
 /// Calls come in turns: any number of `commanded`, `taken`, `completed`; then `turn_ended` once.
 pub trait DeviceQueue: Send {
-    /// How many entries of the ring's table of buffers it wants, see
+    /// The number of entries that it wants in the ring's table of buffers, see
     /// [`sheave_ring::Ring::reserve_buffers`].
     fn buffers(&self) -> u16;
 
-    /// Offers all slots to the kernel. It has been given what it wanted of the ring's table, from
-    /// this index on, or nothing.
+    /// Sends the first command of each slot. Its entries of the ring's table begin at
+    /// `first_buffer`; `None` if it got none.
     fn start(&mut self, first_buffer: Option<u16>, cx: &mut QueueCx<'_>);
 
-    /// A command about this slot has ended; a negative result is an error number.
+    /// A command of this slot has completed; a negative result is an error number.
     fn commanded(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>);
 
-    /// An op that was queued has ended.
+    /// An op that was queued has completed.
     fn completed(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>);
 
-    /// The backend has taken an op that had to wait for room.
+    /// The backend has taken an op that waited for room.
     fn taken(&mut self, slot: u32, now: Nanos);
 
-    /// Answers all requests with an error from now on, also those that the backend holds, whose
-    /// completions are ignored. Not undone.
+    /// Answers all requests with an error from now on, also those in the backend, whose completions
+    /// are ignored. Cannot be undone.
     fn abandon(&mut self, cx: &mut QueueCx<'_>);
 
-    /// The answers of this turn go to the kernel now.
+    /// The turn ends; its answers go to the kernel now.
     fn turn_ended(&mut self, now: Nanos, recorder: &Recorder);
 
-    /// Whether neither the kernel nor the backend holds anything of it.
+    /// Whether neither the kernel nor the backend has a command or an op of it.
     fn is_finished(&self) -> bool;
 }
 
@@ -55,7 +55,7 @@ pub struct QueueCx<'a> {
     pub(crate) io: RingIo<'a>,
     pub(crate) device: &'a OwnedFd,
     pub(crate) queue: u32,
-    /// Set when an op was started: its volume is to be visited.
+    /// Set when an op was started: the shard then visits its volume.
     pub(crate) has_started: bool,
 }
 
@@ -66,13 +66,13 @@ impl QueueCx<'_> {
         self.io.now()
     }
 
-    /// Where counts go.
+    /// The recorder of the volume's statistics.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         self.recorder
     }
 
-    /// Counts a failed request, and logs it if the storage is at fault and this is news.
+    /// Counts a failed request, and logs it if the storage is at fault, at a limited rate.
     pub fn failed(&self, op: OpKind, error: &Error) {
         report(self.recorder, op, error, self.now());
     }
@@ -92,25 +92,25 @@ impl QueueCx<'_> {
     /// Memory for the data of a write, see [`sheave_core::Backend::write_buffer`].
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no memory.
     pub fn write_buffer(&mut self, range: ByteRange) -> Result<Payload> {
         self.backend.write_buffer(range, &mut self.io)
     }
 
-    /// Gives memory back that is not needed any more.
+    /// Gives memory back to the pool.
     pub fn recycle(&mut self, payload: Payload) {
         self.io.recycle(payload);
     }
 
-    /// Starts the op of this slot, as soon as there is room for it. Answers with the outcome if the
-    /// op has ended; if not, [`DeviceQueue::completed`] is called with it.
+    /// Starts the op of this slot, as soon as there is room for it. Returns the outcome if the op
+    /// has completed; otherwise [`DeviceQueue::completed`] is called with it.
     pub fn submit(&mut self, op: Op, slot: u32) -> Option<Outcome> {
         self.has_started = true;
         let tag = tag(owner_of(self.queue), slot);
         self.waiting.submit(op, tag, self.backend, &mut self.io)
     }
 
-    /// Sends a command about this slot.
+    /// Sends a command of this slot.
     pub fn command(&mut self, command: &DeviceCommand, slot: u32) {
         self.io.core.ring.command(self.device, command, (self.queue, slot));
     }

@@ -16,12 +16,12 @@ use crate::volumes::{Lent, Volumes};
 
 const OPEN: &str = "a device's volume is open on all shards before its queues are served";
 
-/// All queues, which are named by their keys.
+/// All queues, by key.
 pub(crate) struct Queues {
     all: Slab<Queue>,
-    /// Those that something happened to in this turn.
+    /// Queues with an event in this turn.
     touched: Vec<usize>,
-    /// Counts them.
+    /// Counts the queues.
     inbox: Arc<Inbox>,
 }
 
@@ -32,7 +32,7 @@ struct Queue {
     queue: Box<dyn DeviceQueue>,
     volume: usize,
     touched: bool,
-    /// What it has of the ring's table of buffers.
+    /// The first of its entries in the ring's table of buffers.
     first_buffer: Option<u16>,
 }
 
@@ -61,7 +61,7 @@ impl Queues {
         self.call(key, core, volumes, |queue, cx| queue.start(first_buffer, cx));
     }
 
-    /// A command about this slot of a queue has ended.
+    /// A command of this slot of a queue has completed.
     pub(crate) fn commanded(
         &mut self,
         key: usize,
@@ -102,7 +102,7 @@ impl Queues {
         }
     }
 
-    /// Ends the turn of the queues that something happened to.
+    /// Ends the turn of the touched queues.
     pub(crate) fn settle(&mut self, core: &mut Core, volumes: &mut Volumes) {
         if self.touched.is_empty() {
             return;
@@ -151,7 +151,7 @@ impl Queues {
         if let Some(first) = queue.first_buffer {
             core.ring.release_buffers(first, queue.queue.buffers());
         }
-        // Last, since with it the device is gone, for others to see.
+        // Last, since other processes see the end of the device with it.
         drop(queue);
     }
 }

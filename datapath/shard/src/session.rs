@@ -1,4 +1,4 @@
-//! What a front's connection looks like to the engine that runs it.
+//! The interface of a front's connection for the engine that runs it.
 
 use sheave_core::{Backend, ByteRange, Error, Io, Nanos, Op, OpKind, Outcome, Payload, Result};
 use sheave_ring::SendBatch;
@@ -11,13 +11,13 @@ use crate::waiting::Waiting;
 /// What a session wants to receive next.
 #[derive(Debug)]
 pub enum NextRead {
-    /// Whatever comes: [`Session::received`].
+    /// Any bytes: [`Session::received`].
     Stream,
-    /// Exactly this payload from byte `skip` on, in place: [`Session::received_into`].
+    /// Exactly this payload from byte `skip` on, into its own memory: [`Session::received_into`].
     Into {
         /// The memory.
         payload: Payload,
-        /// Bytes of it that are there already.
+        /// Bytes of it that have been received.
         skip: usize,
     },
     /// Nothing before an op has completed or replies have been sent.
@@ -26,7 +26,7 @@ pub enum NextRead {
     Finished,
 }
 
-/// Where a connection is in its life. It goes from [`Phase::Open`] downwards, and back only from
+/// The phase of a connection's life. It goes from [`Phase::Open`] downwards, and back only from
 /// [`Phase::Quiescing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -46,16 +46,16 @@ pub enum Phase {
 /// Calls come in turns: any number of `received`, `received_into`, `taken`, `completed`, `sent`;
 /// then `gather` and `next_read` once.
 pub trait Session: Send {
-    /// Bytes arrived. All are taken.
+    /// Takes all bytes that have arrived.
     fn received(&mut self, bytes: &mut [u8], cx: &mut Cx<'_>);
 
-    /// `count` more bytes of the [`NextRead::Into`] payload, given back here, are there.
+    /// `count` more bytes of the [`NextRead::Into`] payload, handed back here, have been received.
     fn received_into(&mut self, payload: Payload, count: usize, cx: &mut Cx<'_>);
 
-    /// An op that was queued has ended. `request` is what [`Cx::submit`] was given.
+    /// An op that was queued has completed. `request` is the argument of [`Cx::submit`].
     fn completed(&mut self, request: u32, outcome: Outcome, cx: &mut Cx<'_>);
 
-    /// The backend has taken an op that had to wait for room.
+    /// The backend has taken an op that waited for room.
     fn taken(&mut self, request: u32, now: Nanos);
 
     /// Moves all replies that are ready into the (empty) batch. `now` is the time of sending.
@@ -64,7 +64,8 @@ pub trait Session: Send {
     /// `bytes` of gathered replies have been sent.
     fn sent(&mut self, bytes: usize, cx: &mut Cx<'_>);
 
-    /// What to receive next. Called again only when it was served or after [`NextRead::Paused`].
+    /// What to receive next. Called again only after that was received, or after
+    /// [`NextRead::Paused`].
     fn next_read(&mut self) -> NextRead;
 
     /// The connection is in this phase from now on; `error` is why the stream is broken.
@@ -91,7 +92,7 @@ pub struct Cx<'a> {
     pub(crate) io: &'a mut dyn Io,
     pub(crate) recorder: &'a Recorder,
     pub(crate) connection: u32,
-    /// Set when an op was started: its volume is to be visited.
+    /// Set when an op was started: the engine then visits its volume.
     pub(crate) has_started: bool,
 }
 
@@ -102,13 +103,13 @@ impl Cx<'_> {
         self.io.now()
     }
 
-    /// Where latencies go.
+    /// The recorder of the volume's statistics.
     #[must_use]
     pub fn recorder(&self) -> &Recorder {
         self.recorder
     }
 
-    /// Counts a failed request, and logs it if the storage is at fault and this is news.
+    /// Counts a failed request, and logs it if the storage is at fault, at a limited rate.
     pub fn failed(&self, op: OpKind, error: &Error) {
         report(self.recorder, op, error, self.io.now());
     }
@@ -116,13 +117,13 @@ impl Cx<'_> {
     /// Memory for the data of a write, see [`Backend::write_buffer`].
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no memory.
     pub fn write_buffer(&mut self, range: ByteRange) -> Result<Payload> {
         self.backend.write_buffer(range, self.io)
     }
 
-    /// Starts an op that the session calls `request`, as soon as there is room for it. Answers with
-    /// the outcome if the op has ended; if not, [`Session::completed`] is called with it.
+    /// Starts an op that the session calls `request`, as soon as there is room for it. Returns the
+    /// outcome if the op has completed; otherwise [`Session::completed`] is called with it.
     pub fn submit(&mut self, op: Op, request: u32) -> Option<Outcome> {
         self.has_started = true;
         let tag = tag(self.connection, request);

@@ -1,4 +1,4 @@
-//! A shard: take all completions, work through them, send all replies, wait.
+//! The loop of a shard: take all completions, process them, send all replies, wait.
 
 use std::fs::File;
 use std::io;
@@ -23,7 +23,8 @@ use crate::waker::Woken;
 /// File requests of this "volume" are the shard's own: reads of its bell.
 const BELL: u32 = u32::MAX;
 
-/// The loop of one thread: hands what has happened to the one that it happened to.
+/// The loop of one thread. It hands each event to the connection, queue or volume that it belongs
+/// to.
 pub(crate) struct Shard {
     core: Core,
     volumes: Volumes,
@@ -31,10 +32,10 @@ pub(crate) struct Shard {
     queues: Queues,
     poll: AdaptivePoll,
     inbox: Arc<Inbox>,
-    /// The inbox's bell, to be read through the ring, and where to.
+    /// The inbox's bell, which is read through the ring, and the buffer for that.
     bell: Arc<File>,
     bell_count: Buf,
-    /// Set when the shard is to stop: until when connections may finish.
+    /// When the shard is stopping: the time until which connections may finish.
     stop_by: Option<Nanos>,
 }
 
@@ -62,7 +63,7 @@ impl Shard {
         Ok(shard)
     }
 
-    /// Serves until it is to stop.
+    /// Serves until the shard is stopped.
     ///
     /// # Errors
     /// When the ring itself fails, which ends all its connections.
@@ -71,7 +72,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Waits until something has happened, and works through it. False when the shard has stopped.
+    /// Waits for events and processes them. False when the shard has stopped.
     fn turn(&mut self) -> io::Result<bool> {
         self.pause()?;
         self.core.now = self.core.clock.now();
@@ -91,7 +92,7 @@ impl Shard {
         Ok(!self.stop_by.is_some_and(|by| self.connections.is_empty() || now >= by))
     }
 
-    /// Waits for a completion: by polling while that pays, else asleep.
+    /// Waits for a completion: polls while that pays, then sleeps.
     fn pause(&mut self) -> io::Result<()> {
         if self.core.ring.poll()? || !self.core.inline.is_empty() || self.has_touched() {
             return Ok(());
@@ -126,7 +127,7 @@ impl Shard {
         self.connections.has_touched() || self.queues.has_touched() || self.volumes.has_touched()
     }
 
-    /// When to wake although nothing has ended.
+    /// When to wake even without a completion.
     fn deadline(&self) -> Option<Nanos> {
         self.volumes.deadline().into_iter().chain(self.stop_by).min()
     }
@@ -144,7 +145,7 @@ impl Shard {
             Event::Sent { user, result, batch } => {
                 connections.sent(user as usize, result, batch, core, volumes);
             }
-            // What it rang for is taken after all events.
+            // Commands and wakes are taken after all events.
             Event::File { user: (BELL, _), .. } => self.watch_bell(),
             Event::File { user: (volume, token), result, request } => {
                 volumes.io_done(volume, IoDone { token: IoToken(token), request, result }, core);

@@ -20,10 +20,10 @@ pub(crate) struct ShardHandle {
 }
 
 impl ShardHandle {
-    /// Tells it, as soon as it has room.
+    /// Sends a command, as soon as the inbox has room.
     ///
     /// # Errors
-    /// When it has ended.
+    /// When the shard has ended.
     pub(crate) fn hand(&self, mut command: Command) -> Result<(), Error> {
         while let Err(back) = self.inbox.send(command) {
             self.check()?;
@@ -34,7 +34,7 @@ impl ShardHandle {
     }
 
     /// # Errors
-    /// When it has ended.
+    /// When the shard has ended.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.thread.is_finished() {
             return Err(ended());
@@ -42,10 +42,10 @@ impl ShardHandle {
         Ok(())
     }
 
-    /// Hands it a queue, which counts as a connection.
+    /// Hands a queue to the shard; it counts as a connection.
     ///
     /// # Errors
-    /// When it has ended.
+    /// When the shard has ended.
     pub(crate) fn assign(&self, queue: Command) -> Result<(), Error> {
         self.inbox.counted();
         self.hand(queue).inspect_err(|_| self.inbox.closed())
@@ -75,16 +75,17 @@ pub(crate) fn start_shards(
 
 pub(crate) fn stop_shards(shards: Vec<ShardHandle>) {
     for shard in &shards {
-        // One that has ended needs no command.
+        // A shard that has ended needs no command.
         let _ = shard.hand(Command::Stop);
     }
     for shard in shards {
-        // It has said why it panicked.
+        // A panic has been reported by the thread itself.
         let _ = shard.thread.join();
     }
 }
 
-/// Which limit an error of io_uring_setup(2), eventfd(2) or clone(2) is about, and how to raise it.
+/// Names the limit that an error of io_uring_setup(2), eventfd(2) or clone(2) is about, and how to
+/// raise it.
 pub(crate) fn limit_of(error: &io::Error) -> String {
     let of = |resource| match getrlimit(resource).current {
         Some(limit) => limit.to_string(),
@@ -117,7 +118,7 @@ fn start_shard(
     let poll_limit = u64::from(poll_us) * 1000;
     let (started, outcome) = sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-        // The ring belongs to the thread that makes it.
+        // A ring can only be used by the thread that makes it.
         let shard = match Shard::new(&probe, poll_limit, clock, mine) {
             Ok(shard) => shard,
             Err(error) => {
@@ -126,8 +127,8 @@ fn start_shard(
             }
         };
         let _ = started.send(Ok(()));
-        // Only our own mistakes make a ring fail. A shard that is gone would leave its clients, and
-        // all that are handed to it later, waiting for ever.
+        // Only our own bugs make a ring fail. The process ends, since clients of a missing shard
+        // would wait for ever.
         shard.run().expect("the ring works");
     })?;
     outcome.recv().map_err(|_| io::Error::other("shard thread ended early"))??;

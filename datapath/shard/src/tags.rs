@@ -1,10 +1,10 @@
-//! Tags of ops: whose connection or queue, and which request of it.
+//! Tags of ops: the connection or queue, and its request.
 
 use sheave_core::{OWN_BITS, Tag};
 
-/// Bits of a tag that tell the request. Those above tell the connection or queue.
+/// Bits of a tag for the request. The bits above are for the connection or queue.
 const REQUEST_BITS: u32 = 32;
-/// A tag has room for so many connections and as many queues.
+/// The most connections, and the most queues, for which a tag has room.
 pub(crate) const CONNECTIONS_MAX: u32 = 1 << (OWN_BITS - REQUEST_BITS - 1);
 
 /// Connection and request in one tag, whose other bits are for layers.
@@ -21,12 +21,12 @@ pub(crate) fn untag(tag: Tag) -> (u32, u32) {
 /// Marks the tags of queues, whose numbers overlap with those of connections.
 const QUEUE: u32 = CONNECTIONS_MAX;
 
-/// How the tags of a queue name it.
+/// The owner of a queue's tags.
 pub(crate) fn owner_of(queue: u32) -> u32 {
     queue | QUEUE
 }
 
-/// Which queue a tag's owner is, if it is none of the connections.
+/// The queue that is a tag's owner, if it is not a connection.
 pub(crate) fn queue_of(owner: u32) -> Option<usize> {
     (owner & QUEUE != 0).then_some((owner & !QUEUE) as usize)
 }

@@ -1,5 +1,5 @@
-//! The plain engine: a thread a connection, blocking calls. The fallback where io_uring is
-//! disabled, and what the ring is compared with.
+//! The plain engine: one thread per connection, and blocking calls. It is the fallback where
+//! io_uring is disabled, and the reference for measurements of the ring.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -22,10 +22,10 @@ use crate::tags::untag;
 use crate::waiting::Waiting;
 use crate::{Clock, Cx, NextRead, Phase, Session};
 
-/// How tags name the only connection of a thread.
+/// The owner in the tags of a thread's only connection.
 const CONNECTION: u32 = 0;
 const RECEIVE_LEN: usize = 64 << 10;
-/// How long threads whose sockets were closed may take to notice.
+/// How long threads may take to end after their sockets were shut down.
 const LAST_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct ThreadEngine {
@@ -33,13 +33,13 @@ pub(crate) struct ThreadEngine {
     open: Arc<OpenSockets>,
 }
 
-/// Sockets of running threads, so that stopping can end their reads.
+/// Sockets of running threads, so that the engine can end their reads.
 #[derive(Default)]
 struct OpenSockets {
     sockets: Mutex<HashMap<u64, OpenSocket>>,
     closed: Condvar,
     next: AtomicU64,
-    /// Threads are to take no more requests, though their sockets may still have some.
+    /// Threads take no more requests, even if their sockets have some.
     stopping: AtomicBool,
 }
 
@@ -47,7 +47,7 @@ struct OpenSocket {
     socket: Arc<OwnedFd>,
     /// See [`Assignment::key`].
     key: Option<u64>,
-    /// Its thread is to take no more requests.
+    /// Its thread takes no more requests.
     ending: Arc<AtomicBool>,
 }
 
@@ -84,7 +84,7 @@ impl ThreadEngine {
         };
         let open = Arc::clone(&self.open);
         let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
-            // Here, since a backend may have to wait for a disk.
+            // In this thread, which is the backend's.
             match served.volume.backend() {
                 Ok(backend) => begin(backend).run(),
                 Err(error) => {
@@ -187,12 +187,12 @@ impl Connection {
         }
     }
 
-    /// Works through what is there, replies, receives. False when the session has finished.
+    /// Processes completions, replies, receives. False when the session has finished.
     fn turn(&mut self) -> io::Result<bool> {
         self.io.now = self.clock.now();
         self.work();
         while self.reply()? {
-            // What was sent may have made room for what the session holds.
+            // Sent replies may have made room for more work of the session.
             self.work();
         }
         if self.ending.load(Relaxed) || self.open.stopping.load(Relaxed) {
@@ -208,7 +208,7 @@ impl Connection {
                 }
             }
             NextRead::Into { payload, skip } => {
-                // Bytes may be long in coming; what is due meanwhile is not held up.
+                // The bytes may take long to arrive; the backend's work goes on meanwhile.
                 let count = loop {
                     let received = plain::recv_into(self.socket.as_fd(), &payload, skip);
                     if let Some(count) = ready(received)? {
@@ -241,7 +241,7 @@ impl Connection {
         self.receive = receive;
     }
 
-    /// Runs file I/O and backend until neither has anything more to say.
+    /// Runs file I/O and backend until neither has a completion.
     fn work(&mut self) {
         loop {
             let mut quiet = true;
@@ -263,7 +263,7 @@ impl Connection {
                 }
                 quiet = false;
             }
-            // A reap may have begun what has ended by now.
+            // A reap may have started I/O that has completed by now.
             if quiet && self.io.done.is_empty() {
                 return;
             }
@@ -283,7 +283,7 @@ impl Connection {
             while self.batch.unsent() > 0 {
                 match ready(plain::send(self.socket.as_fd(), &mut self.batch))? {
                     Some(count) => self.batch.advance(count),
-                    // A slow client does not hold up what the backend does, maybe for others.
+                    // A slow client must not hold up the backend, which may work for others.
                     None => {
                         self.wait_for(PollFlags::OUT);
                         self.io.now = self.clock.now();
@@ -320,7 +320,7 @@ impl Connection {
         self.backend.deadline().map(|due| self.clock.until(due))
     }
 
-    /// Waits for what the backend still holds of a connection that has ended.
+    /// Waits for the ops in flight of a connection that has ended.
     fn drain(mut self) {
         while self.session.in_flight() > 0 {
             self.work();
@@ -328,10 +328,10 @@ impl Connection {
                 self.sleep();
             }
         }
-        // What is in flight on sockets is for the ops of others, whose threads go on with it.
+        // Requests in flight on sockets are for ops of other threads, which take them over.
         self.io.cancel();
         while let Some(done) = self.io.done.pop_front() {
-            // Not reaped: the backend would begin again.
+            // Not reaped, since the backend would start new requests.
             self.backend.io_done(done, &mut self.io);
         }
         self.session.closed(&self.recorder);

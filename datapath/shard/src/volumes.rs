@@ -1,7 +1,7 @@
-//! The volumes that a shard has mounted, and which of them it has to visit.
+//! The volumes that a shard has mounted, and those that it has to visit.
 //!
-//! A volume is visited when something happened to it (*touched*), when another thread has woken it,
-//! or when it is due. All others cost nothing, however many are mounted.
+//! A volume is visited when it was *touched* by an event, when another thread has woken it, or when
+//! it is due. All others cost nothing, however many are mounted.
 
 use std::collections::BTreeSet;
 use std::ops::{Index, IndexMut};
@@ -25,24 +25,24 @@ pub(crate) struct Mounted {
     /// Ops that the backend had no room for.
     pub(crate) waiting: Waiting,
     pub(crate) recorder: Recorder,
-    /// Requests of the backend that were started and whose ends are still to come.
+    /// Requests of the backend that have not completed.
     pub(crate) io_in_flight: usize,
-    /// What [`sheave_core::Io::waker`] answers.
+    /// The waker that [`sheave_core::Io::waker`] returns.
     pub(crate) waker: Waker,
     wake: Arc<VolumeWaker>,
     touched: bool,
     /// The entry of this volume in [`Volumes::due`].
     due: Option<Nanos>,
     users: usize,
-    /// How many of them are [`crate::Opened`].
+    /// The number of users that are [`crate::Opened`].
     opened: usize,
 }
 
-/// An entry of the table of mounted volumes, whose key is in the names of I/O requests.
+/// An entry of the table of mounted volumes. I/O requests carry its key.
 enum Entry {
     Mounted(Box<Mounted>),
-    /// Nothing uses the volume any more. Its backend stays until its last request has ended, and
-    /// takes the ends: what has arrived on a socket may be for the ops of other threads.
+    /// Nothing uses the volume any more. Its backend stays until its last request has completed,
+    /// and takes the completions: bytes that arrived on a socket may be for ops of other threads.
     Ending(Box<Mounted>),
 }
 
@@ -62,7 +62,7 @@ impl Entry {
     }
 }
 
-/// What a connection or queue uses of its mounted volume.
+/// The parts of a mounted volume that a connection or queue uses.
 pub(crate) struct Lent<'a> {
     pub(crate) volume: &'a dyn Volume,
     pub(crate) backend: &'a mut dyn Backend,
@@ -71,12 +71,12 @@ pub(crate) struct Lent<'a> {
     pub(crate) io: RingIo<'a>,
 }
 
-/// What has become of an op.
+/// The progress of an op.
 pub(crate) struct Progress {
     pub(crate) tag: Tag,
-    /// It waited for room, and the backend has taken it.
+    /// It waited for room, and the backend has taken it now.
     pub(crate) was_waiting: bool,
-    /// How it ended, if it has.
+    /// Its outcome, if it has completed.
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Volumes {
     entries: Slab<Entry>,
     /// Volumes to visit in this turn.
     touched: Vec<usize>,
-    /// Volumes with ops that wait for room, which the end of a request of another volume can make,
+    /// Volumes with ops that wait for room. A completed request of another volume can make room,
     /// too.
     crowded: Vec<usize>,
     /// Deadlines of backends that have one, with their volumes.
@@ -114,7 +114,7 @@ impl Volumes {
         Ok(index)
     }
 
-    /// Takes back one [`Self::mount`].
+    /// Reverses one [`Self::mount`].
     pub(crate) fn unmount(&mut self, volume: usize, core: &mut Core) {
         self[volume].recorder.add_connections(-1);
         self.let_go(volume, core);
@@ -130,7 +130,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Takes back one [`Self::open`], if there was one.
+    /// Reverses one [`Self::open`], if there was one.
     pub(crate) fn close(&mut self, volume: &Arc<dyn Volume>, core: &mut Core) {
         if let Some(index) = self.index_of(volume)
             && self[index].opened > 0
@@ -144,7 +144,7 @@ impl Volumes {
         self.entries.iter().all(|(_, entry)| entry.mounted().is_none())
     }
 
-    /// What a connection or queue uses of its volume.
+    /// The parts of a volume that a connection or queue uses.
     pub(crate) fn lend<'a>(
         &'a mut self,
         index: usize,
@@ -154,7 +154,7 @@ impl Volumes {
         lent(&mut self[index], index, core, submit_from)
     }
 
-    /// Hands the end of a file or socket request to the backend that started it.
+    /// Hands the completion of a file or socket request to the backend that started it.
     pub(crate) fn io_done(&mut self, volume: u32, done: IoDone, core: &mut Core) {
         let volume = volume as usize;
         let (Entry::Mounted(mounted) | Entry::Ending(mounted)) = &mut self.entries[volume];
@@ -170,7 +170,7 @@ impl Volumes {
         }
     }
 
-    /// The next progress of the volume's ops: one that has ended, or one that has found room.
+    /// The next progress of the volume's ops: one that has completed, or one that has found room.
     pub(crate) fn next(&mut self, volume: usize, core: &mut Core) -> Option<Progress> {
         let Lent { backend, waiting, mut io, .. } = self.lend(volume, core, CONNECTION_SUBMIT_FROM);
         if let Some(Completion { tag, outcome }) = backend.reap(&mut io) {
@@ -180,7 +180,7 @@ impl Volumes {
         Some(Progress { tag, was_waiting: true, outcome })
     }
 
-    /// Has the volume visited in this turn.
+    /// Marks the volume to be visited in this turn.
     pub(crate) fn touch(&mut self, volume: usize) {
         if let Some(mounted) = self.mounted(volume)
             && !mounted.touched
@@ -190,7 +190,7 @@ impl Volumes {
         }
     }
 
-    /// Touches what other threads have woken.
+    /// Touches the volumes that other threads have woken.
     pub(crate) fn touch_woken(&mut self) {
         let mut taken = std::mem::take(&mut self.taken);
         self.woken.take(&mut taken);
@@ -200,7 +200,7 @@ impl Volumes {
         self.taken = taken;
     }
 
-    /// Touches what is due.
+    /// Touches the volumes that are due.
     pub(crate) fn touch_due(&mut self, now: Nanos) {
         while let Some(&(due, volume)) = self.due.first().filter(|(due, _)| *due <= now) {
             self.due.remove(&(due, volume));
@@ -209,7 +209,7 @@ impl Volumes {
         }
     }
 
-    /// Touches those in which ops wait for room: once a turn, since something has ended.
+    /// Touches the volumes with ops that wait for room: once a turn, since requests have completed.
     pub(crate) fn touch_crowded(&mut self) {
         while let Some(volume) = self.crowded.pop() {
             self.touch(volume);
@@ -232,7 +232,7 @@ impl Volumes {
         None
     }
 
-    /// The backend has nothing more to say for now; takes note of its deadline.
+    /// The backend has no more completions for now. Notes its deadline.
     pub(crate) fn visited(&mut self, volume: usize) {
         let Some(mounted) = self.mounted(volume) else { return };
         mounted.touched = false;
@@ -300,7 +300,7 @@ impl Volumes {
             }
         };
         self[index].users += 1;
-        // A backend may have a deadline from its birth.
+        // A new backend may have a deadline.
         self.touch(index);
         Ok(index)
     }

@@ -1,4 +1,4 @@
-//! Ops that a backend had no room for: one queue a volume and thread, first come, first served.
+//! Ops that a backend had no room for: one FIFO per volume and thread.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use sheave_core::{Backend, Error, ErrorKind, Io, Op, Outcome, Submitted, Tag, me
 use crate::tags::untag;
 
 /// The most ops that a connection, or a queue of a device, has in flight, those that wait for room
-/// included. So the ops that wait for a volume are at most so many for each of its users.
+/// included. It bounds the ops that wait for a volume, per user.
 pub const IN_FLIGHT_MAX: usize = 1024;
 
 /// The ops of one volume that wait for room in its backend.
@@ -25,8 +25,8 @@ impl Waiting {
         self.ops.len()
     }
 
-    /// Starts an op, or has it wait behind those that wait. Answers with the outcome if the op has
-    /// ended.
+    /// Starts an op, or queues it behind those that wait. Returns the outcome if the op has
+    /// completed.
     pub(crate) fn submit(
         &mut self,
         op: Op,
@@ -53,8 +53,8 @@ impl Waiting {
         None
     }
 
-    /// Offers the first op to the backend. If the backend takes it, answers with its tag, and with
-    /// its outcome if it has ended.
+    /// Submits the first op to the backend. If the backend takes it, returns its tag, and its
+    /// outcome if it has completed.
     pub(crate) fn offer(
         &mut self,
         backend: &mut dyn Backend,
@@ -71,8 +71,8 @@ impl Waiting {
         }
     }
 
-    /// Takes the ops of a connection or queue out. Answers with its requests, which the backend was
-    /// never given, and the outcomes they have then.
+    /// Removes the ops of a connection or queue, which the backend never got. Returns their
+    /// requests, each with an error.
     pub(crate) fn withdraw(&mut self, owner: u32) -> Vec<(u32, Outcome)> {
         let mut withdrawn = Vec::new();
         self.ops.retain(|(tag, op)| {
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::tags::tag;
 
-    /// Takes so many ops, and ends those with an even tag at once.
+    /// A backend with room for this many ops; those with an even tag complete at once.
     struct Room(usize);
 
     impl Backend for Room {

@@ -1,4 +1,4 @@
-//! Wakers of volumes: a backend whose work ends in another thread has its shard visit it.
+//! Wakers of volumes: a backend whose work is done in another thread wakes its shard by them.
 
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,9 +18,9 @@ impl Woken {
         Self { bell, volumes: Mutex::default() }
     }
 
-    /// Moves the numbers of woken volumes to `into`.
+    /// Moves the keys of woken volumes to `into`.
     pub(crate) fn take(&self, into: &mut Vec<u32>) {
-        // Whole entries come and go, so a panic elsewhere leaves nothing half done.
+        // Entries are added and removed whole, so a poisoned lock is harmless.
         into.append(&mut self.volumes.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -29,8 +29,8 @@ impl Woken {
 pub(crate) struct VolumeWaker {
     woken: Arc<Woken>,
     volume: u32,
-    /// The volume is in the list. Set by the first wake-up, cleared before the shard visits it, so
-    /// that one during the visit is not lost.
+    /// The volume is in the list. Set by the first wake-up, cleared before the shard visits the
+    /// volume, so that a wake-up during the visit is not lost.
     listed: AtomicBool,
 }
 
@@ -39,8 +39,8 @@ impl VolumeWaker {
         Arc::new(Self { woken: Arc::clone(woken), volume, listed: AtomicBool::new(false) })
     }
 
-    /// The shard is about to visit the volume. An exchange, so that the shard sees what a waker
-    /// that found the volume listed had left before.
+    /// The shard is about to visit the volume. An exchange, so that the shard sees the work of a
+    /// waker that found the volume listed.
     pub(crate) fn visited(&self) {
         self.listed.swap(false, AcqRel);
     }
@@ -60,7 +60,7 @@ impl Wake for VolumeWaker {
     }
 }
 
-/// The waker of the only backend of a thread, which waits at this bell.
+/// The waker of a thread's only backend; the thread waits for this bell.
 pub(crate) struct BellWaker(pub(crate) Arc<Doorbell>);
 
 impl Wake for BellWaker {

@@ -18,7 +18,7 @@ use crate::assignment::{Assignment, Quiesced, Served};
 use crate::ending::Ending;
 use crate::session::{Cx, NextRead, Phase, Session};
 
-/// Turns after which what is waited for does not come.
+/// The most turns to wait for an event.
 const TURNS_MAX: usize = 100_000;
 
 /// The calls to sessions and backend, one line each.
@@ -34,7 +34,7 @@ impl Log {
         self.0.lock().unwrap().iter().any(|other| other == line)
     }
 
-    /// The lines that begin so, without that.
+    /// The lines that begin with this prefix, without it.
     fn of(&self, prefix: &str) -> Vec<String> {
         let lines = self.0.lock().unwrap();
         lines.iter().filter_map(|line| line.strip_prefix(prefix)).map(str::to_owned).collect()
@@ -119,7 +119,8 @@ impl Session for Scripted {
     }
 }
 
-/// A backend with room for as many ops as the script says, which ends them when the script says.
+/// A backend with room for as many ops as the script says, which completes them when the script
+/// says.
 #[derive(Default)]
 struct State {
     room: usize,
@@ -258,7 +259,7 @@ impl World {
         if self.shard.volumes.count() == 0 { 0 } else { self.shard.volumes[0].waiting.len() }
     }
 
-    /// Has the backend end this many ops, in a visit that another op's end may have brought.
+    /// Makes the backend complete this many ops.
     fn end(&mut self, count: usize) {
         self.backend().ending = count;
         self.shard.volumes.touch(0);
