@@ -10,13 +10,13 @@ use rustix::io::Errno;
 
 /// The least time between two lines of the log.
 const LINE_INTERVAL: Duration = Duration::from_secs(60);
-/// The wait after a failure that takes a while to mend.
+/// The wait after a failure that does not go away at once.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Keeps one descriptor in reserve, so that clients can be closed when the table of descriptors is
 /// full. Without it they would wait in the listen queue for a server that cannot accept them.
 pub struct AcceptErrors {
-    /// What the log calls the listener.
+    /// The listener's name in the log.
     name: String,
     reserve: Option<OwnedFd>,
     logged: Option<Instant>,
@@ -53,7 +53,7 @@ impl AcceptErrors {
                     wait = Duration::ZERO;
                 }
                 Poll::Ready(Err(_)) => {}
-                // There is none any more.
+                // The reserve is used up.
                 Poll::Pending => wait = Duration::ZERO,
             }
         }

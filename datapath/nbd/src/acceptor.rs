@@ -12,7 +12,7 @@ use crate::admission::{Admission, Bounds, Source, Verdict};
 use crate::listener::Listener;
 use crate::stream::Stream;
 
-/// How often a client that is at fault gets a line of its own in the log.
+/// The least time between two lines of the log about clients at fault.
 const FAULT_INTERVAL_MS: u64 = 1000;
 
 /// Milliseconds since the server's start.
@@ -29,7 +29,7 @@ impl Uptime {
     }
 }
 
-/// All listeners of a server share one.
+/// Accepts clients for all listeners of a server.
 pub(crate) struct Acceptor {
     admission: Mutex<Admission<AbortHandle>>,
     /// A slot may be free.
@@ -74,7 +74,7 @@ impl Acceptor {
         })
     }
 
-    /// The next client that gets a slot. Give the slot its task by [`Acceptor::attach`].
+    /// The next client that gets a slot. Call [`Acceptor::attach`] with the client's task.
     pub(crate) async fn next(
         self: &Arc<Self>,
         listener: &Listener,
@@ -99,7 +99,7 @@ impl Acceptor {
         }
     }
 
-    /// Accepts a client, and logs what becomes due meanwhile.
+    /// Accepts a client. Reports that become due meanwhile are logged.
     async fn accept(&self, listener: &Listener) -> io::Result<Stream> {
         loop {
             self.report();
@@ -153,7 +153,7 @@ impl Acceptor {
         }
     }
 
-    /// Says which task has a slot, to be aborted when another client gets it.
+    /// Sets the task of a slot's client; it is aborted when another client gets the slot.
     pub(crate) fn attach(&self, id: u64, task: AbortHandle) {
         if !self.lock().attach(id, task.clone()) {
             // It has ended, or has lost its slot already.
@@ -184,8 +184,8 @@ impl Acceptor {
         );
     }
 
-    /// Whether a client's fault is to be logged, at most one a second, and how many were not since
-    /// the last one.
+    /// Whether to log a client's fault, at most once a second; the answer is the number of faults
+    /// that were not logged since the last one.
     pub(crate) fn fault(&self) -> Option<u64> {
         let now = self.now();
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
@@ -198,7 +198,7 @@ impl Acceptor {
     }
 
     async fn sleep_until(&self, at_ms: u64) {
-        // A millisecond later, since the clock counts whole ones.
+        // A millisecond more, since the clock counts whole milliseconds.
         let wait_ms = at_ms.saturating_sub(self.now()).saturating_add(1);
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     }
@@ -221,7 +221,7 @@ impl ClientSlot {
         }
     }
 
-    /// The client leaves, having done what it came for.
+    /// The client leaves in order.
     pub(crate) fn leaves_in_order(&mut self) {
         if let Phase::Negotiating { in_order, .. } = &mut self.phase {
             *in_order = true;

@@ -31,7 +31,7 @@ pub enum PeerFilter {
     UnixUser(u32),
 }
 
-/// A client, as far as it is known.
+/// The address and the names of a client.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) address: PeerAddress,
@@ -73,7 +73,7 @@ impl FromStr for CertificateName {
     type Err = &'static str;
 
     /// # Errors
-    /// What would be right.
+    /// Describes the valid form.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let name = text.strip_prefix("*.").unwrap_or(text);
         if name.is_empty() || name.contains('*') {
@@ -101,7 +101,7 @@ impl FromStr for PeerFilter {
     type Err = &'static str;
 
     /// # Errors
-    /// What would be right.
+    /// Describes the valid form.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "unix" {
             return Ok(Self::Unix);

@@ -34,7 +34,7 @@ pub fn bind_tcp(address: &str) -> Result<Vec<TcpListener>, Error> {
     };
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for resolved in address.to_socket_addrs().map_err(fail)? {
-        // The hosts file may name one twice.
+        // The hosts file may contain an address twice.
         if !addresses.contains(&resolved) {
             addresses.push(resolved);
         }
@@ -57,7 +57,7 @@ pub fn bind_tcp(address: &str) -> Result<Vec<TcpListener>, Error> {
 
 struct Failure {
     error: io::Error,
-    /// No address was bound before.
+    /// The first address.
     first: bool,
 }
 
@@ -93,7 +93,7 @@ fn is_absent(error: &io::Error) -> bool {
     known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Says what is wrong with an address that is none, which the resolver would not.
+/// Says what is wrong with a malformed address, which the resolver would not.
 fn check(address: &str) -> Result<(), Error> {
     let Some((host, port)) = address.rsplit_once(':') else {
         return Err(invalid(

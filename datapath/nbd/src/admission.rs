@@ -1,4 +1,4 @@
-//! Admission policy: which clients hold a slot, and which one gives way.
+//! Admission policy: which clients hold a slot, and which client is evicted.
 //!
 //! There are two bounds: on clients that negotiate, and on connections in all. A listener holds one
 //! client beyond them; the others stay in the listen queue of the kernel. The rules:
@@ -6,9 +6,9 @@
 //! - When no slot is free, the negotiating client that has been silent for longest gives way to a
 //!   new one, once it has been silent for [`SILENT_MIN_MS`]. Established connections never do.
 //! - One address holds at most seven eighths of the slots of either bound. At its share, a new
-//!   client of that address takes the slot of a silent one of the same address. Where there is
-//!   none, it waits for a slot among those that negotiate, but all clients of one address
-//!   together for at most [`PATIENCE_MS`], since others queue behind them; then it is closed.
+//!   client of that address takes the slot of a silent one of the same address. If there is none,
+//!   it waits for a slot among those that negotiate, but all clients of one address together for at
+//!   most [`PATIENCE_MS`], since other clients queue behind them; then it is closed.
 //!
 //! This module does no I/O and has no clock; times are milliseconds since the server's start.
 
@@ -64,9 +64,9 @@ pub(crate) struct Admission<H> {
 /// The most clients at a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
-    /// That have not negotiated yet.
+    /// Clients that have not negotiated yet.
     pub(crate) negotiating: usize,
-    /// In all.
+    /// Clients in all.
     pub(crate) connections: usize,
 }
 
@@ -84,7 +84,7 @@ struct Negotiating<H> {
 struct Usage {
     negotiating: usize,
     established: usize,
-    /// Until when a client of an address at its share is waited for.
+    /// The time until which a client of an address at its share may wait.
     patience_until: Option<u64>,
 }
 
@@ -101,7 +101,7 @@ pub(crate) enum Verdict<H> {
     Refused,
 }
 
-/// What has happened since the last report.
+/// Events since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Events {
     /// Silent clients that gave way.
@@ -161,7 +161,7 @@ impl<H> Admission<H> {
         let silent_at = |longest: Option<(u64, u64)>| longest.map(|(_, last)| last + SILENT_MIN_MS);
         let next_silent = silent_at(self.longest_silent(None));
         if !over_share || (self.is_full() && next_silent.is_none_or(|at| at > now)) {
-            // No client would get in.
+            // A bound of 0 admits no client.
             self.forget_if_idle(source);
             return Verdict::Full(next_silent);
         }
@@ -174,7 +174,7 @@ impl<H> Admission<H> {
             self.forget_if_idle(source);
             return Verdict::Refused;
         }
-        // One of its own may count as silent before.
+        // A client of the same address may count as silent before.
         let own_silent = silent_at(self.longest_silent(among));
         Verdict::OverShare(own_silent.map_or(until, |at| at.min(until)))
     }
@@ -188,8 +188,7 @@ impl<H> Admission<H> {
         true
     }
 
-    /// Takes the slot of the client that has been silent for longest, if one has been for long
-    /// enough.
+    /// Takes the slot of the client that has been silent for longest, if that is long enough.
     pub(crate) fn evict_silent(&mut self, now: u64) -> Option<H> {
         let (victim, moved) = self.longest_silent(None)?;
         if moved + SILENT_MIN_MS > now {
@@ -209,7 +208,7 @@ impl<H> Admission<H> {
         true
     }
 
-    /// A client ends before it has negotiated; `in_order` when it did what it came for.
+    /// A client ends before it has negotiated; `in_order` if it ended without an error.
     pub(crate) fn leave(&mut self, id: u64, in_order: bool, now: u64) {
         let Some(slot) = self.negotiating.remove(&id) else { return };
         self.sources.entry(slot.source).or_default().negotiating -= 1;
@@ -226,7 +225,7 @@ impl<H> Admission<H> {
         self.forget_if_idle(source);
     }
 
-    /// What is to be logged now, at most once in [`REPORT_INTERVAL_MS`].
+    /// The events to log now, at most once in [`REPORT_INTERVAL_MS`].
     pub(crate) fn report(&mut self, now: u64) -> Option<Events> {
         if self.report_due()? > now {
             return None;
@@ -235,7 +234,7 @@ impl<H> Admission<H> {
         Some(std::mem::take(&mut self.events))
     }
 
-    /// When [`Admission::report`] has something.
+    /// When [`Admission::report`] has events to log.
     pub(crate) fn report_due(&self) -> Option<u64> {
         if self.events == Events::default() {
             return None;
@@ -249,7 +248,8 @@ impl<H> Admission<H> {
             || negotiating + self.established >= self.bounds.connections
     }
 
-    /// Of all, or of one address: the client whose last byte moved first, and when that was.
+    /// The client that has been silent for longest, of all or of one address, and the time of its
+    /// last byte.
     fn longest_silent(&self, source: Option<Source>) -> Option<(u64, u64)> {
         let slots = self.negotiating.iter();
         let slots = slots.filter(|(_, slot)| source.is_none_or(|of| of == slot.source));
@@ -350,7 +350,7 @@ mod tests {
             ids.push(id);
         }
         fill(&mut admission, B, 2, 30);
-        // The first two have been heard since.
+        // The first two have moved bytes since.
         moved[0].store(500, Relaxed);
         moved[1].store(501, Relaxed);
         assert_eq!(enter(&mut admission, B, 3012).1, Some(ids[2]));

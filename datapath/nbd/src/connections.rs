@@ -1,4 +1,4 @@
-//! The connections of an export, and what each has moved.
+//! The connections of an export, and the bytes of each.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -40,7 +40,7 @@ pub(crate) struct Attached {
     _slot: Option<ClientSlot>,
 }
 
-/// A connection as others see it.
+/// A connection for statistics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientSnapshot {
     /// Address and port, or process and user at a unix socket.
@@ -100,7 +100,7 @@ impl Users {
 }
 
 impl Connection {
-    /// What it has moved so far.
+    /// The bytes that it has moved so far.
     pub(crate) fn count(&self, bytes_read: u64, bytes_written: u64) {
         self.bytes_read.store(bytes_read, Relaxed);
         self.bytes_written.store(bytes_written, Relaxed);

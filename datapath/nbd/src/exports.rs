@@ -1,4 +1,5 @@
-//! What a server offers. It is replaced as a whole; a handshake keeps what it began with.
+//! The exports of a server. The set is replaced as a whole; a handshake keeps the set that it began
+//! with.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -20,19 +21,19 @@ pub const STRING_LEN_MAX: usize = sheave_proto::STRING_LEN_MAX;
 /// A volume under a name.
 #[derive(Clone)]
 pub struct Export {
-    /// What clients ask for.
+    /// The name that clients use.
     pub name: String,
     /// Shown to clients that list exports; may be empty.
     pub description: String,
     /// The volume.
     pub volume: Arc<dyn Volume>,
-    /// Which clients may use it. To others it does not exist.
+    /// Which clients may use it. It is hidden from others.
     pub access: Access,
-    /// Connections that it may have at a time; the next is refused.
+    /// The most connections at a time; more are refused.
     pub connections_max: Option<usize>,
 }
 
-/// An export as others see it.
+/// An export for statistics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportSnapshot {
     /// As in [`Export`].
@@ -102,7 +103,7 @@ impl LiveExports {
         std::mem::replace(&mut state.exports, Arc::new(exports))
     }
 
-    /// Shows this certificate to clients that come from now on.
+    /// Uses this certificate for new clients.
     pub fn set_tls(&self, tls: Arc<TlsConfig>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).tls = Some(tls.into());
     }
@@ -125,10 +126,10 @@ impl ExportState {
 }
 
 impl ExportSet {
-    /// Those volumes that `before` offers keep their connections and counters, under whatever name.
+    /// Volumes of `before` keep their connections and counters, also under another name.
     ///
     /// # Errors
-    /// When two exports share a name, or one cannot be offered. Nothing has been registered then.
+    /// When two exports share a name, or one cannot be offered. Nothing is registered then.
     pub(crate) fn new(
         exports: Vec<Export>,
         before: Option<&Self>,
@@ -169,7 +170,7 @@ impl ExportSet {
             .iter()
             .map(|export| known.get(&Arc::as_ptr(&export.volume).cast::<()>()).copied().cloned())
             .collect();
-        // First, so that a new volume does not count on where a renamed one did.
+        // First, so that a new volume does not continue the counters of a renamed one.
         for (export, users) in exports.iter().zip(&kept) {
             if let Some(users) = users {
                 users.stats.rename(&export.name);
@@ -177,7 +178,7 @@ impl ExportSet {
         }
         let offered = exports.into_iter().zip(kept).map(|(export, users)| {
             let users = users.unwrap_or_else(|| Users::new(registry.volume(&export.name)));
-            // Before the first client, too.
+            // Statistics show it even before its first client.
             users.stats.show_held_bytes(export.volume.held_bytes());
             users.stats.show_link(export.volume.link());
             LiveExport { export, users }
@@ -222,7 +223,7 @@ impl ExportSet {
 }
 
 /// # Errors
-/// Why clients cannot be offered this.
+/// Says why this cannot be exported.
 fn check(export: &Export) -> Result<(), &'static str> {
     if export.name.len() > STRING_LEN_MAX {
         return Err("the name is longer than 4096 bytes, the most that NBD has");

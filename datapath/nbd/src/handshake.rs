@@ -26,7 +26,7 @@ pub(crate) struct Agreed {
     pub(crate) socket: OwnedFd,
     pub(crate) negotiated: Negotiated,
     pub(crate) tls: Option<ServerConnection>,
-    /// What the client sent right behind its last option.
+    /// Bytes that the client sent right behind its last option.
     pub(crate) early: Vec<u8>,
     pub(crate) client: Client,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Agreed {
 pub(crate) enum Failure {
     /// It sent nothing and left, as health checks and port scans do.
     Left,
-    /// Anything else.
+    /// Any other failure.
     Failed(io::Error),
 }
 
@@ -99,7 +99,7 @@ async fn negotiate_encrypted(
     state: &ExportState,
     tls: &TlsAcceptor,
 ) -> io::Result<Option<Agreed>> {
-    // What the client sent before TLS is forgotten: it may not be the client's.
+    // State from before TLS is discarded: a third party may have forged it.
     handshake.tls_started();
     let mut stream = tls.accept(stream).await.map_err(explain_io)?;
     client.names = client_names(stream.get_ref().1);
@@ -122,7 +122,7 @@ enum End {
     StartTls,
 }
 
-/// Appends what has arrived. A client that sends nothing costs no buffer.
+/// Appends the bytes that have arrived. A client that sends nothing costs no buffer.
 async fn receive<S: AsyncRead + Unpin>(stream: &mut S, pending: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|cx| {
         let mut bytes = [MaybeUninit::uninit(); RECEIVE_LEN];
@@ -153,7 +153,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
             let step = handshake.step(&pending, exports);
             pending.drain(..step.consumed);
             let answered = stream.write_all(&step.output).await;
-            // A client that says good-bye need not wait for the answer.
+            // A client that sends ABORT need not wait for the answer.
             if !matches!(step.next, Next::Close(_)) {
                 answered?;
             }
@@ -166,14 +166,14 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 Next::Close(reason) => {
                     match reason {
-                        // As clients do that only want the list of exports.
+                        // Clients that only list exports leave like this.
                         CloseReason::Aborted => tracing::debug!(peer, %reason, "handshake ended"),
                         _ => match acceptor.fault() {
                             Some(more) => tracing::info!(peer, %reason, more, "handshake ended"),
                             None => tracing::debug!(peer, %reason, "handshake ended"),
                         },
                     }
-                    // A client that sees a reset may never read why.
+                    // After a reset the client may never read the reason.
                     let _ = stream.shutdown().await;
                     return Ok(End::Closed);
                 }

@@ -1,11 +1,11 @@
-//! From a stream of bytes to requests, with payloads put where the backend wants them.
+//! Makes requests of a stream of bytes, with payloads in memory of the backend.
 
 use sheave_core::{Buf, Error, Nanos, NbdErrno, Payload, Result, memory};
 use sheave_proto::{Negotiated, Request, Verdict};
 use sheave_shard::{Cx, NextRead};
 
 /// After a write at least this long, the next header is received alone, so that another long
-/// payload goes straight to its place and none of it through the receive buffer.
+/// payload is received into its own memory, and none of it through the receive buffer.
 const LONG_WRITE: usize = 32 << 10;
 
 /// A request whose bytes have all arrived.
@@ -14,7 +14,7 @@ pub(crate) struct Arrived {
     pub(crate) verdict: Verdict,
     /// When its header arrived.
     pub(crate) start: Nanos,
-    /// A write's data, or why it could not be taken in.
+    /// A write's data, or why it could not be received.
     pub(crate) data: Option<Result<Payload>>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Incoming {
     header_have: usize,
     /// The last write was long, see [`LONG_WRITE`].
     expect_long: bool,
-    /// Where headers are received alone, once there was one.
+    /// The buffer for headers that are received alone, once it was needed.
     place: Option<Buf>,
 }
 
@@ -61,8 +61,7 @@ enum State {
         bytes: Vec<u8>,
         len: usize,
     },
-    /// The payload of a request that is refused, or of a write without memory, is arriving, to be
-    /// dropped.
+    /// The payload of a refused request, or of a write without memory, is arriving and is dropped.
     Skip {
         request: Request,
         verdict: Verdict,
@@ -145,7 +144,8 @@ impl Incoming {
         matches!(self.state, State::Header | State::HeaderInPlace(_)) && self.header_have == 0
     }
 
-    /// What the engine should receive next. `in_place` says whether it may receive past us.
+    /// What the engine should receive next. `in_place` says whether it may receive directly into
+    /// memory of requests.
     pub(crate) fn next_read(&mut self, in_place: bool) -> NextRead {
         let state = std::mem::replace(&mut self.state, State::Header);
         match state {
@@ -163,7 +163,7 @@ impl Incoming {
                 self.state = State::HeaderInPlace(buf.clone());
                 NextRead::Into { payload: buf.into(), skip: 0 }
             }
-            // What has come of the header is at the front of its buffer already.
+            // The bytes of the header that have arrived are at the front of its buffer.
             State::HeaderInPlace(buf) if in_place && self.header_have > 0 => {
                 let skip = self.header_have;
                 self.state = State::HeaderInPlace(buf.clone());
@@ -176,7 +176,7 @@ impl Incoming {
         }
     }
 
-    /// Where a header is received alone; `None` without memory for it.
+    /// The buffer for a header that is received alone; `None` without memory for it.
     fn place(&mut self) -> Option<Buf> {
         if self.place.is_none() {
             self.place = Buf::try_zeroed(self.header_len).ok();
@@ -184,7 +184,7 @@ impl Incoming {
         self.place.clone()
     }
 
-    /// `count` bytes have been received in place.
+    /// `count` bytes have been received into the buffer.
     pub(crate) fn received_into(
         &mut self,
         payload: Payload,
@@ -231,7 +231,7 @@ impl Incoming {
         Some(self.header)
     }
 
-    /// Looks at a header; answers with the request if nothing follows it.
+    /// Decodes a header; returns the request if nothing follows it.
     fn begin(
         &mut self,
         header: &[u8; HEADER_MAX],

@@ -1,4 +1,4 @@
-//! Where clients come in.
+//! Sockets that accept clients.
 
 use std::fs::{self, Permissions};
 use std::future::poll_fn;
@@ -24,11 +24,11 @@ use crate::acceptor::Uptime;
 use crate::address::bind_tcp;
 use crate::stream::Stream;
 
-/// A client from which nothing was heard for so long is asked whether it is still there, …
+/// TCP keep-alive: idle time until the first probe, …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// … and again after each of these, …
+/// … time between probes, …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// … and taken for gone when so many questions were not answered.
+/// … and unanswered probes after which the connection is dead.
 const KEEPALIVE_PROBES_MAX: u32 = 4;
 
 /// The longest path of a unix socket in bytes (unix(7): 108 with the zero byte at its end).
@@ -38,16 +38,16 @@ const SOCKET_PATH_MAX: usize = 107;
 pub struct Listener {
     socket: Socket,
     name: String,
-    /// Where our own socket file is, and which one it is.
+    /// The path of our own socket file, and its identity.
     path: Option<(PathBuf, FileId)>,
 }
 
 /// Permissions of a unix socket; clients that may write to it may connect (unix(7)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketAccess {
-    /// Permission bits of the socket file; what the umask leaves without it.
+    /// Permission bits of the socket file; by default those that the umask leaves.
     pub mode: Option<u32>,
-    /// Its group; the process's without it.
+    /// Its group; by default that of the process.
     pub group: Option<u32>,
 }
 
@@ -75,12 +75,12 @@ impl Listener {
     /// Listens on a unix socket. A stale socket file is replaced.
     ///
     /// # Errors
-    /// When another server listens there, or something else is there, or the path cannot be used.
+    /// When another server listens there, or another file is there, or the path cannot be used.
     pub fn unix(path: &Path) -> Result<Self, Error> {
         Self::unix_for(path, SocketAccess::default())
     }
 
-    /// Like [`Listener::unix`], open to these users from its first moment on.
+    /// Like [`Listener::unix`], with these permissions from the beginning.
     ///
     /// # Errors
     /// As [`Listener::unix`], and when the group cannot be set.
@@ -148,7 +148,7 @@ impl Listener {
         Ok(Self { socket: Socket::Unix(UnixListener::from_std(listener)?), name, path: None })
     }
 
-    /// What it listens on, for people.
+    /// The address or path, for people.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -166,7 +166,7 @@ impl Listener {
         Poll::Ready(Ok(match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, address) = ready!(listener.poll_accept(cx))?;
-                // Not on the listener: clients may have been in the queue of a passed one before.
+                // Not on the listener: a passed one may have had clients in its queue before.
                 set_options(&stream);
                 Stream::tcp(stream, address, uptime)
             }
@@ -206,7 +206,7 @@ fn bind_unix(path: &Path, access: SocketAccess) -> io::Result<std::os::unix::net
     match set() {
         Ok(()) => Ok(socket.into()),
         Err(error) => {
-            // It was made here a moment ago.
+            // The file was made just now, by this process.
             let _ = fs::remove_file(path);
             Err(error)
         }
@@ -223,11 +223,11 @@ fn prepare(socket: &impl AsFd) -> io::Result<()> {
     Ok(listen(socket, i32::MAX)?)
 }
 
-/// A client that is gone already is no reason to stop accepting, so errors are left to its reads.
+/// Errors are ignored: if the client is gone already, its reads will fail.
 fn set_options(stream: &TcpStream) {
-    // Replies are gathered already; Nagle would only hold them back.
+    // Replies are gathered already; Nagle's algorithm would only delay them.
     let _ = set_tcp_nodelay(stream, true);
-    // A client that lost its power never says good-bye.
+    // A client that lost its power never closes its connection.
     let _ = set_socket_keepalive(stream, true)
         .and_then(|()| set_tcp_keepidle(stream, KEEPALIVE_IDLE))
         .and_then(|()| set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL))

@@ -5,14 +5,14 @@ use sheave_proto::reply::{self, ReplyTo, StatusQuery};
 use sheave_proto::{ContextSet, ReplyStyle, read_chunks};
 use sheave_ring::SendBatch;
 
-/// What a request asked for, as far as its reply needs to know.
+/// The part of a request that its reply depends on.
 #[derive(Clone, Copy)]
 pub(crate) enum Asked {
     /// The bytes of a range.
     Read { range: ByteRange, df: bool },
     /// Its block status.
     Status { query: StatusQuery, contexts: ContextSet },
-    /// Only whether it was done; `bytes` of data were written.
+    /// Only success or failure; `bytes` of data were written.
     Done { bytes: u64 },
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn success(out: &mut SendBatch, to: ReplyTo, asked: Asked, answer: Re
             Ok(())
         }
         (Asked::Read { .. } | Asked::Status { .. }, _) => {
-            // A backend that answers something else is broken, but no reason to hang the client.
+            // Any other answer is a bug of the backend, but the client must not hang.
             debug_assert!(false, "a backend answers what it was asked");
             failure(out, to, NbdErrno::Io, "the volume gave a wrong answer")
         }

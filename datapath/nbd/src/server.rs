@@ -24,19 +24,19 @@ use crate::session::NbdSession;
 use crate::stream::Stream;
 use crate::tls::TlsStream;
 
-/// Stopping that takes no longer is not worth a line.
+/// A stop that takes longer is logged.
 const STOP_AT_ONCE: Duration = Duration::from_millis(200);
-/// How often it is looked whether connections have ended.
+/// How often to check whether connections have ended.
 const SEE_OFF_PERIOD: Duration = Duration::from_millis(50);
 
-/// Bounds on what clients can take. Clients beyond them wait in the listen queue. One address, IPv6
-/// network (/64) or local user gets at most seven eighths of the slots.
+/// Bounds for clients. Clients beyond them wait in the listen queue. One address, IPv6 network
+/// (/64) or local user gets at most seven eighths of the slots.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Time from the connection to the end of the handshake, in milliseconds.
     pub handshake_timeout_ms: u64,
-    /// Connections that have not negotiated yet. When there are more, one that has been silent for
-    /// three seconds makes room.
+    /// Connections that have not negotiated yet. When there are more, a client that has been silent
+    /// for three seconds is evicted.
     pub negotiating_max: usize,
     /// Connections in all.
     pub connections_max: usize,
@@ -48,13 +48,13 @@ impl Default for Limits {
     }
 }
 
-/// What a server is made of.
+/// The configuration of a server.
 pub struct ServerConfig {
     /// The only one that a client may use is its default export; among several there is none.
     pub exports: Vec<Export>,
     /// With it, clients must use TLS (proto.md: FORCEDTLS).
     pub tls: Option<Arc<TlsConfig>>,
-    /// How connections are run.
+    /// The engine that runs connections.
     pub engine: EngineConfig,
     /// Bounds.
     pub limits: Limits,
@@ -64,7 +64,7 @@ pub struct ServerConfig {
 pub struct Server {
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
-    /// Of listeners, and of connections that a reload ends.
+    /// Tasks of listeners, and of connections that a reload ends.
     tasks: JoinSet<()>,
 }
 
@@ -72,7 +72,7 @@ struct Shared {
     live: LiveExports,
     registry: Arc<Registry>,
     engine: Engine,
-    /// Names of connections in the engine.
+    /// Keys of connections in the engine.
     next_id: AtomicU64,
     handshake_timeout: Duration,
     acceptor: Arc<Acceptor>,
@@ -82,7 +82,7 @@ impl Server {
     /// Starts the engine. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When two exports share a name, or the engine cannot be had.
+    /// When two exports share a name, or the engine cannot be started.
     pub fn start(config: ServerConfig, registry: &Arc<Registry>) -> Result<Self, Error> {
         let ServerConfig { exports, tls, engine, limits } = config;
         let live = LiveExports::new(ExportSet::new(exports, None, registry)?, tls);
@@ -114,19 +114,19 @@ impl Server {
         });
     }
 
-    /// What is offered, with its clients.
+    /// The exports, with their clients.
     #[must_use]
     pub fn live_exports(&self) -> LiveExports {
         self.shared.live.clone()
     }
 
-    /// Offers these exports and this certificate from now on. Exports of a volume that is offered
-    /// already go on, whatever their names. Connections of volumes that are not offered any more,
-    /// and those of clients that may not use theirs any more, finish what they have in flight and
-    /// are closed, after [`STOP_GRACE`] at the latest. Returns how many.
+    /// Offers these exports and this certificate from now on. Exports whose volume is offered
+    /// already keep their connections, even under another name. Connections of volumes that are not
+    /// offered any more, and those of clients that may not use theirs any more, finish their
+    /// requests in flight and are closed, after [`STOP_GRACE`] at the latest. Returns their number.
     ///
     /// # Errors
-    /// When two exports share a name, or one cannot be offered. Nothing has changed then.
+    /// When two exports share a name, or one cannot be offered. Nothing is changed then.
     pub fn replace(
         &mut self,
         exports: Vec<Export>,
@@ -142,14 +142,14 @@ impl Server {
         let count = refused.len();
         let ended = refused.iter().map(Arc::downgrade).collect();
         drop(refused);
-        // Those of earlier reloads that have ended.
+        // Tasks of earlier reloads that have ended.
         while self.tasks.try_join_next().is_some() {}
         let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.subscribe());
         self.tasks.spawn(shared.see_off(ended, stopping));
         Ok(count)
     }
 
-    /// The engine, for people.
+    /// A description of the engine, for people.
     #[must_use]
     pub fn engine(&self) -> String {
         let text = self.shared.engine.to_string();
@@ -160,7 +160,7 @@ impl Server {
         }
     }
 
-    /// Stops accepting, lets requests in flight end (within a bound), closes everything.
+    /// Stops accepting, lets requests in flight complete (within a bound), closes everything.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
@@ -224,8 +224,7 @@ impl Shared {
         }
     }
 
-    /// Ends in order what is left of a client's handshake, unless the export has been taken from
-    /// it meanwhile.
+    /// Hands a negotiated client to the engine, unless its export has been removed meanwhile.
     fn hand_over(&self, peer: String, state: &ExportState, agreed: Agreed, mut slot: ClientSlot) {
         if !slot.establish() {
             return tracing::debug!(peer, "evicted for another client");
@@ -234,7 +233,7 @@ impl Shared {
         let Some(chosen) = state.exports.get(negotiated.export) else { return };
         let name = chosen.export.name.as_str();
         let now = self.live.current().exports;
-        // What has been renamed is not what the client asks for any more.
+        // A renamed export is not the one that the client asked for.
         let is_same =
             |now: &&LiveExport| now.export.name == name && now.export.access.permits(&client);
         let Some(now) = now.counterpart(chosen).filter(is_same) else {
@@ -268,8 +267,8 @@ impl Shared {
         }
     }
 
-    /// Waits until these connections have ended, and then for no more; forgets counters of volumes
-    /// that nothing uses any more.
+    /// Waits until these connections have ended, then forgets counters of volumes that nothing uses
+    /// any more.
     async fn see_off(
         self: Arc<Self>,
         mut ended: Vec<Weak<Connection>>,
@@ -306,7 +305,7 @@ fn stop_apart(engine: Engine) -> oneshot::Receiver<()> {
         let job = job.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((engine, done)) = job {
             engine.stop();
-            // The receiver outlives this.
+            // The receiver lives longer than this.
             let _ = done.send(());
         }
     };
@@ -319,7 +318,7 @@ fn stop_apart(engine: Engine) -> oneshot::Receiver<()> {
 }
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // An error means that the server is gone, which is as good.
+    // An error means that the server is gone.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 

@@ -18,12 +18,12 @@ use crate::incoming::{Arrived, Broken, Incoming};
 use crate::replies::{self, Asked};
 use crate::tls::{Stream, TlsStream};
 
-/// Requests of one connection in flight.
+/// The most requests of one connection in flight.
 const REQUESTS_MAX: usize = IN_FLIGHT_MAX;
-/// Payload bytes of one connection, in flight or in replies that wait for a slow reader. One
-/// request is always let in, however long.
+/// The most payload bytes of one connection, in flight or in replies that wait for a slow reader.
+/// One request is always admitted, however long.
 const HELD_BYTES_MAX: usize = 64 << 20;
-/// Replies that wait for a slow reader, however short: each takes some memory beside its bytes.
+/// The most replies that wait for a slow reader: each takes some memory beside its bytes.
 const REPLIES_MAX: usize = 8192;
 /// Extents in one block status reply; proto.md allows 2^20.
 const EXTENTS_MAX: usize = 2048;
@@ -33,7 +33,7 @@ pub(crate) struct NbdSession {
     negotiated: Negotiated,
     tls: Option<TlsStream>,
     incoming: Incoming,
-    /// Bytes that arrived and cannot be looked at before something completes.
+    /// Bytes that have arrived and cannot be decoded until an op completes.
     backlog: Vec<u8>,
     requests: Slab<InFlight>,
     ready: SendBatch,
@@ -42,23 +42,23 @@ pub(crate) struct NbdSession {
     replies_sending: usize,
     /// Payload bytes, see [`HELD_BYTES_MAX`].
     held: usize,
-    /// As many of them the recorder knows of.
+    /// The part of them that the recorder counts.
     held_recorded: usize,
     phase: Phase,
-    /// The client has said that nothing more comes; what is in the backlog came before.
+    /// The client sends nothing more; the backlog came before.
     closing: bool,
     times: Vec<Timed>,
     /// Payload bytes of the requests that succeeded.
     bytes_read: u64,
     bytes_written: u64,
-    /// The place among the connections of its export; the kernel's connection has none.
+    /// The entry among the connections of its export; the kernel's connection has none.
     attached: Option<Attached>,
     /// The volume whose size the client can use, even if it grows; `None` keeps the size that was
     /// negotiated.
     growing: Option<Arc<dyn Volume>>,
 }
 
-/// What is remembered of a request until its reply.
+/// The state of a request until its reply.
 struct InFlight {
     to: ReplyTo,
     asked: Asked,
@@ -108,14 +108,14 @@ impl NbdSession {
         }
     }
 
-    /// A session with the kernel's client, which learns of growth by other means.
+    /// A session with the kernel's client, which gets a new size by other means.
     pub(crate) fn of_kernel(negotiated: Negotiated, volume: Arc<dyn Volume>) -> Self {
         Self { growing: Some(volume), ..Self::new(negotiated, None, Vec::new(), None) }
     }
 
     fn parse(&mut self, bytes: &[u8], cx: &mut Cx<'_>) {
         if let Some(volume) = &self.growing {
-            // The kernel hears of a new size after the volume has it, and asks for it after that.
+            // The kernel gets a new size after the volume has it, and uses it only then.
             self.negotiated.size = volume.size();
         }
         let mut input = bytes;
@@ -128,8 +128,8 @@ impl NbdSession {
         }
     }
 
-    /// Keeps bytes that cannot be looked at yet. They are lost without memory for them, and what
-    /// follows cannot be understood then.
+    /// Keeps bytes that cannot be decoded yet. Without memory for them they are lost, and the
+    /// connection cannot go on.
     fn keep(&mut self, bytes: &[u8]) {
         match memory::insist(|| self.backlog.try_reserve(bytes.len())) {
             Ok(()) => self.backlog.extend_from_slice(bytes),
@@ -221,7 +221,7 @@ impl NbdSession {
         }
     }
 
-    /// Puts the reply to a request that has ended into the next batch.
+    /// Puts the reply to a completed request into the next batch.
     fn complete(&mut self, request: u32, outcome: Outcome, cx: &Cx<'_>) {
         let InFlight { to, asked, kind, start, submitted, held } =
             self.requests.remove(request as usize);
@@ -246,7 +246,7 @@ impl NbdSession {
         self.note_time(kind, start, submitted);
     }
 
-    /// Answers a request that the backend was never given.
+    /// Answers a request that the backend never got.
     fn fail(&mut self, request: &Request, kind: OpKind, start: Nanos, error: &Error, cx: &Cx<'_>) {
         let to = ReplyTo::new(self.negotiated.style, request);
         self.reply_failed(to, kind, error, cx);
@@ -301,7 +301,7 @@ impl NbdSession {
         }
     }
 
-    /// Ends the connection, for which there is not even the memory for a short reply.
+    /// Ends the connection, since there is no memory even for a short reply.
     fn starve(&mut self, error: &Error) {
         self.in_span(|| tracing::warn!(%error, "connection dropped"));
         self.finish();
@@ -328,7 +328,7 @@ impl Session for NbdSession {
         self.tls = Some(tls);
         match outcome {
             Ok(Stream::Open) => {}
-            // As good as the end of the connection, which the client may leave to us.
+            // Equivalent to the end of the connection, which the client may leave to us.
             Ok(Stream::Closed) => {
                 self.closing = true;
                 self.parse_backlog(cx);
@@ -362,7 +362,7 @@ impl Session for NbdSession {
         match &mut self.tls {
             None => std::mem::swap(batch, &mut self.ready),
             Some(tls) => {
-                // What TLS adds is not counted as held, so it must not be given back either.
+                // Bytes that TLS adds were not counted as held, so they are not subtracted either.
                 self.held -= tls.encrypt(&mut self.ready, idle, batch);
                 if self.ready.unsent() == 0 {
                     self.ready.clear(drop);
@@ -434,7 +434,7 @@ impl Session for NbdSession {
 }
 
 impl NbdSession {
-    /// Logs with the names of both ends.
+    /// Logs with the names of client and export.
     fn in_span(&self, log: impl FnOnce()) {
         match &self.attached {
             None => log(),

@@ -35,7 +35,7 @@ enum Peer {
         pid: i32,
         user: u32,
     },
-    /// It left before it could be asked.
+    /// The client left before its address was read.
     Unknown,
 }
 
@@ -57,7 +57,7 @@ impl Stream {
         Self { socket, peer, moved: Arc::new(AtomicU64::new(uptime.now_ms())), uptime }
     }
 
-    /// The other end, for people.
+    /// The peer, for people.
     pub(crate) fn peer(&self) -> String {
         match self.peer {
             Peer::Address(address) => address.to_string(),
@@ -66,7 +66,7 @@ impl Stream {
         }
     }
 
-    /// The other end, for the admission policy.
+    /// The peer, for the admission policy.
     pub(crate) fn source(&self) -> Source {
         match self.peer {
             Peer::Address(address) => address.ip().into(),
@@ -75,7 +75,7 @@ impl Stream {
         }
     }
 
-    /// The other end, for the exports that it may use. Its certificate is not known yet.
+    /// The peer, for the access rules of exports. Its certificate is not known yet.
     pub(crate) fn client(&self) -> Client {
         let address = match self.peer {
             Peer::Address(address) => access::PeerAddress::Address(address.ip()),

@@ -9,14 +9,14 @@ use sheave_ring::SendBatch;
 /// Bytes encrypted at once. The client decrypts them while the next are encrypted, and they are
 /// still in the cache when they are sent.
 const STRETCH: usize = 256 << 10;
-/// The same when there is no memory for so much: a record.
+/// The same when memory is short: one record.
 const SMALL_STRETCH: usize = 16 << 10;
 
-/// Whether more can come.
+/// Whether more data can come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Open,
-    /// The other side has said that nothing more comes.
+    /// The peer has sent its last byte.
     Closed,
 }
 
@@ -29,12 +29,13 @@ pub(crate) struct TlsStream {
 
 impl TlsStream {
     pub(crate) fn new(mut tls: ServerConnection) -> Self {
-        // A batch is bounded by what the session holds; rustls need not bound it again.
+        // The session bounds a batch; rustls need not bound it again.
         tls.set_buffer_limit(None);
         Self { tls, bounce: Vec::new(), closed: false }
     }
 
-    /// Decrypts what arrived and hands out the plain bytes, also those left from the handshake.
+    /// Decrypts the bytes that arrived and hands out the plain bytes, also those left from the
+    /// handshake.
     pub(crate) fn decrypt(
         &mut self,
         mut bytes: &[u8],
@@ -62,7 +63,7 @@ impl TlsStream {
         }
     }
 
-    /// Encrypts the next part of a batch and answers how long it was. With `last`, says goodbye
+    /// Encrypts the next part of a batch and returns its length. With `last`, sends close_notify
     /// after the end of the batch.
     pub(crate) fn encrypt(
         &mut self,

@@ -2,7 +2,8 @@
 
 use crate::wire::STRING_LEN_MAX;
 
-/// Takes fields off the front of a message. Every getter answers `None` when the message is short.
+/// Takes fields from the front of a message. Every getter returns `None` when the message is too
+/// short.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -37,7 +38,7 @@ impl<'a> Reader<'a> {
         as_string(self.bytes(len)?)
     }
 
-    /// All that is left.
+    /// All remaining bytes.
     pub(crate) fn rest(self) -> &'a [u8] {
         self.rest
     }

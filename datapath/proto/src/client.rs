@@ -23,21 +23,21 @@ pub use transmission::{CLIENT_IN_FLIGHT_MAX, Client, ClientEvent, PayloadPlace};
 pub const OPTION_REPLY_LEN_MAX: usize = 16 << 10;
 /// The most replies to one option; bounds how many exports a server may list.
 pub const OPTION_REPLIES_MAX: usize = 64 << 10;
-/// The most metadata contexts that are asked for, and accepted.
+/// The most metadata contexts that are requested and accepted.
 pub const CONTEXTS_MAX: usize = 64;
 
-/// What a client wants of a server.
+/// The configuration of a client.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Which export; the empty name is the server's default, if it has one.
+    /// The export; the empty name is the server's default, if it has one.
     pub export: String,
-    /// What to do with it.
+    /// The goal of the handshake.
     pub goal: Goal,
-    /// The best style of replies to ask for; the server decides.
+    /// The best style of replies to request; the server decides.
     pub style: ReplyStyle,
     /// Metadata contexts to select, such as `base:allocation`; needs more than simple replies.
     pub contexts: Vec<String>,
-    /// Ask for the block sizes, and so promise to keep to them.
+    /// Request the block sizes, and so promise to respect them.
     pub block_sizes: bool,
     /// Encrypt the connection or fail.
     pub tls: bool,
@@ -56,24 +56,24 @@ impl Default for ClientConfig {
     }
 }
 
-/// What a handshake is for.
+/// The goal of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
     /// Transmission.
     Go,
-    /// To know the export. The metadata contexts are then not selected but listed: those that the
-    /// queries in [`ClientConfig::contexts`] ask for, or all if there is none.
+    /// Information about the export. The metadata contexts are then not selected but listed: those
+    /// that match the queries in [`ClientConfig::contexts`], or all if there is none.
     Info,
-    /// To know the names of all exports.
+    /// The names of all exports.
     List,
 }
 
-/// A client's handshake. Bytes go in, bytes and a decision come out; it never blocks.
+/// A client's handshake: takes bytes, returns bytes and a decision, and never blocks.
 #[derive(Debug)]
 pub struct ClientHandshake {
     config: ClientConfig,
     state: State,
-    /// The message that is arriving, as far as it has.
+    /// The part of the next message that has arrived.
     buffer: Vec<u8>,
     no_zeroes: bool,
     is_tls: bool,
@@ -84,24 +84,24 @@ pub struct ClientHandshake {
     replies: usize,
 }
 
-/// What has come of some input.
+/// The result of some input.
 #[derive(Debug)]
 pub struct ClientStep {
-    /// Bytes of the input that are done with.
+    /// The consumed bytes of the input.
     pub consumed: usize,
-    /// Bytes for the server, to be sent whatever comes next.
+    /// Bytes for the server, to be sent in any case.
     pub output: Vec<u8>,
-    /// What comes next.
+    /// The next step.
     pub next: ClientNext,
 }
 
-/// What comes next.
+/// The next step.
 #[derive(Debug)]
 pub enum ClientNext {
-    /// Another step, with the rest of the input or, if there is none, with more of it.
+    /// Step again, with the rest of the input or, if there is none, with more.
     NeedMore,
-    /// Send the output, do the TLS handshake, send what [`ClientHandshake::tls_started`] answers,
-    /// and go on with decrypted input.
+    /// Send the output, do the TLS handshake, send the bytes that [`ClientHandshake::tls_started`]
+    /// returns, and go on with decrypted input.
     StartTls,
     /// Transmission begins.
     Ready(Box<ClientNegotiated>),
@@ -109,7 +109,7 @@ pub enum ClientNext {
     Info(Box<ClientNegotiated>),
     /// The server's exports; the connection is of no more use.
     Listed(Vec<ExportEntry>),
-    /// It failed; the connection is of no more use. Send the output, which says good-bye.
+    /// It failed; the connection is of no more use. Send the output, which ends the session.
     Failed(ClientError),
 }
 
@@ -125,11 +125,11 @@ pub struct ExportEntry {
 /// What a client and a server agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientNegotiated {
-    /// How requests and replies look.
+    /// The style of requests and replies.
     pub style: ReplyStyle,
     /// Size of the export in bytes.
     pub size: u64,
-    /// What the server can do ([`transmission_flag`]).
+    /// The server's capabilities ([`transmission_flag`]).
     pub transmission_flags: u16,
     /// The server's block sizes, or the protocol's defaults.
     pub block: BlockSizes,
@@ -189,10 +189,10 @@ pub enum ClientError {
     /// The configuration cannot be put on the wire.
     #[error("{0}")]
     Config(&'static str),
-    /// The other side is something else.
+    /// The peer is no NBD server.
     #[error("the server does not speak NBD")]
     NotNbd,
-    /// The server is too old for what is wanted.
+    /// The server is too old for the request.
     #[error("the server is too old: {0}")]
     TooOld(&'static str),
     /// The server broke the protocol.
@@ -201,22 +201,22 @@ pub enum ClientError {
     /// The server refused.
     #[error("{}", refusal_text(*option, *code, message))]
     Refused {
-        /// Which option ([`option`]).
+        /// The option ([`option`]).
         option: u32,
-        /// Why ([`reply_type`]).
+        /// The reason ([`reply_type`]).
         code: u32,
-        /// What it said.
+        /// The server's message.
         message: String,
     },
     /// The server closed the connection.
     #[error("the server closed the connection {0}")]
     Closed(&'static str),
-    /// The owner went on after the end, or without TLS.
+    /// The caller went on after the end, or without TLS.
     #[error("the handshake is over")]
     Over,
 }
 
-/// Which message is arriving.
+/// The message that is arriving.
 #[derive(Clone, Copy, Debug)]
 enum State {
     Greeting,
@@ -266,10 +266,10 @@ impl ClientHandshake {
         })
     }
 
-    /// TLS is up; answers what to send next, encrypted.
+    /// TLS has started; returns the bytes to send next, encrypted.
     ///
     /// # Panics
-    /// When the last step did not ask for it: a bug of the caller.
+    /// When the last step was not [`ClientNext::StartTls`]: a bug of the caller.
     #[must_use]
     pub fn tls_started(&mut self) -> Vec<u8> {
         assert!(matches!(self.state, State::Tls), "TLS starts when the handshake says so");
@@ -279,7 +279,7 @@ impl ClientHandshake {
         out
     }
 
-    /// What it means that the server has closed the connection now.
+    /// The error if the server closes the connection now.
     #[must_use]
     pub fn closed(&self) -> ClientError {
         ClientError::Closed(match self.state {
@@ -321,7 +321,7 @@ impl ClientHandshake {
         }
     }
 
-    /// Takes a whole message out of the buffer. `None` when only its data can tell what it means.
+    /// Takes a whole message out of the buffer. `None` when its data is needed.
     fn message(&mut self, is_last: bool) -> Option<(Vec<u8>, ClientNext)> {
         let message = mem::take(&mut self.buffer);
         let mut out = Vec::new();
@@ -361,7 +361,7 @@ impl ClientHandshake {
             }
             _ => return Err(ClientError::NotNbd),
         }
-        // Flags that we do not know are none of our business.
+        // Unknown flags are ignored.
         let flags = flags & handshake_flag::ALL;
         self.no_zeroes = flags & handshake_flag::NO_ZEROES != 0;
         out.put_u32(u32::from(flags));

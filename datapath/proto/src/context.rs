@@ -1,10 +1,10 @@
-//! Metadata contexts: what block status can be asked about.
+//! Metadata contexts, which block status reports.
 
 use sheave_core::Extent;
 
 use crate::wire::allocation_status;
 
-/// A metadata context that this server knows.
+/// A metadata context of this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetaContext {
     /// Which extents are allocated and which read as zeroes. Every export has it, since "allocated,
@@ -32,7 +32,7 @@ impl MetaContext {
         }
     }
 
-    /// What it says of an extent.
+    /// Its status of an extent.
     #[must_use]
     pub fn status(self, extent: &Extent) -> u32 {
         match self {
@@ -49,7 +49,7 @@ impl MetaContext {
         Self::ALL.into_iter().find(|context| context.id() == id)
     }
 
-    /// Whether a query of `LIST_META_CONTEXT` asks for it: by name, or by its whole namespace.
+    /// Whether a query of `LIST_META_CONTEXT` matches it: by name, or by its whole namespace.
     pub(crate) fn is_listed_by(self, query: &str) -> bool {
         self.name() == query || query.ends_with(':') && self.name().starts_with(query)
     }
@@ -72,7 +72,7 @@ impl ContextSet {
     /// No context.
     pub const EMPTY: Self = Self(0);
 
-    /// Adds a context; answers whether it is new.
+    /// Adds a context; returns whether it is new.
     pub fn insert(&mut self, context: MetaContext) -> bool {
         let is_new = !self.contains(context);
         self.0 |= context.bit();
@@ -91,7 +91,7 @@ impl ContextSet {
         self.0 == 0
     }
 
-    /// How many contexts it holds.
+    /// The number of contexts.
     #[must_use]
     pub fn len(self) -> usize {
         self.iter().count()

@@ -1,16 +1,16 @@
-//! Which bytes of a read have arrived.
+//! The bytes of a read that have arrived.
 
 use crate::decoder::ReplyError;
 use crate::request::Request;
 
-/// The most gaps that a server may leave open at once within one read.
+/// The most gaps within one read at a time.
 pub const COVERAGE_GAPS_MAX: usize = 1024;
 
-/// Which bytes of a read have arrived. A server may send them in pieces, in any order, but each
-/// one once; a success that left some out is none. Pieces in order cost no allocation.
+/// The bytes of a read that have arrived. A server may send them in pieces, in any order, but each
+/// one once; a success that leaves some out is a violation. Pieces in order cost no allocation.
 #[derive(Clone, Debug)]
 pub struct ReadCoverage {
-    /// All before this has arrived.
+    /// All bytes before this have arrived.
     next: u64,
     end: u64,
     /// Start and end of what arrived beyond a gap, sorted.
@@ -25,10 +25,10 @@ impl ReadCoverage {
         Self { next: request.offset, end, beyond: Vec::new() }
     }
 
-    /// Notes a data chunk or a hole that [`crate::ReplyDecoder`] let pass.
+    /// Notes a data chunk or a hole that [`crate::ReplyDecoder`] accepted.
     ///
     /// # Errors
-    /// When a byte has arrived before, or the pieces are absurdly scattered.
+    /// When a byte has arrived before, or there are too many gaps.
     pub fn add(&mut self, at: u64, len: u32) -> Result<(), ReplyError> {
         const OVERLAP: ReplyError = ReplyError::Violation("a byte of a read arrived twice");
         let stop = at.saturating_add(u64::from(len));

@@ -9,8 +9,8 @@ use crate::wire::{
     command_flag, errno_from_wire, header_len, magic,
 };
 
-/// The longest part of a reply in bytes that a client must hold at once. What is announced, the
-/// payload of a read and the descriptors of a block status, is no part of it.
+/// The longest part of a reply in bytes that a client must hold at once. Announced bytes, the
+/// payload of a read and the descriptors of a block status, are not included.
 pub const REPLY_LEN_MAX: usize = header_len::EXTENDED_REPLY + ERROR_LEN_MAX as usize;
 
 /// Decodes replies. It keeps no bytes: the payload of a read and the descriptors of a block status
@@ -20,16 +20,16 @@ pub struct ReplyDecoder {
     style: ReplyStyle,
 }
 
-/// What the front of some input is.
+/// The result of decoding the front of some input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
-    /// Try again with at least so many bytes, at most [`REPLY_LEN_MAX`].
+    /// Try again with at least this many bytes, at most [`REPLY_LEN_MAX`].
     NeedMore(usize),
     /// A reply, or a part of one.
     Event {
-        /// Bytes of the input that it took. A payload that is announced comes after them.
+        /// Its length in the input. An announced payload follows it.
         consumed: usize,
-        /// What it says.
+        /// Its contents.
         event: ReplyEvent<'a>,
     },
 }
@@ -37,18 +37,18 @@ pub enum Decoded<'a> {
 /// A reply, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyEvent<'a> {
-    /// Which request it answers.
+    /// The cookie of its request.
     pub cookie: u64,
     /// The reply ends with it (and with the payload that it announces).
     pub done: bool,
-    /// What it says.
+    /// Its contents.
     pub body: ReplyBody<'a>,
 }
 
-/// What a reply, or a part of one, says.
+/// The contents of a reply, or of a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyBody<'a> {
-    /// Nothing more: it is a success if no error came before.
+    /// The end: success, if no error came before.
     Success,
     /// `len` bytes of the volume from `at` on follow in the input. They lie inside the request.
     Data {
@@ -64,35 +64,36 @@ pub enum ReplyBody<'a> {
         /// Length in bytes, not zero.
         len: u32,
     },
-    /// What a metadata context says, from the request's offset on. The descriptors follow in the
-    /// input; [`ReplyDecoder::descriptor`] decodes them.
+    /// The extents of a metadata context, from the request's offset on. The descriptors follow in
+    /// the input; [`ReplyDecoder::descriptor`] decodes them.
     BlockStatus {
         /// The context.
         context: u32,
-        /// How many descriptors follow, at least 1 and at most [`BLOCK_STATUS_EXTENTS_MAX`].
+        /// The number of descriptors that follow, at least 1 and at most
+        /// [`BLOCK_STATUS_EXTENTS_MAX`].
         count: u32,
     },
     /// The request failed.
     Error {
         /// Why.
         errno: NbdErrno,
-        /// Why, in words; may be empty.
+        /// The message; may be empty.
         message: &'a str,
         /// The byte of the volume it is about, which lies inside the request.
         at: Option<u64>,
     },
 }
 
-/// The server broke the protocol; only a disconnect helps.
+/// The server broke the protocol; the client has to disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplyError {
-    /// It is no reply.
+    /// The bytes are no reply.
     #[error("a reply begins with {0:#010x} instead of a magic number")]
     BadMagic(u32),
-    /// It answers nothing that was asked.
+    /// It answers no request.
     #[error("a reply to an unknown request ({0:#x})")]
     UnknownCookie(u64),
-    /// It answers a request whose reply has ended.
+    /// It answers a request that has been answered.
     #[error("a second reply to one request ({0:#x})")]
     Repeated(u64),
     /// It contradicts its request or itself.
@@ -117,8 +118,8 @@ impl ReplyDecoder {
         Self { style }
     }
 
-    /// Decodes what is at the front of `input`. `pending` looks up the request that has a cookie
-    /// and is in flight; it tells what may be answered, and how long.
+    /// Decodes the front of `input`. `pending` looks up the request in flight that has a cookie;
+    /// the request determines the valid answers and their length.
     ///
     /// # Errors
     /// When the server broke the protocol.
@@ -159,7 +160,7 @@ impl ReplyDecoder {
         self.decode_chunk(header, input, &request)
     }
 
-    /// The fewest bytes with which [`ReplyDecoder::decode`] can do anything.
+    /// The fewest bytes that [`ReplyDecoder::decode`] needs.
     #[must_use]
     pub fn header_len_min(&self) -> usize {
         match self.style {
@@ -176,7 +177,7 @@ impl ReplyDecoder {
     }
 
     /// The length in bytes, not zero, and the status of the descriptor at the front of `input`.
-    /// `None` when less than [`ReplyDecoder::descriptor_len`] bytes are at hand.
+    /// `None` when the input has less than [`ReplyDecoder::descriptor_len`] bytes.
     ///
     /// # Errors
     /// When the length is zero.
@@ -239,8 +240,8 @@ impl ReplyDecoder {
         Ok(ReplyBody::BlockStatus { context, count })
     }
 
-    /// Bytes after the header that must be at hand: the payload up to what is announced. Also
-    /// checks that the chunk fits its request, so that nothing absurd is waited for.
+    /// Bytes after the header that must have arrived: the payload without announced bytes. Also
+    /// checks that the chunk fits its request, so that the wait is bounded.
     fn payload_needed(&self, header: &Header, request: &Request) -> Result<usize, ReplyError> {
         let is_read = request.command == command::READ;
         let is_status = request.command == command::BLOCK_STATUS;
@@ -277,7 +278,7 @@ const WIDE_DESCRIPTOR_LEN: usize = 16;
 const STATUS_LEN_MAX: u64 = 4 + (BLOCK_STATUS_EXTENTS_MAX * DESCRIPTOR_LEN) as u64;
 const WIDE_STATUS_LEN_MAX: u64 =
     (WIDE_STATUS_HEAD_LEN + BLOCK_STATUS_EXTENTS_MAX * WIDE_DESCRIPTOR_LEN) as u64;
-/// An error's fixed fields and message, with room for kinds of errors that are not invented yet.
+/// An error's fixed fields and message, with room for future kinds of errors.
 const ERROR_LEN_MAX: u64 = 4 * STRING_LEN_MAX as u64;
 
 fn decode_simple<'a>(
@@ -352,7 +353,7 @@ fn decode_error<'a>(
         }
         _ => None,
     };
-    // What cannot be read is not worth a disconnect.
+    // An unreadable message is dropped.
     let message = truncated(std::str::from_utf8(message).unwrap_or(""), STRING_LEN_MAX);
     Ok(ReplyBody::Error { errno: errno_from_wire(error), message, at })
 }

@@ -1,4 +1,4 @@
-//! What a server has to offer.
+//! The exports of a server.
 
 use std::hint::black_box;
 
@@ -21,7 +21,7 @@ pub struct ExportInfo<'a> {
 
 /// The exports of a server.
 pub trait Exports {
-    /// How many there are.
+    /// The number of exports.
     fn len(&self) -> usize;
 
     /// The export of that index, if there is one.
@@ -40,7 +40,7 @@ pub trait Exports {
     /// Whether one more client may enter the transmission phase with the export of that index.
     ///
     /// # Errors
-    /// Why it may not, for the client.
+    /// The reason, for the client.
     fn admit(&self, index: usize) -> Result<(), &'static str> {
         let _ = index;
         Ok(())

@@ -2,9 +2,8 @@
 //!
 //! A server makes a [`ServerHandshake`] for each connection and feeds it until it yields
 //! [`Negotiated`]; from then on it decodes a [`Request`], asks [`Negotiated::check`] for the
-//! [`Verdict`] and answers with the functions of [`reply`] and [`read_chunks`].
-//! A client makes a [`ClientHandshake`] and then a [`Client`], which encodes ops and tells what the
-//! replies say.
+//! [`Verdict`] and answers with the functions of [`reply`] and [`read_chunks`]. A client makes a
+//! [`ClientHandshake`] and then a [`Client`], which encodes ops and decodes replies.
 #![forbid(unsafe_code)]
 
 mod bytes;

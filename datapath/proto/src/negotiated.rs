@@ -1,4 +1,4 @@
-//! What server and client agreed on, and what follows from a volume's properties.
+//! The result of a negotiation, and the flags and block sizes of a volume.
 
 use sheave_core::VolumeInfo;
 
@@ -10,17 +10,17 @@ use crate::wire::{
 /// The logical block of most disks, which every client assumes.
 const LOGICAL_BLOCK_DEFAULT: u32 = 512;
 
-/// What a server negotiated with one client: all that the transmission phase needs to know.
+/// The result of a server's negotiation with one client, for the transmission phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Negotiated {
     /// Index of the export, as [`crate::Exports::find`] gave it.
     pub export: usize,
-    /// How requests and replies look.
+    /// The style of requests and replies.
     pub style: ReplyStyle,
-    /// The contexts that a block status request without a filter asks for.
+    /// The contexts of a block status request without a filter.
     pub contexts: ContextSet,
-    /// The client asked for the block sizes, so it promised to keep to them. The requests of one
-    /// that did not may be of any alignment; a layer below must handle that.
+    /// The client requested the block sizes, and so promised to respect them. Requests of other
+    /// clients may have any alignment; a layer below must handle that.
     pub block_size_asked: bool,
     /// Flags that were sent to the client ([`transmission_flag`]).
     pub transmission_flags: u16,
@@ -34,7 +34,7 @@ pub struct Negotiated {
 }
 
 impl Negotiated {
-    /// The most extents that one answer to a block status request can carry; feed for
+    /// The most extents in one answer to a block status request, for
     /// [`sheave_core::Op::BlockStatus`].
     #[must_use]
     pub fn extents_max(&self, req_one: bool) -> usize {
@@ -47,7 +47,7 @@ impl Negotiated {
     }
 }
 
-/// The flags that tell a client what a volume can do.
+/// The flags for a client of a volume's capabilities.
 #[must_use]
 pub fn transmission_flags(info: &VolumeInfo, style: ReplyStyle, contexts: ContextSet) -> u16 {
     use transmission_flag as flag;
@@ -62,7 +62,7 @@ pub fn transmission_flags(info: &VolumeInfo, style: ReplyStyle, contexts: Contex
         (writable && can.trim, flag::SEND_TRIM),
         (writable && can.write_zeroes, flag::SEND_WRITE_ZEROES),
         (style != ReplyStyle::Simple, flag::SEND_DF),
-        // Where nothing is written there is nothing that a flush could make visible.
+        // Without writes all connections see the same data.
         (info.read_only || can.multi_conn, flag::CAN_MULTI_CONN),
         (can.cache, flag::SEND_CACHE),
         (writable && can.write_zeroes && can.fast_zero, flag::SEND_FAST_ZERO),
@@ -71,9 +71,9 @@ pub fn transmission_flags(info: &VolumeInfo, style: ReplyStyle, contexts: Contex
     flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag)
 }
 
-/// The minimum block size that requests of clients must keep to: the volume's, or less where the
-/// volume's size is not a multiple of it, since clients could not reach the end otherwise. Requests
-/// that keep to the smaller one need the same layer as those of clients that did not ask.
+/// The minimum block size of requests: the volume's, or less where the volume's size is not a
+/// multiple of it, since clients could not reach the end otherwise. Requests of the smaller size
+/// need the same layer as those of clients that did not request the block sizes.
 #[must_use]
 pub fn minimum_block(info: &VolumeInfo, size: u64) -> u32 {
     let fits_size = 1_u32.checked_shl(size.trailing_zeros()).unwrap_or(u32::MAX);
@@ -82,7 +82,7 @@ pub fn minimum_block(info: &VolumeInfo, size: u64) -> u32 {
 
 /// The minimum block size in the reply to NBD_INFO_BLOCK_SIZE: [`minimum_block`], or the logical
 /// block if it is larger than 512 bytes, so that a client which makes a disk of the export makes
-/// the same disk. Smaller requests are served all the same.
+/// the same disk. Smaller requests are served nevertheless.
 #[must_use]
 pub fn advertised_block(info: &VolumeInfo, size: u64) -> u32 {
     let minimum = minimum_block(info, size);

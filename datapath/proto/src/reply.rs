@@ -15,10 +15,10 @@ use crate::wire::{
     BLOCK_STATUS_EXTENTS_MAX, ReplyStyle, STRING_LEN_MAX, chunk_flag, chunk_type, magic,
 };
 
-/// Which request a reply answers.
+/// The request that a reply answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyTo {
-    /// How replies look.
+    /// The style of replies.
     pub style: ReplyStyle,
     /// The request's cookie.
     pub cookie: u64,
@@ -34,7 +34,7 @@ impl ReplyTo {
     }
 }
 
-/// Appends a whole reply that says "done". Not for a read of at least one byte.
+/// Appends a whole reply of success. Not for a read of at least one byte.
 pub fn success(out: &mut Vec<u8>, to: ReplyTo) {
     match to.style {
         ReplyStyle::Simple => simple(out, to.cookie, None),
@@ -42,7 +42,7 @@ pub fn success(out: &mut Vec<u8>, to: ReplyTo) {
     }
 }
 
-/// Appends the end of a reply that failed; with simple replies it is all of the reply.
+/// Appends the end of a failed reply; a simple reply consists only of it.
 pub fn failure(out: &mut Vec<u8>, to: ReplyTo, error: NbdErrno, message: &str) {
     match to.style {
         ReplyStyle::Simple => simple(out, to.cookie, Some(error)),
@@ -61,8 +61,8 @@ pub fn simple(out: &mut Vec<u8>, cookie: u64, error: Option<NbdErrno>) {
     out.extend_from_slice(&header);
 }
 
-/// Appends the header of a chunk of `len` bytes of data, which follow, from `at` of the volume.
-/// It may be the last only if the bytes are at hand: there is no way back once it is sent.
+/// Appends the header of a chunk of `len` bytes of data, which follow, from `at` of the volume. It
+/// may be the last chunk only if the bytes are available: an error cannot be sent afterwards.
 ///
 /// # Panics
 /// When the style is simple, or `len` zero: a bug of the caller, as in all chunks below.
@@ -72,7 +72,7 @@ pub fn data_chunk(out: &mut Vec<u8>, to: ReplyTo, at: u64, len: u32, done: bool)
     out.put_u64(at);
 }
 
-/// Appends a chunk that says that `len` bytes from `at` of the volume are zeroes.
+/// Appends a chunk for `len` zeroes from `at` of the volume.
 ///
 /// # Panics
 /// As [`data_chunk`].
@@ -91,7 +91,7 @@ pub fn none_chunk(out: &mut Vec<u8>, to: ReplyTo) {
     chunk(out, to, chunk_type::NONE, true, 0);
 }
 
-/// Appends an error about the whole request. Messages that are too long are cut.
+/// Appends an error about the whole request. Messages that are too long are truncated.
 ///
 /// # Panics
 /// When the style is simple.
@@ -119,7 +119,7 @@ pub fn error_offset_chunk(
     out.put_u64(at);
 }
 
-/// A block status request, as far as the form of its answer depends on it.
+/// The part of a block status request that the form of its answer depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusQuery {
     /// The range asked about; not empty.
@@ -128,9 +128,10 @@ pub struct StatusQuery {
     pub req_one: bool,
 }
 
-/// Appends what a context says about extents, which begin at the range's start. Neighbours with
-/// the same status are joined, those beyond the range left out; lengths are 32 or 64 bits wide, as
-/// the style wants it. Without extents the whole range counts as allocated, which is always safe.
+/// Appends a context's status of extents, which begin at the range's start. Neighbours with the
+/// same status are joined, those beyond the range left out; lengths are 32 or 64 bits wide,
+/// depending on the style. Without extents the whole range counts as allocated, which is always
+/// safe.
 ///
 /// # Panics
 /// When the style is simple or the range empty: a bug of the caller.
@@ -196,8 +197,8 @@ fn descriptors(
     merged.take(count_max)
 }
 
-/// The longest extent beyond a range that compact descriptors tell, in bytes: 32 bits, cut to a
-/// multiple of every block size.
+/// The longest extent beyond a range in compact descriptors, in bytes: 32 bits, cut to a multiple
+/// of every block size.
 const COMPACT_EXTENT_LEN_MAX: u64 = 0xffff_0000;
 
 fn put_error(out: &mut Vec<u8>, error: NbdErrno, message: &str) {

@@ -13,20 +13,20 @@ use crate::wire::{ReplyStyle, command, command_flag, header_len, magic};
 /// The fixed part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// The client's name for it; replies echo it.
+    /// The client's identifier of it; replies echo it.
     pub cookie: u64,
     /// [`crate::wire::command_flag`]
     pub flags: u16,
     /// [`crate::wire::command`]
     pub command: u16,
-    /// Where it begins in the volume.
+    /// Its offset in the volume.
     pub offset: u64,
     /// Bytes of the volume that it touches or, with
     /// [`crate::wire::command_flag::PAYLOAD_LEN`], bytes that follow it on the wire.
     pub length: u64,
 }
 
-/// The client and we no longer agree where requests begin; only a disconnect helps.
+/// Client and server no longer agree where requests begin; the server has to disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a request begins with {0:#010x} instead of the magic number")]
 pub struct BadMagic(pub u32);
@@ -88,8 +88,8 @@ impl Request {
         }
     }
 
-    /// Bytes that follow the header on the wire. Whatever becomes of the request, they must be
-    /// consumed before the next one can be read.
+    /// Bytes that follow the header on the wire. They must be consumed before the next request can
+    /// be read, even if the request fails.
     #[inline]
     #[must_use]
     pub fn payload_len(&self, style: ReplyStyle) -> u64 {

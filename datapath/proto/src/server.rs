@@ -19,10 +19,10 @@ mod options;
 
 /// The most options that one client may send.
 pub const OPTIONS_MAX: usize = 64;
-/// The longest data of an option in bytes that is looked at.
+/// The longest data of an option that is decoded, in bytes.
 pub const OPTION_LEN_MAX: usize = 16 << 10;
 /// Longer data is consumed and answered with an error up to this many bytes; beyond it the client
-/// does nothing but keep us busy.
+/// is disconnected.
 pub const OPTION_SKIP_MAX: u32 = 1 << 20;
 
 /// Whether connections are encrypted.
@@ -31,18 +31,18 @@ pub enum TlsMode {
     /// Never.
     #[default]
     Off,
-    /// Always: without it there is nothing to be had.
+    /// Always: without it no option but STARTTLS is served.
     Forced,
-    /// Where the export or the client wants it.
+    /// If the export or the client requires it.
     Selective,
 }
 
-/// What one client may cost during the handshake.
+/// Bounds of one client's handshake.
 #[derive(Clone, Copy, Debug)]
 pub struct HandshakeLimits {
     /// The most options that it may send.
     pub options_max: usize,
-    /// The longest data of an option in bytes that is looked at, and so the most that is buffered.
+    /// The longest data of an option that is decoded, in bytes, and so the most that is buffered.
     pub option_len_max: usize,
 }
 
@@ -52,15 +52,15 @@ impl Default for HandshakeLimits {
     }
 }
 
-/// One client's handshake. Bytes go in, bytes and a decision come out; it never blocks, and it
-/// never keeps more than one option.
+/// One client's handshake: takes bytes, returns bytes and a decision, never blocks, and never holds
+/// more than one option.
 #[derive(Debug)]
 pub struct ServerHandshake {
     mode: TlsMode,
     limits: HandshakeLimits,
     is_shutting_down: bool,
     state: State,
-    /// The message that is arriving, as far as it has.
+    /// The part of the next message that has arrived.
     buffer: Vec<u8>,
     options_seen: usize,
     client: ClientFlags,
@@ -68,25 +68,25 @@ pub struct ServerHandshake {
     agreed: Agreed,
 }
 
-/// What has come of some input.
+/// The result of some input.
 #[derive(Debug)]
 pub struct Step {
-    /// Bytes of the input that are done with; what is left belongs to the next step, or to the
-    /// transmission phase.
+    /// The consumed bytes of the input; the rest belongs to the next step, or to the transmission
+    /// phase.
     pub consumed: usize,
-    /// Bytes for the client, to be sent whatever comes next.
+    /// Bytes for the client, to be sent in any case.
     pub output: Vec<u8>,
-    /// What comes next.
+    /// The next step.
     pub next: Next,
 }
 
-/// What comes next.
+/// The next step.
 #[derive(Debug)]
 pub enum Next {
-    /// Another step, with the rest of the input or, if there is none, with more of it.
+    /// Step again, with the rest of the input or, if there is none, with more.
     NeedMore,
-    /// Send the output, **throw away all input that came in plain text**, do the TLS handshake,
-    /// call [`ServerHandshake::tls_started`] and go on with decrypted input.
+    /// Send the output, **discard all input that came in plain text**, do the TLS handshake, call
+    /// [`ServerHandshake::tls_started`] and go on with decrypted input.
     StartTls,
     /// The handshake has succeeded.
     Transmission(Box<Negotiated>),
@@ -94,16 +94,16 @@ pub enum Next {
     Close(CloseReason),
 }
 
-/// Why a server ends a handshake.
+/// The reason why a server ends a handshake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CloseReason {
-    /// The client said good-bye.
+    /// The client sent ABORT.
     #[error("the client ended the handshake")]
     Aborted,
-    /// It does not speak NBD.
+    /// The client does not speak NBD.
     #[error("the client sent {0:#018x} instead of the magic number of an option")]
     BadMagic(u64),
-    /// It set flags that we did not offer.
+    /// The client set flags that were not offered.
     #[error("the client set unknown flags ({0:#x})")]
     UnknownFlags(u32),
     /// [`HandshakeLimits::options_max`]
@@ -112,15 +112,15 @@ pub enum CloseReason {
     /// [`OPTION_SKIP_MAX`]
     #[error("the client sent an option of {0} bytes")]
     OptionTooLong(u32),
-    /// `EXPORT_NAME` has no other way to fail.
+    /// An error of `EXPORT_NAME`, which cannot be reported otherwise.
     #[error("the client asked for an export by the old way, and {0}")]
     ExportName(&'static str),
-    /// The owner went on after the end, or without TLS; nothing more will come.
+    /// The caller went on after the end, or without TLS.
     #[error("the handshake is over")]
     Over,
 }
 
-/// Which message is arriving.
+/// The message that is arriving.
 #[derive(Clone, Copy, Debug)]
 enum State {
     Flags,
@@ -137,7 +137,7 @@ struct ClientFlags {
     no_zeroes: bool,
 }
 
-/// What the options so far have settled. Discarded when TLS starts, since a third party may have
+/// The result of the options so far. Discarded when TLS starts, since a third party may have
 /// changed the plain text before.
 #[derive(Clone, Debug, Default)]
 struct Agreed {
@@ -163,7 +163,7 @@ impl ServerHandshake {
         }
     }
 
-    /// What the server sends first.
+    /// The server's first bytes.
     #[must_use]
     pub fn greeting() -> [u8; header_len::GREETING] {
         let mut out = [0; header_len::GREETING];
@@ -173,15 +173,15 @@ impl ServerHandshake {
         out
     }
 
-    /// Makes it answer everything but `ABORT` with an error that says that the server goes away.
+    /// From now on all options but `ABORT` are answered with ERR_SHUTDOWN.
     pub fn shut_down(&mut self) {
         self.is_shutting_down = true;
     }
 
-    /// The TLS handshake has succeeded; forgets all that was agreed on before.
+    /// The TLS handshake has succeeded; discards the result of all options before.
     ///
     /// # Panics
-    /// When the last step did not ask for it: a bug of the caller.
+    /// When the last step was not to start TLS: a bug of the caller.
     pub fn tls_started(&mut self) {
         assert!(matches!(self.state, State::Tls), "TLS starts when the handshake says so");
         self.state = State::Header;
@@ -221,7 +221,7 @@ impl ServerHandshake {
         }
     }
 
-    /// Takes a whole message out of the buffer. `None` when only its data can tell what to answer.
+    /// Takes a whole message out of the buffer. `None` when its data is needed.
     fn message(&mut self, exports: &dyn Exports) -> Option<(Vec<u8>, Next)> {
         let message = mem::take(&mut self.buffer);
         let state = mem::replace(&mut self.state, State::Header);

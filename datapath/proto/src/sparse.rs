@@ -1,4 +1,4 @@
-//! How a read's payload is cut into the chunks of its reply.
+//! Cuts a read's payload into the chunks of its reply.
 
 use sheave_core::{ByteRange, Payload, Segment};
 
@@ -11,9 +11,9 @@ pub const HOLE_LEN_MIN: u64 = 4096;
 /// A part of a successful read's reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadChunk {
-    /// Where it begins in the volume.
+    /// Its offset in the volume.
     pub at: u64,
-    /// Where it begins in the read's payload.
+    /// Its offset in the read's payload.
     pub skip: usize,
     /// Its length in bytes; not zero.
     pub len: u32,
@@ -35,12 +35,12 @@ impl ReadChunk {
     }
 }
 
-/// Cuts the payload of a read into as few chunks as show its large holes. One chunk is all there
-/// is for simple replies and reads with the DF flag. Boundaries between chunks are multiples of
-/// [`HOLE_LEN_MIN`] in the volume.
+/// Cuts the payload of a read into as few chunks as show its large holes. Simple replies and reads
+/// with the DF flag have one chunk. Boundaries between chunks are multiples of [`HOLE_LEN_MIN`] in
+/// the volume.
 ///
 /// # Panics
-/// When the payload is not as long as the range, or longer than 32 bits can say.
+/// When the payload is not as long as the range, or its length does not fit into 32 bits.
 pub fn read_chunks(
     style: ReplyStyle,
     df: bool,
@@ -81,7 +81,7 @@ struct Holes<'a> {
     range: ByteRange,
     /// The next segment.
     index: usize,
-    /// Where it begins in the payload.
+    /// Its offset in the payload.
     start: usize,
 }
 

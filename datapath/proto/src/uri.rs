@@ -18,7 +18,7 @@ use crate::wire::PORT;
 /// The longest URI in bytes.
 pub const URI_LEN_MAX: usize = 64 << 10;
 
-/// Where an export is, and how to get there.
+/// The address of an export, and how to connect to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdUri {
     /// The connection must be encrypted, or fail.

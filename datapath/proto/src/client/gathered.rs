@@ -1,4 +1,4 @@
-//! What the chunks of one reply add up to.
+//! Gathers the chunks of one reply.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ use crate::wire::{allocation_status, command, command_flag};
 /// The most errors in one reply. The specification has no limit, and a server could go on for ever.
 pub const REPLY_ERRORS_MAX: u32 = 64;
 
-/// What a request that succeeded is answered with.
+/// The answer to a successful request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is done; every byte of a read has arrived.
+    /// Success; every byte of a read has arrived.
     Done,
-    /// What `base:allocation` says from the start of the request on: at least one extent, none
-    /// beyond its end. They may end early.
+    /// The extents of `base:allocation` from the start of the request on: at least one, none beyond
+    /// its end. They may end early.
     Extents(Vec<Extent>),
 }
 
@@ -27,14 +27,14 @@ pub enum Answer {
 pub struct ServerError {
     /// Why.
     pub errno: NbdErrno,
-    /// Why, in the server's words; may be empty.
+    /// The server's message; may be empty.
     pub message: Box<str>,
-    /// The byte of the volume that it is about, if the server says so.
+    /// The byte of the volume that it is about, if the server reports it.
     pub at: Option<u64>,
 }
 
 impl ServerError {
-    /// What the caller can do.
+    /// The kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::of_nbd(self.errno)
@@ -74,7 +74,7 @@ impl From<ServerError> for Error {
     }
 }
 
-/// What a reply has said so far.
+/// The contents of a reply so far.
 #[derive(Debug)]
 pub(super) struct Gathered {
     content: Content,
@@ -84,7 +84,7 @@ pub(super) struct Gathered {
 
 #[derive(Debug)]
 enum Content {
-    /// Nothing but success or failure.
+    /// Success or failure only.
     Nothing,
     Read(ReadCoverage),
     Status(Box<Status>),
@@ -93,14 +93,14 @@ enum Content {
 /// The allocation of a range, from its start on.
 #[derive(Debug)]
 struct Status {
-    /// Where the next extent begins in the volume.
+    /// The offset of the next extent in the volume.
     next: u64,
     end: u64,
     extents: Vec<Extent>,
     extents_max: usize,
-    /// What follows is of no use.
+    /// The rest of the extents is ignored.
     is_over: bool,
-    /// A bit for each metadata context that has arrived.
+    /// One bit per metadata context that has arrived.
     contexts: u64,
 }
 
@@ -127,7 +127,7 @@ impl Gathered {
         Self { content, error: None, errors: 0 }
     }
 
-    /// Notes data or a hole, which the decoder lets pass for reads only.
+    /// Notes data or a hole, which the decoder accepts for reads only.
     pub(super) fn cover(&mut self, at: u64, len: u32) -> Result<(), ReplyError> {
         match &mut self.content {
             Content::Read(coverage) => coverage.add(at, len),
@@ -171,7 +171,7 @@ impl Gathered {
         Ok(())
     }
 
-    /// Whether a reply may end here: a success has left nothing out.
+    /// Whether a reply may end here: a success must be complete.
     #[inline]
     pub(super) fn check_whole(&self) -> Result<(), ReplyError> {
         let why = match &self.content {
@@ -198,9 +198,9 @@ impl Gathered {
 }
 
 impl Status {
-    /// Adds an extent, as far as it lies inside what was asked for. Some servers end extents inside
-    /// of a block, such as at the end of a file whose size is no multiple of it. That block then
-    /// counts as data, or is left for the next question.
+    /// Adds the part of an extent that lies inside the request. Some servers end extents inside of
+    /// a block, such as at the end of a file whose size is no multiple of it. That block then
+    /// counts as data, or is left for the next request.
     fn add(&mut self, len: u64, status: u64, block: u64) {
         if self.is_over || self.extents.len() == self.extents_max || self.next == self.end {
             return;

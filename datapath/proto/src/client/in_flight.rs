@@ -1,6 +1,6 @@
 //! The table of requests in flight.
 
-/// The name of a request in flight.
+/// The identifier of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cookie(u64);
 
@@ -39,7 +39,7 @@ pub(super) struct InFlight<P> {
 
 #[derive(Debug)]
 struct Slot<P> {
-    /// Tells apart the requests that use this slot one after the other, from 1 on.
+    /// Distinguishes successive requests in this slot; counts from 1.
     turn: u32,
     pending: Option<P>,
 }
@@ -98,7 +98,7 @@ impl<P> InFlight<P> {
         Some(pending)
     }
 
-    /// Whether the cookie is that of a request which is no longer in flight.
+    /// Whether the cookie belongs to a request that is no longer in flight.
     pub(super) fn has_ended(&self, cookie: Cookie) -> bool {
         let slot = self.slots.get(cookie.slot());
         self.get(cookie).is_none()

@@ -1,4 +1,4 @@
-//! The options that a client sends, in order, and what it makes of the replies.
+//! The options that a client sends, in order, and the handling of their replies.
 
 use std::mem;
 
@@ -33,7 +33,7 @@ impl ClientHandshake {
         }
     }
 
-    /// The fallback for servers that know nothing better.
+    /// The fallback for servers without newer options.
     pub(super) fn send_export_name(&mut self, out: &mut Vec<u8>) {
         let name = mem::take(&mut self.config.export);
         self.send(option::EXPORT_NAME, name.as_bytes(), out);
@@ -103,7 +103,7 @@ impl ClientHandshake {
         Ok(ClientNext::NeedMore)
     }
 
-    /// An error is the end, unless there is a lesser way.
+    /// An error ends the handshake, unless there is a fallback.
     fn refused(
         &mut self,
         option: u32,
@@ -134,8 +134,8 @@ impl ClientHandshake {
         Ok(ClientNext::NeedMore)
     }
 
-    /// Selects metadata contexts, or lists them where the export is only to be known. Without a
-    /// query the list has all of them (proto.md, "NBD_OPT_LIST_META_CONTEXT").
+    /// Selects metadata contexts, or lists them for [`Goal::Info`]. Without a query the list has
+    /// all of them (proto.md, "NBD_OPT_LIST_META_CONTEXT").
     fn send_contexts(&mut self, out: &mut Vec<u8>) {
         let option = match self.config.goal {
             Goal::Info => option::LIST_META_CONTEXT,
@@ -214,7 +214,7 @@ impl Found {
             info_type::DESCRIPTION => {
                 self.description = Some(text(fields.rest()).ok_or(MALFORMED)?);
             }
-            // Servers may tell more than we asked for.
+            // Servers may send more than requested.
             _ => {}
         }
         Ok(())
@@ -238,7 +238,7 @@ impl Found {
     }
 }
 
-/// What a reply with a metadata context says of it.
+/// The use of a reply with a metadata context.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listing {
     Selected,
@@ -273,7 +273,7 @@ fn checked(block: BlockSizes) -> Result<BlockSizes, ClientError> {
     is_valid.then_some(block).ok_or(ClientError::Violation("block sizes that cannot be"))
 }
 
-/// Leaves out flags that contradict what was negotiated.
+/// Drops flags that contradict the negotiation.
 fn meaningful_flags(flags: u16, style: ReplyStyle) -> u16 {
     use transmission_flag as flag;
     let mut meaningless = 0;

@@ -1,4 +1,4 @@
-//! The transmission phase, client side: requests in flight, and what their replies say.
+//! The transmission phase, client side: requests in flight, and their replies.
 
 use sheave_core::{Op, OpKind, VolumeInfo};
 
@@ -15,9 +15,9 @@ pub const CLIENT_IN_FLIGHT_MAX: usize = 1 << 18;
 /// cut to a multiple of every block size.
 const COMPACT_LEN_MAX: u64 = 0xffff_0000;
 
-/// One connection in the transmission phase. Bytes come in and events go out; it never blocks, and
-/// it holds no payload: the caller sends that of a write behind the request, and events say where
-/// that of a read belongs. `T` is what the caller keeps with each request.
+/// One connection in the transmission phase. It takes bytes, returns events, never blocks, and
+/// holds no payload: the caller sends that of a write behind the request, and events give the
+/// position of that of a read. `T` is a value of the caller for each request.
 ///
 /// A reply is bounded: no byte of a read arrives twice, no metadata context comes twice, and
 /// errors are counted. A read that succeeds has arrived as a whole.
@@ -29,65 +29,65 @@ pub struct Client<T> {
     info: VolumeInfo,
     /// Ids of the selected metadata contexts.
     contexts: Vec<u32>,
-    /// That of `base:allocation`.
+    /// The id of `base:allocation`.
     allocation: Option<u32>,
     in_flight: InFlight<Pending<T>>,
-    /// What the next bytes are, unless they begin a reply or a chunk.
+    /// The meaning of the next bytes, unless they begin a reply or a chunk.
     arriving: Option<Arriving>,
-    /// The server has broken the protocol; nothing more is made of what it says.
+    /// The server has broken the protocol; its further bytes are ignored.
     broken: Option<ReplyError>,
 }
 
-/// What a server's bytes say.
+/// An event in a server's bytes.
 #[derive(Debug)]
 pub enum ClientEvent<'a, T> {
     /// Step again when the input that is not consumed has at least so many bytes, at most
-    /// [`crate::REPLY_LEN_MAX`]. The next ones may also be received into their place; see
-    /// [`Client::payload`].
+    /// [`crate::REPLY_LEN_MAX`]. The next bytes may also be received directly into their buffer;
+    /// see [`Client::payload`].
     NeedMore(usize),
     /// Bytes of a read.
     Data {
-        /// Which read.
+        /// The read.
         cookie: Cookie,
-        /// The caller's.
+        /// The caller's value.
         state: &'a mut T,
-        /// Where they belong in the read.
+        /// Their offset in the read.
         at: usize,
         /// The bytes, at least one; a piece of the input.
         bytes: &'a [u8],
     },
     /// Bytes of a read that are zero.
     Zeroes {
-        /// Which read.
+        /// The read.
         cookie: Cookie,
-        /// The caller's.
+        /// The caller's value.
         state: &'a mut T,
-        /// Where they belong in the read.
+        /// Their offset in the read.
         at: usize,
-        /// How many, at least one.
+        /// Their number, at least one.
         len: usize,
     },
-    /// A request has ended.
+    /// A request has completed.
     Done {
-        /// Which.
+        /// The request.
         cookie: Cookie,
-        /// The caller's.
+        /// The caller's value.
         state: T,
-        /// How. After an error any bytes of a read may be missing.
+        /// The outcome. After an error any bytes of a read may be missing.
         outcome: Result<Answer, ServerError>,
     },
 }
 
-/// Where the next bytes of the stream belong.
+/// The destination of the next bytes of the stream.
 #[derive(Debug)]
 pub struct PayloadPlace<'a, T> {
-    /// Which read.
+    /// The read.
     pub cookie: Cookie,
-    /// The caller's.
+    /// The caller's value.
     pub state: &'a mut T,
-    /// Where they belong in the read.
+    /// Their offset in the read.
     pub at: usize,
-    /// How many, at least one.
+    /// Their number, at least one.
     pub len: usize,
 }
 
@@ -98,7 +98,7 @@ struct Pending<T> {
     gathered: Gathered,
 }
 
-/// What is announced and has not arrived yet.
+/// Announced bytes that have not arrived yet.
 #[derive(Clone, Copy, Debug)]
 struct Arriving {
     cookie: Cookie,
@@ -115,7 +115,7 @@ enum Part {
     Descriptors { left: u32, is_allocation: bool },
 }
 
-/// Replies to others are violations, which the decoder finds.
+/// Replies to others are violations, which the decoder detects.
 const IN_FLIGHT: &str = "a request in flight";
 
 /// An event without borrows.
@@ -153,7 +153,7 @@ impl<T> Client<T> {
         self.size
     }
 
-    /// What the export is and can do.
+    /// The properties of the export.
     #[must_use]
     pub fn info(&self) -> &VolumeInfo {
         &self.info
@@ -185,20 +185,20 @@ impl<T> Client<T> {
         self.in_flight.has_room()
     }
 
-    /// What the caller keeps with a request in flight.
+    /// The caller's value of a request in flight.
     #[must_use]
     pub fn get(&self, cookie: Cookie) -> Option<&T> {
         self.in_flight.get(cookie).map(|pending| &pending.state)
     }
 
-    /// What the caller keeps with each request in flight, in no order.
+    /// The caller's values of all requests in flight, in no order.
     pub fn states(&self) -> impl Iterator<Item = &T> {
         self.in_flight.iter().map(|pending| &pending.state)
     }
 
     /// Appends the header of the request for an op, which the export must have; the payload of a
     /// write follows it on the wire. A server may refuse a write before all of its payload was
-    /// sent, which must be sent all the same.
+    /// sent, which must be sent nevertheless.
     ///
     /// # Errors
     /// The state comes back when too many requests are in flight.
@@ -213,8 +213,9 @@ impl<T> Client<T> {
         self.send(Request::from(op), extents_max, state, out)
     }
 
-    /// The same for any request; its cookie is of no account, and writes need not have the flag
-    /// that announces a payload. For what an op cannot say: `DF`, or what is wrong on purpose.
+    /// The same for any request; its cookie is ignored, and writes need not have the flag that
+    /// announces a payload. For requests that an op cannot express: `DF`, or deliberately wrong
+    /// ones.
     ///
     /// # Errors
     /// As [`Client::submit`].
@@ -230,13 +231,13 @@ impl<T> Client<T> {
         self.send(request, BLOCK_STATUS_EXTENTS_MAX, state, out)
     }
 
-    /// Appends the request that says good-bye, which has no answer.
+    /// Appends the disconnect request, which has no answer.
     pub fn disconnect(&self, out: &mut Vec<u8>) {
         Request { command: command::DISC, ..Request::default() }.encode(self.style, out);
     }
 
-    /// Takes `input` up to the first event, and returns how many bytes of it are done with. Call it
-    /// until the event is [`ClientEvent::NeedMore`]: there may be events without input.
+    /// Takes `input` up to the first event, and returns the number of consumed bytes. Call it until
+    /// the event is [`ClientEvent::NeedMore`]: there may be events without input.
     ///
     /// # Errors
     /// When the server has broken the protocol, now or before.
@@ -273,8 +274,8 @@ impl<T> Client<T> {
         Ok((consumed, event))
     }
 
-    /// Where the next bytes of the stream belong, if they are those of a read. When all input is
-    /// consumed, they may be received there instead of into the input.
+    /// The destination of the next bytes of the stream, if they are data of a read. When all input
+    /// is consumed, they may be received there directly.
     pub fn payload(&mut self) -> Option<PayloadPlace<'_, T>> {
         match self.arriving {
             Some(Arriving { cookie, what: Part::Data { at, left: len @ 1.. }, .. }) => {
@@ -284,8 +285,8 @@ impl<T> Client<T> {
         }
     }
 
-    /// So many bytes have been received where [`Client::payload`] said. The next step may have an
-    /// event without input.
+    /// `count` bytes have been received at [`Client::payload`]. The next step may have an event
+    /// without input.
     ///
     /// # Panics
     /// When there are more than it said: a bug of the caller.
@@ -298,7 +299,7 @@ impl<T> Client<T> {
         *left -= len;
     }
 
-    /// Takes back what the caller keeps with each request in flight: no answer will come.
+    /// Removes all requests in flight, since no answer will come, and returns the caller's values.
     pub fn drain(&mut self) -> impl Iterator<Item = (Cookie, T)> {
         self.arriving = None;
         self.in_flight.drain().map(|(cookie, pending)| (cookie, pending.state))
@@ -322,7 +323,7 @@ impl<T> Client<T> {
         Ok(cookie)
     }
 
-    /// What comes first in the input, and how much of it that takes.
+    /// Decodes the front of the input, and returns the length of that.
     #[inline]
     fn advance(&mut self, input: &[u8]) -> Result<(usize, Found), ReplyError> {
         let mut consumed = 0;
@@ -357,7 +358,7 @@ impl<T> Client<T> {
         }
     }
 
-    /// Takes a reply or a chunk, up to what it announces.
+    /// Takes a reply or a chunk, without the bytes that it announces.
     fn take(&mut self, event: &ReplyEvent<'_>) -> Result<Option<Found>, ReplyError> {
         let (cookie, done) = (Cookie::from_wire(event.cookie), event.done);
         let pending = self.in_flight.get_mut(cookie).expect(IN_FLIGHT);
@@ -397,7 +398,7 @@ impl<T> Client<T> {
         if done { self.end(cookie).map(Some) } else { Ok(None) }
     }
 
-    /// Takes some of what was announced. Answers with how much, and with an event if there is one.
+    /// Takes some of the announced bytes. Returns their number, and an event if there is one.
     fn arrive(
         &mut self,
         arriving: Arriving,
@@ -436,7 +437,7 @@ impl<T> Client<T> {
         }
     }
 
-    /// A reply has ended. If it lacks something, its request stays in flight: it has no answer.
+    /// A reply has ended. If it is incomplete, its request stays in flight without an answer.
     fn end(&self, cookie: Cookie) -> Result<Found, ReplyError> {
         let pending = self.in_flight.get(cookie).expect(IN_FLIGHT);
         pending.gathered.check_whole()?;

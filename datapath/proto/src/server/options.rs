@@ -1,4 +1,4 @@
-//! What the server answers to each option.
+//! The server's answers to options.
 
 use crate::bytes::{Put, Reader, as_string, truncated};
 use crate::context::{ContextSet, MetaContext};
@@ -31,7 +31,7 @@ impl ServerHandshake {
     ) -> (Vec<u8>, Next) {
         let mut out = Vec::new();
         let next = match self.admit(option) {
-            // The two that are not answered as the others are.
+            // These two have answers of other forms.
             _ if option == option::EXPORT_NAME => self.export_name(data, exports, &mut out),
             Ok(()) => self.dispatch(option, data, exports, &mut out),
             Err(refusal) => Err(refusal),
@@ -43,7 +43,7 @@ impl ServerHandshake {
         (out, next)
     }
 
-    /// Answers an option whose data was too long to be looked at.
+    /// Answers an option whose data was too long to be decoded.
     pub(super) fn oversized(&mut self, option: u32) -> (Vec<u8>, Next) {
         let mut out = Vec::new();
         if option == option::ABORT {
@@ -65,7 +65,7 @@ impl ServerHandshake {
         (out, Next::NeedMore)
     }
 
-    /// Whether the option may be looked at at all, now.
+    /// Whether the option is permitted now.
     fn admit(&self, option: u32) -> Result<(), Refusal> {
         match option {
             option::ABORT => Ok(()),
@@ -248,7 +248,7 @@ impl ServerHandshake {
         Ok(())
     }
 
-    /// The old way to choose an export: no error can be reported.
+    /// The old option to choose an export, without a way to report errors.
     fn export_name(
         &self,
         data: &[u8],
@@ -328,7 +328,7 @@ impl ServerHandshake {
     }
 }
 
-/// Export name and wanted information of `INFO` and `GO`.
+/// The export name and the requested information of `INFO` and `GO`.
 fn parse_info(data: &[u8]) -> Option<(&str, Vec<u16>)> {
     let mut fields = Reader::new(data);
     let name = fields.string()?;
