@@ -1,4 +1,4 @@
-//! Devices: made, waited for, found again, ended.
+//! Makes, finds, recovers and ends devices.
 
 use std::fmt;
 use std::io;
@@ -14,7 +14,7 @@ use sheave_proto::{ContextSet, ReplyStyle, transmission_flags};
 use crate::netlink::{self, Connect};
 use crate::sysfs::{self, Sysfs};
 
-/// The kernel lets go once requests in flight have failed and all files are closed.
+/// The kernel releases a device once requests in flight have failed and all files are closed.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// A socket of a dead process is closed by the kernel within milliseconds.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub struct Device {
 /// waits for another one for `dead_connection_s`, and then fails.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] when the driver is not loaded, and what the kernel says.
+/// [`ErrorKind::NotFound`] when the driver is not loaded, and errors of the kernel.
 pub fn attach(
     volume: &dyn Volume,
     block_size: u32,
@@ -58,7 +58,7 @@ pub fn attach(
 /// The connected device with this identifier.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn find(identifier: &str) -> Result<Option<Device>> {
     for (device, found) in identified()? {
         if found == identifier && netlink::is_connected(device.index).map_err(explain)? {
@@ -71,18 +71,18 @@ pub fn find(identifier: &str) -> Result<Option<Device>> {
 /// The devices that have an identifier, with it. None where there is no driver.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn identified() -> Result<Vec<(Device, String)>> {
     let numbers = sysfs::numbers().map_err(explain)?;
     let identifier = |index| Some((Device { index }, Sysfs::of(index).identifier()?));
     Ok(numbers.into_iter().filter_map(identifier).collect())
 }
 
-/// Gives a device whose server has died a new connection. Requests that were in flight are sent
-/// again when the timer of the device's queue has looked at them.
+/// Gives a device whose server has died a new connection. Requests in flight are sent again when
+/// the timer of the device's queue expires.
 ///
 /// # Errors
-/// [`ErrorKind::Busy`] when its old connection does not die, and what the kernel says.
+/// [`ErrorKind::Busy`] when its old connection does not die, and errors of the kernel.
 pub fn recover(
     device: Device,
     dead_connection_s: u64,
@@ -94,8 +94,8 @@ pub fn recover(
         let (kernel, server) = connection()?;
         netlink::reconfigure(device.index, &kernel, dead_connection_s, identifier)
             .map_err(explain)?;
-        // The driver says nothing when it did not take the socket, having no dead one to replace:
-        // then this end was the last.
+        // The driver reports no error when it did not take the socket because it had no dead one to
+        // replace: our end is then the last one open.
         drop(kernel);
         if !is_closed(&server)? {
             // Nothing else may be set now: most settings wait for requests in flight.
@@ -109,12 +109,11 @@ pub fn recover(
     }
 }
 
-/// Tells the kernel that the device of this number has so many bytes from now on, which its server
-/// must know already. Waits in the kernel for requests in flight, so not in the process of the
-/// server.
+/// Sets the size of the device of this number, in bytes. The server must serve that size already.
+/// Waits in the kernel for requests in flight, so call it in another process than the server.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn resize(index: u32, size: u64, identifier: &str) -> Result<()> {
     netlink::resize(index, size, identifier).map_err(explain)
 }
@@ -143,7 +142,7 @@ impl Device {
     /// dropped once none can.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn disconnect(self, identifier: &str, claim: impl Sized) -> Result<()> {
         let sysfs = Sysfs::of(self.index);
         let is_ours = || sysfs.is_connected() && sysfs.identifier().as_deref() == Some(identifier);

@@ -32,9 +32,10 @@ const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
 /// The kernel's answers are a page at most.
 const RECEIVE_LEN: usize = 16 << 10;
-/// Answers are there when the request has been sent; this is for a kernel that hangs.
+/// The answer is ready when the request has been sent; this bounds the wait for a kernel that
+/// hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Messages that are not the answer, such as those to an earlier request.
+/// The most messages that are not the answer, such as those to an earlier request.
 const STRAYS_MAX: usize = 64;
 
 /// A socket to the kernel.
@@ -43,7 +44,7 @@ pub(crate) struct Genl {
     sequence: u32,
 }
 
-/// What the kernel tells a group of listeners.
+/// Messages that the kernel multicasts to a group.
 pub(crate) struct Listener(OwnedFd);
 
 /// Attributes of a request, in the order in which they are put.
@@ -115,7 +116,7 @@ impl Genl {
             }
             let mut rest = &buffer[..count];
             while let Some(message) = next_message(&mut rest) {
-                // What answers an earlier request must not be taken for this one's error.
+                // The answer to an earlier request must not be taken for this one's.
                 if message.sequence != self.sequence {
                     continue;
                 }
@@ -139,7 +140,7 @@ impl Listener {
     /// Listens to a group.
     ///
     /// # Errors
-    /// `Unsupported` for a group that cannot be joined by binding, and what the kernel says.
+    /// `Unsupported` for a group that cannot be joined by binding, and errors of the kernel.
     pub(crate) fn open(group: u32) -> io::Result<Self> {
         let bit = group.checked_sub(1).and_then(|bit| 1_u32.checked_shl(bit));
         let bit = bit.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
@@ -153,7 +154,7 @@ impl Listener {
         set_socket_timeout(&self.0, Timeout::Recv, Some(within))?;
         let mut buffer = [0; RECEIVE_LEN];
         match recv(&self.0, &mut buffer[..], RecvFlags::empty()) {
-            // What was missed for want of room was of this group, too.
+            // Messages that were dropped for want of room were of this group, too.
             Ok(_) | Err(Errno::NOBUFS) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Err(errno) => Err(errno.into()),

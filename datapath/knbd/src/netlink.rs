@@ -8,7 +8,7 @@ use crate::module;
 
 pub(crate) const FAMILY: &str = "nbd";
 const MODULE: &str = "nbd";
-/// After so long a request would be taken for lost, and its connection for dead; 0 = never.
+/// The time after which a request counts as lost and its connection as dead; 0 = never.
 const TIMEOUT_S: u64 = 0;
 
 mod command {
@@ -38,20 +38,20 @@ mod attribute {
     pub(super) const DEVICE_CONNECTED: u16 = 2;
 }
 
-/// What a device is made of.
+/// The parameters of a device.
 pub(crate) struct Connect<'a> {
     pub(crate) socket: &'a OwnedFd,
     pub(crate) size: u64,
     pub(crate) block_size: u32,
-    /// What the server can do ([`sheave_proto::wire::transmission_flag`]).
+    /// The server's capabilities ([`sheave_proto::wire::transmission_flag`]).
     pub(crate) server_flags: u16,
     /// How long requests wait for another connection when all are dead.
     pub(crate) dead_connection_s: u64,
-    /// Whose device it is, as /sys/block/nbdN/backend will tell.
+    /// The identifier of the device, which /sys/block/nbdN/backend shows.
     pub(crate) identifier: &'a str,
 }
 
-/// Tells whether the kernel has the driver.
+/// Checks that the kernel has the driver.
 ///
 /// # Errors
 /// `NotFound` when the module is not loaded and cannot be.
@@ -59,7 +59,7 @@ pub fn is_available() -> io::Result<()> {
     open().map(|_| ())
 }
 
-/// Makes a device of a free number, which is answered.
+/// Makes a device with a free number, and returns the number.
 pub(crate) fn connect(connect: &Connect<'_>) -> io::Result<u32> {
     let (mut genl, family) = open()?;
     let answer = genl.call(family, command::CONNECT, &describe(connect))?;
@@ -81,7 +81,7 @@ fn describe(connect: &Connect<'_>) -> Attributes {
     attributes
 }
 
-/// Puts a socket in the place of a dead one, if there is one.
+/// Replaces a dead socket, if there is one.
 pub(crate) fn reconfigure(
     index: u32,
     socket: &OwnedFd,
@@ -101,7 +101,7 @@ pub(crate) fn resize(index: u32, size: u64, identifier: &str) -> io::Result<()> 
     change(index, identifier, attributes)
 }
 
-/// Gives a device that has this identifier other attributes.
+/// Changes attributes of a device that has this identifier.
 fn change(index: u32, identifier: &str, mut attributes: Attributes) -> io::Result<()> {
     attributes.put_u32(attribute::INDEX, index);
     attributes.put_text(attribute::BACKEND_IDENTIFIER, identifier);
@@ -117,8 +117,8 @@ pub(crate) fn disconnect(index: u32) -> io::Result<()> {
     genl.call(family, command::DISCONNECT, &attributes).map(|_| ())
 }
 
-/// Whether the device of this number is connected. Asked for one by one: the answer about all of
-/// them outgrows what a message can hold where there are thousands.
+/// Whether the device of this number is connected. Queried one by one: with thousands of devices,
+/// the list of all does not fit into a message.
 pub(crate) fn is_connected(index: u32) -> io::Result<bool> {
     let mut attributes = Attributes::default();
     attributes.put_u32(attribute::INDEX, index);

@@ -32,7 +32,7 @@ impl Sysfs {
         Some(fs::read_to_string(self.0.join("backend")).ok()?.trim_end_matches('\n').to_owned())
     }
 
-    /// Whether it is connected: the process that did it is named.
+    /// Whether it is connected; sysfs then shows the process that connected it.
     pub(crate) fn is_connected(&self) -> bool {
         self.0.join("pid").exists()
     }

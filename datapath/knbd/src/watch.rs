@@ -9,7 +9,7 @@ use crate::genl::{Genl, Listener};
 use crate::netlink::FAMILY;
 
 const GROUP: &str = "nbd_mc_group";
-/// There while the driver is.
+/// Exists while the driver is loaded.
 const MODULE: &str = "/sys/module/nbd";
 
 /// Waits until a connection of some device has died.
@@ -20,9 +20,9 @@ pub struct DeadLinks {
 }
 
 impl DeadLinks {
-    /// Waits so long, or until a connection has died, of whatever device: true then.
+    /// Waits until a connection of any device has died (true), at most this long.
     pub fn wait(&mut self, within: Duration) -> bool {
-        // To ask for the family would load the driver.
+        // A query for the family would load the driver.
         if !Path::new(MODULE).exists() {
             self.listener = None;
         } else if self.listener.is_none() {

@@ -1,39 +1,39 @@
 //! Errors of a volume's storage: how many of each kind, and the last one.
 //!
-//! Only requests that fail come here, so a lock is good enough.
+//! Only failed requests take this path, so a lock is fast enough.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sheave_core::{Error, ErrorKind, Nanos, OpKind};
 
-/// How often errors of one op and kind are logged at most.
+/// The least time between two lines of the log about one op and kind.
 const LOG_EVERY_NS: Nanos = 60_000_000_000;
 
 /// Storage errors of one op and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureCount {
-    /// What failed.
+    /// The op.
     pub op: OpKind,
-    /// How.
+    /// The kind of error.
     pub kind: ErrorKind,
-    /// How often.
+    /// The number of errors.
     pub count: u64,
 }
 
 /// The last storage error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
-    /// What failed.
+    /// The op.
     pub op: OpKind,
-    /// How.
+    /// The kind of error.
     pub kind: ErrorKind,
-    /// What, on what and why, with the system's own text.
+    /// The error's text, with the system's own.
     pub text: String,
     /// When: seconds since 1970, UTC.
     pub unix_s: u64,
 }
 
-/// What the log should say of an error.
+/// What to log about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// Its text: it is the first of its op and kind.
@@ -78,7 +78,7 @@ impl Failures {
         *self.volume.lock().unwrap_or_else(PoisonError::into_inner) = volume;
     }
 
-    /// Counts an error. `now` is the engine's time, `unix_s` the world's.
+    /// Counts an error. `now` is the engine's time, `unix_s` the time of day.
     pub(crate) fn note(&self, op: OpKind, error: &Error, now: Nanos, unix_s: u64) -> Notice {
         let (kind, text) = (error.kind(), error.to_string());
         let mut state = self.lock();
@@ -97,7 +97,7 @@ impl Failures {
         }
     }
 
-    /// Adds what another process has counted.
+    /// Adds the counts of another process.
     pub(crate) fn add(&self, counts: &[FailureCount], last: Option<&LastFailure>) {
         let mut state = self.lock();
         for FailureCount { op, kind, count } in counts {

@@ -1,4 +1,4 @@
-//! Where a value is counted: HdrHistogram's layout for fixed bounds.
+//! The counter of each value: HdrHistogram's layout for fixed bounds.
 //!
 //! ```text
 //! value (ns)   0 ....... 2^20 ....... 2^21 ....... 2^22  ...  2^37
@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 
 /// The smallest latency that is not counted as zero.
 const LOWEST_NS: u64 = 1_000;
-/// The longest latency that is tracked; longer ones count as about this long.
+/// The longest latency that is counted exactly; longer ones count as about this long.
 const HIGHEST_NS: u64 = 100_000_000_000;
 /// Decimal digits that are kept of each latency.
 const SIGNIFICANT_DIGITS: u8 = 3;
@@ -32,7 +32,7 @@ const SUB_BUCKET_MAGNITUDE: u32 =
 const FIRST_DOUBLING: u32 = UNIT_MAGNITUDE + SUB_BUCKET_MAGNITUDE;
 const BUCKETS: u32 = HIGHEST_NS.ilog2() + 1 - FIRST_DOUBLING + 1;
 const SUB_BUCKET_MASK: u64 = (SUB_BUCKETS - 1) << UNIT_MAGNITUDE;
-/// HdrHistogram counts what no counter fits where it counts the highest bound.
+/// HdrHistogram counts values beyond the highest bound at that bound.
 const SATURATED: usize = unbounded_index_of(HIGHEST_NS);
 
 const _: () = assert!(SUB_BUCKETS == 2048 && LEN == 19 * 1024 && SATURATED < LEN);
@@ -47,7 +47,7 @@ pub fn new_histogram() -> Histogram<u64> {
         .expect("the bounds are valid")
 }
 
-/// Which counter a value belongs to; less than [`LEN`].
+/// The counter of a value; less than [`LEN`].
 pub(crate) const fn index_of(value_ns: u64) -> usize {
     let index = unbounded_index_of(value_ns);
     if index < LEN { index } else { SATURATED }

@@ -16,11 +16,11 @@ use crate::{Notice, OpSnapshot, Stage, VolumeGauges, VolumeSnapshot};
 /// The only writer of one shard's counters for one volume; made by
 /// [`VolumeStats::recorder`](crate::VolumeStats::recorder).
 ///
-/// Recording never locks. It allocates when a kind and stage first takes that long, by powers of
-/// two: 8 KiB at a time, at most 19 times, mostly twice or thrice; without memory for them those
-/// latencies are not counted. A recorder can move to another
-/// thread but not be shared: a counter is a load and a store, which is only right with a single
-/// writer. What it counted stays counted after it is dropped.
+/// Recording never locks. It allocates when a stage of a kind of op first takes that long, by
+/// powers of two: 8 KiB at a time, at most 19 times, mostly two or three times; without memory for
+/// them those latencies are not counted. A recorder can move to another thread but cannot be
+/// shared: counting is a load and a store, which needs a single writer. Its counts remain after it
+/// is dropped.
 ///
 /// ```compile_fail,E0277
 /// fn share(recorder: sheave_telemetry::Recorder) -> impl Sync { recorder }
@@ -88,12 +88,12 @@ impl Recorder {
     }
 
     /// Notes that the storage failed an op, at `now` of the engine and `unix_s` seconds after 1970,
-    /// and answers what to log. Takes a lock.
+    /// and returns what to log. Takes a lock.
     pub fn note_failure(&self, kind: OpKind, error: &Error, now: Nanos, unix_s: u64) -> Notice {
         self.failures.note(kind, error, now, unix_s)
     }
 
-    /// Adds what another process has counted.
+    /// Adds the counts of another process.
     pub fn add_snapshot(&self, snapshot: &VolumeSnapshot) {
         self.failures.add(&snapshot.failures, snapshot.last_failure.as_ref());
         for op in &snapshot.ops {
@@ -156,7 +156,7 @@ struct OpCounters {
     stages: [Counts; Stage::ALL.len()],
 }
 
-/// A histogram of which only the parts exist that are used: of 152 KiB, mostly 16 or 24.
+/// A histogram whose parts are allocated when they are used: of 152 KiB, mostly 16 or 24.
 #[derive(Default)]
 struct Counts {
     blocks: [OnceLock<Block>; BLOCKS],
@@ -166,7 +166,7 @@ struct Counts {
 type Block = Box<[AtomicU64]>;
 
 impl Counters {
-    /// Adds what has been counted so far to `total`.
+    /// Adds the counts so far to `total`.
     pub(crate) fn merge_into(&self, total: &mut VolumeSnapshot) {
         for (kind, op) in OpKind::ALL.into_iter().zip(&self.ops) {
             op.merge_into(total.op_mut(kind));

@@ -44,8 +44,8 @@ impl Registry {
         lock(&self.volumes).retain(|volume| Arc::strong_count(volume) > 1);
     }
 
-    /// What has been counted so far, volumes in the order of their registration. Merging takes
-    /// time but holds up no recorder.
+    /// All counts so far, volumes in the order of their registration. Merging takes time but delays
+    /// no recorder.
     #[must_use]
     pub fn snapshot(&self) -> Vec<VolumeSnapshot> {
         let volumes = lock(&self.volumes).clone();
@@ -74,27 +74,27 @@ impl VolumeStats {
         self.failures.volume().as_ref().to_owned()
     }
 
-    /// Gives it another one.
+    /// Renames it.
     pub fn rename(&self, name: &str) {
         self.failures.rename(name.into());
     }
 
-    /// Shows this gauge of the volume's memory from now on, see [`Volume::held_bytes`].
+    /// Sets the gauge of the volume's memory, see [`Volume::held_bytes`].
     ///
     /// [`Volume::held_bytes`]: sheave_core::Volume::held_bytes
     pub fn show_held_bytes(&self, gauge: Option<Arc<AtomicU64>>) {
         *lock(&self.held_bytes) = gauge;
     }
 
-    /// Shows how the volume stands with its server from now on, see [`Volume::link`].
+    /// Sets the state of the volume's connection to its server, see [`Volume::link`].
     ///
     /// [`Volume::link`]: sheave_core::Volume::link
     pub fn show_link(&self, link: Option<Arc<Link>>) {
         *lock(&self.link) = link;
     }
 
-    /// A recorder for one thread. It goes on with the counters of one that was dropped, if there
-    /// is any, so that memory grows with the recorders alive at once and not with all there were.
+    /// A recorder for one thread. It reuses the counters of a dropped one, if there is any, so that
+    /// memory grows with the recorders alive at the same time.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
         let mut counters = lock(&self.counters);
@@ -109,7 +109,7 @@ impl VolumeStats {
         Recorder::new(new, Arc::clone(&self.failures))
     }
 
-    /// What all recorders of the volume have counted so far.
+    /// The counts of all recorders of the volume so far.
     #[must_use]
     pub fn snapshot(&self) -> VolumeSnapshot {
         let mut total = VolumeSnapshot::empty(&self.name());
@@ -131,7 +131,7 @@ impl fmt::Debug for VolumeStats {
     }
 }
 
-/// The lists are whole at any time, so a panic elsewhere while one was locked does no harm.
+/// The lists are consistent at any time, so a poisoned lock is harmless.
 fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }

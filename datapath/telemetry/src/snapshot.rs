@@ -1,4 +1,4 @@
-//! What has been counted up to a moment, or between two.
+//! The counts up to a moment, or between two.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ use crate::{FailureCount, LastFailure, Stage, new_histogram};
 pub struct VolumeSnapshot {
     /// The volume's name.
     pub name: String,
-    /// What is so now.
+    /// The present values of gauges.
     pub gauges: VolumeGauges,
     /// The kinds of ops that occurred, in the order of [`OpKind::ALL`].
     pub ops: Vec<OpSnapshot>,
-    /// Storage errors of each op and kind that occurred; those of clients are not among them.
+    /// Storage errors of each op and kind that occurred, without errors of clients.
     pub failures: Vec<FailureCount>,
     /// The last of them.
     pub last_failure: Option<LastFailure>,
@@ -30,9 +30,9 @@ pub struct VolumeGauges {
     pub connections: i64,
     /// Bytes that requests in flight hold.
     pub bytes_in_flight: i64,
-    /// Bytes of memory that its data takes, if that is where it is kept.
+    /// Bytes of memory that its data takes, if it is kept in memory.
     pub held_bytes: Option<u64>,
-    /// How it stands with its server, if it is a remote volume.
+    /// The state of the connection to its server, if it is a remote volume.
     pub link: Option<LinkGauges>,
 }
 
@@ -49,7 +49,7 @@ pub struct OpSnapshot {
 }
 
 impl VolumeSnapshot {
-    /// With an entry for each kind; [`Self::drop_unused`] removes those that stay empty.
+    /// With an entry for each kind; [`Self::drop_unused`] removes empty ones.
     pub(crate) fn empty(name: &str) -> Self {
         let ops = OpKind::ALL.into_iter().map(OpSnapshot::empty).collect();
         let (name, gauges) = (name.to_owned(), VolumeGauges::default());
@@ -62,8 +62,8 @@ impl VolumeSnapshot {
         self.ops.iter().find(|op| op.kind == kind)
     }
 
-    /// What was counted after `earlier`; gauges and storage errors are as they are now. Where
-    /// `earlier` counted more, it was another process, and the difference is zero.
+    /// The counts since `earlier`; gauges and storage errors have their present values. Where
+    /// `earlier` has a higher count, it was another process, and the difference is zero.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let ops = self.ops.iter().map(|op| match earlier.op(op.kind) {
@@ -90,7 +90,7 @@ impl OpSnapshot {
         Self { kind, bytes: 0, errors: 0, stages: [const { None }; Stage::ALL.len()] }
     }
 
-    /// How many ops ended.
+    /// The number of completed ops.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.stage(Stage::Total).map_or(0, Histogram::len)
@@ -107,7 +107,7 @@ impl OpSnapshot {
         Stage::ALL.into_iter().filter_map(|stage| Some((stage, self.stage(stage)?)))
     }
 
-    /// `None` if there is no memory for it: statistics must not end those that they are of.
+    /// `None` if there is no memory for it: statistics must not end the process.
     pub(crate) fn stage_mut(&mut self, stage: Stage) -> Option<&mut Histogram<u64>> {
         let place = &mut self.stages[stage as usize];
         if place.is_none() {

@@ -4,15 +4,15 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Stage {
-    /// From the request's arrival to its reply's sending.
+    /// From the request's arrival until its reply is sent.
     Total,
     /// Waiting until the backend took it.
     Queue,
     /// In the backend.
     Backend,
-    /// Of that, waiting to be sent to the server of a remote volume.
+    /// Part of that: waiting to be sent to the server of a remote volume.
     RemoteWait,
-    /// Of that, from the sending to the server's answer.
+    /// Part of that: from sending to the server's answer.
     RemoteWire,
 }
 

@@ -22,7 +22,7 @@ struct VolumeWire {
     name: String,
     connections: i64,
     bytes_in_flight: i64,
-    /// Absent, as are those below, where there is nothing to say; older programs know none of them.
+    /// Omitted when empty, like those below; older programs do not know them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

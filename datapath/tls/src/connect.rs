@@ -1,4 +1,4 @@
-//! The way to a server.
+//! Connects to a server.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -15,7 +15,7 @@ use sheave_proto::uri::Transport;
 /// its name. The resolver has limits of its own (resolv.conf(5)).
 ///
 /// # Errors
-/// The system's, with advice; [`io::ErrorKind::Unsupported`] for virtual machines' sockets.
+/// Errors of the system, with advice; [`io::ErrorKind::Unsupported`] for virtual machines' sockets.
 pub fn connect(transport: &Transport, timeout: Duration) -> io::Result<OwnedFd> {
     match transport {
         Transport::Unix { path } => {
@@ -55,14 +55,14 @@ fn connect_unix(path: &Path, timeout: Duration) -> rustix::io::Result<OwnedFd> {
     };
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    // It bounds the wait for a place in the server's queue (unix(7), SO_SNDTIMEO).
+    // It bounds the wait for room in the server's listen queue (unix(7), SO_SNDTIMEO).
     set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
     rustix::net::connect(&socket, &address)?;
     set_socket_timeout(&socket, Timeout::Send, None)?;
     Ok(socket)
 }
 
-/// Says what to look for when no server listens.
+/// Gives advice when no server listens.
 fn advise(error: io::Error) -> io::Error {
     match error.kind() {
         kind @ (io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {

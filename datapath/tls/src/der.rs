@@ -1,5 +1,5 @@
-//! As much of DER (X.690) as it takes to say what a certificate or a key holds. What they are worth
-//! is for rustls to verify.
+//! The part of DER (X.690) that is needed to describe a certificate or a key. Only rustls verifies
+//! them.
 
 use rustls::pki_types::PrivateKeyDer;
 

@@ -1,5 +1,5 @@
-//! Certificates, keys and revocation lists in files, PEM or DER. What is wrong with one is said
-//! with what to do about it; nothing of a key is.
+//! Certificates, keys and revocation lists in files, PEM or DER. Errors say what is wrong and what
+//! to do about it, and contain nothing of a key.
 
 use std::fs;
 use std::path::Path;
@@ -13,11 +13,11 @@ use webpki::{BorrowedCertRevocationList, CertRevocationList};
 
 use super::der::{common_names, rsa_bits};
 
-/// What is accepted in place of a key that is not.
+/// The forms of keys that are accepted, for messages about others.
 const NEW_KEY: &str = "make a new one and a certificate for it, such as by \
     openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256";
 
-/// What a file holds, as far as its PEM labels tell.
+/// The content of a file by its PEM labels.
 struct Content {
     bytes: Vec<u8>,
 }
@@ -40,7 +40,7 @@ impl Content {
         self.has("-----BEGIN ")
     }
 
-    /// What is there instead of what was wanted.
+    /// Describes the content found in place of the expected one.
     fn instead(&self) -> &'static str {
         if self.has("CERTIFICATE REQUEST-----") {
             "a certificate request; give the certificate that the authority made from it"
@@ -68,7 +68,7 @@ pub(super) fn authorities(path: &Path, purpose: &str) -> Result<RootCertStore, E
     Ok(roots)
 }
 
-/// `purpose` says what belongs into the file.
+/// `purpose` names the expected content of the file.
 pub(super) fn certificates(
     path: &Path,
     purpose: &str,
@@ -91,8 +91,8 @@ pub(super) fn certificates(
     Ok(certs)
 }
 
-/// Revocation lists, one or several in PEM, of which no two are for the same certificates: only
-/// the first of them would be looked at, which may be the older one.
+/// Revocation lists, one or several in PEM, of which no two are for the same certificates: rustls
+/// would use only the first of them, which may be the older one.
 pub(super) fn revocation_lists(
     path: &Path,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
@@ -108,7 +108,7 @@ pub(super) fn revocation_lists(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| invalid(path, "not PEM").because(error))?;
     if lists.is_empty() {
-        // Without the hints for a certificate and its key.
+        // The hints about a certificate and its key do not apply here.
         let instead = content.instead().split(';').next().unwrap_or_default();
         return Err(wanted(path, purpose, instead));
     }

@@ -1,5 +1,5 @@
-//! TLS of servers and clients: identities and authorities from files, and what is wrong with them;
-//! the way to a server that an NBD URI names.
+//! TLS of servers and clients: identities and authorities from files, with errors that explain
+//! them, and connections to servers by NBD URI.
 #![forbid(unsafe_code)]
 
 mod connect;
@@ -20,7 +20,7 @@ use webpki::EndEntityCert;
 pub use self::connect::connect;
 use self::files::{authorities, certificates, invalid, private_key, revocation_lists};
 
-/// Where the server's identity is, in PEM or DER.
+/// The files of a server's identity, in PEM or DER.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain.
@@ -30,8 +30,8 @@ pub struct TlsFiles {
     /// Certificate authorities of the clients; without it every client may connect.
     pub client_ca: Option<PathBuf>,
     /// Revocation lists of these authorities. With it, a client is let in only if its authority has
-    /// a list that does not name its certificate; when a list should have been renewed is not
-    /// looked at.
+    /// a list that does not name its certificate; the date by which a list should be renewed is
+    /// ignored.
     pub client_crl: Option<PathBuf>,
 }
 
@@ -49,7 +49,7 @@ impl TlsFiles {
 /// A configuration for TLS 1.2 and 1.3 from files.
 ///
 /// # Errors
-/// Which file cannot be used, and why.
+/// Names the file that cannot be used, and why.
 pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = certificates(&files.cert, "the server's certificate")?;
@@ -81,7 +81,7 @@ pub fn server_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, Error> {
     Ok(Arc::new(config))
 }
 
-/// How a client does TLS with one server.
+/// TLS parameters of a client for one server.
 #[derive(Clone)]
 pub struct ClientTls {
     /// The configuration.
@@ -90,12 +90,12 @@ pub struct ClientTls {
     pub server: ServerName<'static>,
 }
 
-/// What an NBD URI asks for. Its `tls-certificates` names a directory: the authority is in
+/// The parameters in an NBD URI. Its `tls-certificates` names a directory: the authority is in
 /// `ca-cert.pem` and, if the server wants one, the client's own certificate in `client-cert.pem`
 /// and `client-key.pem` (the names libnbd uses).
 ///
 /// # Errors
-/// Which file cannot be used, and why; or what is asked for other than certificates.
+/// Names the file that cannot be used, and why; or an authentication other than by certificates.
 pub fn client_tls(uri: &NbdUri) -> Result<ClientTls, Error> {
     let options = &uri.tls_options;
     let unsupported =
@@ -137,7 +137,7 @@ fn no_versions(error: rustls::Error) -> Error {
     Error::new(ErrorKind::Unsupported, "tls", "TLS 1.2 and 1.3").because(error)
 }
 
-/// Says what is wrong with a certificate, ours or a peer's, where rustls only has the name of it.
+/// Explains what is wrong with a certificate, ours or a peer's, where rustls only names the error.
 fn explain(error: &rustls::Error) -> String {
     let details = format!("{error:?}");
     let known = |name: &str| details.contains(name);
@@ -166,7 +166,7 @@ pub fn explain_io(error: io::Error) -> io::Error {
     }
 }
 
-/// Why a certificate cannot be used for ourselves.
+/// Why our own certificate cannot be used.
 fn unusable(path: &Path, error: rustls::Error) -> Error {
     match error {
         rustls::Error::InconsistentKeys(_) => {
@@ -176,14 +176,14 @@ fn unusable(path: &Path, error: rustls::Error) -> Error {
     }
 }
 
-/// What the certificate of a verified client calls it: common names, then DNS names. Empty without
-/// a certificate.
+/// The names in the certificate of a verified client: common names, then DNS names. Empty without a
+/// certificate.
 #[must_use]
 pub fn client_names(tls: &ServerConnection) -> Vec<String> {
     let Some(own) = tls.peer_certificates().and_then(|chain| chain.first()) else {
         return Vec::new();
     };
-    // It has been verified by the same parser.
+    // The same parser has verified it.
     let Ok(cert) = EndEntityCert::try_from(own) else { return Vec::new() };
     let names = der::common_names(cert.subject()).into_iter().chain(cert.valid_dns_names());
     names.map(str::to_owned).collect()

@@ -9,10 +9,10 @@ use sheave_ring::ControlRing;
 use crate::uapi::{DeviceInfo, SECTOR_SHIFT, control, feature};
 
 const CONTROL: &str = "/dev/ublk-control";
-/// "Whichever number is free."
+/// Requests any free number.
 const ANY: u32 = u32::MAX;
-/// What the driver must be able to do: devices outlive their server, and data is copied straight
-/// from and to a volume's memory. All of it came by Linux 6.5.
+/// The features that are needed: devices outlive their server, and data is copied straight from and
+/// to a volume's memory. Linux 6.5 has all of them.
 const NEEDED: u64 = feature::USER_RECOVERY
     | feature::USER_RECOVERY_REISSUE
     | feature::CMD_IOCTL_ENCODE
@@ -21,11 +21,11 @@ const NEEDED: u64 = feature::USER_RECOVERY
 /// The driver.
 pub(crate) struct Control(ControlRing);
 
-/// Tells whether the driver is there and can do what is needed, without making a device.
+/// Checks that the driver is loaded and has the features that are needed, without making a device.
 ///
 /// # Errors
-/// [`sheave_core::ErrorKind::NotFound`] when it is not loaded, otherwise what it lacks or why it
-/// cannot be asked.
+/// [`sheave_core::ErrorKind::NotFound`] when it is not loaded, otherwise the features that it
+/// lacks, or why it cannot be queried.
 pub fn check() -> Result<()> {
     let mut control = Control::open()?;
     let has = control.features()?;
@@ -73,8 +73,8 @@ impl Control {
         Ok(u64::from_ne_bytes(bytes))
     }
 
-    /// Adds a device like this one, with what is needed beside its features, and a number that the
-    /// driver chooses.
+    /// Adds a device like this one, with the features that are needed besides its own, and a number
+    /// that the driver chooses.
     pub(crate) fn add(&mut self, wanted: DeviceInfo) -> Result<DeviceInfo> {
         let features = wanted.features | NEEDED;
         let mut bytes = DeviceInfo { id: ANY, features, ..wanted }.to_bytes();
@@ -116,7 +116,7 @@ impl Control {
         }
     }
 
-    /// Takes the device over from a server that is gone; `Busy` as long as it is not.
+    /// Takes the device over from a server that is gone; `Busy` until it is.
     pub(crate) fn start_recovery(&mut self, id: u32) -> Result<()> {
         self.call(control::START_USER_RECOVERY, id, 0, &mut [])
     }

@@ -17,9 +17,9 @@ use crate::uapi::{DEAD, DeviceInfo, QUIESCED, feature, parameters};
 
 /// Where the kernel lists the files of devices.
 const CLASS: &str = "/sys/class/ublk-char";
-/// Requests that each queue may have out.
+/// The queue depth: requests in flight per queue.
 const DEPTH: u16 = 128;
-/// The longest request: what other block drivers take, and what a network store likes.
+/// The longest request, in bytes: as with other block drivers, and a good size for network storage.
 pub(crate) const IO_MAX_BYTES: u32 = 1 << 20;
 /// The kernel does it at once; udev may be slow.
 const FILE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub struct Device {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when the driver is not loaded, [`ErrorKind::Unsupported`] when it is too
-/// old or the engine has no ring, and what `made`, the volume and the kernel say.
+/// old or the engine has no ring, and errors of `made`, of the volume and of the kernel.
 pub fn attach(
     engine: &Engine,
     served: &Served,
@@ -69,8 +69,8 @@ pub fn attach(
         ..DeviceInfo::default()
     })?;
     // Before Linux 7.1 the kernel reads the partition table while it starts a device, with the lock
-    // that is needed to recover or end it: were the server to die then, both would hang. (6.19 does
-    // so later already, but does not say it.)
+    // that is needed to recover or end it: were the server to die then, both would hang. (6.19
+    // reads it later already, but does not report that feature.)
     let shed_privilege = features & feature::NO_AUTO_PART_SCAN == 0;
     let device = Device { id: added.id };
     let live = (|| {
@@ -87,11 +87,11 @@ pub fn attach(
     Ok(device)
 }
 
-/// The device with this key, which has this number if one is known. One that was never live, or
-/// is not any more, is ended: its server died while it made or ended it.
+/// The device with this key, which has this number if one is known. A device that was never live,
+/// or is not any more, is ended: its server died while making or ending it.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn find(id: Option<u32>, key: u64) -> Result<Option<Device>> {
     let ids = match id {
         Some(id) => vec![id],
@@ -162,7 +162,7 @@ impl Device {
         format!("ublkb{}", self.id)
     }
 
-    /// Tells the kernel that it has so many bytes from now on, which its server must know already.
+    /// Sets the size in bytes. The server must serve that size already.
     ///
     /// # Errors
     /// What the kernel says; see [`check_resize`].
@@ -210,8 +210,8 @@ impl fmt::Display for Device {
     }
 }
 
-/// Hands all queues to the shards, and returns when they serve them, on demand without the
-/// privilege that makes the kernel read partition tables.
+/// Hands all queues to the shards, and returns when they serve them. With `shed_privilege` the
+/// shards give up the privilege that makes the kernel read partition tables.
 fn serve(opened: &Opened<'_>, info: &DeviceInfo, shed_privilege: bool) -> Result<()> {
     let device = open_device(info.id)?;
     let fail = |error| Error::from_io("attach", format!("/dev/ublkc{}", info.id), error);

@@ -16,13 +16,13 @@ use crate::uapi::{
 
 /// The driver has a request.
 const OK: i32 = 0;
-/// What a kernel that is short of memory answers.
+/// The result when the kernel is short of memory.
 const EAGAIN: i32 = -11;
 const ENOMEM: i32 = -12;
-/// What the driver answers when the device is being stopped.
+/// The result when the device is being stopped.
 const ENODEV: i32 = -19;
 
-/// Bytes of data in memory at a time; what comes on top of it waits in the kernel's memory.
+/// The most bytes of data in memory; more requests wait in the kernel's memory.
 const HELD_BYTES_MAX: u64 = 32 << 20;
 const _: () = assert!(HELD_BYTES_MAX >= IO_MAX_BYTES as u64);
 
@@ -32,19 +32,20 @@ pub(crate) struct UblkQueue {
     descriptors: Descriptors,
     /// The driver registers the memory of requests with the ring.
     registers: bool,
-    /// The first slot's index there; `None` if there is none, or none is to be used any more.
+    /// The first slot's index in the ring's table; `None` without entries, or when they are not
+    /// used any more.
     first_buffer: Option<u16>,
     slots: Vec<Slot>,
-    /// Slots that the kernel will hand no request to any more.
+    /// Slots that will get no more requests from the kernel.
     ended: usize,
-    /// Slots whose data there is no memory for yet.
+    /// Slots that wait for memory for their data.
     waiting: VecDeque<u32>,
     /// Bytes of data in memory.
     held_bytes: u64,
     times: Vec<Timed>,
-    /// Everything is answered with an error, and the backend is given nothing any more.
+    /// All requests are answered with an error, and the backend gets no more ops.
     abandoned: bool,
-    /// What it had been given then and has not ended yet.
+    /// Ops that were in the backend at that time and have not completed.
     orphans: usize,
     /// See [`shed_privilege`].
     shed_privilege: bool,
@@ -58,7 +59,7 @@ enum Slot {
     Busy { kind: OpKind, bytes: u64, in_place: bool, start: Nanos, submitted: Nanos },
 }
 
-/// An op that ended in this turn.
+/// An op that completed in this turn.
 struct Timed {
     kind: OpKind,
     start: Nanos,
@@ -88,7 +89,7 @@ impl UblkQueue {
         }
     }
 
-    /// Looks at the request that has arrived in this slot.
+    /// Handles the request that has arrived in this slot.
     fn begin(&mut self, slot: u32, cx: &mut QueueCx<'_>) {
         let Descriptor { op_flags, sectors, start_sector, .. } =
             self.descriptors.get(slot as usize);
@@ -186,7 +187,7 @@ impl UblkQueue {
         }
     }
 
-    /// Answers a request whose op has ended.
+    /// Answers a request whose op has completed.
     fn complete(&mut self, slot: u32, outcome: Outcome, cx: &mut QueueCx<'_>) {
         if self.abandoned {
             // The slot's request was answered when the queue was abandoned.
@@ -245,7 +246,7 @@ impl UblkQueue {
         self.answer(slot, -ErrorKind::Io.linux_errno(), cx);
     }
 
-    /// Tells the kernel how the slot's request ended, and takes the next.
+    /// Sends the result of the slot's request to the kernel, and fetches the next one.
     fn answer(&mut self, slot: u32, result: i32, cx: &mut QueueCx<'_>) {
         self.slots[slot as usize] = Slot::Away(Some(result));
         let command = commit_and_fetch(self.number, slot as u16, result, self.addr(slot));
@@ -315,7 +316,7 @@ impl DeviceQueue for UblkQueue {
     fn abandon(&mut self, cx: &mut QueueCx<'_>) {
         self.abandoned = true;
         tracing::info!(queue = self.number, "requests fail from now on");
-        // What the backend goes on with must not find the memory of a later request there.
+        // The backend's ops in flight must not use the memory of a later request.
         self.first_buffer = None;
         for slot in 0..self.slots.len() {
             if let Slot::Busy { .. } = self.slots[slot] {
@@ -343,14 +344,14 @@ fn not_copied(error: io::Error) -> Error {
     Error::new(ErrorKind::Io, "copy", "data of a request").because(error)
 }
 
-/// Whether a volume may refuse memory that only the kernel sees in this way: a file system that has
-/// not expected it, or has demands on how the memory of direct I/O lies.
+/// Whether an error may come from registered memory: from a file system that does not support it,
+/// or that needs another alignment for direct I/O.
 fn is_about_memory(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
 }
 
-/// Takes `CAP_SYS_ADMIN` from this thread, for good: it needs it for nothing, and the kernel reads
-/// no partition table of a device whose queues ask for their first requests without it.
+/// Drops `CAP_SYS_ADMIN` from this thread permanently. The thread does not need it, and the kernel
+/// reads no partition table of a device whose queues fetch their first requests without it.
 fn shed_privilege() {
     let shed = capabilities(None).and_then(|mut sets| {
         sets.effective.remove(CapabilitySet::SYS_ADMIN);

@@ -23,18 +23,18 @@ pub(crate) mod control {
     pub(crate) const UPDATE_SIZE: u32 = super::iowr(0x15, LEN);
 }
 
-/// What a driver can do, and a device does.
+/// Features of a driver and of a device.
 pub(crate) mod feature {
     pub(crate) const USER_RECOVERY: u64 = 1 << 3;
     pub(crate) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     pub(crate) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
     pub(crate) const USER_COPY: u64 = 1 << 7;
     pub(crate) const AUTO_BUF_REG: u64 = 1 << 11;
-    /// The driver's own; devices need not ask for it.
+    /// A feature of the driver; devices need not request it.
     pub(crate) const UPDATE_SIZE: u64 = 1 << 10;
     const BUF_REG_OFF_DAEMON: u64 = 1 << 14;
-    /// That of drivers which hold a request until its memory is not registered any more, whatever
-    /// becomes of the server: Linux 6.17, with which the other came.
+    /// The driver holds a request until its memory is not registered any more, even if the server
+    /// dies. It came in the same release, Linux 6.17.
     pub(crate) const REGISTERS: u64 = AUTO_BUF_REG | BUF_REG_OFF_DAEMON;
     pub(crate) const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 }
@@ -70,7 +70,7 @@ pub(crate) struct DeviceInfo {
     pub(crate) io_max_bytes: u32,
     pub(crate) id: u32,
     pub(crate) features: u64,
-    /// The server's own; the driver only keeps it.
+    /// Data of the server, which the driver only keeps.
     pub(crate) key: u64,
 }
 
@@ -113,7 +113,7 @@ impl DeviceInfo {
 pub(crate) fn parameters(info: &VolumeInfo, size: u64, block: u32, io_max_bytes: u32) -> [u8; 60] {
     const BASIC: u32 = 1;
     const DISCARD: u32 = 1 << 1;
-    // As long as a request can say, in sectors.
+    // The longest that a request can express, in sectors.
     const LEN_MAX: u32 = u32::MAX >> SECTOR_SHIFT;
     let mut bytes = [0; 60];
     bytes[..4].copy_from_slice(&60_u32.to_ne_bytes());
@@ -150,25 +150,26 @@ fn attributes(info: &VolumeInfo) -> u32 {
     all.iter().filter(|(has, _)| *has).map(|(_, bit)| bit).sum()
 }
 
-/// "Give me the first request of this slot."
+/// Fetches the first request of this slot.
 pub(crate) fn fetch(queue: u16, slot: u16, addr: [u8; 8]) -> DeviceCommand {
     DeviceCommand { number: iowr(0x20, 16), content: io_command(queue, slot, 0), addr }
 }
 
-/// "This is the answer; give me the next request of this slot."
+/// Commits the result, and fetches the next request of this slot.
 pub(crate) fn commit_and_fetch(queue: u16, slot: u16, result: i32, addr: [u8; 8]) -> DeviceCommand {
     DeviceCommand { number: iowr(0x21, 16), content: io_command(queue, slot, result), addr }
 }
 
-/// A `struct ublk_auto_buf_reg`: "Register the memory of the next request under this index of the
-/// ring's table, or say that you could not." An index beyond the table always fails.
+/// A `struct ublk_auto_buf_reg`: It makes the driver register the memory of the next request under
+/// this index of the ring's table, or report that it could not. An index beyond the table always
+/// fails.
 pub(crate) fn auto_buf_reg(index: Option<u16>) -> [u8; 8] {
     const FALLBACK: u64 = 1 << 16;
     const BEYOND: u16 = u16::MAX;
     (u64::from(index.unwrap_or(BEYOND)) | FALLBACK).to_ne_bytes()
 }
 
-/// Where the data of this slot's request is in the device's file.
+/// The offset of the data of this slot's request in the device's file.
 pub(crate) fn position(queue: u16, slot: u16) -> u64 {
     const BUFFERS: u64 = 0x8000_0000;
     const SLOT_SHIFT: u32 = 25;
