@@ -1,4 +1,4 @@
-//! A block device as the node sees it: when it can be used, how its queue works, what uses it.
+//! A block device of this node: its readiness, the settings of its queue, its users.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -13,19 +13,19 @@ use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx
 use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result, printable};
 
-/// What the block layer addresses at most: a page.
+/// The largest logical block that the block layer supports: a page.
 const BLOCK_MAX: u32 = 4096;
-/// Sectors of `/sys/block/*/size`, whatever the device's block.
+/// The unit of `/sys/block/*/size`, whatever the device's block.
 const SECTOR_LEN: u64 = 512;
-/// A device is there within milliseconds of its making; udev may be slow.
+/// A device's node exists within milliseconds; udev may be slow.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_POLL: Duration = Duration::from_millis(1);
-/// A kernel's default of 128 KiB makes eight requests out of a megabyte.
+/// The kernel's default of 128 KiB makes eight requests out of a megabyte.
 const MAX_SECTORS_KIB: u64 = 1024;
-/// Readers of files ask for 128 KiB; a network store wants to know earlier.
+/// The default is 128 KiB; network storage gains from a longer read-ahead.
 const READ_AHEAD_KIB: u64 = 1024;
-/// How long a request that went down an nbd connection which is dead by now waits before the kernel
-/// sends it again (docs/decisions/0003). A request on a live one just goes on waiting.
+/// How long the kernel waits before it sends a request again whose nbd connection has died
+/// (docs/decisions/0003). Requests on a live connection keep waiting.
 const IO_TIMEOUT_MS: u64 = 5_000;
 /// A program that has it open may be about to end.
 const OPENERS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,7 +33,7 @@ const OPENERS_TIMEOUT: Duration = Duration::from_secs(3);
 const UDEV_TIMEOUT: Duration = Duration::from_secs(30);
 const UDEV: [&str; 2] = ["udev-worker", "systemd-udevd"];
 const OPENERS_POLL: Duration = Duration::from_millis(20);
-/// Users that an error message names.
+/// The most users that an error message names.
 const USERS_MAX: usize = 8;
 
 /// Checks that the kernel can make a device with blocks of `block` bytes of a volume of `size`
@@ -71,7 +71,7 @@ impl BlockDevice {
         Path::new("/dev").join(&self.name)
     }
 
-    /// Waits until it has its size and its node is there.
+    /// Waits until it has its size and its node exists.
     pub(crate) fn wait_ready(&self, op: &'static str, size: u64) -> Result<()> {
         let begun = Instant::now();
         while self.size() != Some(size) || !self.has_node() {
@@ -84,13 +84,13 @@ impl BlockDevice {
         Ok(())
     }
 
-    /// Writes what the kernel has not written yet, and takes the device for as long as the file is
-    /// held: nothing can be mounted meanwhile.
+    /// Writes back the kernel's dirty pages, and opens the device exclusively for as long as the
+    /// file is held: nothing can be mounted meanwhile.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when something uses it, named in the error; what the kernel says.
+    /// [`ErrorKind::Busy`] when something uses it, which the error names; errors of the kernel.
     pub(crate) fn claim(&self) -> Result<File> {
-        // To open a device whose volume does not answer may take for ever.
+        // Opening a device whose volume does not answer may take for ever.
         self.wait_unopened()?;
         let users = self.claimants();
         if !users.is_empty() {
@@ -125,14 +125,14 @@ impl BlockDevice {
         }
     }
 
-    /// Writes what the kernel has not written yet.
+    /// Writes back the kernel's dirty pages.
     fn sync(&self, file: &File) -> io::Result<()> {
-        // What was written through a partition is not among what was written to the whole.
+        // Pages written through a partition are not among those of the whole device.
         for partition in self.partitions() {
             let name = partition.file_name().unwrap_or_default();
             match File::open(Path::new("/dev").join(name)) {
                 Ok(partition) => partition.sync_all()?,
-                // Nothing was written by a name that is not there.
+                // A missing node has no dirty pages.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -153,7 +153,7 @@ impl BlockDevice {
         Error::from_io("detach", printable(&self.path()).to_string(), error)
     }
 
-    /// What has claimed it or one of its partitions, as far as this process sees it.
+    /// Exclusive users of it or of one of its partitions, as far as this process sees them.
     fn claimants(&self) -> Vec<String> {
         let parts: Vec<PathBuf> = self.partitions().chain([self.sysfs("")]).collect();
         let holders = parts.iter().flat_map(|part| fs::read_dir(part.join("holders"))).flatten();
@@ -172,8 +172,8 @@ impl BlockDevice {
         found
     }
 
-    /// What has it or one of its partitions open, under any name: a mount claims a device, but a
-    /// program that writes to it does not, and what the program writes next would be lost.
+    /// Processes that have it or one of its partitions open, under any name: a mount opens a device
+    /// exclusively, but a program that writes to it does not, and its next writes would be lost.
     fn openers(&self) -> Vec<String> {
         let numbers = self.numbers();
         let own = std::process::id();
@@ -191,7 +191,7 @@ impl BlockDevice {
         found
     }
 
-    /// Loop devices over it or a partition, which no process has open.
+    /// Loop devices over it or a partition; no process has those open.
     fn loops(&self) -> Vec<String> {
         let numbers = self.numbers();
         let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
@@ -221,7 +221,7 @@ impl BlockDevice {
         entries.map(|entry| entry.path()).filter(|path| path.join("partition").exists())
     }
 
-    /// Bytes.
+    /// Its size in bytes.
     pub(crate) fn size(&self) -> Option<u64> {
         self.number("size").map(|sectors| sectors * SECTOR_LEN)
     }
@@ -232,12 +232,12 @@ impl BlockDevice {
         metadata.file_type().is_block_device() && self.text("dev") == Some(number)
     }
 
-    /// Large requests, no scheduler before ours, more read ahead, a short timer. What cannot be set
-    /// stays as it is: the device works without. The kernel waits for requests in flight.
+    /// Sets large requests, no scheduler, more read-ahead and a short timer. Errors are ignored:
+    /// the device works without. The kernel waits for requests in flight.
     pub(crate) fn tune(&self) {
         let hardware = self.number("queue/max_hw_sectors_kb").unwrap_or(MAX_SECTORS_KIB);
         let settings = [
-            // ublk has no use for it, and it does no harm there.
+            // ublk does not use it.
             ("queue/io_timeout", IO_TIMEOUT_MS.to_string()),
             ("queue/scheduler", "none".to_owned()),
             ("queue/max_sectors_kb", MAX_SECTORS_KIB.min(hardware).to_string()),
@@ -245,29 +245,29 @@ impl BlockDevice {
         ];
         for (name, value) in settings {
             let has = self.text(name).unwrap_or_default();
-            // A device that is recovered has them, and must not wait.
+            // A recovered device has them already, and must not wait.
             if has != value && !has.contains(&format!("[{value}]")) {
                 let _: io::Result<()> = fs::write(self.sysfs(name), value);
             }
         }
     }
 
-    /// Has the partitions found by partx(8) where the kernel did not look for them, as with ublk
-    /// before Linux 7.1. The kernel waits for the volume.
+    /// Finds the partitions by partx(8) where the kernel did not look for them, as with ublk before
+    /// Linux 7.1. The kernel waits for the volume.
     ///
     /// # Errors
     /// When there is no partx.
     pub(crate) fn add_partitions(&self) -> Result<()> {
-        // Since Linux 6.10 it says whether it looks.
+        // Since Linux 6.10 sysfs shows whether the kernel looks.
         if self.number("partscan") == Some(1) {
             return Ok(());
         }
         let mut boot = [0; 512];
         let read = File::open(self.path()).and_then(|mut file| file.read_exact(&mut boot));
-        // A GPT begins like an MBR. What cannot be read, or is gone, has none.
+        // A GPT begins like an MBR. A device that cannot be read, or is gone, has no table.
         if read.is_ok() && boot.ends_with(&[0x55, 0xaa]) && self.partitions().next().is_none() {
             let mut partx = Command::new("partx");
-            // It fails where a file system begins like a table.
+            // It fails on file systems that begin like a table.
             let ended = partx.arg("--add").arg(self.path()).stdout(Stdio::null()).status();
             let what = "partx, without which the device has no partitions";
             ended.map_err(|error| Error::from_io("attach", what, error))?;
@@ -288,9 +288,9 @@ impl BlockDevice {
     }
 }
 
-/// Where one of these devices is mounted, as far as the first process and this one see it, which
-/// may have a mount namespace of its own (proc_pid_mountinfo(5)). By its name: btrfs gives its
-/// mounts other device numbers.
+/// The mount points of these devices that the first process and this one see; this one may have a
+/// mount namespace of its own (proc_pid_mountinfo(5)). Compares names, since btrfs gives its mounts
+/// other device numbers.
 fn mount_points(nodes: &[PathBuf]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for table in ["/proc/1/mountinfo", "/proc/self/mountinfo"] {

@@ -1,4 +1,4 @@
-//! The end of a device.
+//! Ends devices.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,13 @@ use crate::kernel::{Claim, Front, Kernels};
 use crate::records::Record;
 use crate::slot::{Attached, Entry, Held, Slot, lock};
 
-/// How long other calls may hold the slot of a device that is ended by force.
+/// How long to wait for other calls to release the slot of a device that is ended by force.
 const FORCE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Devices that are ended at a time, each with a process of its own.
+/// The most devices that are ended at the same time, each by a process of its own.
 const THREADS_MAX: usize = 16;
-/// How long one device that is ended with others may be written to before the next round.
+/// How long write-back of one device may take, when several are ended, before the next round.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How soon their I/O is ended again, so that they let go of it.
+/// How often their I/O is failed again, so that its users go away.
 const FORCE_RETRY: Duration = Duration::from_millis(200);
 
 impl Devices {
@@ -25,7 +25,7 @@ impl Devices {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when something uses it and
-    /// `force` is false, and what the kernel says.
+    /// `force` is false, and errors of the kernel.
     pub fn detach(&self, target: &str, force: bool) -> Result<()> {
         let (name, slot) = self.find("detach", target)?;
         let ended = match force {
@@ -36,7 +36,7 @@ impl Devices {
         ended
     }
 
-    /// Removes the place of a volume that is no device, unless another call is about to use it.
+    /// Removes the slot of a volume that is no device, unless another call is about to use it.
     pub(crate) fn clear(&self, name: &str, slot: &Arc<Slot>) {
         let mut entries = self.entries();
         let is_free = || slot.try_entry().is_some_and(|entry| matches!(*entry, Entry::Free));
@@ -47,11 +47,12 @@ impl Devices {
         }
     }
 
-    /// Ends a device once all is written; waits for that for at most `patience`, if that is given.
+    /// Writes back a device's dirty pages and ends it; waits for the write-back for at most
+    /// `patience`, if given.
     fn end_unused(&self, name: &str, slot: &Slot, patience: Option<Duration>) -> Result<()> {
         let (device, key) = {
             let mut entry = slot.hold_or_busy("detach", name)?;
-            // The kernel can write only to a device that is served.
+            // Write-back needs a server.
             self.notice_loss(&mut entry);
             match &*entry {
                 Entry::Free => return Ok(()),
@@ -65,7 +66,7 @@ impl Devices {
                 }
             }
         };
-        // Without the slot: it may take long, and its connection may have to be looked after.
+        // The slot is not held: this may take long, and the connection may have to be replaced.
         let claim = device.kernel.claim(device.id, patience)?;
         let mut entry = slot.hold_or_busy("detach", name)?;
         match entry.record() {
@@ -114,15 +115,15 @@ impl Devices {
         Ok(())
     }
 
-    /// Forgets a device that is gone, and all that is kept for it.
+    /// Removes a device that is gone, and all state of it.
     pub(crate) fn forget(&self, record: &Record) {
         self.records.remove(record);
         lock(&self.left).retain(|left| left.key != record.key.0);
         self.engine.abandon(record.key.0);
     }
 
-    /// Ends all devices that nothing uses, and returns why the others are left. No more volumes
-    /// are attached from now on.
+    /// Ends all devices that nothing uses, and returns why the others remain. No more volumes are
+    /// attached from now on.
     pub fn wind_down(&self) -> Vec<Error> {
         self.ending.store(true, Relaxed);
         let devices = self.list();
@@ -143,12 +144,12 @@ impl Devices {
         left.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends all I/O of a device with errors, also that which waits for its volume. The device is to
-    /// be ended then.
+    /// Completes all I/O of a device with errors, also requests that wait for its volume. The
+    /// device must be ended afterwards.
     fn abandon(&self, seen: &Attached) -> Result<()> {
         self.engine.abandon(seen.record.key.0);
-        // Only ublk queues go on to answer, with errors. A client that the kernel has would wait
-        // for another connection, and so does what is not served yet.
+        // Only ublk queues keep answering, with errors. The kernel's NBD client would wait for
+        // another connection, and so would a device that is not served yet.
         match (seen.front, &seen.waiting) {
             (Front::Ublk, None) => Ok(()),
             _ => end_device(&self.kernels, &seen.record, None),
@@ -156,7 +157,7 @@ impl Devices {
     }
 }
 
-/// Ends the device of this record, even if it is in use, if the kernel has it.
+/// Ends the device of this record, if the kernel has it, even if it is in use.
 fn end_device(kernels: &Kernels, record: &Record, claim: Option<Claim>) -> Result<()> {
     match kernels.known(record).map_or_else(|| kernels.find(record), |device| Ok(Some(device)))? {
         Some(device) => device.end(record.key, claim),

@@ -1,6 +1,6 @@
-//! A daemon that gives way to another one, such as a newer version of itself, without an error for
-//! the users of its devices: it hands over its control socket, the connections of its devices and
-//! its statistics, and ends at once. The other then finds the devices by their records.
+//! Hand-over from a daemon to its successor, such as a newer version, without an error for the
+//! users of its devices: the daemon hands over its control socket, the connections of its devices
+//! and its statistics, and ends at once. The successor then finds the devices by their records.
 //!
 //! On a unix socket of packets: the successor sends [`ASK`]; each answer is a [`Message`] with at
 //! most one descriptor; after [`Message::End`] it sends [`TAKEN`].
@@ -27,7 +27,7 @@ use crate::Devices;
 use crate::kernel::DeviceKey;
 use crate::packets::{PACKET_MAX, connect, receive, send};
 
-/// Changes whenever another version would misunderstand what follows.
+/// The version changes whenever another version would misunderstand the messages that follow.
 const ASK: &[u8] = b"take over 1";
 const TAKEN: &[u8] = b"taken";
 /// How long connections may take to quiesce. One that takes longer is cut, and the kernel sends its
@@ -35,10 +35,10 @@ const TAKEN: &[u8] = b"taken";
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one side waits for a packet of the other.
 const PACKET_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that are handed over, the most that a daemon can have.
+/// The most messages: one per connection.
 const MESSAGES_MAX: usize = 1 << 16;
 
-/// What is handed over, most of it with a descriptor.
+/// A message of the hand-over; most come with a descriptor.
 #[derive(Serialize, Deserialize)]
 enum Message {
     /// The control socket, and whether it was passed by the service manager.
@@ -50,13 +50,13 @@ enum Message {
     },
     /// A file with the statistics of all volumes, in JSON.
     Statistics,
-    /// Nothing is, and why.
+    /// Refused, and why.
     Refused { why: String },
-    /// That was all.
+    /// The last message.
     End,
 }
 
-/// What a daemon took over from its predecessor.
+/// State that a daemon took over from its predecessor.
 #[derive(Default)]
 pub struct Taken {
     /// The control socket, and whether the service manager keeps it.
@@ -66,7 +66,7 @@ pub struct Taken {
     statistics: Vec<VolumeSnapshot>,
 }
 
-/// What a daemon hands over when it is asked to give way.
+/// State that a daemon hands over to its successor.
 pub struct HandOver {
     /// The devices.
     pub devices: Arc<Devices>,
@@ -76,12 +76,12 @@ pub struct HandOver {
     pub control: OwnedFd,
     /// Whether the service manager keeps it.
     pub passed: bool,
-    /// A service manager watches this process. It would lose sight of a successor that this process
-    /// has not started.
+    /// A service manager supervises this process. It does not supervise a successor that this
+    /// process has not started.
     pub is_service: bool,
-    /// Tells the service manager the process ID of the successor.
+    /// Notifies the service manager of the successor's process ID.
     pub succeeded_by: Box<dyn Fn(i32) + Send>,
-    /// Ends this process, whose devices are the successor's. It must not return.
+    /// Ends this process, since the successor has its devices. It must not return.
     pub end: Box<dyn Fn() -> Infallible + Send>,
 }
 
@@ -116,7 +116,7 @@ impl Taken {
         bail!("the daemon hands over without an end")
     }
 
-    /// Goes on with its statistics.
+    /// Continues the predecessor's statistics.
     pub fn count_on(&self, registry: &Registry) {
         for volume in &self.statistics {
             registry.volume(&volume.name).recorder().add_snapshot(volume);
@@ -181,7 +181,7 @@ impl HandOver {
         };
         let handed = self.hand(newcomer, &connections);
         match handed {
-            // Before this process ends, or its end would be that of the service.
+            // Before this process ends, or the service would end with it.
             Ok(()) => (self.succeeded_by)(pid),
             Err(_) => self.devices.take_back(connections),
         }
@@ -215,13 +215,13 @@ fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Sends a packet that is no value.
+/// Sends a packet that is not a message.
 fn say(to: &OwnedFd, packet: &[u8]) -> Result<()> {
     retry_on_intr(|| rustix::net::send(to, packet, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
-/// Receives a packet that is no value.
+/// Receives a packet that is not a message.
 fn hear(from: &OwnedFd, packet: &mut [u8]) -> Result<usize> {
     // Unlike other calls, one with a timeout is not resumed after a signal (signal(7)).
     let (count, _) = retry_on_intr(|| recv(from, &mut *packet, RecvFlags::empty()))?;
@@ -238,6 +238,6 @@ fn write_statistics(volumes: &[VolumeSnapshot]) -> Result<File> {
 fn read_statistics(file: OwnedFd) -> Result<Vec<VolumeSnapshot>> {
     let mut text = Vec::new();
     File::from(file).read_to_end(&mut text)?;
-    // Of a version that counts in another way, they are given up.
+    // Statistics of an incompatible version are dropped.
     Ok(serde_json::from_slice(&text).unwrap_or_default())
 }

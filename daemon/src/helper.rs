@@ -1,8 +1,8 @@
 //! Runs calls that may block in the kernel in a child process.
 //!
 //! A thread of the daemon must not wait for one of its own devices inside the kernel. When the
-//! daemon is killed the thread goes on waiting, and keeps alive what all threads share: the
-//! connections of devices and the lock of the records. No successor could serve the device then,
+//! daemon is killed, the thread keeps waiting, and keeps alive what all threads share: the
+//! connections of devices and the lock of the records. No successor could then serve the device,
 //! and the thread would wait for ever. A child has neither, and may wait as long as it takes.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -26,21 +26,21 @@ pub const HELPER: &str = "device-helper";
 /// Adding a device takes milliseconds, loading the driver little more.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a child is asked to do.
+/// The task of a child.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Task {
     /// Write back the kernel's dirty pages of this device, and hold it open exclusively until the
     /// parent releases it.
     Claim { name: String },
-    /// Set how the queue of this device works, and find its partitions.
+    /// Tune the queue of this device, and find its partitions.
     Tune { name: String },
-    /// Tell the kernel's NBD client a new size, in bytes.
+    /// Set a new size in the kernel's NBD client, in bytes.
     ResizeNbd { index: u32, size: u64, identifier: String },
     /// Load the ublk driver if need be, make a device and end it.
     ProbeUblk,
 }
 
-/// What became of a child's task.
+/// The result of a child's task.
 #[derive(Serialize, Deserialize)]
 struct Answer {
     /// An error number (errno(3)), 0 if it is done.
@@ -48,7 +48,7 @@ struct Answer {
     why: String,
 }
 
-/// A child that has its task. Dropping this ends the child and waits for its end.
+/// A child with a task. Dropping this ends the child and waits for it.
 struct Helper {
     child: Child,
     /// The child ends when this is closed.
@@ -56,13 +56,13 @@ struct Helper {
     stdout: Option<ChildStdout>,
 }
 
-/// A device that nothing can begin to use until this is dropped.
+/// An exclusively opened device: no program can begin to use it until this is dropped.
 pub(crate) struct Claim {
     _helper: Helper,
 }
 
-/// Does a task in this process, which is the child. Answers on standard output, and ends when
-/// standard input does.
+/// Runs a task in this process, the child. Writes the result to standard output, and returns when
+/// standard input ends.
 ///
 /// # Errors
 /// When the task cannot be read.
@@ -87,17 +87,17 @@ pub fn run_task(task: &str) -> Result<()> {
         Err(error) => Answer { errno: error.kind().linux_errno(), why: error.to_string() },
     };
     let answer = serde_json::to_string(&answer).expect("an answer is plain data");
-    // The daemon may be gone, which ends this process as well.
+    // The daemon may be gone; then this process ends as well.
     let _ = writeln!(io::stdout(), "{answer}");
     let _ = io::stdin().read_to_end(&mut Vec::new());
     drop(held);
     Ok(())
 }
 
-/// Runs a task and waits for its end, as a step of `op`; for at most `patience`, if that is given.
+/// Runs a task and waits for its result, as a step of `op`; for at most `patience`, if given.
 ///
 /// # Errors
-/// What the task says; [`ErrorKind::Busy`] when it takes longer.
+/// Errors of the task; [`ErrorKind::Busy`] when it takes longer.
 pub(crate) fn wait_for(op: &'static str, task: &Task, patience: Option<Duration>) -> Result<Claim> {
     let mut helper = Helper::start(op, task)?;
     match helper.answer(op, patience)? {
@@ -129,7 +129,7 @@ pub(crate) fn begin(task: Task) {
 /// # Errors
 /// [`ErrorKind::Unsupported`] with the reason when it does not work.
 pub fn probe_ublk() -> Result<()> {
-    /// A child that the kernel has not let go of. Another one would wait behind it.
+    /// A child that is still blocked in the kernel. Another one would wait behind it.
     static HUNG: Mutex<Option<Helper>> = Mutex::new(None);
     let unsupported = |why: String| Error::new(ErrorKind::Unsupported, "ublk", why);
     let hangs =
@@ -144,7 +144,7 @@ pub fn probe_ublk() -> Result<()> {
         Ok(Some(Answer { errno: 0, .. })) => Ok(()),
         Ok(Some(answer)) => Err(unsupported(answer.reason().to_owned())),
         Ok(None) => {
-            // If the kernel does not let go of it, it cannot be waited for either.
+            // While it is blocked in the kernel, it cannot be waited for either.
             let _ = helper.child.kill();
             *hung = Some(helper);
             Err(hangs())
@@ -153,12 +153,12 @@ pub fn probe_ublk() -> Result<()> {
     }
 }
 
-/// What the child of [`probe_ublk`] does.
+/// The task of [`probe_ublk`]'s child.
 fn probe_ublk_here() -> Result<()> {
     match sheave_ublk::check() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            // The kernel does not load this driver by itself, since it has no alias. What modprobe
-            // prints is of no use: check() says what is missing.
+            // The kernel does not load this driver by itself, since it has no alias. The output of
+            // modprobe is dropped: check() reports what is missing.
             let _ =
                 Command::new("modprobe").args(["-q", "ublk_drv"]).stderr(Stdio::null()).status();
         }
@@ -176,7 +176,7 @@ impl Answer {
         Err(Error::new(kind, op, self.reason()))
     }
 
-    /// Why, without the operation that it was a step of.
+    /// The reason, without the operation that it was a step of.
     fn reason(&self) -> &str {
         self.why.split_once(": ").map_or(&self.why, |(_, why)| why)
     }
@@ -192,7 +192,7 @@ impl Helper {
         };
         let text = serde_json::to_string(task).expect("a task is plain data");
         let mut command = Command::new("/proc/self/exe");
-        // Ctrl-C at the daemon's terminal is not for it.
+        // It must not get Ctrl-C of the daemon's terminal.
         command.args([HELPER, &text]).process_group(0).stderr(Stdio::null());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = start_process(|| command.spawn()).map_err(failed)?;
@@ -200,7 +200,7 @@ impl Helper {
         Ok(Self { child, hold, stdout })
     }
 
-    /// Waits for the answer; `None` if there is none in time.
+    /// Waits for the result; `None` if there is none in time.
     fn answer(&mut self, op: &'static str, patience: Option<Duration>) -> Result<Option<Answer>> {
         let failed = |error| Error::from_io(op, "helper process", error);
         let mut line = String::new();
@@ -223,10 +223,10 @@ impl Helper {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends a child that waits in the kernel, once that lets go of it.
+    /// Kills a child that is blocked in the kernel, and waits for it in a thread.
     fn give_up(mut self) {
         let _ = self.child.kill();
-        // If no thread can be made, this one waits for it.
+        // If no thread can be made, this one waits.
         let _ = Builder::new().name("helper".to_owned()).spawn(move || drop(self));
     }
 }
@@ -234,12 +234,12 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         drop(self.hold.take());
-        // It is about to end, since it has answered or is gone.
+        // It is about to end: it has answered, or is gone.
         let _ = self.child.wait();
     }
 }
 
-/// Whether there is something to be read, or the end, within this time.
+/// Whether there is input, or its end, within this time.
 fn is_readable(file: &impl AsFd, within: Option<Duration>) -> io::Result<bool> {
     let Some(within) = within else { return Ok(true) };
     let timeout = Timespec::try_from(within).map_err(io::Error::other)?;

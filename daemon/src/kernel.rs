@@ -1,4 +1,4 @@
-//! The seam at the kernel: what makes a volume a device, and keeps it when the daemon dies.
+//! The seam at the kernel, which makes a device of a volume, and keeps it when the daemon dies.
 //!
 //! Behind it are the ublk driver, the NBD client, and a stand-in for tests.
 
@@ -41,11 +41,11 @@ pub enum Front {
 #[serde(transparent)]
 pub struct DeviceKey(pub u64);
 
-/// Keeps others from using a device until it is dropped.
+/// Keeps other programs from using a device until it is dropped.
 pub(crate) type Claim = Box<dyn Any + Send>;
 
-/// A kernel, as far as one kind of device is concerned. Devices go by their numbers. A number may
-/// come to be another device's, so calls that change one check its key. All calls may wait.
+/// A kernel's driver for one kind of device. Devices are identified by their numbers. A number may
+/// be reused by another device, so calls that change a device check its key. All calls may wait.
 pub(crate) trait Kernel: Send + Sync {
     /// Whether devices of this kind can be made here.
     fn check(&self, engine: &Engine) -> Result<()>;
@@ -62,8 +62,8 @@ pub(crate) trait Kernel: Send + Sync {
     /// The device of this record, if the kernel still has it.
     fn find(&self, record: &Record) -> Result<Option<u32>>;
 
-    /// Serves a device again whose server is gone; on the connection that the server left, if it
-    /// left one.
+    /// Serves a device again whose server is gone; on the connection that the server handed over,
+    /// if it did.
     fn recover(
         &self,
         id: u32,
@@ -77,14 +77,14 @@ pub(crate) trait Kernel: Send + Sync {
         Ok(())
     }
 
-    /// Tells the kernel the size of this record, which the server serves already.
+    /// Sets the size of this record in the kernel. The server serves that size already.
     fn resize(&self, id: u32, record: &Record) -> Result<()>;
 
     /// Ends a device, even if it is in use, unless it has another key. A claim is dropped once
     /// nothing can begin to use the device any more.
     fn end(&self, id: u32, key: DeviceKey, claim: Option<Claim>) -> Result<()>;
 
-    /// Devices of a daemon that have none of these keys, as far as the kernel tells.
+    /// Devices of a daemon that have none of these keys, as far as the kernel shows.
     fn unrecorded(&self, known: &[DeviceKey]) -> Vec<u32> {
         let _ = known;
         Vec::new()
@@ -93,12 +93,12 @@ pub(crate) trait Kernel: Send + Sync {
     /// The name of a device under /dev and /sys/block.
     fn name(&self, id: u32) -> String;
 
-    /// Where programs find a device.
+    /// The path of a device.
     fn path(&self, id: u32) -> PathBuf {
         BlockDevice::new(self.name(id)).path()
     }
 
-    /// Bytes, if there is such a device.
+    /// Its size in bytes, if there is such a device.
     fn size(&self, id: u32) -> Option<u64> {
         BlockDevice::new(self.name(id)).size()
     }
@@ -108,20 +108,20 @@ pub(crate) trait Kernel: Send + Sync {
         BlockDevice::new(self.name(id)).wait_ready(op, size)
     }
 
-    /// Has all written that is not yet, and keeps others from using the device. Waits for at most
-    /// `patience`, if that is given.
+    /// Writes back dirty pages, and keeps other programs from using the device. Waits for at most
+    /// `patience`, if given.
     fn claim(&self, id: u32, patience: Option<Duration>) -> Result<Claim> {
         let task = Task::Claim { name: self.name(id) };
         Ok(Box::new(helper::wait_for("detach", &task, patience)?))
     }
 
-    /// Begins to set how a device works, and to find its partitions.
+    /// Begins to tune a device's queue, and to find its partitions.
     fn tune(&self, id: u32) {
         helper::begin(Task::Tune { name: self.name(id) });
     }
 }
 
-/// The kernels behind each front.
+/// The driver of each front.
 pub(crate) struct Kernels {
     ublk: Arc<ublk::Ublk>,
     nbd: Arc<nbd::Nbd>,
@@ -135,7 +135,7 @@ pub(crate) struct Device {
     pub(crate) id: u32,
 }
 
-/// What serves a device.
+/// The server of a device.
 #[derive(Clone, Copy)]
 pub(crate) struct Server<'a> {
     pub(crate) engine: &'a Engine,
@@ -149,7 +149,7 @@ impl DeviceKey {
 }
 
 impl Kernels {
-    /// With the stand-in for tests whose directory is given; without one it has no devices.
+    /// With the stand-in of this directory, for tests; without one there is no fake front.
     pub(crate) fn new(fake: Option<PathBuf>) -> Self {
         Self { ublk: Arc::default(), nbd: Arc::default(), fake: Arc::new(fake::Fake::new(fake)) }
     }
@@ -162,10 +162,10 @@ impl Kernels {
         }
     }
 
-    /// The front that is asked for, else the best that works here.
+    /// The requested front, else the best that works here.
     pub(crate) fn choose(&self, front: Option<Front>, engine: &Engine) -> Result<Front> {
         if let Some(front) = front {
-            // The NBD client says it best when it is used.
+            // The NBD client gives the better error when it is used.
             return if front == Front::Nbd { Ok(front) } else { self.check(front, engine) };
         }
         if self.fake.is_there() {
@@ -198,8 +198,8 @@ impl Kernels {
         Ok(kernel.find(record)?.map(|id| Device { kernel, id }))
     }
 
-    /// The device of this record by its number, if that is known. Whether there is one is the
-    /// kernel's to say.
+    /// The device of this record by its number, if that is known. The kernel may not have it any
+    /// more.
     pub(crate) fn known(&self, record: &Record) -> Option<Device> {
         record.id().map(|id| Device { kernel: self.of(record.front), id })
     }
@@ -219,7 +219,7 @@ impl Device {
         self.kernel.path(self.id)
     }
 
-    /// Makes the device as long as its record says it is, and waits until it is. The server must
+    /// Sets the device's size to that of its record, and waits until it has it. The server must
     /// serve that size already.
     pub(crate) fn announce_size(&self, op: &'static str, record: &Record) -> Result<()> {
         if self.kernel.size(self.id).is_some_and(|size| size < record.size) {
@@ -252,7 +252,7 @@ impl Server<'_> {
     }
 }
 
-/// Where a device is that has no number yet.
+/// The path of a device that has no number yet.
 pub(crate) fn unknown_path() -> PathBuf {
     Path::new("/dev").join("?")
 }

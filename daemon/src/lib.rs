@@ -1,5 +1,5 @@
-//! The daemon that owns the block devices of a node: which volume is which device, also after a
-//! crash; how one daemon gives way to another; and what keeps a process alive that is a disk.
+//! The daemon that owns the block devices of a node: it keeps which volume is which device, also
+//! after a crash, hands over to a successor, and protects a process that is a disk.
 #![forbid(unsafe_code)]
 
 mod block;
@@ -41,11 +41,11 @@ pub use crate::protect::protect;
 pub use crate::slot::Attached;
 pub use sheave_knbd::DeadLinks;
 
-/// What the devices of a daemon are made with.
+/// The configuration of a daemon's devices.
 pub struct DevicesConfig {
-    /// What serves them.
+    /// The engine that serves them.
     pub engine: Engine,
-    /// Where what must survive a crash is kept.
+    /// The directory of records, which survive a crash.
     pub records: PathBuf,
     /// Connections that a predecessor handed over.
     pub left: Vec<Quiesced>,
@@ -63,7 +63,7 @@ pub struct Devices {
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
-    /// Another process is about to serve them.
+    /// Another process is about to take over.
     leaving: AtomicBool,
     /// Quiesced connections of another daemon, until they are served.
     left: Mutex<Vec<Quiesced>>,
@@ -74,7 +74,7 @@ impl Devices {
     /// volumes can become another one. [`Devices::look_after`] serves them.
     ///
     /// # Errors
-    /// When another daemon keeps the records, or they cannot be had.
+    /// When another daemon keeps the records, or they cannot be read.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
         let DevicesConfig { engine, records, left, fake } = config;
         let devices = Self {
@@ -91,13 +91,13 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Makes a volume a device; the device it already is, if there is one. Without a `front` it is
-    /// what this node can do best. The name may start a program, so the caller refuses before what
-    /// a request may not name ([`VolumeSpec::of_operator`]).
+    /// Makes a device of a volume; returns its device if it already has one. Without a `front` the
+    /// best one of this node is used. The name may start a program, so the caller must have refused
+    /// names that a request may not use ([`VolumeSpec::of_operator`]).
     ///
     /// # Errors
-    /// What the volume and the kernel say; [`ErrorKind::Busy`] when the volume is a device already
-    /// that is not as it is asked for; [`ErrorKind::Unsupported`] when no front works here;
+    /// Errors of the volume and of the kernel; [`ErrorKind::Busy`] when the volume has a device
+    /// that differs from the request; [`ErrorKind::Unsupported`] when no front works here;
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
     pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
         let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
@@ -139,10 +139,10 @@ impl Devices {
         self.snapshot().iter().filter_map(|(_, slot)| lock(&slot.seen).clone()).collect()
     }
 
-    /// Whether the engine gives a sign of life in time.
+    /// Checks that the engine answers in time.
     ///
     /// # Errors
-    /// Names what does not.
+    /// Names the shards that do not.
     pub fn check(&self, within: Duration) -> Result<()> {
         self.engine.check(within)
     }
@@ -178,7 +178,7 @@ impl Devices {
         });
         let live = made.and_then(|id| {
             let ready = kernel.wait_ready(id, "attach", size);
-            // The caller does not learn of it, so nothing else would end it.
+            // The caller does not know it, so it has to be ended here.
             ready.inspect_err(|_| drop(kernel.end(id, key, None)))?;
             kernel.tune(id);
             Ok(Device { kernel: Arc::clone(&kernel), id })
@@ -192,7 +192,7 @@ impl Devices {
             Err(error) => {
                 match self.kernels.find(&record) {
                     Ok(None) => self.records.remove(&record),
-                    // It could not be ended, so it stays known.
+                    // It could not be ended, so its record stays.
                     _ => **entry = Entry::Waiting { record, why: error.to_string() },
                 }
                 Err(error)
@@ -207,7 +207,7 @@ impl Devices {
             lock(&slot.seen).as_ref().is_some_and(|seen| seen.path == Path::new(target))
         };
         let is_target = |(name, slot): &(String, Arc<Slot>)| name == target || is_path(slot);
-        // Without its parameters, if only one is called so.
+        // By its name without parameters, if that is unique.
         let is_called = |name: &str| name.split_once('?').is_some_and(|(name, _)| name == target);
         let called = known.iter().filter(|(name, _)| is_called(name)).count();
         let index = known
@@ -231,8 +231,8 @@ impl Devices {
     }
 }
 
-/// Opens the volume of a device, which obeys `limits` from then on. What a request may not name has
-/// been refused before; records are the daemon's own.
+/// Opens the volume of a device, with these `limits`. Names that a request may not use have been
+/// refused before; records are the daemon's own.
 fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<dyn Volume>> {
     let spec = VolumeSpec::of_operator(name)?;
     check_memory(name, &spec)?;
@@ -243,7 +243,7 @@ fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<
     })
 }
 
-/// Whether a device that is there is the one that is asked for.
+/// Checks that an existing device agrees with a request.
 fn check_same(have: &Record, read_only: bool, front: Option<Front>) -> Result<()> {
     let busy = |how| {
         let (volume, device) = (&have.volume, Attached::new(have, None).path);

@@ -6,7 +6,7 @@ use sheave_layers::RateLimits;
 use crate::Devices;
 use crate::slot::{Attached, Entry};
 
-/// What changes of a device's limits; `None` leaves a limit as it is, and 0 lifts it.
+/// A change of a device's limits; `None` leaves a limit as it is, and 0 removes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NewLimits {
     /// Bytes read and written per second.
@@ -25,11 +25,11 @@ impl NewLimits {
 }
 
 impl Devices {
-    /// Changes how much the device that is at this path or is this volume may do per second, beside
-    /// what the volume's own text says. They hold until it is detached, whichever daemon serves it.
+    /// Changes the limits of the device at this path or of this volume. They hold beside those of
+    /// the volume's own text, until the device is detached, whichever daemon serves it.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when there is no such device, and what writing its record says.
+    /// [`ErrorKind::NotFound`] when there is no such device, and errors of writing its record.
     pub fn set_limits(&self, target: &str, new: NewLimits) -> Result<Attached> {
         let (name, slot) = self.find("set limits", target)?;
         let mut entry = slot.hold_or_busy("set limits", &name)?;
@@ -44,7 +44,7 @@ impl Devices {
                 live.limits.set(limited.limits());
                 live.record = limited;
             }
-            // They hold from when its volume can be opened.
+            // They hold as soon as its volume can be opened.
             Entry::Waiting { record, .. } => *record = limited,
             Entry::Free => {}
         }

@@ -29,7 +29,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<OwnedFd> {
 /// Sends a value.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn send<T: Serialize>(to: impl AsFd, value: &T, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let text = serde_json::to_vec(value)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -46,7 +46,7 @@ pub fn send<T: Serialize>(to: impl AsFd, value: &T, fd: Option<BorrowedFd<'_>>) 
 /// Receives a value, and the descriptor that comes with it.
 ///
 /// # Errors
-/// `UnexpectedEof` when the other side has left, and what the kernel says.
+/// `UnexpectedEof` when the peer has closed the connection, and errors of the kernel.
 pub fn receive<T: DeserializeOwned>(from: impl AsFd) -> io::Result<(T, Option<OwnedFd>)> {
     let mut packet = [0; PACKET_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

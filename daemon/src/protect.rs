@@ -1,5 +1,5 @@
-//! What a process needs that is a disk: memory is freed by writing to it, and file systems lie on
-//! it, so it must depend on neither.
+//! Protection of a process that is a disk: the kernel frees memory by writing to it, and file
+//! systems are on it, so it must depend on neither.
 
 mod mounts;
 
@@ -11,10 +11,10 @@ use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, Rlimit, configure_io_flusher_behavior, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
-/// Killed for want of memory only if nothing else can be.
+/// The kernel kills it for want of memory only if it can kill nothing else.
 const OOM_SCORE_ADJ: &str = "-1000";
 
-/// A way to be independent, and what it means to be without.
+/// A protection, and the consequence of being without it.
 struct Protection {
     enable: fn() -> Result<()>,
     without: &'static str,
@@ -48,9 +48,9 @@ const PROTECTIONS: &[Protection] = &[
     },
 ];
 
-/// Makes this process fit to serve the node's own disks, and warns of what it cannot have.
+/// Protects this process, and warns of each protection that it cannot have.
 ///
-/// Must be called while there is one thread: those to come inherit what it does.
+/// Call it while there is one thread: later threads inherit the settings.
 pub fn protect() {
     for Protection { enable, without } in PROTECTIONS {
         if let Err(error) = enable() {
@@ -59,23 +59,23 @@ pub fn protect() {
     }
 }
 
-/// It may be on a device of ours.
+/// The working directory may be on one of our devices.
 fn leave_directory() -> Result<()> {
     env::set_current_dir("/").context("cannot change to /")
 }
 
-/// Memory that these threads ask the kernel for is never freed by writing to a device first, and
-/// their own writes are not throttled for pages that wait for them.
+/// The kernel never frees memory for these threads by writing to a device, and does not throttle
+/// their own writes for dirty pages that depend on them.
 fn flush_io() -> Result<()> {
     configure_io_flusher_behavior(true).context("PR_SET_IO_FLUSHER wants CAP_SYS_RESOURCE")
 }
 
-/// The program is read from its disk now, and pages that it will use stay once they are there.
-/// Memory that is not used costs nothing.
+/// The program is read from its disk now, and pages stay in memory once they are used. Unused
+/// memory costs nothing.
 fn lock_memory() -> Result<()> {
     let wanted = "locking memory wants CAP_IPC_LOCK, or no limit (LimitMEMLOCK=infinity)";
     let limit = getrlimit(Resource::Memlock);
-    // All that is allowed.
+    // Up to the hard limit.
     let _ = setrlimit(Resource::Memlock, Rlimit { current: limit.maximum, ..limit });
     let may = capabilities(None).context(wanted)?.effective.contains(CapabilitySet::IPC_LOCK);
     // With a limit, memory would be refused when the limit is reached, and the process would end.
@@ -84,7 +84,8 @@ fn lock_memory() -> Result<()> {
     mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).context("mlockall of what will be")
 }
 
-/// A device takes some. The usual limit is for programs that use select(2), unlike this one.
+/// A device takes some descriptors. The usual limit is for programs that use select(2), unlike this
+/// one.
 fn open_files() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })

@@ -1,8 +1,8 @@
-//! What is known of devices after a crash: one file each, on stable storage before the device can
-//! be used.
+//! Records of devices, which survive a crash: one file each, on stable storage before the device
+//! can be used.
 //!
-//! A record is a line of JSON and a line with its CRC-32. It is written beside its place, flushed
-//! and renamed, so that it is whole or not there.
+//! A record is a line of JSON and a line with its CRC-32. It is written under another name, flushed
+//! and renamed, so that it is complete or absent.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -19,9 +19,9 @@ use sheave_layers::RateLimits;
 
 use crate::kernel::{DeviceKey, Front, Kernels, unknown_path};
 
-/// What this program writes and reads.
+/// The version of the format.
 const FORMAT: u32 = 1;
-/// How long a daemon that was killed may take to be gone: the kernel waits for its disks.
+/// How long to wait for a killed daemon: the kernel waits for its disks.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
@@ -29,10 +29,10 @@ const LOCK_POLL: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     format: u32,
-    /// The volume, as it was asked for.
+    /// The volume, as it was requested.
     pub(crate) volume: String,
     pub(crate) read_only: bool,
-    /// Whether that was asked for, and is not the volume's nature.
+    /// Whether that was requested, rather than a property of the volume.
     #[serde(default)]
     pub(crate) asked_read_only: bool,
     pub(crate) front: Front,
@@ -53,18 +53,18 @@ pub(crate) struct Record {
     pub(crate) key: DeviceKey,
     /// Its number; `None` until the kernel has assigned it.
     id: Option<u32>,
-    /// Where programs find it, if its number is known.
+    /// Its path, if its number is known.
     #[serde(skip)]
     path: Option<PathBuf>,
-    /// Which start of the node it belongs to (proc_sys_kernel(5)): devices do not outlive it.
+    /// The boot ID (proc_sys_kernel(5)): devices do not survive a restart of the node.
     boot: String,
 }
 
 /// The directory of records. Only one process has it.
 pub(crate) struct Records {
     path: PathBuf,
-    /// Held until the threads of the process are gone. What it had written may still be on its way
-    /// to a disk, which is for the volumes to know.
+    /// Held until the threads of the process are gone. Its I/O may still be in flight, which
+    /// volumes check for themselves.
     _lock: File,
 }
 
@@ -106,28 +106,28 @@ impl Record {
         Self { limit_bps, limit_iops, ..self.clone() }
     }
 
-    /// What it may do per second, beside what its volume's text says.
+    /// Its limits, beside those of its volume's text.
     pub(crate) fn limits(&self) -> RateLimits {
         RateLimits { bytes_per_second: self.limit_bps, ops_per_second: self.limit_iops }
     }
 
-    /// Its number, if that is known. Whether there is such a device is the kernel's to say.
+    /// Its number, if that is known. The kernel may not have the device any more.
     pub(crate) fn id(&self) -> Option<u32> {
         self.id
     }
 
-    /// Where programs find it.
+    /// Its path.
     pub(crate) fn path(&self) -> PathBuf {
         self.path.clone().unwrap_or_else(unknown_path)
     }
 
-    /// Notes its number.
+    /// Sets its number.
     pub(crate) fn set_id(&mut self, id: u32, kernels: &Kernels) {
         self.id = Some(id);
         self.find_path(kernels);
     }
 
-    /// Notes where programs find it, if its number is known.
+    /// Sets its path, if its number is known.
     pub(crate) fn find_path(&mut self, kernels: &Kernels) {
         self.path = self.id.map(|id| kernels.of(self.front).path(id));
     }
@@ -153,7 +153,7 @@ impl Record {
         Ok(())
     }
 
-    /// Whether the node has been started anew since.
+    /// Whether the node has been restarted since.
     pub(crate) fn is_stale(&self) -> bool {
         self.boot != boot_id()
     }
@@ -180,7 +180,7 @@ impl Records {
     /// Opens the directory once no other process has it.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when another process keeps it, and what the file system says.
+    /// [`ErrorKind::Busy`] when another process keeps it, and errors of the file system.
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
         let fail =
             |error| Error::from_io("open", format!("device records {}", printable(&path)), error);
@@ -205,14 +205,14 @@ impl Records {
     /// Writes a record to stable storage.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub(crate) fn save(&self, record: &Record) -> Result<()> {
         let path = self.path_of(record);
         self.replace(&path, &record.to_text())
             .map_err(|error| Error::from_io("write", printable(&path).to_string(), error))
     }
 
-    /// Forgets a record.
+    /// Removes a record.
     pub(crate) fn remove(&self, record: &Record) {
         let path = self.path_of(record);
         if let Err(error) = fs::remove_file(&path).and_then(|()| self.sync()) {
@@ -221,8 +221,8 @@ impl Records {
         }
     }
 
-    /// All records that can be read. A damaged one is left as it is, and logged. One that was being
-    /// written when its writer died is removed: the one that it was to replace is still there.
+    /// All records that can be read. A damaged one is left as it is, and logged. A record that was
+    /// being written when its writer died is removed; its previous version still exists.
     ///
     /// # Errors
     /// When the directory cannot be listed: which volumes are devices is unknown then.
@@ -381,7 +381,7 @@ mod tests {
             let mut text = whole.clone();
             text[at] ^= 1;
             fs::write(&path, &text).unwrap();
-            // A newline may become another white space.
+            // A newline may be replaced by other white space.
             let believed = records.load().unwrap();
             assert!(believed.is_empty() || believed == [record()], "byte {at}");
         }

@@ -1,10 +1,11 @@
-//! The devices of another daemon, and those whose connection dies: found, and served again.
+//! Recovery: finds the devices of another daemon, and those whose connection has died, and serves
+//! them again.
 //!
-//! A predecessor has died, or given way ([`Devices::hand_over`]): then the kernel's NBD clients
-//! keep their connections, between two requests, and nothing has to be sent again.
+//! A predecessor has died, or has handed over ([`Devices::hand_over`]). After a hand-over the
+//! kernel's NBD clients keep their connections, and send nothing again.
 //!
 //! The predecessor is known to be dead: its lock of the records is released only when its threads
-//! are gone. Opening the volume waits for what the predecessor still had on its way to a disk.
+//! are gone. Opening the volume waits for the predecessor's I/O in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,7 +23,7 @@ use crate::records::Record;
 use crate::slot::{Entry, Live, Slot, lock};
 use crate::{Devices, open_volume};
 
-/// How long another call may change a device before that is an answer.
+/// How long to wait for another call that changes a device.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Devices {
@@ -46,7 +47,7 @@ impl Devices {
                     self.forget_gone(&record);
                     continue;
                 }
-                // Asked for again until that is known. Until then its volume is no other device.
+                // Tried again until that is known. Until then its volume gets no other device.
                 Err(error) => error.to_string(),
             };
             let slot = Arc::clone(self.entries().entry(record.volume.clone()).or_default());
@@ -75,7 +76,7 @@ impl Devices {
     /// From then on no volumes are attached: end the process, or call [`Devices::take_back`].
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when there is a volume that another process would not find.
+    /// [`ErrorKind::Busy`] when another process would not find one of the volumes.
     pub fn hand_over(self: &Arc<Self>, within: Duration) -> Result<Vec<Quiesced>> {
         if self.ending.swap(true, Relaxed) {
             return Err(Error::new(ErrorKind::Busy, "hand over", "this daemon is ending"));
@@ -109,16 +110,15 @@ impl Devices {
         self.go_on();
     }
 
-    /// Takes back that no volumes are attached.
+    /// Allows volumes to be attached again.
     fn go_on(&self) {
         self.leaving.store(false, Relaxed);
         self.ending.store(false, Relaxed);
     }
 
-    /// Begins to serve the devices again whose server is gone: a predecessor's, as far as their
-    /// volumes can be opened by now, and those whose connection has died. Devices that were ended
-    /// by other means are forgotten. Call it again and again; a volume that does not answer holds
-    /// up no others.
+    /// Begins to serve devices again whose server is gone: those of a predecessor whose volumes can
+    /// be opened, and those whose connection has died. Devices that were ended by other means are
+    /// removed. Call it periodically; a volume that does not answer holds up no others.
     pub fn look_after(self: &Arc<Self>) {
         for (name, slot) in self.snapshot() {
             if !slot.needs_care() {
@@ -174,7 +174,7 @@ impl Devices {
         }
     }
 
-    /// Serves a device that waits for its volume; forgets the device if it is gone.
+    /// Serves a device that waits for its volume; removes the device if it is gone.
     pub(crate) fn resume(&self, entry: &mut Entry) -> Result<()> {
         let Entry::Waiting { record, why } = entry else { return Ok(()) };
         let served = self.kernels.find(record).and_then(|found| {
@@ -192,7 +192,7 @@ impl Devices {
                 *entry = Entry::Attached(Live { device, record, volume, limits });
                 completed
             }
-            // Zeroes in place of what was written would be worse than errors.
+            // Zeroes in place of written data would be worse than errors.
             Ok(Some((device, None, _))) => {
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
                 device.end(record.key, None)?;
@@ -257,7 +257,7 @@ impl Devices {
     }
 }
 
-/// Does what a predecessor may have left undone.
+/// Completes the setup that a predecessor may not have finished.
 fn complete(device: &Device, record: &Record) -> Result<()> {
     device.announce_size("recover", record)?;
     device.kernel.tune(device.id);
@@ -284,8 +284,8 @@ fn why_not(name: &str, slot: &Slot) -> Option<String> {
     })
 }
 
-/// Whether another process would find the volume by its name. True if a file server does not answer
-/// in time.
+/// Whether another process would find the volume by its name. Also true if a file server does not
+/// answer in time.
 fn is_there(record: &Record) -> bool {
     let (answer, answered) = sync_channel(1);
     let name = record.volume.clone();

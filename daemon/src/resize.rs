@@ -1,7 +1,7 @@
-//! A device that grows while it is open and busy.
+//! Grows a device while it is open and busy.
 //!
-//! The order is what keeps it safe: the volume has the new size, its server serves it, the record
-//! says it, and only then does the kernel hear of it.
+//! The order makes it safe: first the volume has the new size, then its server serves it, then the
+//! record has it, and the kernel gets it last.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -13,14 +13,14 @@ use crate::records::Record;
 use crate::slot::{Attached, Entry};
 
 impl Devices {
-    /// Makes a volume `size` bytes long and its device with it; without a size, the device as long
-    /// as the volume has become by other means. I/O goes on meanwhile.
+    /// Extends a volume to `size` bytes, and its device with it; without a size, sets the device to
+    /// the size that the volume has grown to by other means. I/O goes on meanwhile.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such device, [`ErrorKind::Invalid`] when the size
     /// is less than it is, [`ErrorKind::Unsupported`] when this volume or kernel cannot,
     /// [`ErrorKind::Busy`] when the device waits for its volume, [`ErrorKind::Shutdown`] after
-    /// [`Self::wind_down`], and what the volume and the kernel say.
+    /// [`Self::wind_down`], and errors of the volume and of the kernel.
     pub fn resize(&self, target: &str, size: Option<u64>) -> Result<Attached> {
         let (name, slot) = self.find("resize", target)?;
         let mut entry = slot.hold_or_busy("resize", &name)?;

@@ -1,4 +1,4 @@
-//! What is known about a volume that is a device, or is to be one.
+//! The state of a volume that is a device, or is to be one.
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -13,18 +13,19 @@ use sheave_layers::{Limits, RateLimits};
 use crate::kernel::{Device, Front};
 use crate::records::Record;
 
-/// The engine closes a volume at once, unless requests are in flight that the kernel gave up.
+/// The engine closes a volume at once, unless it still has requests in flight that the kernel has
+/// given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a caller waits for another one.
+/// How long a call waits for another one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(1);
 
-/// A volume's place.
+/// The slot of a volume in the table.
 #[derive(Default)]
 pub(crate) struct Slot {
-    /// Locked while its device is made, changed or ended. Calls that only look do not wait for it.
+    /// Locked while its device is made, changed or ended. Calls that only read do not wait for it.
     entry: Mutex<Entry>,
-    /// How it was before that, for calls that only look.
+    /// The state before that, for calls that only read.
     pub(crate) seen: Mutex<Option<Attached>>,
 }
 
@@ -34,7 +35,7 @@ pub(crate) struct Held<'a> {
     pub(crate) seen: &'a Mutex<Option<Attached>>,
 }
 
-/// What is known of a volume.
+/// The state of a volume.
 #[derive(Default)]
 pub(crate) enum Entry {
     #[default]
@@ -51,31 +52,31 @@ pub(crate) enum Entry {
 pub(crate) struct Live {
     pub(crate) device: Device,
     pub(crate) record: Record,
-    /// Open for as long as it is a device: what a volume knows, such as that a flush has failed,
-    /// must not be lost with a connection.
+    /// Open for as long as it is a device: the volume's state, such as a failed flush, must not be
+    /// lost with a connection.
     pub(crate) volume: Arc<dyn Volume>,
-    /// Those that the volume obeys.
+    /// The limits of the volume.
     pub(crate) limits: Arc<Limits>,
 }
 
 /// A volume that is a device.
 #[derive(Clone, Debug)]
 pub struct Attached {
-    /// The volume, as it was asked for.
+    /// The volume, as it was requested.
     pub volume: String,
     /// Such as `/dev/ublkb0`.
     pub path: PathBuf,
-    /// How it is made.
+    /// Its front.
     pub front: Front,
     /// Whether it cannot be written.
     pub read_only: bool,
     /// Bytes.
     pub size: u64,
-    /// What it may do per second, beside what its volume's text says.
+    /// Its limits, beside those of its volume's text.
     pub limits: RateLimits,
     /// Why its I/O is suspended: after a crash, or while it is attached.
     pub waiting: Option<String>,
-    /// Bytes of memory that its data takes, if that is where it is kept.
+    /// Bytes of memory that its data takes, if it is kept in memory.
     pub held_bytes: Option<u64>,
     pub(crate) record: Record,
 }
@@ -113,7 +114,7 @@ impl Slot {
         Some(Held { entry: self.try_entry()?, seen: &self.seen })
     }
 
-    /// Like [`Self::try_hold`], without an effect on what [`Self::seen`] shows.
+    /// Like [`Self::try_hold`], but [`Self::seen`] does not change.
     pub(crate) fn try_entry(&self) -> Option<MutexGuard<'_, Entry>> {
         match self.entry.try_lock() {
             Ok(entry) => Some(entry),
@@ -175,7 +176,8 @@ impl Entry {
 }
 
 impl Live {
-    /// Waits until the engine has let go of the volume, so that what it lies on can be unmounted.
+    /// Waits until the engine has closed the volume, so that the file system below it can be
+    /// unmounted.
     pub(crate) fn wait_closed(&self) {
         let begun = Instant::now();
         while !self.is_lost() {
@@ -186,7 +188,7 @@ impl Live {
         }
     }
 
-    /// Whether the engine has let go of it.
+    /// Whether the engine has closed it.
     pub(crate) fn is_lost(&self) -> bool {
         Arc::strong_count(&self.volume) == 1
     }
@@ -208,7 +210,7 @@ impl Attached {
     }
 }
 
-/// What is behind these locks is whole between any two statements.
+/// The data behind these locks is consistent between any two statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,13 +21,13 @@ use super::{Claim, DeviceKey, Kernel, Server};
 use crate::packets;
 use crate::records::Record;
 
-/// How long an answer may take, as with the calls of a kernel.
+/// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the connection of a dead server may take to be closed.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(1);
 
-/// What the daemon asks of the stand-in.
+/// A request to the stand-in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FakeRequest {
     /// Make a device that cannot be used yet.
@@ -51,7 +51,7 @@ pub enum FakeRequest {
         /// Identifies it.
         key: DeviceKey,
     },
-    /// Give a device whose connection has died the one that comes with this.
+    /// Replace the dead connection of a device by the one that comes with this.
     Recover {
         /// Its number.
         id: u32,
@@ -65,12 +65,12 @@ pub enum FakeRequest {
         /// Bytes.
         size: u64,
     },
-    /// Tell how long a device is.
+    /// Report the size of a device.
     Size {
         /// Its number.
         id: u32,
     },
-    /// Keep others from using a device that nothing uses, for as long as the connection lasts.
+    /// Keep programs from using a device that nothing uses, for as long as the connection lasts.
     Claim {
         /// Its number.
         id: u32,
@@ -86,7 +86,7 @@ pub enum FakeRequest {
     List,
 }
 
-/// What the stand-in answers.
+/// An answer of the stand-in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FakeAnswer {
     /// It is done.
@@ -124,7 +124,7 @@ impl Fake {
         self.ask_and_hold(request, fd).map(|(answer, _)| answer)
     }
 
-    /// Asks, and answers with the connection as well.
+    /// Sends a request, and returns the answer and the connection.
     fn ask_and_hold(
         &self,
         request: &FakeRequest,
@@ -167,7 +167,7 @@ impl Kernel for Fake {
             return Err(strange());
         };
         let started = made(id).and_then(|()| self.ask(&FakeRequest::Start { id }, Some(&kernel)));
-        // The caller does not learn of it.
+        // The caller does not know it.
         started.inspect_err(|_| drop(self.end(id, key, None)))?;
         Ok(id)
     }

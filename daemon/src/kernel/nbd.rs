@@ -11,11 +11,11 @@ use crate::helper::{self, Task};
 use crate::records::Record;
 
 /// A connection whose process has died is replaced by its successor; until then requests wait. A
-/// server that is alive has all the time it needs: the kernel takes a single connection for dead
-/// only if it is closed.
+/// live server may take any time: the kernel considers a single connection dead only if it is
+/// closed.
 const DEAD_CONNECTION_S: u64 = 600;
 
-/// What identifiers of the daemon's nbd devices begin with.
+/// The prefix of identifiers of the daemon's nbd devices.
 const IDENTIFIER: &str = "sheave-";
 
 /// The client.
@@ -85,7 +85,7 @@ impl Kernel for Nbd {
     }
 }
 
-/// By what the NBD client knows a device.
+/// The identifier of a device in the NBD client.
 fn identifier(key: DeviceKey) -> String {
     format!("{IDENTIFIER}{:016x}", key.0)
 }

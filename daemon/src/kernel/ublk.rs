@@ -14,7 +14,7 @@ use crate::records::Record;
 /// The driver.
 #[derive(Default)]
 pub(crate) struct Ublk {
-    /// It has been found to work.
+    /// A probe has succeeded.
     works: AtomicBool,
 }
 
@@ -53,7 +53,7 @@ impl Kernel for Ublk {
         record: &Record,
         _: Option<OwnedFd>,
     ) -> Result<()> {
-        // Before the recovery begins, which another process could not begin again.
+        // Before the recovery begins, since another process could not begin it again.
         let opened = server.engine.open(server.served)?;
         sheave_ublk::recover(&opened, Device::numbered(id), record.key.0)
     }

@@ -1,5 +1,5 @@
-//! A mount namespace of our own. As the last in one that is shared, a process that ends unmounts
-//! what is left in it, and would wait for the devices that it no longer serves.
+//! A mount namespace of our own. A process that ends as the last one in a shared namespace unmounts
+//! everything in it, and would wait for the devices that it no longer serves.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,9 +14,9 @@ use rustix::thread::UnshareFlags;
 use sheave_core::printable;
 
 const MOUNT_INFO: &str = "/proc/self/mountinfo";
-/// Unmounting may show a mount that lies below. There are never this many of ours.
+/// Unmounting may uncover another mount. There are never this many of ours.
 const UNMOUNTS_MAX: usize = 10_000;
-/// Devices on devices, such as a volume group on an encrypted disk.
+/// The most devices on devices, such as a volume group on an encrypted disk.
 const STACKED_MAX: usize = 16;
 /// A partition's directory lies in its disk's.
 const DISK_OR_PARTITION: usize = 2;
@@ -24,10 +24,10 @@ const DISK_OR_PARTITION: usize = 2;
 /// Leaves the mount namespace for one that follows it, in which no device of ours is mounted.
 ///
 /// # Errors
-/// When mounts here would not follow (they are private), and what the kernel says.
+/// When mounts here would not propagate (they are private), and errors of the kernel.
 pub(super) fn separate() -> Result<()> {
     let mounts = mounts()?;
-    // Later mounts would not be seen, and those of now could not be unmounted by others.
+    // Later mounts would not appear here, and other processes could not unmount the present ones.
     let root = mounts.iter().rev().find(|mount| mount.point == Path::new("/"));
     ensure!(
         root.is_some_and(|root| root.propagates),
@@ -66,7 +66,7 @@ fn leave_devices() -> Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
     point: PathBuf,
-    /// Whether it sees what others mount and unmount below it.
+    /// Whether mounts and unmounts below it propagate.
     propagates: bool,
     source: String,
 }
@@ -82,7 +82,7 @@ impl Mount {
         let point = unescape(fields.nth(4)?);
         let options = fields.by_ref().skip(1).take_while(|&field| field != b"-");
         let peers = |field: &&[u8]| field.starts_with(b"shared:") || field.starts_with(b"master:");
-        // Counted, since all of them must be passed.
+        // Optional fields, of unknown number.
         let propagates = options.filter(peers).count() > 0;
         let source = String::from_utf8_lossy(&unescape(fields.nth(1)?)).into_owned();
         Some(Self { point: OsString::from_vec(point).into(), propagates, source })
@@ -90,7 +90,7 @@ impl Mount {
 
     /// Whether it is on a device that a daemon serves, be it through a partition, LVM or LUKS.
     fn is_ours(&self) -> bool {
-        // btrfs gives its mounts numbers that no device has, so the source it is.
+        // By source, since btrfs gives its mounts numbers that no device has.
         self.source.starts_with("/dev/")
             && fs::metadata(&self.source).is_ok_and(|node| is_ours(node.rdev()))
     }
@@ -111,8 +111,8 @@ fn is_ours(device: u64) -> bool {
     false
 }
 
-/// Whether a device's directory, or that of the disk whose partition it is, belongs to ublk, or to
-/// nbd by a client that has said what it connects. That is what we do.
+/// Whether a device's directory, or that of its whole disk, belongs to ublk, or to an nbd device
+/// with an identifier, as ours have.
 fn is_served(path: &Path) -> bool {
     path.ancestors().take(DISK_OR_PARTITION).any(|disk| {
         let name = disk.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -120,7 +120,7 @@ fn is_served(path: &Path) -> bool {
     })
 }
 
-/// Undoes `\040` and the like.
+/// Decodes escapes such as `\040`.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
