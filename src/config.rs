@@ -1,5 +1,4 @@
-//! Configuration files: TOML. That of the daemon, documented in docs/daemon.md, and what all have
-//! in common.
+//! Configuration files, in TOML: that of the daemon, documented in docs/daemon.md, and shared code.
 
 pub(crate) mod serve;
 
@@ -15,35 +14,35 @@ use serde::de::DeserializeOwned;
 use sheave_core::printable;
 use toml::{Spanned, Value};
 
-/// Read if it is there, unless another is named.
+/// The default file, read if it exists.
 pub(crate) const DEFAULT_PATH: &str = "/etc/sheave/daemon.toml";
 
-/// Characters of a message that come from the file: it may be anything, such as an image.
+/// The most characters of a message that come from the file: it may be any file, such as an image.
 const SHOWN_MAX: usize = 400;
 
-/// What these may be, in the file and on the command line.
+/// The valid values of keys and options.
 pub(crate) const SHARDS: RangeInclusive<i64> = 1..=64;
 pub(crate) const POLL_US: RangeInclusive<i64> = 0..=10_000;
-/// Where neither says it.
+/// The default.
 pub(crate) const POLL_US_DEFAULT: u32 = 50;
 
-/// What a configuration file says. The command line comes first.
+/// The contents of a configuration file. The command line has precedence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DaemonConfig {
     pub(crate) shards: Option<u32>,
     pub(crate) poll_us: Option<u32>,
 }
 
-/// A configuration that cannot be used, in one line. The user must change something before it is
-/// worth another try.
+/// The error of a configuration that cannot be used, in one line. It must be corrected before
+/// another try.
 #[derive(Debug)]
 pub(crate) struct BadConfig(String);
 
 impl DaemonConfig {
-    /// Reads the file that is named, else the default one, if it exists.
+    /// Reads the named file, else the default one, if it exists.
     ///
     /// # Errors
-    /// When it cannot be read, or says what it cannot say.
+    /// When it cannot be read, or has unknown keys or invalid values.
     pub(crate) fn load(named: Option<&Path>) -> Result<Self, BadConfig> {
         let path = named.unwrap_or_else(|| Path::new(DEFAULT_PATH));
         match fs::read_to_string(path) {
@@ -56,7 +55,7 @@ impl DaemonConfig {
     }
 }
 
-/// The keys as they are written, so that what is wrong can be said with its place.
+/// The keys as they are written, so that errors can name their line.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
@@ -95,7 +94,7 @@ impl File<'_> {
         })
     }
 
-    /// What `take` makes of a value; if that is nothing, the value is not `expected`.
+    /// The result of `take` for a value; `None` is an error that says what is `expected`.
     fn value<T>(
         &self,
         value: Option<Spanned<Value>>,
@@ -109,7 +108,7 @@ impl File<'_> {
         }
     }
 
-    /// Names the place and shows the line, which has the key.
+    /// Names the position and shows the line, which has the key.
     fn bad(&self, span: Range<usize>, why: &str) -> BadConfig {
         let index = self.line_of(&span);
         let line = shown(self.text.lines().nth(index).unwrap_or_default().trim());
@@ -117,13 +116,13 @@ impl File<'_> {
         BadConfig(format!("{}:{}: {line}: {why}", printable(&self.path), index + 1))
     }
 
-    /// The line of a place, from 0.
+    /// The line of a position, from 0.
     fn line_of(&self, span: &Range<usize>) -> usize {
         self.text.get(..span.start).unwrap_or(self.text).matches('\n').count()
     }
 }
 
-/// What the parser says, with what to do where its words alone do not tell.
+/// The parser's message, with advice where it is not enough.
 fn plain(message: &str) -> &str {
     match message {
         "invalid type: map, expected a sequence" => {
@@ -149,12 +148,12 @@ fn shown(text: &str) -> String {
 }
 
 impl BadConfig {
-    /// Of what does not belong to one place.
+    /// An error without a position.
     pub(crate) fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// Of the file as a whole.
+    /// An error of the file as a whole.
     fn unreadable(path: &Path, error: &io::Error) -> Self {
         Self(format!("cannot read the configuration file {}: {error}", printable(&path)))
     }

@@ -1,4 +1,4 @@
-//! The control API's server, and how its clients find it.
+//! The control API's server, and its socket.
 
 use std::fs;
 use std::io;
@@ -26,19 +26,19 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::telemetry::{RuntimeDir, listen_at};
 
-/// Where a daemon of this user listens.
+/// The socket of this user's daemon.
 pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
     dir.path().join("control.sock")
 }
 
-/// Where clients connect.
+/// The socket for clients.
 pub(crate) struct ControlSocket {
     listener: UnixListener,
     name: String,
     file: Option<SocketFile>,
 }
 
-/// Removed when it is dropped, so that clients find no daemon.
+/// Removed on drop, so that clients find no daemon.
 struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
@@ -48,8 +48,8 @@ impl Drop for SocketFile {
 }
 
 impl ControlSocket {
-    /// Listens for this user only, in place of a daemon that is gone, or at the socket that the
-    /// service manager has passed and keeps.
+    /// Listens for this user only, replacing a stale socket, or on the socket that the service
+    /// manager has passed and keeps.
     ///
     /// # Errors
     /// When the socket cannot be made.
@@ -64,8 +64,8 @@ impl ControlSocket {
         Self::take_over(dir, listener.into(), false)
     }
 
-    /// Goes on with a socket that listens already. The service manager keeps one that it `passed`;
-    /// another goes with us.
+    /// Uses a socket that listens already. The service manager keeps one that it `passed`; another
+    /// one is removed on drop.
     ///
     /// # Errors
     /// When it cannot be used.
@@ -82,7 +82,7 @@ impl ControlSocket {
         Ok(Self { name: format!("{path}, passed"), listener, file: None })
     }
 
-    /// The socket once more, for a successor, and whether the service manager keeps it.
+    /// A duplicate of the socket, for a successor, and whether the service manager keeps it.
     ///
     /// # Errors
     /// When there are no descriptors left.
@@ -90,7 +90,7 @@ impl ControlSocket {
         Ok((self.listener.as_fd().try_clone_to_owned()?, self.file.is_none()))
     }
 
-    /// What it is called in the log.
+    /// Its name in the log.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -116,7 +116,7 @@ impl ControlSocket {
 /// Makes sure that no other daemon listens.
 ///
 /// # Errors
-/// When one does, or that cannot be found out.
+/// When one does, or that cannot be determined.
 pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
     let path = control_socket(dir);
     let what = || format!("control socket {}", printable(&path));
@@ -217,8 +217,8 @@ impl Service {
     }
 }
 
-/// Whether a volume may be opened that a request names. The peer is root or the daemon's user, but
-/// it may pass on what another party has written, unless it says that the operator has written it.
+/// Checks that a request may open a volume. The peer is root or the daemon's user, but it may
+/// forward a text of another party, unless it declares that the operator has written it.
 fn check_volume(volume: &str, from_operator: bool) -> sheave_core::Result<()> {
     let parsed = match from_operator {
         true => VolumeSpec::of_operator(volume),
@@ -227,7 +227,7 @@ fn check_volume(volume: &str, from_operator: bool) -> sheave_core::Result<()> {
     parsed.map(drop)
 }
 
-/// Only root and the daemon's own user may tell it anything, whatever the socket's mode has become.
+/// Only root and the daemon's own user may send requests, whatever the socket's mode.
 fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
     let own = rustix::process::geteuid().as_raw();
     let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
@@ -241,7 +241,7 @@ fn status(error: Error) -> Status {
     Status::new(code(error.kind()), error.to_string())
 }
 
-/// What a kind of error is in gRPC: <https://grpc.io/docs/guides/status-codes/>.
+/// The gRPC code of a kind of error: <https://grpc.io/docs/guides/status-codes/>.
 fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::Busy | ErrorKind::Fenced => Code::FailedPrecondition,
@@ -251,7 +251,7 @@ fn code(kind: ErrorKind) -> Code {
         ErrorKind::Io | ErrorKind::Shutdown => Code::Unavailable,
         ErrorKind::NoMemory | ErrorKind::NoSpace => Code::ResourceExhausted,
         ErrorKind::NotFound => Code::NotFound,
-        // So CSI says that an operation on the volume is pending.
+        // CSI uses this code when an operation on the volume is pending.
         ErrorKind::Pending => Code::Aborted,
         ErrorKind::Permission => Code::PermissionDenied,
         ErrorKind::TimedOut => Code::DeadlineExceeded,

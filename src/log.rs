@@ -35,8 +35,8 @@ const NO_THREAD_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 static QUEUE: Queue = Queue::new();
 
-/// Collects events, and panics, from here on; `SHEAVE_LOG` says which events. They are written when
-/// there is a writer: [`start_writer`].
+/// Collects events and panics from now on; `SHEAVE_LOG` selects events. They are written when there
+/// is a writer: [`start_writer`].
 pub(crate) fn start() {
     let wanted = env::var_os("SHEAVE_LOG").unwrap_or_default();
     let wanted = wanted.to_string_lossy();
@@ -47,7 +47,7 @@ pub(crate) fn start() {
         .with_writer(|| Lines)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        // It would print them with a macro that panics when standard error fails.
+        // Its own reporting uses a macro that panics when standard error fails.
         .log_internal_errors(false)
         .init();
     panic::set_hook(Box::new(log_panic));
@@ -58,8 +58,8 @@ pub(crate) fn start() {
     }
 }
 
-/// Writes what is collected, from here on, on a thread that inherits how this one is protected.
-/// Where there can be no more threads, the log is written when the process ends.
+/// Writes the log from now on, on a thread that inherits the protection of this one. If no thread
+/// can be made, the log is written when the process ends.
 pub(crate) fn start_writer() {
     QUEUE.start_writer(|writer| {
         let thread = thread::Builder::new().name("log".to_owned());
@@ -68,7 +68,7 @@ pub(crate) fn start_writer() {
 }
 
 /// Writes a line that is the process's last, behind the log if there is one, and waits for both for
-/// a bounded time. What a terminal would act on is escaped.
+/// a bounded time. Characters that a terminal acts on are escaped.
 pub(crate) fn last_line(line: &str) {
     QUEUE.push(format!("{}\n", printable(line)).as_bytes());
     finish();
@@ -79,7 +79,7 @@ pub(crate) fn finish() {
     finish_within(FINISH_TIMEOUT);
 }
 
-/// Waits until the log is written, or that time has passed.
+/// Waits until the log is written, at most until `by`.
 pub(crate) fn finish_within(timeout: Duration) {
     if !QUEUE.is_written() {
         start_writer();
@@ -90,8 +90,8 @@ pub(crate) fn finish_within(timeout: Duration) {
     }
 }
 
-/// What `SHEAVE_LOG` asks for, if that is anything. A mere word that is no level would be taken for
-/// the name of a part of the program, and silence all others.
+/// The filter of `SHEAVE_LOG`, if it is set. A single word that is no level is refused: it would be
+/// taken for a module's name, and silence all others.
 fn filter(wanted: &str) -> Option<EnvFilter> {
     if wanted.is_empty() {
         return Some(EnvFilter::new("info"));
@@ -101,7 +101,7 @@ fn filter(wanted: &str) -> Option<EnvFilter> {
     wanted.split(',').all(is_rule).then(|| EnvFilter::try_new(wanted).ok()).flatten()
 }
 
-/// A panic may end the process, so its line is waited for, unlike others.
+/// A panic may end the process, so unlike other lines its line is waited for.
 fn log_panic(info: &PanicHookInfo<'_>) {
     QUEUE.push((panic_text(info) + "\n").as_bytes());
     finish();
@@ -113,7 +113,7 @@ fn panic_text(info: &PanicHookInfo<'_>) -> String {
     let what = info.payload_as_str().unwrap_or("a value that is no text");
     let place = info.location().map(ToString::to_string).unwrap_or_default();
     let mut text = format!("thread '{name}' panicked at {place}: {what}");
-    // RUST_BACKTRACE asks for it.
+    // If RUST_BACKTRACE is set.
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
         text += &format!("\n{backtrace}");
@@ -135,7 +135,7 @@ impl Write for Lines {
     }
 }
 
-/// Standard error without the lock of [`io::Stderr`], which a writer that is stuck would keep.
+/// Standard error without the lock of [`io::Stderr`], which a stuck writer would hold.
 struct Stderr {
     /// How long it may be full.
     timeout: Option<Timespec>,
@@ -147,12 +147,12 @@ impl Write for Stderr {
         loop {
             let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
             if poll(&mut fds, self.timeout.as_ref())? == 0 {
-                // Lines that follow do not wait as well.
+                // Later lines do not wait again.
                 self.timeout = Some(Timespec::default());
                 return Err(io::ErrorKind::TimedOut.into());
             }
             match rustix::io::write(&stderr, bytes) {
-                // Another process has made it non-blocking, for all that share it, and was faster.
+                // Another process that shares it has made it non-blocking again.
                 Err(Errno::AGAIN) => {}
                 written => return Ok(written?),
             }

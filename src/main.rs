@@ -1,4 +1,4 @@
-//! `sheave`: one binary for serving, copying, measuring and looking at volumes.
+//! `sheave`: one binary for serving, copying, measuring and inspecting volumes.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use sheave_bench::{output, signals};
 
-/// What clap ends with when arguments are wrong.
+/// clap's exit code for wrong arguments.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     let outcome = match cli::Cli::try_parse() {
         Ok(cli) => {
             let outcome = commands::run(cli.command);
-            // Volumes that are still open are of no more use.
+            // Without destructors: open volumes are of no more use.
             sheave_exec::end_all();
             outcome
         }
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
 }
 
-/// Prints the help or the version that was asked for.
+/// Prints the requested help or version.
 fn print_help(help: &clap::Error) -> anyhow::Result<()> {
     let printed = help.print().and_then(|()| io::stdout().flush());
     output::until_closed(printed).context("cannot write to standard output")

@@ -1,4 +1,4 @@
-//! What the commands that serve until a signal stops them have in common.
+//! Shared code of the commands that serve until a signal.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,7 +17,7 @@ pub(crate) fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX)
 }
 
-/// The control thread's runtime.
+/// The runtime of the control thread.
 ///
 /// # Errors
 /// When the kernel gives no descriptors for it.
@@ -25,25 +25,25 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     Builder::new_current_thread().enable_all().build().context("runtime")
 }
 
-/// What a signal asks of a process that serves.
+/// The request that a signal makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// To end in order; the signal's name.
+    /// End in order; the signal's name.
     End(&'static str),
-    /// To take up what has changed.
+    /// Reload.
     Reload,
 }
 
-/// What SIGHUP asks for.
+/// The meaning of SIGHUP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HangUp {
-    /// The end, since the terminal is gone. Ignored if this process was started to ignore it.
+    /// End, since the terminal is gone. Ignored if this process was started with SIGHUP ignored.
     End,
-    /// A reload, since there is something to take up.
+    /// Reload.
     Reload,
 }
 
-/// The signals of a process that serves, caught from here on: they wait until they are asked for.
+/// The signals of a process that serves, caught from now on and queued.
 pub(crate) struct Signals {
     /// With their numbers, those that end the process first.
     caught: Vec<(i32, Signal)>,
@@ -64,7 +64,7 @@ impl Signals {
         Ok(Self { caught: caught.context("catch signals")?, hang_up })
     }
 
-    /// Waits for the next one. Those without a meaning are logged, and that is all.
+    /// Waits for the next one with a meaning. Others are only logged.
     pub(crate) async fn next(&mut self) -> Asked {
         loop {
             let number = self.receive().await;
@@ -79,8 +79,8 @@ impl Signals {
         }
     }
 
-    /// Waits for the end to be asked for, and names the signal. Calls `reload` for what asks for a
-    /// reload before.
+    /// Waits for a signal to end, and returns its name. Calls `reload` for each signal to reload
+    /// before.
     pub(crate) async fn end(&mut self, reload: impl Fn()) -> &'static str {
         loop {
             match self.next().await {
@@ -90,9 +90,9 @@ impl Signals {
         }
     }
 
-    /// Waits for a second signal, which asks for the end at once. SIGHUP does not: a closed
-    /// terminal may send two, and a service manager may send it right behind another (SendSIGHUP=
-    /// in systemd.kill(5)).
+    /// Waits for a second signal to end, after which the process ends at once. SIGHUP does not: a
+    /// closed terminal may send two, and a service manager may send it right behind another
+    /// (SendSIGHUP= in systemd.kill(5)).
     pub(crate) async fn insisted(&mut self, reload: impl Fn()) -> &'static str {
         let hang_up = signals::name(signals::HANG_UP);
         loop {

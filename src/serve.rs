@@ -1,4 +1,4 @@
-//! What `sheave serve` is made of: where it listens, what it offers, and how that changes.
+//! Parts of `sheave serve`: its listeners, its exports, and their changes at run time.
 
 pub(crate) mod listeners;
 pub(crate) mod prepare;

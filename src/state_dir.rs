@@ -1,4 +1,4 @@
-//! Where a daemon keeps what must survive it.
+//! The directory of state that survives a daemon.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,7 +27,7 @@ fn choose(
     home: Option<OsString>,
 ) -> Option<PathBuf> {
     match (named, uid, xdg, home) {
-        // For the daemon, which leaves the directory it was started in.
+        // Absolute, since the daemon changes its working directory.
         (Some(named), ..) => Some(path::absolute(&named).unwrap_or_else(|_| named.into())),
         (None, 0, ..) => Some("/var/lib/sheave".into()),
         (None, _, Some(xdg), _) => Some(Path::new(&xdg).join("sheave")),

@@ -107,7 +107,7 @@ pub(crate) fn passed_socket() -> Result<Option<UnixListener>> {
 }
 
 impl Notify {
-    /// What the environment says. A manager that cannot be reached is warned of, and goes without.
+    /// Reads the environment. If the manager cannot be reached, logs a warning and does nothing.
     pub(crate) fn from_env() -> Self {
         let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty())
         else {
@@ -125,43 +125,42 @@ impl Notify {
         }
     }
 
-    /// Whether a service manager looks after this process.
+    /// Whether a service manager supervises this process.
     pub(crate) fn is_service(&self) -> bool {
         self.to.is_some()
     }
 
-    /// Clients are answered, by this process even if it was another one before.
+    /// Ready: this process serves clients, even if another process did before.
     pub(crate) fn ready(&self) {
         self.tell(&format!("READY=1\nMAINPID={}\nSTATUS=serving", process::id()));
     }
 
-    /// This process ends, and that one is the service from now on.
+    /// This process ends, and that one is the service's main process from now on.
     pub(crate) fn succeeded_by(&self, pid: i32) {
         self.tell(&format!("MAINPID={pid}"));
     }
 
-    /// It takes up what has changed, or a successor is about to take over.
+    /// Reloading, or a successor is about to take over.
     pub(crate) fn reloading(&self, status: &str) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS={status}"));
     }
 
-    /// The end has begun, and what it waits for.
+    /// Stopping, and what it waits for.
     pub(crate) fn stopping(&self, status: &str) {
         self.tell(&format!("STOPPING=1\nSTATUS={status}"));
     }
 
-    /// Tells it in time that this process is alive, as long as that can be shown: by being run at
-    /// all, which the runtime of the control API does, and by `check`, which asks the engine on a
-    /// thread of those that answer clients.
+    /// Feeds the watchdog as long as this process is alive: the runtime of the control API must run
+    /// this task, and `check`, which queries the engine on a thread of the runtime, must succeed.
     pub(crate) async fn keep_alive<E: Display + Send + 'static>(
         &self,
         check: impl Fn(Duration) -> Result<(), E> + Send + Sync + 'static,
     ) -> Infallible {
         let Some(limit) = self.watchdog else { return std::future::pending().await };
         let check = Arc::new(check);
-        // A check that fails or takes its time is followed by others before the limit.
+        // Several checks fit into the limit, so one may fail or be slow.
         let mut ticks = tokio::time::interval(limit / 4);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -209,7 +208,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes.
+    /// A generous limit.
     const LONG: Duration = Duration::from_secs(20);
 
     fn manager(watchdog_ms: u64) -> (UnixDatagram, Notify, tempfile::TempDir) {
@@ -267,7 +266,7 @@ mod tests {
                 assert_eq!(told(&manager), "WATCHDOG=1");
             }
             fine.store(false, Relaxed);
-            // One may have been on its way, of about ten that there would be.
+            // One may have been in flight, of about ten.
             manager.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             let _ = manager.recv(&mut [0; 20]);
             assert!(manager.recv(&mut [0; 20]).is_err(), "fed although stuck");

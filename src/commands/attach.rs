@@ -19,7 +19,7 @@ use crate::control_api::control_socket;
 use crate::process::runtime;
 use crate::telemetry::RuntimeDir;
 
-/// How long a client waits before it says what for.
+/// How long a client waits before it prints what it waits for.
 const HINT_AFTER: Duration = Duration::from_secs(10);
 
 /// Make a volume a block device and print its path.
@@ -131,7 +131,7 @@ pub(super) async fn connect() -> Result<ControlClient> {
     })
 }
 
-/// The answer to a call, however long it takes; says what is waited for when that is long.
+/// The answer to a call, however long it takes; prints what it waits for when that is long.
 pub(super) async fn answered<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T> {
@@ -148,19 +148,19 @@ pub(super) async fn answered<T>(
     Ok(answer.map_err(said)?.into_inner())
 }
 
-/// The daemon's own words, without those of the protocol.
+/// The daemon's own message, without that of the protocol.
 pub(super) fn said(status: Status) -> anyhow::Error {
     match status.source() {
         None if status.code() == Code::Unimplemented && status.message().is_empty() => {
             anyhow!("the daemon is of another version and has no such command; restart it")
         }
         None => anyhow!("{}", status.message()),
-        // Those of the transport are about streams and frames.
+        // Messages of the transport are about streams and frames.
         Some(_) => anyhow!("the daemon has ended without an answer; see what it did: sheave ls"),
     }
 }
 
-/// A device, or a volume as the daemon has to see it.
+/// A device, or a volume by a name that the daemon can use.
 pub(super) fn target(text: &str) -> Result<String> {
     if is_device(text) { Ok(text.to_owned()) } else { absolute(text) }
 }
@@ -169,7 +169,7 @@ pub(super) fn is_device(text: &str) -> bool {
     text.starts_with("/dev/")
 }
 
-/// A volume as the daemon, in another directory, has to see it.
+/// A volume by a name that the daemon, in another directory, can use.
 fn absolute(volume: &str) -> Result<String> {
     Ok(VolumeSpec::of_operator(volume)?.absolute()?)
 }

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
-/// How long a server may be away, unless the URI says otherwise (`reconnect-timeout=`).
+/// How long a server may be unreachable, unless the URI says otherwise (`reconnect-timeout=`).
 const AWAY_MAX: Duration = Duration::from_secs(60);
 /// Connections to a server that allows several: as many as workers by default.
 const CONNECTIONS: usize = 4;
@@ -105,7 +105,7 @@ fn volumes(args: &Args, interruption: Interruption, progress: &ProgressBar) -> a
     target.publish()
 }
 
-/// Unlike a disk, a copy ends when its server does not come back, and has it to itself.
+/// Unlike a disk, a copy fails when its server does not come back, and uses several connections.
 fn open_options() -> OpenOptions {
     OpenOptions {
         away_max: Some(AWAY_MAX),

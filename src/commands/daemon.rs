@@ -23,10 +23,10 @@ use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
 use crate::telemetry::{RuntimeDir, StatsSocket, listen_at};
 
-/// How soon a volume that could not be opened is tried again, and a device that was ended by other
-/// means is noticed.
+/// How often to retry volumes that could not be opened, and to check for devices that were ended by
+/// other means.
 const LOOK_PERIOD: Duration = Duration::from_secs(2);
-/// How soon it is looked again after a connection has died.
+/// How soon to check again after a connection has died.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Own the block devices of this node; `attach`, `detach` and `ls` are its clients.
@@ -54,11 +54,11 @@ pub(crate) struct Args {
     takeover: bool,
 }
 
-/// How soon a device is ended when nothing uses it any more, once the daemon is to end.
+/// How often an ending daemon checks for devices that nothing uses any more.
 const WIND_DOWN_PERIOD: Duration = Duration::from_secs(1);
 /// Names the directory of a stand-in for a kernel, for tests.
 const FAKE_KERNEL: &str = "SHEAVE_FAKE_KERNEL";
-/// How long the log may take of the pause that devices have in a hand-over.
+/// How long writing the log may prolong the pause of devices in a hand-over.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(50);
 
 const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices by /proc; mount it: \
@@ -66,7 +66,7 @@ const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices b
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let engine = engine_config(&args).context("daemon")?;
-    // As they are now: the file may be another one when a successor is asked for.
+    // Resolved now: the file may be another one when a successor is started.
     let program = Program {
         path: env::current_exe().context(NEEDS_PROC)?,
         directory: env::current_dir().unwrap_or_else(|_| "/".into()),
@@ -74,21 +74,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
     log::start();
     let (dir, state) = (RuntimeDir::locate(), state_dir().context("daemon")?);
     let notify = Notify::from_env();
-    // These two want to be alone, before there are threads.
+    // These two must run before there are threads.
     let passed = passed_socket().context("daemon")?;
     protect();
-    // From here on there may be threads, and they are protected.
+    // Threads may be started from here on; they inherit the protection.
     log::start_writer();
     let runtime = runtime().context("daemon")?;
     let takeover = args.takeover;
     let start = Start { engine, dir, state, passed, notify, program, takeover };
     let outcome = runtime.block_on(serve(start)).context("daemon");
-    // Not waited for: a call may be waiting for a dead disk.
+    // Does not wait: a call may be blocked by a dead disk.
     runtime.shutdown_background();
     outcome
 }
 
-/// What the command line says, else the file, else what is best in general.
+/// Settings by the command line, else the file, else the defaults.
 fn engine_config(args: &Args) -> Result<EngineConfig> {
     let file = DaemonConfig::load(args.config.as_deref())?;
     let shards = args.shards.or(file.shards).and_then(|shards| usize::try_from(shards).ok());
@@ -99,7 +99,7 @@ fn engine_config(args: &Args) -> Result<EngineConfig> {
     })
 }
 
-/// What a daemon starts with.
+/// The settings of a daemon.
 struct Start {
     engine: EngineConfig,
     dir: RuntimeDir,
@@ -110,7 +110,7 @@ struct Start {
     takeover: bool,
 }
 
-/// What is started to succeed this process, and where, since its arguments may be relative.
+/// The command that starts a successor, and its directory, since its arguments may be relative.
 struct Program {
     path: PathBuf,
     directory: PathBuf,
@@ -121,12 +121,12 @@ async fn serve(start: Start) -> Result<()> {
     let mut signals = Signals::catch(HangUp::Reload)?;
     let hung_up = Event::new();
     let engine = Engine::start(engine, Clock::start())?;
-    // From here on the devices of a predecessor wait, so nothing else is left to be done.
+    // From here on the devices of a predecessor wait, so everything else is done before.
     let taken = if takeover { Taken::ask(&handover_socket(&dir))? } else { None };
     let mut taken = taken.unwrap_or_default();
     let control = taken.control.take();
     if control.is_none() && passed.is_none() {
-        // Said at once; a daemon that is just dying keeps its records a little longer.
+        // Reported at once; a dying daemon keeps its records a little longer.
         control_api::check_alone(&dir).await?;
     }
     let registry = Arc::new(Registry::new());
@@ -142,7 +142,7 @@ async fn serve(start: Start) -> Result<()> {
     thread.spawn(move || look_after(&looked_after))?;
     taken.count_on(&registry);
     let _stats = StatsSocket::start_in(&dir, Arc::clone(&registry))?;
-    // Of daemons that are started together, only the one that has the records comes here.
+    // Of daemons that are started together, only the one with the records gets here.
     let socket = match control {
         Some((listener, passed)) => ControlSocket::take_over(&dir, listener.into(), passed)?,
         None => ControlSocket::open(&dir, passed)?,
@@ -183,11 +183,11 @@ async fn serve(start: Start) -> Result<()> {
     }
 }
 
-/// Ends what nothing uses, until nothing is left or a second signal comes: programs that use a
-/// device would lose what is not written yet.
+/// Ends unused devices, until none are left or a second signal comes: programs that use a device
+/// would lose dirty pages.
 ///
 /// # Errors
-/// When such a signal has come.
+/// When a second signal has come.
 async fn wind_down(
     devices: &Arc<Devices>,
     signals: &mut Signals,
@@ -227,7 +227,7 @@ async fn wind_down(
     }
 }
 
-/// Starts a successor whenever SIGHUP asks for one. If it works, this process ends in the middle.
+/// Starts a successor at each SIGHUP. If that succeeds, this process ends.
 async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infallible {
     loop {
         hung_up.notified().await;
@@ -238,7 +238,7 @@ async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infalli
             .current_dir(&program.directory)
             .args(arguments)
             .arg("--takeover")
-            // It is for the process that the service manager started.
+            // The variable is only for the process that the service manager started.
             .env_remove("WATCHDOG_PID")
             .spawn();
         let ended = match spawned {
@@ -251,20 +251,20 @@ async fn succeed(program: &Program, hung_up: &Event, notify: &Notify) -> Infalli
     }
 }
 
-/// Where a daemon of this user is asked to give way.
+/// The hand-over socket of this user's daemon.
 fn handover_socket(dir: &RuntimeDir) -> PathBuf {
     dir.path().join("handover.sock")
 }
 
-/// Ends the process when a successor has taken over; all that is left is the successor's.
+/// Ends the process when a successor has taken over everything.
 fn end_at_once() -> Infallible {
     // Short: the successor waits for the end of this process.
     log::finish_within(LAST_LINES_TIMEOUT);
     std::process::exit(0)
 }
 
-/// Serves the devices of a daemon that died or left, goes on trying where a volume cannot be had
-/// yet, and looks after those whose connection dies.
+/// Serves the devices of a daemon that died or handed over, retries volumes that cannot be opened
+/// yet, and replaces connections that die.
 fn look_after(devices: &Arc<Devices>) -> ! {
     let (mut dead_links, mut period) = (DeadLinks::default(), LOOK_PERIOD);
     loop {

@@ -1,4 +1,4 @@
-//! `sheave doctor`: what this node can do, and what to do about what it cannot.
+//! `sheave doctor`: what works on this node, and advice about what does not.
 
 mod server;
 
@@ -17,13 +17,13 @@ use super::attach::{answered, connect};
 use super::volume_parser;
 use crate::process::runtime;
 
-/// The oldest kernel whose io_uring serves here, and the one with all that is used of it.
+/// The oldest kernel whose io_uring is used, and the one with all its features that are used.
 const KERNEL_URING: (u32, u32) = (5, 19);
 const KERNEL_FULL: (u32, u32) = (6, 13);
 /// File descriptors that a busy server needs: one or two for each connection.
 const NOFILE_WANTED: u64 = 4096;
 
-/// What newer kernels are good for.
+/// The features of newer kernels.
 const LATER_KERNELS: &str =
     "nothing must be done; Linux 6.1 (DEFER_TASKRUN) and 6.13 (registered files) take less CPU";
 
@@ -44,30 +44,30 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// How well something is there.
+/// How well a feature works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Status {
-    /// All of it.
+    /// Completely.
     Ok,
-    /// It works, with less than there could be.
+    /// With restrictions.
     Limited,
     /// Not at all.
     Missing,
-    /// There or not, this version makes no use of it.
+    /// This version does not use it.
     Unused,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// What.
+    /// The feature.
     pub(crate) name: &'static str,
-    /// How well it is there.
+    /// How well it works.
     pub(crate) status: Status,
-    /// What was found.
+    /// The finding.
     pub(crate) detail: String,
-    /// What to do about it, and what it is good for, where something is to be done.
+    /// Advice, and the purpose of the feature, if there is something to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) advice: Option<String>,
 }
@@ -99,10 +99,10 @@ impl Finding {
     }
 }
 
-/// Prints what is found out by trying, and what can be seen from files and limits.
+/// Prints the results of trying features, and of looking at files and limits.
 ///
 /// # Errors
-/// When standard output cannot be written, or a server not be asked.
+/// When standard output cannot be written, or a server cannot be reached.
 pub(crate) fn run(args: Args) -> Result<()> {
     let findings = match &args.server {
         Some(server) => server::findings(server).context("doctor")?,
@@ -143,7 +143,7 @@ fn lines(finding: &Finding, colored: bool) -> String {
     format!("{word} {name:15} {detail}\n{}", advice.collect::<String>())
 }
 
-/// What making a ublk device came to, if it could be tried.
+/// The result of making a ublk device, if that was possible.
 fn ublk(probed: Option<sheave_core::Result<()>>) -> Finding {
     let name = "ublk device";
     match probed {
@@ -158,7 +158,7 @@ fn ublk(probed: Option<sheave_core::Result<()>>) -> Finding {
     }
 }
 
-/// What asking for the kernel's NBD client came to.
+/// The result of a query for the kernel's NBD client.
 fn nbd(found: Option<io::Result<()>>) -> Finding {
     let name = "nbd device";
     match found {
@@ -172,7 +172,7 @@ fn nbd(found: Option<io::Result<()>>) -> Finding {
     }
 }
 
-/// Which daemon answers.
+/// The daemon that answers.
 fn daemon() -> Finding {
     let (name, own) = ("daemon", env!("CARGO_PKG_VERSION"));
     let asked = runtime().and_then(|runtime| {
@@ -191,7 +191,7 @@ fn daemon() -> Finding {
     }
 }
 
-/// What trying io_uring came to.
+/// The result of trying io_uring.
 fn uring(probed: io::Result<Probe>) -> Finding {
     let name = "io_uring";
     let threads = "until then `sheave serve` uses threads, at more CPU per request";
@@ -222,9 +222,9 @@ fn uring(probed: io::Result<Probe>) -> Finding {
     }
 }
 
-/// What is looked at.
+/// The inputs of the checks.
 struct Node {
-    /// Where `proc`, `sys` and `dev` are.
+    /// The directory of `proc`, `sys` and `dev`.
     root: PathBuf,
     release: String,
     nofile: Rlimit,

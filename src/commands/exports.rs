@@ -13,7 +13,7 @@ use crate::telemetry::{ClientEntry, ExportEntry, ServerSnapshot, Servers};
 
 const COLUMNS: [&str; 7] =
     ["EXPORT", "SIZE", "CLIENT", "CERTIFICATE", "CONNECTED", "READ", "WRITTEN"];
-/// Those that are numbers.
+/// The columns that are numbers.
 const NUMBER_COLUMNS: [usize; 4] = [1, 4, 5, 6];
 
 /// List the exports of running servers, and their clients.

@@ -1,4 +1,4 @@
-//! `sheave completions` and `sheave man`: what clap knows, in other forms.
+//! `sheave completions` and `sheave man`: clap's command definitions in other forms.
 
 use std::path::PathBuf;
 

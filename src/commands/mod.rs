@@ -1,4 +1,4 @@
-//! One file a command.
+//! The commands, one file each.
 
 pub(crate) mod attach;
 pub(crate) mod bench;
@@ -21,7 +21,7 @@ use sheave_volumes::volume_text;
 
 use crate::cli::Command;
 
-/// What is lost where /proc is not mounted, as in a bare chroot.
+/// The warning where /proc is not mounted, as in a bare chroot.
 pub(crate) const NO_PROC: &str = "\
     /proc is not mounted, so other programs that have a file open are not noticed, \
     unless they have locked it";
@@ -31,8 +31,8 @@ fn volume_parser() -> VolumeParser<String> {
     VolumeParser(Ok)
 }
 
-/// Parses an argument into what its [`volume_text`] means. Unlike the parsers of clap, it shows a
-/// wrong one without acting on the terminal.
+/// Parses an argument by its [`volume_text`]. Unlike clap's parsers, it escapes a wrong one in its
+/// message.
 #[derive(Clone)]
 struct VolumeParser<T>(fn(String) -> sheave_core::Result<T>);
 

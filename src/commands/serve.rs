@@ -134,7 +134,7 @@ one ends it at once. SIGUSR1 and SIGUSR2 are ignored.
 The log goes to standard error; SHEAVE_LOG=debug tells more, such as each connection. Serving never
 waits for the log: lines that cannot be written in time are lost, and a later line says how many.";
 
-/// A volume as it was written, and what that means.
+/// A volume as it was written, and parsed.
 #[derive(Clone)]
 struct VolumeArg {
     text: String,
@@ -171,13 +171,13 @@ pub(crate) fn run(args: Args) -> Result<()> {
     check_counts(&args);
     log::start();
     raise_open_files();
-    // Changes the environment, before there are threads.
+    // Before there are threads, since it changes the environment.
     let passed = passed_sockets().context("serve")?;
     log::start_writer();
     let settings = Settings::read(&args).context("serve")?;
     let runtime = runtime().context("serve")?;
     let outcome = runtime.block_on(serve(args, settings, passed)).context("serve");
-    // Not waited for: after a second signal connections may still be busy.
+    // Does not wait: after a second signal connections may still be busy.
     runtime.shutdown_background();
     outcome
 }
@@ -201,7 +201,7 @@ impl Args {
     }
 }
 
-/// Ends with a usage error unless there is a name for each volume, or none, and a description.
+/// Ends with a usage error unless names and descriptions are given for all volumes or for none.
 fn check_counts(args: &Args) {
     let volumes = args.volumes.len();
     for (option, given) in
@@ -212,7 +212,7 @@ fn check_counts(args: &Args) {
         }
         let what = format!("{option} is given {given} times for {volumes} volumes");
         let mut cli = Cli::command();
-        // So that the usage is that of this command.
+        // Builds the subcommand, so that its usage is shown.
         cli.build();
         let serve = cli.find_subcommand_mut("serve").expect("it is being run");
         serve.error(clap::error::ErrorKind::WrongNumberOfValues, what).exit();
@@ -227,7 +227,7 @@ fn string(what: &str, text: &str) -> Result<String, String> {
 /// Permission bits in octal.
 ///
 /// # Errors
-/// What would be right.
+/// Describes the valid form.
 pub(crate) fn parse_mode(text: &str) -> Result<u32, &'static str> {
     let is_octal = text.len() <= 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);

@@ -1,4 +1,4 @@
-//! `sheave stats`: what the servers of this user have counted.
+//! `sheave stats`: the counters of this user's servers.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -137,7 +137,7 @@ fn table(server: &ServerSnapshot) -> Table {
     table
 }
 
-/// Writes one file for each volume and op that has latencies, and tells which.
+/// Writes one file for each volume and op that has latencies, and prints its name.
 fn write_files(servers: &[ServerSnapshot], path: &Path) -> Result<Vec<PathBuf>> {
     let mut names = BTreeSet::new();
     let mut written = Vec::new();
@@ -148,7 +148,7 @@ fn write_files(servers: &[ServerSnapshot], path: &Path) -> Result<Vec<PathBuf>> 
                 let (pid, kind) = (server.pid.to_string(), op.kind.name());
                 let mut name = file_path(path, &[&volume.name, kind]);
                 let mut number = 1;
-                // Of names that differ only in characters that are not kept, too.
+                // Also for names that differ only in characters that are dropped.
                 while !names.insert(name.clone()) {
                     let numbered = format!("{pid}-{number}");
                     let prefix = if number == 1 { &pid } else { &numbered };

@@ -1,4 +1,4 @@
-//! `sheave top`: what the servers of this user do now.
+//! `sheave top`: the present activity of this user's servers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
@@ -21,9 +21,9 @@ use sheave_core::LinkState;
 
 use crate::telemetry::{COLUMNS, Row, ServerSnapshot, Servers, op_rows};
 
-/// The widths of [`COLUMNS`]; the first, the volume's name, also takes what is left.
+/// The widths of [`COLUMNS`]; the first, the volume's name, also takes the remaining width.
 const WIDTHS: [u16; COLUMNS.len()] = [8, 12, 9, 6, 7, 8, 9, 9, 9, 9, 9];
-/// Columns that a narrow screen does without, least wanted first.
+/// Columns that are left out on a narrow screen, least important first.
 const EXPENDABLE: [&str; 6] = ["p99.9 µs", "p90 µs", "ERRORS", "COUNT", "max µs", "MB/s"];
 /// How soon a signal that ends the program is noticed.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     count: Option<u64>,
 }
 
-/// Shows what happens until the user has seen enough.
+/// Shows the activity until the user quits.
 ///
 /// # Errors
 /// When no server answers at the start, or the terminal fails.
@@ -72,14 +72,14 @@ fn interval(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// The servers as they were last seen, by process.
+/// The last snapshots of servers, by process.
 #[derive(Default)]
 struct Watch {
     seen: BTreeMap<u32, ServerSnapshot>,
 }
 
 impl Watch {
-    /// What came since the last call; for a server that was not there, since it began.
+    /// The activity since the last call; for a new server since its start.
     fn advance(&mut self, servers: Vec<ServerSnapshot>) -> Vec<Row> {
         let mut rows = Vec::new();
         let shared = shared_names(&servers);
@@ -96,7 +96,7 @@ impl Watch {
                     None => rows.extend(op_rows(volume, elapsed)),
                 }
                 if let Some(link) = volume.gauges.link.filter(|link| link.state != LinkState::Up) {
-                    // Even if it does nothing: that is why.
+                    // Also when it is idle, to explain why.
                     if rows.len() == first {
                         let mut row: Row = Default::default();
                         row[0].clone_from(&volume.name);
@@ -117,7 +117,7 @@ impl Watch {
         rows
     }
 
-    /// Looks again. That there is no server any more is no reason to end: one may come.
+    /// Takes new snapshots. Goes on without any server: one may be started.
     fn look(&mut self) -> Vec<Row> {
         self.advance(Servers::read().unwrap_or_default().snapshots)
     }
@@ -191,8 +191,7 @@ fn on_screen(args: &Args, watch: &mut Watch, interrupt: &Interrupt) -> io::Resul
     Ok(())
 }
 
-/// Ends the process some time after a signal: on a terminal that is gone, crossterm reads for ever
-/// without a look at anything else.
+/// Ends the process some time after a signal: on a terminal that is gone, crossterm reads for ever.
 fn end_if_stuck(interrupt: Interrupt) {
     thread::spawn(move || {
         while !interrupt.is_set() {
@@ -204,12 +203,12 @@ fn end_if_stuck(interrupt: Interrupt) {
     });
 }
 
-/// The terminal, which is put back when this is dropped. Its own drop would print an error, and so
-/// panic, when the terminal is gone.
+/// The terminal, which is restored on drop. Its own drop would print an error, and so panic, when
+/// the terminal is gone.
 struct Screen(ManuallyDrop<DefaultTerminal>);
 
 impl Screen {
-    /// Also makes a panic put the terminal back.
+    /// Also restores the terminal on a panic.
     fn open() -> io::Result<Self> {
         let opened = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()));
         Ok(Self(ManuallyDrop::new(opened?)))
@@ -281,7 +280,7 @@ fn draw(frame: &mut Frame<'_>, rows: &[Row], first: bool, servers: usize) {
     frame.render_widget(table, body);
 }
 
-/// The columns for a screen of that width. A number that is cut would be a wrong one.
+/// The columns for a screen of this width. Numbers are never truncated.
 fn fitting(width: u16) -> Vec<usize> {
     let mut columns: Vec<_> = (0..COLUMNS.len()).collect();
     for expendable in EXPENDABLE {
@@ -374,7 +373,7 @@ mod tests {
         assert!(lines[0].contains("sheave top   1 server   q quits"), "{text}");
         assert!(lines[2].contains("p99.9 µs"), "{text}");
         assert!(lines[3].starts_with("\"disk") && lines[3].contains("20.5"), "{text}");
-        // A terminal too small for anything must not hurt.
+        // A tiny terminal must not cause a panic.
         let mut tiny = Terminal::new(TestBackend::new(3, 1)).unwrap();
         tiny.draw(|frame| draw(frame, &rows, false, 1)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! `sheave volume`: volumes themselves, whether they are devices or not.
+//! `sheave volume`: changes volumes, with or without a device.
 
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Subcommand};
@@ -12,7 +12,7 @@ use super::attach::{answered, connect, is_device, said, target};
 use super::volume_parser;
 use crate::process::runtime;
 
-/// What lifts a limit, beside 0.
+/// The word that removes a limit, besides 0.
 const NO_LIMIT: &str = "none";
 
 /// Change volumes.
@@ -109,7 +109,7 @@ fn resize(args: ResizeArgs) -> Result<()> {
         None if is_device(&target) => {
             bail!("resize: {target} is none of the daemon's devices; see: sheave ls")
         }
-        // There is no daemon, or it does not know the volume.
+        // There is no daemon, or it does not have the volume.
         None => VolumeSpec::of_operator(&target)?.resize(size)?,
     };
     output::to_stdout(format!("{bytes}\n")).context("resize")

@@ -18,7 +18,7 @@ use crate::serve::prepare::Wanted;
 
 const CONNECTIONS_MAX: std::ops::RangeInclusive<i64> = 1..=16_384;
 
-/// What a configuration file says. The command line comes first.
+/// The contents of a configuration file. The command line has precedence.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ServeConfig {
     pub(crate) listen: Vec<String>,
@@ -75,7 +75,7 @@ impl ServeConfig {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be read, or says what it cannot say.
+    /// When it cannot be read, or has unknown keys or invalid values.
     pub(crate) fn load(path: &Path) -> Result<Self, BadConfig> {
         let text = fs::read_to_string(path).map_err(|error| BadConfig::unreadable(path, &error))?;
         File { path, text: &text }.serve_config()
@@ -163,7 +163,7 @@ impl File<'_> {
         Ok(taken.unwrap_or_default())
     }
 
-    /// A list that, if it is there, has an entry: an empty one could mean all or none.
+    /// A list that, if given, has an entry: an empty one could mean all or none.
     fn parsed<T: std::str::FromStr<Err = &'static str>>(
         &self,
         value: Option<Spanned<Value>>,
@@ -198,7 +198,7 @@ impl File<'_> {
 /// Checks a string that goes to clients.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Says what is wrong with it.
 pub(crate) fn check_text(what: &str, text: &str) -> Result<(), String> {
     let len = text.len();
     if len > STRING_LEN_MAX {

@@ -9,13 +9,13 @@ use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
 /// Bytes of lines that wait. The writer may hold as many again.
 const PENDING_BYTES_MAX: usize = 1 << 20;
-/// A reader that takes no line for so long is not waited for at the end.
+/// At the end, the wait stops when the reader takes no line for this long.
 const STALL_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Lines that wait to be written, in their order.
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Of the state, in whatever way.
+    /// Notified of any change of the state.
     changed: Condvar,
 }
 
@@ -25,7 +25,7 @@ struct State {
     /// Lines that found no room, all of them later than those that are pending.
     lost_count: u64,
     has_writer: bool,
-    /// The writer holds lines that it has taken.
+    /// The writer has lines that it has taken.
     is_writing: bool,
     /// Lines that the writer has written or given up, ever.
     done_count: u64,
@@ -63,7 +63,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Starts the writer unless there is one. `start` answers whether it runs.
+    /// Starts the writer unless there is one. `start` returns whether it runs.
     pub(super) fn start_writer(&'static self, start: impl FnOnce(Writer) -> bool) {
         let mut state = self.lock();
         if !state.has_writer {
@@ -105,7 +105,7 @@ impl Queue {
         }
     }
 
-    /// Waits for lines and takes all there are, and how many were lost behind them.
+    /// Waits for lines and takes all of them, and the number of lines lost behind them.
     fn take(&self) -> (Vec<u8>, u64) {
         let mut state = self.lock();
         while state.is_written() {
@@ -120,7 +120,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// A panic elsewhere does not make it wrong.
+    /// The state is valid after any panic.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,10 +143,10 @@ impl Writer {
         }
     }
 
-    /// Waits for lines and writes all there are.
+    /// Waits for lines and writes all of them.
     pub(super) fn run_once(&mut self, out: &mut impl Write) {
         let (lines, lost_count) = self.queue.take();
-        // One call a line: a pipe keeps those of several processes apart up to 4096 bytes.
+        // One call per line: a pipe does not mix lines of several processes up to 4096 bytes.
         for line in lines.split_inclusive(|&byte| byte == b'\n') {
             if self.report(out).and_then(|()| self.put(out, line)).is_err() {
                 self.lost_count += 1;
@@ -160,7 +160,7 @@ impl Writer {
         self.queue.changed.notify_all();
     }
 
-    /// Says how many lines were lost, if any, in the form of the others.
+    /// Reports the number of lost lines, if any, in the form of other lines.
     fn report(&mut self, out: &mut impl Write) -> io::Result<()> {
         if self.lost_count == 0 {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Where `sheave serve` listens.
+//! The listeners of `sheave serve`.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub(crate) struct ListenAddresses {
 }
 
 impl ListenAddresses {
-    /// Listens there and at the sockets that the service manager passes; at the default address if
+    /// Listens on these and on sockets that the service manager passes; on the default address if
     /// there is neither.
     ///
     /// # Errors

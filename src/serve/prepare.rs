@@ -1,4 +1,4 @@
-//! From what is asked for to open volumes, at the start and again at each reload.
+//! Opens the requested volumes, at the start and at each reload.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use sheave_volumes::{OpenOptions, VolumeSpec, check_memory};
 use super::tls_watch::{Stamps, stamps};
 use crate::config::BadConfig;
 
-/// An export that is asked for, by the command line or the file.
+/// An export that the command line or the file requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    /// Where it is asked for, for messages; empty for the command line.
+    /// The position in the file, for messages; empty for the command line.
     pub(crate) place: String,
     pub(crate) name: String,
     /// The volume as it was written.
@@ -25,13 +25,13 @@ pub(crate) struct Wanted {
     pub(crate) spec: VolumeSpec,
     pub(crate) description: String,
     pub(crate) read_only: bool,
-    /// Those of the file, which may change; what the volume says itself does not.
+    /// The limits of the file, which may change; those of the volume's text do not.
     pub(crate) limits: Option<RateLimits>,
     pub(crate) access: Access,
     pub(crate) connections_max: Option<usize>,
 }
 
-/// All that is asked for.
+/// The requested exports and TLS files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
     pub(crate) exports: Vec<Wanted>,
@@ -46,7 +46,7 @@ pub(crate) struct Held {
     spec: VolumeSpec,
     read_only: bool,
     open: Open,
-    /// The limits that are asked for now.
+    /// The limits that are requested now.
     wanted: RateLimits,
     /// Whether it was open before.
     is_kept: bool,
@@ -59,21 +59,20 @@ struct Open {
     limits: Option<Arc<Limits>>,
 }
 
-/// What can be offered: everything is open and read.
+/// Exports that can be served: everything is open and read.
 pub(crate) struct Prepared {
     pub(crate) held: Vec<Held>,
     pub(crate) exports: Vec<Export>,
     pub(crate) tls: Option<Arc<TlsConfig>>,
-    /// Where the certificate is, and what the files were before they were read.
+    /// The certificate's files, and their stamps before they were read.
     pub(crate) tls_files: Option<(TlsFiles, Stamps)>,
 }
 
 impl Request {
-    /// Opens what is not among those that are open. Nothing that is in use changes by it. May wait
-    /// for disks.
+    /// Opens the volumes that are not open. Nothing in use is changed. May wait for disks.
     ///
     /// # Errors
-    /// What cannot be had, and why.
+    /// Names what cannot be opened or read, and why.
     pub(crate) fn prepare(self, open: &[Held]) -> Result<Prepared> {
         let Self { exports: wanted, tls } = self;
         check_clients(&wanted, tls.as_ref())?;
@@ -148,8 +147,8 @@ impl Held {
         now.is_some_and(|now| now != *before)
     }
 
-    /// Takes up what has changed of a volume that was open before: its limits, and its size. May
-    /// wait for a disk.
+    /// Applies changes of a volume that was open before: its limits and its size. May wait for a
+    /// disk.
     pub(crate) fn take_up(&self) {
         let Open { volume, limits } = &self.open;
         if let Some(limits) = limits {
@@ -171,8 +170,8 @@ impl Held {
     }
 }
 
-/// For each that is wanted the volume that is open for it: that of the same name, else one that has
-/// been renamed.
+/// Finds the open volume of each requested export: that of the same name, else one that has been
+/// renamed.
 ///
 /// # Errors
 /// When it is ambiguous which one has been renamed, and they hold different data: clients must not
@@ -208,7 +207,7 @@ fn keep(wanted: &[Wanted], open: &[Held]) -> Result<Vec<Option<Open>>> {
 }
 
 /// # Errors
-/// When an export is for clients with certificates, and none is asked for a certificate.
+/// When an export is for clients with certificates, and clients are not asked for certificates.
 fn check_clients(wanted: &[Wanted], tls: Option<&TlsFiles>) -> Result<(), BadConfig> {
     let asked: Option<&PathBuf> = tls.and_then(|files| files.client_ca.as_ref());
     match wanted.iter().find(|want| !want.access.names.is_empty()) {
@@ -255,12 +254,12 @@ mod tests {
     fn volumes_are_kept_by_name_then_by_what_they_are() {
         let before = prepare(&[("a", A), ("b", B), ("c", A)], &[]).unwrap();
         assert!(before.iter().all(|held| !held.is_kept));
-        // Two exports of the same text stay apart.
+        // Two exports of the same text are not confused.
         let now = prepare(&[("c", A), ("d", B), ("a", A), ("e", A)], &before).unwrap();
         assert!(same(&now[0], &before[2]) && same(&now[2], &before[0]), "by name");
         assert!(same(&now[1], &before[1]), "b is called d now");
         assert!(before.iter().all(|held| !same(held, &now[3])), "a new one");
-        // Which one is left, is that of a client that may not see the other's data.
+        // It is ambiguous which one is left, and its clients must not see the other's data.
         let removed = prepare(&[("d", A)], &[before[0].clone(), before[2].clone()]);
         let error = removed.err().unwrap().to_string();
         assert!(error.contains("which of them is renamed cannot be told"), "{error}");

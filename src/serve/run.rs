@@ -1,4 +1,4 @@
-//! A server from its start to its end.
+//! Runs a server from start to end.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const NAMES_LOGGED: usize = 10;
 /// Serves until a signal ends it.
 ///
 /// # Errors
-/// What cannot be had at the start, or that a second signal came.
+/// When it cannot be started, or a second signal ended it.
 pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -> Result<()> {
     let Settings { fixed, request } = settings;
     let notify = Notify::from_env();
@@ -82,7 +82,7 @@ fn start(fixed: &Fixed, prepared: &Prepared, registry: &Arc<Registry>) -> Result
     Ok(Server::start(config, registry)?)
 }
 
-/// Names for the log, which needs not have a thousand of them.
+/// The names of exports for the log, a limited number.
 fn summary(exports: &[Export]) -> String {
     let shown = exports.iter().take(NAMES_LOGGED).map(|export| export.name.as_str());
     let shown = shown.collect::<Vec<_>>().join(", ");
@@ -92,14 +92,14 @@ fn summary(exports: &[Export]) -> String {
     }
 }
 
-/// Serving matters more than being watched.
+/// Without the socket it serves nevertheless.
 fn show_statistics(registry: Arc<Registry>, exports: LiveExports) -> Option<StatsSocket> {
     StatsSocket::start(registry, exports)
         .inspect_err(|error| tracing::warn!("no statistics for `sheave stats`: {error:#}"))
         .ok()
 }
 
-/// What a reload compares with.
+/// The present state, with which a reload compares.
 struct State {
     args: Arc<Args>,
     fixed: Fixed,
@@ -143,14 +143,13 @@ impl State {
         }
     }
 
-    /// Takes up what is asked for now, and once more for a signal that came meanwhile. Returns the
-    /// signal that ended it.
+    /// Reloads, and again for a signal that came meanwhile. Returns the signal that ended it.
     async fn reload(&mut self, server: &mut Server, signals: &mut Signals) -> Option<&'static str> {
         loop {
             let again = Cell::new(false);
             tokio::select! {
                 () = self.reload_once(server) => {}
-                // The end need not wait for a disk that does not answer.
+                // The end does not wait for a disk that does not answer.
                 signal = signals.end(|| again.set(true)) => return Some(signal),
             }
             if !again.get() {
@@ -159,10 +158,10 @@ impl State {
         }
     }
 
-    /// Reads and opens all that is asked for now. Nothing changes by it.
+    /// Reads and opens all that is requested now. Nothing is changed.
     ///
     /// # Errors
-    /// What cannot be read or had.
+    /// Names what cannot be read or opened.
     async fn prepare(&self) -> Result<(Fixed, Prepared)> {
         let (args, held) = (Arc::clone(&self.args), self.held.clone());
         let prepared = spawn_blocking(move || {
@@ -172,7 +171,7 @@ impl State {
         prepared.await.context("reload")?
     }
 
-    /// Takes up what is asked for now, or says why not.
+    /// Applies the present configuration, or logs why it cannot.
     async fn reload_once(&mut self, server: &mut Server) {
         let prepared = self.prepare().await;
         let replaced =
@@ -196,10 +195,10 @@ impl State {
         }
     }
 
-    /// LiveExports what has been prepared, in one step. Also returns the keys that need a restart.
+    /// Applies prepared exports, in one step. Also returns the keys that need a restart.
     ///
     /// # Errors
-    /// When it cannot be offered. Nothing has changed then.
+    /// When they cannot be exported. Nothing is changed then.
     fn replace(
         &mut self,
         fixed: &Fixed,
@@ -215,7 +214,7 @@ impl State {
     }
 }
 
-/// What a reload did.
+/// The result of a reload.
 struct Summary {
     exports: usize,
     /// Volumes.

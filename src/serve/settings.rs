@@ -1,4 +1,4 @@
-//! What the command line and the configuration file say together. The command line comes first.
+//! The settings of command line and configuration file. The command line has precedence.
 
 use std::path::PathBuf;
 
@@ -10,13 +10,13 @@ use crate::commands::serve::{Args, EngineArg};
 use crate::config::serve::ServeConfig;
 use crate::config::{BadConfig, POLL_US_DEFAULT};
 
-/// All that a server is asked for.
+/// The settings of a server.
 pub(crate) struct Settings {
     pub(crate) fixed: Fixed,
     pub(crate) request: Request,
 }
 
-/// What only a restart changes.
+/// Settings that only a restart changes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Fixed {
     pub(crate) addresses: ListenAddresses,
@@ -30,7 +30,7 @@ impl Settings {
     /// Reads the file that the command line names.
     ///
     /// # Errors
-    /// What cannot be read, or does not fit together.
+    /// Names what cannot be read, or is inconsistent.
     pub(crate) fn read(args: &Args) -> Result<Self, BadConfig> {
         let file = args.config.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
         let tls = tls_files(args, &file)?;

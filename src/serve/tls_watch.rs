@@ -10,24 +10,24 @@ use sheave_nbd::TlsConfig;
 use sheave_tls::{TlsFiles, server_tls};
 use tokio::task::spawn_blocking;
 
-/// How often the files are looked at. They are read when two looks have found them the same.
+/// How often the files are checked. They are read when two checks have found the same stamps.
 const LOOK_PERIOD: Duration = Duration::from_millis(250);
-/// How long files that do not fit together may be in the middle of a change.
+/// How long inconsistent files may be in the middle of a change.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What tells the content of a file from what it was: device, inode, size, and times of change.
+/// The stamp of a file, which changes with its content: device, inode, size, and times of change.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 /// Of all files.
 pub(crate) type Stamps = Vec<Stamp>;
 
-/// The files of a server's certificate, and what is known about them.
+/// The files of a server's certificate, and their states.
 pub(crate) struct TlsWatch {
     files: TlsFiles,
-    /// As they are used, or as they were given up.
+    /// The stamps of the files in use, or of those that were refused.
     known: Stamps,
-    /// At the last look.
+    /// The stamps at the last check.
     seen: Stamps,
-    /// Since when they do not fit together.
+    /// Since when they are inconsistent.
     wrong_since: Option<Instant>,
 }
 
@@ -40,7 +40,8 @@ impl TlsWatch {
     /// Waits for another certificate, key, authority or revocation list, and reads it.
     ///
     /// # Errors
-    /// Why what there is now cannot be used, after [`CHANGE_TIMEOUT`]. Said once for each change.
+    /// Why the present files cannot be used, after [`CHANGE_TIMEOUT`]. Returned once for each
+    /// change.
     pub(crate) async fn changed(&mut self) -> Result<Arc<TlsConfig>, Error> {
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
@@ -58,7 +59,7 @@ impl TlsWatch {
             let Ok(read) = spawn_blocking(move || server_tls(&files)).await else { continue };
             let since = *self.wrong_since.get_or_insert_with(Instant::now);
             if read.is_ok() || since.elapsed() >= CHANGE_TIMEOUT {
-                // As they were before they were read.
+                // The stamps from before reading.
                 self.known.clone_from(&self.seen);
                 self.wrong_since = None;
                 return read;

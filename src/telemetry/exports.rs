@@ -10,7 +10,7 @@ pub(crate) struct ExportEntry {
     pub(crate) description: String,
     pub(crate) size_bytes: u64,
     pub(crate) read_only: bool,
-    /// Connections that it may have at a time.
+    /// The most connections at a time.
     pub(crate) connections_max: Option<usize>,
     /// The oldest first.
     pub(crate) clients: Vec<ClientEntry>,

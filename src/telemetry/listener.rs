@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-/// Accepts when fewer than its maximum of connections are open; cuts those that stay too long.
+/// Accepts while fewer than its maximum of connections are open; closes those that stay too long.
 pub(super) struct BoundedListener {
     listener: TcpListener,
     errors: AcceptErrors,
@@ -63,7 +63,7 @@ pub(super) struct BoundedStream {
 }
 
 impl BoundedStream {
-    /// Fails when the time is over, and sees to it that the task is woken then.
+    /// Fails when the time is over, and registers the task to be woken then.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.end.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 
 use super::listener::BoundedListener;
 
-/// Scrapes at a time.
+/// The most scrapes at a time.
 const CONNECTIONS_MAX: usize = 16;
 /// How long a scrape may take. A connection serves no more than one.
 const LIFETIME: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ impl MetricsServer {
     /// Listens at all addresses of `HOST:PORT`, on the current tokio runtime.
     ///
     /// # Errors
-    /// When the address is none, or cannot be listened at.
+    /// When the address is malformed, or cannot be listened on.
     pub(crate) fn start(address: &str, registry: Arc<Registry>) -> Result<Self> {
         let bound = bind_tcp(address).with_context(|| {
             format!("metrics: cannot listen at {address}; give --metrics a free HOST:PORT")
@@ -103,13 +103,13 @@ async fn scrape(State(metrics): State<Arc<registry::Registry>>) -> Response {
     }
 }
 
-/// Ends the connection behind an answer, to free its place for the next client.
+/// Closes the connection after an answer, to make room for the next client.
 async fn close(mut answer: Response) -> Response {
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
-/// Reads the counters when it is asked to.
+/// Reads the counters at each scrape.
 #[derive(Debug)]
 struct VolumeCollector {
     registry: Arc<Registry>,
@@ -168,7 +168,7 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]
     encode_links(encoder, volumes)
 }
 
-/// How remote volumes stand with their servers.
+/// The connections of remote volumes to their servers.
 fn encode_links(encoder: &mut DescriptorEncoder<'_>, volumes: &[VolumeSnapshot]) -> fmt::Result {
     let links = || {
         let remote = volumes.iter().filter_map(|volume| Some((volume, volume.gauges.link?)));

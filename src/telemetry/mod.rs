@@ -1,4 +1,4 @@
-//! How a process that serves volumes shows its statistics, and how others read them.
+//! Publishes the statistics of a process that serves volumes, and reads those of others.
 
 mod exports;
 mod listener;

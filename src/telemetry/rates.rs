@@ -1,4 +1,4 @@
-//! The figures that people look at, as rows of a table.
+//! Figures for people, as rows of a table.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const NS_PER_US: f64 = 1e3;
 const BYTES_PER_MB: f64 = 1e6;
 const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 
-/// A row for each kind of op that occurred in `elapsed`, or one that says that none did.
+/// A row for each kind of op that occurred in `elapsed`, or one row that says idle.
 pub(crate) fn op_rows(volume: &VolumeSnapshot, elapsed: Duration) -> Vec<Row> {
     if volume.ops.is_empty() {
         let mut row: Row = Row::default();
@@ -55,7 +55,7 @@ pub(crate) fn stage_rows(volume: &VolumeSnapshot, elapsed: Duration) -> Vec<Row>
     if rows.is_empty() { op_rows(volume, elapsed) } else { rows }
 }
 
-/// A volume's name as people are shown it.
+/// A volume's name for display.
 fn shown_name(volume: &VolumeSnapshot) -> String {
     printable(&volume.name).to_string()
 }

@@ -1,4 +1,4 @@
-//! Where the processes of one user meet.
+//! The directory of the sockets of one user's processes.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use rustix::net::{
 };
 use sheave_core::printable;
 
-/// Clients that the kernel lets wait.
+/// The listen backlog.
 const BACKLOG: i32 = 128;
 const OVERRIDE: &str = "SHEAVE_RUNTIME_DIR";
 
@@ -23,7 +23,7 @@ const OVERRIDE: &str = "SHEAVE_RUNTIME_DIR";
 #[derive(Clone, Debug)]
 pub(crate) struct RuntimeDir {
     path: PathBuf,
-    /// Whose it must be. One that the user named is taken as it is.
+    /// Its required owner. A directory that the user named is not checked.
     owner: Option<u32>,
 }
 
@@ -38,7 +38,7 @@ impl RuntimeDir {
     fn choose(uid: u32, named: Option<OsString>, xdg: Option<OsString>) -> Self {
         let set = |value: Option<OsString>| value.filter(|value| !value.is_empty());
         if let Some(named) = set(named) {
-            // For the daemon, which leaves the directory it was started in.
+            // Absolute, since the daemon changes its working directory.
             let path = path::absolute(&named).unwrap_or_else(|_| named.into());
             return Self { path, owner: None };
         }
@@ -57,7 +57,7 @@ impl RuntimeDir {
     /// Makes the directory, for this user only, unless it exists.
     ///
     /// # Errors
-    /// When it cannot be made, or others could have put something into it.
+    /// When it cannot be made, or other users could have written into it.
     pub(crate) fn create(&self) -> Result<()> {
         let made = match DirBuilder::new().mode(0o700).create(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -72,7 +72,7 @@ impl RuntimeDir {
     /// Whether the directory exists.
     ///
     /// # Errors
-    /// When it cannot be looked at, or others could have put something into it.
+    /// When it cannot be inspected, or other users could have written into it.
     pub(crate) fn exists(&self) -> Result<bool> {
         let found = match self.owner {
             // In /tmp any user could have made a link.
@@ -99,9 +99,9 @@ impl RuntimeDir {
 /// When the socket cannot be made.
 pub(crate) fn listen_at(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-    // On Linux the file that bind makes gets the socket's mode, so it is never open to others.
+    // On Linux the file that bind makes gets the socket's mode, so it is never open to other users.
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    // Under its own name it must be found listening, or others would take it for a dead one's.
+    // It listens before it gets its name: a socket that does not listen counts as stale.
     let unfinished = path.with_extension("new");
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

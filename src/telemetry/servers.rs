@@ -24,7 +24,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest snapshot that is read.
 const SNAPSHOT_MAX: u64 = 64 << 20;
 
-/// What a serving process tells.
+/// The answer of a serving process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ServerSnapshot {
     version: u32,
@@ -32,17 +32,17 @@ pub(crate) struct ServerSnapshot {
     pub(crate) pid: u32,
     /// Name and version of its program.
     pub(crate) program: String,
-    /// For how long it has counted, on its own monotonic clock.
+    /// The time for which it has counted, by its own monotonic clock.
     pub(crate) uptime_ms: u64,
-    /// What it has counted.
+    /// Its counters.
     pub(crate) volumes: Vec<VolumeSnapshot>,
-    /// What it offers to NBD clients; older releases do not tell.
+    /// Its exports; older releases do not send them.
     #[serde(default)]
     pub(crate) exports: Vec<ExportEntry>,
 }
 
 impl ServerSnapshot {
-    /// That of this process.
+    /// The snapshot of this process.
     pub(crate) fn of(registry: &Registry, uptime: Duration) -> Self {
         Self {
             version: VERSION,
@@ -90,12 +90,12 @@ impl ServerSnapshot {
 pub(crate) struct Servers {
     /// In the order of their process ids.
     pub(crate) snapshots: Vec<ServerSnapshot>,
-    /// One for each that runs but did not answer.
+    /// One message for each that runs but did not answer.
     pub(crate) failures: Vec<anyhow::Error>,
 }
 
 impl Servers {
-    /// Asks all. Sockets of processes that died are removed.
+    /// Queries all of them. Sockets of dead processes are removed.
     ///
     /// # Errors
     /// When there is none, or none answers.
@@ -147,7 +147,7 @@ impl Servers {
     }
 }
 
-/// What is behind a socket's path.
+/// The state of a socket file.
 pub(super) enum Probe {
     /// A process listens.
     Answers(UnixStream),
@@ -155,7 +155,7 @@ pub(super) enum Probe {
     Dead,
 }
 
-/// Connects without waiting, even if the other side is stopped and its backlog full.
+/// Connects without waiting, even if the server is stopped and its backlog full.
 pub(super) fn probe(path: &Path) -> Result<Probe> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -191,7 +191,7 @@ fn sockets(dir: &RuntimeDir) -> Result<Vec<(u32, PathBuf)>> {
     Ok(found)
 }
 
-/// Asks one server; `None` if it is gone.
+/// Queries one server; `None` if it is gone.
 fn ask(path: &Path) -> Result<Option<ServerSnapshot>> {
     let Probe::Answers(stream) = probe(path)? else {
         // Another reader may have been faster, and then there is nothing to remove.
@@ -227,7 +227,7 @@ mod tests {
         ServerSnapshot { pid, ..ServerSnapshot::of(&registry, Duration::from_secs(1)) }
     }
 
-    /// Listens as process `pid` would and tells `text` once.
+    /// Listens as process `pid` would and sends `text` once.
     fn tell(dir: &Path, pid: u32, text: String) -> thread::JoinHandle<()> {
         let listener = UnixListener::bind(dir.join(socket_name(pid))).unwrap();
         thread::spawn(move || {

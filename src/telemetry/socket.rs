@@ -1,4 +1,4 @@
-//! The socket at which a serving process tells its statistics.
+//! The socket at which a serving process sends its statistics.
 
 use std::fs;
 use std::os::unix::net::UnixListener as StdListener;
@@ -20,7 +20,7 @@ use super::exports::ExportEntry;
 use super::runtime_dir::{RuntimeDir, listen_at};
 use super::servers::{Probe, ServerSnapshot, probe, socket_name};
 
-/// Readers served at a time; more wait to be accepted.
+/// The most readers at a time; more wait to be accepted.
 const READERS_MAX: usize = 8;
 /// How long a reader may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);

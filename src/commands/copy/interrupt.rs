@@ -1,4 +1,4 @@
-//! What a signal that ends a command does to a copy.
+//! Cleans up after a copy that a signal ends.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,21 +12,21 @@ use signal_hook::iterator::Signals;
 
 use crate::log;
 
-/// What stays of a copy that ends now.
+/// The state that a copy would leave behind now.
 #[derive(Debug, Default)]
 pub(super) enum Leftover {
-    /// It has not touched anything.
+    /// Nothing was changed.
     #[default]
     Nothing,
-    /// A file that must go.
+    /// A file to be removed.
     Partial(PathBuf),
-    /// What existed before, partly overwritten; its name.
+    /// A partly overwritten target, by its name.
     Existing(String),
     /// The whole copy.
     Done,
 }
 
-/// What the signals and the copy both know.
+/// State shared by signals and copy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interruption(Arc<Mutex<Leftover>>);
 
@@ -45,9 +45,9 @@ impl Interruption {
         Ok(interruption)
     }
 
-    /// Changes what stays, or acts on it. A signal waits until that is done.
+    /// Runs `change` on the state; a signal waits until that is done.
     pub(super) fn leaves<T>(&self, change: impl FnOnce(&mut Leftover) -> T) -> T {
-        // A panic elsewhere does not make it wrong.
+        // Valid in any state.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -21,7 +21,7 @@ use super::job::{PIECE, Writer, ZERO_UNIT, buffers, copy};
 use super::source;
 use super::target::{NewImage, Target};
 
-/// What has no size and is read or written from its beginning to its end.
+/// A stream without a size, which is read or written from beginning to end.
 pub(super) enum Pipe {
     /// `-`
     Standard,
@@ -69,7 +69,7 @@ impl Pipe {
     }
 }
 
-/// Without the buffer of the standard library, which looks for lines.
+/// Without the standard library's buffer, which splits lines.
 fn own_descriptor(stream: impl AsFd) -> Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
 }
@@ -77,7 +77,7 @@ fn own_descriptor(stream: impl AsFd) -> Result<File> {
 /// Writes a volume into a pipe, holes as zeroes.
 ///
 /// # Errors
-/// When the volume or the pipe fails, such as by having no reader any more.
+/// When the volume or the pipe fails, for example for want of a reader.
 pub(super) fn send(
     from: &str,
     to: &Pipe,
@@ -106,7 +106,7 @@ pub(super) fn receive(
     progress: &ProgressBar,
 ) -> Result<()> {
     let spec = VolumeSpec::of_operator(to)?;
-    // Before the target is touched: a FIFO waits here for its writer.
+    // Before the target is changed: opening a FIFO waits for its writer.
     let (file, name) = from.open_input()?;
     let mut input = Input { file, name, progress };
     let Some((image, file)) = NewImage::begin(&spec, interruption.clone())? else {
@@ -118,7 +118,7 @@ pub(super) fn receive(
     ensure!(!spec.has_parameters(), "{to}: {why}");
     let size =
         receive_image(&mut input, &file).with_context(|| format!("{} to {to}", input.name))?;
-    // Most likely the command before this one has failed.
+    // Most likely the writing command has failed.
     ensure!(
         size > 0 || !image.replaces(),
         "{}: it is empty, and {to} stays as it was; remove that first if this is meant",
@@ -128,7 +128,7 @@ pub(super) fn receive(
     image.publish()
 }
 
-/// Blocks of zeroes stay holes. Returns how many bytes there were.
+/// Blocks of zeroes stay holes. Returns the number of bytes.
 fn receive_image(input: &mut Input<'_>, file: &File) -> Result<u64> {
     let (mut piece, zeroes) = (vec![0; PIECE as usize], [0; ZERO_UNIT]);
     let mut at = 0;
@@ -202,7 +202,7 @@ impl Input<'_> {
     }
 }
 
-/// The writing side, as a volume that takes its bytes in their order, from one backend.
+/// The writing side, as a volume that takes sequential writes from one backend.
 struct Output {
     size: u64,
     info: VolumeInfo,
@@ -219,7 +219,7 @@ struct Stream {
 
 impl Output {
     fn new(file: File, name: String, size: u64) -> Self {
-        // Redirected to a file or device: a flush then says whether all has reached the disk.
+        // Redirected to a file or device: a flush makes the data durable.
         let is_storage = file
             .metadata()
             .is_ok_and(|found| found.file_type().is_file() || found.file_type().is_block_device());

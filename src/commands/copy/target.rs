@@ -1,4 +1,5 @@
-//! Where a copy goes: what exists, or a new image, which gets its name only when it is whole.
+//! The target of a copy: an existing one, or a new image, which gets its name only when it is
+//! complete.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions as FileOptions};
@@ -19,7 +20,7 @@ use super::open_options;
 
 /// The longest name of a file, in bytes (NAME_MAX, limits.h).
 const NAME_BYTES_MAX: usize = 255;
-/// Temporary files of copies that were killed, beside one image and by one process number.
+/// The most temporary files of killed copies, beside one image and with one process number.
 const LEFT_BEHIND_MAX: u32 = 100;
 
 /// An open target. Dropping one that is a new image and was not published removes it.
@@ -30,7 +31,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Opens what `text` names. An image is made anew, in place of one that exists.
+    /// Opens the target that `text` names. An image is made anew, and replaces an existing one.
     pub(super) fn open(text: &str, size: u64, interruption: Interruption) -> anyhow::Result<Self> {
         let spec = VolumeSpec::of_operator(text)?;
         let options = open_options();
@@ -39,13 +40,13 @@ impl Target {
         };
         let name = || printable(&image.path).to_string();
         file.set_len(size).with_context(name)?;
-        // Closing it later would drop the volume's lock.
+        // Closed now, since closing it later would drop the volume's lock.
         drop(file);
         let volume = spec.with_file_path(image.partial.clone()).open(&options)?;
         Ok(Self { volume, image: Some(image), interruption })
     }
 
-    /// What to write to.
+    /// The volume to write to.
     pub(super) fn volume(&self) -> &Arc<dyn Volume> {
         &self.volume
     }
@@ -55,7 +56,7 @@ impl Target {
         self.image.is_some()
     }
 
-    /// From here on an end leaves it incomplete, unless it is a new image.
+    /// From now on an interruption leaves it incomplete, unless it is a new image.
     pub(super) fn begin_overwriting(&self, name: &str) {
         if !self.is_new() {
             let name = name.to_owned();
@@ -63,7 +64,7 @@ impl Target {
         }
     }
 
-    /// It is whole now. Gives an image its name.
+    /// The copy is complete. Gives an image its name.
     pub(super) fn publish(self) -> anyhow::Result<()> {
         match self.image {
             Some(image) => image.publish(),
@@ -75,20 +76,20 @@ impl Target {
     }
 }
 
-/// An image under a temporary name beside its own, which it gets when it is whole. Dropping it
-/// removes it.
+/// An image under a temporary name beside its own, which it gets when it is complete. Dropping it
+/// removes the file.
 pub(super) struct NewImage {
-    /// Where it is to be.
+    /// Its final path.
     path: PathBuf,
     partial: PathBuf,
-    /// What it takes the place of. Held open, so that no other program begins to use it.
+    /// The file that it replaces. Held open, so that no other program begins to use it.
     old: Option<Arc<dyn Volume>>,
     interruption: Interruption,
 }
 
 impl NewImage {
-    /// Makes an empty file for the image that `spec` names; `None` if it names a device, or what is
-    /// no file. One that exists must be writable and unused, and gives its mode and owner.
+    /// Makes an empty file for the image that `spec` names; `None` if it names a device or no file.
+    /// An existing file must be writable and unused, and its mode and owner are kept.
     pub(super) fn begin(
         spec: &VolumeSpec,
         interruption: Interruption,
@@ -96,9 +97,9 @@ impl NewImage {
         let Some(path) = spec.file_path() else { return Ok(None) };
         let (path, old) = match path.metadata() {
             _ if is_missing(path) => (path.to_owned(), None),
-            // Where links lead, so that they stay.
+            // Resolves links, so that they are kept.
             Ok(found) if found.is_file() => (path.canonicalize()?, Some(found)),
-            // Opening it says what is wrong with it.
+            // Opening it gives the error.
             _ => return Ok(None),
         };
         let volume = old.is_some().then(|| spec.open(&OpenOptions::default()));
@@ -115,12 +116,12 @@ impl NewImage {
         Ok(Some((Self { path, partial, old: volume, interruption }, file)))
     }
 
-    /// Whether it takes the place of another.
+    /// Whether it replaces another file.
     pub(super) fn replaces(&self) -> bool {
         self.old.is_some()
     }
 
-    /// Gives it its name. Never replaces what was made by others meanwhile.
+    /// Gives it its name. Never replaces a file that another program has made meanwhile.
     pub(super) fn publish(self) -> anyhow::Result<()> {
         let name = printable(&self.path);
         self.interruption.leaves(|leftover| {
@@ -129,7 +130,7 @@ impl NewImage {
             *leftover = Leftover::Done;
             anyhow::Ok(())
         })?;
-        // The bytes are on the disk; so must be the name.
+        // The data is durable; the name must be, too.
         sync_directory(&self.path).with_context(|| name.to_string())
     }
 
@@ -149,18 +150,18 @@ impl Drop for NewImage {
     }
 }
 
-/// Removes what there is of a new image that has no name yet.
+/// Removes a new image that has no name yet.
 fn remove(interruption: &Interruption) {
     interruption.leaves(|leftover| {
         if let Leftover::Partial(partial) = &*leftover {
-            // There is nothing to be done about it; the name says what it is.
+            // An error cannot be handled; the name shows what the file is.
             let _ = fs::remove_file(partial);
             *leftover = Leftover::Nothing;
         }
     });
 }
 
-/// A link to nothing exists: it must not be found in the way after all has been copied.
+/// A dangling link exists: it must not block the name after everything has been copied.
 fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
@@ -198,7 +199,7 @@ fn partial_path(path: &Path, number: u32) -> anyhow::Result<PathBuf> {
     Ok(path.with_file_name(OsString::from_vec(partial)))
 }
 
-/// Makes an empty file, for the same users as the one that it is to replace.
+/// Makes an empty file with mode and owner of the one that it replaces.
 fn make(path: &Path, old: Option<&Metadata>) -> anyhow::Result<File> {
     let mode = if old.is_some() { 0o600 } else { 0o666 };
     let file = FileOptions::new().write(true).create_new(true).mode(mode).open(path)?;
@@ -215,17 +216,17 @@ fn give(file: &File, old: &Metadata) -> io::Result<()> {
     if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
         fchown(file, Some(old.uid()), Some(old.gid()))?;
     }
-    // After the owner, whose change takes bits of the mode away.
+    // After the owner, whose change clears bits of the mode.
     file.set_permissions(old.permissions())
 }
 
-/// Gives a file a name that nothing has.
+/// Renames a file, without replacing another one.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // File systems without that flag have links, or nothing that is safe.
+        // File systems without that flag need links; otherwise there is no safe way.
         Err(Errno::INVAL | Errno::NOSYS) => {
             fs::hard_link(from, to)?;
-            // The image has its name; another beside it does no harm.
+            // The image has its name; a second name is harmless.
             let _ = fs::remove_file(from);
             Ok(())
         }

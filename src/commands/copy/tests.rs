@@ -1,4 +1,4 @@
-//! Copies between volumes that keep an eye on what is done to them.
+//! Copies between volumes that watch their ops.
 
 use std::sync::Mutex;
 
@@ -13,16 +13,16 @@ use super::*;
 
 const SIZE: u64 = 200 << 20;
 
-/// What the backends of a watched volume have to say at their end.
+/// Counts of a watched volume's backends, made when they are dropped.
 #[derive(Default)]
 struct Log {
-    /// Those that wrote.
+    /// Backends that wrote.
     writers: u64,
-    /// Those that ended with a write that no flush of theirs came after.
+    /// Backends that were dropped with an unflushed write.
     unflushed: u64,
 }
 
-/// A memory volume that is watched, and has only some of a memory volume's abilities.
+/// A memory volume that is watched, and has only some of a memory volume's capabilities.
 struct Watched {
     inner: Arc<dyn Volume>,
     info: VolumeInfo,

@@ -1,4 +1,4 @@
-//! What an NBD server offers.
+//! Describes an NBD server.
 
 use anyhow::{Result, bail};
 use indicatif::HumanBytes;
@@ -24,7 +24,7 @@ const ABILITIES: [(u16, &str); 6] = [
     (flag::SEND_CACHE, "cache"),
 ];
 
-/// Asks a server.
+/// Queries a server.
 ///
 /// # Errors
 /// When it cannot be reached, or has no such export.

@@ -88,7 +88,7 @@ fn a_reader_that_does_not_read_delays_nothing_and_learns_how_many_are_lost() {
             lost += before.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
             continue;
         }
-        // In their order, and a report is where the lines are that it counts.
+        // In order, and a report is in the place of the lines that it counts.
         assert_eq!(line, format!("{} {filling}", kept + lost));
         kept += 1;
     }
