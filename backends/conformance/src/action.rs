@@ -5,12 +5,12 @@ use sheave_core::{Buf, ByteRange, Op, PAGE_SIZE, Payload, Segment};
 
 use super::{Driver, Engine};
 
-/// Most batches in a run, and ops in a batch.
+/// The most batches in a run, and ops in a batch.
 const BATCHES_MAX: usize = 24;
 const ACTIONS_MAX: usize = 5;
 /// Longest op.
 const LEN_MAX: u64 = 200_000;
-/// Places at which bugs like to sit are multiples of these, give or take a byte.
+/// Bugs are likeliest at multiples of these, plus or minus a byte.
 const EDGES: [u64; 3] = [512, 4096, 64 << 10];
 
 /// Ops that are in flight together. They do not overlap, so that their outcomes are certain.
@@ -39,16 +39,16 @@ enum What {
     BlockStatus { extents_max: usize },
 }
 
-/// In what memory the data of a write lies.
+/// The memory of a write's data.
 #[derive(Clone, Debug)]
 enum Memory {
-    /// In the backend's own.
+    /// Memory of the backend.
     WriteBuffer,
-    /// At an odd address.
+    /// Memory at an odd address.
     Odd,
-    /// In several pieces.
+    /// Several pieces.
     Pieces,
-    /// Partly in none, since it is zero.
+    /// Partly zero segments.
     ZeroSegments,
 }
 
@@ -178,7 +178,7 @@ impl Memory {
     }
 }
 
-/// Bytes that differ from place to place; zeroes now and then, since those are special.
+/// Bytes that differ by position; sometimes zeroes, which are a special case.
 fn pattern(seed: u8, range: ByteRange) -> Vec<u8> {
     if seed.is_multiple_of(8) {
         return vec![0; range.len() as usize];

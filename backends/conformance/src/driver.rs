@@ -1,4 +1,4 @@
-//! Runs ops on a backend to their ends.
+//! Runs ops on a backend to their completion.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::Engine;
 
 /// Turns without any progress after which an op counts as lost.
 const IDLE_TURNS_MAX: usize = 100_000;
-/// How long such a turn waits for another thread, which may make it shorter by a waker.
+/// How long such a turn waits for another thread, whose waker may end the wait.
 const IDLE_WAIT: Duration = Duration::from_micros(100);
 
 /// A backend and the engine that it runs on.
@@ -38,7 +38,7 @@ impl<E: Engine> Driver<E> {
     /// Submits all ops at once and answers with their outcomes in the same order.
     ///
     /// # Panics
-    /// When the backend loses an op, or ends one twice.
+    /// When the backend loses an op, or completes one twice.
     pub fn run(&mut self, ops: Vec<Op>) -> Vec<Outcome> {
         let mut outcomes: Vec<Option<Outcome>> = ops.iter().map(|_| None).collect();
         let mut queue: VecDeque<(usize, Op)> = ops.into_iter().enumerate().collect();
@@ -64,8 +64,8 @@ impl<E: Engine> Driver<E> {
         }
     }
 
-    /// Goes on until nothing is in flight, as the thread of a backend does: what it has begun may
-    /// be for the ops of others.
+    /// Goes on until nothing is in flight, as the thread of a backend does: its requests may be for
+    /// ops of other backends.
     fn settle(&mut self) {
         for _ in 0..IDLE_TURNS_MAX {
             let none = self.backend.reap(self.engine.io());
@@ -99,7 +99,7 @@ impl<E: Engine> Driver<E> {
         }
     }
 
-    /// Waits for the engine or the backend's deadline; whether any I/O has ended.
+    /// Waits for the engine or the backend's deadline. True if any I/O has completed.
     fn wait(&mut self) -> bool {
         let until = self.backend.deadline();
         if until.is_none() && self.engine.in_flight() == 0 {

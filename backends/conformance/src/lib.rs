@@ -1,7 +1,7 @@
 //! The suite that every volume passes on every engine, layered or not.
 //!
-//! Random batches of ops run on a volume and on a `Vec<u8>`; whatever the volume answers must agree
-//! with the vector. A failure is shrunk to a short list of batches, which the panic shows.
+//! Random batches of ops run on a volume and on a `Vec<u8>`; the volume's answers must agree with
+//! the vector. A failure is shrunk to a short list of batches, which the panic shows.
 //!
 //! To run it on an engine, implement [`Engine`] for it and call [`check`].
 #![forbid(unsafe_code)]
@@ -25,16 +25,16 @@ pub use driver::Driver;
 use model::Model;
 pub use plain::{Mishap, PlainEngine, wait_for_sockets};
 
-/// What runs file I/O for a backend under test.
+/// Runs file I/O for a backend under test.
 pub trait Engine {
-    /// What the backend is given.
+    /// The [`Io`] for the backend.
     fn io(&mut self) -> &mut dyn Io;
 
-    /// Requests that were started and whose end has not been taken.
+    /// Requests that were started and whose completion has not been taken.
     fn in_flight(&self) -> usize;
 
-    /// Waits until a request has ended or the time is `until`, and takes the ends there are. Called
-    /// only when there is one or the other to wait for.
+    /// Waits until a request has completed or the time is `until`, and takes the completions.
+    /// Called only if a request is in flight or `until` is given.
     fn wait(&mut self, until: Option<Nanos>, done: &mut Vec<IoDone>);
 }
 
@@ -52,7 +52,7 @@ pub fn unparker() -> Waker {
     Arc::new(Unpark(std::thread::current())).into()
 }
 
-/// How to check a volume.
+/// Parameters of a check.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Random runs, each on a volume of its own.
@@ -99,7 +99,7 @@ fn run<E: Engine>(volume: &dyn Volume, batches: &[Batch], engines: [E; 2]) -> Re
             model.check(op, outcome).map_err(|why| format!("{why}; {op:?}"))?;
         }
     }
-    // What one backend has written the other one sees.
+    // Each backend sees the writes of the other.
     for driver in &mut drivers {
         for op in model.survey() {
             let outcome = driver.run(vec![op.clone()]).remove(0);

@@ -1,8 +1,8 @@
-//! A volume as a vector, and what it says about the answers of a real one.
+//! A model of a volume, a vector, with which the answers of a real one are compared.
 
 use sheave_core::{ByteRange, ErrorKind, Extent, Op, Outcome, Payload, Reply};
 
-/// Piece in which the whole volume is read at the end.
+/// The length of reads of the whole volume at the end.
 const SURVEY: u64 = 1 << 16;
 
 pub(super) struct Model {
@@ -18,7 +18,7 @@ impl Model {
         Self { bytes: vec![0; size], trimmed: vec![false; size] }
     }
 
-    /// Ops that look at everything.
+    /// Ops that read the whole volume.
     pub(super) fn survey(&self) -> Vec<Op> {
         let size = self.bytes.len() as u64;
         let all = ByteRange::within(0, size, size).expect("all of it");
@@ -27,7 +27,7 @@ impl Model {
         reads.chain(status).collect()
     }
 
-    /// Compares an outcome with what it must be, and does to the model what the op did.
+    /// Compares an outcome with the expected one, and applies the op to the model.
     pub(super) fn check(&mut self, op: &Op, outcome: Outcome) -> Result<(), String> {
         let reply = match (op, outcome) {
             (Op::WriteZeroes { fast: true, .. }, Err(error))
@@ -94,7 +94,7 @@ impl Model {
             }
             let end = at.checked_add(extent.len).filter(|end| *end <= self.bytes.len() as u64);
             let end = end.ok_or_else(|| format!("{extent:?} at {at} leaves the volume"))?;
-            // What lies beyond the range may be changed by an op of the same batch.
+            // An op of the same batch may change bytes beyond the range.
             let (from, to) = (at as usize, end.min(range.end()) as usize);
             let is_zero = (from..to).all(|at| self.bytes[at] == 0 || self.trimmed[at]);
             if extent.zero && !is_zero {

@@ -1,4 +1,4 @@
-//! Short ways to write ops, and to read what they were answered with.
+//! Short ways to write ops, and to read their answers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::{Driver, Mishap, PlainEngine};
 
-/// A driver on an engine on which nothing goes wrong.
+/// A driver on an engine without mishaps.
 #[must_use]
 pub fn driver(volume: &dyn Volume) -> Driver<PlainEngine> {
     Driver::new(volume.backend().expect("a backend"), PlainEngine::new(64))
@@ -40,7 +40,7 @@ pub fn write(start: u64, bytes: &[u8]) -> Op {
     Op::Write { range: range(start, bytes.len() as u64), data, fua: false }
 }
 
-/// The same op with FUA, where it can have it.
+/// The same op with FUA, if its kind has that field.
 #[must_use]
 pub fn with_fua(op: Op) -> Op {
     match op {
@@ -71,7 +71,7 @@ pub fn read(start: u64, len: u64) -> Op {
     Op::Read { range: range(start, len), into: None }
 }
 
-/// The bytes that a read was answered with.
+/// The bytes that a read returned.
 #[must_use]
 pub fn bytes(outcome: Outcome) -> Vec<u8> {
     match outcome {
@@ -108,12 +108,12 @@ impl Log {
         self.0.lock().expect("the log").push(line);
     }
 
-    /// Takes out the lines so far.
+    /// Takes the lines so far.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().expect("the log"))
     }
 
-    /// A driver that logs, and on which `mishap_of` goes wrong.
+    /// A driver that logs, with mishaps by `mishap_of`.
     #[must_use]
     pub fn driver(
         &self,

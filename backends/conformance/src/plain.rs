@@ -1,5 +1,5 @@
 //! A plain engine in safe code: blocking calls through bounce buffers, a clock that jumps to the
-//! next deadline, ends in random order, and mishaps on demand.
+//! next deadline, completions in random order, and mishaps on demand.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,7 +23,7 @@ const SOCKET_WAIT_NS: i64 = 1_000_000;
 /// Nanoseconds that pass with each wait.
 const TURN_NS: Nanos = 1_000;
 
-/// What goes wrong with a request.
+/// A mishap of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mishap {
     /// Nothing.
@@ -49,12 +49,12 @@ struct PlainIo {
     queue_max: usize,
     now: Nanos,
     random: u64,
-    /// Of this many starts one is refused though there is room; 0 is never.
+    /// One in this many starts is refused although there is room; 0 = never.
     refuse_one_in: u64,
 }
 
 impl PlainEngine {
-    /// An engine on which nothing goes wrong, with room for `queue_max` requests.
+    /// An engine without mishaps, with room for `queue_max` requests.
     #[must_use]
     pub fn new(queue_max: usize) -> Self {
         let io = PlainIo { queue: VecDeque::new(), queue_max, now: 1, random: 1, refuse_one_in: 0 };
@@ -120,7 +120,7 @@ impl Engine for PlainEngine {
             }
             self.io.queue.insert(at, (token, request));
         }
-        // Peers keep real time.
+        // Peers run in real time.
         let begun = Instant::now();
         wait_for_sockets(self.io.queue.iter().map(|(_, request)| request));
         self.io.now += begun.elapsed().as_nanos() as Nanos;
@@ -201,8 +201,8 @@ fn carry_out(request: &IoRequest, count_max: usize) -> io::Result<usize> {
     }
 }
 
-/// Waits for one of the sockets of these requests, or for a short time: another thread may have
-/// something to say, too.
+/// Waits for one of the sockets of these requests, or for a short time, since another thread may
+/// wake the backend, too.
 pub fn wait_for_sockets<'a>(requests: impl Iterator<Item = &'a IoRequest>) {
     let of_request = |request: &'a IoRequest| match request {
         IoRequest::Recv { socket, .. } => Some(PollFd::new(socket, PollFlags::IN)),
@@ -222,7 +222,7 @@ fn allocate(file: &File, mode: Allocate, at: u64, len: u64) -> io::Result<usize>
     Ok(0)
 }
 
-/// Calls with `len` bytes of memory as `O_DIRECT` wants it.
+/// Calls with `len` bytes of memory that is aligned for `O_DIRECT`.
 fn with_aligned<T>(len: usize, call: impl FnOnce(&mut [u8]) -> T) -> T {
     let mut bytes = vec![0; len + PAGE_SIZE];
     let skip = bytes.as_ptr().align_offset(PAGE_SIZE);

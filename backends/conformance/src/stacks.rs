@@ -8,7 +8,7 @@ use sheave_core::{
 };
 use sheave_layers::{BlockSize, FaultRule, Faults, Jobs, Limits, Plan, RateLimit, RateLimits};
 
-/// Makes a layer over what `below` makes, which may be called more than once.
+/// Makes a layer over volumes made by `below`, which may be called more than once.
 pub type Wrap = fn(below: &dyn Fn() -> Arc<dyn Volume>) -> Arc<dyn Volume>;
 
 /// Layers that let all ops through.
@@ -25,8 +25,8 @@ pub const LAYERS: [(&str, Wrap); 4] = [
     ("mirror", |below| Arc::new(Mirror::new([below(), below()]))),
 ];
 
-/// Calls `check` with the name and the maker of each layer over each layer, each over itself too,
-/// over what `base` makes.
+/// Calls `check` with the name and the maker of each layer over each layer, itself included, over
+/// volumes made by `base`.
 pub fn for_any_two(
     base: &dyn Fn() -> Arc<dyn Volume>,
     check: impl Fn(&str, &dyn Fn() -> Arc<dyn Volume>),
@@ -89,7 +89,7 @@ impl Backend for MirrorBackend {
 
     fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
         if matches!(op, Op::WriteZeroes { fast: true, .. }) {
-            // One leg could have it and the other not.
+            // The legs could differ afterwards.
             let why = "a mirror does not zero fast";
             return Submitted::Done(Err(Error::new(ErrorKind::Unsupported, "write_zeroes", why)));
         }
@@ -129,7 +129,7 @@ impl Backend for MirrorBackend {
     }
 }
 
-/// An op ends as the leg that ends last, or fails as the first that fails.
+/// An op completes with the leg that completes last, or fails with the first that fails.
 struct Both;
 
 impl Plan for Both {

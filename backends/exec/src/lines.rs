@@ -1,4 +1,4 @@
-//! What a program prints, line by line, with bounds.
+//! The output of a program, line by line, with bounds.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,7 +12,7 @@ const LINE_LEN_MAX: usize = 1024;
 const LINES_MAX: u32 = 100;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Splits output into lines, and says which of them are to be logged.
+/// Splits output into lines, and decides which of them to log.
 #[derive(Debug)]
 pub(crate) struct Lines {
     /// The line that has not ended.
@@ -29,7 +29,7 @@ impl Lines {
         Self { partial: Vec::new(), last: None, period_begun: now, count: 0 }
     }
 
-    /// Takes output, and calls `log` with each line that is to be logged.
+    /// Takes output, and calls `log` with each line to be logged.
     pub(crate) fn take(&mut self, bytes: &[u8], now: Instant, mut log: impl FnMut(&str)) {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let (text, is_end) = match piece.strip_suffix(b"\n") {
@@ -49,7 +49,7 @@ impl Lines {
         self.end_line(now, &mut log);
     }
 
-    /// The last line since this was called before.
+    /// The last line since the previous call.
     pub(crate) fn take_last(&mut self) -> Option<String> {
         self.last.take()
     }

@@ -1,4 +1,4 @@
-//! A program as its user has it: a socket to connect to, and why it ended.
+//! A program for its user: a socket to connect to, and the reason why it ended.
 
 use std::fmt;
 use std::io;
@@ -18,9 +18,9 @@ use crate::watch::Watch;
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct ProgramOptions {
-    /// A command as `/bin/sh` takes it behind `exec`.
+    /// A command for `/bin/sh`, to follow `exec`.
     pub command: String,
-    /// Where to run it; else in the directory of this process.
+    /// The directory to run it in; by default that of this process.
     pub directory: Option<PathBuf>,
     /// How to start it: [`by_helper`].
     pub launch: fn(Start) -> io::Result<Child>,
@@ -34,15 +34,15 @@ impl ProgramOptions {
     }
 }
 
-/// A program that serves NBD. It is asked to end when this is dropped; that does not wait.
+/// A program that serves NBD. Dropping this asks it to end, and does not wait.
 pub struct Program {
     shared: Arc<Shared>,
 }
 
-/// What a program and its thread share.
+/// State that a program and its thread share.
 pub(crate) struct Shared {
     pub(crate) socket: Socket,
-    /// When this end of a pipe is closed, the program is to end.
+    /// Closing this end of a pipe ends the program.
     stop: Mutex<Option<OwnedFd>>,
     /// Why the program ended the last time.
     last_words: Mutex<Option<String>>,
@@ -138,8 +138,8 @@ impl Drop for Running {
     }
 }
 
-/// Asks all programs of this process to end, and waits for that. One that does not end in time is
-/// killed, so this ends within seconds. For the end of the process.
+/// Asks all programs of this process to end, and waits for them. A program that does not end in
+/// time is killed, so this returns within seconds. Call it at the end of the process.
 pub fn end_all() {
     let mut running = lock(&RUNNING);
     for shared in running.iter().filter_map(Weak::upgrade) {

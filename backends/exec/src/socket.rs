@@ -1,4 +1,4 @@
-//! The socket of a program, which has no name that others could use.
+//! The socket of a program, without a name that other processes could use.
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -13,20 +13,20 @@ use rustix::fs::{Mode, OFlags, open};
 
 /// Numbers directories of this process.
 static COUNT: AtomicU32 = AtomicU32::new(0);
-/// Directories of that name that others, perhaps killed, have left behind.
+/// The most directories of that name that other processes, perhaps killed, have left behind.
 const TAKEN_MAX: u32 = 1000;
 
 /// A listening socket without a name.
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) listener: UnixListener,
-    /// The socket's inode. A connection to `/proc/self/fd/N` of it reaches the listener though the
+    /// The socket's inode. A connection to its `/proc/self/fd/N` reaches the listener although the
     /// name is gone (Linux's net/unix/af_unix.c, unix_find_bsd).
     inode: OwnedFd,
 }
 
 impl Socket {
-    /// Makes one in the first directory that takes it.
+    /// Makes one in the first directory where that succeeds.
     pub(crate) fn new() -> io::Result<Self> {
         let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let places = [Some("/run".into()), runtime, Some(env::temp_dir()), Some("/dev/shm".into())];
@@ -47,7 +47,7 @@ impl Socket {
             let inode = open(&name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
             Ok(Self { listener, inode })
         });
-        // What cannot be removed is an empty directory.
+        // If this fails, an empty directory remains.
         let _ = fs::remove_file(&name);
         let _ = fs::remove_dir(&directory);
         made

@@ -1,4 +1,4 @@
-//! How a program is started: through this executable, which becomes it.
+//! Starts a program through this executable, which replaces itself by it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,16 +11,16 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 /// The command of this executable that calls [`exec`] with the two arguments behind it.
 pub const HELPER: &str = "run-program";
 
-/// What to start, and with what.
+/// The program to start, and its descriptors.
 #[derive(Debug)]
 pub struct Start {
-    /// A command as `/bin/sh` takes it.
+    /// A command for `/bin/sh`.
     pub command: String,
-    /// Where to run it; else in the directory of this process.
+    /// The directory to run it in; by default that of this process.
     pub directory: Option<PathBuf>,
     /// The listening socket.
     pub socket: OwnedFd,
-    /// Where standard output and standard error go.
+    /// The destination of standard output and standard error.
     pub output: OwnedFd,
 }
 
@@ -33,7 +33,7 @@ pub fn by_helper(start: Start) -> io::Result<Child> {
     let Start { command, directory, socket, output } = start;
     let mut helper = Command::new("/proc/self/exe");
     helper.arg(HELPER).arg(std::process::id().to_string()).arg(command);
-    // A process group of its own: Ctrl-C is not for it, and all of it can be ended.
+    // A process group of its own: it does not get Ctrl-C, and can be ended as a whole.
     helper.process_group(0).stdin(Stdio::from(socket));
     helper.stdout(Stdio::from(output.try_clone()?)).stderr(Stdio::from(output));
     if let Some(directory) = directory {
@@ -42,14 +42,14 @@ pub fn by_helper(start: Start) -> io::Result<Child> {
     sheave_local::start_process(|| helper.spawn())
 }
 
-/// Becomes the program. Returns only when it cannot, with the reason.
+/// Replaces this process by the program. Returns only on failure, with the reason.
 pub fn exec(parent: u32, command: &str) -> io::Error {
     // SIGTERM rather than SIGKILL: qemu-nbd then writes what it holds back of a qcow2 image, which
     // the writes that it has answered may need.
     if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
         return error.into();
     }
-    // It may have died before that.
+    // The parent may have died before this call.
     if getppid().is_none_or(|now| now.as_raw_nonzero().get().cast_unsigned() != parent) {
         return io::Error::other("the process that started it has ended");
     }
@@ -61,14 +61,15 @@ pub fn exec(parent: u32, command: &str) -> io::Error {
         .env("LISTEN_FDS", "1")
         .env("LISTEN_PID", pid)
         .env_remove("LISTEN_FDNAMES")
-        // Those of the service manager are for this process.
+        // Variables of the service manager are for this process only.
         .env_remove("NOTIFY_SOCKET")
         .env_remove("WATCHDOG_PID")
         .env_remove("WATCHDOG_USEC")
         .exec()
 }
 
-/// Moves the socket from standard input to where the protocol has it, and becomes the command.
+/// Moves the socket from standard input to the descriptor of the protocol, and executes the
+/// command.
 pub(crate) fn script(command: &str) -> String {
     format!("exec 3<&0 </dev/null\nexec {command}")
 }

@@ -17,8 +17,8 @@ use crate::lines::Lines;
 use crate::program::{ProgramOptions, Shared};
 use crate::start::Start;
 
-/// A program that has run for so long has started well. So has one that ends before, with no
-/// connection left that waits: it has taken the one that it was started for.
+/// A program that has run for this long has started successfully. So has one that ends earlier
+/// while no connection waits: it has served the one that it was started for.
 const STEADY: Duration = Duration::from_secs(1);
 /// The pause after the second failure in a row; each further one doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -30,18 +30,18 @@ const OUTPUT_LEN: usize = 16 << 10;
 
 pub(crate) struct Watch {
     shared: Arc<Shared>,
-    /// Hangs up when the program is to end.
+    /// Hangs up when the program has to end.
     stopped: OwnedFd,
     options: ProgramOptions,
     /// The command, for messages.
     name: String,
     /// Failures in a row.
     failures: u32,
-    /// Not started again before.
+    /// The earliest time of the next start.
     not_before: Instant,
 }
 
-/// What a wait came to.
+/// The result of a wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Waited {
     Stopped,
@@ -55,7 +55,7 @@ impl Watch {
         Self { shared, stopped, options, name, failures: 0, not_before: Instant::now() }
     }
 
-    /// Runs the program whenever a connection waits for it, until it is to end.
+    /// Runs the program whenever a connection waits for it, until it has to end.
     pub(crate) fn run(mut self) {
         while self.wait_until_needed() {
             let begun = Instant::now();
@@ -73,7 +73,7 @@ impl Watch {
         }
     }
 
-    /// Waits for a connection, after the pause; false when the program is to end.
+    /// Waits for a connection, after the pause; false when the program has to end.
     fn wait_until_needed(&self) -> bool {
         let pause = self.not_before.saturating_duration_since(Instant::now());
         if !pause.is_zero() && self.wait(None, Some(pause)) == Waited::Stopped {
@@ -82,7 +82,7 @@ impl Watch {
         self.wait(Some(self.shared.socket.listener.as_fd()), None) == Waited::Ready
     }
 
-    /// Waits until the program is to end or `other` can be read.
+    /// Waits until the program has to end or `other` is readable.
     fn wait(&self, other: Option<BorrowedFd<'_>>, patience: Option<Duration>) -> Waited {
         let until = patience.map(|patience| Instant::now() + patience);
         loop {
@@ -101,7 +101,7 @@ impl Watch {
         }
     }
 
-    /// Sees to a program until it has ended; false when that is because it was to end.
+    /// Watches a program until it has ended; false if it ended on request.
     fn attend(&mut self, mut running: Running, begun: Instant) -> bool {
         if running.wait(Some(self.stopped.as_fd()), None, &self.name) == Waited::Stopped {
             running.end(&self.name);
@@ -117,12 +117,12 @@ impl Watch {
         true
     }
 
-    /// Takes note of the end of a program.
+    /// Notes the end of a program.
     fn ended(&mut self, is_success: bool, lived: Duration, words: String) {
         let has_served = lived >= STEADY || !self.has_waiting();
         self.failures = if has_served { 0 } else { self.failures.saturating_add(1) };
         let pause = match self.failures {
-            // A program may end with its last client, and be wanted by the next one.
+            // A program may end with its last client, and be started for the next one.
             0 | 1 => Duration::ZERO,
             more => PAUSE_MAX.min(PAUSE_MIN * (1 << (more - 2).min(16))),
         };
@@ -135,7 +135,7 @@ impl Watch {
             ),
         }
         self.shared.set_last_words(words);
-        // Connections that wait would wait for another failure. Their owner learns why.
+        // Waiting connections would see another failure. Their owner gets the reason.
         if !has_served && (!is_success || self.failures > 2) {
             self.refuse_waiting();
         }
@@ -158,7 +158,7 @@ impl Watch {
 /// A program that has been started.
 struct Running {
     child: Child,
-    /// Can be read when the child has ended.
+    /// Readable when the child has ended.
     pidfd: OwnedFd,
     output: Option<File>,
     lines: Lines,
@@ -179,7 +179,7 @@ impl Running {
         Ok(Self { child, pidfd, output: Some(output.into()), lines })
     }
 
-    /// Logs what it prints until it has ended, `until` is reached, or `stopped` hangs up.
+    /// Logs its output until it has ended, `until` is reached, or `stopped` hangs up.
     fn wait(
         &mut self,
         stopped: Option<BorrowedFd<'_>>,
@@ -206,7 +206,7 @@ impl Running {
         }
     }
 
-    /// Reads once, so that one that never stops to print cannot keep this from the rest.
+    /// Reads once, so that endless output does not block other events.
     fn read_output(&mut self, name: &str) -> bool {
         let Some(output) = &mut self.output else { return false };
         let mut bytes = [0; OUTPUT_LEN];
@@ -224,20 +224,20 @@ impl Running {
         false
     }
 
-    /// Takes the exit status of a program that has ended, and its last line. Processes of its group
-    /// that it has left behind are killed: they could take connections that are for the next one.
+    /// Takes the exit status of a program that has ended, and its last line. Remaining processes of
+    /// its group are killed: they could accept connections that are for the next program.
     fn reap(mut self, name: &str) -> (ExitStatus, Option<String>) {
-        // The number of the group is not given to another one before the child is waited for.
+        // The number of the group is not reused before the child is waited for.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let status = self.child.wait().expect("a child that has not been waited for");
-        // What is left in the pipe: no more than it holds.
+        // The rest of the pipe, which is bounded.
         while self.read_output(name) {}
         let log = |line: &str| tracing::info!(program = name, "{line}");
         self.lines.finish(Instant::now(), log);
         (status, self.lines.take_last())
     }
 
-    /// Ends it: by SIGTERM, and if that does not help by SIGKILL.
+    /// Ends it by SIGTERM, and if that is not enough by SIGKILL.
     fn end(mut self, name: &str) {
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::TERM);
         if self.wait(None, Some(Instant::now() + GRACE), name) == Waited::TimedOut {

@@ -1,4 +1,4 @@
-//! The VOLUME language: how volumes are written down, and how they are opened.
+//! The VOLUME language: the syntax of volumes, and how to open them.
 //!
 //! Every volume is reached through a VOLUME text, see [`VolumeSpec`]:
 //!

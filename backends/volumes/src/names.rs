@@ -13,8 +13,8 @@ use crate::source::split_scheme;
 /// The VOLUME text of a command-line argument, which may hold any byte but zero.
 ///
 /// Printable text stays as it is. Otherwise a bare path becomes an absolute [`file_url`], and the
-/// odd bytes of a URL and of parameters become `%E9` escapes in their places. So what is logged,
-/// kept in records and sent to the daemon is printable text, whatever the file is called.
+/// odd bytes of a URL and of parameters become `%E9` escapes in their places. So logs, records and
+/// requests to the daemon contain printable text only, whatever the file's name.
 ///
 /// # Errors
 /// When the path is relative and the working directory is gone.
@@ -25,7 +25,7 @@ pub fn volume_text(argument: &OsStr) -> Result<String> {
     let bytes = argument.as_bytes();
     let end = bytes.iter().position(|&byte| byte == b'?').unwrap_or(bytes.len());
     let (location, query) = bytes.split_at(end);
-    // A scheme is ASCII, so what cannot be decoded is behind it.
+    // A scheme is ASCII, so undecodable bytes follow it.
     let is_url = split_scheme(&String::from_utf8_lossy(location)).is_some();
     if is_url || location.is_empty() {
         return Ok(escape(bytes, is_plain));
@@ -57,7 +57,7 @@ pub(crate) fn absolute_paths(query: &str, names: &[&str]) -> Result<String> {
     Ok(format!("?{}", pairs.collect::<Result<Vec<_>>>()?.join("&")))
 }
 
-/// Escapes what has a meaning in a parameter's value.
+/// Escapes characters that have a meaning in a parameter's value.
 pub(crate) fn parameter_value(value: &OsStr) -> String {
     escape(value.as_bytes(), |c| is_plain(c) && !char::is_whitespace(c) && !"%?#&+".contains(c))
 }
@@ -96,7 +96,7 @@ pub fn file_url(path: &Path) -> String {
 /// The export name of a file name. NBD names are printable UTF-8 (proto.md, "String values");
 /// other bytes are written as `%E9`, and then `%` itself as `%25`.
 ///
-/// Names of different files are different: a name that holds what looks like an escape is escaped
+/// Names of different files are different: a name that contains something like an escape is escaped
 /// too.
 #[must_use]
 pub fn export_name(file_name: &OsStr) -> String {

@@ -1,4 +1,4 @@
-//! How much memory volumes can have here.
+//! The memory that volumes can use on this node.
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +9,8 @@ use crate::spec::VolumeSpec;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Checks that a volume in memory can be filled here, unless its text says `overcommit=true`. The
-/// memory that others take is not counted.
+/// Checks that a volume in memory can be filled on this node, unless its text says
+/// `overcommit=true`. Memory in use is not subtracted.
 ///
 /// # Errors
 /// [`ErrorKind::TooLarge`] when it is larger than the memory of the node, or than what the control
@@ -29,7 +29,7 @@ pub fn check_memory(volume: &str, spec: &VolumeSpec) -> Result<()> {
     }
 }
 
-/// Bytes; `None` where `/proc` does not tell.
+/// In bytes; `None` where `/proc` does not have it.
 fn available() -> Option<u64> {
     let node = memory_total(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

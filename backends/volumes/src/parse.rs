@@ -1,4 +1,4 @@
-//! Switches and URL parameters, each with an error that says what is wrong.
+//! Switches and URL parameters, with errors that say what is wrong.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -7,8 +7,7 @@ use std::path::PathBuf;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
-/// The parameters of a URL. A scheme and the layers take out those that they know; what is left is
-/// unknown.
+/// The parameters of a URL. A scheme and the layers take those that they know; the rest is unknown.
 #[derive(Debug)]
 pub(crate) struct Parameters {
     /// The location that they belong to, for messages.
@@ -16,7 +15,7 @@ pub(crate) struct Parameters {
     /// Names, and values with their escapes: a value may be a path, which is bytes.
     pairs: Vec<(String, String)>,
     known: Vec<&'static str>,
-    /// What follows the message about an unknown one.
+    /// The end of the message about an unknown one.
     hint: &'static str,
 }
 
@@ -25,7 +24,7 @@ impl Parameters {
     pub(crate) fn parse(owner: &str, query: &str) -> Result<Self> {
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // A wrong escape is reported whatever becomes of the parameter.
+            // A wrong escape is an error even in an unknown parameter.
             percent_decode_bytes(value)?;
             Ok((percent_decode(name)?.into_owned(), value.to_owned()))
         });
@@ -33,20 +32,20 @@ impl Parameters {
         Ok(Self { owner: owner.to_owned(), pairs, known: vec![], hint: "" })
     }
 
-    /// Takes out all parameters of a name, with their escapes.
+    /// Takes all parameters of a name, with their escapes.
     pub(crate) fn take_raw(&mut self, name: &'static str) -> Vec<String> {
         self.known.push(name);
         let taken = self.pairs.extract_if(.., |(have, _)| have == name);
         taken.map(|(_, value)| value).collect()
     }
 
-    /// Takes out all parameters of a name.
+    /// Takes all parameters of a name.
     pub(crate) fn take_all(&mut self, name: &'static str) -> Result<Vec<String>> {
         let raw = self.take_raw(name);
         raw.iter().map(|value| percent_decode(value).map(Cow::into_owned)).collect()
     }
 
-    /// Takes out a parameter that may be given once.
+    /// Takes a parameter that may be given once.
     pub(crate) fn take(&mut self, name: &'static str) -> Result<Option<String>> {
         let mut values = self.take_all(name)?;
         match values.len() {
@@ -55,7 +54,7 @@ impl Parameters {
         }
     }
 
-    /// Takes out a path.
+    /// Takes a path.
     pub(crate) fn take_path(&mut self, name: &'static str) -> Result<Option<PathBuf>> {
         match &self.take_raw(name)[..] {
             [] => Ok(None),
@@ -66,7 +65,7 @@ impl Parameters {
         }
     }
 
-    /// Takes out a switch; a name without a value means `true`.
+    /// Takes a switch; a name without a value means `true`.
     pub(crate) fn take_switch(&mut self, name: &'static str) -> Result<Option<bool>> {
         match self.take(name)?.as_deref() {
             None => Ok(None),
@@ -76,17 +75,17 @@ impl Parameters {
         }
     }
 
-    /// Sets what follows the message about an unknown parameter.
+    /// Sets the end of the message about an unknown parameter.
     pub(crate) fn set_hint(&mut self, hint: &'static str) {
         self.hint = hint;
     }
 
-    /// Refuses what has not been taken.
+    /// Refuses parameters that have not been taken.
     pub(crate) fn finish(&self) -> Result<()> {
         self.refuse_all_but(&[])
     }
 
-    /// Refuses what has not been taken, except for what will be.
+    /// Refuses parameters that have not been taken, except for those that will be.
     pub(crate) fn refuse_all_but(&self, later: &[&str]) -> Result<()> {
         let mut left = self.pairs.iter().map(|(name, _)| name.as_str());
         let Some(name) = left.find(|name| !later.contains(name)) else { return Ok(()) };
@@ -102,7 +101,7 @@ impl Parameters {
     }
 }
 
-/// Undoes `%41` escapes of text.
+/// Decodes `%41` escapes of text.
 pub(crate) fn percent_decode(text: &str) -> Result<Cow<'_, str>> {
     match percent_decode_bytes(text)? {
         Cow::Borrowed(_) => Ok(Cow::Borrowed(text)),
@@ -112,7 +111,7 @@ pub(crate) fn percent_decode(text: &str) -> Result<Cow<'_, str>> {
     }
 }
 
-/// Undoes `%E9` escapes.
+/// Decodes `%E9` escapes.
 pub(crate) fn percent_decode_bytes(text: &str) -> Result<Cow<'_, [u8]>> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text.as_bytes()));
@@ -139,7 +138,7 @@ pub(crate) fn percent_decode_bytes(text: &str) -> Result<Cow<'_, [u8]>> {
     Ok(Cow::Owned(out))
 }
 
-/// What is no volume.
+/// The error for a text that is no volume.
 pub(crate) fn invalid(op: &'static str, context: String) -> Error {
     Error::new(ErrorKind::Invalid, op, context)
 }

@@ -1,4 +1,4 @@
-//! What a scheme is, and which there are.
+//! Schemes: the interface, and the list of all.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,46 +11,46 @@ use crate::schemes::nbd::NbdServer;
 use crate::schemes::{exec, file, memory, nbd, null, object};
 use crate::spec::OpenOptions;
 
-/// All schemes. One more is a file in `schemes/` and a line here.
+/// All schemes. To add one, add a file in `schemes/` and a line here.
 const SCHEMES: [&Scheme; 6] =
     [&memory::SCHEME, &null::SCHEME, &file::SCHEME, &nbd::SCHEME, &exec::SCHEME, &object::SCHEME];
 
-/// A kind of volume, by what stands before the colon of its URL.
+/// A kind of volume, by the name before the colon of its URL.
 pub(crate) struct Scheme {
-    /// The names that it has.
+    /// Its names.
     pub(crate) names: &'static [&'static str],
     /// Whether opening one starts a program that its text names.
     pub(crate) starts_program: bool,
-    /// Parses a URL of it, and takes out of the parameters those of the scheme.
+    /// Parses a URL of it, and takes the parameters of the scheme.
     pub(crate) parse: fn(&Url<'_>, &mut Parameters) -> Result<Arc<dyn Source>>,
 }
 
 /// A VOLUME text in its parts: `scheme:rest?query`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Url<'a> {
-    /// All of it.
+    /// The whole text.
     pub(crate) text: &'a str,
-    /// What stands before the `?`.
+    /// The part before the `?`.
     pub(crate) location: &'a str,
-    /// What stands between the first colon and the `?`.
+    /// The part between the first colon and the `?`.
     pub(crate) rest: &'a str,
 }
 
-/// Where a VOLUME text comes from.
+/// The trust in a VOLUME text, by its author.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trust {
     /// A command line or a configuration file of this node, or a record of such a volume.
     Operator,
-    /// A request, of which another party may have written the text.
+    /// A request, whose text another party may have written.
     Request,
 }
 
-/// What a VOLUME names, without the layers around it.
+/// The volume that a VOLUME text names, without its layers.
 pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// Opens it, without layers. May wait for disks and for the network.
     fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>>;
 
-    /// What an export of it is called that has been given no name.
+    /// The default name of its export.
     fn name(&self) -> String;
 
     /// See [`crate::identity`].
@@ -58,7 +58,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Tells where its data is, if two texts can mean the same data.
+    /// The place of its data, if two texts can mean the same data.
     fn place(&self) -> Option<String> {
         None
     }
@@ -68,7 +68,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
         Ok(format!("{location}{query}"))
     }
 
-    /// The NBD server that has it, which is started if that is its kind.
+    /// The NBD server that has it; a program is started if it names one.
     fn server(&self) -> Option<Result<NbdServer>> {
         None
     }
@@ -78,20 +78,19 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The same, kept in another file, if it is kept in one.
+    /// The same volume in another file, if it is kept in a file.
     fn with_file_path(&self, _: PathBuf) -> Option<Arc<dyn Source>> {
         None
     }
 
-    /// The memory that it takes when it is full, in bytes, unless its text says that it may be more
-    /// than there is.
+    /// The memory that it takes when it is full, in bytes, unless its text allows overcommitment.
     fn memory_wanted(&self) -> Option<u64> {
         None
     }
 }
 
-/// Finds the scheme of a text, and parses it by that. This is the one place that keeps requests
-/// from starting programs.
+/// Finds the scheme of a text and parses the text. Only this function keeps requests from starting
+/// programs.
 pub(crate) fn parse(
     trust: Trust,
     text: &str,
@@ -122,7 +121,8 @@ pub(crate) fn parse(
     (known.parse)(&Url { text, location, rest }, parameters)
 }
 
-/// Splits `scheme:rest`. A colon after a slash, or after what can't be a scheme, is part of a path.
+/// Splits `scheme:rest`. A colon after a slash, or after text that cannot be a scheme, is part of a
+/// path.
 pub(crate) fn split_scheme(location: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = location.split_once(':')?;
     let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())

@@ -1,4 +1,4 @@
-//! How volumes are written down, and how they are opened.
+//! The syntax of volumes, and how they are opened.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub(crate) const LAYER_PARAMETERS: [&str; 5] =
 /// `docs/volumes.md` has all schemes and parameters; `schemes/` has a file for each scheme. For an
 /// argument that is no text see [`crate::volume_text`].
 ///
-/// The layers lie in this order, outermost first: read-only, faults, rate limit, block size. So a
+/// The order of the layers, outermost first: read-only, faults, rate limit, block size. So a
 /// refused write consumes no fault, a failed op counts against no limit, and faults and limits see
 /// ops as the client sent them.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct VolumeSpec {
     layers: Layers,
 }
 
-/// The layers that a text asks for.
+/// The layers of a text.
 #[derive(Clone, Debug)]
 struct Layers {
     read_only: bool,
@@ -41,18 +41,18 @@ struct Layers {
     fault_seed: u64,
 }
 
-/// What a caller wants of a volume besides what its text says.
+/// Options of a caller, besides those of the text.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
     /// Refuse to write, whatever the text says.
     pub read_only: bool,
-    /// Limits that the holder of a clone can change while the volume is in use. They hold beside
-    /// those of the text.
+    /// Limits that the caller can change while the volume is in use, through a clone. They hold
+    /// beside those of the text.
     pub limits: Option<Arc<Limits>>,
-    /// How long ops wait for a server that is away before they fail, where the text says nothing;
-    /// else for ever.
+    /// How long ops wait for an unreachable server before they fail, unless the text says it; by
+    /// default for ever.
     pub away_max: Option<Duration>,
-    /// Connections to a server that allows several, where the text says nothing; else 1.
+    /// Connections to a server that allows several, unless the text says it; by default 1.
     pub connections: Option<usize>,
 }
 
@@ -67,11 +67,11 @@ pub fn open(volume: &str, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
 impl FromStr for VolumeSpec {
     type Err = Error;
 
-    /// Parses a text of which another party may have written a part. It starts no program; for one
-    /// that may see [`VolumeSpec::of_operator`].
+    /// Parses a text, parts of which another party may have written. It must not start a program;
+    /// for texts that may, see [`VolumeSpec::of_operator`].
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](sheave_core::ErrorKind::Invalid) for what is no volume,
+    /// [`ErrorKind::Invalid`](sheave_core::ErrorKind::Invalid) if the text is no volume,
     /// [`ErrorKind::Unsupported`](sheave_core::ErrorKind::Unsupported) for a volume that cannot be
     /// opened here, [`ErrorKind::Permission`](sheave_core::ErrorKind::Permission) for one that
     /// starts a program.
@@ -100,16 +100,16 @@ impl VolumeSpec {
         Ok(Self { text: text.to_owned(), source, layers })
     }
 
-    /// The [`sheave_core::VolumeInfo::identity`] of what has this name now.
+    /// The present [`sheave_core::VolumeInfo::identity`] of the volume.
     ///
     /// # Errors
-    /// When nothing has.
+    /// When the volume does not exist.
     pub fn identity(&self) -> Result<Option<String>> {
         self.source.identity()
     }
 
     /// Makes a volume that no other program has open `size` bytes long, if a size is given, and
-    /// returns its size in bytes. It only grows; what is new reads as zeroes.
+    /// returns its size in bytes. It only grows; new bytes read as zeroes.
     ///
     /// # Errors
     /// Those of [`VolumeSpec::open`] and of [`Volume::extend`].
@@ -122,7 +122,7 @@ impl VolumeSpec {
         }
     }
 
-    /// What to call the volume: the [`crate::export_name`] of its file, else its kind.
+    /// The name of the volume: the [`crate::export_name`] of its file, else its kind.
     #[must_use]
     pub fn name(&self) -> String {
         self.source.name()
@@ -134,7 +134,7 @@ impl VolumeSpec {
         self.source.file_path()
     }
 
-    /// The same volume, kept in another file, if it is kept in one.
+    /// The same volume in another file, if it is kept in a file.
     #[must_use]
     pub fn with_file_path(mut self, path: PathBuf) -> Self {
         if let Some(source) = self.source.with_file_path(path) {
@@ -150,7 +150,7 @@ impl VolumeSpec {
     }
 
     /// Whether both are the same data, as far as is known without opening them: one file or device
-    /// under whatever names, or one export.
+    /// under any names, or one export.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.source.place().is_some_and(|place| Some(place) == other.source.place())
@@ -174,8 +174,7 @@ impl VolumeSpec {
         self.source.server().transpose()
     }
 
-    /// The memory that it takes when it is full, in bytes, unless its text says that it may be more
-    /// than there is.
+    /// The memory that it takes when it is full, in bytes, unless its text allows overcommitment.
     #[must_use]
     pub fn memory_wanted(&self) -> Option<u64> {
         self.source.memory_wanted()
@@ -184,7 +183,7 @@ impl VolumeSpec {
     /// Opens it. May wait for disks and for the network.
     ///
     /// # Errors
-    /// What opening the file, making the memory volume or reaching the server says.
+    /// Errors of opening the file, making the memory volume or reaching the server.
     pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
         let read_only = self.layers.read_only || options.read_only;
         let volume = self.source.open(&OpenOptions { read_only, ..options.clone() })?;

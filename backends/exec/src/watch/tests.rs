@@ -1,5 +1,5 @@
-//! Real servers, as far as the first bytes that they send. Where `nbdkit` and `qemu-nbd` are
-//! missing these tests fail and say so.
+//! Real servers, up to the first bytes that they send. Where `nbdkit` and `qemu-nbd` are missing
+//! these tests fail and say so.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -74,7 +74,7 @@ fn a_killed_program_is_started_again_for_the_next_connection() {
     assert!(!file.exists(), "nothing runs that is not needed");
     let mut before = None;
     for _ in 0..4 {
-        // One that waited while the program ended may be closed; its owner connects again.
+        // A connection that waited while the program ended may be closed; its owner connects again.
         wait_until("it greets", || greets(&program));
         let now = pid(&file);
         assert_ne!(Some(now), before);
@@ -162,7 +162,7 @@ fn failures_in_a_row_are_further_and_further_apart() {
     while begun.elapsed() < Duration::from_secs(2) {
         assert!(!greets(&program));
     }
-    // At 0, 0, 100, 300, 700 and 1500 ms, where nothing else takes time.
+    // Starts at 0, 0, 100, 300, 700 and 1500 ms, if nothing else takes time.
     let starts = fs::read_to_string(&file).unwrap().len();
     assert!((2..=7).contains(&starts), "{starts} starts");
 }

@@ -22,7 +22,7 @@ struct Exec {
     options: RemoteOptions,
     export: String,
     command: String,
-    /// Where the program runs; else where this process does.
+    /// The directory in which the program runs; by default that of this process.
     directory: Option<PathBuf>,
 }
 

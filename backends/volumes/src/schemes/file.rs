@@ -17,7 +17,7 @@ use crate::spec::OpenOptions;
 
 pub(crate) const SCHEME: Scheme = Scheme { names: &["file"], starts_program: false, parse };
 
-/// For what is no parameter.
+/// For unknown parameters.
 const HINT: &str = "; a file name with '?' in it is written file:///…%3F…";
 
 #[derive(Clone, Debug)]
@@ -30,12 +30,12 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
     file(url_path(url.location, url.rest)?, parameters)
 }
 
-/// A bare path, which is taken as it is written.
+/// A bare path, taken literally.
 pub(crate) fn parse_path(path: &str, parameters: &mut Parameters) -> Result<Arc<dyn Source>> {
     file(PathBuf::from(path), parameters)
 }
 
-/// The path of a file URL. Not normalized: `..` behind a symbolic link is the kernel's business.
+/// The path of a file URL. Not normalized: only the kernel can resolve `..` behind a symbolic link.
 fn url_path(location: &str, rest: &str) -> Result<PathBuf> {
     let path = match rest.strip_prefix("//") {
         Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),

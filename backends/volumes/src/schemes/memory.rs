@@ -40,13 +40,13 @@ impl Source for InMemory {
     }
 }
 
-/// The size of a volume that is nothing but that.
+/// The size of a volume that has no other property.
 pub(super) fn take_size(url: &Url<'_>, parameters: &mut Parameters) -> Result<u64> {
     if !url.rest.is_empty() {
         return Err(parameters.wrong("nothing may stand before ?size="));
     }
     let Some(text) = parameters.take("size")? else {
-        // It may be there, misspelt.
+        // It may be misspelt, so the unknown parameters are named first.
         parameters.refuse_all_but(&LAYER_PARAMETERS)?;
         return Err(parameters.wrong("the size is missing; add ?size=1G"));
     };

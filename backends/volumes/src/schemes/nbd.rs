@@ -40,7 +40,7 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
     Ok(Arc::new(Remote { options: options(uri, parameters)? }))
 }
 
-/// How to use an export, by the parameters of its VOLUME.
+/// Options for using an export, from the parameters of its VOLUME.
 pub(super) fn options(uri: NbdUri, parameters: &mut Parameters) -> Result<RemoteOptions> {
     let mut options = RemoteOptions::new(uri);
     if let Some(text) = parameters.take("connections")? {
@@ -84,20 +84,19 @@ fn duration(name: &'static str, parameters: &mut Parameters) -> Result<Option<Du
     }
 }
 
-/// An NBD server, and how to get there. A program that was started for it runs for as long as this
-/// value.
+/// An NBD server and its address. A program that was started for it runs until this is dropped.
 #[derive(Debug)]
 pub struct NbdServer {
-    /// The export. The path of a started program's socket is one of this process.
+    /// The URI of the export. The path of a started program's socket is valid in this process only.
     pub uri: NbdUri,
-    /// What to call it in messages.
+    /// Its name in messages.
     pub name: String,
     pub(super) program: Option<Arc<Program>>,
 }
 
 impl NbdServer {
-    /// The error of a connection that could not be opened, with what the program printed last if
-    /// there is one and it has ended.
+    /// The error of a connection that could not be opened, with the last line of its program, if
+    /// that has ended.
     #[must_use]
     pub fn explain(&self, error: Error) -> Error {
         match self.program.as_ref().and_then(|program| program.last_words()) {

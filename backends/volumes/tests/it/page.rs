@@ -1,4 +1,4 @@
-//! docs/volumes.md names every scheme and parameter that there is, and none else.
+//! docs/volumes.md names every scheme and parameter, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +13,7 @@ fn rows(page: &str, head: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }

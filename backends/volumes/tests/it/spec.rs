@@ -1,4 +1,4 @@
-//! What a VOLUME text means, and what is said about wrong ones.
+//! The meaning of VOLUME texts, and the errors for wrong ones.
 
 use sheave_core::{ErrorKind, Op};
 use tempfile::TempDir;
