@@ -10,12 +10,12 @@ use sheave_shard::{Blocking, Buffers};
 
 /// Workers take the volume in stretches of this many bytes.
 const STRETCH: u64 = 64 << 20;
-/// One read or write, in bytes; less if a volume's maximum payload is.
+/// The length of one read or write in bytes; less if a volume's maximum payload is less.
 pub(super) const PIECE: u64 = 1 << 20;
 /// Memory that is used again, in bytes: what a remote volume keeps of its writes by default until
 /// a flush covers them.
 const BUFFERS_BYTES: usize = 64 << 20;
-/// Zeroes inside data are looked for in units of this many bytes.
+/// Zeroes inside data are detected in units of this many bytes.
 pub(super) const ZERO_UNIT: usize = 64 << 10;
 
 /// Copies all of a volume. `blank` says that the target reads as zeroes everywhere.
@@ -74,7 +74,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Copies stretches until there are none, or one has failed anywhere.
+    /// Copies stretches until none are left, or one has failed in any worker.
     fn work(&self) {
         if let Err(error) = self.copy_all() {
             self.failed.store(true, Relaxed);
@@ -96,7 +96,7 @@ impl Job<'_> {
             }
             worker.stretch(start, (start + STRETCH).min(self.size))?;
         }
-        // Every worker for itself: a flush need not cover what another connection wrote.
+        // Each worker flushes: a flush need not cover writes of another connection.
         worker.to.flush()
     }
 }
@@ -124,7 +124,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// What is between `at` and `end`, at least from `at` on.
+    /// The extents from `at` on, up to `end` at most.
     fn extents(&mut self, at: u64, end: u64) -> anyhow::Result<Vec<Extent>> {
         let all_data = vec![Extent { len: end - at, hole: false, zero: false }];
         if !self.job.from.info().can.block_status {
@@ -195,7 +195,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what is not zero, and zeroes the rest.
+    /// Writes non-zero data, and zeroes the rest.
     pub(super) fn write(&mut self, range: ByteRange, payload: &Payload) -> anyhow::Result<()> {
         let mut at = 0;
         for (len, zero) in zero_runs(payload) {
@@ -233,7 +233,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes what this connection wrote durable, where the target can.
+    /// Makes the writes of this connection durable, if the target can.
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
         if self.volume.info().can.flush {
             self.io.run(Op::Flush)?;
