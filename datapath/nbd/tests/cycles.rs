@@ -1,4 +1,4 @@
-//! Ten thousand clients, one after the other, and what they leave behind: nothing. Alone in its
+//! Ten thousand clients, one after the other, leave nothing behind. The test runs alone in its
 //! process, whose descriptors, threads and memory it counts.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -16,10 +16,10 @@ use support::{Client, Link, Running, Setup, wait_until};
 
 /// Clients of one round.
 const CYCLES: u64 = 5_000;
-/// What leaks grows in every round. What is kept for the next client, such as buffers, heap and
-/// descriptions of a file, grows only when more clients overlap than ever before.
+/// A leak grows in every round. Resources that are kept for the next client, such as buffers, heap
+/// and descriptions of a file, grow only when more clients overlap than ever before.
 const ROUNDS_MAX: u64 = 10;
-/// A leak of 26 bytes a client would be seen.
+/// Detects a leak of 26 bytes per client.
 const GROWTH_KIB_MAX: u64 = 128;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ fn cycle(server: &Running, times: u64) {
     }
 }
 
-/// What the process holds once the server has noticed that all clients are gone.
+/// The resources of the process once the server has noticed that all clients are gone.
 fn settled(server: &Running) -> Held {
     wait_until("all clients are gone", || server.connections() == 0);
     let mut last = held();

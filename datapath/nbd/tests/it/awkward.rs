@@ -1,4 +1,4 @@
-//! Volumes that keep to the contract, and to no more.
+//! Volumes that fulfil the contract in unusual ways.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use sheave_proto::ReplyStyle;
 
 use crate::support::{Client, Link, Setup, both_engines, wait_until};
 
-/// Takes so many ops at a time. The first one takes 100 ms; all others have ended when they are
-/// submitted, but say so only when they are reaped. Every third backend cannot be had.
+/// A volume with room for this many ops. The first op takes 100 ms; all others complete when they
+/// are reaped. Every third backend cannot be made.
 struct Awkward {
     info: VolumeInfo,
     room: usize,
@@ -68,7 +68,7 @@ struct AwkwardBackend {
     info: VolumeInfo,
     room: usize,
     work: VecDeque<(Tag, Op)>,
-    /// When the first op ends.
+    /// When the first op completes.
     due: Option<Nanos>,
     any: bool,
 }
@@ -135,7 +135,7 @@ both_engines! {
         }
     }
 
-    /// The room that is tried again for comes from a client that is gone, so no reply is sent.
+    /// The op that makes room belongs to a client that is gone, so no reply is sent.
     fn what_ends_as_it_is_tried_again_is_noticed_without_a_reply(engine) {
         let volume = Arc::new(Awkward::new(1));
         let server = Setup { shards: 1, ..Setup::of(engine, volume) }.start();

@@ -1,5 +1,4 @@
-//! The volumes' suite through the server and the client: whatever a volume promises, its export
-//! keeps.
+//! The volumes' suite through the server and the client: an export behaves like its volume.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -55,7 +54,7 @@ impl Volume for Served {
     }
 }
 
-/// Asks only for what the server has, as clients do: the suite prefetches on every volume.
+/// Sends only commands that the server has, as clients do: the suite prefetches on every volume.
 struct Advertised(Box<dyn Backend>);
 
 impl Backend for Advertised {
@@ -127,7 +126,7 @@ both_engines! {
             volume
         };
         for_any_two(&base, |name, make| {
-            // Limits and delays have no ops of their own, and take their time.
+            // Limits and delays do not change ops, and are slow.
             if name.contains("limits") || name.contains("delays") {
                 return;
             }

@@ -19,7 +19,7 @@ use sheave_volumes::OpenOptions;
 use crate::support::{Client, Link, Running, Setup, both_engines, wait_until};
 
 const ELSEWHERE: Duration = Duration::from_millis(20);
-/// Connections that have done nothing for so long have begun.
+/// Connections that have been idle for this long have begun.
 const SETTLED: Duration = Duration::from_millis(100);
 /// Far more than any answer here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -104,7 +104,7 @@ both_engines! {
             assert!(client.answer().unwrap().expect("a reply").error.is_none());
         }
         assert!(begun.elapsed() >= 20 * ELSEWHERE && begun.elapsed() < LONG);
-        // Many at once, whose ends meet.
+        // Many at once, whose completions race.
         let mut cookies: Vec<_> = (0..100).map(|_| client.flush()).collect();
         while !cookies.is_empty() {
             let answer = client.answer().unwrap().expect("a reply");
@@ -141,7 +141,7 @@ both_engines! {
     }
 }
 
-/// Counts how often its backends are asked for anything.
+/// Counts the calls to its backends.
 struct Counted {
     inner: Arc<dyn Volume>,
     visits: Arc<AtomicUsize>,

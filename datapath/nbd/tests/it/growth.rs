@@ -39,7 +39,7 @@ both_engines! {
             let server = Setup::of(engine, Arc::clone(&volume)).start();
             let mut old = connect(&server);
             assert_eq!(old.negotiated.size, OLD);
-            // In flight while the volume grows; the last block is left to the new client.
+            // In flight while the volume grows; only the new client writes the last block.
             let before = pattern(1, 1 << 20);
             for at in (0..(1 << 20) - 4096).step_by(4096) {
                 old.write(0, at, &before[at as usize..][..4096]);

@@ -1,4 +1,4 @@
-//! Clients that leave in the middle, never read, or send what makes no sense.
+//! Clients that leave in the middle, never read, or send nonsense.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sheave_proto::wire::{command, command_flag};
 
 use crate::support::{Client, Link, Running, Setup, both_engines, pattern, wait_until};
 
-/// A client that takes nothing for so long will take nothing more.
+/// A client that reads nothing for this long reads nothing more.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 both_engines! {
@@ -69,7 +69,7 @@ both_engines! {
             client.read(number * 16, 16);
         }
         client.ask(command::DISC, 0, 0, 0);
-        // What comes behind it is ignored.
+        // Bytes behind it are ignored.
         client.link.queue(&[0; 500]);
         for _ in 0..200 {
             assert_eq!(client.answer().unwrap().expect("a reply").error, None);
@@ -110,7 +110,7 @@ both_engines! {
         assert_eq!(bystander.bytes(0, 4), [0; 4]);
     }
 
-    /// Of long replies the bytes are bounded, of short ones the number.
+    /// Both the bytes and the number of waiting replies are bounded.
     fn a_client_that_stops_reading_is_not_read_from_either(engine) {
         let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         image.as_file().set_len(1 << 20).unwrap();
@@ -131,7 +131,7 @@ both_engines! {
             wait_until("much is held", || held() >= 32 << 20 || len == 1);
             assert!(held() <= 100 << 20, "{} bytes are held", held());
             assert_eq!(bystander.bytes(0, 8), pattern(8, 8), "others go on");
-            // It was only slow: it gets all that it asked for.
+            // It was only slow: it gets all replies.
             client.link.deaf = false;
             for _ in 0..requests {
                 let answer = client.answer().unwrap().expect("a reply");

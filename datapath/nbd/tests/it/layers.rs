@@ -64,7 +64,7 @@ both_engines! {
         assert!(begun.elapsed() >= Duration::from_secs(2));
     }
 
-    /// A reply that is due does not wait for the rest of a payload that is on its way.
+    /// A reply does not wait for the rest of an arriving payload.
     fn a_reply_goes_out_in_the_middle_of_a_payload(engine) {
         let volume = "memory:?size=1M&fault=read:delay=100ms";
         let server = Setup::new(engine, volume).start();
@@ -107,7 +107,7 @@ both_engines! {
         }
     }
 
-    /// An hour's worth of ops waits until the limit is raised, and the rest until it is lifted.
+    /// An hour's worth of ops waits until the limit is raised, and the rest until it is removed.
     fn a_changed_limit_holds_for_what_waits(engine) {
         let limit = |ops_per_second| RateLimits { bytes_per_second: 0, ops_per_second };
         let limits = Arc::new(Limits::new(limit(0)));
@@ -129,7 +129,7 @@ both_engines! {
         assert!(took < Duration::from_secs(60), "they waited for the old limit: {took:?}");
 
         limits.set(limit(1));
-        // Until it is noticed, some pass at the old one.
+        // Some pass at the old limit until the new one is noticed.
         std::thread::sleep(Duration::from_millis(100));
         let reads = || server.counted("disk").op(OpKind::Read).expect("reads").count();
         let (lowered, before) = (Instant::now(), reads());

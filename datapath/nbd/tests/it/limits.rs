@@ -1,4 +1,4 @@
-//! What clients can take before they have negotiated, and how many there can be.
+//! Bounds on clients that have not negotiated, and on their number.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! Sockets that clients come in by.
+//! Listening sockets.
 
 use std::fs;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};

@@ -1,5 +1,5 @@
-//! The server in this process, used over unix sockets and TCP by a client that keeps to no order.
-//! Most tests run over both engines.
+//! The server in this process, used over unix sockets and TCP by a client that accepts replies in
+//! any order. Most tests run over both engines.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;

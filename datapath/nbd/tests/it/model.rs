@@ -89,7 +89,7 @@ impl Player {
         }
     }
 
-    /// What was trimmed reads as anything, so it is written again, once the trim has ended.
+    /// Trimmed bytes are undefined, so they are written again once the trim has completed.
     fn after_trim(&mut self, cookie: u64, start: u64, end: u64) {
         while self.busy.contains_key(&cookie) {
             let answer = self.client.answer().unwrap().expect("a reply");
@@ -134,7 +134,7 @@ impl Player {
         }
     }
 
-    /// All of its part is what it should be.
+    /// Checks the contents of its whole part.
     fn survey(&mut self) {
         let mut at = 0;
         for part in self.model.chunks(1 << 20) {
@@ -209,7 +209,7 @@ both_engines! {
             }
         });
         wait_until("all connections gone", || server.connections() == 0);
-        // What each wrote all can read.
+        // Each client can read the writes of all others.
         let mut client = Client::new(&server);
         for number in 0..PLAYERS {
             assert_eq!(client.bytes(number << 20, 1 << 20).len(), 1 << 20);

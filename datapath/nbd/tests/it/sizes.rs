@@ -8,11 +8,11 @@ use sheave_proto::{ReplyStyle, Request};
 use crate::support::{Client, Link, Setup, both_engines, pattern};
 
 const STYLES: [ReplyStyle; 3] = [ReplyStyle::Simple, ReplyStyle::Structured, ReplyStyle::Extended];
-/// Where something changes: a page, a TLS record, a long write, the threads' and the ring's receive
-/// buffers, a chunk of a memory volume, the longest payload.
+/// Thresholds: a page, a TLS record, a long write, the threads' and the ring's receive buffers, a
+/// chunk of a memory volume, the longest payload.
 const EDGES: [usize; 8] = [512, 4096, 16 << 10, 32 << 10, 64 << 10, 128 << 10, 1 << 20, 32 << 20];
 
-/// Long enough for the other side to have seen what was sent.
+/// Long enough for the server to have received all sent bytes.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
 both_engines! {

@@ -40,11 +40,11 @@ struct Echoed {
     /// The backends' sockets, to see whether a request holds one.
     receiving: Mutex<Vec<Weak<OwnedFd>>>,
     dropped: Arc<AtomicUsize>,
-    /// What happens at the other end.
+    /// Actions of the peer.
     peer: fn(UnixStream),
 }
 
-/// One that receives from its first op to its last breath.
+/// A backend that receives from its first op on.
 struct EchoedBackend {
     inner: Box<dyn Backend>,
     socket: Arc<OwnedFd>,
@@ -139,7 +139,7 @@ impl Backend for EchoedBackend {
                         return self.receive_from(into, skip + count, io);
                     }
                     Ok(count) => assert_eq!(skip + count, WORD),
-                    // This thread looks after nothing until the next op.
+                    // This thread drives no I/O until the next op.
                     Err(error) => {
                         let canceled = Errno::CANCELED.raw_os_error();
                         return assert_eq!(error.raw_os_error(), Some(canceled));
@@ -178,7 +178,7 @@ fn echo(mut peer: UnixStream) {
     }
 }
 
-/// Leaves it to the test to answer, by the other handle of the same socket.
+/// The test answers by the other handle of the same socket.
 fn silent(_: UnixStream) {}
 
 both_engines! {
@@ -216,7 +216,7 @@ both_engines! {
         let mut peer = volume.peers.lock().unwrap().pop().unwrap();
         let mut word = [0; WORD];
         peer.read_exact(&mut word).unwrap();
-        // In two parts, of which the first says nothing.
+        // In two parts; the first is incomplete.
         peer.write_all(&[8; 3]).unwrap();
         other.put(0, b"def");
         peer.write_all(&[8; 5]).unwrap();

@@ -1,4 +1,4 @@
-//! What is counted is what the client did.
+//! The counters agree with the requests of the client.
 
 use sheave_core::OpKind;
 use sheave_proto::wire::command;

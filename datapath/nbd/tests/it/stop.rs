@@ -1,4 +1,4 @@
-//! Stopping in order, whatever clients and volumes do.
+//! Stops in order, with clients and volumes in any state.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use sheave_shard::STOP_GRACE;
 
 use crate::support::{Client, GIVEN_UP, Link, Running, Setup, both_engines, pattern, wait_until};
 
-/// Answers until the connection ends; how many there were.
+/// The number of answers until the connection ends.
 fn answers(client: &mut Client) -> u64 {
     let mut count = 0;
     while let Ok(Some(answer)) = client.answer() {
@@ -18,7 +18,7 @@ fn answers(client: &mut Client) -> u64 {
     count
 }
 
-/// Writes without a pause until the connection ends; how many writes were answered.
+/// Writes without a pause until the connection ends; returns the number of answered writes.
 fn write_for_ever(server: &Running, tcp: bool) -> u64 {
     let link = if tcp { Link::tcp(server.address) } else { Link::unix(&server.socket) };
     let mut client = Client::with(link, ReplyStyle::Structured);

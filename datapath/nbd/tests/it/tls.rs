@@ -91,7 +91,7 @@ both_engines! {
         assert_eq!(client(&server).bytes(0, 3), [0; 3]);
     }
 
-    /// A client may leave it to the server to close the connection after both said good-bye.
+    /// A client may wait for the server to close the connection after both have sent close_notify.
     fn a_good_bye_in_tls_ends_the_connection(engine) {
         let server = server(engine, "memory:?size=1M&fault=read:delay=100ms");
         for version in [&TLS12, &TLS13] {
@@ -106,7 +106,7 @@ both_engines! {
         wait_until("both are gone", || server.connections() == 0);
     }
 
-    /// More than are taken at once, and the good-bye right behind them.
+    /// More bytes than are taken at once, with close_notify right behind them.
     fn a_good_bye_comes_after_all_requests(engine) {
         const REQUESTS: u64 = 3000;
         let server = server(engine, "memory:?size=1M&fault=any:delay=30ms:probability=0.5");

@@ -17,16 +17,16 @@ const VISIT_NS: Nanos = 1_000_000;
 /// Many visits.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// What a [`Narrow`] volume has seen.
+/// The counters of a [`Narrow`] volume.
 #[derive(Default)]
 struct Seen {
-    /// The op that it holds may end.
+    /// The op that it holds may complete.
     open: AtomicBool,
     taken: AtomicUsize,
     refused: AtomicUsize,
 }
 
-/// Has room for one op, which ends when it may.
+/// A volume with room for one op, which completes when the test permits it.
 struct Narrow {
     info: VolumeInfo,
     seen: Arc<Seen>,
@@ -114,7 +114,7 @@ both_engines! {
         client.link.flush().unwrap();
         wait_until("an op waits", || seen.refused.load(Relaxed) > 0);
         client.link.reset();
-        // An op that waits is offered at each visit.
+        // A waiting op is submitted at each visit.
         wait_until("nothing waits any more", || {
             let before = seen.refused.load(Relaxed);
             std::thread::sleep(SETTLED);

@@ -1,6 +1,6 @@
-//! What the fuzzers run, as plain functions: any bytes may go in, no assertion may fail. The fuzz
-//! targets include this file; here it runs over seeded random input. Each function answers whether
-//! the input got somewhere, so that a test can tell whether its inputs are worth anything.
+//! The bodies of the fuzzers, as plain functions: no assertion may fail for any input. The fuzz
+//! targets include this file; here it runs over seeded random input. Each function returns whether
+//! the input got past the first message, so that a test can check the quality of its inputs.
 
 use std::ops::ControlFlow;
 
@@ -16,7 +16,7 @@ use sheave_proto::{
 /// More than any answer to one message of a client that sees three exports.
 const OUTPUT_LEN_MAX: usize = 16 << 10;
 
-/// Takes bytes off the front of the fuzzer's input; zeroes when there are no more.
+/// Takes bytes from the front of the fuzzer's input; zeroes when there are no more.
 pub(crate) struct Source<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Source<'a> {
@@ -141,7 +141,7 @@ pub(crate) fn server_handshake(data: &[u8]) -> bool {
     whole.1.starts_with("Negotiated")
 }
 
-/// All output, and how the handshake ended.
+/// All output, and the result of the handshake.
 fn run_server(mode: TlsMode, shut_down: bool, input: &[u8], split: usize) -> (Vec<u8>, String) {
     let exports = exports();
     let mut handshake = ServerHandshake::new(mode, HandshakeLimits::default());
@@ -175,7 +175,7 @@ fn run_server(mode: TlsMode, shut_down: bool, input: &[u8], split: usize) -> (Ve
     (all, ended.unwrap_or_default())
 }
 
-/// Feeds `input` in pieces to `step`, which tells how much it took, until it breaks.
+/// Feeds `input` in pieces to `step`, which returns the consumed length, until it breaks.
 fn in_pieces<T>(
     input: &[u8],
     split: usize,
@@ -343,7 +343,7 @@ pub(crate) fn client_handshake(data: &[u8]) -> bool {
     whole.1.starts_with(['C', '['])
 }
 
-/// All output, and how the handshake ended.
+/// All output, and the result of the handshake.
 fn run_client(config: &ClientConfig, input: &[u8], split: usize) -> (Vec<u8>, String) {
     let mut handshake = ClientHandshake::new(config.clone()).expect("a valid configuration");
     let (mut all, mut is_tls) = (Vec::new(), false);

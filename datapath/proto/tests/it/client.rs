@@ -1,4 +1,4 @@
-//! What a client says, and what it makes of servers of all kinds.
+//! A client's messages, and its handling of servers of all kinds.
 
 use sheave_core::BlockSizes;
 use sheave_proto::wire::{info_type, magic, option, reply_type, transmission_flag};
@@ -20,7 +20,7 @@ impl Client {
         Self(ClientHandshake::new(config).unwrap())
     }
 
-    /// One that has been greeted and said this.
+    /// A client after the greeting, and the bytes that it sent.
     fn greeted(config: ClientConfig, flags: u16) -> (Self, Vec<u8>) {
         let mut client = Self::new(config);
         let (output, next) = client.send(&greeting(flags));
@@ -34,7 +34,7 @@ impl Client {
         (step.output, step.next)
     }
 
-    /// Answers an option and takes what the client says next.
+    /// Answers an option and returns the client's next message.
     fn reply(&mut self, option: u32, kind: u32, data: &[u8]) -> (Vec<u8>, ClientNext) {
         self.send(&reply(option, kind, data))
     }
@@ -333,7 +333,7 @@ fn violations_of_servers_are_found() {
         bad_magic,
         too_long,
         ack(option::LIST),
-        ack(option::GO), // without telling the export
+        ack(option::GO), // without describing the export
         no_flags,
         reply(option::GO, reply_type::ACK, b"x"),
         reply(option::GO, reply_type::SERVER, &string("x")),

@@ -1,4 +1,4 @@
-//! What the fuzzers run of the client's transmission phase; see `bodies.rs`.
+//! The fuzzers' body for the client's transmission phase; see `bodies.rs`.
 
 use sheave_proto::wire::{command, command_flag};
 use sheave_proto::{
@@ -12,7 +12,7 @@ use crate::bodies::Source;
 #[derive(Debug)]
 struct Asked {
     request: Request,
-    /// Start and end of what has arrived.
+    /// Start and end of ranges that have arrived.
     arrived: Vec<(usize, usize)>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn client_transmission(data: &[u8]) -> bool {
     whole.iter().any(|line| line.starts_with("Cookie"))
 }
 
-/// How requests ended, and the connection.
+/// The outcomes of requests and connection.
 fn run_transmission(
     negotiated: &ClientNegotiated,
     requests: &[Request],

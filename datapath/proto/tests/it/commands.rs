@@ -1,4 +1,4 @@
-//! What the server decides about requests.
+//! The server's verdicts about requests.
 
 use sheave_core::{NbdErrno, VolumeInfo};
 use sheave_proto::wire::{command, command_flag as cf, transmission_flag};
@@ -312,7 +312,7 @@ fn r9_block_status_filter_chooses_contexts() {
     let range = sheave_core::ByteRange::within(4096, 1 << 20, SIZE).unwrap();
     let contexts = server.contexts;
     assert_eq!(verdict, Verdict::BlockStatus { range, req_one: true, contexts });
-    // Without ids there is nothing to tell.
+    // Without ids there is nothing to report.
     assert_eq!(server.block_status_filter(&asked, &filter(1 << 20, &[])), Verdict::Done);
 }
 
@@ -461,7 +461,7 @@ fn sizes_trim_and_zeroes_beyond_the_maximum_payload_are_fine() {
 
 #[test]
 fn errors_enotsup_never_comes_from_here() {
-    // Only a backend may say it, and only to a request with the fast flag.
+    // Only a backend may return it, and only for a request with the fast flag.
     for style in STYLES {
         let server = with(style, |info| info.can = Default::default());
         for command in 0..20 {

@@ -1,4 +1,4 @@
-//! What a client makes of replies.
+//! A client's decoding of replies.
 
 use sheave_core::NbdErrno;
 use sheave_proto::wire::{BLOCK_STATUS_EXTENTS_MAX, chunk_type, command, command_flag, magic};
@@ -48,7 +48,7 @@ fn decode<'a>(
     ReplyDecoder::new(style).decode(wire, pending)
 }
 
-/// Decodes all of `wire` and shows that less than all of it is not enough.
+/// Decodes all of `wire`, and checks that every shorter prefix needs more.
 #[track_caller]
 fn event<'a>(style: ReplyStyle, wire: &'a [u8], request: Request) -> ReplyEvent<'a> {
     for len in 0..wire.len() {

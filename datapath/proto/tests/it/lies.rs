@@ -8,7 +8,7 @@ use sheave_proto::{Answer, ClientEvent, MetaContext, ReplyStyle, ReplyTo, Status
 use crate::support::SIZE;
 use crate::transmission::{CHUNKED, Connection, STYLES, range};
 
-/// What the error must contain, and what the server sends.
+/// The expected part of the error, and the bytes that the server sends.
 type Lie = (&'static str, fn(ReplyTo) -> Vec<u8>);
 
 /// Lengths and statuses.
@@ -32,7 +32,7 @@ fn hole(to: ReplyTo, at: u64, len: u32, done: bool) -> Vec<u8> {
     wire(|out| sheave_proto::reply::hole_chunk(out, to, at, len, done))
 }
 
-/// A block status chunk of another context than ours, or with lengths that ours would not say.
+/// A block status chunk of another context than ours, or with lengths that ours would not have.
 fn extents(to: ReplyTo, context: u32, extents: &[(u64, u64)], done: bool) -> Vec<u8> {
     let one = [Extent { len: 512, hole: false, zero: false }];
     let query = StatusQuery { range: range(to.offset, 512), req_one: true };
@@ -119,7 +119,7 @@ fn r4_a_read_arrives_once_and_whole() {
         let to = late.to(&request);
         let why = late.lie(&[hole(to, 0, 512, true), hole(to, 0, 512, true)].concat());
         assert!(why.contains("second reply"), "{why}");
-        // What failed need not be whole.
+        // A failed read need not be complete.
         let mut failed = Connection::new(style);
         let (_, request) = failed.read(0, 8192);
         let to = failed.to(&request);
@@ -150,7 +150,7 @@ fn r7_a_block_status_arrives_once() {
     }
 }
 
-/// What a client makes of descriptors that it did not ask for, or that end inside of a block.
+/// A client's handling of descriptors that it did not request, or that end inside of a block.
 #[test]
 fn r7_extents_lie_inside_of_what_was_asked_and_end_at_blocks() {
     let extent = |len, bits: u8| Extent { len, hole: bits & 1 != 0, zero: bits & 2 != 0 };

@@ -1,4 +1,4 @@
-//! Each option, and what exports look like in the replies.
+//! Each option, and the description of exports in replies.
 
 use sheave_core::{BlockSizes, VolumeInfo};
 use sheave_proto::wire::{info_type, option, reply_type, transmission_flag as flag};
@@ -64,7 +64,7 @@ fn among_several_exports_there_is_no_default() {
     }
     let queries = queries("", &[BASE]);
     assert_eq!(server.kind(option::LIST_META_CONTEXT, &queries), reply_type::ERR_UNKNOWN);
-    // One that is called so is meant.
+    // The export of that name is chosen.
     server.exports[1].name = String::new();
     assert_eq!(server.go("").export, 1);
 }

@@ -125,7 +125,7 @@ fn shake_hands(
         while !rest.is_empty() {
             let step = handshake.step(rest);
             rest = &rest[step.consumed..];
-            // A server that has said no may be gone already.
+            // A server that has refused may be gone already.
             let sent = stream.write_all(&step.output);
             match step.next {
                 ClientNext::NeedMore => sent.unwrap(),
@@ -246,7 +246,7 @@ impl Peer {
         self.negotiated.has(flags)
     }
 
-    /// Says good-bye; the server hangs up.
+    /// Disconnects; the server closes the connection.
     pub(crate) fn disconnect(mut self) {
         let mut wire = Vec::new();
         self.client.disconnect(&mut wire);
@@ -254,7 +254,7 @@ impl Peer {
         assert_eq!(self.stream.read(&mut [0; 64]).unwrap(), 0);
     }
 
-    /// Uses everything that the server has, and checks what it does.
+    /// Uses all features of the server, and checks their effects.
     pub(crate) fn exercise(mut self) {
         let block = u64::from(self.negotiated.block.preferred.max(4096));
         let pattern: Vec<u8> = (0..4 * block).map(|i| (i % 251) as u8).collect();

@@ -1,4 +1,4 @@
-//! What the server's replies look like.
+//! The form of the server's replies.
 
 use proptest::prelude::*;
 use sheave_core::{Buf, ByteRange, Extent, NbdErrno, Payload, Segment};
@@ -28,7 +28,7 @@ struct Chunk {
     body: Vec<u8>,
 }
 
-/// Takes one chunk apart and checks its header. `body_missing` bytes are not there yet.
+/// Parses one chunk and checks its header. `body_missing` bytes are not there yet.
 fn parse(style: ReplyStyle, wire: &[u8], body_missing: u64) -> Chunk {
     let (head, body) = wire.split_at(if style == ReplyStyle::Extended { 32 } else { 20 });
     assert_eq!(be64(&head[8..]), COOKIE);

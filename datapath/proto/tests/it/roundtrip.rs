@@ -10,7 +10,7 @@ use sheave_proto::{
 
 use crate::support::{SIZE, exports};
 
-/// How long the pieces are in which bytes arrive; over and over.
+/// The lengths of pieces in which bytes arrive, repeated.
 fn splits() -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(prop_oneof![Just(1), 1..8_usize, 8..64_usize, Just(1 << 20)], 1..8)
 }
@@ -38,7 +38,7 @@ impl Pipe {
     }
 }
 
-/// How a client's handshake with a server ended.
+/// The result of a client's handshake with a server.
 #[derive(Debug)]
 enum End {
     Transmission(Box<Negotiated>, Box<ClientNegotiated>),

@@ -1,5 +1,5 @@
 //! The fuzzers' bodies over seeded random input, so that every test run exercises them: whole
-//! conversations, each spoilt in a few places. A failure names the seed; the fuzzers proper look
+//! conversations, each corrupted in a few places. A failure names the seed; the real fuzzers search
 //! much deeper.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -32,7 +32,7 @@ pub(crate) fn exports() -> Vec<Export> {
     vec![export("disk", false), export("tape", false), export("secret", true)]
 }
 
-/// A server behind whose greeting and client flags we are.
+/// A server after greeting and client flags.
 pub(crate) struct Server {
     pub(crate) handshake: ServerHandshake,
     pub(crate) exports: Vec<Export>,
@@ -61,13 +61,13 @@ impl Server {
         (step.output, step.next)
     }
 
-    /// Sends an option and takes the reply apart.
+    /// Sends an option and parses the reply.
     pub(crate) fn ask(&mut self, option: u32, data: &[u8]) -> (Vec<Reply>, Next) {
         let (output, next) = self.send(&message(option, data));
         (replies(option, &output), next)
     }
 
-    /// Sends an option that does not end the handshake; answers the last reply's type.
+    /// Sends an option that does not end the handshake; returns the last reply's type.
     pub(crate) fn kind(&mut self, option: u32, data: &[u8]) -> u32 {
         let (replies, next) = self.ask(option, data);
         assert!(matches!(next, Next::NeedMore), "{next:?}");
@@ -98,7 +98,7 @@ impl Server {
     }
 }
 
-/// What a client that agreed on `style`, and on block status where possible, may do to `info`.
+/// The negotiated state of a client with `style`, and block status where possible, for `info`.
 pub(crate) fn negotiated(style: ReplyStyle, info: VolumeInfo) -> Negotiated {
     let mut contexts = sheave_proto::ContextSet::EMPTY;
     if style != ReplyStyle::Simple {
@@ -122,7 +122,7 @@ pub(crate) fn message(option: u32, data: &[u8]) -> Vec<u8> {
     [magic::OPTION.to_be_bytes().as_slice(), &fields, data].concat()
 }
 
-/// Takes replies to one option apart.
+/// Parses replies to one option.
 pub(crate) fn replies(option: u32, mut output: &[u8]) -> Vec<Reply> {
     let mut found = Vec::new();
     while !output.is_empty() {

@@ -1,4 +1,4 @@
-//! The three TLS modes, and what must not cross from plain text into an encrypted session.
+//! The three TLS modes, and state that must not survive from plain text into an encrypted session.
 
 use sheave_proto::wire::{option, reply_type};
 use sheave_proto::{CloseReason, Next, ReplyStyle, TlsMode};
@@ -46,7 +46,7 @@ fn tls_forced_leaks_no_names() {
 fn tls_selective_asks_for_it_where_the_export_is_hidden() {
     let mut server = Server::new(TlsMode::Selective);
     for option in [option::INFO, option::GO] {
-        // What is hidden and what does not exist must look the same.
+        // A hidden export and an absent one must look the same.
         let (hidden, _) = server.ask(option, &info("secret", &[]));
         let (unknown, _) = server.ask(option, &info("nowhere", &[]));
         assert_eq!(hidden, unknown);
@@ -113,7 +113,7 @@ fn o5_starttls_leaves_injected_plain_text_unread() {
     assert_eq!(step.consumed, start.len());
     assert!(matches!(step.next, Next::StartTls));
 
-    // Going on without TLS is the end.
+    // Going on without TLS ends the handshake.
     let step = server.handshake.step(&injected[step.consumed..], &server.exports);
     assert_eq!(step.consumed, 0);
     assert!(matches!(step.next, Next::Close(CloseReason::Over)));

@@ -16,7 +16,7 @@ pub(crate) const STYLES: [ReplyStyle; 3] =
     [ReplyStyle::Simple, ReplyStyle::Structured, ReplyStyle::Extended];
 pub(crate) const CHUNKED: [ReplyStyle; 2] = [ReplyStyle::Structured, ReplyStyle::Extended];
 
-/// What a client learns of a server that can do everything.
+/// The result of a client's negotiation with a server that can do everything.
 pub(crate) fn learnt(style: ReplyStyle) -> ClientNegotiated {
     let mut contexts = ContextSet::EMPTY;
     contexts.insert(MetaContext::BaseAllocation);
@@ -41,10 +41,10 @@ pub(crate) fn range(start: u64, len: u64) -> ByteRange {
 /// A client with a read's bytes as its state.
 pub(crate) type Reader = Client<Vec<u8>>;
 
-/// How a request ended.
+/// The outcome of a request.
 pub(crate) type Ended = (Cookie, Vec<u8>, Result<Answer, ServerError>);
 
-/// A connection: what the client sends is decoded by the server's side.
+/// A connection: the server's side decodes the client's bytes.
 pub(crate) struct Connection {
     style: ReplyStyle,
     pub(crate) client: Reader,
@@ -57,7 +57,7 @@ impl Connection {
         Self { style, client, server: negotiated(style, volume()) }
     }
 
-    /// Submits an op; answers the request as the server sees it.
+    /// Submits an op; returns the request as the server decodes it.
     pub(crate) fn ask(&mut self, op: &Op) -> (Cookie, Request) {
         let len = match op {
             Op::Read { range, .. } => usize::try_from(range.len()).unwrap(),
@@ -137,7 +137,8 @@ fn receive(
     }
 }
 
-/// What the server does with a request: pieces of its reply, and what the client must make of them.
+/// The server's answer to a request: pieces of its reply, and the outcome that the client must
+/// report.
 #[derive(Clone, Debug)]
 enum Script {
     Read { start: u64, runs: Vec<(bool, usize)>, fails: bool },
@@ -177,7 +178,7 @@ fn scripts() -> impl Strategy<Value = Vec<Script>> {
     prop::collection::vec(one, 1..24)
 }
 
-/// A request that was submitted: pieces of the reply that are to come, and how it must end.
+/// A submitted request: remaining pieces of the reply, and the expected outcome.
 struct Expected {
     cookie: Cookie,
     pieces: std::collections::VecDeque<Vec<u8>>,
@@ -254,7 +255,7 @@ fn status(
     let (mut reply, to, query) =
         (Vec::new(), connection.to(&request), StatusQuery { range, req_one });
     block_status_chunk(&mut reply, to, MetaContext::BaseAllocation, &extents, query, true);
-    // The model: what each block of the range is, as far as the client wants to know it.
+    // The model: the expected state of each block of the range.
     let mut want: Vec<Extent> = Vec::new();
     let mut left = range.len();
     for extent in extents {

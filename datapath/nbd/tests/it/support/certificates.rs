@@ -10,8 +10,8 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVer
 use sheave_tls::TlsFiles;
 use tempfile::TempDir;
 
-/// An authority, and a server and a client that it vouches for, under the names that NBD URIs
-/// expect.
+/// An authority with certificates for a server and a client, in files with the names that NBD URIs
+/// use.
 pub(crate) struct Certificates {
     dir: TempDir,
 }
@@ -46,7 +46,7 @@ impl Certificates {
         self.dir.path().join(name)
     }
 
-    /// What a server needs that demands certificates of its clients.
+    /// The configuration of a server that requires certificates of its clients.
     pub(crate) fn server(&self) -> Arc<rustls::ServerConfig> {
         let files = TlsFiles {
             cert: self.file("server-cert.pem"),
@@ -57,7 +57,7 @@ impl Certificates {
         sheave_tls::server_tls(&files).unwrap()
     }
 
-    /// A client that trusts this authority and shows the certificate that `own` made for it.
+    /// A client that trusts this authority and uses a certificate of `own`.
     pub(crate) fn client(
         &self,
         own: Option<&Self>,

@@ -32,7 +32,7 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    /// Connects to the unix socket and asks for the best that there is.
+    /// Connects to the unix socket and requests all features.
     pub(crate) fn new(server: &Running) -> Self {
         Self::with(Link::unix(&server.socket), ReplyStyle::Extended)
     }
@@ -137,7 +137,7 @@ impl Client {
         }
     }
 
-    /// Sends what is queued, and waits for the reply to this request, which is the only one.
+    /// Sends the queued bytes, and waits for the reply to this request, the only one in flight.
     pub(crate) fn only_answer(&mut self) -> Answer {
         let answer = self.answer().unwrap().expect("a reply, not the end");
         assert_eq!(self.in_flight(), 0);
@@ -158,7 +158,7 @@ impl Client {
         assert_eq!(self.only_answer().error, None);
     }
 
-    /// Takes what has arrived. Answers with the first reply that has ended.
+    /// Takes the bytes that have arrived. Returns the first complete reply.
     fn decode(&mut self) -> io::Result<Option<Answer>> {
         let Self { link, transmission, .. } = self;
         loop {

@@ -18,10 +18,10 @@ pub(crate) struct Link {
     file: std::fs::File,
     tls: Option<ClientConnection>,
     output: Vec<u8>,
-    /// What has arrived and has not been taken.
+    /// Received bytes that have not been taken.
     pub(crate) input: Vec<u8>,
     pub(crate) ended: bool,
-    /// Leaves in the kernel what arrives.
+    /// Does not receive.
     pub(crate) deaf: bool,
 }
 
@@ -42,7 +42,7 @@ impl Link {
         Self { file: fd.into(), tls: None, output, input, ended: false, deaf: false }
     }
 
-    /// Goes on encrypted.
+    /// Continues with TLS.
     pub(crate) fn start_tls(&mut self, tls: ClientConnection) -> io::Result<()> {
         self.tls = Some(tls);
         while self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
@@ -52,20 +52,20 @@ impl Link {
         self.flush()
     }
 
-    /// Says that nothing more comes in TLS, but leaves the connection open.
+    /// Sends close_notify, but leaves the connection open.
     pub(crate) fn close_tls(&mut self) {
         self.tls.as_mut().expect("TLS").send_close_notify();
         self.encrypt();
         self.flush().unwrap();
     }
 
-    /// Sends what is no TLS.
+    /// Sends bytes that are not TLS.
     pub(crate) fn break_tls(&mut self) {
         self.output.extend_from_slice(&[0x17; 100]);
         let _ = self.flush();
     }
 
-    /// Whether the other side has said that nothing more comes in TLS.
+    /// Whether the peer has sent close_notify.
     pub(crate) fn is_closed_by_tls(&mut self) -> bool {
         let mut none = [];
         matches!(self.tls.as_mut().map(|tls| tls.reader().read(&mut none)), Some(Ok(0)))
@@ -91,7 +91,7 @@ impl Link {
         Ok(())
     }
 
-    /// Sends what the other side takes until it has taken nothing for so long; what is left.
+    /// Sends until the peer has taken nothing for this long; returns the number of remaining bytes.
     pub(crate) fn push(&mut self, patience: Duration) -> usize {
         loop {
             let before = self.output.len();
@@ -109,10 +109,10 @@ impl Link {
         Ok(())
     }
 
-    /// Waits until something can be sent or received, and does it.
+    /// Waits until the socket is ready, then sends or receives.
     ///
     /// # Errors
-    /// `TimedOut`, and what the system says.
+    /// `TimedOut`, and errors of the system.
     pub(crate) fn turn(&mut self, patience: Duration) -> io::Result<()> {
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, !self.deaf && !self.ended);
@@ -136,7 +136,7 @@ impl Link {
         Ok(())
     }
 
-    /// Says that nothing more comes.
+    /// Shuts down the sending side.
     pub(crate) fn finish(&mut self) {
         shutdown(&self.file, Shutdown::Write).unwrap();
     }

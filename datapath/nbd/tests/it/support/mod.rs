@@ -52,7 +52,7 @@ macro_rules! both_engines {
 }
 pub(crate) use both_engines;
 
-/// Whether there is a ring here; if not, `make test` says so at its end.
+/// Whether io_uring works here; if not, `make test` reports it at its end.
 #[expect(clippy::print_stderr, reason = "a skipped test says why")]
 pub(crate) fn uring_or_skip(test: &str) -> bool {
     let Err(error) = sheave_ring::probe() else { return true };
@@ -65,7 +65,7 @@ pub(crate) fn uring_or_skip(test: &str) -> bool {
     false
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -74,7 +74,7 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Bytes that tell where they belong.
+/// Bytes that depend on their position.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut random = Random(seed | 1);
     let mut out = Vec::with_capacity(len + 8);

@@ -104,7 +104,7 @@ impl Running {
         }
     }
 
-    /// Stops it and says how long that took.
+    /// Stops it and returns the time that took.
     pub(crate) fn stop(&mut self) -> Duration {
         let begun = Instant::now();
         self.begin_stop();
@@ -120,7 +120,7 @@ impl Running {
         Self { socket, address: self.address, registry, stop: None, thread: None, _dir: None }
     }
 
-    /// What it has counted for a volume.
+    /// Its counters of a volume.
     pub(crate) fn counted(&self, name: &str) -> VolumeSnapshot {
         let all = self.registry.snapshot();
         all.into_iter().find(|volume| volume.name == name).expect("a volume of that name")
