@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use sheave_core::percent_encode;
 use sheave_tests::{
     Load, Node, PATIENCE, Run, Scratch, Serve, Wire, compare, eventually, have, pattern, sheave,
 };
@@ -17,11 +18,8 @@ const LEN: usize = 24 << 20;
 /// A VOLUME of a command, which appends its process number to a file first.
 fn volume(command: &str, pids: &str) -> String {
     assert!(have("qemu-nbd") && have("nbdkit"), "this test needs qemu-nbd and nbdkit installed");
-    let mut command = format!("sh -c 'echo $$ >>{pids}; exec {command}'");
-    for (character, escape) in [("%", "%25"), (" ", "%20"), ("&", "%26")] {
-        command = command.replace(character, escape);
-    }
-    format!("nbd+exec:?command={command}")
+    let command = format!("sh -c 'echo $$ >>{pids}; exec {command}'");
+    format!("nbd+exec:?command={}", percent_encode(command.as_bytes(), |c| !"% &".contains(c)))
 }
 
 /// The processes that were started, oldest first.

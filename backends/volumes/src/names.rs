@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use sheave_core::{Error, Result, is_plain};
+use sheave_core::{Error, Result, is_plain, percent_encode};
 
 use crate::parse::percent_decode_bytes;
 use crate::source::split_scheme;
@@ -28,14 +28,14 @@ pub fn volume_text(argument: &OsStr) -> Result<String> {
     // A scheme is ASCII, so undecodable bytes follow it.
     let is_url = split_scheme(&String::from_utf8_lossy(location)).is_some();
     if is_url || location.is_empty() {
-        return Ok(escape(bytes, is_plain));
+        return Ok(percent_encode(bytes, is_plain));
     }
     let path = Path::new(OsStr::from_bytes(location));
     let directory = match path.is_absolute() {
         true => Default::default(),
         false => working_directory()?,
     };
-    Ok(file_url(&directory.join(path)) + &escape(query, is_plain))
+    Ok(file_url(&directory.join(path)) + &percent_encode(query, is_plain))
 }
 
 /// Makes the paths of some parameters absolute. `query` begins with its `?`, or is empty.
@@ -59,7 +59,9 @@ pub(crate) fn absolute_paths(query: &str, names: &[&str]) -> Result<String> {
 
 /// Escapes characters that have a meaning in a parameter's value.
 pub(crate) fn parameter_value(value: &OsStr) -> String {
-    escape(value.as_bytes(), |c| is_plain(c) && !char::is_whitespace(c) && !"%?#&+".contains(c))
+    percent_encode(value.as_bytes(), |c| {
+        is_plain(c) && !char::is_whitespace(c) && !"%?#&+".contains(c)
+    })
 }
 
 /// The directory that relative paths are in.
@@ -85,7 +87,7 @@ pub fn path_text(path: &Path) -> String {
 #[must_use]
 pub fn file_url(path: &Path) -> String {
     let is_kept = |c| is_plain(c) && !char::is_whitespace(c) && !"%?#".contains(c);
-    let escaped = escape(path.as_os_str().as_bytes(), is_kept);
+    let escaped = percent_encode(path.as_os_str().as_bytes(), is_kept);
     // In a URL a second slash would begin a host's name.
     match escaped.strip_prefix("//") {
         Some(rest) => format!("file:///%2F{rest}"),
@@ -103,7 +105,7 @@ pub fn export_name(file_name: &OsStr) -> String {
     let is_kept = |c| is_plain(c) && c != '%';
     match file_name.to_str() {
         Some(text) if text.chars().all(is_plain) && !has_escape(text) => text.to_owned(),
-        _ => escape(file_name.as_bytes(), is_kept),
+        _ => percent_encode(file_name.as_bytes(), is_kept),
     }
 }
 
@@ -112,25 +114,6 @@ fn has_escape(text: &str) -> bool {
         bytes[0] == b'%' && bytes[1].is_ascii_hexdigit() && bytes[2].is_ascii_hexdigit()
     };
     text.as_bytes().windows(3).any(is_escape)
-}
-
-/// Keeps some characters, and writes the bytes of all others as `%E9`.
-fn escape(bytes: &[u8], is_kept: impl Fn(char) -> bool) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            match is_kept(character) {
-                true => out.push(character),
-                false => push_escaped(&mut out, character.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
-        push_escaped(&mut out, chunk.invalid());
-    }
-    out
-}
-
-fn push_escaped(out: &mut String, bytes: &[u8]) {
-    out.extend(bytes.iter().map(|byte| format!("%{byte:02X}")));
 }
 
 #[cfg(test)]

@@ -113,29 +113,10 @@ pub(crate) fn percent_decode(text: &str) -> Result<Cow<'_, str>> {
 
 /// Decodes `%E9` escapes.
 pub(crate) fn percent_decode_bytes(text: &str) -> Result<Cow<'_, [u8]>> {
-    if !text.contains('%') {
-        return Ok(Cow::Borrowed(text.as_bytes()));
-    }
-    let wrong = || {
+    sheave_core::percent_decode(text).ok_or_else(|| {
         let why = "% must begin an escape of two hexadecimal digits; write % itself as %25";
         invalid("parse volume", format!("\"{}\": {why}", printable(text)))
-    };
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                match (digit(), digit()) {
-                    // Two hexadecimal digits fit into a byte.
-                    (Some(high), Some(low)) => (high << 4 | low) as u8,
-                    _ => return Err(wrong()),
-                }
-            }
-            byte => byte,
-        });
-    }
-    Ok(Cow::Owned(out))
+    })
 }
 
 /// The error for a text that is no volume.

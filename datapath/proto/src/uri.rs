@@ -12,6 +12,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use sheave_core::{percent_decode, percent_encode};
+
 use crate::bytes::as_string;
 use crate::wire::PORT;
 
@@ -362,34 +364,13 @@ fn text(bytes: Vec<u8>, what: &'static str) -> Result<String, UriError> {
 
 /// Undoes percent escapes.
 fn decode(escaped: &str) -> Result<Vec<u8>, UriError> {
-    let bad = || UriError::Escape(escaped.to_owned());
-    let mut out = Vec::with_capacity(escaped.len());
-    let mut bytes = escaped.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(bytes.next()?).to_digit(16);
-        let high = digit().ok_or_else(bad)?;
-        let low = digit().ok_or_else(bad)?;
-        out.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"));
-    }
-    Ok(out)
+    let bytes = percent_decode(escaped).ok_or_else(|| UriError::Escape(escaped.to_owned()))?;
+    Ok(bytes.into_owned())
 }
 
 /// Escapes all but what is harmless everywhere in a URI.
 fn escape(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                out.push(char::from(byte));
-            }
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
+    percent_encode(bytes, |c| c.is_ascii_alphanumeric() || "-._~/".contains(c))
 }
 
 #[cfg(test)]
