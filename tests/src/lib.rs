@@ -17,6 +17,7 @@ mod node;
 mod server;
 mod site;
 mod skip;
+mod targets;
 mod wait;
 mod wire;
 
@@ -34,6 +35,7 @@ pub use server::{Serve, Server};
 pub use site::{Site, has_fs, may_grow, system_path};
 pub(crate) use skip::note;
 pub use skip::{skip, uring_or_skip};
+pub use targets::{Verdict, judge};
 pub use wait::{PATIENCE, eventually};
 pub use wire::{
     Chunk, GoReply, Wire, cmd, errno, flag, go_data, magic, opt, option_header, reply,

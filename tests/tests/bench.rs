@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use sheave_tests::{Certificates, PATIENCE, Run, Scratch, Serve, both_engines, eventually, sheave};
+use sheave_tests::{
+    Certificates, PATIENCE, Run, Scratch, Serve, both_engines, eventually, judge, sheave,
+};
 
 both_engines! {
     fn verified_load_on_every_kind_of_connection(engine) {
@@ -89,7 +91,8 @@ fn a_quick_comparison_writes_a_report_that_stands_alone() {
     assert!(shown.contains("nbdkit"), "{shown}");
     let figures: Value =
         serde_json::from_str(&fs::read_to_string(json).expect("JSON")).expect("JSON");
-    assert!(figures.is_object() || figures.is_array());
+    // Two rows with four targets each.
+    assert_eq!(judge(&figures).len(), 8, "{figures:#}");
     let html = fs::read_to_string(report).expect("report");
     assert!(html.contains("<svg") || html.contains("<canvas"), "it has curves");
     for outside in ["src=\"http", "src='http", "href=\"http", "@import", "src=\"/"] {

@@ -80,7 +80,7 @@ pub(crate) fn row(
         }
     }
     let fio_ops_per_s = Spread::of(fio_ops_per_s);
-    Ok(RowResult { row: row.clone(), placement, cells, fio_ops_per_s, verdicts: Vec::new() })
+    Ok(RowResult { row: row.clone(), placement, cells, fio_ops_per_s })
 }
 
 /// How long a server may take for its first answer.

@@ -10,7 +10,7 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
-    /// The server that the targets are for.
+    /// This program, compared with all others.
     Subject,
     /// The same with another setting.
     Variant,

@@ -1,57 +1,8 @@
-//! What is compared, and what is to be reached.
+//! What is compared.
 
 use serde::Serialize;
 
-use super::product::{Product, Volume};
-
-/// A figure of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Metric {
-    /// Requests per second.
-    Throughput,
-    /// Median latency.
-    P50,
-    /// 99th percentile of latency.
-    P99,
-    /// The server's CPU time per request.
-    Cpu,
-}
-
-/// What a figure is measured against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Against {
-    /// The peer that does best at this figure.
-    BestPeer,
-    /// Another server in the same row.
-    Server(Product),
-    /// The same server in another row.
-    Row(&'static str),
-    /// What fio reaches on the file itself.
-    Fio,
-}
-
-/// How the ratio of the two must be.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Bound {
-    /// Not less.
-    AtLeast(f64),
-    /// Not more.
-    AtMost(f64),
-}
-
-/// Something to be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Target {
-    /// Which figure.
-    pub(crate) metric: Metric,
-    /// Against what.
-    pub(crate) against: Against,
-    /// How much.
-    pub(crate) bound: Bound,
-}
+use super::product::Volume;
 
 /// One load, put on every server that can take it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -70,35 +21,6 @@ pub(crate) struct Row {
     pub(crate) queue_depth: usize,
     /// Connections.
     pub(crate) connections: usize,
-    /// What is to be reached.
-    pub(crate) targets: Vec<Target>,
-}
-
-impl Bound {
-    /// Whether `ratio` keeps to it.
-    pub(crate) fn holds(self, ratio: f64) -> bool {
-        match self {
-            Self::AtLeast(least) => ratio >= least,
-            Self::AtMost(most) => ratio <= most,
-        }
-    }
-}
-
-impl Metric {
-    /// Its name.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Throughput => "throughput",
-            Self::P50 => "p50",
-            Self::P99 => "p99",
-            Self::Cpu => "CPU per request",
-        }
-    }
-
-    /// Whether more of it is better.
-    pub(crate) fn is_better_high(self) -> bool {
-        self == Self::Throughput
-    }
 }
 
 /// All rows, in the order in which they are run: by volume, so that servers start once.
@@ -106,7 +28,7 @@ pub(crate) fn all() -> Vec<Row> {
     let mut rows = small(Volume::Memory);
     rows.extend(large(Volume::Memory));
     rows.extend(many());
-    rows.extend(tls());
+    rows.extend(large(Volume::Tls));
     rows.extend(null());
     rows.extend(small(Volume::File));
     rows.extend(large(Volume::File));
@@ -118,161 +40,87 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
 fn row(id: &'static str, title: &'static str, volume: Volume, is_read: bool) -> Row {
-    Row {
-        id,
-        title,
-        volume,
-        is_read,
-        block_size: 4 * KIB,
-        queue_depth: 1,
-        connections: 1,
-        targets: Vec::new(),
-    }
-}
-
-fn least(metric: Metric, least: f64, against: Against) -> Target {
-    Target { metric, against, bound: Bound::AtLeast(least) }
-}
-
-fn most(metric: Metric, most: f64, against: Against) -> Target {
-    Target { metric, against, bound: Bound::AtMost(most) }
+    Row { id, title, volume, is_read, block_size: 4 * KIB, queue_depth: 1, connections: 1 }
 }
 
 /// 4 KiB, one at a time and 32 at a time.
 fn small(volume: Volume) -> Vec<Row> {
-    use Against::{BestPeer, Server};
-    let one = vec![most(Metric::P50, 0.8, BestPeer)];
-    let (names, many) = match volume {
-        Volume::Memory => (
-            [
-                ("mem-4k-qd1-read", "memory, 4 KiB, QD1, read"),
-                ("mem-4k-qd1-write", "memory, 4 KiB, QD1, write"),
-                ("mem-4k-qd32-read", "memory, 4 KiB, QD32, read"),
-                ("mem-4k-qd32-write", "memory, 4 KiB, QD32, write"),
-            ],
-            vec![
-                least(Metric::Throughput, 3.0, BestPeer),
-                most(Metric::Cpu, 0.3, BestPeer),
-                most(Metric::P99, 0.6, BestPeer),
-                most(Metric::Cpu, 1.3, Server(Product::Ring)),
-            ],
-        ),
-        _ => (
-            [
-                ("file-4k-qd1-read", "cached file, 4 KiB, QD1, read"),
-                ("file-4k-qd1-write", "cached file, 4 KiB, QD1, write"),
-                ("file-4k-qd32-read", "cached file, 4 KiB, QD32, read"),
-                ("file-4k-qd32-write", "cached file, 4 KiB, QD32, write"),
-            ],
-            vec![least(Metric::Throughput, 2.0, BestPeer), most(Metric::Cpu, 0.5, BestPeer)],
-        ),
+    let names = match volume {
+        Volume::Memory => [
+            ("mem-4k-qd1-read", "memory, 4 KiB, QD1, read"),
+            ("mem-4k-qd1-write", "memory, 4 KiB, QD1, write"),
+            ("mem-4k-qd32-read", "memory, 4 KiB, QD32, read"),
+            ("mem-4k-qd32-write", "memory, 4 KiB, QD32, write"),
+        ],
+        _ => [
+            ("file-4k-qd1-read", "cached file, 4 KiB, QD1, read"),
+            ("file-4k-qd1-write", "cached file, 4 KiB, QD1, write"),
+            ("file-4k-qd32-read", "cached file, 4 KiB, QD32, read"),
+            ("file-4k-qd32-write", "cached file, 4 KiB, QD32, write"),
+        ],
     };
-    let kinds = [(true, 1, &one), (false, 1, &one), (true, 32, &many), (false, 32, &many)];
-    names
-        .into_iter()
-        .zip(kinds)
-        .map(|((id, title), (is_read, queue_depth, targets))| Row {
-            queue_depth,
-            targets: targets.clone(),
-            ..row(id, title, volume, is_read)
-        })
-        .collect()
+    let kinds = [(true, 1), (false, 1), (true, 32), (false, 32)];
+    let row = |((id, title), (is_read, queue_depth))| Row {
+        queue_depth,
+        ..row(id, title, volume, is_read)
+    };
+    names.into_iter().zip(kinds).map(row).collect()
 }
 
 /// 1 MiB, 8 at a time.
-fn large(volume: Volume) -> Vec<Row> {
-    let (names, [read, write], cpu) = match volume {
-        Volume::Memory => (
-            [
-                ("mem-1m-qd8-read", "memory, 1 MiB, QD8, read"),
-                ("mem-1m-qd8-write", "memory, 1 MiB, QD8, write"),
-            ],
-            [1.4, 1.8],
-            0.65,
-        ),
-        _ => (
-            [
-                ("file-1m-qd8-read", "cached file, 1 MiB, QD8, read"),
-                ("file-1m-qd8-write", "cached file, 1 MiB, QD8, write"),
-            ],
-            [1.2, 1.2],
-            0.8,
-        ),
+fn large(volume: Volume) -> [Row; 2] {
+    let names = match volume {
+        Volume::Memory => [
+            ("mem-1m-qd8-read", "memory, 1 MiB, QD8, read"),
+            ("mem-1m-qd8-write", "memory, 1 MiB, QD8, write"),
+        ],
+        Volume::Tls => [
+            ("tls-1m-qd8-read", "TLS, 1 MiB, QD8, read"),
+            ("tls-1m-qd8-write", "TLS, 1 MiB, QD8, write"),
+        ],
+        _ => [
+            ("file-1m-qd8-read", "cached file, 1 MiB, QD8, read"),
+            ("file-1m-qd8-write", "cached file, 1 MiB, QD8, write"),
+        ],
     };
-    names
-        .into_iter()
-        .zip([(true, read), (false, write)])
-        .map(|((id, title), (is_read, ratio))| Row {
-            block_size: MIB,
-            queue_depth: 8,
-            targets: vec![
-                least(Metric::Throughput, ratio, Against::BestPeer),
-                most(Metric::Cpu, cpu, Against::BestPeer),
-            ],
-            ..row(id, title, volume, is_read)
-        })
-        .collect()
+    read_and_write(volume, names, MIB, 8)
 }
 
 /// As many requests in flight, over one connection and over many.
-fn many() -> Vec<Row> {
-    let one = Row {
-        queue_depth: 256,
-        ..row(ONE_CONNECTION, "memory, 4 KiB, 1 connection, QD256, read", Volume::Memory, true)
-    };
-    let targets = vec![least(Metric::Throughput, 0.9, Against::Row(ONE_CONNECTION))];
-    let many = row("mem-4k-c64-qd4-read", "memory, 4 KiB, 64 × QD4, read", Volume::Memory, true);
-    vec![one, Row { connections: 64, queue_depth: 4, targets, ..many }]
+fn many() -> [Row; 2] {
+    let one = ("mem-4k-qd256-read", "memory, 4 KiB, 1 connection, QD256, read");
+    let many = ("mem-4k-c64-qd4-read", "memory, 4 KiB, 64 × QD4, read");
+    [
+        Row { queue_depth: 256, ..row(one.0, one.1, Volume::Memory, true) },
+        Row { connections: 64, queue_depth: 4, ..row(many.0, many.1, Volume::Memory, true) },
+    ]
 }
 
-const ONE_CONNECTION: &str = "mem-4k-qd256-read";
-
-fn tls() -> Vec<Row> {
-    let kinds = [
-        ("tls-1m-qd8-read", "TLS, 1 MiB, QD8, read", true, "mem-1m-qd8-read"),
-        ("tls-1m-qd8-write", "TLS, 1 MiB, QD8, write", false, "mem-1m-qd8-write"),
+fn null() -> [Row; 2] {
+    let names = [
+        ("null-4k-qd32-read", "null, 4 KiB, QD32, read"),
+        ("null-4k-qd32-write", "null, 4 KiB, QD32, write"),
     ];
-    kinds
-        .into_iter()
-        .map(|(id, title, is_read, plain)| Row {
-            block_size: MIB,
-            queue_depth: 8,
-            targets: vec![
-                least(Metric::Throughput, 0.5, Against::Row(plain)),
-                least(Metric::Throughput, 1.0, Against::BestPeer),
-            ],
-            ..row(id, title, Volume::Tls, is_read)
-        })
-        .collect()
+    read_and_write(Volume::Null, names, 4 * KIB, 32)
 }
 
-fn null() -> Vec<Row> {
-    let kinds = [
-        ("null-4k-qd32-read", "null, 4 KiB, QD32, read", true),
-        ("null-4k-qd32-write", "null, 4 KiB, QD32, write", false),
+fn direct() -> [Row; 2] {
+    let names = [
+        ("direct-4k-qd32-read", "O_DIRECT file, 4 KiB, QD32, read"),
+        ("direct-4k-qd32-write", "O_DIRECT file, 4 KiB, QD32, write"),
     ];
-    kinds
-        .into_iter()
-        .map(|(id, title, is_read)| Row {
-            queue_depth: 32,
-            ..row(id, title, Volume::Null, is_read)
-        })
-        .collect()
+    read_and_write(Volume::Direct, names, 4 * KIB, 32)
 }
 
-fn direct() -> Vec<Row> {
-    let kinds = [
-        ("direct-4k-qd32-read", "O_DIRECT file, 4 KiB, QD32, read", true),
-        ("direct-4k-qd32-write", "O_DIRECT file, 4 KiB, QD32, write", false),
-    ];
-    kinds
-        .into_iter()
-        .map(|(id, title, is_read)| Row {
-            queue_depth: 32,
-            targets: vec![least(Metric::Throughput, 0.8, Against::Fio)],
-            ..row(id, title, Volume::Direct, is_read)
-        })
-        .collect()
+fn read_and_write(
+    volume: Volume,
+    [read, write]: [(&'static str, &'static str); 2],
+    block_size: usize,
+    queue_depth: usize,
+) -> [Row; 2] {
+    let row =
+        |(id, title), is_read| Row { block_size, queue_depth, ..row(id, title, volume, is_read) };
+    [row(read, true), row(write, false)]
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for anything.
@@ -289,15 +137,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_unique_and_references_exist() {
+    fn ids_are_unique() {
         let rows = all();
         let ids: BTreeSet<_> = rows.iter().map(|row| row.id).collect();
         assert_eq!(ids.len(), rows.len());
-        for target in rows.iter().flat_map(|row| &row.targets) {
-            if let Against::Row(id) = target.against {
-                assert!(ids.contains(id), "{id}");
-            }
-        }
     }
 
     #[test]
@@ -315,11 +158,5 @@ mod tests {
         assert!(
             !matches("mem-*", "file-4k") && !matches("*read", "mem-write") && !matches("", "a")
         );
-    }
-
-    #[test]
-    fn bounds_hold_at_the_edge() {
-        assert!(Bound::AtLeast(3.0).holds(3.0) && !Bound::AtLeast(3.0).holds(2.99));
-        assert!(Bound::AtMost(0.3).holds(0.3) && !Bound::AtMost(0.3).holds(0.31));
     }
 }

@@ -1,12 +1,12 @@
 //! What a terminal shows.
 
 use clap::ValueEnum;
-use comfy_table::{Attribute, Cell as TableCell, CellAlignment, Color, Table, presets};
+use comfy_table::{Attribute, Cell as TableCell, CellAlignment, Table, presets};
 
 use super::checks;
 use super::product::{Product, Role};
 use super::results::{Cell, Results, RowResult, floor_distance};
-use super::rows::{self, Metric};
+use super::rows;
 use crate::stats::Spread;
 use crate::units;
 
@@ -58,7 +58,7 @@ pub(crate) fn row(result: &RowResult) -> String {
 }
 
 fn cells(result: &RowResult, cell: &Cell) -> Vec<TableCell> {
-    let peer = result.best_peer(Metric::Throughput);
+    let peer = result.best_peer();
     let ratio = peer.map(|peer| cell.ops_per_s.median / peer.ops_per_s.median);
     let name = TableCell::new(cell.product.name());
     let name = match cell.role {
@@ -85,42 +85,27 @@ pub(crate) fn percent_spread(spread: Spread) -> String {
     format!("{:+.0}…{:+.0} %", percent(spread.min), percent(spread.max))
 }
 
-/// What was to be reached, and whether it was.
+/// What is no row.
 pub(crate) fn summary(results: &Results) -> String {
     let mut table = new_table();
-    table.set_header(["", "", "target"]);
-    for result in &results.rows {
-        for verdict in &result.verdicts {
-            let title = format!("{}, {}", result.row.title, result.placement.name());
-            table.add_row([mark(Some(verdict.reached)), title.into(), verdict.to_string().into()]);
-        }
-    }
     for check in &results.checks {
         let title = format!("{}: {}", check.product.name(), check.title);
-        let wanted = check.wanted.as_ref().map(|wanted| format!(" ({wanted})"));
-        let value = format!("{}{}", check.value, wanted.unwrap_or_default());
-        table.add_row([mark(check.reached), title.into(), value.into()]);
+        table.add_row([&title, &check.value]);
     }
     for fio in &results.fio {
         let title = format!("{}: fio {}, {}", fio.product.name(), fio.job, fio.way);
         let (rate, p99) = (units::rate(fio.ops_per_s), units::micros(fio.p99_us));
         let value = format!("{rate}, {}, p99 {p99}", units::throughput(fio.bytes_per_s));
-        table.add_row([mark(None), title.into(), value.into()]);
+        table.add_row([title, value]);
     }
-    let (reached, missed) = (results.reached(), results.missed());
-    let mut out = format!("\n{table}\n{reached} targets reached, {missed} missed\n");
+    let mut out = String::new();
+    if !table.is_empty() {
+        out += &format!("\n{table}\n");
+    }
     for skipped in &results.skipped {
         out += &format!("skipped: {skipped}\n");
     }
     out
-}
-
-fn mark(reached: Option<bool>) -> TableCell {
-    match reached {
-        Some(true) => TableCell::new("reached").fg(Color::Green),
-        Some(false) => TableCell::new("missed").fg(Color::Red),
-        None => TableCell::new(""),
-    }
 }
 
 fn new_table() -> Table {

@@ -5,7 +5,7 @@ use std::fmt::{Result, Write};
 
 use super::style::CSS;
 use super::{Escaped, chart, class};
-use crate::compare::{About, Cell, Check, Metric, Product, Results, Role, RowResult};
+use crate::compare::{About, Cell, Check, Product, Results, Role, RowResult};
 use crate::compare::{floor_distance, percent_spread};
 use crate::units::{self, ByteSize};
 
@@ -27,7 +27,6 @@ fn page(out: &mut String, results: &Results) -> Result {
     )?;
     head(out, results)?;
     overview(out, results)?;
-    targets(out, results)?;
     checks(out, results)?;
     fio(out, results)?;
     if !results.rows.is_empty() {
@@ -49,15 +48,6 @@ fn head(out: &mut String, results: &Results) -> Result {
         "<p class=\"soft\">{runs} × {seconds} s a row and server. Servers take turns within each \
          repetition; figures are medians, ratios are ratios of medians.</p>"
     )?;
-    let (reached, missed) = (results.reached(), results.missed());
-    if reached + missed > 0 {
-        writeln!(
-            out,
-            "<div class=\"score\"><div class=\"good\"><b>{reached}</b>targets reached</div>\
-             <div class=\"{}\"><b>{missed}</b>missed</div></div>",
-            if missed == 0 { "good" } else { "bad" }
-        )?;
-    }
     let mut facts = vec![
         ("date", date.clone()),
         ("machine", format!("{cpu}, {}", ByteSize(*memory_bytes))),
@@ -133,48 +123,16 @@ fn overview_cell(out: &mut String, cell: &Cell, is_best: bool) -> Result {
     )
 }
 
-fn targets(out: &mut String, results: &Results) -> Result {
-    if results.rows.iter().all(|row| row.verdicts.is_empty()) {
-        return Ok(());
-    }
-    writeln!(out, "<h2>Targets</h2>\n<div class=\"panel scroll\"><table>")?;
-    for row in &results.rows {
-        for verdict in &row.verdicts {
-            writeln!(
-                out,
-                "<tr><td>{}</td><td>{}, {}</td><td>{}</td></tr>",
-                badge(Some(verdict.reached)),
-                row.row.title,
-                row.placement.name(),
-                Escaped(&verdict.to_string())
-            )?;
-        }
-    }
-    writeln!(out, "</table></div>")
-}
-
-/// Our own server's checks, and what the others came to.
+/// What is no row.
 fn checks(out: &mut String, results: &Results) -> Result {
     if results.checks.is_empty() {
         return Ok(());
     }
     writeln!(out, "<h2>Checks</h2>\n<div class=\"panel scroll\"><table>")?;
     for group in results.checks.chunk_by(|a, b| a.id == b.id) {
-        let first = group.iter().find(|check| check.reached.is_some()).unwrap_or(&group[0]);
-        let wanted = first.wanted.as_ref().map(|wanted| format!(" ({wanted})")).unwrap_or_default();
-        write!(
-            out,
-            "<tr><td>{}</td><td>{}</td><td>{}: {}{}",
-            badge(first.reached),
-            Escaped(&first.title),
-            first.product.name(),
-            Escaped(&first.value),
-            Escaped(&wanted)
-        )?;
-        for Check { product, value, .. } in
-            group.iter().filter(|check| !std::ptr::eq(*check, first))
-        {
-            write!(out, "<div class=\"soft small\">{}: {}</div>", product.name(), Escaped(value))?;
+        write!(out, "<tr><td>{}</td><td>", Escaped(&group[0].title))?;
+        for Check { product, value, .. } in group {
+            write!(out, "<div>{}: {}</div>", product.name(), Escaped(value))?;
         }
         writeln!(out, "</td></tr>")?;
     }
@@ -206,14 +164,6 @@ fn fio(out: &mut String, results: &Results) -> Result {
         )?;
     }
     writeln!(out, "</table></div>")
-}
-
-fn badge(reached: Option<bool>) -> &'static str {
-    match reached {
-        Some(true) => "<span class=\"badge good\">reached</span>",
-        Some(false) => "<span class=\"badge bad\">missed</span>",
-        None => "",
-    }
 }
 
 /// One row: all figures, and the curves.
@@ -252,7 +202,7 @@ fn figures(out: &mut String, row: &RowResult, cell: &Cell, most: f64) -> Result 
         Role::Floor => "floor",
         Role::Variant | Role::Peer => "",
     };
-    let peer = row.best_peer(Metric::Throughput).map(|peer| peer.ops_per_s.median);
+    let peer = row.best_peer().map(|peer| peer.ops_per_s.median);
     let ratio = peer.map(|peer| format!("{:.2}", cell.ops_per_s.median / peer));
     write!(
         out,

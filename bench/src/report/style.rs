@@ -5,14 +5,14 @@ pub(super) const CSS: &str = r#"
 :root {
   color-scheme: light dark;
   --bg: #fbfbfa; --panel: #ffffff; --ink: #1c1d21; --soft: #63666f; --line: #e4e4e1;
-  --good: #14713f; --good-bg: #e2f4e9; --bad: #b3261e; --bad-bg: #fbe7e5; --bar: #dde8fb;
+  --bar: #dde8fb;
   --sheave: #1f5fe0; --poll0: #57a3f0; --threads: #12a4a8; --nbdkit: #d9760a;
   --qemu: #2f9e44; --nbdserver: #b03a9b; --floor: #9a9ca3; --ring: #55585f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --bg: #131417; --panel: #1b1d21; --ink: #e9e9ec; --soft: #9b9ea7; --line: #2c2f35;
-    --good: #6fd69a; --good-bg: #14301f; --bad: #ff9c94; --bad-bg: #3a1a18; --bar: #22345a;
+    --bar: #22345a;
     --sheave: #7aa7ff; --poll0: #4f8fd6; --threads: #3fc4c7; --nbdkit: #f2a65a;
     --qemu: #6bcf7f; --nbdserver: #df83cf; --floor: #74777f; --ring: #b9bcc4;
   }
@@ -38,14 +38,6 @@ dd { margin: 0; }
   background: var(--panel); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px 20px; margin: 0 0 18px;
 }
-.score { display: flex; gap: 12px; margin: 20px 0 0; flex-wrap: wrap; }
-.score div { border-radius: 10px; padding: 10px 18px; font-size: 14px; }
-.score b { font-size: 24px; font-weight: 650; margin-right: 6px;
-  font-variant-numeric: tabular-nums; }
-.good { color: var(--good); background: var(--good-bg); }
-.bad { color: var(--bad); background: var(--bad-bg); }
-.badge { border-radius: 99px; padding: 1px 9px; font-size: 12px; font-weight: 600;
-  white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px;
   font-variant-numeric: tabular-nums; }
