@@ -75,7 +75,7 @@ impl Connections {
     /// Serves a connection.
     pub(crate) fn open(&mut self, assignment: Assignment, core: &mut Core, volumes: &mut Volumes) {
         let Assignment { socket, session, served, key: assigned } = assignment;
-        let volume = match volumes.mount(&served) {
+        let volume = match volumes.mount(&served, core) {
             Ok(volume) => volume,
             Err(error) => {
                 tracing::warn!(%error, "connection refused: its volume cannot be used");

@@ -6,6 +6,10 @@
 //! and all connections of the shard with it. So after a slow write, inline execution is disabled
 //! for one second: a disk that is behind stalls a shard at most once in that time. Meanwhile the
 //! writes of a volume go to a thread of its own.
+//!
+//! A shard in which nothing else can be stalled has no such reason: it has one volume, and has
+//! started nothing but inline writes in the last second. Its slow writes disable inline execution
+//! for the rest of the turn, so that what arrives meanwhile waits for one of them and not for many.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,6 +34,10 @@ const WRITERS_MAX: usize = 16;
 pub(crate) struct InlineWrites {
     done: VecDeque<(u32, IoDone)>,
     disabled_until: Nanos,
+    /// Whether the shard has no other volume.
+    pub(crate) has_one_volume: bool,
+    /// When a request was last started elsewhere.
+    last_other: Nanos,
     writers: HashMap<u32, Behind>,
     written: Arc<Written>,
 }
@@ -44,7 +52,9 @@ impl InlineWrites {
     /// For the shard that this bell wakes.
     pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
         let written = Arc::new(Written::new(bell));
-        Self { done: VecDeque::new(), disabled_until: 0, writers: HashMap::new(), written }
+        let (done, writers) = (VecDeque::new(), HashMap::new());
+        let (disabled_until, last_other) = (0, 0);
+        Self { done, disabled_until, has_one_volume: false, last_other, writers, written }
     }
 
     /// Carries a write out for that volume of the shard, here or in the volume's thread. Hands back
@@ -68,7 +78,7 @@ impl InlineWrites {
         }
         let began = clock.now();
         let result = plain::carry_out(&request);
-        self.note(began, clock.now());
+        self.note(now, began, clock.now());
         self.done.push_back((volume, IoDone { token, request, result }));
         Ok(())
     }
@@ -103,6 +113,16 @@ impl InlineWrites {
         self.writers.remove(&volume);
     }
 
+    /// A request is started on the ring.
+    pub(crate) fn other_started(&mut self, now: Nanos) {
+        self.last_other = now;
+    }
+
+    /// Whether volumes' threads have writes to carry out.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.writers.values().any(|behind| behind.count > 0)
+    }
+
     /// Whether all ends have been taken.
     pub(crate) fn is_empty(&self) -> bool {
         self.done.is_empty()
@@ -113,9 +133,11 @@ impl InlineWrites {
         self.done.pop_front()
     }
 
-    fn note(&mut self, began: Nanos, ended: Nanos) {
+    /// Takes note of how long a write took, in the turn that began at `now`.
+    fn note(&mut self, now: Nanos, began: Nanos, ended: Nanos) {
         if ended - began > SLOW_NS {
-            self.disabled_until = ended + DISABLED_NS;
+            let stalls_others = !self.has_one_volume || now < self.last_other + DISABLED_NS;
+            self.disabled_until = ended + if stalls_others { DISABLED_NS } else { 0 };
         }
     }
 }
@@ -154,7 +176,7 @@ mod tests {
         let mut inline = inline();
         assert!(is_taken(&mut inline, 4096, 5) && !inline.is_empty());
         end_one(&mut inline, 4096);
-        inline.note(10, 10 + SLOW_NS + 1);
+        inline.note(5, 10, 10 + SLOW_NS + 1);
         assert!(is_taken(&mut inline, 4096, 10 + SLOW_NS + DISABLED_NS));
         assert!(inline.is_empty(), "the volume's thread writes");
         let later = 11 + SLOW_NS + DISABLED_NS;
@@ -163,6 +185,24 @@ mod tests {
         end_one(&mut inline, 100);
         assert!(is_taken(&mut inline, 4096, later));
         assert!(!inline.is_empty(), "inline again");
+    }
+
+    #[test]
+    fn alone_a_slow_write_disables_inline_execution_for_the_turn() {
+        let mut inline = inline();
+        inline.has_one_volume = true;
+        inline.other_started(5);
+        let (turn, ended) = (5 + DISABLED_NS, 6 + DISABLED_NS + SLOW_NS);
+        inline.note(turn - 1, turn - 1, ended);
+        assert_eq!(inline.disabled_until, ended + DISABLED_NS, "a request of the ring may wait");
+        inline.disabled_until = 0;
+        inline.note(turn, turn, ended);
+        assert!(is_taken(&mut inline, 4096, turn) && inline.is_empty(), "the rest of the turn");
+        end_one(&mut inline, 4096);
+        assert!(is_taken(&mut inline, 4096, ended) && !inline.is_empty(), "the next turn");
+        inline.has_one_volume = false;
+        inline.note(turn, turn, ended);
+        assert_eq!(inline.disabled_until, ended + DISABLED_NS, "another volume may wait");
     }
 
     #[test]

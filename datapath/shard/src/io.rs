@@ -87,6 +87,7 @@ impl Io for RingIo<'_> {
             },
             Destination::Unknown | Destination::Device => request,
         };
+        inline.other_started(*now);
         self.core.ring.start(request, (self.volume, token.0))?;
         *in_flight += 1;
         if to == Destination::Device {

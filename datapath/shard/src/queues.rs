@@ -54,7 +54,7 @@ impl Queues {
         volumes: &mut Volumes,
     ) {
         let QueueAssignment { key: device_key, device, queue } = assignment;
-        let volume = volumes.mount(served).expect(OPEN);
+        let volume = volumes.mount(served, core).expect(OPEN);
         let first_buffer = core.ring.reserve_buffers(queue.buffers());
         let queue = Queue { device_key, device, queue, volume, touched: false, first_buffer };
         let key = self.all.insert(queue);

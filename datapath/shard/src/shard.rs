@@ -102,7 +102,9 @@ impl Shard {
         if due.is_some_and(|due| due <= began) {
             return Ok(());
         }
-        let budget = self.poll.budget();
+        // A poll would take the processor that a writer could use, and writes take longer.
+        let is_behind = self.core.inline.is_behind();
+        let budget = if is_behind { 0 } else { self.poll.budget() };
         let mut now = began;
         while now - began < budget {
             std::hint::spin_loop();
@@ -193,7 +195,7 @@ impl Shard {
             // The receiver of an answer may have gone.
             match command {
                 Command::Serve(assignment) => connections.open(assignment, core, volumes),
-                Command::Open(served, to) => drop(to.send(volumes.open(&served))),
+                Command::Open(served, to) => drop(to.send(volumes.open(&served, core))),
                 Command::Close(volume) => volumes.close(&volume, core),
                 Command::ServeQueue(queue, served, to) => {
                     queues.open(queue, &served, core, volumes);

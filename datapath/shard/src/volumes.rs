@@ -108,8 +108,8 @@ impl Volumes {
     }
 
     /// The volume's key, for one more connection or queue.
-    pub(crate) fn mount(&mut self, served: &Served) -> Result<usize> {
-        let index = self.hold(served)?;
+    pub(crate) fn mount(&mut self, served: &Served, core: &mut Core) -> Result<usize> {
+        let index = self.hold(served, core)?;
         self[index].recorder.add_connections(1);
         Ok(index)
     }
@@ -124,8 +124,8 @@ impl Volumes {
     ///
     /// # Errors
     /// When the volume cannot be used.
-    pub(crate) fn open(&mut self, served: &Served) -> Result<()> {
-        let index = self.hold(served)?;
+    pub(crate) fn open(&mut self, served: &Served, core: &mut Core) -> Result<()> {
+        let index = self.hold(served, core)?;
         self[index].opened += 1;
         Ok(())
     }
@@ -273,7 +273,7 @@ impl Volumes {
         known.find(|(_, entry)| entry.mounted().is_some_and(is_same)).map(|(index, _)| index)
     }
 
-    fn hold(&mut self, served: &Served) -> Result<usize> {
+    fn hold(&mut self, served: &Served, core: &mut Core) -> Result<usize> {
         let Served { volume, stats } = served;
         let index = match self.index_of(volume) {
             Some(index) => index,
@@ -300,6 +300,7 @@ impl Volumes {
             }
         };
         self[index].users += 1;
+        core.inline.has_one_volume = self.entries.len() == 1;
         // A new backend may have a deadline.
         self.touch(index);
         Ok(index)
@@ -320,6 +321,7 @@ impl Volumes {
             core.ring.cancel_sockets_of(volume as u32);
         }
         core.inline.forget(volume as u32);
+        core.inline.has_one_volume = self.entries.len() == 1;
         if self.is_empty() {
             // An idle shard keeps no memory.
             core.pool.release();
