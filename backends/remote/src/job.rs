@@ -15,7 +15,15 @@ pub(crate) enum Owner {
     Volume,
     /// The volume's: a write that the server may have lost.
     Replay,
+    /// The volume's: a read that shows that the server answers, before a suspect is sent.
+    Probe,
 }
+
+/// From how many breaks on a request is a suspect: the server may die of it.
+const SUSPECT_FROM: u32 = 2;
+/// So many breaks are enough. Those from [`SUSPECT_FROM`] on came when the request was the only one
+/// with a server that had answered just before.
+pub(crate) const BREAKS_MAX: u32 = 10;
 
 /// The writes that had completed when a flush was sent.
 #[derive(Clone, Copy, Debug)]
@@ -44,12 +52,20 @@ pub(crate) struct Job {
     pub(crate) into: Option<Buf>,
     /// What a flush that was sent covers.
     pub(crate) mark: Option<Covered>,
+    /// Connections that broke while the server owed an answer to it.
+    pub(crate) breaks: u32,
 }
 
 impl Job {
     pub(crate) fn new(owner: Owner, op: Op, number: u64, accepted: Nanos) -> Self {
         let (sent, into, mark) = (None, None, None);
-        Self { owner, op, number, accepted, sent_at: accepted, done: 0, sent, into, mark }
+        let (sent_at, done, breaks) = (accepted, 0, 0);
+        Self { owner, op, number, accepted, sent_at, done, sent, into, mark, breaks }
+    }
+
+    /// Whether it goes alone and last, since connections have broken while it was with the server.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.breaks >= SUSPECT_FROM
     }
 
     /// The next part of its range, at most `len_max` bytes; a flush has none.

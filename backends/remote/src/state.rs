@@ -3,8 +3,9 @@
 mod breaks;
 mod driving;
 mod replies;
+mod suspects;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Waker;
@@ -110,6 +111,10 @@ pub(crate) struct State {
     writing: Vec<(usize, ByteRange)>,
     /// A queue waits for one of these.
     is_blocked: bool,
+    /// The suspect that is with the server, or about to be; nothing else is sent meanwhile.
+    alone: Option<usize>,
+    /// Breaks of the writes that were being repeated, by their start.
+    replay_breaks: BTreeMap<u64, u32>,
     /// The volume flushes by itself.
     is_flushing: bool,
     next_job: u64,
@@ -153,6 +158,8 @@ impl State {
             stable: 0,
             writing: Vec::new(),
             is_blocked: false,
+            alone: None,
+            replay_breaks: BTreeMap::new(),
             is_flushing: false,
             next_job: 0,
             next_line: 0,
@@ -193,7 +200,7 @@ impl State {
                 line.driver = None;
                 // Its engine is about to lose what it receives.
                 if line.is_sending || line.is_receiving {
-                    self.line_broke(index, "the thread that received from it has other work");
+                    self.end_line(index, "the thread that received from it has other work");
                 }
             }
         }
@@ -333,14 +340,22 @@ impl State {
         }
         self.flush_if_much_is_kept();
         while let Some(&key) = self.waiting.front() {
-            if self.jobs[key].op.kind().is_write() && self.is_full() {
+            let job = &self.jobs[key];
+            if self.alone.is_some() || job.op.kind().is_write() && self.is_full() {
                 return;
             }
+            let is_suspect = job.is_suspect();
+            if is_suspect && self.lines.iter().any(Line::has_work) {
+                return;
+            }
+            let probe = is_suspect.then(|| self.probe_beside(key));
             let load =
                 |line: &Line| (line.driver.is_some_and(|driver| driver != user), line.load());
             let Some(line) = self.lines.iter_mut().min_by_key(|line| load(line)) else { return };
+            line.queue.extend(probe);
             line.queue.push_back(key);
             self.waiting.pop_front();
+            self.alone = is_suspect.then_some(key);
         }
     }
 

@@ -67,9 +67,15 @@ impl Promised {
 }
 
 impl State {
-    /// A connection has ended. A server that restarts ends them all, and a single one cannot tell,
-    /// so all are made again, once the others have what they are owed.
+    /// A connection has broken, maybe because of a request that the server had.
     pub(super) fn line_broke(&mut self, index: usize, why: &str) {
+        self.blame(index);
+        self.end_line(index, why);
+    }
+
+    /// Ends a connection. A server that restarts ends them all, and a single one cannot tell, so
+    /// all are made again, once the others have what they are owed.
+    pub(super) fn end_line(&mut self, index: usize, why: &str) {
         // The volume may have failed meanwhile.
         let Some(line) = self.lines.get_mut(index) else { return };
         line.is_over = true;
@@ -95,17 +101,19 @@ impl State {
         }
         self.lines.drain(..).for_each(|line| line.shut_down());
         self.writing.clear();
-        self.is_flushing = false;
+        self.alone = None;
+        self.remember_replays();
         self.jobs.retain(|_, job| {
             job.taken_back();
-            !matches!(job.owner, Owner::Volume | Owner::Replay)
+            !matches!(job.owner, Owner::Probe | Owner::Replay)
         });
-        let mut keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).collect();
-        keys.sort_by_key(|key| self.jobs[*key].number);
-        self.waiting = keys.into();
         if self.unkept > self.stable {
             return self.lost(&format!("the connection ended: {why}"));
         }
+        if let Err(why) = self.give_up_suspects() {
+            return self.lost(&why);
+        }
+        self.waiting = self.in_order();
         if self.up_since.elapsed() >= LIVED {
             self.failures = 0;
         }
@@ -191,10 +199,16 @@ impl State {
             0 => Phase::Up,
             left => Phase::Replaying { left },
         };
+        let mut suspects = Vec::new();
         for op in ops {
-            let key = self.insert(Owner::Replay, op, 0);
-            self.lines[0].queue.push_back(key);
+            let key = self.insert_replay(op);
+            match self.jobs[key].is_suspect() {
+                true => suspects.push(key),
+                false => self.lines[0].queue.push_back(key),
+            }
         }
+        let probe = suspects.first().map(|key| self.probe_beside(*key));
+        self.lines[0].queue.extend(probe.into_iter().chain(suspects));
     }
 
     /// The server has been away for too long.
@@ -242,12 +256,14 @@ impl State {
         self.lines.drain(..).for_each(|line| line.shut_down());
         self.kept = Kept::default();
         self.writing.clear();
+        self.alone = None;
         self.end_all(&failure);
         self.phase = Phase::Failed(failure);
     }
 
     fn end_all(&mut self, failure: &Failure) {
         self.waiting.clear();
+        self.is_flushing = false;
         let keys: Vec<_> = self.jobs.iter().map(|(key, _)| key).collect();
         for key in keys {
             let error = failure.error(self.jobs[key].op.kind().name());

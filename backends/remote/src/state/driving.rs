@@ -47,6 +47,8 @@ impl State {
             Some(driver) if line.may_gather() && !line.queue.is_empty() && !is_ending => {
                 self.wake(driver);
             }
+            // This backend has no ops, and has put those of another one there.
+            None if line.has_work() => self.wake_the_busy(),
             _ => {}
         }
     }
@@ -127,6 +129,9 @@ impl State {
                 break;
             }
             let (line, job) = (&mut self.lines[index], &mut self.jobs[key]);
+            if job.is_suspect() && (line.client.in_flight() > 0 || !self.head.is_empty()) {
+                break;
+            }
             let kind = job.op.kind();
             let part = job.next_part(line.client.len_max(kind));
             if let Some(part) = part.filter(|_| kind.is_write()) {
@@ -172,7 +177,7 @@ impl State {
             Ok(()) => Ok(()),
             // The stream would have a gap.
             Err(error) => {
-                self.line_broke(index, &error.to_string());
+                self.end_line(index, &error.to_string());
                 Ok(())
             }
         }

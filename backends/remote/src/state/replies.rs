@@ -125,14 +125,16 @@ impl State {
         outcome: Result<Answer, ServerError>,
         io: &mut dyn Io,
     ) -> Result<(), String> {
-        if matches!(&outcome, Err(error) if error.errno == NbdErrno::Shutdown) {
-            return Err("the server is shutting down".to_owned());
-        }
         // The volume may have failed on an answer just before.
         let Some(job) = self.jobs.get_mut(key) else { return Ok(()) };
-        if job.owner != Owner::Replay {
+        if matches!(&outcome, Err(error) if error.errno == NbdErrno::Shutdown) {
+            job.breaks += 1;
+            return Err("the server is shutting down".to_owned());
+        }
+        if !matches!(job.owner, Owner::Replay | Owner::Probe) {
             self.away_since = None;
         }
+        self.alone.take_if(|alone| *alone == key);
         let (kind, owner, sent) = (job.op.kind(), job.owner, job.sent.take());
         if kind.is_write() {
             self.writing.retain(|(writer, _)| *writer != key);
@@ -143,6 +145,11 @@ impl State {
         let answer = match (outcome, owner) {
             (outcome, Owner::Replay) => {
                 self.replayed(key, outcome.err());
+                return Ok(());
+            }
+            // Whatever it is, it is an answer.
+            (_, Owner::Probe) => {
+                self.jobs.remove(key);
                 return Ok(());
             }
             (Err(error), Owner::Volume) if self.is_much_kept() => {
@@ -167,7 +174,7 @@ impl State {
             self.written(key, part);
         }
         let job = &mut self.jobs[key];
-        job.done += sent.map_or(0, ByteRange::len);
+        (job.done, job.breaks) = (job.done + sent.map_or(0, ByteRange::len), 0);
         let is_whole = job.op.range().is_none_or(|range| job.done >= range.len());
         if !is_whole && kind != OpKind::BlockStatus {
             self.waiting.push_front(key);
@@ -229,6 +236,9 @@ impl State {
     /// A kept write has been sent again.
     fn replayed(&mut self, key: usize, error: Option<ServerError>) {
         let job = self.jobs.remove(key);
+        if let Some(range) = job.op.range() {
+            self.replay_breaks.remove(&range.start());
+        }
         match error {
             // A hint: nothing is lost with it.
             Some(error) if job.op.kind() == OpKind::Trim => {

@@ -11,16 +11,9 @@ use sheave_core::{Buf, ByteRange, Op, Reply, Volume};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use crate::server::{Script, Server};
+use crate::support::{ROOM, SMALL, open};
 
 const SIZE: u64 = 3 * (64 << 10) + 777;
-pub(crate) const ROOM: usize = 16;
-
-pub(crate) fn open(server: &Server, change: impl FnOnce(&mut RemoteOptions)) -> RemoteVolume {
-    let mut options = RemoteOptions::new(server.uri().parse().unwrap());
-    options.pause_max = Duration::from_millis(2);
-    change(&mut options);
-    RemoteVolume::open(options).unwrap()
-}
 
 /// Runs the volumes' suite on servers that die with one in so many requests; each case has one of
 /// its own. Answers how often they died.
@@ -80,8 +73,6 @@ fn batches() -> impl Strategy<Value = Vec<Vec<Step>>> {
     });
     prop::collection::vec(prop::collection::vec(step, 1..12), 1..12)
 }
-
-pub(crate) const SMALL: u64 = 64 * 512;
 
 /// Ops of one batch, and what they make of the model: for each byte the values that it may have.
 /// The last is the one that it has if ops are carried out in the order in which they are given.

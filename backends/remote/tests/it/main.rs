@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod flaky;
+mod poison;
 mod rules;
 mod server;
+mod support;

@@ -4,47 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_conformance::{Driver, Engine as _, PlainEngine};
-use sheave_core::{
-    Backend, Buf, ByteRange, Error, ErrorKind, Op, Outcome, Reply, Submitted, Tag, Volume,
-};
+use sheave_core::{Backend, Buf, ByteRange, ErrorKind, Op, Submitted, Tag, Volume};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
-use crate::flaky::{ROOM, SMALL, open};
 use crate::server::{Hold, Life, Script, Server};
+use crate::support::{ROOM, SMALL, driver, fails, open, read, wait_until, write};
 
 const MIB: u64 = 1 << 20;
-
-type Plain = Driver<PlainEngine>;
-
-fn driver(volume: &RemoteVolume) -> Plain {
-    Driver::new(volume.backend().unwrap(), PlainEngine::new(ROOM))
-}
-
-fn read(driver: &mut Plain, at: u64) -> Result<Vec<u8>, Error> {
-    let range = ByteRange::within(at, 512, at + 512).unwrap();
-    match driver.run_one(Op::Read { range, into: None })? {
-        Reply::Data(data) => Ok(data.to_vec()),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn fails(outcome: Outcome) -> String {
-    outcome.expect_err("it fails").to_string()
-}
-
-fn write(at: u64, byte: u8) -> Op {
-    let range = ByteRange::within(at, 512, SMALL).unwrap();
-    Op::Write { range, data: Buf::from_bytes(&[byte; 512]).into(), fua: false }
-}
-
-#[track_caller]
-fn wait_until(server: &Server, is_so: impl Fn(&Life) -> bool) {
-    let begun = Instant::now();
-    while !is_so(&server.lock()) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the server does not come to it");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 #[test]
 fn a_volume_that_cannot_repeat_its_writes_says_so() {

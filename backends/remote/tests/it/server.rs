@@ -76,6 +76,8 @@ pub(crate) struct Life {
     pub(crate) hold: Hold,
     /// How the next read is answered wrongly.
     pub(crate) garbage: Option<&'static str>,
+    /// The requests that it dies of, before it has carried them out.
+    pub(crate) poison: Option<fn(&Request) -> bool>,
     /// What a client did that it must not do.
     pub(crate) wrong: Option<String>,
 }
@@ -133,6 +135,7 @@ impl Server {
             refuses_trims: false,
             hold: Hold::None,
             garbage: None,
+            poison: None,
             wrong: None,
         };
         let life = Arc::new(Mutex::new(life));
@@ -313,7 +316,10 @@ impl<'a> Connection<'a> {
             life.mute -= 1;
             return Ok(());
         }
-        let fate = life.fate();
+        let fate = match life.poison {
+            Some(is_poison) if is_poison(request) => Fate::DiesBefore,
+            _ => life.fate(),
+        };
         if fate == Fate::DiesBefore {
             life.die();
             return Err(ended());
