@@ -2,18 +2,23 @@
 
 mod engines;
 
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sheave_conformance::{Driver, Options};
 use sheave_core::{ByteRange, Op, Reply, Volume};
-use sheave_tests::{Certificates, Foreign, Run, Scratch, Serve, Wire, both_engines, cmd, sheave};
+use sheave_tests::{
+    Certificates, Foreign, Run, Scratch, Serve, Wire, both_engines, cmd, eventually, sheave,
+};
 use sheave_volumes::{OpenOptions, open};
 
 use engines::{CallsEngine, on_both};
 
 /// Neither a multiple of a block, nor of a page, nor of anything.
 const SIZE: u64 = 3 * (64 << 10) + 777;
+/// Clients that each offer 64 MiB.
+const CLIENTS: u64 = 30;
 const OPTIONS: Options = Options { cases: 25, unaligned: true };
 
 /// Opens a VOLUME and makes it all zeroes.
@@ -129,6 +134,46 @@ fn a_volume_whose_server_is_away_holds_up_no_other() {
 }
 
 both_engines! {
+    fn clients_that_come_and_go_while_the_server_is_away_take_bounded_memory(engine) {
+        let scratch = Scratch::new();
+        let start = || {
+            let _ = fs::remove_file(scratch.file("upstream"));
+            Serve::new("memory:?size=64M").unix_named(scratch.file("upstream"))
+        };
+        let mut upstream = start();
+        let server = Serve::new(upstream.uri_of("memory")).engine(engine).unix();
+        let open = || {
+            let mut wire = Wire::connect(&server).expect("a connection");
+            wire.handshake().expect("a handshake");
+            wire.go("memory").expect("the export");
+            wire
+        };
+        assert_eq!(open().write(0, &[1; 512]).expect("a reply"), 0);
+        let fds = server.fds();
+        upstream.kill();
+        let data = vec![7; 1 << 20];
+        for _ in 0..CLIENTS {
+            let mut wire = open();
+            wire.set_timeout(Duration::from_millis(200));
+            for at in 0..64 {
+                let sent = wire.request(cmd::WRITE, at, at << 20, 1 << 20);
+                if sent.and_then(|()| wire.send(&data)).is_err() {
+                    // It is held back.
+                    break;
+                }
+            }
+        }
+        let rss = server.rss_kib() >> 10;
+        assert!(rss < 400, "{rss} MiB of {} that were offered", CLIENTS * 64);
+        // The first have requests in the volume, which takes 128 MiB.
+        assert!(eventually(|| server.fds() < fds + 8), "the others are noticed to be gone");
+        upstream = start();
+        assert_eq!(open().write(0, &[2; 512]).expect("a reply"), 0);
+        assert_eq!(open().read(0, 512).expect("a reply"), Ok(vec![2; 512]));
+        assert!(eventually(|| server.fds() <= fds), "all have ended");
+        assert!(upstream.is_alive());
+    }
+
     fn a_connection_is_handed_on_when_the_thread_that_drives_it_has_no_more_clients(engine) {
         let what = "a_connection_is_handed_on";
         let args = "--filter=delay memory 1M rdelay=300ms wdelay=2000ms";

@@ -99,7 +99,7 @@ impl Connection {
                         }
                     }
                     Event::NoBuffer { .. } => self.receive(),
-                    Event::File { .. } | Event::Command { .. } => {}
+                    Event::Watched { .. } | Event::File { .. } | Event::Command { .. } => {}
                 }
             }
         }

@@ -18,6 +18,7 @@ pub mod plain;
 mod probe;
 mod provided;
 mod ring;
+mod watch;
 
 pub use batch::SendBatch;
 pub use control::ControlRing;

@@ -16,6 +16,7 @@ use crate::entries::{file_entry, message_entry, one_vector_entry};
 use crate::iovec::IoVecs;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
+use crate::watch::is_hung_up;
 
 /// Sizes of a ring; each is the named maximum of a queue.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +53,7 @@ impl Default for RingConfig {
 /// A socket that a ring uses. Give it back by [`Ring::close`].
 pub struct Socket {
     fd: OwnedFd,
-    slot: Option<u32>,
+    pub(crate) slot: Option<u32>,
 }
 
 impl AsFd for Socket {
@@ -93,6 +94,13 @@ pub enum Event {
         /// The batch.
         batch: Box<SendBatch>,
     },
+    /// A [`Ring::watch`].
+    Watched {
+        /// The starter's name.
+        user: u64,
+        /// Whether the other side can no longer receive anything.
+        is_gone: bool,
+    },
     /// A [`Ring::start`].
     File {
         /// The starter's name.
@@ -117,6 +125,7 @@ pub(crate) enum InFlight {
     Recv { user: u64 },
     RecvInto { user: u64, payload: Payload, vectors: Box<Landing> },
     Send { user: u64, batch: Box<SendBatch> },
+    Watch { user: u64 },
     File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
     Message { user: (u32, u64), request: IoRequest, message: Box<Landing> },
     Command { user: (u32, u32) },
@@ -141,7 +150,7 @@ impl Landing {
 pub struct Ring {
     // Dropped by hand, in this order: the kernel may write to what follows until the ring is gone.
     pub(crate) uring: ManuallyDrop<IoUring>,
-    in_flight: ManuallyDrop<Slab<InFlight>>,
+    pub(crate) in_flight: ManuallyDrop<Slab<InFlight>>,
     provided: ManuallyDrop<Provided>,
     files_in_flight: usize,
     sockets: usize,
@@ -174,13 +183,13 @@ impl Ring {
         })
     }
 
-    /// Makes room for what one more socket may have in flight: a receive and a send.
+    /// Makes room for what one more socket may have in flight: a receive, a send and a watch.
     ///
     /// # Errors
     /// [`ErrorKind::NoMemory`](sheave_core::ErrorKind::NoMemory) when there is no memory for it.
     pub fn make_room(&mut self) -> sheave_core::Result<()> {
         let (capacity, files_max) = (self.in_flight.capacity(), self.config.file_requests_max);
-        let wanted = files_max + 2 * (self.sockets + 1);
+        let wanted = files_max + 3 * (self.sockets + 1);
         if wanted > capacity {
             let wanted = wanted.max(2 * capacity);
             memory::check_growth::<InFlight>(wanted, wanted / 2)?;
@@ -316,22 +325,6 @@ impl Ring {
         Ok(())
     }
 
-    /// Ends what this starter has in flight on sockets: with `ECANCELED`, unless it has just ended
-    /// otherwise.
-    pub fn cancel_sockets_of(&mut self, starter: u32) {
-        let is_its = |in_flight: &InFlight| match in_flight {
-            InFlight::File { user, request, .. } | InFlight::Message { user, request, .. } => {
-                user.0 == starter && request.is_socket()
-            }
-            _ => false,
-        };
-        let all = self.in_flight.iter().filter(|(_, in_flight)| is_its(in_flight));
-        let keys: Vec<_> = all.map(|(key, _)| key).collect();
-        for key in keys {
-            self.push(opcode::AsyncCancel::new(key as u64).build(), InFlight::Cancel);
-        }
-    }
-
     /// Submits the pending entries now, rather than with the next wait, if there are at least
     /// `entries`.
     pub fn submit_from(&mut self, entries: usize) {
@@ -398,6 +391,9 @@ impl Ring {
             InFlight::Send { user, mut batch } => {
                 let result = result.map(|count| batch.advance(count));
                 Event::Sent { user, result, batch }
+            }
+            InFlight::Watch { user } => {
+                Event::Watched { user, is_gone: result.is_ok_and(is_hung_up) }
             }
             InFlight::File { user, request, vectors: _ } => {
                 if !request.is_socket() {

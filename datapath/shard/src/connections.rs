@@ -1,5 +1,7 @@
 //! The connections of a shard.
 
+mod held_back;
+
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
@@ -21,11 +23,15 @@ use crate::session::{Cx, NextRead, Phase, Session};
 use crate::tags::CONNECTIONS_MAX;
 use crate::volumes::{Lent, Volumes};
 
+use self::held_back::Watch;
+
 /// All connections, by key.
 pub(crate) struct Connections {
     all: Slab<Connection>,
     /// Connections with an event in this turn.
     touched: Vec<usize>,
+    /// Those that receive nothing before fewer ops wait for their volume.
+    held_back: Vec<usize>,
     /// Counts the connections.
     inbox: Arc<Inbox>,
     /// Where quiesced connections go, while connections are quiescing.
@@ -40,6 +46,11 @@ struct Connection {
     volume: usize,
     phase: Phase,
     receiving: bool,
+    /// What it is to receive once it is no longer held back.
+    next: Option<NextRead>,
+    /// It is in [`Connections::held_back`].
+    is_held_back: bool,
+    watch: Watch,
     /// `None` while a send is in flight.
     batch: Option<Box<SendBatch>>,
     touched: bool,
@@ -60,8 +71,8 @@ impl Connection {
 
 impl Connections {
     pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
-        let (all, touched) = (Slab::new(), Vec::new());
-        Self { all, touched, inbox, quiesced_to: None, draining: false }
+        let (all, touched, held_back) = (Slab::new(), Vec::new(), Vec::new());
+        Self { all, touched, held_back, inbox, quiesced_to: None, draining: false }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -95,6 +106,9 @@ impl Connections {
             volume,
             phase: Phase::Open,
             receiving: false,
+            next: None,
+            is_held_back: false,
+            watch: Watch::Off,
             batch: Some(Box::default()),
             touched: false,
             key: assigned,
@@ -116,6 +130,7 @@ impl Connections {
         }
         memory::check_growth::<Connection>(self.all.len(), self.all.capacity())?;
         memory::attempt(|| self.touched.try_reserve(count))?;
+        memory::attempt(|| self.held_back.try_reserve(count))?;
         core.ring.make_room()
     }
 
@@ -229,14 +244,15 @@ impl Connections {
         // Keeps the allocation, and the connections that were touched meanwhile.
         touched.append(&mut self.touched);
         self.touched = touched;
+        self.let_on(volumes);
     }
 
-    fn serve(&mut self, key: usize, core: &mut Core, volumes: &Volumes) {
+    fn serve(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
         let connection = &mut self.all[key];
         if connection.is_gone() {
             return;
         }
-        let Connection { socket, session, volume, phase, receiving, batch, .. } = connection;
+        let Connection { socket, session, volume, phase, receiving, next, batch, .. } = connection;
         if let Some(mut replies) = batch.take() {
             session.gather(&mut replies, core.clock.now(), &volumes[*volume].recorder);
             if replies.is_empty() {
@@ -249,7 +265,15 @@ impl Connections {
         if *receiving {
             return;
         }
-        match session.next_read() {
+        let is_crowd = volumes[*volume].waiting.is_crowd();
+        match next.take().unwrap_or_else(|| session.next_read()) {
+            read @ NextRead::Into { .. } if is_crowd => {
+                *next = Some(read);
+                return self.hold_back(key, core, volumes);
+            }
+            NextRead::Stream | NextRead::Paused if is_crowd => {
+                return self.hold_back(key, core, volumes);
+            }
             NextRead::Stream => core.ring.recv(socket, key as u64),
             NextRead::Into { payload, skip } => {
                 core.ring.recv_into(socket, payload, skip, key as u64);
@@ -279,6 +303,7 @@ impl Connections {
         let connection = &mut self.all[key];
         if !connection.is_gone() {
             connection.enter(Phase::Gone, Some(error));
+            connection.next = None;
             // This completes the kernel's requests in flight on the socket.
             let _ = shutdown(connection.socket.as_fd(), Shutdown::Both);
             let volume = connection.volume;
@@ -297,6 +322,11 @@ impl Connections {
             || connection.batch.is_none()
             || connection.session.in_flight() > 0;
         if !connection.is_gone() || busy {
+            return;
+        }
+        if connection.watch == Watch::On {
+            // The end of the watch brings us here again.
+            let _ = shutdown(connection.socket.as_fd(), Shutdown::Both);
             return;
         }
         let Connection { socket, mut session, volume, .. } = self.all.remove(key);
@@ -381,7 +411,7 @@ impl Connections {
         if !connection.session.is_quiescent() || connection.batch.is_none() {
             return;
         }
-        if connection.receiving {
+        if connection.receiving || connection.watch == Watch::On {
             // The receive's completion brings us here again, possibly with a request.
             return core.ring.cancel(&connection.socket);
         }

@@ -147,6 +147,7 @@ impl Shard {
             Event::Sent { user, result, batch } => {
                 connections.sent(user as usize, result, batch, core, volumes);
             }
+            Event::Watched { user, is_gone } => connections.watched(user as usize, is_gone),
             // Commands and wakes are taken after all events.
             Event::File { user: (BELL, _), .. } => self.watch_bell(),
             Event::File { user: (volume, token), result, request } => {

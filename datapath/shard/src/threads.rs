@@ -199,6 +199,7 @@ impl Connection {
             self.session.enter(Phase::Draining, None);
         }
         match self.session.next_read() {
+            NextRead::Stream | NextRead::Paused if self.waiting.is_crowd() => self.hold_back()?,
             NextRead::Stream => {
                 if self.wait_for(PollFlags::IN)
                     && let Some(count) = ready(self.receive())?
@@ -210,6 +211,11 @@ impl Connection {
             NextRead::Into { payload, skip } => {
                 // The bytes may take long to arrive; the backend's work goes on meanwhile.
                 let count = loop {
+                    while self.waiting.is_crowd() {
+                        self.hold_back()?;
+                        self.work();
+                        self.reply()?;
+                    }
                     let received = plain::recv_into(self.socket.as_fd(), &payload, skip);
                     if let Some(count) = ready(received)? {
                         break count;
@@ -307,6 +313,17 @@ impl Connection {
     fn wait_for(&mut self, what: PollFlags) -> bool {
         let left = self.time_left();
         self.io.wait(Some(PollFd::new(&self.socket, what)), left)
+    }
+
+    /// Sleeps in the same way, since too much waits for the volume to receive more.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    fn hold_back(&mut self) -> io::Result<()> {
+        // Its end comes unasked.
+        let is_gone = self.wait_for(PollFlags::empty());
+        self.io.now = self.clock.now();
+        if is_gone { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
     }
 
     /// Sleeps until the backend has something to do or its deadline has passed.

@@ -10,10 +10,15 @@ use crate::tags::untag;
 /// included. It bounds the ops that wait for a volume, per user.
 pub const IN_FLIGHT_MAX: usize = 1024;
 
+/// From so many bytes of writes on that wait for a volume its connections receive nothing.
+const CROWD_BYTES: usize = 8 << 20;
+
 /// The ops of one volume that wait for room in its backend.
 #[derive(Default)]
 pub(crate) struct Waiting {
     ops: VecDeque<(Tag, Op)>,
+    /// Bytes that they are to write.
+    bytes: usize,
 }
 
 impl Waiting {
@@ -23,6 +28,11 @@ impl Waiting {
 
     pub(crate) fn len(&self) -> usize {
         self.ops.len()
+    }
+
+    /// Whether so much waits that no more is to be received.
+    pub(crate) fn is_crowd(&self) -> bool {
+        self.bytes >= CROWD_BYTES
     }
 
     /// Starts an op, or queues it behind those that wait. Returns the outcome if the op has
@@ -49,6 +59,7 @@ impl Waiting {
         if let Err(error) = memory::attempt(|| self.ops.try_reserve(1)) {
             return Some(Err(error));
         }
+        self.bytes += written_len(&op);
         self.ops.push_back((tag, op));
         None
     }
@@ -61,14 +72,17 @@ impl Waiting {
         io: &mut dyn Io,
     ) -> Option<(Tag, Option<Outcome>)> {
         let (tag, op) = self.ops.pop_front()?;
-        match backend.submit(op, tag, io) {
-            Submitted::Done(outcome) => Some((tag, Some(outcome))),
-            Submitted::Queued => Some((tag, None)),
+        let bytes = written_len(&op);
+        let outcome = match backend.submit(op, tag, io) {
+            Submitted::Done(outcome) => Some(outcome),
+            Submitted::Queued => None,
             Submitted::Full(op) => {
                 self.ops.push_front((tag, op));
-                None
+                return None;
             }
-        }
+        };
+        self.bytes -= bytes;
+        Some((tag, outcome))
     }
 
     /// Removes the ops of a connection or queue, which the backend never got. Returns their
@@ -81,10 +95,19 @@ impl Waiting {
                 let why = "withdrawn: its connection or device has ended";
                 let error = Error::new(ErrorKind::Shutdown, op.kind().name(), why);
                 withdrawn.push((request, Err(error)));
+                self.bytes -= written_len(op);
             }
             of != owner
         });
         withdrawn
+    }
+}
+
+/// Bytes of memory that an op holds while it waits.
+fn written_len(op: &Op) -> usize {
+    match op {
+        Op::Write { data, .. } => data.len(),
+        _ => 0,
     }
 }
 
@@ -181,6 +204,26 @@ mod tests {
         room.0 = 1;
         let (first, _) = waiting.offer(&mut room, &mut NoIo).expect("room");
         assert_eq!(first, tag(0, 1));
+    }
+
+    #[test]
+    fn writes_that_wait_are_a_crowd_until_they_are_taken_or_withdrawn() {
+        let (mut waiting, mut room) = (Waiting::default(), Room(0));
+        let len = CROWD_BYTES as u64 / 2;
+        let range = sheave_core::ByteRange::within(0, len, len).unwrap();
+        let mut write = |waiting: &mut Waiting, owner| {
+            let op = Op::Write { range, data: Buf::zeroed(len as usize).into(), fua: false };
+            assert!(waiting.submit(op, tag(owner, 1), &mut room, &mut NoIo).is_none());
+            waiting.is_crowd()
+        };
+        assert!(!write(&mut waiting, 1) && write(&mut waiting, 2));
+        waiting.withdraw(1);
+        assert!(!waiting.is_crowd());
+        assert!(write(&mut waiting, 1));
+        room.0 = 1;
+        waiting.offer(&mut room, &mut NoIo).expect("room");
+        assert!(!waiting.is_crowd());
+        assert!(waiting.offer(&mut room, &mut NoIo).is_none() && waiting.bytes == len as usize);
     }
 
     #[test]

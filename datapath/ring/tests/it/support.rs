@@ -77,6 +77,7 @@ pub(crate) fn name(event: &Event) -> &'static str {
         Event::Landed { .. } => "landed",
         Event::Sent { .. } => "sent",
         Event::File { .. } => "file",
+        Event::Watched { .. } => "watch",
         Event::Command { .. } => "command",
     }
 }
