@@ -236,7 +236,9 @@ impl Connections {
     pub(crate) fn settle(&mut self, core: &mut Core, volumes: &mut Volumes) {
         let mut touched = std::mem::take(&mut self.touched);
         for key in touched.drain(..) {
-            self.all[key].touched = false;
+            // One that has failed in the last turn's settling was touched, and may have been closed.
+            let Some(connection) = self.all.get_mut(key) else { continue };
+            connection.touched = false;
             self.serve(key, core, volumes);
             self.close_if_done(key, core, volumes);
             self.hand_out_if_quiescent(key, core, volumes);
