@@ -66,6 +66,21 @@ impl Certificates {
         issue(self.dir.path(), "server", "subjectAltName=DNS:localhost,IP:127.0.0.1");
     }
 
+    /// Issues the server another certificate, whose time is over.
+    pub fn expire_server(&self) {
+        let config = "[ca]\ndefault_ca = d\n[d]\ndatabase = old.txt\nrand_serial = yes\n\
+                      new_certs_dir = .\ndefault_md = sha256\npolicy = p\n[p]\ncommonName = supplied\n";
+        fs::write(self.file("old.cnf"), config).expect("write a file");
+        fs::write(self.file("old.txt"), "").expect("write a file");
+        openssl(
+            self.dir(),
+            "ca -config old.cnf -batch -notext -keyfile ca-key.pem -cert ca-cert.pem",
+        )
+        .args("-startdate 20200101000000Z -enddate 20200102000000Z -extfile extensions")
+        .args("-in server.csr -out server-cert.pem")
+        .ok();
+    }
+
     /// Writes `crl.pem`: these clients' certificates are revoked.
     pub fn revoke(&self, common_names: &[&str]) {
         let config = "[ca]\ndefault_ca = d\n[d]\ndatabase = index.txt\ncrlnumber = crlnumber\n\

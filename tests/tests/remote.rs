@@ -120,6 +120,38 @@ fn certificates_that_do_not_fit_are_said_in_one_line() {
 }
 
 #[test]
+fn an_upstream_whose_certificate_has_expired_harms_no_other_volume() {
+    let certificates = Certificates::new();
+    let scratch = Scratch::new();
+    let start = || {
+        let _ = fs::remove_file(scratch.file("upstream"));
+        Serve::new("memory:?size=1M").tls(&certificates, true).unix_named(scratch.file("upstream"))
+    };
+    let mut upstream = start();
+    let uri = upstream.uri_of("memory").replace("nbd+", "nbds+");
+    let dir = certificates.dir().display();
+    let volume = format!("{uri}&tls-certificates={dir}&tls-hostname=localhost");
+    let server = Serve::new(&volume).arg("null:?size=1M").unix();
+    upstream.kill();
+    certificates.expire_server();
+    upstream = start();
+    let line = refusal(&volume);
+    assert!(line.contains("expired") && line.contains("upstream"), "{line}");
+    // One that was open before waits, says so once, and holds up no other.
+    let mut waiting = Wire::connect(&server).expect("a connection");
+    waiting.handshake().expect("a handshake");
+    waiting.go("memory").expect("the export is still there");
+    waiting.request(cmd::READ, 1, 0, 512).expect("a request");
+    server.wait_for_log("expired", 1);
+    Run::new("nbdcopy").arg(server.uri_of("null")).arg("null:").ok();
+    assert_eq!(server.log().matches("expired").count(), 1, "{}", server.log());
+    upstream.kill();
+    certificates.renew_server();
+    let _upstream = start();
+    assert_eq!(waiting.simple_reply(1).expect("a reply"), 0);
+}
+
+#[test]
 fn a_volume_whose_server_is_away_holds_up_no_other() {
     let mut upstream = Serve::new("memory:?size=1M").unix();
     let server = Serve::new(upstream.uri_of("memory")).arg("null:?size=1M").unix();
