@@ -69,7 +69,8 @@ impl Certificates {
     /// Issues the server another certificate, whose time is over.
     pub fn expire_server(&self) {
         let config = "[ca]\ndefault_ca = d\n[d]\ndatabase = old.txt\nrand_serial = yes\n\
-                      new_certs_dir = .\ndefault_md = sha256\npolicy = p\n[p]\ncommonName = supplied\n";
+                      new_certs_dir = .\ndefault_md = sha256\n\
+                      policy = p\n[p]\ncommonName = supplied\n";
         fs::write(self.file("old.cnf"), config).expect("write a file");
         fs::write(self.file("old.txt"), "").expect("write a file");
         openssl(

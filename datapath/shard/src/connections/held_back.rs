@@ -39,8 +39,8 @@ impl Connections {
         self.held_back = held_back;
     }
 
-    /// Receives nothing while too much waits for the volume. The other side may go meanwhile, and its
-    /// requests with it.
+    /// Receives nothing while too much waits for the volume. The other side may go meanwhile, and
+    /// its requests with it.
     pub(super) fn hold_back(&mut self, key: usize, core: &mut Core, volumes: &mut Volumes) {
         let Connection { socket, watch, is_held_back, .. } = &mut self.all[key];
         match *watch {
