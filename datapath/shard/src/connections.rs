@@ -236,7 +236,7 @@ impl Connections {
     pub(crate) fn settle(&mut self, core: &mut Core, volumes: &mut Volumes) {
         let mut touched = std::mem::take(&mut self.touched);
         for key in touched.drain(..) {
-            // One that has failed in the last turn's settling was touched, and may have been closed.
+            // A connection that failed while it was settled was touched and may be closed by now.
             let Some(connection) = self.all.get_mut(key) else { continue };
             connection.touched = false;
             self.serve(key, core, volumes);

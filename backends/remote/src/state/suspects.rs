@@ -103,7 +103,7 @@ impl State {
             }
             let why = format!("{}: {why}; see the log of the server", self.options.name);
             tracing::error!("a request is given up: {why}");
-            self.end(key, Err(Error::new(ErrorKind::Io, name, why)), None);
+            self.complete(key, Err(Error::new(ErrorKind::Io, name, why)), None);
         }
         Ok(())
     }

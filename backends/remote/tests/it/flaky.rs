@@ -2,13 +2,12 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use sheave_conformance::{Driver, Options, PlainEngine, check};
 use sheave_core::{Buf, ByteRange, Op, Reply, Volume};
-use sheave_remote::{RemoteOptions, RemoteVolume};
+use sheave_remote::RemoteOptions;
 
 use crate::server::{Script, Server};
 use crate::support::{ROOM, SMALL, open};
