@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use clap::{CommandFactory as _, ValueEnum};
+use clap::CommandFactory as _;
 use sheave_nbd::Access;
-use sheave_shard::EngineChoice;
 use sheave_volumes::VolumeSpec;
 
 use super::VolumeParser;
 use crate::cli::Cli;
-use crate::config::serve::check_text;
+use crate::config::serve::{EngineArg, check_text, parse_mode};
 use crate::config::{POLL_US, SHARDS};
 use crate::limits::raise_open_files;
 use crate::log;
@@ -147,26 +146,6 @@ impl VolumeArg {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EngineArg {
-    /// io_uring where the kernel has it, else threads
-    Auto,
-    /// io_uring or fail
-    Uring,
-    /// A thread a connection
-    Threads,
-}
-
-impl From<EngineArg> for EngineChoice {
-    fn from(arg: EngineArg) -> Self {
-        match arg {
-            EngineArg::Auto => Self::Auto,
-            EngineArg::Uring => Self::Uring,
-            EngineArg::Threads => Self::Threads,
-        }
-    }
-}
-
 pub(crate) fn run(args: Args) -> Result<()> {
     check_counts(&args);
     log::start();
@@ -222,14 +201,4 @@ fn check_counts(args: &Args) {
 /// A string that goes to clients.
 fn string(what: &str, text: &str) -> Result<String, String> {
     check_text(what, text).map(|()| text.to_owned())
-}
-
-/// Permission bits in octal.
-///
-/// # Errors
-/// Describes the valid form.
-pub(crate) fn parse_mode(text: &str) -> Result<u32, &'static str> {
-    let is_octal = text.len() <= 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
-    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
-    mode.ok_or("expected permission bits in octal, such as 0660")
 }

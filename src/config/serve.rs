@@ -3,17 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum as _;
+use clap::ValueEnum;
 use serde::Deserialize;
 use sheave_core::parse_size;
 use sheave_core::printable;
 use sheave_layers::RateLimits;
 use sheave_nbd::{Access, STRING_LEN_MAX};
+use sheave_shard::EngineChoice;
 use sheave_volumes::VolumeSpec;
 use toml::{Spanned, Value};
 
 use super::{BadConfig, File, POLL_US, SHARDS};
-use crate::commands::serve::{EngineArg, parse_mode};
 use crate::serve::prepare::Wanted;
 
 const CONNECTIONS_MAX: std::ops::RangeInclusive<i64> = 1..=16_384;
@@ -35,6 +35,27 @@ pub(crate) struct ServeConfig {
     pub(crate) engine: Option<EngineArg>,
     /// Each `[[export]]`.
     pub(crate) exports: Vec<Wanted>,
+}
+
+/// How connections are run, on the command line and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineArg {
+    /// io_uring where the kernel has it, else threads
+    Auto,
+    /// io_uring or fail
+    Uring,
+    /// A thread a connection
+    Threads,
+}
+
+impl From<EngineArg> for EngineChoice {
+    fn from(arg: EngineArg) -> Self {
+        match arg {
+            EngineArg::Auto => Self::Auto,
+            EngineArg::Uring => Self::Uring,
+            EngineArg::Threads => Self::Threads,
+        }
+    }
 }
 
 /// The keys as they are written.
@@ -205,6 +226,16 @@ pub(crate) fn check_text(what: &str, text: &str) -> Result<(), String> {
         return Err(format!("the {what} has {len} bytes; NBD has at most {STRING_LEN_MAX}"));
     }
     Ok(())
+}
+
+/// Permission bits in octal.
+///
+/// # Errors
+/// Describes the valid form.
+pub(crate) fn parse_mode(text: &str) -> Result<u32, &'static str> {
+    let is_octal = text.len() <= 4 && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
+    mode.ok_or("expected permission bits in octal, such as 0660")
 }
 
 #[cfg(test)]

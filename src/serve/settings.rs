@@ -6,8 +6,8 @@ use sheave_tls::TlsFiles;
 
 use super::listeners::ListenAddresses;
 use super::prepare::{Request, Wanted};
-use crate::commands::serve::{Args, EngineArg};
-use crate::config::serve::ServeConfig;
+use crate::commands::serve::Args;
+use crate::config::serve::{EngineArg, ServeConfig};
 use crate::config::{BadConfig, POLL_US_DEFAULT};
 
 /// The settings of a server.
