@@ -1,7 +1,9 @@
 //! Configuration files, in TOML: that of the daemon, documented in docs/daemon.md, and shared code.
 
+mod pools;
 pub(crate) mod serve;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::fs;
@@ -12,7 +14,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sheave_core::printable;
+use sheave_pools::PoolConfig;
 use toml::{Spanned, Value};
+
+use pools::PoolKeys;
 
 /// The default file, read if it exists.
 pub(crate) const DEFAULT_PATH: &str = "/etc/sheave/daemon.toml";
@@ -27,10 +32,12 @@ pub(crate) const POLL_US: RangeInclusive<i64> = 0..=10_000;
 pub(crate) const POLL_US_DEFAULT: u32 = 50;
 
 /// The contents of a configuration file. The command line has precedence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DaemonConfig {
     pub(crate) shards: Option<u32>,
     pub(crate) poll_us: Option<u32>,
+    /// By name.
+    pub(crate) pools: Vec<PoolConfig>,
 }
 
 /// The error of a configuration that cannot be used, in one line. It must be corrected before
@@ -61,6 +68,8 @@ impl DaemonConfig {
 struct Keys {
     shards: Option<Spanned<Value>>,
     poll_us: Option<Spanned<Value>>,
+    #[serde(default)]
+    pools: BTreeMap<Spanned<String>, PoolKeys>,
 }
 
 pub(crate) struct File<'a> {
@@ -74,6 +83,7 @@ impl File<'_> {
         Ok(DaemonConfig {
             shards: self.number(keys.shards, SHARDS)?,
             poll_us: self.number(keys.poll_us, POLL_US)?,
+            pools: self.pools(keys.pools)?,
         })
     }
 
@@ -180,7 +190,7 @@ mod tests {
     #[test]
     fn keys_are_read_and_all_may_be_left_out() {
         let full = parse("# fast\nshards = 2\npoll_us = 0\n").unwrap();
-        assert_eq!(full, DaemonConfig { shards: Some(2), poll_us: Some(0) });
+        assert_eq!(full, DaemonConfig { shards: Some(2), poll_us: Some(0), ..Default::default() });
         assert_eq!(parse("").unwrap(), DaemonConfig::default());
         assert_eq!(parse("shards = 64\npoll_us = 10_000").unwrap().poll_us, Some(10_000));
     }
@@ -194,7 +204,8 @@ mod tests {
             ("poll_us = \"50\"", "f.toml:1: poll_us = \"50\": expected a number from 0 to 10000"),
             (
                 "poll_us = 1\nshard = 2\n",
-                "f.toml:2: shard = 2: unknown field `shard`, expected `shards` or `poll_us`",
+                "f.toml:2: shard = 2: unknown field `shard`, expected one of `shards`, \
+                 `poll_us`, `pools`",
             ),
         ];
         for (text, said) in wrong {
@@ -239,7 +250,8 @@ mod tests {
         // Comments have a space behind their #, and keys have none.
         let key = |line: &'static str| line.strip_prefix('#').filter(|key| !key.starts_with(' '));
         let keys: Vec<_> = EXAMPLE.lines().filter_map(key).collect();
-        let DaemonConfig { shards, poll_us } = parse(&keys.join("\n")).unwrap();
-        assert!(shards.is_some() && poll_us.is_some(), "{keys:?}");
+        let DaemonConfig { shards, poll_us, pools } = parse(&keys.join("\n")).unwrap();
+        assert!(shards.is_some() && poll_us.is_some() && !pools.is_empty(), "{keys:?}");
+        assert!(pools.iter().any(|pool| pool.capacity.is_some() && pool.default_size.is_some()));
     }
 }

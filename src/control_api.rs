@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use rustix::net::SocketType;
 use sheave_control::v1::control_server::{Control, ControlServer};
+use sheave_control::v1::volumes_server::VolumesServer;
 use sheave_control::v1::{
     AttachRequest, AttachResponse, DetachRequest, DetachResponse, Device, Front, GetVersionRequest,
     GetVersionResponse, ListDevicesRequest, ListDevicesResponse, ResizeRequest, ResizeResponse,
@@ -24,7 +25,9 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
+use crate::pool_calls::{PoolCalls, check_publication};
 use crate::telemetry::{RuntimeDir, listen_at};
+use crate::volumes_api::VolumesService;
 
 /// The socket of this user's daemon.
 pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
@@ -102,11 +105,14 @@ impl ControlSocket {
     pub(crate) async fn serve(
         self,
         devices: Arc<Devices>,
+        calls: Arc<PoolCalls>,
         ended: impl Future<Output = ()>,
     ) -> Result<()> {
         let Self { listener, name: _, file: _file } = self;
+        let volumes = VolumesService::new(Arc::clone(&calls), Some(Arc::clone(&devices)));
         let served = Server::builder()
-            .add_service(ControlServer::with_interceptor(Service { devices }, check_peer))
+            .add_service(ControlServer::with_interceptor(Service { devices, calls }, check_peer))
+            .add_service(VolumesServer::with_interceptor(volumes, check_peer))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)
             .await;
         served.context("control API")
@@ -133,6 +139,7 @@ fn is_nobody(error: &io::Error) -> bool {
 
 struct Service {
     devices: Arc<Devices>,
+    calls: Arc<PoolCalls>,
 }
 
 #[tonic::async_trait]
@@ -149,12 +156,8 @@ impl Control for Service {
         &self,
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
-        let AttachRequest { volume, front, read_only, from_operator, epoch, .. } =
+        let AttachRequest { volume, front, read_only, from_operator, epoch, node } =
             request.into_inner();
-        if epoch.is_some() {
-            return Err(Status::failed_precondition("this daemon has no pools"));
-        }
-        check_volume(&volume, from_operator).map_err(status)?;
         let front = match Front::try_from(front) {
             Ok(Front::Unspecified) => None,
             Ok(Front::Ublk) => Some(devices::Front::Ublk),
@@ -162,9 +165,16 @@ impl Control for Service {
             Ok(Front::Fake) => Some(devices::Front::Fake),
             Err(_) => return Err(Status::unimplemented("this daemon has no such front")),
         };
-        let attached =
-            self.blocking(move |devices| devices.attach(&volume, read_only, front)).await?;
-        Ok(Response::new(AttachResponse { device: Some(message(attached)) }))
+        let attached = if self.calls.pools.has_pool_of(&volume) {
+            self.attach_of_pool(&volume, front, read_only, epoch, node).await?
+        } else if epoch.is_some() {
+            let why = format!("{}: this daemon has no such pool", printable(&volume));
+            return Err(Status::failed_precondition(why));
+        } else {
+            check_volume(&volume, from_operator).map_err(status)?;
+            self.blocking(move |devices| devices.attach(&volume, read_only, front)).await?
+        };
+        Ok(Response::new(AttachResponse { device: Some(self.message(attached)) }))
     }
 
     async fn detach(
@@ -172,6 +182,7 @@ impl Control for Service {
         request: Request<DetachRequest>,
     ) -> Result<Response<DetachResponse>, Status> {
         let DetachRequest { target, force } = request.into_inner();
+        let target = self.target(target).await?;
         self.blocking(move |devices| devices.detach(&target, force)).await?;
         Ok(Response::new(DetachResponse {}))
     }
@@ -181,8 +192,9 @@ impl Control for Service {
         request: Request<ResizeRequest>,
     ) -> Result<Response<ResizeResponse>, Status> {
         let ResizeRequest { target, size_bytes } = request.into_inner();
+        let target = self.target(target).await?;
         let attached = self.blocking(move |devices| devices.resize(&target, size_bytes)).await?;
-        Ok(Response::new(ResizeResponse { device: Some(message(attached)) }))
+        Ok(Response::new(ResizeResponse { device: Some(self.message(attached)) }))
     }
 
     async fn set_limits(
@@ -190,9 +202,10 @@ impl Control for Service {
         request: Request<SetLimitsRequest>,
     ) -> Result<Response<SetLimitsResponse>, Status> {
         let SetLimitsRequest { target, bytes_per_second, ops_per_second } = request.into_inner();
+        let target = self.target(target).await?;
         let new = NewLimits { bytes_per_second, ops_per_second };
         let attached = self.blocking(move |devices| devices.set_limits(&target, new)).await?;
-        Ok(Response::new(SetLimitsResponse { device: Some(message(attached)) }))
+        Ok(Response::new(SetLimitsResponse { device: Some(self.message(attached)) }))
     }
 
     async fn list_devices(
@@ -200,7 +213,7 @@ impl Control for Service {
         _: Request<ListDevicesRequest>,
     ) -> Result<Response<ListDevicesResponse>, Status> {
         let devices = self.blocking(|devices| Ok(devices.list())).await?;
-        let devices = devices.into_iter().map(message).collect();
+        let devices = devices.into_iter().map(|device| self.message(device)).collect();
         Ok(Response::new(ListDevicesResponse { devices }))
     }
 }
@@ -214,6 +227,50 @@ impl Service {
         let devices = Arc::clone(&self.devices);
         let called = tokio::task::spawn_blocking(move || call(&devices)).await;
         called.map_err(|error| Status::internal(error.to_string()))?.map_err(status)
+    }
+
+    /// A target as the devices know it.
+    async fn target(&self, target: String) -> Result<String, Status> {
+        Ok(self.calls.text_of(&target).await?.unwrap_or(target))
+    }
+
+    /// Attaches a volume of a pool, with the limits that it has. Its text is the pool's, so it
+    /// starts no program.
+    async fn attach_of_pool(
+        &self,
+        volume: &str,
+        front: Option<devices::Front>,
+        read_only: bool,
+        epoch: Option<u64>,
+        node: String,
+    ) -> Result<Attached, Status> {
+        let id = self.calls.find(volume).await?.id();
+        let guard = self.calls.begin(&id)?;
+        let pools = Arc::clone(&self.calls.pools);
+        self.blocking(move |devices| {
+            let _held = guard;
+            // Again, since it may have been deleted or published before this call began.
+            let found = pools.by_id(&id)?;
+            check_publication(&found, &node, epoch, read_only)?;
+            let (record, text) = (&found.found.record, found.pool.text(id.uuid));
+            let attached = devices.attach(&text, read_only, front)?;
+            let limits = NewLimits {
+                bytes_per_second: Some(record.limit_bps),
+                ops_per_second: Some(record.limit_iops),
+            };
+            if (attached.limits.bytes_per_second, attached.limits.ops_per_second)
+                == (record.limit_bps, record.limit_iops)
+            {
+                return Ok(attached);
+            }
+            devices.set_limits(&text, limits)
+        })
+        .await
+    }
+
+    fn message(&self, attached: Attached) -> Device {
+        let id = self.calls.pools.id_of_text(&attached.volume);
+        Device { volume_id: id.map(|id| id.to_string()).unwrap_or_default(), ..message(attached) }
     }
 }
 
@@ -237,7 +294,7 @@ fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
     }
 }
 
-fn status(error: Error) -> Status {
+pub(crate) fn status(error: Error) -> Status {
     Status::new(code(error.kind()), error.to_string())
 }
 

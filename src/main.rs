@@ -7,11 +7,13 @@ mod config;
 mod control_api;
 mod limits;
 mod log;
+mod pool_calls;
 mod process;
 mod serve;
 mod state_dir;
 mod systemd;
 mod telemetry;
+mod volumes_api;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

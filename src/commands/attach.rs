@@ -1,6 +1,7 @@
 //! `sheave attach`, `detach` and `ls`: clients of the daemon.
 
 use std::error::Error as _;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use sheave_bench::output;
-use sheave_control::ControlClient;
-use sheave_control::v1::{AttachRequest, DetachRequest, Device, Front, ListDevicesRequest};
+use sheave_control::v1::{
+    AttachRequest, DetachRequest, Device, Front, ListDevicesRequest, ListPoolsRequest,
+};
+use sheave_control::{ControlClient, VolumesClient};
 use sheave_core::printable;
 use sheave_volumes::VolumeSpec;
 use tonic::{Code, Response, Status};
@@ -28,10 +31,11 @@ const HINT_AFTER: Duration = Duration::from_secs(10);
 Examples:
   sheave attach disk.img                        prints /dev/ublkb0
   mkfs.ext4 $(sheave attach 'memory:?size=1G')
+  sheave attach fast/disk1                      a volume of a pool
 
 Attaching the same volume once more prints the same device.")]
 pub(crate) struct AttachArgs {
-    /// A URL or a path
+    /// A URL, a path or POOL/NAME
     #[arg(value_parser = volume_parser())]
     volume: String,
     /// How the device is made
@@ -80,20 +84,20 @@ enum FrontArg {
 }
 
 pub(crate) fn attach(args: AttachArgs) -> Result<()> {
-    let request = AttachRequest {
-        volume: absolute(&args.volume).context("attach")?,
-        front: match args.front {
-            FrontArg::Auto => Front::Unspecified,
-            FrontArg::Ublk => Front::Ublk,
-            FrontArg::Nbd => Front::Nbd,
-        }
-        .into(),
-        read_only: args.read_only,
-        // It is an argument of this command.
-        from_operator: true,
-        ..AttachRequest::default()
+    let front = match args.front {
+        FrontArg::Auto => Front::Unspecified,
+        FrontArg::Ublk => Front::Ublk,
+        FrontArg::Nbd => Front::Nbd,
     };
     let device = runtime()?.block_on(async {
+        let request = AttachRequest {
+            volume: target(&args.volume).await.context("attach")?,
+            front: front.into(),
+            read_only: args.read_only,
+            // It is an argument of this command.
+            from_operator: true,
+            ..AttachRequest::default()
+        };
         let answer = answered(connect().await?.attach(request)).await?;
         answer.device.context("attach: the daemon named no device")
     })?;
@@ -101,10 +105,11 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
 }
 
 pub(crate) fn detach(args: DetachArgs) -> Result<()> {
-    let target = target(&args.target).context("detach")?;
-    let request = DetachRequest { target, force: args.force };
-    runtime()?.block_on(async { answered(connect().await?.detach(request)).await })?;
-    Ok(())
+    runtime()?.block_on(async {
+        let target = target(&args.target).await.context("detach")?;
+        let request = DetachRequest { target, force: args.force };
+        answered(connect().await?.detach(request)).await.map(drop)
+    })
 }
 
 pub(crate) fn ls(args: LsArgs) -> Result<()> {
@@ -117,18 +122,46 @@ pub(crate) fn ls(args: LsArgs) -> Result<()> {
 }
 
 pub(super) async fn connect() -> Result<ControlClient> {
+    let socket = socket()?;
+    sheave_control::connect(&socket).await.map_err(|error| no_daemon(&socket, error))
+}
+
+/// The daemon's volumes of pools.
+pub(super) async fn volumes() -> Result<VolumesClient> {
+    let socket = socket()?;
+    sheave_control::connect_volumes(&socket).await.map_err(|error| no_daemon(&socket, error))
+}
+
+fn socket() -> Result<PathBuf> {
     let dir = RuntimeDir::locate();
     dir.exists()?;
-    let socket = control_socket(&dir);
-    sheave_control::connect(&socket).await.map_err(|error| {
-        let cause = anyhow::Error::new(error);
-        let (at, why) = (printable(&socket), cause.root_cause());
-        let advice = match rustix::process::geteuid().is_root() {
-            true => "start one: sheave daemon",
-            false => "devices are for root: sudo sheave …",
-        };
-        anyhow!("no daemon at {at} ({why}); {advice}")
-    })
+    Ok(control_socket(&dir))
+}
+
+fn no_daemon(
+    socket: &Path,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> anyhow::Error {
+    let cause = anyhow::Error::new(error);
+    let (at, why) = (printable(&socket), cause.root_cause());
+    let advice = match rustix::process::geteuid().is_root() {
+        true => "start one: sheave daemon",
+        false => "devices are for root: sudo sheave …",
+    };
+    anyhow!("no daemon at {at} ({why}); {advice}")
+}
+
+/// Whether it is POOL/NAME of a pool that the daemon has. A path of that form is written `./a/b`.
+pub(super) async fn is_of_pool(text: &str) -> bool {
+    let Some((pool, _)) = text.split_once('/') else { return false };
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if pool.is_empty() || !pool.chars().all(is_plain) {
+        return false;
+    }
+    let Ok(mut client) = volumes().await else { return false };
+    // A daemon of an older version has none.
+    let known = client.list_pools(ListPoolsRequest {}).await;
+    known.is_ok_and(|known| known.into_inner().pools.iter().any(|known| known.name == pool))
 }
 
 /// The answer to a call, however long it takes; prints what it waits for when that is long.
@@ -161,8 +194,8 @@ pub(super) fn said(status: Status) -> anyhow::Error {
 }
 
 /// A device, or a volume by a name that the daemon can use.
-pub(super) fn target(text: &str) -> Result<String> {
-    if is_device(text) { Ok(text.to_owned()) } else { absolute(text) }
+pub(super) async fn target(text: &str) -> Result<String> {
+    if is_device(text) || is_of_pool(text).await { Ok(text.to_owned()) } else { absolute(text) }
 }
 
 pub(super) fn is_device(text: &str) -> bool {
@@ -193,7 +226,8 @@ fn table(devices: &[Device]) -> String {
         };
         let bytes = device.size_bytes.to_string();
         let held = device.held_bytes.map_or_else(|| "-".to_owned(), |held| held.to_string());
-        let (limits, volume) = (limits(device), printable(&device.volume).to_string());
+        let limits = limits_text(device.limit_bytes_per_second, device.limit_ops_per_second);
+        let volume = printable(&device.volume).to_string();
         table.add_row([&device.path, front(device), &bytes, &held, mode, &limits, &volume]);
     }
     format!("{table}\n")
@@ -209,6 +243,7 @@ fn json(devices: &[Device]) -> String {
                 "size_bytes": device.size_bytes,
                 "read_only": device.read_only,
                 "volume": device.volume,
+                "volume_id": (!device.volume_id.is_empty()).then_some(&device.volume_id),
                 "held_bytes": device.held_bytes,
                 "limit_bps": limit(device.limit_bytes_per_second),
                 "limit_iops": limit(device.limit_ops_per_second),
@@ -219,10 +254,10 @@ fn json(devices: &[Device]) -> String {
     format!("{}\n", serde_json::Value::from(list))
 }
 
-/// Both limits, for a table.
-fn limits(device: &Device) -> String {
-    let bps = limit(device.limit_bytes_per_second).map(|limit| format!("{limit} B/s"));
-    let iops = limit(device.limit_ops_per_second).map(|limit| format!("{limit} op/s"));
+/// Both limits, for a table; 0 is none.
+pub(super) fn limits_text(bps: u64, iops: u64) -> String {
+    let bps = limit(bps).map(|limit| format!("{limit} B/s"));
+    let iops = limit(iops).map(|limit| format!("{limit} op/s"));
     let both: Vec<_> = bps.into_iter().chain(iops).collect();
     if both.is_empty() { "-".to_owned() } else { both.join(", ") }
 }
@@ -247,21 +282,17 @@ mod tests {
 
     #[test]
     fn a_device_is_told_from_a_file_whose_url_names_one() {
-        assert_eq!(target("/dev/ublkb0").unwrap(), "/dev/ublkb0");
-        assert_eq!(target("file:///dev/%E9").unwrap(), "file:///dev/%E9");
-        assert!(target("a.img").unwrap().starts_with('/'));
+        let target = |text| runtime().unwrap().block_on(target(text)).unwrap();
+        assert_eq!(target("/dev/ublkb0"), "/dev/ublkb0");
+        assert_eq!(target("file:///dev/%E9"), "file:///dev/%E9");
+        assert!(target("a.img").starts_with('/'));
     }
 
     #[test]
     fn limits_are_shown_with_their_units() {
-        let limited = |bps, iops| Device {
-            limit_bytes_per_second: bps,
-            limit_ops_per_second: iops,
-            ..Device::default()
-        };
-        assert_eq!(limits(&limited(0, 0)), "-");
-        assert_eq!(limits(&limited(0, 500)), "500 op/s");
-        assert_eq!(limits(&limited(1 << 20, 500)), "1048576 B/s, 500 op/s");
+        assert_eq!(limits_text(0, 0), "-");
+        assert_eq!(limits_text(0, 500), "500 op/s");
+        assert_eq!(limits_text(1 << 20, 500), "1048576 B/s, 500 op/s");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::net::SocketType;
 use sheave_core::printable;
 use sheave_daemon::{DeadLinks, Devices, DevicesConfig, HandOver, Taken, protect};
+use sheave_pools::Pools;
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::sync::{Notify as Event, oneshot};
@@ -18,6 +19,7 @@ use tokio::sync::{Notify as Event, oneshot};
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
 use crate::control_api::{self, ControlSocket};
 use crate::log;
+use crate::pool_calls::PoolCalls;
 use crate::process::{HangUp, Signals, default_shards, runtime};
 use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
@@ -65,7 +67,9 @@ const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices b
                           mount -t proc proc /proc";
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let engine = engine_config(&args).context("daemon")?;
+    let file = DaemonConfig::load(args.config.as_deref()).context("daemon")?;
+    let pools = Pools::new(&file.pools).context("daemon")?;
+    let engine = engine_config(&args, &file);
     // Resolved now: the file may be another one when a successor is started.
     let program = Program {
         path: env::current_exe().context(NEEDS_PROC)?,
@@ -81,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     log::start_writer();
     let runtime = runtime().context("daemon")?;
     let takeover = args.takeover;
-    let start = Start { engine, dir, state, passed, notify, program, takeover };
+    let start = Start { engine, pools, dir, state, passed, notify, program, takeover };
     let outcome = runtime.block_on(serve(start)).context("daemon");
     // Does not wait: a call may be blocked by a dead disk.
     runtime.shutdown_background();
@@ -89,19 +93,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// Settings by the command line, else the file, else the defaults.
-fn engine_config(args: &Args) -> Result<EngineConfig> {
-    let file = DaemonConfig::load(args.config.as_deref())?;
+fn engine_config(args: &Args, file: &DaemonConfig) -> EngineConfig {
     let shards = args.shards.or(file.shards).and_then(|shards| usize::try_from(shards).ok());
-    Ok(EngineConfig {
+    EngineConfig {
         choice: EngineChoice::Auto,
         shards: shards.unwrap_or_else(default_shards),
         poll_us: args.poll_us.or(file.poll_us).unwrap_or(POLL_US_DEFAULT),
-    })
+    }
 }
 
 /// The settings of a daemon.
 struct Start {
     engine: EngineConfig,
+    pools: Pools,
     dir: RuntimeDir,
     state: PathBuf,
     passed: Option<UnixListener>,
@@ -117,7 +121,7 @@ struct Program {
 }
 
 async fn serve(start: Start) -> Result<()> {
-    let Start { engine, dir, state, passed, notify, program, takeover } = start;
+    let Start { engine, pools, dir, state, passed, notify, program, takeover } = start;
     let mut signals = Signals::catch(HangUp::Reload)?;
     let hung_up = Event::new();
     let engine = Engine::start(engine, Clock::start())?;
@@ -174,8 +178,9 @@ async fn serve(start: Start) -> Result<()> {
         }
     };
     let watched = Arc::clone(&devices);
+    let calls = Arc::new(PoolCalls::new(pools));
     tokio::select! {
-        served = socket.serve(Arc::clone(&devices), ended) => served,
+        served = socket.serve(Arc::clone(&devices), calls, ended) => served,
         // At once, even if a client still waits for an answer.
         Ok(error) = insisted => Err(error),
         never = notify.keep_alive(move |within| watched.check(within)) => match never {},

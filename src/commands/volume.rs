@@ -1,5 +1,7 @@
 //! `sheave volume`: changes volumes, with or without a device.
 
+mod pool;
+
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Subcommand};
 use sheave_bench::output;
@@ -8,14 +10,14 @@ use sheave_core::parse_size;
 use sheave_volumes::VolumeSpec;
 use tonic::Code;
 
-use super::attach::{answered, connect, is_device, said, target};
+use super::attach::{answered, connect, is_device, is_of_pool, said, target};
 use super::volume_parser;
 use crate::process::runtime;
 
 /// The word that removes a limit, besides 0.
 const NO_LIMIT: &str = "none";
 
-/// Change volumes.
+/// Make, show, change and delete volumes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -24,6 +26,14 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum VolumeCommand {
+    /// Make a volume in a pool
+    Create(pool::CreateArgs),
+    /// Tell what is known of a volume of a pool
+    Info(pool::InfoArgs),
+    /// List the volumes of pools
+    Ls(pool::LsArgs),
+    /// Delete a volume of a pool, with its data
+    Delete(pool::DeleteArgs),
     /// Make a volume longer, and its device if it is one, while it is used
     Resize(ResizeArgs),
     /// Change how much an attached volume may do per second, while it is used
@@ -39,7 +49,7 @@ Examples:
 
 It prints the size in bytes. What is new reads as zeroes. A ublk device needs Linux 6.16.")]
 struct ResizeArgs {
-    /// A URL or a path; or a device
+    /// A URL or a path, POOL/NAME, or a device
     #[arg(value_parser = volume_parser())]
     volume: String,
     /// How long it is to be, such as 10G; without it a device becomes as long as its volume
@@ -57,11 +67,12 @@ Examples:
 
 A limit that is not named stays as it is. Limits hold for all I/O of the device together, at once
 and until it is detached, also when another daemon serves it, and beside those of the volume's
-text. After idling, a device may do at once what its limits allow in 50 ms. A request that is
-longer than that is not refused; those after it wait until it is paid for."
+text; those of a volume of a pool until they are changed. After idling, a device may do at once what
+its limits allow in 50 ms. A request that is longer than that is not refused; those after it wait
+until it is paid for."
 )]
 struct SetArgs {
-    /// A volume as it was attached, or a device
+    /// A volume as it was attached, POOL/NAME, or a device
     #[arg(value_parser = volume_parser())]
     volume: String,
     /// Bytes read and written per second, such as 100M; 0 or none lifts the limit
@@ -85,6 +96,10 @@ fn parse_limit_iops(text: &str) -> Result<u64, String> {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     match args.command {
+        VolumeCommand::Create(args) => pool::create(args),
+        VolumeCommand::Info(args) => pool::info(args),
+        VolumeCommand::Ls(args) => pool::ls(args),
+        VolumeCommand::Delete(args) => pool::delete(args),
         VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Set(args) => set(args),
     }
@@ -92,19 +107,28 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 fn set(args: SetArgs) -> Result<()> {
     let SetArgs { volume, limit_bps, limit_iops } = args;
-    let request = SetLimitsRequest {
-        target: target(&volume).context("set limits")?,
-        bytes_per_second: limit_bps,
-        ops_per_second: limit_iops,
-    };
-    runtime()?.block_on(async { answered(connect().await?.set_limits(request)).await })?;
-    Ok(())
+    runtime()?.block_on(async {
+        if is_of_pool(&volume).await {
+            return pool::set(&volume, limit_bps, limit_iops).await;
+        }
+        let request = SetLimitsRequest {
+            target: target(&volume).await.context("set limits")?,
+            bytes_per_second: limit_bps,
+            ops_per_second: limit_iops,
+        };
+        answered(connect().await?.set_limits(request)).await.map(drop)
+    })
 }
 
 fn resize(args: ResizeArgs) -> Result<()> {
     let ResizeArgs { volume, size } = args;
-    let target = target(&volume).context("resize")?;
-    let bytes = match runtime()?.block_on(resize_device(&target, size))? {
+    let runtime = runtime()?;
+    if runtime.block_on(is_of_pool(&volume)) {
+        let bytes = runtime.block_on(pool::resize(&volume, size))?;
+        return output::to_stdout(format!("{bytes}\n")).context("resize");
+    }
+    let target = runtime.block_on(target(&volume)).context("resize")?;
+    let bytes = match runtime.block_on(resize_device(&target, size))? {
         Some(bytes) => bytes,
         None if is_device(&target) => {
             bail!("resize: {target} is none of the daemon's devices; see: sheave ls")

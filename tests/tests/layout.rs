@@ -52,6 +52,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core", "sheave-layers"]),
+    ("sheave-pools", &["sheave-core", "sheave-volumes"]),
     (
         "sheave-volumes",
         &[

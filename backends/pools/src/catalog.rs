@@ -1,0 +1,296 @@
+//! All pools of a configuration, and the ids of volumes among them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_volumes::VolumeSpec;
+use uuid::Uuid;
+
+use crate::file::FilePool;
+use crate::pool::{Found, Key, Pool};
+
+/// The size of volumes where neither a call nor the configuration says one, in bytes.
+const DEFAULT_SIZE: u64 = 1 << 30;
+/// Bytes of a pool's name. With a UUID it is an id of less than 128 bytes, as CSI wants it.
+const NAME_LEN_MAX: usize = 63;
+
+/// What the configuration says of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Lower case letters, digits and `-`.
+    pub name: String,
+    /// Where its volumes are.
+    pub url: String,
+    /// The most bytes that all volumes may have together.
+    pub capacity: Option<u64>,
+    /// Bytes of a volume that no size is wanted for.
+    pub default_size: Option<u64>,
+}
+
+/// A volume among all pools: POOL/UUID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeId {
+    /// The pool's name.
+    pub pool: String,
+    /// The volume in it.
+    pub uuid: Uuid,
+}
+
+/// A volume that was found, and where.
+#[derive(Clone)]
+pub struct Listed {
+    /// Its pool.
+    pub pool: Arc<dyn Pool>,
+    /// The volume.
+    pub found: Found,
+}
+
+/// All pools of a configuration.
+#[derive(Clone, Default)]
+pub struct Pools {
+    pools: BTreeMap<String, Arc<dyn Pool>>,
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.pool, self.uuid)
+    }
+}
+
+impl FromStr for VolumeId {
+    type Err = Error;
+
+    /// # Errors
+    /// [`ErrorKind::NotFound`]: what is written otherwise is the id of no volume.
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = text.split_once('/').and_then(|(pool, uuid)| {
+            Some(Self { pool: pool.to_owned(), uuid: uuid.parse().ok()? })
+        });
+        // There is one way to write an id.
+        parsed.filter(|id| id.to_string() == text).ok_or_else(|| {
+            let why = format!("there is no volume {}; an id is POOL/UUID", printable(text));
+            Error::new(ErrorKind::NotFound, "find", why)
+        })
+    }
+}
+
+impl Listed {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        VolumeId { pool: self.pool.info().name.clone(), uuid: self.found.record.uuid }
+    }
+}
+
+impl Pools {
+    /// The pools of a configuration; their storage is not looked at yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with what is wrong.
+    pub fn new(configs: &[PoolConfig]) -> Result<Self> {
+        let mut pools = BTreeMap::new();
+        for config in configs {
+            pools.insert(config.name.clone(), open(config)?);
+        }
+        Ok(Self { pools })
+    }
+
+    /// All pools, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Pool>> {
+        self.pools.values()
+    }
+
+    /// The pool of this name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], with the names that there are.
+    pub fn pool(&self, name: &str) -> Result<&Arc<dyn Pool>> {
+        self.pools.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.pools.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let why = format!("there is no pool {}; there are: {known}", printable(name));
+            Error::new(ErrorKind::NotFound, "find", why)
+        })
+    }
+
+    /// The volume that is called POOL/UUID or POOL/NAME; an id comes before a name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, and what the pool's storage says.
+    pub fn by_name(&self, text: &str) -> Result<Listed> {
+        let (pool, name) = text.split_once('/').ok_or_else(|| {
+            let why = format!("{} is no volume of a pool: write POOL/NAME", printable(text));
+            Error::new(ErrorKind::NotFound, "find", why)
+        })?;
+        if let Ok(id) = text.parse::<VolumeId>() {
+            match self.by_id(&id) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+        let pool = Arc::clone(self.pool(pool)?);
+        let found = pool.get(Key::Name(name))?;
+        Ok(Listed { pool, found })
+    }
+
+    /// The volume with this id.
+    ///
+    /// # Errors
+    /// As for [`Self::by_name`].
+    pub fn by_id(&self, id: &VolumeId) -> Result<Listed> {
+        let pool = Arc::clone(self.pool(&id.pool)?);
+        let found = pool.get(Key::Uuid(id.uuid))?;
+        Ok(Listed { pool, found })
+    }
+
+    /// Whether this is the name or id of a volume of a pool that there is, and no URL and no path.
+    #[must_use]
+    pub fn has_pool_of(&self, text: &str) -> bool {
+        text.split_once('/').is_some_and(|(pool, _)| self.pools.contains_key(pool))
+    }
+
+    /// The volume with this VOLUME text.
+    #[must_use]
+    pub fn id_of_text(&self, text: &str) -> Option<VolumeId> {
+        self.pools.iter().find_map(|(name, pool)| {
+            Some(VolumeId { pool: name.clone(), uuid: pool.uuid_of_text(text)? })
+        })
+    }
+
+    /// At most `max` volumes of one pool, or of all, behind this id, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such pool, and what the pools' storage says.
+    pub fn list(
+        &self,
+        pool: Option<&str>,
+        behind: Option<&VolumeId>,
+        max: usize,
+    ) -> Result<Vec<Listed>> {
+        if let Some(pool) = pool {
+            self.pool(pool)?;
+        }
+        let mut listed = Vec::new();
+        for (name, of) in &self.pools {
+            let is_before = behind.is_some_and(|id| *name < id.pool);
+            if is_before || pool.is_some_and(|pool| pool != name) {
+                continue;
+            }
+            let found = of.list()?.into_iter().map(|found| Listed { pool: Arc::clone(of), found });
+            listed.extend(found.filter(|one| behind.is_none_or(|id| one.id() > *id)));
+            if listed.len() >= max {
+                listed.truncate(max);
+                break;
+            }
+        }
+        Ok(listed)
+    }
+}
+
+fn open(config: &PoolConfig) -> Result<Arc<dyn Pool>> {
+    let PoolConfig { name, url, capacity, default_size } = config;
+    let invalid = |why: String| Error::new(ErrorKind::Invalid, "pool", format!("{name}: {why}"));
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(is_plain) {
+        let why = format!(
+            "\"{}\": a pool's name is of a to z, 0 to 9 and -, {NAME_LEN_MAX} at most",
+            printable(name)
+        );
+        return Err(Error::new(ErrorKind::Invalid, "pool", why));
+    }
+    if !url.starts_with("file:") {
+        return Err(invalid(format!("{}: a pool is file:///DIRECTORY", printable(url))));
+    }
+    let spec: VolumeSpec = url.parse()?;
+    if spec.has_parameters() {
+        return Err(invalid(format!("{}: a pool's URL has no parameters", printable(url))));
+    }
+    let dir = spec.file_path().map_or_else(PathBuf::new, |path| path.to_owned());
+    let default_size = default_size.unwrap_or(DEFAULT_SIZE);
+    Ok(Arc::new(FilePool::new(name, dir, *capacity, default_size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::pool::{NewVolume, SizeRange};
+
+    use super::*;
+
+    fn config(name: &str, dir: &Path) -> PoolConfig {
+        let url = format!("file://{}", dir.to_str().unwrap());
+        PoolConfig { name: name.to_owned(), url, capacity: None, default_size: Some(1 << 20) }
+    }
+
+    fn make(pools: &Pools, pool: &str, name: &str) -> VolumeId {
+        let new = NewVolume {
+            name: name.to_owned(),
+            size: SizeRange::default(),
+            limit_bps: 0,
+            limit_iops: 0,
+            parameters: BTreeMap::new(),
+        };
+        let pool = Arc::clone(pools.pool(pool).unwrap());
+        let found = pool.create(&new).unwrap();
+        Listed { pool, found }.id()
+    }
+
+    #[test]
+    fn a_configuration_that_makes_no_sense_is_refused() {
+        for (name, url) in [
+            ("Fast", "file:///images"),
+            ("", "file:///images"),
+            ("a/b", "file:///images"),
+            ("fast", "/images"),
+            ("fast", "file://images"),
+            ("fast", "file:///images?direct=true"),
+            ("fast", "memory:?size=1G"),
+        ] {
+            let config = PoolConfig { url: url.to_owned(), ..config(name, Path::new("/")) };
+            let refused = Pools::new(&[config]).err().unwrap();
+            assert_eq!(refused.kind(), ErrorKind::Invalid, "{name} {url}");
+        }
+    }
+
+    #[test]
+    fn rule_05_an_id_is_written_in_one_way() {
+        let id = VolumeId { pool: "fast".to_owned(), uuid: Uuid::now_v7() };
+        assert_eq!(id.to_string().parse::<VolumeId>().unwrap(), id);
+        let upper = format!("fast/{}", id.uuid.to_string().to_uppercase());
+        for wrong in ["", "fast", "fast/", "fast/a", "/", &upper, &format!("fast/{{{}}}", id.uuid)]
+        {
+            assert_eq!(wrong.parse::<VolumeId>().unwrap_err().kind(), ErrorKind::NotFound);
+        }
+    }
+
+    #[test]
+    fn rule_13_pages_are_stable_while_volumes_come_and_go() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let pools =
+            Pools::new(&[config("a", dirs[0].path()), config("b", dirs[1].path())]).unwrap();
+        let ids: Vec<_> = [("a", "1"), ("a", "2"), ("b", "3"), ("b", "4")]
+            .map(|(pool, name)| make(&pools, pool, name))
+            .into();
+        let page = |behind: Option<&VolumeId>, max| -> Vec<VolumeId> {
+            pools.list(None, behind, max).unwrap().iter().map(Listed::id).collect()
+        };
+        assert_eq!(page(None, usize::MAX), ids);
+        assert_eq!(page(None, 3), ids[..3]);
+        // The page's last volume is deleted, and others are made.
+        pools.pool("b").unwrap().delete(ids[2].uuid).unwrap();
+        let newest = make(&pools, "b", "5");
+        assert_eq!(page(Some(&ids[2]), 3), [ids[3].clone(), newest]);
+        assert_eq!(pools.list(Some("a"), None, 9).unwrap().len(), 2);
+        assert!(pools.list(Some("c"), None, 9).is_err());
+        assert_eq!(pools.by_name("b/4").unwrap().id(), ids[3]);
+        assert_eq!(pools.by_name(&ids[3].to_string()).unwrap().id(), ids[3]);
+        let text = pools.pool("b").unwrap().text(ids[3].uuid);
+        assert_eq!(pools.id_of_text(&text), Some(ids[3].clone()));
+        assert!(pools.has_pool_of("a/x") && !pools.has_pool_of("c/x"));
+    }
+}

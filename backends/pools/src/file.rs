@@ -1,0 +1,367 @@
+//! A pool that is a directory of sparse images.
+//!
+//! ```text
+//! UUID.img          a volume's data; its length is the volume's size
+//! UUID.json         its record
+//! names/HASH.json   which volume has a name
+//! .sheave.lock      locked by what changes the others
+//! ```
+//!
+//! A volume is made in this order: name, image, record; it exists when its record does. It is
+//! deleted in this order: its record says so, image, name, record; it is gone with the first. What
+//! a crash leaves between is finished or undone by the next call that is about it, and when a
+//! process uses the pool for the first time.
+
+mod layout;
+mod lock;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use rustix::fs::statvfs;
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_volumes::{OpenOptions as VolumeOptions, VolumeSpec};
+use uuid::Uuid;
+
+use crate::durable::{self, failed, step};
+use crate::pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange};
+use crate::record::Record;
+use layout::{Layout, Named};
+use lock::{Locked, State};
+
+/// A directory of images.
+pub struct FilePool {
+    info: PoolInfo,
+    layout: Layout,
+    /// The most bytes that all volumes may have together.
+    capacity: Option<u64>,
+    state: Mutex<State>,
+}
+
+impl FilePool {
+    /// The pool in this directory. The directory is looked at when the pool is used.
+    #[must_use]
+    pub fn new(name: &str, dir: PathBuf, capacity: Option<u64>, default_size: u64) -> Self {
+        let info = PoolInfo {
+            name: name.to_owned(),
+            is_local: true,
+            can_create: true,
+            can_share_writers: false,
+            default_size,
+        };
+        Self { info, layout: Layout::new(dir), capacity, state: Mutex::default() }
+    }
+
+    /// Keeps other processes and threads from changing it.
+    fn lock(&self) -> Result<Locked<'_>> {
+        let mut locked = Locked::take(&self.info.name, &self.layout, &self.state)?;
+        if !locked.is_swept() {
+            self.sweep()?;
+            locked.set_swept();
+        }
+        Ok(locked)
+    }
+
+    /// Undoes what was being made, and finishes what was being deleted, when a process died.
+    fn sweep(&self) -> Result<()> {
+        for named in self.layout.all_names()? {
+            if self.record(named.uuid)?.is_none() {
+                self.discard(named.uuid, &named.name)?;
+            }
+        }
+        self.layout.remove_unfinished()?;
+        for uuid in self.layout.all_records()? {
+            match self.record(uuid) {
+                Ok(Some(record)) if record.deleting => self.discard(uuid, &record.name)?,
+                Ok(_) => {}
+                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a volume that does not exist.
+    fn discard(&self, uuid: Uuid, name: &str) -> Result<()> {
+        durable::remove(&self.layout.image(uuid))?;
+        // The name may be another volume's by now.
+        let names = self.layout.name(name);
+        if durable::read::<Named>(&names)?.is_some_and(|named| named.uuid == uuid) {
+            durable::remove(&names)?;
+        }
+        durable::remove(&self.layout.record(uuid))
+    }
+
+    /// The record of a volume, also of one that is being deleted.
+    fn record(&self, uuid: Uuid) -> Result<Option<Record>> {
+        let path = self.layout.record(uuid);
+        let Some(record) = durable::read::<Record>(&path)? else { return Ok(None) };
+        match record.check_format() {
+            Ok(()) => Ok(Some(record)),
+            Err(why) => {
+                let why = format!("the record {} cannot be used: {why}", printable(&path));
+                Err(Error::new(ErrorKind::Unsupported, "read", why))
+            }
+        }
+    }
+
+    fn found(&self, record: Record) -> Found {
+        let image = self.layout.image(record.uuid);
+        match fs::metadata(&image) {
+            Ok(image) => Found { record, size: image.len(), trouble: None },
+            Err(error) => {
+                let why = format!("its image {} cannot be used: {error}", printable(&image));
+                Found { record, size: 0, trouble: Some(why) }
+            }
+        }
+    }
+
+    fn existing(&self, uuid: Uuid) -> Result<Record> {
+        let record = self.record(uuid)?.filter(|record| !record.deleting);
+        record.ok_or_else(|| self.not_found(&uuid.to_string()))
+    }
+
+    fn not_found(&self, what: &str) -> Error {
+        let pool = &self.info.name;
+        let why = format!("pool {pool} has no volume {}; see: sheave volume ls", printable(what));
+        Error::new(ErrorKind::NotFound, "find", why)
+    }
+
+    /// Checks that there is room for `more` bytes.
+    fn check_room(&self, more: u64) -> Result<()> {
+        let Some(available) = self.capacity()?.available.filter(|_| self.capacity.is_some()) else {
+            return Ok(());
+        };
+        if more > available {
+            let pool = &self.info.name;
+            let why = format!(
+                "pool {pool} has room for {available} bytes, and {more} are wanted; delete \
+                 volumes, or raise its capacity in the configuration"
+            );
+            return Err(Error::new(ErrorKind::NoSpace, "create", why));
+        }
+        Ok(())
+    }
+
+    /// The volume that has the name, or the id that was reserved for it by a call that died.
+    fn reserved(&self, name: &str) -> Result<Option<(Uuid, Option<Record>)>> {
+        let path = self.layout.name(name);
+        let Some(named) = durable::read::<Named>(&path)? else { return Ok(None) };
+        if named.name != name {
+            let why = format!("{} is about another name", printable(&path));
+            return Err(Error::new(ErrorKind::Corrupt, "create", why));
+        }
+        match self.record(named.uuid)? {
+            Some(record) if record.deleting => {
+                self.discard(named.uuid, name)?;
+                Ok(None)
+            }
+            record => Ok(Some((named.uuid, record))),
+        }
+    }
+
+    /// Makes the parts of a volume whose name is reserved.
+    fn make(&self, uuid: Uuid, new: &NewVolume, size: u64) -> Result<Found> {
+        let image = self.layout.image(uuid);
+        let make_image = || {
+            // What a call that died has left was never used.
+            let mut options = OpenOptions::new();
+            let file = options.create(true).truncate(true).write(true).mode(0o600).open(&image)?;
+            step();
+            file.set_len(size)?;
+            file.sync_all()?;
+            step();
+            durable::sync_parent(&image)
+        };
+        make_image().map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => {
+                let why = format!("{}: its file system has no files of {size} bytes", new.name);
+                Error::new(ErrorKind::TooLarge, "create", why)
+            }
+            _ => failed(&image, error),
+        })?;
+        let record = Record {
+            limit_bps: new.limit_bps,
+            limit_iops: new.limit_iops,
+            parameters: new.parameters.clone(),
+            ..Record::new(uuid, &new.name)
+        };
+        durable::replace(&self.layout.record(uuid), &record)?;
+        Ok(Found { record, size, trouble: None })
+    }
+
+    /// Opens the image as its only writer.
+    fn open_alone(&self, uuid: Uuid) -> Result<Option<std::sync::Arc<dyn sheave_core::Volume>>> {
+        let spec: VolumeSpec = self.text(uuid).parse()?;
+        match spec.open(&VolumeOptions::default()) {
+            Ok(volume) => Ok(Some(volume)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Pool for FilePool {
+    fn info(&self) -> &PoolInfo {
+        &self.info
+    }
+
+    fn capacity(&self) -> Result<Capacity> {
+        self.layout.check()?;
+        let available = match self.capacity {
+            Some(capacity) => capacity.saturating_sub(self.layout.image_bytes()?),
+            None => {
+                let dir = self.layout.dir();
+                let found = statvfs(dir).map_err(|errno| failed(dir, errno.into()))?;
+                found.f_bavail.saturating_mul(found.f_frsize)
+            }
+        };
+        let size_max = if self.capacity.is_some() { available.min(SIZE_MAX) } else { SIZE_MAX };
+        Ok(Capacity { available: Some(available), size_max, size_min: SIZE_MIN })
+    }
+
+    fn create(&self, new: &NewVolume) -> Result<Found> {
+        new.check()?;
+        let size = new.size.choose(self.info.default_size)?;
+        let _locked = self.lock()?;
+        let uuid = match self.reserved(&new.name)? {
+            Some((_, Some(record))) => return same_or_exists(self.found(record), new),
+            Some((uuid, None)) => {
+                self.check_room(size)?;
+                uuid
+            }
+            None => {
+                self.check_room(size)?;
+                // Ids of later volumes are greater, so pages of a list stay whole.
+                let uuid = Uuid::now_v7();
+                let named = Named { name: new.name.clone(), uuid };
+                self.layout.make_names()?;
+                durable::replace(&self.layout.name(&new.name), &named)?;
+                uuid
+            }
+        };
+        let made = self.make(uuid, new, size);
+        if made.is_err()
+            && let Err(error) = self.discard(uuid, &new.name)
+        {
+            tracing::warn!(pool = self.info.name, "what was being made is left: {error}");
+        }
+        made
+    }
+
+    fn delete(&self, uuid: Uuid) -> Result<()> {
+        let _locked = self.lock()?;
+        let Some(record) = self.record(uuid)? else { return Ok(()) };
+        if record.deleting {
+            return self.discard(uuid, &record.name);
+        }
+        if let Some(has) = record.publications.first() {
+            let why = format!(
+                "{} is published to node {}; unpublish it first",
+                record.name,
+                printable(&has.node)
+            );
+            return Err(Error::new(ErrorKind::Busy, "delete", why));
+        }
+        // Held, so that none can open it before it is gone.
+        let alone = self.open_alone(uuid)?;
+        let deleted = Record { deleting: true, ..record };
+        durable::replace(&self.layout.record(uuid), &deleted)?;
+        let discarded = self.discard(uuid, &deleted.name);
+        drop(alone);
+        discarded
+    }
+
+    fn get(&self, key: Key<'_>) -> Result<Found> {
+        self.layout.check()?;
+        let uuid = match key {
+            Key::Uuid(uuid) => uuid,
+            Key::Name(name) => match durable::read::<Named>(&self.layout.name(name))? {
+                Some(named) if named.name == name => named.uuid,
+                _ => return Err(self.not_found(name)),
+            },
+        };
+        Ok(self.found(self.existing(uuid)?))
+    }
+
+    fn list(&self) -> Result<Vec<Found>> {
+        self.layout.check()?;
+        let mut found = Vec::new();
+        for uuid in self.layout.all_records()? {
+            match self.record(uuid) {
+                Ok(Some(record)) if !record.deleting => found.push(self.found(record)),
+                Ok(_) => {}
+                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
+            }
+        }
+        Ok(found)
+    }
+
+    fn resize(&self, uuid: Uuid, wanted: SizeRange) -> Result<Found> {
+        let _locked = self.lock()?;
+        let record = self.existing(uuid)?;
+        let image = self.layout.image(uuid);
+        let fail = |error| failed(&image, error);
+        let file = OpenOptions::new().write(true).open(&image).map_err(fail)?;
+        let has = file.metadata().map_err(fail)?.len();
+        if !wanted.has(has) {
+            let size = wanted.choose(has)?;
+            if size < has {
+                let why = format!("{} has {has} bytes, and no volume shrinks", record.name);
+                return Err(Error::new(ErrorKind::TooLarge, "resize", why));
+            }
+            self.check_room(size - has)?;
+            grow(&file, size).map_err(fail)?;
+        }
+        Ok(self.found(record))
+    }
+
+    fn update(
+        &self,
+        uuid: Uuid,
+        change: &mut dyn FnMut(&mut Record) -> Result<()>,
+    ) -> Result<Found> {
+        let _locked = self.lock()?;
+        let had = self.existing(uuid)?;
+        let mut record = had.clone();
+        change(&mut record)?;
+        if record != had {
+            durable::replace(&self.layout.record(uuid), &record)?;
+        }
+        Ok(self.found(record))
+    }
+
+    fn check_unused(&self, uuid: Uuid) -> Result<()> {
+        self.open_alone(uuid).map(drop)
+    }
+
+    fn text(&self, uuid: Uuid) -> String {
+        self.layout.text(uuid)
+    }
+
+    fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
+        self.layout.uuid_of_text(text)
+    }
+}
+
+fn grow(file: &File, size: u64) -> io::Result<()> {
+    file.set_len(size)?;
+    file.sync_all()
+}
+
+/// A volume of the name that is there, if it is as it is wanted.
+fn same_or_exists(found: Found, new: &NewVolume) -> Result<Found> {
+    let why = if !new.size.has(found.size) {
+        format!("with {} bytes", found.size)
+    } else if found.record.parameters != new.parameters {
+        "with other parameters".to_owned()
+    } else {
+        return Ok(found);
+    };
+    let why = format!("{} is there already, {why}; choose another name", new.name);
+    Err(Error::new(ErrorKind::Exists, "create", why))
+}

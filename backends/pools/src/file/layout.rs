@@ -1,0 +1,162 @@
+//! Where things are in a directory of images.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_volumes::path_text;
+use uuid::Uuid;
+
+use crate::durable::{self, UNFINISHED, failed};
+
+/// What hashes of names are made with.
+const NAMES: Uuid = Uuid::from_u128(0x5e6f_2d1c_9a74_4b0e_8d3a_c1b2_7f60_94e5);
+/// An image is served as it is, whatever its first bytes look like.
+const PARAMETERS: &str = "?format=raw";
+
+/// Which volume has a name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+}
+
+pub(super) struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Checks that the directory is there. It is never made: it may be that it is not mounted.
+    pub(super) fn check(&self) -> Result<()> {
+        match fs::metadata(&self.dir) {
+            Ok(found) if found.is_dir() => Ok(()),
+            Ok(_) => Err(failed(&self.dir, io::ErrorKind::NotADirectory.into())),
+            Err(error) => {
+                let why = format!(
+                    "the pool's directory {} cannot be used ({error}); mount or make it",
+                    printable(&self.dir)
+                );
+                Err(Error::new(ErrorKind::Io, "pool", why))
+            }
+        }
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.dir.join(".sheave.lock")
+    }
+
+    pub(super) fn image(&self, uuid: Uuid) -> PathBuf {
+        self.dir.join(format!("{uuid}.img"))
+    }
+
+    pub(super) fn record(&self, uuid: Uuid) -> PathBuf {
+        self.dir.join(format!("{uuid}.json"))
+    }
+
+    pub(super) fn name(&self, name: &str) -> PathBuf {
+        let hash = Uuid::new_v5(&NAMES, name.as_bytes());
+        self.names().join(format!("{hash}.json"))
+    }
+
+    fn names(&self) -> PathBuf {
+        self.dir.join("names")
+    }
+
+    pub(super) fn make_names(&self) -> Result<()> {
+        let names = self.names();
+        match fs::create_dir(&names) {
+            Ok(()) => durable::sync_parent(&names).map_err(|error| failed(&names, error)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(failed(&names, error)),
+        }
+    }
+
+    /// All names; what was being written when its writer died is removed.
+    pub(super) fn all_names(&self) -> Result<Vec<Named>> {
+        let names = self.names();
+        let mut found = Vec::new();
+        for path in entries(&names)? {
+            match path.extension() {
+                Some(kind) if kind == UNFINISHED => durable::remove(&path)?,
+                Some(kind) if kind == "json" => match durable::read(&path) {
+                    Ok(named) => found.extend(named),
+                    Err(error) => tracing::error!("{error}"),
+                },
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// The ids of all records, in their order.
+    pub(super) fn all_records(&self) -> Result<Vec<Uuid>> {
+        self.uuids("json")
+    }
+
+    /// Removes records that were being written when their writer died.
+    pub(super) fn remove_unfinished(&self) -> Result<()> {
+        for uuid in self.uuids(UNFINISHED)? {
+            durable::remove(&self.record(uuid).with_extension(UNFINISHED))?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of all images together.
+    pub(super) fn image_bytes(&self) -> Result<u64> {
+        let mut sum = 0_u64;
+        for uuid in self.uuids("img")? {
+            match fs::metadata(self.image(uuid)) {
+                Ok(image) => sum = sum.saturating_add(image.len()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&self.image(uuid), error)),
+            }
+        }
+        Ok(sum)
+    }
+
+    fn uuids(&self, kind: &str) -> Result<Vec<Uuid>> {
+        let is = |path: &PathBuf| path.extension().is_some_and(|found| found == kind);
+        let files = entries(&self.dir)?.into_iter().filter(is);
+        let mut uuids: Vec<_> = files.filter_map(|path| uuid_of(path.file_stem()?)).collect();
+        uuids.sort_unstable();
+        Ok(uuids)
+    }
+
+    pub(super) fn text(&self, uuid: Uuid) -> String {
+        path_text(&self.image(uuid)) + PARAMETERS
+    }
+
+    pub(super) fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
+        let stem = text.strip_suffix(PARAMETERS)?.strip_suffix(".img")?;
+        let uuid = uuid_of(OsStr::new(stem.rsplit('/').next()?))?;
+        (self.text(uuid) == text).then_some(uuid)
+    }
+}
+
+/// An id in the one way in which it is written.
+fn uuid_of(text: &OsStr) -> Option<Uuid> {
+    let text = text.to_str()?;
+    Uuid::try_parse(text).ok().filter(|uuid| uuid.to_string() == text)
+}
+
+/// The files of a directory; none if it is absent.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let list = match fs::read_dir(dir) {
+        Ok(list) => list,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(dir, error)),
+    };
+    let paths = list.map(|entry| entry.map(|entry| entry.path()));
+    paths.collect::<io::Result<_>>().map_err(|error| failed(dir, error))
+}

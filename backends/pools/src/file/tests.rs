@@ -1,0 +1,294 @@
+//! A file pool, and what is left of its calls when its process is killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::durable::tests::die_at_step;
+use crate::record::{AccessMode, Publication};
+
+/// Names the directory and the step of a child that dies.
+const CHILD: &str = "SHEAVE_POOL_CHILD";
+const SIGKILL: i32 = 9;
+const MIB: u64 = 1 << 20;
+
+fn pool(dir: &Path) -> FilePool {
+    FilePool::new("fast", dir.to_owned(), None, 4 * MIB)
+}
+
+fn new(name: &str) -> NewVolume {
+    NewVolume {
+        name: name.to_owned(),
+        size: SizeRange::default(),
+        limit_bps: 0,
+        limit_iops: 0,
+        parameters: BTreeMap::new(),
+    }
+}
+
+fn sized(name: &str, required: u64, limit: u64) -> NewVolume {
+    NewVolume { size: SizeRange { required, limit }, ..new(name) }
+}
+
+/// The files of volumes, by kind.
+fn files(dir: &Path) -> BTreeSet<String> {
+    let names = |dir: &Path| -> Vec<String> {
+        let list = fs::read_dir(dir).into_iter().flatten().flatten();
+        list.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    };
+    let own = names(dir).into_iter().filter(|name| name != "names" && name != ".sheave.lock");
+    own.chain(names(&dir.join("names")).into_iter().map(|name| format!("names/{name}"))).collect()
+}
+
+#[test]
+fn rule_02_a_name_is_one_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = pool(dir.path()).create(&new("a")).unwrap();
+    assert_eq!((made.size, made.record.epoch, &made.trouble), (4 * MIB, 0, &None));
+    for _ in 0..10 {
+        assert_eq!(pool(dir.path()).create(&new("a")).unwrap(), made);
+    }
+    let other = pool(dir.path()).create(&new("b")).unwrap();
+    assert!(other.record.uuid > made.record.uuid, "ids of later volumes are greater");
+    assert_eq!(pool(dir.path()).list().unwrap(), [made.clone(), other]);
+    assert_eq!(pool(dir.path()).get(Key::Name("a")).unwrap(), made);
+    assert_eq!(pool(dir.path()).get(Key::Uuid(made.record.uuid)).unwrap(), made);
+}
+
+#[test]
+fn rule_03_the_same_name_otherwise_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let made = pool.create(&sized("a", 8 * MIB, 0)).unwrap();
+    for same in [sized("a", 8 * MIB, 8 * MIB), sized("a", 4 * MIB, 0), sized("a", 0, 9 * MIB)] {
+        assert_eq!(pool.create(&same).unwrap(), made);
+    }
+    let parameters = BTreeMap::from([("front".to_owned(), "nbd".to_owned())]);
+    let others =
+        [sized("a", 9 * MIB, 0), sized("a", 0, 4 * MIB), NewVolume { parameters, ..new("a") }];
+    for other in others {
+        assert_eq!(pool.create(&other).unwrap_err().kind(), ErrorKind::Exists, "{other:?}");
+    }
+    assert_eq!(files(dir.path()).len(), 3);
+}
+
+#[test]
+fn rule_05_deleting_what_is_absent_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let made = pool.create(&new("a")).unwrap();
+    pool.delete(Uuid::now_v7()).unwrap();
+    for _ in 0..10 {
+        pool.delete(made.record.uuid).unwrap();
+    }
+    assert_eq!(files(dir.path()), BTreeSet::new());
+    let again = pool.create(&new("a")).unwrap();
+    assert_ne!(again.record.uuid, made.record.uuid);
+    pool.delete(made.record.uuid).unwrap();
+    assert_eq!(pool.get(Key::Name("a")).unwrap(), again, "a late deletion of its predecessor");
+}
+
+#[test]
+fn rule_06_a_volume_in_use_is_not_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let uuid = pool.create(&new("a")).unwrap().record.uuid;
+    let before = files(dir.path());
+    let open = pool.open_alone(uuid).unwrap();
+    assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(pool.check_unused(uuid).unwrap_err().kind(), ErrorKind::Busy);
+    drop(open);
+    let wanted = Publication {
+        node: "n1".to_owned(),
+        epoch: 0,
+        read_only: false,
+        mode: AccessMode::SingleNodeWriter,
+        block: false,
+    };
+    pool.update(uuid, &mut |record| record.publish(&wanted).map(drop)).unwrap();
+    let busy = pool.delete(uuid).unwrap_err();
+    assert!(busy.kind() == ErrorKind::Busy && busy.to_string().contains("n1"), "{busy}");
+    assert_eq!(files(dir.path()), before);
+    pool.update(uuid, &mut |record| {
+        record.unpublish(None);
+        Ok(())
+    })
+    .unwrap();
+    pool.delete(uuid).unwrap();
+}
+
+#[test]
+fn a_volume_grows_and_never_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let uuid = pool.create(&new("a")).unwrap().record.uuid;
+    let resize = |required, limit| pool.resize(uuid, SizeRange { required, limit });
+    let _in_use = pool.open_alone(uuid).unwrap();
+    assert_eq!(resize(8 * MIB + 1, 0).unwrap().size, 8 * MIB + 4096);
+    assert_eq!(resize(2 * MIB, 0).unwrap().size, 8 * MIB + 4096, "it is long enough");
+    assert_eq!(resize(2 * MIB, 2 * MIB).unwrap_err().kind(), ErrorKind::TooLarge);
+    let absent = pool.resize(Uuid::nil(), SizeRange::default());
+    assert_eq!(absent.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_pool_with_a_capacity_becomes_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = FilePool::new("small", dir.path().to_owned(), Some(10 * MIB), MIB);
+    let uuid = pool.create(&sized("a", 6 * MIB, 0)).unwrap().record.uuid;
+    assert_eq!(pool.capacity().unwrap().available, Some(4 * MIB));
+    let full = pool.create(&sized("b", 5 * MIB, 0)).unwrap_err();
+    assert!(full.kind() == ErrorKind::NoSpace && full.to_string().contains("small"), "{full}");
+    let larger = SizeRange { required: 11 * MIB, limit: 0 };
+    assert_eq!(pool.resize(uuid, larger).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(pool.create(&sized("a", 6 * MIB, 0)).unwrap().record.uuid, uuid);
+    assert_eq!(files(dir.path()).len(), 3, "nothing is left of what did not fit");
+    pool.create(&sized("b", 4 * MIB, 0)).unwrap();
+}
+
+#[test]
+fn a_directory_that_is_absent_is_an_error_and_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("not-mounted");
+    let pool = pool(&missing);
+    assert_eq!(pool.create(&new("a")).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(pool.delete(Uuid::nil()).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(pool.get(Key::Name("a")).unwrap_err().kind(), ErrorKind::Io);
+    assert!(pool.list().is_err() && pool.capacity().is_err() && !missing.exists());
+}
+
+#[test]
+fn files_of_others_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["disk.img", "notes.json", "0190.img"] {
+        fs::write(dir.path().join(name), "mine").unwrap();
+    }
+    let pool = pool(dir.path());
+    let uuid = pool.create(&new("a")).unwrap().record.uuid;
+    assert_eq!(pool.list().unwrap().len(), 1);
+    pool.delete(uuid).unwrap();
+    assert_eq!(files(dir.path()).len(), 3);
+}
+
+#[test]
+fn a_damaged_record_is_an_error_and_its_image_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let uuid = pool.create(&new("a")).unwrap().record.uuid;
+    fs::write(pool.layout.record(uuid), "{").unwrap();
+    assert_eq!(pool.get(Key::Uuid(uuid)).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(pool.create(&new("a")).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(pool.list().unwrap().is_empty() && pool.layout.image(uuid).exists());
+    let missing = pool.create(&new("b")).unwrap().record.uuid;
+    fs::remove_file(pool.layout.image(missing)).unwrap();
+    assert!(pool.get(Key::Uuid(missing)).unwrap().trouble.unwrap().contains("image"));
+}
+
+#[test]
+fn a_volume_is_known_by_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(&dir.path().join("odd ? näme"));
+    let uuid = Uuid::now_v7();
+    let text = pool.text(uuid);
+    assert_eq!(pool.uuid_of_text(&text), Some(uuid), "{text}");
+    assert_eq!(pool.uuid_of_text(&text.replace("odd", "other")), None);
+    assert_eq!(pool.uuid_of_text("/a.img"), None);
+}
+
+/// Not a test by itself: what the next tests run as a process of its own.
+#[test]
+fn child_of_the_crash_tests() {
+    let Ok(told) = env::var(CHILD) else { return };
+    let [call, step, dir] = told.splitn(3, ':').collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let pool = pool(Path::new(dir));
+    let uuid = pool.get(Key::Name("victim")).ok().map(|found| found.record.uuid);
+    die_at_step(step.parse().unwrap());
+    match call {
+        "create" => drop(pool.create(&new("victim")).unwrap()),
+        _ => pool.delete(uuid.unwrap()).unwrap(),
+    }
+}
+
+/// Has a process killed at this step of a call; false if the call has fewer steps.
+fn killed_at(call: &str, step: i64, dir: &Path) -> bool {
+    let mut child = Command::new(env::current_exe().unwrap());
+    child.args(["--exact", "file::tests::child_of_the_crash_tests"]);
+    let output = child.env(CHILD, format!("{call}:{step}:{}", dir.display())).output().unwrap();
+    assert!(output.status.success() || output.status.signal() == Some(SIGKILL), "{output:?}");
+    !output.status.success()
+}
+
+#[test]
+fn rule_02_a_creation_that_is_killed_leaves_nothing_or_one_volume() {
+    for step in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let is_killed = killed_at("create", step, dir.path());
+        // Another call about the pool undoes it, if it does not exist yet.
+        let other = pool(dir.path()).create(&new("other")).unwrap();
+        let listed = pool(dir.path()).list().unwrap();
+        let left = files(dir.path());
+        assert_eq!(left.len(), 3 * listed.len(), "step {step}: {left:?}");
+        // The same call again makes it, once.
+        let made = pool(dir.path()).create(&new("victim")).unwrap();
+        assert_eq!(made.size, 4 * MIB, "step {step}");
+        assert_eq!(pool(dir.path()).list().unwrap().len(), 2, "step {step}");
+        assert_eq!(files(dir.path()).len(), 6, "step {step}");
+        for found in [made, other] {
+            pool(dir.path()).delete(found.record.uuid).unwrap();
+        }
+        assert_eq!(files(dir.path()), BTreeSet::new(), "step {step}");
+        if !is_killed {
+            assert!(step > 6, "it has steps: {step}");
+            return;
+        }
+    }
+}
+
+#[test]
+fn rule_02_a_creation_that_is_killed_is_taken_up_by_the_same_call() {
+    for step in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let is_killed = killed_at("create", step, dir.path());
+        let pool = pool(dir.path());
+        let made = pool.create(&sized("victim", 4 * MIB, 4 * MIB)).unwrap();
+        assert_eq!(pool.list().unwrap(), [made], "step {step}");
+        assert_eq!(files(dir.path()).len(), 3, "step {step}");
+        if !is_killed {
+            return;
+        }
+    }
+}
+
+#[test]
+fn rule_05_a_deletion_that_is_killed_is_finished() {
+    for step in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let had = pool(dir.path()).create(&new("victim")).unwrap();
+        let kept = pool(dir.path()).create(&new("kept")).unwrap();
+        let is_killed = killed_at("delete", step, dir.path());
+        let listed = pool(dir.path()).list().unwrap();
+        assert!(listed.contains(&kept) && listed.len() <= 2, "step {step}");
+        if step % 2 == 0 {
+            pool(dir.path()).delete(had.record.uuid).unwrap();
+        } else if listed.len() == 1 {
+            // Any change finishes it, also that which makes another volume of its name.
+            let again = pool(dir.path()).create(&new("victim")).unwrap();
+            assert_ne!(again.record.uuid, had.record.uuid, "step {step}");
+            pool(dir.path()).delete(had.record.uuid).unwrap();
+            assert_eq!(pool(dir.path()).get(Key::Name("victim")).unwrap(), again);
+            pool(dir.path()).delete(again.record.uuid).unwrap();
+        } else {
+            pool(dir.path()).delete(had.record.uuid).unwrap();
+        }
+        assert_eq!(pool(dir.path()).list().unwrap(), [kept], "step {step}");
+        assert_eq!(files(dir.path()).len(), 3, "step {step}");
+        if !is_killed {
+            assert!(step > 6, "it has steps: {step}");
+            return;
+        }
+    }
+}

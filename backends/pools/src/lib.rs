@@ -1,0 +1,16 @@
+//! Pools: named catalogs of volumes, which are made, deleted, resized and published through them.
+//!
+//! A pool is a [`Pool`]. What a volume is beside its data is its [`Record`]. The record's rules are
+//! the same in every pool: which nodes may use it, and whether it holds a file system.
+#![forbid(unsafe_code)]
+
+mod catalog;
+mod durable;
+mod file;
+mod pool;
+mod record;
+
+pub use catalog::{Listed, PoolConfig, Pools, VolumeId};
+pub use file::FilePool;
+pub use pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SizeRange};
+pub use record::{AccessMode, Publication, Record};

@@ -1,0 +1,292 @@
+//! What is known of a volume beside its data, and the rules by which that changes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sheave_core::{Error, ErrorKind, Result, printable};
+use uuid::Uuid;
+
+/// What this program writes and reads.
+const FORMAT: u32 = 1;
+/// The publications of a volume for several nodes.
+const PUBLICATIONS_MAX: usize = 1024;
+
+/// A volume's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub(crate) format: u32,
+    /// Identifies it in its pool; never used again.
+    pub uuid: Uuid,
+    /// Unique in its pool.
+    pub name: String,
+    /// Its data is being deleted; the volume exists no more.
+    #[serde(default)]
+    pub(crate) deleting: bool,
+    /// The file system that it holds. Once set, a file system is never made on it again.
+    pub formatted: Option<String>,
+    /// It was not made by its pool, so it may hold data.
+    pub never_format: bool,
+    /// Of the newest publication; 0 before the first. It only rises.
+    pub epoch: u64,
+    /// The nodes that may use it.
+    pub publications: Vec<Publication>,
+    /// Bytes per second; 0 is no limit.
+    pub limit_bps: u64,
+    /// Ops per second; 0 is no limit.
+    pub limit_iops: u64,
+    /// What its creator keeps with it.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// A node's right to use a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// The node's id.
+    pub node: String,
+    /// What the node shows to use it.
+    pub epoch: u64,
+    /// The node may not write.
+    pub read_only: bool,
+    /// Which nodes may use the volume at once.
+    pub mode: AccessMode,
+    /// As a raw block device, not a file system.
+    pub block: bool,
+}
+
+/// Which nodes may use a volume at once, and how (the CSI specification, `AccessMode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the specification's names")]
+pub enum AccessMode {
+    SingleNodeWriter,
+    SingleNodeReaderOnly,
+    MultiNodeReaderOnly,
+    MultiNodeSingleWriter,
+    MultiNodeMultiWriter,
+    SingleNodeSingleWriter,
+    SingleNodeMultiWriter,
+}
+
+impl AccessMode {
+    /// Whether several nodes may use a volume at once.
+    #[must_use]
+    pub fn is_multi_node(self) -> bool {
+        matches!(
+            self,
+            Self::MultiNodeReaderOnly | Self::MultiNodeSingleWriter | Self::MultiNodeMultiWriter
+        )
+    }
+
+    /// Whether no node may write.
+    #[must_use]
+    pub fn is_reader_only(self) -> bool {
+        matches!(self, Self::SingleNodeReaderOnly | Self::MultiNodeReaderOnly)
+    }
+}
+
+impl Record {
+    /// Of a new, empty volume.
+    #[must_use]
+    pub fn new(uuid: Uuid, name: &str) -> Self {
+        Self {
+            format: FORMAT,
+            uuid,
+            name: name.to_owned(),
+            deleting: false,
+            formatted: None,
+            never_format: false,
+            epoch: 0,
+            publications: Vec::new(),
+            limit_bps: 0,
+            limit_iops: 0,
+            parameters: BTreeMap::new(),
+        }
+    }
+
+    /// Whether this program knows what it says.
+    pub(crate) fn check_format(&self) -> Result<(), String> {
+        match self.format {
+            FORMAT => Ok(()),
+            other => Err(format!("it has format {other}, and this program knows {FORMAT}")),
+        }
+    }
+
+    /// Lets a node use the volume. The same again is the same publication.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] when the node has it in another way, [`ErrorKind::Busy`] when another
+    /// node has it and not both modes are for several nodes.
+    pub fn publish(&mut self, wanted: &Publication) -> Result<u64> {
+        let op = "publish";
+        let name = &self.name;
+        if let Some(has) = self.publications.iter().find(|has| has.node == wanted.node) {
+            let same = Publication { epoch: has.epoch, ..wanted.clone() };
+            if *has == same {
+                return Ok(has.epoch);
+            }
+            let why = format!(
+                "{name} is published to node {} in another way ({}); unpublish it first",
+                printable(&has.node),
+                has.shown()
+            );
+            return Err(Error::new(ErrorKind::Exists, op, why));
+        }
+        let other = self.publications.iter().find(|has| {
+            !(has.mode.is_multi_node() && wanted.mode.is_multi_node() && has.mode == wanted.mode)
+        });
+        if let Some(has) = other {
+            let why = format!(
+                "{name} is published to node {} ({}); unpublish it there first",
+                printable(&has.node),
+                has.shown()
+            );
+            return Err(Error::new(ErrorKind::Busy, op, why));
+        }
+        if self.publications.len() >= PUBLICATIONS_MAX {
+            let why = format!("{name} is published to {PUBLICATIONS_MAX} nodes, which is the most");
+            return Err(Error::new(ErrorKind::NoSpace, op, why));
+        }
+        self.epoch += 1;
+        self.publications.push(Publication { epoch: self.epoch, ..wanted.clone() });
+        Ok(self.epoch)
+    }
+
+    /// Ends the use of a node, or of all; true if something changed.
+    pub fn unpublish(&mut self, node: Option<&str>) -> bool {
+        let had = self.publications.len();
+        self.publications.retain(|has| node.is_some_and(|node| node != has.node));
+        self.publications.len() != had
+    }
+
+    /// The publication of this node with this epoch.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] when the node has it no more, or not yet.
+    pub fn published(&self, node: &str, epoch: u64) -> Result<&Publication> {
+        let found = self.publications.iter().find(|has| has.node == node && has.epoch == epoch);
+        found.ok_or_else(|| {
+            let why = format!(
+                "{} is not published to node {} with epoch {epoch}; its newest epoch is {}: \
+                 publish it again",
+                self.name,
+                printable(node),
+                self.epoch
+            );
+            Error::new(ErrorKind::Fenced, "check the publication", why)
+        })
+    }
+
+    /// Notes that the volume holds a file system from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when it holds another one or must not be formatted, and
+    /// [`ErrorKind::Fenced`] when no node has it with this epoch.
+    pub fn mark_formatted(&mut self, fs_type: &str, epoch: u64) -> Result<()> {
+        let refuse = |kind, why| Err(Error::new(kind, "mark as formatted", why));
+        let name = &self.name;
+        if !self.publications.iter().any(|has| has.epoch == epoch && !has.read_only) {
+            let why = format!("{name} is not published for writing with epoch {epoch}");
+            return refuse(ErrorKind::Fenced, why);
+        }
+        match &self.formatted {
+            Some(has) if has == fs_type => Ok(()),
+            Some(has) => {
+                let why = format!("{name} holds {has} already, and {fs_type} was asked for");
+                refuse(ErrorKind::Busy, why)
+            }
+            None if self.never_format => {
+                let why = format!("{name} was not made by its pool, so it is never formatted");
+                refuse(ErrorKind::Busy, why)
+            }
+            None => {
+                self.formatted = Some(fs_type.to_owned());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Publication {
+    /// How the node has the volume, for a person.
+    fn shown(&self) -> String {
+        let how = if self.read_only { "read-only" } else { "for writing" };
+        let what = if self.block { "as a block device" } else { "as a file system" };
+        format!("{:?}, {how}, {what}", self.mode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(node: &str, mode: AccessMode) -> Publication {
+        let read_only = mode.is_reader_only();
+        Publication { node: node.to_owned(), epoch: 0, read_only, mode, block: false }
+    }
+
+    fn record() -> Record {
+        Record::new(Uuid::nil(), "a")
+    }
+
+    #[test]
+    fn rule_07_a_volume_for_one_node_is_published_to_one() {
+        use AccessMode::*;
+        for mode in [SingleNodeWriter, SingleNodeReaderOnly, SingleNodeSingleWriter] {
+            let mut record = record();
+            assert_eq!(record.publish(&wanted("n1", mode)).unwrap(), 1);
+            assert_eq!(record.publish(&wanted("n1", mode)).unwrap(), 1, "the same again");
+            let busy = record.publish(&wanted("n2", mode)).unwrap_err();
+            assert_eq!(busy.kind(), ErrorKind::Busy);
+            assert!(busy.to_string().contains("n1"), "{busy}");
+            let other = Publication { read_only: true, block: true, ..wanted("n1", mode) };
+            assert_eq!(record.publish(&other).unwrap_err().kind(), ErrorKind::Exists);
+        }
+    }
+
+    #[test]
+    fn rule_07_a_volume_for_readers_is_published_to_several() {
+        let mut record = record();
+        for (node, epoch) in [("n1", 1), ("n2", 2), ("n1", 1)] {
+            let wanted = wanted(node, AccessMode::MultiNodeReaderOnly);
+            assert_eq!(record.publish(&wanted).unwrap(), epoch);
+        }
+        let writer = wanted("n3", AccessMode::SingleNodeWriter);
+        assert_eq!(record.publish(&writer).unwrap_err().kind(), ErrorKind::Busy);
+        assert!(record.published("n1", 1).is_ok() && record.published("n2", 2).is_ok());
+    }
+
+    #[test]
+    fn rule_36_every_publication_has_a_higher_epoch_and_an_old_one_is_worth_nothing() {
+        let mut record = record();
+        let mode = AccessMode::SingleNodeWriter;
+        assert_eq!(record.publish(&wanted("n1", mode)).unwrap(), 1);
+        assert!(record.published("n1", 1).is_ok());
+        assert!(record.unpublish(Some("n1")) && !record.unpublish(Some("n1")));
+        assert_eq!(record.published("n1", 1).unwrap_err().kind(), ErrorKind::Fenced);
+        assert_eq!(record.publish(&wanted("n2", mode)).unwrap(), 2);
+        assert_eq!(record.published("n1", 1).unwrap_err().kind(), ErrorKind::Fenced);
+        assert_eq!(record.published("n1", 2).unwrap_err().kind(), ErrorKind::Fenced);
+        assert!(record.unpublish(None));
+        assert_eq!(record.publish(&wanted("n1", mode)).unwrap(), 3);
+        assert_eq!(record.published("n1", 1).unwrap_err().kind(), ErrorKind::Fenced);
+    }
+
+    #[test]
+    fn rule_18_the_mark_of_a_format_stays_and_needs_the_newest_epoch() {
+        let mut record = record();
+        let epoch = record.publish(&wanted("n1", AccessMode::SingleNodeWriter)).unwrap();
+        let stale = record.mark_formatted("ext4", epoch + 1).unwrap_err();
+        assert_eq!((stale.kind(), &record.formatted), (ErrorKind::Fenced, &None));
+        record.mark_formatted("ext4", epoch).unwrap();
+        record.mark_formatted("ext4", epoch).unwrap();
+        assert_eq!(record.mark_formatted("xfs", epoch).unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(record.formatted.as_deref(), Some("ext4"));
+    }
+
+    #[test]
+    fn rule_16_what_was_not_made_here_is_never_formatted() {
+        let mut record = Record { never_format: true, ..record() };
+        let epoch = record.publish(&wanted("n1", AccessMode::SingleNodeWriter)).unwrap();
+        assert_eq!(record.mark_formatted("ext4", epoch).unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(record.formatted, None);
+    }
+}

@@ -1,0 +1,221 @@
+//! `sheave volume` for volumes of pools, through the daemon.
+
+use anyhow::{Context as _, Result, anyhow};
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
+use sheave_bench::output;
+use sheave_control::v1 as api;
+use sheave_control::v1::get_volume_request::Key;
+use sheave_core::{parse_size, printable};
+
+use super::{parse_limit_bps, parse_limit_iops};
+use crate::commands::attach::{answered, limits_text, volumes};
+use crate::process::runtime;
+
+/// Sizes of volumes are multiples of this.
+const SIZE_UNIT: u64 = 4096;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave volume create fast/disk1 --size 10G && sheave attach fast/disk1
+
+The pool is one of the daemon's configuration (docs/volumes.md). It prints the volume's name. The
+same command again does nothing; a volume of that name with another size is an error.")]
+pub(super) struct CreateArgs {
+    /// POOL/NAME
+    volume: String,
+    /// How long, such as 10G [default: as the pool's configuration says, else 1G]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text))]
+    size: Option<u64>,
+    /// Bytes read and written per second, such as 100M; 0 or none is no limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_limit_bps)]
+    limit_bps: Option<u64>,
+    /// Requests per second; 0 or none is no limit
+    #[arg(long, value_name = "N", value_parser = parse_limit_iops)]
+    limit_iops: Option<u64>,
+}
+
+#[derive(clap::Args)]
+pub(super) struct InfoArgs {
+    /// POOL/NAME or POOL/UUID
+    volume: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub(super) struct LsArgs {
+    /// Only of this pool
+    pool: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Its data is gone then. A volume that is a device, or published to a node, is refused. One that does
+not exist is an error here.")]
+pub(super) struct DeleteArgs {
+    /// POOL/NAME or POOL/UUID
+    volume: String,
+}
+
+pub(super) fn create(args: CreateArgs) -> Result<()> {
+    let CreateArgs { volume, size, limit_bps, limit_iops } = args;
+    let wrong = || anyhow!("create: {}: write POOL/NAME", printable(&volume));
+    let (pool, name) = volume.split_once('/').ok_or_else(wrong)?;
+    let request = api::CreateVolumeRequest {
+        pool: pool.to_owned(),
+        name: name.to_owned(),
+        required_bytes: size.unwrap_or_default(),
+        // So that another size is another volume.
+        limit_bytes: size.map_or(0, |size| size.next_multiple_of(SIZE_UNIT)),
+        limit_bytes_per_second: limit_bps.unwrap_or_default(),
+        limit_ops_per_second: limit_iops.unwrap_or_default(),
+        ..api::CreateVolumeRequest::default()
+    };
+    runtime()?.block_on(async { answered(volumes().await?.create_volume(request)).await })?;
+    output::to_stdout(format!("{}\n", printable(&volume))).context("create")
+}
+
+pub(super) fn info(args: InfoArgs) -> Result<()> {
+    let volume = runtime()?.block_on(find(&args.volume))?;
+    let json = json(&volume);
+    let text = match &json {
+        Value::Object(fields) if !args.json => {
+            let line = |(key, value): (&String, &Value)| match value {
+                Value::String(text) => format!("{key}: {}\n", printable(text)),
+                other => format!("{key}: {other}\n"),
+            };
+            fields.iter().map(line).collect()
+        }
+        _ => format!("{json}\n"),
+    };
+    output::to_stdout(text).context("info")
+}
+
+pub(super) fn ls(args: LsArgs) -> Result<()> {
+    let pool = args.pool.unwrap_or_default();
+    let found = runtime()?.block_on(async {
+        let (mut client, mut found) = (volumes().await?, Vec::new());
+        let mut page_token = String::new();
+        loop {
+            let request =
+                api::ListVolumesRequest { pool: pool.clone(), page_token, ..Default::default() };
+            let answer = answered(client.list_volumes(request)).await?;
+            found.extend(answer.volumes);
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                return Ok::<_, anyhow::Error>(found);
+            }
+        }
+    })?;
+    let text = if args.json {
+        format!("{}\n", Value::from(found.iter().map(json).collect::<Vec<_>>()))
+    } else {
+        table(&found)
+    };
+    output::to_stdout(text).context("ls")
+}
+
+pub(super) fn delete(args: DeleteArgs) -> Result<()> {
+    runtime()?.block_on(async {
+        let id = find(&args.volume).await?.id;
+        answered(volumes().await?.delete_volume(api::DeleteVolumeRequest { id })).await
+    })?;
+    Ok(())
+}
+
+/// Makes a volume longer, and its device; its size in bytes then.
+pub(super) async fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
+    let found = find(volume).await?;
+    if let Some(size) = size.filter(|size| *size < found.size_bytes) {
+        let has = found.size_bytes;
+        let why = format!("has {has} bytes; to make it {size} would cut data off");
+        return Err(anyhow!("resize: {}: {why}", printable(volume)));
+    }
+    let request = api::ResizeVolumeRequest {
+        id: found.id,
+        required_bytes: size.unwrap_or_default(),
+        limit_bytes: 0,
+    };
+    let answer = answered(volumes().await?.resize_volume(request)).await?;
+    Ok(answer.volume.context("resize: the daemon named no volume")?.size_bytes)
+}
+
+/// Changes the limits of a volume, and of its device.
+pub(super) async fn set(volume: &str, bps: Option<u64>, iops: Option<u64>) -> Result<()> {
+    let request = api::SetVolumeRequest {
+        id: find(volume).await?.id,
+        limit_bytes_per_second: bps,
+        limit_ops_per_second: iops,
+    };
+    answered(volumes().await?.set_volume(request)).await.map(drop)
+}
+
+async fn find(volume: &str) -> Result<api::Volume> {
+    let request = api::GetVolumeRequest { key: Some(Key::Name(volume.to_owned())) };
+    let answer = answered(volumes().await?.get_volume(request)).await?;
+    answer.volume.context("the daemon named no volume")
+}
+
+fn json(volume: &api::Volume) -> Value {
+    let publications: Vec<_> = volume
+        .publications
+        .iter()
+        .map(|has| {
+            json!({
+                "node": has.node,
+                "epoch": has.epoch,
+                "read_only": has.read_only,
+                "block": has.block,
+                "mode": has.mode().as_str_name().trim_start_matches("ACCESS_MODE_"),
+            })
+        })
+        .collect();
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    json!({
+        "id": volume.id,
+        "name": volume.name,
+        "pool": volume.pool,
+        "size_bytes": volume.size_bytes,
+        "formatted": some(&volume.formatted),
+        "epoch": volume.epoch,
+        "publications": publications,
+        "limit_bps": (volume.limit_bytes_per_second != 0).then_some(volume.limit_bytes_per_second),
+        "limit_iops": (volume.limit_ops_per_second != 0).then_some(volume.limit_ops_per_second),
+        "device": some(&volume.device),
+        "trouble": some(&volume.trouble),
+    })
+}
+
+fn table(volumes: &[api::Volume]) -> String {
+    if volumes.is_empty() {
+        return "no volumes\n".to_owned();
+    }
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(["VOLUME", "BYTES", "HOLDS", "LIMITS", "NODES", "DEVICE"]);
+    if let Some(bytes) = table.column_mut(1) {
+        bytes.set_cell_alignment(CellAlignment::Right);
+    }
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    for volume in volumes {
+        let nodes: Vec<_> = volume.publications.iter().map(|has| has.node.clone()).collect();
+        let limits = limits_text(volume.limit_bytes_per_second, volume.limit_ops_per_second);
+        let device = if volume.trouble.is_empty() { &volume.device } else { &volume.trouble };
+        table.add_row([
+            printable(&format!("{}/{}", volume.pool, volume.name)).to_string(),
+            volume.size_bytes.to_string(),
+            or_dash(volume.formatted.clone()),
+            limits,
+            or_dash(printable(&nodes.join(", ")).to_string()),
+            or_dash(device.clone()),
+        ]);
+    }
+    format!("{table}\n")
+}

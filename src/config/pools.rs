@@ -1,0 +1,93 @@
+//! The tables `[pools.NAME]`, of the daemon's configuration and that of `sheave csi`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use sheave_core::parse_size;
+use sheave_pools::{PoolConfig, Pools};
+use toml::{Spanned, Value};
+
+use super::{BadConfig, File};
+
+/// The keys of one pool.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PoolKeys {
+    url: Spanned<Value>,
+    capacity: Option<Spanned<Value>>,
+    default_size: Option<Spanned<Value>>,
+}
+
+impl File<'_> {
+    pub(super) fn pools(
+        &self,
+        tables: BTreeMap<Spanned<String>, PoolKeys>,
+    ) -> Result<Vec<PoolConfig>, BadConfig> {
+        let mut pools = Vec::new();
+        for (name, keys) in tables {
+            let (place, url_place) = (name.span(), keys.url.span());
+            let expected = "expected a URL such as \"file:///var/lib/images\"";
+            let url =
+                self.value(Some(keys.url), expected, |value| value.as_str().map(str::to_owned));
+            let pool = PoolConfig {
+                name: name.into_inner(),
+                url: url?.unwrap_or_default(),
+                capacity: self.size(keys.capacity)?,
+                default_size: self.size(keys.default_size)?,
+            };
+            // What is wrong with the pool as a whole: mostly its URL.
+            Pools::new(std::slice::from_ref(&pool)).map_err(|error| {
+                let is_named = pool.url.starts_with("file:") && error.to_string().contains("name");
+                self.bad(if is_named { place } else { url_place }, &error.to_string())
+            })?;
+            pools.push(pool);
+        }
+        Ok(pools)
+    }
+
+    fn size(&self, value: Option<Spanned<Value>>) -> Result<Option<u64>, BadConfig> {
+        self.value(value, "expected a size such as \"100G\"", |value| {
+            value.as_str().and_then(|text| parse_size(text).ok()).filter(|size| *size > 0)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<PoolConfig>, String> {
+        let file = File { path: Path::new("f.toml"), text };
+        file.config().map(|config| config.pools).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn pools_have_names_and_urls() {
+        let text = "[pools.fast]\nurl = \"file:///images\"\ncapacity = \"10G\"\n\
+                    [pools.slow-1]\nurl = \"file:///mnt\"\ndefault_size = \"5M\"\n";
+        let pools = parse(text).unwrap();
+        assert_eq!(pools.len(), 2);
+        assert_eq!((pools[0].name.as_str(), pools[0].capacity), ("fast", Some(10 << 30)));
+        assert_eq!((pools[1].url.as_str(), pools[1].default_size), ("file:///mnt", Some(5 << 20)));
+        assert_eq!(parse("shards = 1").unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pool_is_said_with_its_place() {
+        for (text, place, why) in [
+            ("[pools.fast]\nurl = 5", "f.toml:2: ", "file:///"),
+            ("[pools.fast]\nurl = \"/images\"", "f.toml:2: ", "file:///"),
+            ("[pools.fast]\nurl = \"file:///i\"\ncapacity = 5", "f.toml:3: ", "100G"),
+            ("[pools.fast]\nurl = \"file:///i\"\ncapacity = \"0\"", "f.toml:3: ", "100G"),
+            ("[pools.Fast]\nurl = \"file:///i\"", "f.toml:1: ", "a to z"),
+            ("[pools.fast]\nsize = \"1G\"", "f.toml:2: ", "unknown field"),
+            ("[pools.fast]\n", "f.toml:1: ", "missing field `url`"),
+            ("pools = 5", "f.toml:1: ", "map"),
+        ] {
+            let said = parse(text).unwrap_err();
+            assert!(said.starts_with(place) && said.contains(why), "{text}: {said}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Calls about volumes of pools: one at a time for each volume, each with a deadline, and few at a
+//! time for a pool whose storage hangs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sheave_core::{Error, ErrorKind, Result};
+use sheave_csi::pending::Pending;
+use sheave_pools::{Listed, Pools, VolumeId};
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+use crate::control_api::status;
+
+/// How soon a caller has an answer. CSI callers wait for 10 s and more.
+const TIMEOUT: Duration = Duration::from_secs(8);
+/// Calls to one pool's storage at a time. Each takes a thread for as long as it hangs.
+const CALLS_MAX: usize = 16;
+
+/// The pools of a process, and the calls about them.
+pub(crate) struct PoolCalls {
+    pub(crate) pools: Arc<Pools>,
+    pending: Pending,
+    rooms: BTreeMap<String, Arc<Semaphore>>,
+}
+
+impl PoolCalls {
+    pub(crate) fn new(pools: Pools) -> Self {
+        let names = pools.all().map(|pool| pool.info().name.clone());
+        let rooms = names.map(|name| (name, Arc::new(Semaphore::new(CALLS_MAX)))).collect();
+        Self { pools: Arc::new(pools), pending: Pending::default(), rooms }
+    }
+
+    /// Calls the pool's storage in another thread. With a `key`, ABORTED while another call has it;
+    /// the key is held until the call has ended, also when its caller has long been answered.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        pool: &str,
+        key: Option<String>,
+        call: impl FnOnce(&Pools) -> Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.pools.pool(pool).map_err(status)?;
+        let guard = key.map(|key| self.pending.begin(&key)).transpose()?;
+        let room = self.rooms.get(pool).map(|room| Arc::clone(room).try_acquire_owned());
+        let room = room.transpose().map_err(|_| {
+            let why = format!("pool {pool}: {CALLS_MAX} calls wait for its storage; look there");
+            Status::unavailable(why)
+        })?;
+        let pools = Arc::clone(&self.pools);
+        let called = tokio::task::spawn_blocking(move || {
+            let _held = (guard, room);
+            call(&pools)
+        });
+        match tokio::time::timeout(TIMEOUT, called).await {
+            Ok(Ok(answer)) => answer.map_err(status),
+            Ok(Err(error)) => Err(Status::internal(error.to_string())),
+            Err(_) => {
+                let why = format!(
+                    "pool {pool}: its storage has not answered in {TIMEOUT:?}; the call goes on, \
+                     so ask again later"
+                );
+                Err(Status::deadline_exceeded(why))
+            }
+        }
+    }
+
+    /// The same about the volume with this id.
+    pub(crate) async fn call_about<T: Send + 'static>(
+        &self,
+        id: &str,
+        call: impl FnOnce(&Pools, VolumeId) -> Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let parsed: VolumeId = id.parse().map_err(status)?;
+        self.call(&parsed.pool.clone(), Some(id.to_owned()), |pools| call(pools, parsed)).await
+    }
+
+    /// The VOLUME text of a target, if it is a volume of a pool: POOL/UUID, or POOL/NAME.
+    pub(crate) async fn text_of(&self, target: &str) -> Result<Option<String>, Status> {
+        if !self.pools.has_pool_of(target) {
+            return Ok(None);
+        }
+        // An id needs no storage, so that a device can be ended whose pool hangs.
+        if let Ok(id) = target.parse::<VolumeId>() {
+            return Ok(Some(self.pools.pool(&id.pool).map_err(status)?.text(id.uuid)));
+        }
+        Ok(Some(self.find(target).await.map(|found| found.pool.text(found.found.record.uuid))?))
+    }
+
+    /// The volume that is called so: POOL/UUID, or POOL/NAME.
+    pub(crate) async fn find(&self, target: &str) -> Result<Listed, Status> {
+        let pool = target.split_once('/').map_or(target, |(pool, _)| pool);
+        let target = target.to_owned();
+        self.call(pool, None, move |pools| pools.by_name(&target)).await
+    }
+
+    /// Begins a call about a volume that has no deadline.
+    pub(crate) fn begin(&self, id: &VolumeId) -> Result<sheave_csi::pending::Guard, Status> {
+        self.pending.begin(&id.to_string())
+    }
+}
+
+/// Whether the volume may be attached on this node: as it is published, or by the operator while it
+/// is not published.
+pub(crate) fn check_publication(
+    found: &Listed,
+    node: &str,
+    epoch: Option<u64>,
+    read_only: bool,
+) -> Result<()> {
+    let record = &found.found.record;
+    let Some(epoch) = epoch else {
+        return match record.publications.first() {
+            None => Ok(()),
+            Some(has) => {
+                let why = format!(
+                    "{} is published to node {}; it is attached there, by that publication only",
+                    found.id(),
+                    sheave_core::printable(&has.node)
+                );
+                Err(Error::new(ErrorKind::Busy, "attach", why))
+            }
+        };
+    };
+    let publication = record.published(node, epoch)?;
+    if publication.read_only && !read_only {
+        let why = format!("{} is published read-only", found.id());
+        return Err(Error::new(ErrorKind::Fenced, "attach", why));
+    }
+    Ok(())
+}

@@ -1,0 +1,398 @@
+//! The service Volumes of the control API: the volumes of pools.
+
+use std::sync::Arc;
+
+use sheave_control::v1 as api;
+use sheave_control::v1::volumes_server::Volumes;
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_daemon::{Attached, Devices, NewLimits};
+use sheave_pools::{AccessMode, Listed, NewVolume, Pool, Pools, Publication, SizeRange, VolumeId};
+use tonic::{Code, Request, Response, Status};
+
+use crate::control_api::status;
+use crate::pool_calls::PoolCalls;
+
+/// Volumes of one answer of `ListVolumes`.
+const PAGE_MAX: usize = 1000;
+
+/// Serves Volumes.
+pub(crate) struct VolumesService {
+    calls: Arc<PoolCalls>,
+    /// Of a daemon.
+    devices: Option<Arc<Devices>>,
+}
+
+impl VolumesService {
+    pub(crate) fn new(calls: Arc<PoolCalls>, devices: Option<Arc<Devices>>) -> Self {
+        Self { calls, devices }
+    }
+
+    fn message(&self, of: &Listed) -> api::Volume {
+        let (info, record) = (of.pool.info(), &of.found.record);
+        let device = self.devices.as_ref().and_then(|devices| device_of(devices, of));
+        api::Volume {
+            id: of.id().to_string(),
+            name: record.name.clone(),
+            pool: info.name.clone(),
+            size_bytes: of.found.size,
+            formatted: record.formatted.clone().unwrap_or_default(),
+            never_format: record.never_format,
+            epoch: record.epoch,
+            publications: record.publications.iter().map(publication).collect(),
+            limit_bytes_per_second: record.limit_bps,
+            limit_ops_per_second: record.limit_iops,
+            parameters: record.parameters.clone().into_iter().collect(),
+            device: device.map(|device| printable(&device.path).to_string()).unwrap_or_default(),
+            local: info.is_local,
+            trouble: of.found.trouble.clone().unwrap_or_default(),
+        }
+    }
+
+    fn optional(&self, of: &Listed) -> Option<api::Volume> {
+        Some(self.message(of))
+    }
+}
+
+/// The device that a volume is here.
+fn device_of(devices: &Devices, of: &Listed) -> Option<Attached> {
+    let text = of.pool.text(of.found.record.uuid);
+    devices.list().into_iter().find(|device| device.volume == text)
+}
+
+fn publication(has: &Publication) -> api::Publication {
+    api::Publication {
+        node: has.node.clone(),
+        epoch: has.epoch,
+        read_only: has.read_only,
+        mode: mode_to_api(has.mode).into(),
+        block: has.block,
+    }
+}
+
+fn mode_to_api(mode: AccessMode) -> api::AccessMode {
+    match mode {
+        AccessMode::SingleNodeWriter => api::AccessMode::SingleNodeWriter,
+        AccessMode::SingleNodeReaderOnly => api::AccessMode::SingleNodeReaderOnly,
+        AccessMode::MultiNodeReaderOnly => api::AccessMode::MultiNodeReaderOnly,
+        AccessMode::MultiNodeSingleWriter => api::AccessMode::MultiNodeSingleWriter,
+        AccessMode::MultiNodeMultiWriter => api::AccessMode::MultiNodeMultiWriter,
+        AccessMode::SingleNodeSingleWriter => api::AccessMode::SingleNodeSingleWriter,
+        AccessMode::SingleNodeMultiWriter => api::AccessMode::SingleNodeMultiWriter,
+    }
+}
+
+fn mode_of_api(mode: i32) -> Result<AccessMode, Status> {
+    Ok(match api::AccessMode::try_from(mode) {
+        Ok(api::AccessMode::SingleNodeWriter) => AccessMode::SingleNodeWriter,
+        Ok(api::AccessMode::SingleNodeReaderOnly) => AccessMode::SingleNodeReaderOnly,
+        Ok(api::AccessMode::MultiNodeReaderOnly) => AccessMode::MultiNodeReaderOnly,
+        Ok(api::AccessMode::MultiNodeSingleWriter) => AccessMode::MultiNodeSingleWriter,
+        Ok(api::AccessMode::MultiNodeMultiWriter) => AccessMode::MultiNodeMultiWriter,
+        Ok(api::AccessMode::SingleNodeSingleWriter) => AccessMode::SingleNodeSingleWriter,
+        Ok(api::AccessMode::SingleNodeMultiWriter) => AccessMode::SingleNodeMultiWriter,
+        Ok(api::AccessMode::Unspecified) | Err(_) => {
+            return Err(Status::invalid_argument("the access mode is missing or not known here"));
+        }
+    })
+}
+
+/// Refuses to go on while the volume is a device here.
+fn check_no_device(devices: &Devices, of: &Listed, op: &'static str) -> Result<()> {
+    match device_of(devices, of) {
+        None => Ok(()),
+        Some(device) => {
+            let why = format!(
+                "{} ({}) is the device {} here; detach it first",
+                of.id(),
+                of.found.record.name,
+                printable(&device.path)
+            );
+            Err(Error::new(ErrorKind::Busy, op, why))
+        }
+    }
+}
+
+/// The volume of an answer about it.
+fn listed(pools: &Pools, id: &VolumeId, found: sheave_pools::Found) -> Result<Listed> {
+    Ok(Listed { pool: Arc::clone(pools.pool(&id.pool)?), found })
+}
+
+/// What is absent has been deleted, and no node has it.
+fn absent_is_done(error: Status) -> Result<(), Status> {
+    if error.code() == Code::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Refuses to call a volume absent because the configuration has its pool no more.
+fn check_pool(pools: &Pools, id: &str) -> Result<(), Status> {
+    match id.parse::<VolumeId>() {
+        Ok(id) if pools.pool(&id.pool).is_err() => {
+            let why = format!(
+                "{id}: the configuration has no pool {}, so it is not known whether the volume is \
+                 there; put the pool back",
+                id.pool
+            );
+            Err(Status::failed_precondition(why))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn pool_message(pool: &dyn Pool) -> api::Pool {
+    let info = pool.info();
+    api::Pool {
+        name: info.name.clone(),
+        local: info.is_local,
+        can_create: info.can_create,
+        default_size_bytes: info.default_size,
+        can_share_writers: info.can_share_writers,
+    }
+}
+
+#[tonic::async_trait]
+impl Volumes for VolumesService {
+    async fn list_pools(
+        &self,
+        _: Request<api::ListPoolsRequest>,
+    ) -> Result<Response<api::ListPoolsResponse>, Status> {
+        let pools = self.calls.pools.all().map(|pool| pool_message(&**pool)).collect();
+        Ok(Response::new(api::ListPoolsResponse { pools }))
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<api::GetCapacityRequest>,
+    ) -> Result<Response<api::GetCapacityResponse>, Status> {
+        let pool = request.into_inner().pool;
+        let name = pool.clone();
+        let capacity =
+            self.calls.call(&pool, None, move |pools| pools.pool(&name)?.capacity()).await?;
+        Ok(Response::new(api::GetCapacityResponse {
+            available_bytes: capacity.available,
+            maximum_volume_bytes: capacity.size_max,
+            minimum_volume_bytes: capacity.size_min,
+        }))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<api::CreateVolumeRequest>,
+    ) -> Result<Response<api::CreateVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let new = NewVolume {
+            name: request.name,
+            size: SizeRange { required: request.required_bytes, limit: request.limit_bytes },
+            limit_bps: request.limit_bytes_per_second,
+            limit_iops: request.limit_ops_per_second,
+            parameters: request.parameters.into_iter().collect(),
+        };
+        new.check().map_err(status)?;
+        let key = format!("{}/{}", request.pool, printable(&new.name));
+        let name = request.pool.clone();
+        let create = move |pools: &Pools| {
+            let pool = Arc::clone(pools.pool(&name)?);
+            let found = pool.create(&new)?;
+            tracing::info!(pool = name, volume = new.name, id = %found.record.uuid, "created");
+            Ok(Listed { pool, found })
+        };
+        let made = self.calls.call(&request.pool, Some(key), create).await?;
+        Ok(Response::new(api::CreateVolumeResponse { volume: self.optional(&made) }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<api::DeleteVolumeRequest>,
+    ) -> Result<Response<api::DeleteVolumeResponse>, Status> {
+        let id = request.into_inner().id;
+        check_pool(&self.calls.pools, &id)?;
+        let devices = self.devices.clone();
+        let delete = move |pools: &Pools, id: VolumeId| {
+            match pools.by_id(&id) {
+                Ok(found) => {
+                    let check = |devices: Arc<Devices>| check_no_device(&devices, &found, "delete");
+                    devices.map_or(Ok(()), check)?;
+                }
+                // What is left of it may still have to be removed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            pools.pool(&id.pool)?.delete(id.uuid)?;
+            tracing::info!(%id, "deleted");
+            Ok(())
+        };
+        self.calls.call_about(&id, delete).await.or_else(absent_is_done)?;
+        Ok(Response::new(api::DeleteVolumeResponse {}))
+    }
+
+    async fn get_volume(
+        &self,
+        request: Request<api::GetVolumeRequest>,
+    ) -> Result<Response<api::GetVolumeResponse>, Status> {
+        use api::get_volume_request::Key;
+        let found = match request.into_inner().key {
+            Some(Key::Id(id)) => {
+                let id: VolumeId = id.parse().map_err(status)?;
+                self.calls.call(&id.pool.clone(), None, move |pools| pools.by_id(&id)).await?
+            }
+            Some(Key::Name(name)) => self.calls.find(&name).await?,
+            None => return Err(Status::invalid_argument("an id or a name is missing")),
+        };
+        Ok(Response::new(api::GetVolumeResponse { volume: self.optional(&found) }))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<api::ListVolumesRequest>,
+    ) -> Result<Response<api::ListVolumesResponse>, Status> {
+        let api::ListVolumesRequest { pool, page_token, max_entries } = request.into_inner();
+        let behind = match page_token.as_str() {
+            "" => None,
+            token => Some(token.parse::<VolumeId>().map_err(|_| {
+                Status::aborted("the page token is of no earlier answer; begin without one")
+            })?),
+        };
+        let max = usize::try_from(max_entries).ok().filter(|max| (1..=PAGE_MAX).contains(max));
+        let max = max.unwrap_or(PAGE_MAX);
+        let only = (!pool.is_empty()).then_some(pool);
+        let mut found = Vec::new();
+        for name in self.calls.pools.all().map(|pool| pool.info().name.clone()) {
+            if only.as_ref().is_some_and(|only| *only != name) || found.len() > max {
+                continue;
+            }
+            let (of, behind) = (name.clone(), behind.clone());
+            // One more than is wanted tells whether there are more.
+            let list = move |pools: &Pools| pools.list(Some(&of), behind.as_ref(), max + 1);
+            found.extend(self.calls.call(&name, None, list).await?);
+        }
+        if let Some(only) = only {
+            self.calls.pools.pool(&only).map_err(status)?;
+        }
+        let is_last = found.len() <= max;
+        found.truncate(max);
+        let last = found.last().map(|last| last.id().to_string());
+        let next_page_token = last.filter(|_| !is_last).unwrap_or_default();
+        let volumes = found.iter().map(|of| self.message(of)).collect();
+        Ok(Response::new(api::ListVolumesResponse { volumes, next_page_token }))
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<api::ResizeVolumeRequest>,
+    ) -> Result<Response<api::ResizeVolumeResponse>, Status> {
+        let api::ResizeVolumeRequest { id, required_bytes, limit_bytes } = request.into_inner();
+        let devices = self.devices.clone();
+        let wanted = SizeRange { required: required_bytes, limit: limit_bytes };
+        let resize = move |pools: &Pools, id: VolumeId| {
+            let found = pools.pool(&id.pool)?.resize(id.uuid, wanted)?;
+            let of = listed(pools, &id, found)?;
+            if let Some(devices) = devices
+                && let Some(device) = device_of(&devices, &of)
+                && device.size < of.found.size
+            {
+                devices.resize(&device.volume, None)?;
+            }
+            Ok(of)
+        };
+        let resized = self.calls.call_about(&id, resize).await?;
+        Ok(Response::new(api::ResizeVolumeResponse { volume: self.optional(&resized) }))
+    }
+
+    async fn set_volume(
+        &self,
+        request: Request<api::SetVolumeRequest>,
+    ) -> Result<Response<api::SetVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let new = NewLimits {
+            bytes_per_second: request.limit_bytes_per_second,
+            ops_per_second: request.limit_ops_per_second,
+        };
+        let devices = self.devices.clone();
+        let set = move |pools: &Pools, id: VolumeId| {
+            let found = pools.pool(&id.pool)?.update(id.uuid, &mut |record| {
+                record.limit_bps = new.bytes_per_second.unwrap_or(record.limit_bps);
+                record.limit_iops = new.ops_per_second.unwrap_or(record.limit_iops);
+                Ok(())
+            })?;
+            let of = listed(pools, &id, found)?;
+            if let Some(devices) = devices
+                && let Some(device) = device_of(&devices, &of)
+            {
+                devices.set_limits(&device.volume, new)?;
+            }
+            Ok(of)
+        };
+        let set = self.calls.call_about(&request.id, set).await?;
+        Ok(Response::new(api::SetVolumeResponse { volume: self.optional(&set) }))
+    }
+
+    async fn publish_volume(
+        &self,
+        request: Request<api::PublishVolumeRequest>,
+    ) -> Result<Response<api::PublishVolumeResponse>, Status> {
+        let api::PublishVolumeRequest { id, node, read_only, mode, block } = request.into_inner();
+        if node.is_empty() {
+            return Err(Status::invalid_argument("the node is missing"));
+        }
+        let mode = mode_of_api(mode)?;
+        let read_only = read_only || mode.is_reader_only();
+        let wanted = Publication { node, epoch: 0, read_only, mode, block };
+        let publish = move |pools: &Pools, id: VolumeId| {
+            let pool = pools.pool(&id.pool)?;
+            pool.info().check_mode(mode, block)?;
+            let mut epoch = 0;
+            pool.update(id.uuid, &mut |record| {
+                epoch = record.publish(&wanted)?;
+                Ok(())
+            })?;
+            let node = printable(&wanted.node);
+            tracing::info!(%id, %node, epoch, "published");
+            Ok(epoch)
+        };
+        let epoch = self.calls.call_about(&id, publish).await?;
+        Ok(Response::new(api::PublishVolumeResponse { epoch }))
+    }
+
+    async fn unpublish_volume(
+        &self,
+        request: Request<api::UnpublishVolumeRequest>,
+    ) -> Result<Response<api::UnpublishVolumeResponse>, Status> {
+        let api::UnpublishVolumeRequest { id, node } = request.into_inner();
+        check_pool(&self.calls.pools, &id)?;
+        let devices = self.devices.clone();
+        let unpublish = move |pools: &Pools, id: VolumeId| {
+            let of = pools.by_id(&id)?;
+            let is_meant = |has: &Publication| node.is_empty() || has.node == node;
+            if !of.found.record.publications.iter().any(is_meant) {
+                return Ok(());
+            }
+            match devices {
+                Some(devices) => check_no_device(&devices, &of, "unpublish")?,
+                None => of.pool.check_unused(id.uuid)?,
+            }
+            of.pool.update(id.uuid, &mut |record| {
+                record.unpublish((!node.is_empty()).then_some(node.as_str()));
+                Ok(())
+            })?;
+            tracing::info!(%id, node = %printable(&node), "unpublished");
+            Ok(())
+        };
+        self.calls.call_about(&id, unpublish).await.or_else(absent_is_done)?;
+        Ok(Response::new(api::UnpublishVolumeResponse {}))
+    }
+
+    async fn mark_formatted(
+        &self,
+        request: Request<api::MarkFormattedRequest>,
+    ) -> Result<Response<api::MarkFormattedResponse>, Status> {
+        let api::MarkFormattedRequest { id, fs_type, epoch } = request.into_inner();
+        if fs_type.is_empty() {
+            return Err(Status::invalid_argument("the file system is missing"));
+        }
+        let mark = move |pools: &Pools, id: VolumeId| {
+            let mark =
+                &mut |record: &mut sheave_pools::Record| record.mark_formatted(&fs_type, epoch);
+            pools.pool(&id.pool)?.update(id.uuid, mark).map(drop)
+        };
+        self.calls.call_about(&id, mark).await?;
+        Ok(Response::new(api::MarkFormattedResponse {}))
+    }
+}

@@ -1,0 +1,87 @@
+//! A node whose daemon has pools.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::{Daemon, Node};
+
+/// A node with a pool `fast`, a directory without a limit, and a pool `small` of 10 MiB.
+pub struct PoolNode {
+    /// The node.
+    pub node: Node,
+}
+
+impl Default for PoolNode {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PoolNode {
+    /// A node without volumes.
+    ///
+    /// # Panics
+    /// When its directories cannot be made.
+    #[must_use]
+    pub fn new() -> Self {
+        let node = Node::new();
+        let mut config = String::new();
+        for (name, more) in [("fast", "default_size = \"4M\""), ("small", "capacity = \"10M\"")] {
+            let dir = node.file(name);
+            fs::create_dir(&dir).expect("a directory");
+            config += &format!("[pools.{name}]\nurl = \"file://{}\"\n{more}\n", dir.display());
+        }
+        fs::write(node.file("pools.toml"), config).expect("a file");
+        Self { node }
+    }
+
+    /// The file with its pools.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.node.file("pools.toml")
+    }
+
+    /// Starts a daemon, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn daemon(&self) -> Daemon {
+        let config = self.config();
+        let daemon = self.node.start(&["daemon", "--config", config.to_str().expect("UTF-8")]);
+        daemon.wait_for_log(" ready ");
+        daemon
+    }
+
+    /// The files of a pool, without its lock.
+    ///
+    /// # Panics
+    /// When they cannot be listed.
+    #[must_use]
+    pub fn files(&self, pool: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for dir in [self.node.file(pool), self.node.file(pool).join("names")] {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            let files = entries.filter(|entry| entry.file_type().expect("a type").is_file());
+            let names = files.map(|entry| entry.file_name().into_string().expect("UTF-8"));
+            found.extend(names.filter(|name| name != ".sheave.lock"));
+        }
+        found.sort();
+        found
+    }
+}
+
+impl Daemon {
+    /// What is known of a volume of a pool.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Value {
+        let text = self.sheave("volume info --json").arg(name).ok();
+        serde_json::from_str(&text).expect("JSON")
+    }
+}

@@ -1,0 +1,102 @@
+//! Pools of a daemon, from the command line: volumes are made, attached, limited, made longer,
+//! deleted, and outlive the daemon.
+
+use std::fs;
+
+use sheave_tests::{PoolNode, Wire};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_volume_of_a_pool_from_its_creation_to_its_deletion() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    assert_eq!(daemon.sheave("volume ls").ok(), "no volumes\n");
+    for _ in 0..3 {
+        assert_eq!(daemon.sheave("volume create fast/a --size 8M").ok(), "fast/a\n");
+    }
+    daemon.sheave("volume create fast/a --size 9M").output().check_refused("is there already");
+    daemon.sheave("volume create fast/b").ok();
+    assert_eq!(daemon.volume("fast/b")["size_bytes"], 4 * MIB);
+    let made = daemon.volume("fast/a");
+    assert_eq!((&made["size_bytes"], &made["device"]), (&(8 * MIB).into(), &().into()));
+    let id = made["id"].as_str().expect("an id");
+    assert!(id.starts_with("fast/") && id.len() == "fast/".len() + 36, "{id}");
+
+    let device = daemon.attach("fast/a");
+    assert_eq!(daemon.attach(id), device, "the same volume");
+    assert_eq!(daemon.device()["volume_id"], id);
+    assert_eq!(daemon.volume("fast/a")["device"], device.to_str().expect("UTF-8"));
+    let mut wire = Wire::unix(&device).expect("the device");
+    assert_eq!(wire.write(8 * MIB - 512, &[7; 512]).expect("a reply"), 0);
+    daemon.sheave("volume delete fast/a").output().check_refused("detach it first");
+    drop(wire);
+
+    assert_eq!(daemon.sheave("volume resize fast/a --size 16M").ok(), format!("{}\n", 16 * MIB));
+    assert_eq!(daemon.device()["size_bytes"], 16 * MIB);
+    daemon.sheave("volume resize fast/a --size 8M").output().check_refused("cut data off");
+    daemon.sheave("volume set fast/a --limit-iops 500").ok();
+    assert_eq!(daemon.device()["limit_iops"], 500);
+
+    daemon.sheave("detach fast/a").ok();
+    node.node.check_bare(&daemon);
+    let device = daemon.attach("fast/a");
+    assert_eq!(daemon.device()["limit_iops"], 500, "a volume keeps its limits");
+    let mut wire = Wire::unix(&device).expect("the device");
+    assert_eq!(wire.read(8 * MIB - 512, 512).expect("a reply").expect("data"), [7; 512]);
+    drop(wire);
+    daemon.sheave("detach").arg(&device).ok();
+    for name in ["fast/a", "fast/b"] {
+        daemon.sheave("volume delete").arg(name).ok();
+        daemon.sheave("volume delete").arg(name).output().check_refused("has no volume");
+    }
+    assert_eq!(node.files("fast"), [] as [&str; 0]);
+}
+
+#[test]
+fn volumes_and_their_devices_outlive_a_daemon() {
+    let node = PoolNode::new();
+    let mut daemon = node.daemon();
+    daemon.sheave("volume create fast/a --size 2M --limit-bps 1M").ok();
+    let (made, device) = (daemon.volume("fast/a"), daemon.attach("fast/a"));
+    daemon.kill();
+    let daemon = node.daemon();
+    daemon.wait_for_recovery();
+    let found = daemon.volume("fast/a");
+    assert_eq!((&found["id"], &found["limit_bps"]), (&made["id"], &MIB.into()));
+    assert_eq!(found["device"], device.to_str().expect("UTF-8"));
+    assert_eq!(daemon.attach("fast/a"), device);
+    daemon.sheave("detach fast/a").ok();
+    daemon.sheave("volume delete fast/a").ok();
+}
+
+#[test]
+fn a_pool_that_is_full_absent_or_unknown_says_so() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    daemon.sheave("volume create small/a --size 6M").ok();
+    let full = daemon.sheave("volume create small/b --size 5M").output();
+    full.check_refused("pool small has room for 4194304 bytes");
+    assert_eq!(node.files("small").len(), 3, "{:?}", node.files("small"));
+    daemon.sheave("volume create none/a --size 1M").output().check_refused("fast, small");
+    fs::rename(node.node.file("fast"), node.node.file("gone")).expect("renamed");
+    daemon.sheave("volume create fast/a").output().check_refused("mount or make it");
+    assert!(!node.node.file("fast").exists(), "it may be that it is not mounted");
+}
+
+#[test]
+fn a_path_that_looks_like_a_volume_of_a_pool_is_written_with_a_dot() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    let dir = node.node.file("work").join("fast");
+    fs::create_dir_all(&dir).expect("a directory");
+    fs::write(dir.join("a"), vec![0; MIB as usize]).expect("a file");
+    let attach =
+        |volume: &str| daemon.sheave("attach").arg(volume).in_dir(&node.node.file("work")).output();
+    attach("fast/a").check_refused("has no volume a");
+    assert!(attach("./fast/a").status.success());
+    assert!(daemon.device()["volume_id"].is_null());
+    daemon.sheave("volume create fast/a").ok();
+    assert!(attach("fast/a").status.success());
+    assert_eq!(node.node.kernel.devices().len(), 2);
+}
