@@ -25,5 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     builder.compile_fds(descriptors)?;
+    let file = "proto/pluginregistration/v1/registration.proto";
+    println!("cargo:rerun-if-changed={file}");
+    tonic_prost_build::configure().compile_fds(protox::compile([file], ["proto"])?)?;
     Ok(())
 }

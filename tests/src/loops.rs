@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rustix::fs::OFlags;
-use sheave_node::{Device, Error, Format, Kind, Record, Result, Volumes};
+use sheave_node::{Attach, Device, Error, Format, Kind, Record, Result, Volumes};
 
 use crate::Run;
 
@@ -141,12 +141,12 @@ impl LoopVolumes {
 }
 
 impl Volumes for LoopVolumes {
-    fn attach(&self, volume: &str, read_only: bool, _: Option<u64>) -> Result<Device> {
+    fn attach(&self, volume: &str, how: &Attach) -> Result<Device> {
         self.called("attach")?;
         self.check_there(volume)?;
         if self.loop_device(volume).is_none() {
             let mut attach = Run::new("losetup").args("--find");
-            if read_only {
+            if how.read_only {
                 attach = attach.arg("--read-only");
             }
             attach.arg(self.image(volume)).ok();

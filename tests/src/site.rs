@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sheave_node::{Access, Fs, Node, PublishRequest, StageRequest, Tools};
+use sheave_node::{Access, Attach, Fs, Node, PublishRequest, StageRequest, Tools};
 
 use crate::{LoopVolumes, Run, Scratch, have};
 
@@ -105,8 +105,7 @@ impl Site {
             volume: "v".to_owned(),
             staging: self.staging(),
             access: access(fs),
-            read_only: false,
-            epoch: Some(1),
+            attach: Attach { epoch: Some(1), ..Attach::default() },
         }
     }
 

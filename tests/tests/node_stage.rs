@@ -229,7 +229,7 @@ fn rule_23_a_read_only_device_is_mounted_without_a_change() {
             let image = site.volumes.create("v", SIZE);
             let node = site.node();
             let mut request = site.stage_request(Some(fs));
-            request.read_only = true;
+            request.attach.read_only = true;
             refused(node.stage(request.clone()), "mount it once read-write");
             site.check_bare();
             node.stage(site.stage_request(Some(fs))).expect("staged");

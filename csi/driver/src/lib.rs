@@ -2,17 +2,24 @@
 //! control API.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod checks;
+pub mod context;
+mod daemon_volumes;
+mod health;
 mod identity;
 mod node;
 pub mod pending;
+mod registration;
 
 use std::sync::Arc;
 
 use sheave_control::{ControlClient, VolumesClient};
 
+pub use health::Health;
 pub use identity::IdentityService;
 pub use node::NodeService;
+pub use registration::{Registered, RegistrationService};
 
 /// What all services of a plugin know.
 pub struct Plugin {

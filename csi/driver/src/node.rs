@@ -1,9 +1,214 @@
 //! The service Node: volumes on this node.
 
-use crate::SharedPlugin;
+mod requests;
+mod status;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sheave_control::v1::ListPoolsRequest;
+use sheave_csi_proto::v1::node_get_storage_health_response::StorageBackendHealth;
+use sheave_csi_proto::v1::node_server::Node;
+use sheave_csi_proto::v1::node_service_capability::{self, Rpc, rpc};
+use sheave_csi_proto::v1::{
+    NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
+    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
+    NodeGetStorageHealthRequest, NodeGetStorageHealthResponse, NodeGetVolumeHealthRequest,
+    NodeGetVolumeHealthResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
+    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
+    NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest,
+    NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse,
+    StorageHealthErrorType, Topology, VolumeHealth,
+};
+use sheave_node::{Problem, Tools};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tonic::{Request, Response, Status};
+
+use crate::daemon_volumes::DaemonVolumes;
+use crate::{SharedPlugin, checks};
+use requests::path;
+use status::{condition, health_entry, status, usage};
+
+/// How soon what serves the volumes must answer.
+const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What this service can do. Health is advertised in the old way, too: Kubernetes up to 1.36 reads
+/// no other.
+const CAPABILITIES: [rpc::Type; 7] = [
+    rpc::Type::StageUnstageVolume,
+    rpc::Type::GetVolumeStats,
+    rpc::Type::ExpandVolume,
+    rpc::Type::VolumeCondition,
+    rpc::Type::SingleNodeMultiWriter,
+    rpc::Type::GetVolumeHealth,
+    rpc::Type::GetStorageHealth,
+];
 
 /// Serves Node.
 pub struct NodeService {
-    /// What it shares with the other services.
-    pub plugin: SharedPlugin,
+    plugin: SharedPlugin,
+    node_id: String,
+    engine: Arc<sheave_node::Node>,
+}
+
+impl NodeService {
+    /// Of this plugin, with its state in this directory. The runtime is that of the caller.
+    ///
+    /// # Errors
+    /// When the plugin has no node or no devices, or the directory cannot be made.
+    pub fn open(plugin: SharedPlugin, state_dir: PathBuf) -> Result<Self, sheave_node::Error> {
+        let missing = |what: &str| {
+            let why = format!("the service Node needs {what}");
+            sheave_node::Error::new(sheave_node::Kind::Invalid, why)
+        };
+        let node_id = plugin.node_id.clone().ok_or_else(|| missing("a node id"))?;
+        let devices = plugin.devices.clone().ok_or_else(|| missing("a daemon"))?;
+        let volumes = plugin.volumes.clone();
+        let runtime = Handle::current();
+        let volumes = DaemonVolumes { runtime, volumes, devices, node_id: node_id.clone() };
+        let engine = sheave_node::Node::open(state_dir, Arc::new(volumes), Tools::from_env())?;
+        Ok(Self { plugin, node_id, engine: Arc::new(engine) })
+    }
+
+    /// The engine's calls block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&sheave_node::Node) -> Result<T, sheave_node::Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let engine = Arc::clone(&self.engine);
+        let called = spawn_blocking(move || call(&engine)).await;
+        called.map_err(|error| Status::internal(error.to_string()))?.map_err(status)
+    }
+
+    async fn problems(&self, volume: String) -> Result<Vec<Problem>, Status> {
+        self.blocking(move |engine| engine.health(&volume)).await
+    }
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn node_stage_volume(
+        &self,
+        request: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        let request = requests::stage(request.into_inner())?;
+        self.blocking(move |engine| engine.stage(request)).await?;
+        Ok(Response::new(NodeStageVolumeResponse {}))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        let NodeUnstageVolumeRequest { volume_id, staging_target_path } = request.into_inner();
+        checks::text("volume_id", &volume_id)?;
+        let staging = path("staging_target_path", &staging_target_path)?;
+        self.blocking(move |engine| engine.unstage(&volume_id, &staging)).await?;
+        Ok(Response::new(NodeUnstageVolumeResponse {}))
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let request = requests::publish(request.into_inner())?;
+        self.blocking(move |engine| engine.publish(request)).await?;
+        Ok(Response::new(NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let NodeUnpublishVolumeRequest { volume_id, target_path } = request.into_inner();
+        checks::text("volume_id", &volume_id)?;
+        let target = path("target_path", &target_path)?;
+        self.blocking(move |engine| engine.unpublish(&volume_id, &target)).await?;
+        Ok(Response::new(NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        let volume = checks::text("volume_id", &request.volume_id)?.to_owned();
+        let path = path("volume_path", &request.volume_path)?;
+        let id = volume.clone();
+        let stats = self.blocking(move |engine| engine.stats(&id, &path)).await?;
+        let problems = self.problems(volume).await?;
+        let volume_condition = Some(condition(&problems));
+        Ok(Response::new(NodeGetVolumeStatsResponse { usage: usage(&stats), volume_condition }))
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        let NodeGetVolumeHealthRequest { volume_id, .. } = request.into_inner();
+        checks::text("volume_id", &volume_id)?;
+        let problems = self.problems(volume_id.clone()).await?;
+        let health_statuses = problems.into_iter().map(health_entry).collect();
+        let volume_health = Some(VolumeHealth { volume_id, health_statuses });
+        Ok(Response::new(NodeGetVolumeHealthResponse { volume_health }))
+    }
+
+    /// Pools are asked for by their list only: what their storage does is a volume's health.
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        let mut volumes = self.plugin.volumes.clone();
+        let asked = tokio::time::timeout(PROBE_TIMEOUT, volumes.list_pools(ListPoolsRequest {}));
+        let why = match asked.await {
+            Ok(Ok(_)) => None,
+            Ok(Err(status)) => Some(status.message().to_owned()),
+            Err(_) => Some("it does not answer".to_owned()),
+        };
+        let unreachable = |why| StorageBackendHealth {
+            status: StorageHealthErrorType::StorageUnreachable.into(),
+            reason: "DaemonUnreachable".to_owned(),
+            message: format!("the daemon of this node: {why}; look at its log"),
+            volume_capability: None,
+        };
+        let backend_health = why.map(unreachable).into_iter().collect();
+        Ok(Response::new(NodeGetStorageHealthResponse { backend_health }))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        let (volume, path, range) = requests::expand(request.into_inner())?;
+        let required = range.required;
+        let size = self.blocking(move |engine| engine.expand(&volume, &path, required)).await?;
+        range.check(size)?;
+        let capacity_bytes = i64::try_from(size).unwrap_or(i64::MAX);
+        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes }))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let capability = |of: rpc::Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: of.into() })),
+        };
+        let capabilities = CAPABILITIES.map(capability).to_vec();
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        let segments = [(self.plugin.topology_key(), self.node_id.clone())].into();
+        Ok(Response::new(NodeGetInfoResponse {
+            node_id: self.node_id.clone(),
+            // No limit that is known.
+            max_volumes_per_node: 0,
+            accessible_topology: Some(Topology { segments }),
+        }))
+    }
 }

@@ -127,7 +127,7 @@ impl<T> Ending<T> {
 
 impl<T> Drop for Ending<T> {
     fn drop(&mut self) {
-        let panicked = || Err(Error::new(Kind::Internal, "the work on the volume panicked"));
+        let panicked = || Err(Error::new(Kind::Unavailable, "the work on the volume panicked"));
         let result = self.result.take().unwrap_or_else(panicked);
         *lock(&self.job.result) = Some((Instant::now(), result));
         self.job.ended.notify_all();
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn work_that_panics_ends() {
         let jobs = Jobs::new();
-        assert_eq!(run(&jobs, "a", LONG, || panic!("for the test")), Err(Kind::Internal));
+        assert_eq!(run(&jobs, "a", LONG, || panic!("for the test")), Err(Kind::Unavailable));
         assert_eq!(run(&jobs, "a", LONG, || Ok(6)), Ok(6));
     }
 }

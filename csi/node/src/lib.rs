@@ -38,9 +38,9 @@ use std::time::Duration;
 pub use error::{Error, Kind, Result};
 pub use fs::Fs;
 pub use health::{Problem, Severity};
-pub use stats::Stats;
+pub use stats::{FilesystemStats, Stats};
 pub use tools::Tools;
-pub use volumes::{Device, Format, RAW, Record, Volumes};
+pub use volumes::{Attach, Device, Format, RAW, Record, Volumes};
 
 use error::invalid;
 use health::Problems;
@@ -74,10 +74,8 @@ pub struct StageRequest {
     pub staging: PathBuf,
     /// How it is used.
     pub access: Access,
-    /// Whether the device refuses writes.
-    pub read_only: bool,
-    /// Of the publication to this node: older ones are refused.
-    pub epoch: Option<u64>,
+    /// How its device is made.
+    pub attach: Attach,
 }
 
 /// Show a staged volume at a place.

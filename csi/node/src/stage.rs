@@ -29,10 +29,10 @@ impl Engine {
         let mut state = State::staging(&request.volume, staging);
         state.fs = request.access.fs().map(|fs| fs.name().to_owned());
         state.options = options.fingerprint();
-        state.read_only = request.read_only;
-        state.epoch = request.epoch;
+        state.read_only = request.attach.read_only;
+        state.epoch = request.attach.epoch;
         if let Some(before) = self.states.load(&request.volume)? {
-            if self.is_staged_equally(&before, &state)? {
+            if self.is_staged_equally(&before, &state, request)? {
                 return Ok(());
             }
             self.clear(&before)?;
@@ -83,7 +83,12 @@ impl Engine {
     ///
     /// # Errors
     /// When it is staged otherwise.
-    fn is_staged_equally(&self, before: &State, wanted: &State) -> Result<bool> {
+    fn is_staged_equally(
+        &self,
+        before: &State,
+        wanted: &State,
+        request: &StageRequest,
+    ) -> Result<bool> {
         if before.phase != Phase::Staged || before.is_stale() {
             return Ok(false);
         }
@@ -114,7 +119,7 @@ impl Engine {
         }
         if before.epoch != wanted.epoch {
             // Published once more to this node: the device has to be that of the new epoch.
-            self.volumes.attach(volume, wanted.read_only, wanted.epoch)?;
+            self.volumes.attach(volume, &request.attach)?;
             let mut again = before.clone();
             again.epoch = wanted.epoch;
             self.states.save(&again)?;
@@ -156,7 +161,7 @@ impl Engine {
     ) -> Result<()> {
         let volume = &request.volume;
         let of_volume = |error: Error| error.of(volume);
-        let device = self.volumes.attach(volume, request.read_only, request.epoch)?;
+        let device = self.volumes.attach(volume, &request.attach)?;
         let disk = Disk::of(&device).map_err(of_volume)?;
         state.device = Some(StagedDevice { path: disk.path.clone(), number: disk.number });
         self.states.save(state)?;
@@ -172,11 +177,14 @@ impl Engine {
     /// A program may write anything to it, so it is never formatted from here on.
     fn mark_raw(&self, request: &StageRequest) -> Result<()> {
         let record = self.volumes.record(&request.volume)?;
-        if record.never_format || request.read_only || matches!(record.format, Format::Done(_)) {
+        if record.never_format
+            || request.attach.read_only
+            || matches!(record.format, Format::Done(_))
+        {
             return Ok(());
         }
         let raw = Format::Done(RAW.to_owned());
-        self.volumes.mark(&request.volume, &raw, request.epoch)
+        self.volumes.mark(&request.volume, &raw, request.attach.epoch)
     }
 
     fn stage_filesystem(
@@ -188,7 +196,7 @@ impl Engine {
         staging: &Path,
         lock: &VolumeLock,
     ) -> Result<()> {
-        let read_only = request.read_only || disk.read_only;
+        let read_only = request.attach.read_only || disk.read_only;
         let found = self.prepare(request, fs, read_only || options.is_read_only(), disk, lock)?;
         if read_only {
             options = options.read_only().with(fs.read_only_options());
@@ -229,11 +237,11 @@ impl Engine {
         let found = match planned {
             Plan::Mount(found) => found,
             Plan::MarkAndMount(found) => {
-                self.volumes.mark(&request.volume, &done, request.epoch)?;
+                self.volumes.mark(&request.volume, &done, request.attach.epoch)?;
                 found
             }
             Plan::FinishFormat(_) if fs.is_whole(&self.tools, &disk.path, lock)? => {
-                self.volumes.mark(&request.volume, &done, request.epoch)?;
+                self.volumes.mark(&request.volume, &done, request.attach.epoch)?;
                 return Ok(None);
             }
             Plan::Format | Plan::FinishFormat(_) => {
@@ -257,11 +265,11 @@ impl Engine {
         let (volume, name) = (&request.volume, fs.name().to_owned());
         fs.check_size(disk.size)?;
         fs.check_tools(&self.tools)?;
-        self.volumes.mark(volume, &Format::Begun(name.clone()), request.epoch)?;
+        self.volumes.mark(volume, &Format::Begun(name.clone()), request.attach.epoch)?;
         tracing::info!(volume = %printable(volume), fs = fs.name(), "formatting");
         fs.make(&self.tools, &disk.path, lock)?;
         disk.sync()?;
-        self.volumes.mark(volume, &Format::Done(name), request.epoch)
+        self.volumes.mark(volume, &Format::Done(name), request.attach.epoch)
     }
 
     /// Undoes a staging that has failed for good.

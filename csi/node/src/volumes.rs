@@ -10,8 +10,8 @@ pub trait Volumes: Send + Sync {
     /// Makes a volume a device of this node. One that is there already is returned.
     ///
     /// # Errors
-    /// When the volume cannot be had, or a newer publication of it (`epoch`) exists.
-    fn attach(&self, volume: &str, read_only: bool, epoch: Option<u64>) -> Result<Device>;
+    /// When the volume cannot be had, or a newer publication of it exists.
+    fn attach(&self, volume: &str, how: &Attach) -> Result<Device>;
 
     /// The volume's device, if it has one.
     ///
@@ -42,6 +42,17 @@ pub trait Volumes: Send + Sync {
     /// # Errors
     /// When its pool refuses or does not answer.
     fn mark(&self, volume: &str, format: &Format, epoch: Option<u64>) -> Result<()>;
+}
+
+/// How a volume is made a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attach {
+    /// Whether the device refuses writes.
+    pub read_only: bool,
+    /// Of the publication to this node: older ones are refused.
+    pub epoch: Option<u64>,
+    /// The kernel driver that makes the device, if it was asked for: a word of the daemon.
+    pub front: Option<String>,
 }
 
 /// A device of this node.

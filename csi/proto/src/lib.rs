@@ -12,6 +12,12 @@ pub mod v1 {
     tonic::include_proto!("csi.v1");
 }
 
+/// How a plugin registers with kubelet (pluginregistration, v1).
+#[allow(missing_docs, unused_qualifications, clippy::too_many_lines, clippy::use_self)]
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
 /// The compiled definition, a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/csi.bin"));
 

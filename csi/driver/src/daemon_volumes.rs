@@ -1,0 +1,197 @@
+//! What the node engine needs of the daemon, by the control API.
+
+use std::time::Duration;
+
+use sheave_control::v1::{
+    self as control, AttachRequest, DetachRequest, Front, GetVolumeRequest, ListDevicesRequest,
+    MarkFormattedRequest, ResizeRequest, get_volume_request::Key,
+};
+use sheave_control::{ControlClient, VolumesClient};
+use sheave_node::{Attach, Device, Error, Format, Kind, Record, Result, Volumes};
+use tokio::runtime::Handle;
+use tonic::{Code, Response, Status};
+
+/// How long attaching and detaching may take: the kernel and the volume's storage take part.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long other calls may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The daemon of this node. Calls block, so they must not come from its runtime's threads.
+pub(crate) struct DaemonVolumes {
+    pub(crate) runtime: Handle,
+    pub(crate) volumes: VolumesClient,
+    pub(crate) devices: ControlClient,
+    pub(crate) node_id: String,
+}
+
+impl DaemonVolumes {
+    fn wait<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        let answered = self.runtime.block_on(async { tokio::time::timeout(limit, call).await });
+        match answered {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(error(&status)),
+            Err(_) => {
+                let why = format!("the daemon has not answered within {} s", limit.as_secs());
+                Err(Error::new(Kind::TimedOut, why))
+            }
+        }
+    }
+
+    fn volume(&self, id: &str) -> Result<control::Volume> {
+        let mut volumes = self.volumes.clone();
+        let request = GetVolumeRequest { key: Some(Key::Id(id.to_owned())) };
+        let answer = self.wait(CALL_TIMEOUT, volumes.get_volume(request))?;
+        answer.volume.ok_or_else(|| Error::new(Kind::Internal, "the daemon has named no volume"))
+    }
+
+    /// What lets this node use a volume: a writer that was not let in would write beside another.
+    fn publication(&self, id: &str) -> Result<control::Publication> {
+        let mut all = self.volume(id)?.publications.into_iter();
+        all.find(|publication| publication.node == self.node_id).ok_or_else(|| {
+            let node = &self.node_id;
+            let why =
+                format!("volume {id} is not published to this node, {node}; publish it first");
+            Error::new(Kind::Refused, why)
+        })
+    }
+}
+
+impl Volumes for DaemonVolumes {
+    fn attach(&self, volume: &str, options: &Attach) -> Result<Device> {
+        let front = match options.front.as_deref() {
+            None | Some("" | "auto") => Front::Unspecified,
+            Some("ublk") => Front::Ublk,
+            Some("nbd") => Front::Nbd,
+            Some(other) => {
+                let why = format!("front {other:?} is unknown; use auto, ublk or nbd");
+                return Err(Error::new(Kind::Invalid, why));
+            }
+        };
+        let publication = self.publication(volume)?;
+        let request = AttachRequest {
+            volume: volume.to_owned(),
+            front: front.into(),
+            read_only: options.read_only || publication.read_only,
+            // Parties that are not the operator of this node have chosen the volume.
+            from_operator: false,
+            epoch: Some(options.epoch.unwrap_or(publication.epoch)),
+            node: self.node_id.clone(),
+        };
+        let mut devices = self.devices.clone();
+        let answer = self.wait(DEVICE_TIMEOUT, devices.attach(request))?;
+        answer.device.map(device).ok_or_else(no_device)
+    }
+
+    fn device(&self, volume: &str) -> Result<Option<Device>> {
+        let mut devices = self.devices.clone();
+        let answer = self.wait(CALL_TIMEOUT, devices.list_devices(ListDevicesRequest {}))?;
+        let mut all = answer.devices.into_iter();
+        Ok(all.find(|device| device.volume_id == volume).map(device))
+    }
+
+    fn detach(&self, volume: &str) -> Result<()> {
+        let mut devices = self.devices.clone();
+        let request = DetachRequest { target: volume.to_owned(), force: false };
+        match self.wait(DEVICE_TIMEOUT, devices.detach(request)) {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            // It is in use for a moment, such as by udev, or by a program that has it open.
+            Err(error) if error.kind() == Kind::Refused => Err(error.with_kind(Kind::Unavailable)),
+            ended => ended.map(drop),
+        }
+    }
+
+    fn grow(&self, volume: &str) -> Result<Device> {
+        let mut devices = self.devices.clone();
+        let request = ResizeRequest { target: volume.to_owned(), size_bytes: None };
+        let answer = self.wait(DEVICE_TIMEOUT, devices.resize(request))?;
+        answer.device.map(device).ok_or_else(no_device)
+    }
+
+    fn record(&self, volume: &str) -> Result<Record> {
+        let volume = self.volume(volume)?;
+        let format = match (volume.formatted, volume.formatting) {
+            (fs, _) if fs.is_empty() => Format::Never,
+            (fs, true) => Format::Begun(fs),
+            (fs, false) => Format::Done(fs),
+        };
+        Ok(Record { format, never_format: volume.never_format })
+    }
+
+    fn mark(&self, volume: &str, format: &Format, epoch: Option<u64>) -> Result<()> {
+        let (fs_type, begun) = match format {
+            Format::Never => return Err(Error::new(Kind::Internal, "a format is not unmade")),
+            Format::Begun(fs) => (fs.clone(), true),
+            Format::Done(fs) => (fs.clone(), false),
+        };
+        let epoch = match epoch {
+            Some(epoch) => epoch,
+            None => self.volume(volume)?.epoch,
+        };
+        let request = MarkFormattedRequest { id: volume.to_owned(), fs_type, epoch, begun };
+        let mut volumes = self.volumes.clone();
+        self.wait(CALL_TIMEOUT, volumes.mark_formatted(request)).map(drop)
+    }
+}
+
+fn device(device: control::Device) -> Device {
+    Device {
+        path: device.path.into(),
+        read_only: device.read_only,
+        size: device.size_bytes,
+        waiting: Some(device.waiting).filter(|why| !why.is_empty()),
+    }
+}
+
+fn no_device() -> Error {
+    Error::new(Kind::Internal, "the daemon has named no device")
+}
+
+/// What an answer of the control API means here.
+fn error(status: &Status) -> Error {
+    let kind = match status.code() {
+        Code::InvalidArgument => Kind::Invalid,
+        Code::NotFound => Kind::NotFound,
+        Code::AlreadyExists => Kind::Exists,
+        Code::FailedPrecondition
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::Unimplemented
+        | Code::DataLoss => Kind::Refused,
+        Code::Aborted => Kind::Pending,
+        Code::DeadlineExceeded => Kind::TimedOut,
+        Code::ResourceExhausted => Kind::Exhausted,
+        Code::OutOfRange => Kind::OutOfRange,
+        // Also a daemon that ended in the middle: the outcome is open.
+        Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal | Code::Unavailable => {
+            Kind::Unavailable
+        }
+    };
+    Error::new(kind, format!("the daemon: {}", status.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_12_an_answer_that_leaves_the_outcome_open_is_not_final() {
+        for code in [
+            Code::Unavailable,
+            Code::Internal,
+            Code::Unknown,
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+            Code::Aborted,
+            Code::ResourceExhausted,
+        ] {
+            assert!(!error(&Status::new(code, "x")).kind().is_final(), "{code}");
+        }
+        for code in [Code::NotFound, Code::FailedPrecondition, Code::InvalidArgument] {
+            assert!(error(&Status::new(code, "x")).kind().is_final(), "{code}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Liveness and readiness over HTTP, for a kubelet's probes.
+//!
+//! `/healthz` says whether a restart of the plugin would help: its socket does not answer. What is
+//! wrong with daemon, pools or storage is none of that. `/readyz` says whether it can work: it is
+//! registered, and its daemon answers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use sheave_control::v1::ListPoolsRequest;
+use sheave_control::{VolumesClient, channel};
+use sheave_csi_proto::v1::GetPluginInfoRequest;
+use sheave_csi_proto::v1::identity_client::IdentityClient;
+use tokio::time::timeout;
+use tonic::transport::Channel;
+
+use crate::registration::Registered;
+
+/// How soon each part must answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the probes ask.
+#[derive(Clone)]
+pub struct Health {
+    identity: IdentityClient<Channel>,
+    volumes: VolumesClient,
+    /// `None` where no kubelet is to register the plugin.
+    registered: Option<Registered>,
+}
+
+impl Health {
+    /// Of the plugin whose own socket is at this path.
+    #[must_use]
+    pub fn new(socket: &Path, volumes: VolumesClient, registered: Option<Registered>) -> Self {
+        let identity = IdentityClient::new(channel(socket));
+        Self { identity, volumes, registered }
+    }
+
+    /// The pages `/healthz` and `/readyz`.
+    pub fn router(self) -> Router {
+        Router::new().route("/healthz", get(live)).route("/readyz", get(ready)).with_state(self)
+    }
+
+    async fn live(&self) -> Result<(), &'static str> {
+        let mut identity = self.identity.clone();
+        let asked = timeout(ANSWER_TIMEOUT, identity.get_plugin_info(GetPluginInfoRequest {}));
+        match asked.await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err("the plugin's own socket does not answer"),
+        }
+    }
+
+    async fn ready(&self) -> Result<(), &'static str> {
+        self.live().await?;
+        if self.registered.as_ref().is_some_and(|registered| !registered.get()) {
+            return Err("kubelet has not registered the plugin yet");
+        }
+        let mut volumes = self.volumes.clone();
+        match timeout(ANSWER_TIMEOUT, volumes.list_pools(ListPoolsRequest {})).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err("the daemon does not answer"),
+        }
+    }
+}
+
+async fn live(State(health): State<Health>) -> (StatusCode, &'static str) {
+    page(health.live().await)
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
+    page(health.ready().await)
+}
+
+fn page(outcome: Result<(), &'static str>) -> (StatusCode, &'static str) {
+    match outcome {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
