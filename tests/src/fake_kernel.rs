@@ -8,6 +8,7 @@
 
 mod calls;
 mod device;
+mod real;
 mod users;
 
 use std::os::fd::OwnedFd;
@@ -67,6 +68,8 @@ struct Strike {
 
 struct Shared {
     dir: PathBuf,
+    /// Its devices are block devices of the real kernel.
+    has_block_devices: bool,
     devices: Mutex<Devices>,
     /// A device is not in use any more.
     changed: Condvar,
@@ -102,11 +105,26 @@ impl FakeKernel {
     /// When its socket cannot be made.
     #[must_use]
     pub fn new() -> Self {
+        Self::start(false)
+    }
+
+    /// A kernel whose devices are block devices of the real one, too, with all their I/O through
+    /// the daemon: they can be mounted, and cannot grow. It takes root, loop devices and `nbdfuse`.
+    ///
+    /// # Panics
+    /// When its socket cannot be made.
+    #[must_use]
+    pub fn with_block_devices() -> Self {
+        Self::start(true)
+    }
+
+    fn start(has_block_devices: bool) -> Self {
         let scratch = Scratch::new();
         let dir = scratch.path().to_owned();
         let listener = Arc::new(listener(&dir.join("kernel.sock"), SocketType::SEQPACKET));
         let shared = Arc::new(Shared {
             dir,
+            has_block_devices,
             devices: Mutex::default(),
             changed: Condvar::new(),
             strike: Mutex::default(),
@@ -160,6 +178,8 @@ impl FakeKernel {
 impl Drop for FakeKernel {
     fn drop(&mut self) {
         let _ = shutdown(&self.listener, Shutdown::Both);
+        let real = lock(&self.shared.devices).take_all_real();
+        drop(real);
         lock(&self.shared.devices).end_all();
     }
 }

@@ -9,6 +9,7 @@ use rustix::net::{RecvFlags, SocketType, recv};
 use sheave_daemon::{DeviceKey, FakeAnswer, FakeRequest, receive, send};
 
 use super::device::Device;
+use super::real::RealDevice;
 use super::{Call, Moment, Shared, listener, lock};
 
 /// How long a device may be about to be closed.
@@ -40,6 +41,7 @@ impl Shared {
             && let Some(device) = self.devices().get(id)
         {
             device.claimed = false;
+            device.real_claim = None;
         }
     }
 
@@ -88,8 +90,10 @@ impl Shared {
             }
             FakeRequest::Claim { id } => self.claim(id).map(|()| FakeAnswer::Done),
             FakeRequest::End { id, key } => {
+                let real = self.devices().same(id, key).and_then(Device::take_real);
+                drop(real);
                 let mut devices = self.devices();
-                if devices.get(id).is_some_and(|device| device.key == key) {
+                if devices.same(id, key).is_some() {
                     devices.end(id);
                 }
                 Ok(FakeAnswer::Done)
@@ -101,11 +105,19 @@ impl Shared {
     /// Has programs find a device.
     fn open(self: &Arc<Self>, id: u32, key: DeviceKey) {
         let path = self.path(id);
-        let listener = Arc::new(listener(&path, SocketType::STREAM));
+        let socket =
+            if self.has_block_devices { path.with_extension("sock") } else { path.clone() };
+        let listener = Arc::new(listener(&socket, SocketType::STREAM));
         if let Some(device) = self.devices().get(id) {
-            device.listen(Arc::clone(&listener), path);
+            device.listen(Arc::clone(&listener), socket.clone());
         }
         self.accept_users(listener, id, key);
+        if self.has_block_devices {
+            let real = RealDevice::new(&path, &socket);
+            if let Some(device) = self.devices().get(id) {
+                device.real = Some(real);
+            }
+        }
     }
 
     /// Keeps others from using a device, which nothing uses.
@@ -118,7 +130,9 @@ impl Shared {
         if waited.timed_out() {
             return Err(Errno::BUSY);
         }
-        devices.get(id).ok_or(Errno::NOENT)?.claimed = true;
+        let device = devices.get(id).ok_or(Errno::NOENT)?;
+        device.real_claim = device.real.as_ref().map(RealDevice::claim).transpose()?;
+        device.claimed = true;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The devices of a kernel, and what is in flight on them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use std::thread;
 use rustix::io::Errno;
 use sheave_daemon::DeviceKey;
 
+use super::real::RealDevice;
 use super::{Shared, lock};
 use crate::wire::{errno, magic};
 
@@ -25,6 +27,10 @@ pub(super) struct Device {
     pub(super) block: u32,
     pub(super) flags: u16,
     pub(super) claimed: bool,
+    /// What the real kernel has of it.
+    pub(super) real: Option<RealDevice>,
+    /// Keeps other programs from that.
+    pub(super) real_claim: Option<File>,
     /// Where programs find it, once it can be used.
     opened: Option<(Arc<OwnedFd>, PathBuf)>,
     server: Option<Arc<Server>>,
@@ -118,6 +124,11 @@ impl Devices {
         }
     }
 
+    /// What the real kernel has of all devices: to be dropped while the devices still work.
+    pub(super) fn take_all_real(&mut self) -> Vec<RealDevice> {
+        self.0.values_mut().filter_map(Device::take_real).collect()
+    }
+
     pub(super) fn end_all(&mut self) {
         for (id, _) in self.keys() {
             self.end(id);
@@ -133,6 +144,8 @@ impl Device {
             block,
             flags,
             claimed: false,
+            real: None,
+            real_claim: None,
             opened: None,
             server: None,
             users: HashMap::new(),
@@ -141,12 +154,19 @@ impl Device {
         }
     }
 
+    /// What the real kernel has of it: to be dropped while the device still works.
+    pub(super) fn take_real(&mut self) -> Option<RealDevice> {
+        self.real_claim = None;
+        self.real.take()
+    }
+
     pub(super) fn is_live(&self) -> bool {
         self.opened.is_some()
     }
 
     pub(super) fn is_in_use(&self) -> bool {
-        !self.users.is_empty()
+        // The only user of a block device is the way to the real kernel.
+        self.real.is_none() && !self.users.is_empty()
     }
 
     pub(super) fn listen(&mut self, listener: Arc<OwnedFd>, path: PathBuf) {

@@ -1,0 +1,68 @@
+//! Devices that the real kernel has, too: a loop device, on a file that `nbdfuse` serves, on the
+//! device of the stand-in. They can be mounted, and all their I/O goes through the daemon.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::{Run, eventually};
+
+/// A block device. It ends when it is dropped.
+pub(super) struct RealDevice {
+    /// Where programs find it: a link.
+    path: PathBuf,
+    file: PathBuf,
+    device: PathBuf,
+    nbdfuse: Child,
+}
+
+impl RealDevice {
+    /// Makes one of what is served at a socket.
+    pub(super) fn new(path: &Path, socket: &Path) -> Self {
+        let file = path.with_extension("file");
+        let pid = path.with_extension("pid");
+        File::create(&file).expect("a mount point");
+        let nbdfuse = Command::new("nbdfuse")
+            .arg("--pidfile")
+            .arg(&pid)
+            .arg(&file)
+            .arg("--unix")
+            .arg(socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("nbdfuse (libnbd-bin)");
+        assert!(eventually(|| pid.exists()), "nbdfuse does not serve {}", file.display());
+        fs::remove_file(pid).expect("removed");
+        let device = Run::new("losetup").args("--find --show").arg(&file).ok();
+        let device = PathBuf::from(device.trim_end());
+        let _ = fs::remove_file(path);
+        symlink(&device, path).expect("a link");
+        Self { path: path.to_owned(), file, device, nbdfuse }
+    }
+
+    /// Opens it exclusively: as long as that is open, it cannot be mounted.
+    pub(super) fn claim(&self) -> Result<File, Errno> {
+        let alone = OFlags::EXCL.bits().cast_signed();
+        let opened = OpenOptions::new().read(true).custom_flags(alone).open(&self.device);
+        opened.map_err(|_| Errno::BUSY)
+    }
+}
+
+impl Drop for RealDevice {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        let _ = Run::new("losetup").arg("--detach").arg(&self.device).output();
+        let _ = Run::new("umount").arg(&self.file).output();
+        let ended = eventually(|| matches!(self.nbdfuse.try_wait(), Ok(Some(_))));
+        if !ended {
+            let _ = self.nbdfuse.kill();
+        }
+        let _ = self.nbdfuse.wait();
+        let _ = fs::remove_file(&self.file);
+    }
+}
