@@ -36,6 +36,7 @@ impl VolumesService {
             pool: info.name.clone(),
             size_bytes: of.found.size,
             formatted: record.formatted.clone().unwrap_or_default(),
+            formatting: record.formatting,
             never_format: record.never_format,
             epoch: record.epoch,
             publications: record.publications.iter().map(publication).collect(),
@@ -383,13 +384,14 @@ impl Volumes for VolumesService {
         &self,
         request: Request<api::MarkFormattedRequest>,
     ) -> Result<Response<api::MarkFormattedResponse>, Status> {
-        let api::MarkFormattedRequest { id, fs_type, epoch } = request.into_inner();
+        let api::MarkFormattedRequest { id, fs_type, epoch, begun } = request.into_inner();
         if fs_type.is_empty() {
             return Err(Status::invalid_argument("the file system is missing"));
         }
         let mark = move |pools: &Pools, id: VolumeId| {
-            let mark =
-                &mut |record: &mut sheave_pools::Record| record.mark_formatted(&fs_type, epoch);
+            let mark = &mut |record: &mut sheave_pools::Record| {
+                record.mark_formatted(&fs_type, begun, epoch)
+            };
             pools.pool(&id.pool)?.update(id.uuid, mark).map(drop)
         };
         self.calls.call_about(&id, mark).await?;

@@ -22,8 +22,11 @@ pub struct Record {
     /// Its data is being deleted; the volume exists no more.
     #[serde(default)]
     pub(crate) deleting: bool,
-    /// The file system that it holds. Once set, a file system is never made on it again.
+    /// The file system that it holds. Once set, and unless `formatting`, none is made on it again.
     pub formatted: Option<String>,
+    /// Its first file system is being made, or that was interrupted: no user has written to it.
+    #[serde(default)]
+    pub formatting: bool,
     /// It was not made by its pool, so it may hold data.
     pub never_format: bool,
     /// Of the newest publication; 0 before the first. It only rises.
@@ -93,6 +96,7 @@ impl Record {
             name: name.to_owned(),
             deleting: false,
             formatted: None,
+            formatting: false,
             never_format: false,
             epoch: 0,
             publications: Vec::new(),
@@ -175,12 +179,12 @@ impl Record {
         })
     }
 
-    /// Notes that the volume holds a file system from now on.
+    /// Notes that the volume holds a file system from now on, or that its first one is `begun`.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] when it holds another one or must not be formatted, and
     /// [`ErrorKind::Fenced`] when no node has it with this epoch.
-    pub fn mark_formatted(&mut self, fs_type: &str, epoch: u64) -> Result<()> {
+    pub fn mark_formatted(&mut self, fs_type: &str, begun: bool, epoch: u64) -> Result<()> {
         let refuse = |kind, why| Err(Error::new(kind, "mark as formatted", why));
         let name = &self.name;
         if !self.publications.iter().any(|has| has.epoch == epoch && !has.read_only) {
@@ -188,8 +192,8 @@ impl Record {
             return refuse(ErrorKind::Fenced, why);
         }
         match &self.formatted {
-            Some(has) if has == fs_type => Ok(()),
-            Some(has) => {
+            Some(has) if has == fs_type && !self.formatting && !begun => Ok(()),
+            Some(has) if !self.formatting => {
                 let why = format!("{name} holds {has} already, and {fs_type} was asked for");
                 refuse(ErrorKind::Busy, why)
             }
@@ -197,8 +201,9 @@ impl Record {
                 let why = format!("{name} was not made by its pool, so it is never formatted");
                 refuse(ErrorKind::Busy, why)
             }
-            None => {
+            _ => {
                 self.formatted = Some(fs_type.to_owned());
+                self.formatting = begun;
                 Ok(())
             }
         }
@@ -274,19 +279,35 @@ mod tests {
     fn rule_18_the_mark_of_a_format_stays_and_needs_the_newest_epoch() {
         let mut record = record();
         let epoch = record.publish(&wanted("n1", AccessMode::SingleNodeWriter)).unwrap();
-        let stale = record.mark_formatted("ext4", epoch + 1).unwrap_err();
+        let stale = record.mark_formatted("ext4", false, epoch + 1).unwrap_err();
         assert_eq!((stale.kind(), &record.formatted), (ErrorKind::Fenced, &None));
-        record.mark_formatted("ext4", epoch).unwrap();
-        record.mark_formatted("ext4", epoch).unwrap();
-        assert_eq!(record.mark_formatted("xfs", epoch).unwrap_err().kind(), ErrorKind::Busy);
-        assert_eq!(record.formatted.as_deref(), Some("ext4"));
+        record.mark_formatted("ext4", false, epoch).unwrap();
+        record.mark_formatted("ext4", false, epoch).unwrap();
+        for (fs_type, begun) in [("xfs", false), ("xfs", true), ("ext4", true)] {
+            let refused = record.mark_formatted(fs_type, begun, epoch).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Busy, "{fs_type} {begun}");
+        }
+        assert_eq!((record.formatted.as_deref(), record.formatting), (Some("ext4"), false));
+    }
+
+    #[test]
+    fn rule_18_what_is_begun_may_be_begun_again_and_what_is_done_stays() {
+        let mut record = record();
+        let epoch = record.publish(&wanted("n1", AccessMode::SingleNodeWriter)).unwrap();
+        for fs_type in ["ext4", "ext4", "xfs"] {
+            record.mark_formatted(fs_type, true, epoch).unwrap();
+            assert_eq!((record.formatted.as_deref(), record.formatting), (Some(fs_type), true));
+        }
+        record.mark_formatted("xfs", false, epoch).unwrap();
+        assert_eq!((record.formatted.as_deref(), record.formatting), (Some("xfs"), false));
+        assert_eq!(record.mark_formatted("xfs", true, epoch).unwrap_err().kind(), ErrorKind::Busy);
     }
 
     #[test]
     fn rule_16_what_was_not_made_here_is_never_formatted() {
         let mut record = Record { never_format: true, ..record() };
         let epoch = record.publish(&wanted("n1", AccessMode::SingleNodeWriter)).unwrap();
-        assert_eq!(record.mark_formatted("ext4", epoch).unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(record.mark_formatted("ext4", true, epoch).unwrap_err().kind(), ErrorKind::Busy);
         assert_eq!(record.formatted, None);
     }
 }
