@@ -1,0 +1,299 @@
+//! The CSI service Node with a real daemon, whose devices are block devices of the real kernel.
+
+mod plugin;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::FileTypeExt as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sheave_csi_proto::v1::node_server::Node as _;
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_csi_proto::v1::{
+    NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
+    NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest,
+};
+use sheave_tests::{eventually, have, in_namespace, skip};
+use tonic::{Code, Request, Status};
+
+use plugin::{NODE, SIZE, Site, Volume, block, mount};
+
+/// Runs a test that needs block devices.
+fn on_devices(test: &str, body: impl FnOnce()) {
+    if have("nbdfuse") {
+        return in_namespace(test, body);
+    }
+    skip(test, "nbdfuse (libnbd-bin) is not installed");
+}
+
+#[track_caller]
+fn fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, why: &str) {
+    let status = result.expect_err("it fails");
+    assert_eq!(status.code(), code, "{status}");
+    assert!(status.message().contains(why), "no {why:?}: {status}");
+    assert!(status.details().is_empty() && status.message().len() <= 1024, "{status}");
+}
+
+/// The plugin is another process at each step.
+#[test]
+fn rule_30_a_claim_lives_from_its_first_mount_to_its_last() {
+    on_devices("rule_30_a_claim_lives_from_its_first_mount_to_its_last", || {
+        let mut site = Site::new();
+        let volume = site.volume("claim", SIZE, mount(Mode::SingleNodeWriter, ""));
+        assert_eq!(site.record(&volume).formatted, "");
+        for round in 0..2 {
+            let step = |site: &mut Site, call: &dyn Fn(&Site) -> Result<(), Status>| {
+                for _ in 0..2 {
+                    call(site).expect("done, also once more");
+                    site.restart_plugin();
+                }
+            };
+            step(&mut site, &|site| site.stage(&volume));
+            let record = site.record(&volume);
+            assert_eq!((record.formatted.as_str(), record.formatting), ("ext4", false));
+            step(&mut site, &|site| site.publish(&volume, "a", false));
+            let file = site.target("a").join("file");
+            if round > 0 {
+                assert_eq!(fs::read(&file).expect("the file"), vec![7; 1 << 20]);
+            }
+            fs::write(&file, vec![7; 1 << 20]).expect("written");
+            check_stats(&site, &volume);
+            step(&mut site, &|site| site.unpublish(&volume, "a"));
+            step(&mut site, &|site| site.unstage(&volume));
+            site.check_bare();
+        }
+        site.unpublish_from_node(&volume);
+    });
+}
+
+fn check_stats(site: &Site, volume: &Volume) {
+    let stats = NodeGetVolumeStatsRequest {
+        volume_id: volume.id.clone(),
+        volume_path: site.target("a").to_str().expect("UTF-8").to_owned(),
+        ..NodeGetVolumeStatsRequest::default()
+    };
+    let call = site.service.node_get_volume_stats(Request::new(stats.clone()));
+    let answer = site.wait(call).expect("statistics").into_inner();
+    assert_eq!(answer.usage.len(), 2);
+    let bytes = &answer.usage[0];
+    assert!(bytes.total > 40 << 20 && bytes.used >= 1 << 20, "{bytes:?}");
+    assert!(!answer.volume_condition.expect("a condition").abnormal);
+    let gone = NodeGetVolumeStatsRequest { volume_path: "/no/such".to_owned(), ..stats };
+    let call = site.service.node_get_volume_stats(Request::new(gone));
+    fails(site.wait(call), Code::NotFound, "is not at");
+    let health = NodeGetVolumeHealthRequest { volume_id: volume.id.clone(), ..Default::default() };
+    let answer = site.wait(site.service.node_get_volume_health(Request::new(health)));
+    let health = answer.expect("its health").into_inner().volume_health.expect("its health");
+    assert_eq!(health.health_statuses, []);
+}
+
+/// The table of second calls (the specification, "NodePublishVolume"), for all modes.
+#[test]
+fn rule_09_a_second_place_or_other_arguments_depend_on_the_mode() {
+    on_devices("rule_09_a_second_place_or_other_arguments_depend_on_the_mode", || {
+        let site = Site::new();
+        let modes = [
+            (Mode::SingleNodeWriter, false),
+            (Mode::MultiNodeSingleWriter, true),
+            (Mode::SingleNodeSingleWriter, false),
+            (Mode::SingleNodeMultiWriter, true),
+            (Mode::MultiNodeReaderOnly, true),
+            (Mode::SingleNodeReaderOnly, false),
+        ];
+        for (mode, is_shared) in modes {
+            let reads = matches!(mode, Mode::MultiNodeReaderOnly | Mode::SingleNodeReaderOnly);
+            // Content first, since readers find nothing on a new volume.
+            let mut volume =
+                site.volume(mode.as_str_name(), SIZE, mount(Mode::SingleNodeWriter, "ext4"));
+            if reads {
+                site.stage(&volume).expect("staged");
+                site.unstage(&volume).expect("unstaged");
+            }
+            site.unpublish_from_node(&volume);
+            // The pool has no other mode for a writer with readers elsewhere.
+            let is_known = mode != Mode::MultiNodeSingleWriter;
+            let published = if is_known { mode } else { Mode::SingleNodeMultiWriter };
+            volume.capability = mount(published, "ext4");
+            site.publish_to_node(&mut volume, NODE);
+            volume.capability = mount(mode, "ext4");
+            check_second_calls(&site, &volume, is_shared, reads);
+            site.unstage(&volume).expect("unstaged");
+            site.check_bare();
+        }
+        let mut volume = site.volume("shared", SIZE, block(Mode::SingleNodeMultiWriter));
+        volume.capability = block(Mode::MultiNodeMultiWriter);
+        check_second_calls(&site, &volume, true, false);
+        fails(site.publish(&volume, "a", true), Code::FailedPrecondition, "its device is");
+        site.unstage(&volume).expect("unstaged");
+    });
+}
+
+fn check_second_calls(site: &Site, volume: &Volume, is_shared: bool, reads: bool) {
+    fails(site.publish(volume, "a", false), Code::FailedPrecondition, "not staged");
+    site.stage(volume).expect("staged");
+    site.publish(volume, "a", false).expect("published");
+    site.publish(volume, "a", false).expect("published already");
+    let is_block = fs::metadata(site.target("a")).expect("there").file_type().is_block_device();
+    if !reads && !is_block {
+        fails(site.publish(volume, "a", true), Code::AlreadyExists, "other arguments");
+    }
+    if reads {
+        let written = fs::write(site.target("a").join("file"), "x");
+        assert!(written.is_err(), "the device refuses writes");
+    }
+    if is_shared {
+        site.publish(volume, "b", false).expect("published at a second place");
+        site.unpublish(volume, "b").expect("unpublished");
+    } else {
+        let second = site.publish(volume, "b", false);
+        fails(second, Code::FailedPrecondition, "allows one place");
+    }
+    fails(site.unstage(volume), Code::FailedPrecondition, "still mounted");
+    site.unpublish(volume, "a").expect("unpublished");
+}
+
+#[test]
+fn rule_36_rule_37_only_the_newest_publication_of_this_node_is_staged() {
+    on_devices("rule_36_rule_37_only_the_newest_publication_of_this_node_is_staged", || {
+        let site = Site::new();
+        let mut volume = site.volume("moved", SIZE, mount(Mode::SingleNodeWriter, "ext4"));
+        let old = volume.clone();
+        site.unpublish_from_node(&volume);
+        fails(site.stage(&volume), Code::FailedPrecondition, "not published");
+        site.publish_to_node(&mut volume, "node-2");
+        fails(site.stage(&old), Code::FailedPrecondition, "not published");
+        fails(site.stage(&volume), Code::FailedPrecondition, "not published");
+        site.check_bare();
+        site.unpublish_from_node(&volume);
+        site.publish_to_node(&mut volume, NODE);
+        fails(site.stage(&old), Code::FailedPrecondition, "epoch");
+        // A caller that does not know the epoch has the one of this node.
+        let unknown = Volume { publication: Default::default(), ..volume.clone() };
+        site.stage(&unknown).expect("staged");
+        site.stage(&volume).expect("staged already");
+        fails(site.publish(&old, "a", false), Code::FailedPrecondition, "anew");
+        site.publish(&volume, "a", false).expect("published");
+        site.unpublish(&volume, "a").expect("unpublished");
+        site.unstage(&volume).expect("unstaged");
+        site.check_bare();
+        let mut absent = volume.clone();
+        absent.id = "fast/6f7c9c1e-7c35-4a4c-9d8e-0d5e3d0f0a01".to_owned();
+        fails(site.stage(&absent), Code::NotFound, "");
+        site.unstage(&absent).expect("done");
+        site.unpublish(&absent, "a").expect("done");
+    });
+}
+
+/// A daemon dies, as it may at any time; the pod's writes go on, and so does the plugin.
+#[test]
+fn rule_30_a_killed_daemon_costs_a_pod_no_error() {
+    on_devices("rule_30_a_killed_daemon_costs_a_pod_no_error", || {
+        let mut site = Site::new();
+        let volume = site.volume("kept", SIZE, mount(Mode::SingleNodeWriter, "ext4"));
+        site.stage(&volume).expect("staged");
+        site.publish(&volume, "a", false).expect("published");
+        let (ended, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+        let file = site.target("a").join("file");
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut file = fs::File::create(&file).expect("a file");
+                while !ended.load(Relaxed) {
+                    file.write_all(&[7; 4096]).expect("written");
+                    file.sync_all().expect("synced");
+                    rounds.fetch_add(1, Relaxed);
+                }
+            });
+            let goes_on = || {
+                let before = rounds.load(Relaxed);
+                assert!(eventually(|| rounds.load(Relaxed) > before + 5), "it stands still");
+            };
+            for _ in 0..3 {
+                goes_on();
+                site.restart_daemon();
+                site.restart_plugin();
+            }
+            goes_on();
+            ended.store(true, Relaxed);
+            writer.join().expect("no error");
+        });
+        let len = fs::metadata(&file).expect("the file").len();
+        assert_eq!(len, rounds.load(Relaxed) * 4096);
+        // The channels connect anew.
+        assert!(eventually(|| site.stage(&volume).is_ok()));
+        site.publish(&volume, "a", false).expect("published already");
+        site.unpublish(&volume, "a").expect("unpublished");
+        site.unstage(&volume).expect("unstaged");
+        site.check_bare();
+    });
+}
+
+/// The daemon does not run at all for a while, though its sockets are there.
+#[test]
+fn rule_33_calls_answer_within_10_seconds_when_the_daemon_hangs() {
+    on_devices("rule_33_calls_answer_within_10_seconds_when_the_daemon_hangs", || {
+        let site = Site::new();
+        let volume = site.volume("hung", SIZE, mount(Mode::SingleNodeWriter, "ext4"));
+        site.daemon.signal("STOP");
+        let begun = Instant::now();
+        let status = site.stage(&volume).expect_err("it cannot be staged");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let open = [Code::Aborted, Code::Unavailable, Code::DeadlineExceeded];
+        assert!(open.contains(&status.code()), "{status}");
+        let begun = Instant::now();
+        fails(site.unstage(&volume), Code::Aborted, "going on");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        site.daemon.signal("CONT");
+        assert!(eventually(|| site.stage(&volume).is_ok()), "it goes on");
+        site.unstage(&volume).expect("unstaged");
+        site.check_bare();
+    });
+}
+
+#[test]
+fn raw_block_volumes_are_devices_and_never_formatted() {
+    on_devices("raw_block_volumes_are_devices_and_never_formatted", || {
+        let site = Site::new();
+        let mut volume = site.volume("raw", SIZE, block(Mode::SingleNodeWriter));
+        site.stage(&volume).expect("staged");
+        assert_eq!(site.record(&volume).formatted, "block");
+        site.publish(&volume, "a", false).expect("published");
+        let place = fs::metadata(site.target("a")).expect("the place");
+        assert!(place.file_type().is_block_device());
+        let data = vec![9; 1 << 20];
+        let mut device = fs::File::options().write(true).open(site.target("a")).expect("open");
+        device.write_all(&data).expect("written");
+        device.sync_all().expect("synced");
+        drop(device);
+        let stats = NodeExpandVolumeRequest {
+            volume_id: volume.id.clone(),
+            volume_path: site.target("a").to_str().expect("UTF-8").to_owned(),
+            ..NodeExpandVolumeRequest::default()
+        };
+        let size = site.wait(site.service.node_expand_volume(Request::new(stats)));
+        assert_eq!(size.expect("its size").into_inner().capacity_bytes, SIZE as i64);
+        site.unpublish(&volume, "a").expect("unpublished");
+        site.unstage(&volume).expect("unstaged");
+        site.unpublish_from_node(&volume);
+        volume.capability = mount(Mode::SingleNodeWriter, "ext4");
+        site.publish_to_node(&mut volume, NODE);
+        fails(site.stage(&volume), Code::FailedPrecondition, "unknown data");
+        site.check_bare();
+    });
+}
+
+#[test]
+fn the_node_says_what_it_is_and_can() {
+    on_devices("the_node_says_what_it_is_and_can", || {
+        let site = Site::new();
+        let info = site.wait(site.service.node_get_info(Request::new(NodeGetInfoRequest {})));
+        let info = info.expect("its name").into_inner();
+        assert_eq!(info.node_id, NODE);
+        let segments = info.accessible_topology.expect("a topology").segments;
+        assert_eq!(segments["topology.csi.sheave.dev/node"], NODE);
+        let request = Request::new(NodeGetCapabilitiesRequest {});
+        let answer = site.wait(site.service.node_get_capabilities(request));
+        assert!(answer.expect("capabilities").into_inner().capabilities.len() >= 5);
+    });
+}

@@ -1,0 +1,241 @@
+//! A node: a daemon with a pool, on block devices, and the service Node in the test's process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use sheave_control::v1 as control;
+use sheave_control::{ControlClient, VolumesClient, channel};
+use sheave_csi::context::Publication;
+use sheave_csi::{NodeService, Plugin};
+use sheave_csi_proto::v1::node_server::Node as _;
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use sheave_csi_proto::v1::{
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability,
+};
+use sheave_tests::{Daemon, FakeKernel, Node};
+use tokio::runtime::{Builder, Handle};
+use tonic::{Request, Status};
+
+/// The node's id.
+pub(crate) const NODE: &str = "node-1";
+/// Of most volumes.
+pub(crate) const SIZE: u64 = 64 << 20;
+
+/// A node. All its mounts are in the namespace of the test.
+pub(crate) struct Site {
+    pub(crate) service: Arc<NodeService>,
+    pub(crate) volumes: VolumesClient,
+    pub(crate) runtime: Handle,
+    pub(crate) daemon: Daemon,
+    pub(crate) node: Node,
+}
+
+/// A volume that is published to the node.
+#[derive(Clone)]
+pub(crate) struct Volume {
+    pub(crate) id: String,
+    pub(crate) publication: Publication,
+    pub(crate) capability: VolumeCapability,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        let node = Node { kernel: FakeKernel::with_block_devices(), image: String::new() };
+        for name in ["images", "stage", "pods"] {
+            fs::create_dir(node.file(name)).expect("a directory");
+        }
+        let images = node.file("images");
+        let config = format!("[pools.fast]\nurl = \"file://{}\"\n", images.display());
+        fs::write(node.file("daemon.toml"), config).expect("a configuration");
+        let daemon = start(&node);
+        let runtime = start_runtime();
+        let volumes = {
+            let _inside = runtime.enter();
+            VolumesClient::new(channel(&daemon.socket()))
+        };
+        let service = open(&runtime, &daemon.socket(), &node.file("state"));
+        Self { service, volumes, runtime, daemon, node }
+    }
+
+    /// Has a new process of the plugin go on.
+    pub(crate) fn restart_plugin(&mut self) {
+        self.service = open(&self.runtime, &self.daemon.socket(), &self.node.file("state"));
+    }
+
+    /// Kills the daemon, and starts another.
+    pub(crate) fn restart_daemon(&mut self) {
+        self.daemon.kill();
+        self.daemon = start(&self.node);
+    }
+
+    pub(crate) fn wait<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        self.runtime.block_on(call)
+    }
+
+    /// Makes a volume, and publishes it to the node.
+    pub(crate) fn volume(&self, name: &str, size: u64, capability: VolumeCapability) -> Volume {
+        let request = control::CreateVolumeRequest {
+            pool: "fast".to_owned(),
+            name: name.to_owned(),
+            required_bytes: size,
+            ..control::CreateVolumeRequest::default()
+        };
+        let mut volumes = self.volumes.clone();
+        let made = self.wait(async { volumes.create_volume(request).await });
+        let id = made.expect("made").into_inner().volume.expect("a volume").id;
+        let mut volume = Volume { id, publication: Publication::default(), capability };
+        self.publish_to_node(&mut volume, NODE);
+        volume
+    }
+
+    /// What the attacher has the controller do.
+    pub(crate) fn publish_to_node(&self, volume: &mut Volume, node: &str) {
+        let mode = volume.capability.access_mode.map_or(0, |mode| mode.mode);
+        let request = control::PublishVolumeRequest {
+            id: volume.id.clone(),
+            node: node.to_owned(),
+            read_only: reads_only(mode),
+            mode,
+            block: matches!(volume.capability.access_type, Some(AccessType::Block(_))),
+        };
+        let mut volumes = self.volumes.clone();
+        let published = self.wait(async { volumes.publish_volume(request).await });
+        let epoch = published.expect("published").into_inner().epoch;
+        let read_only = reads_only(mode);
+        volume.publication = Publication { epoch: Some(epoch), read_only };
+    }
+
+    pub(crate) fn unpublish_from_node(&self, volume: &Volume) {
+        let request =
+            control::UnpublishVolumeRequest { id: volume.id.clone(), node: String::new() };
+        let mut volumes = self.volumes.clone();
+        let ended = self.wait(async { volumes.unpublish_volume(request).await });
+        ended.expect("unpublished");
+    }
+
+    /// The volume's record.
+    pub(crate) fn record(&self, volume: &Volume) -> control::Volume {
+        let key = control::get_volume_request::Key::Id(volume.id.clone());
+        let request = control::GetVolumeRequest { key: Some(key) };
+        let mut volumes = self.volumes.clone();
+        let found = self.wait(async { volumes.get_volume(request).await });
+        found.expect("found").into_inner().volume.expect("a volume")
+    }
+
+    pub(crate) fn stage(&self, volume: &Volume) -> Result<(), Status> {
+        let request = NodeStageVolumeRequest {
+            volume_id: volume.id.clone(),
+            publish_context: volume.publication.to_context(),
+            staging_target_path: text(&self.staging()),
+            volume_capability: Some(volume.capability.clone()),
+            ..NodeStageVolumeRequest::default()
+        };
+        self.wait(self.service.node_stage_volume(Request::new(request))).map(drop)
+    }
+
+    pub(crate) fn unstage(&self, volume: &Volume) -> Result<(), Status> {
+        let request = NodeUnstageVolumeRequest {
+            volume_id: volume.id.clone(),
+            staging_target_path: text(&self.staging()),
+        };
+        self.wait(self.service.node_unstage_volume(Request::new(request))).map(drop)
+    }
+
+    pub(crate) fn publish(&self, volume: &Volume, pod: &str, readonly: bool) -> Result<(), Status> {
+        let request = NodePublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            publish_context: volume.publication.to_context(),
+            staging_target_path: text(&self.staging()),
+            target_path: text(&self.target(pod)),
+            volume_capability: Some(volume.capability.clone()),
+            readonly,
+            ..NodePublishVolumeRequest::default()
+        };
+        self.wait(self.service.node_publish_volume(Request::new(request))).map(drop)
+    }
+
+    pub(crate) fn unpublish(&self, volume: &Volume, pod: &str) -> Result<(), Status> {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            target_path: text(&self.target(pod)),
+        };
+        self.wait(self.service.node_unpublish_volume(Request::new(request))).map(drop)
+    }
+
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.node.file("stage")
+    }
+
+    pub(crate) fn target(&self, pod: &str) -> PathBuf {
+        self.node.file("pods").join(pod)
+    }
+
+    /// Checks that no device, mount, state or place is left.
+    #[track_caller]
+    pub(crate) fn check_bare(&self) {
+        self.node.check_bare(&self.daemon);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let dir = text(self.node.kernel.scratch().path());
+        assert!(!mounts.contains(&dir), "{mounts}");
+        for name in ["state", "stage", "pods"] {
+            let left: Vec<_> = fs::read_dir(self.node.file(name)).expect(name).flatten().collect();
+            assert!(left.is_empty(), "{name}: {left:?}");
+        }
+    }
+}
+
+/// A runtime in a thread of its own, as a plugin has it, until the test's process ends.
+fn start_runtime() -> Handle {
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+}
+
+fn start(node: &Node) -> Daemon {
+    let config = text(&node.file("daemon.toml"));
+    let daemon = node.start(&["daemon", "--config", &config]);
+    daemon.wait_for_log(" ready ");
+    daemon
+}
+
+fn open(runtime: &Handle, socket: &Path, state: &Path) -> Arc<NodeService> {
+    let _inside = runtime.enter();
+    let plugin = Arc::new(Plugin {
+        name: "csi.sheave.dev".to_owned(),
+        version: "0.0.0".to_owned(),
+        node_id: Some(NODE.to_owned()),
+        volumes: VolumesClient::new(channel(socket)),
+        devices: Some(ControlClient::new(channel(socket))),
+    });
+    Arc::new(NodeService::open(plugin, state.to_owned()).expect("an engine"))
+}
+
+pub(crate) fn mount(mode: Mode, fs_type: &str) -> VolumeCapability {
+    let mount = MountVolume { fs_type: fs_type.to_owned(), ..MountVolume::default() };
+    capability(mode, AccessType::Mount(mount))
+}
+
+pub(crate) fn block(mode: Mode) -> VolumeCapability {
+    capability(mode, AccessType::Block(BlockVolume {}))
+}
+
+fn capability(mode: Mode, access_type: AccessType) -> VolumeCapability {
+    let access_mode = Some(AccessMode { mode: mode.into() });
+    VolumeCapability { access_type: Some(access_type), access_mode }
+}
+
+fn reads_only(mode: i32) -> bool {
+    [Mode::SingleNodeReaderOnly, Mode::MultiNodeReaderOnly].map(i32::from).contains(&mode)
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
