@@ -123,12 +123,12 @@ impl InlineWrites {
         self.writers.values().any(|behind| behind.count > 0)
     }
 
-    /// Whether all ends have been taken.
+    /// Whether all completions have been taken.
     pub(crate) fn is_empty(&self) -> bool {
         self.done.is_empty()
     }
 
-    /// The next end, with the volume whose backend is to have it.
+    /// The next completion, with the volume whose backend is to have it.
     pub(crate) fn next_done(&mut self) -> Option<(u32, IoDone)> {
         self.done.pop_front()
     }

@@ -43,7 +43,7 @@ pub(crate) struct RingIo<'a> {
 pub(crate) struct Mount<'a> {
     /// Has the shard visit the volume.
     pub(crate) waker: &'a Waker,
-    /// Requests that were started and whose ends are still to come.
+    /// Requests that were started and have not completed.
     pub(crate) io_in_flight: &'a mut usize,
     pub(crate) recorder: &'a Recorder,
 }

@@ -320,7 +320,7 @@ impl Connection {
     /// # Errors
     /// When the client is gone.
     fn hold_back(&mut self) -> io::Result<()> {
-        // Its end comes unasked.
+        // poll(2) reports a hang-up even if no event is asked for.
         let is_gone = self.wait_for(PollFlags::empty());
         self.io.now = self.clock.now();
         if is_gone { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }

@@ -140,6 +140,12 @@ impl Volumes {
         }
     }
 
+    /// Call it whenever the number of entries has changed. A volume that is ending counts, since
+    /// its requests in flight can be stalled, too.
+    fn note_count(&self, core: &mut Core) {
+        core.inline.has_one_volume = self.entries.len() == 1;
+    }
+
     fn is_empty(&self) -> bool {
         self.entries.iter().all(|(_, entry)| entry.mounted().is_none())
     }
@@ -165,6 +171,7 @@ impl Volumes {
             Entry::Mounted(_) => self.touch(volume),
             Entry::Ending(mounted) if mounted.io_in_flight == 0 => {
                 self.entries.remove(volume);
+                self.note_count(core);
             }
             Entry::Ending(_) => core.ring.cancel_sockets_of(volume as u32),
         }
@@ -300,7 +307,7 @@ impl Volumes {
             }
         };
         self[index].users += 1;
-        core.inline.has_one_volume = self.entries.len() == 1;
+        self.note_count(core);
         // A new backend may have a deadline.
         self.touch(index);
         Ok(index)
@@ -321,7 +328,7 @@ impl Volumes {
             core.ring.cancel_sockets_of(volume as u32);
         }
         core.inline.forget(volume as u32);
-        core.inline.has_one_volume = self.entries.len() == 1;
+        self.note_count(core);
         if self.is_empty() {
             // An idle shard keeps no memory.
             core.pool.release();

@@ -37,6 +37,7 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiting {
+    /// At most what the volume has in flight ([`crate::IN_FLIGHT_MAX`] for each of its users).
     requests: Vec<(IoRequest, IoToken)>,
     sleeps: bool,
     ended: bool,
@@ -79,9 +80,8 @@ impl Queue {
     }
 
     fn run(&self, volume: u32, written: &Written) {
-        let mut batch = Vec::new();
+        let (mut batch, mut done) = (Vec::new(), Vec::new());
         while self.take(&mut batch) {
-            let mut done = Vec::with_capacity(batch.len());
             let mut reported = Instant::now();
             for (request, token) in batch.drain(..) {
                 let result = plain::carry_out(&request);

@@ -2,13 +2,14 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, sync_channel};
 use std::sync::{Mutex, MutexGuard};
 
 use sheave_core::{
-    Backend, BlockSizes, Capabilities, Completion, Io, Op, Outcome, Payload, Reply, Result,
-    Submitted, Tag, Volume, VolumeInfo,
+    Backend, BlockSizes, Capabilities, Completion, Destination, Io, Op, Outcome, Payload, Reply,
+    Result, Submitted, Tag, Volume, VolumeInfo,
 };
 use sheave_ring::SendBatch;
 use sheave_telemetry::{Recorder, Registry, VolumeStats};
@@ -128,6 +129,8 @@ struct State {
     ending: usize,
     due: Option<Nanos>,
     visits: usize,
+    /// Receive from this socket.
+    listens_to: Option<Arc<OwnedFd>>,
 }
 
 struct ScriptedVolume {
@@ -140,6 +143,20 @@ struct ScriptedBackend {
     info: VolumeInfo,
     state: Arc<Mutex<State>>,
     log: Log,
+}
+
+impl ScriptedVolume {
+    fn new(log: &Log) -> Arc<Self> {
+        let info = VolumeInfo {
+            block: BlockSizes::default(),
+            read_only: false,
+            rotational: false,
+            volatile: true,
+            identity: None,
+            can: Capabilities::ALL,
+        };
+        Arc::new(Self { info, state: Arc::default(), log: log.clone() })
+    }
 }
 
 impl Volume for ScriptedVolume {
@@ -180,14 +197,19 @@ impl Backend for ScriptedBackend {
         Submitted::Queued
     }
 
-    fn io_done(&mut self, _: IoDone, _: &mut dyn Io) {
-        unreachable!("it starts no I/O")
+    fn io_done(&mut self, done: IoDone, _: &mut dyn Io) {
+        self.log.add(format!("received {}", done.result.is_ok()));
     }
 
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
         let mut state = self.state.lock().unwrap();
         state.visits += 1;
         state.due = state.due.filter(|due| *due > io.now());
+        if let Some(socket) = state.listens_to.take() {
+            let into = Buf::zeroed(1).into();
+            let receive = IoRequest::Recv { socket, into, skip: 0, all: false };
+            io.start(receive, IoToken(0), Destination::Unknown).expect("room");
+        }
         state.ending = state.ending.checked_sub(1)?;
         let tag = state.held.pop_front()?;
         Some(Completion { tag, outcome: Ok(Reply::Done) })
@@ -214,16 +236,8 @@ impl World {
         let probe = sheave_ring::probe().ok()?;
         let inbox = Arc::new(Inbox::new().unwrap());
         let shard = Shard::new(&probe, 0, Clock::start(), Arc::clone(&inbox)).unwrap();
-        let (state, log) = (Arc::<Mutex<State>>::default(), Log::default());
-        let info = VolumeInfo {
-            block: BlockSizes::default(),
-            read_only: false,
-            rotational: false,
-            volatile: true,
-            identity: None,
-            can: Capabilities::ALL,
-        };
-        let volume = Arc::new(ScriptedVolume { info, state, log: log.clone() });
+        let log = Log::default();
+        let volume = ScriptedVolume::new(&log);
         let stats = Registry::new().volume("scripted");
         Some(Self { shard, inbox, volume, stats, log, keys: 0 })
     }
@@ -443,4 +457,22 @@ fn a_volume_is_visited_when_it_is_due_and_else_left_in_peace() {
         turns += 1;
     }
     assert!(world.shard.core.now >= due && turns < 10, "{turns} turns");
+}
+
+#[test]
+fn a_volume_that_ends_counts_until_its_last_request_has_completed() {
+    let Some(mut world) = World::new() else { return };
+    let _a = world.connect("a");
+    world.until("it is mounted", |world| world.shard.volumes.count() == 1);
+    assert!(world.shard.core.inline.has_one_volume);
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    world.volume = ScriptedVolume::new(&world.log);
+    world.backend().listens_to = Some(Arc::new(ours.into()));
+    let b = world.connect("b");
+    let is_mounted = |world: &World| world.shard.volumes.count() == 2;
+    world.until("it receives", |world| is_mounted(world) && world.backend().listens_to.is_none());
+    assert!(!world.shard.core.inline.has_one_volume);
+    drop(b);
+    world.until("it is cancelled", |world| world.log.has("received false"));
+    assert!(world.log.has("b closed") && world.shard.core.inline.has_one_volume);
 }
