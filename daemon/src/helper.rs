@@ -48,17 +48,12 @@ struct Answer {
     why: String,
 }
 
-/// A child with a task. Dropping this ends the child and waits for it.
-struct Helper {
+/// A child with a task. Dropping this ends the child, with what it holds, and waits for it.
+pub(crate) struct Helper {
     child: Child,
     /// The child ends when this is closed.
     hold: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
-}
-
-/// An exclusively opened device: no program can begin to use it until this is dropped.
-pub(crate) struct Claim {
-    _helper: Helper,
 }
 
 /// Runs a task in this process, the child. Writes the result to standard output, and returns when
@@ -94,14 +89,19 @@ pub fn run_task(task: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a task and waits for its result, as a step of `op`; for at most `patience`, if given.
+/// Runs a task and waits for its result, as a step of `op`; for at most `patience`, if given. The
+/// child holds what the task has claimed until it is dropped.
 ///
 /// # Errors
 /// Errors of the task; [`ErrorKind::Busy`] when it takes longer.
-pub(crate) fn wait_for(op: &'static str, task: &Task, patience: Option<Duration>) -> Result<Claim> {
+pub(crate) fn wait_for(
+    op: &'static str,
+    task: &Task,
+    patience: Option<Duration>,
+) -> Result<Helper> {
     let mut helper = Helper::start(op, task)?;
     match helper.answer(op, patience)? {
-        Some(answer) => answer.result(op).map(|()| Claim { _helper: helper }),
+        Some(answer) => answer.result(op).map(|()| helper),
         None => {
             helper.give_up();
             let patience = patience.unwrap_or_default();

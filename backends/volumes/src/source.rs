@@ -53,7 +53,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     /// The default name of its export.
     fn name(&self) -> String;
 
-    /// See [`crate::identity`].
+    /// See [`crate::VolumeSpec::identity`].
     fn identity(&self) -> Result<Option<String>> {
         Ok(None)
     }

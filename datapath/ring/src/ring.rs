@@ -120,26 +120,26 @@ pub enum Event {
 }
 
 /// What the kernel holds until the completion. The slab owns it, whatever becomes of the starter.
-#[expect(dead_code, reason = "the kernel reads `vectors`, nobody else does")]
+#[expect(dead_code, reason = "only the kernel reads `message` and `vectors`")]
 pub(crate) enum InFlight {
     Recv { user: u64 },
-    RecvInto { user: u64, payload: Payload, vectors: Box<Landing> },
+    RecvInto { user: u64, payload: Payload, message: Box<Message> },
     Send { user: u64, batch: Box<SendBatch> },
     Watch { user: u64 },
     File { user: (u32, u64), request: IoRequest, vectors: IoVecs },
-    Message { user: (u32, u64), request: IoRequest, message: Box<Landing> },
+    Message { user: (u32, u64), request: IoRequest, message: Box<Message> },
     Command { user: (u32, u32) },
     Cancel,
 }
 
 /// Vectors and header of a `recvmsg` or `sendmsg`, boxed because the kernel holds their address.
-pub(crate) struct Landing {
+pub(crate) struct Message {
     #[expect(dead_code, reason = "the kernel reads it through `header`")]
     iov: IoVecs,
     pub(crate) header: libc::msghdr,
 }
 
-impl Landing {
+impl Message {
     pub(crate) fn of(mut iov: IoVecs) -> Box<Self> {
         let header = iov.header();
         Box::new(Self { iov, header })
@@ -262,14 +262,14 @@ impl Ring {
     pub fn recv_into(&mut self, socket: &Socket, payload: Payload, skip: usize, user: u64) {
         let mut iov = IoVecs::default();
         iov.set_payload(&payload, skip);
-        let mut vectors = Landing::of(iov);
-        let header = &raw mut vectors.header;
+        let mut message = Message::of(iov);
+        let header = &raw mut message.header;
         let flags = libc::MSG_WAITALL as u32;
         let entry = match socket.slot {
             Some(slot) => opcode::RecvMsg::new(Fixed(slot), header).flags(flags).build(),
             None => opcode::RecvMsg::new(Fd(socket.fd.as_raw_fd()), header).flags(flags).build(),
         };
-        self.push(entry, InFlight::RecvInto { user, payload, vectors });
+        self.push(entry, InFlight::RecvInto { user, payload, message });
     }
 
     /// Sends what is unsent of the batch.
@@ -317,7 +317,7 @@ impl Ring {
         match one_vector_entry(&request, &mut vectors) {
             Some(entry) => self.push(entry, InFlight::File { user, request, vectors }),
             None => {
-                let mut message = Landing::of(vectors);
+                let mut message = Message::of(vectors);
                 let entry = message_entry(&request, &raw mut message.header);
                 self.push(entry, InFlight::Message { user, request, message });
             }
@@ -385,7 +385,7 @@ impl Ring {
         };
         match in_flight {
             InFlight::Recv { user } => self.received(user, result, entry.flags()),
-            InFlight::RecvInto { user, payload, vectors: _ } => {
+            InFlight::RecvInto { user, payload, message: _ } => {
                 Event::Landed { user, result, payload }
             }
             InFlight::Send { user, mut batch } => {
