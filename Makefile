@@ -2,10 +2,11 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test vm-matrix vm-soak lint fuzz bench bench-devices clean
+.PHONY: help setup build install demo test vm-matrix vm-soak k8s-smoke k8s-e2e lint fuzz bench
+.PHONY: bench-devices clean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what the other targets need
 	scripts/setup-debian
@@ -27,6 +28,12 @@ vm-matrix: ## the tests of devices, with Linux 6.1, 6.12 and 7.2 in turn
 
 vm-soak: ## what devices promise, for an hour: kills, cycles, many, short memory
 	scripts/vm-soak
+
+k8s-smoke: ## claims and pods in a real Kubernetes (tests/k8s)
+	tests/k8s/with-cluster tests/k8s/smoke
+
+k8s-e2e: ## specs of the External.Storage suite of Kubernetes: FOCUS='...' SKIP='...'
+	tests/k8s/with-cluster tests/k8s/e2e '$(FOCUS)' '$(SKIP)'
 
 lint: ## rustfmt, clippy, cargo-deny
 	scripts/lint
