@@ -34,6 +34,11 @@ const WAITING_BYTES_MAX: u64 = 128 << 20;
 const THREAD_RETRY_NS: Nanos = 100_000_000;
 /// A connection that has lived for so long was a good one.
 const LIVED: Duration = Duration::from_secs(1);
+/// From so many kept bytes on a flush of the volume's own is worth its time if it is quick: what it
+/// gives back is used again while it is still in the processor's caches.
+const EARLY_FLUSH_BYTES: u64 = 8 << 20;
+/// Quick flushes take one part in so many of the time.
+const EARLY_FLUSH_SHARE: Nanos = 20;
 /// How soon an engine that had no room or no memory is asked again.
 const RETRY_NS: Nanos = 1_000_000;
 
@@ -117,6 +122,8 @@ pub(crate) struct State {
     replay_breaks: BTreeMap<u64, u32>,
     /// The volume flushes by itself.
     is_flushing: bool,
+    /// When it may do so although not much is kept: what the last flush took, many times over.
+    early_flush_from: Nanos,
     next_job: u64,
     next_line: u64,
     /// Counts the times that connections were lost.
@@ -161,6 +168,7 @@ impl State {
             alone: None,
             replay_breaks: BTreeMap::new(),
             is_flushing: false,
+            early_flush_from: 0,
             next_job: 0,
             next_line: 0,
             epoch: 0,
@@ -262,7 +270,7 @@ impl State {
             self.users[user].waker = Some(io.waker());
         }
         self.start_again(io.now());
-        self.distribute(user);
+        self.distribute(user, io.now());
         for index in 0..self.lines.len() {
             self.look_after(index, user, io, starts);
             if self.lines.is_empty() {
@@ -334,11 +342,11 @@ impl State {
     }
 
     /// Gives jobs that wait to connections, in order.
-    fn distribute(&mut self, user: usize) {
+    fn distribute(&mut self, user: usize, now: Nanos) {
         if !matches!(self.phase, Phase::Up) || self.ending.is_some() {
             return;
         }
-        self.flush_if_much_is_kept();
+        self.flush_if_worthwhile(now);
         while let Some(&key) = self.waiting.front() {
             let job = &self.jobs[key];
             if self.alone.is_some() || job.op.kind().is_write() && self.is_full() {
@@ -370,8 +378,10 @@ impl State {
         self.keeps() && self.kept.bytes() >= self.options.replay_bytes
     }
 
-    fn flush_if_much_is_kept(&mut self) {
-        if self.is_much_kept() && !self.is_flushing {
+    fn flush_if_worthwhile(&mut self, now: Nanos) {
+        let is_early =
+            self.keeps() && self.kept.bytes() > EARLY_FLUSH_BYTES && now >= self.early_flush_from;
+        if (is_early || self.is_much_kept()) && !self.is_flushing {
             self.flush();
         }
     }

@@ -4,12 +4,12 @@ use std::io;
 
 use rustix::io::Errno;
 use sheave_core::{
-    ByteRange, Error, Io, IoDone, IoRequest, IoStage, IoToken, NbdErrno, Op, OpKind, Outcome,
-    Payload, Reply,
+    ByteRange, Error, Io, IoDone, IoRequest, IoStage, IoToken, Nanos, NbdErrno, Op, OpKind,
+    Outcome, Payload, Reply,
 };
 use sheave_proto::{Answer, ClientEvent, ServerError};
 
-use super::{Phase, State};
+use super::{EARLY_FLUSH_SHARE, Phase, State};
 use crate::job::{Job, Owner};
 use crate::line::{Line, Step, step_of};
 
@@ -160,7 +160,7 @@ impl State {
             (Err(error), Owner::Volume) => {
                 tracing::warn!("{}: a flush failed: {error}", self.options.name);
                 self.jobs.remove(key);
-                self.is_flushing = false;
+                self.early_flush_failed();
                 return Ok(());
             }
             (Err(error), _) => {
@@ -200,9 +200,12 @@ impl State {
             self.wake(owner);
         }
         let Job { op, accepted, sent_at, .. } = &self.jobs[key];
-        let (kind, now) = (op.kind(), io.now());
-        io.record(kind, IoStage::Wait, sent_at.saturating_sub(*accepted));
-        io.record(kind, IoStage::Wire, now.saturating_sub(*sent_at));
+        // A flush of the volume's own is no op of a user.
+        if self.jobs[key].owner != Owner::Volume {
+            let (kind, now) = (op.kind(), io.now());
+            io.record(kind, IoStage::Wait, sent_at.saturating_sub(*accepted));
+            io.record(kind, IoStage::Wire, now.saturating_sub(*sent_at));
+        }
         self.complete(key, outcome, Some(io));
     }
 
@@ -228,9 +231,17 @@ impl State {
         let Some(mark) = self.jobs[key].mark else { return };
         self.kept.flushed(mark.kept, |payload| io.recycle(payload));
         self.stable = self.stable.max(mark.unkept);
+        let (took, now) = (io.now().saturating_sub(self.jobs[key].sent_at), io.now());
+        self.early_flush_from = now.saturating_add(took.saturating_mul(EARLY_FLUSH_SHARE));
         if self.jobs[key].owner == Owner::Volume {
             self.is_flushing = false;
         }
+    }
+
+    /// Another one waits until a flush has succeeded.
+    pub(super) fn early_flush_failed(&mut self) {
+        self.is_flushing = false;
+        self.early_flush_from = Nanos::MAX;
     }
 
     /// A kept write has been sent again.

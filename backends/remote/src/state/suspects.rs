@@ -98,7 +98,7 @@ impl State {
             match owner {
                 Owner::User(user, _) => self.wake(user),
                 Owner::Volume if self.is_much_kept() => return Err(why),
-                Owner::Volume => self.is_flushing = false,
+                Owner::Volume => self.early_flush_failed(),
                 Owner::Gone | Owner::Replay | Owner::Probe => {}
             }
             let why = format!("{}: {why}; see the log of the server", self.options.name);

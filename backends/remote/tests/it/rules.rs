@@ -304,6 +304,26 @@ fn a_write_that_a_server_still_works_on_is_not_repeated_when_another_connection_
 }
 
 #[test]
+fn a_quick_flush_of_its_own_comes_early() {
+    let server = Server::start(Script::new(16 * MIB));
+    let volume = open(&server, |_| ());
+    let mut driver = driver(&volume);
+    let kept = || volume.link().unwrap().get().kept_bytes;
+    for at in 0..12 {
+        let range = ByteRange::within(at * MIB, MIB, 16 * MIB).unwrap();
+        let data = Buf::zeroed(MIB as usize).into();
+        driver.run_one(Op::Write { range, data, fua: false }).unwrap();
+    }
+    let begun = Instant::now();
+    while kept() > 8 * MIB {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} are kept", kept());
+        read(&mut driver, 0).unwrap();
+    }
+    driver.run_one(write(0, 7)).unwrap();
+    assert!(kept() > 0, "a little is kept for long");
+}
+
+#[test]
 fn what_waits_for_a_server_that_is_away_is_bounded() {
     let server = Server::start(Script::new(4 * MIB));
     let volume = open(&server, |_| ());
