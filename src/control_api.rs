@@ -128,12 +128,12 @@ pub(crate) async fn check_alone(dir: &RuntimeDir) -> Result<()> {
     let what = || format!("control socket {}", printable(&path));
     match UnixStream::connect(&path).await {
         Ok(_) => bail!("{}: another daemon listens there", what()),
-        Err(error) if is_nobody(&error) => Ok(()),
+        Err(error) if is_no_listener(&error) => Ok(()),
         Err(error) => Err(error).with_context(what),
     }
 }
 
-fn is_nobody(error: &io::Error) -> bool {
+fn is_no_listener(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 

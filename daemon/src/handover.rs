@@ -92,7 +92,7 @@ impl Taken {
     /// When it refuses, or has another version.
     pub fn ask(path: &Path) -> Result<Option<Self>> {
         let socket = match connect(path) {
-            Err(error) if is_nobody(&error) => return Ok(None),
+            Err(error) if is_no_listener(&error) => return Ok(None),
             connected => connected.with_context(|| printable(path).to_string())?,
         };
         set_socket_timeout(&socket, Timeout::Recv, Some(QUIESCE_TIMEOUT + PACKET_TIMEOUT))?;
@@ -211,7 +211,7 @@ fn parent_of(pid: i32) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
-fn is_nobody(error: &io::Error) -> bool {
+fn is_no_listener(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 

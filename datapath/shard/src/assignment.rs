@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sheave_core::Volume;
 use sheave_telemetry::VolumeStats;
 
-use crate::queue::DeviceQueue;
+use crate::device_queue::DeviceQueue;
 use crate::session::Session;
 
 /// A negotiated connection, ready for the data path.

@@ -8,9 +8,9 @@ use slab::Slab;
 
 use crate::assignment::{QueueAssignment, Served};
 use crate::core::Core;
+use crate::device_queue::{DeviceQueue, QueueCx};
 use crate::inbox::Inbox;
 use crate::io::QUEUE_SUBMIT_FROM;
-use crate::queue::{DeviceQueue, QueueCx};
 use crate::tags::owner_of;
 use crate::volumes::{Lent, Volumes};
 

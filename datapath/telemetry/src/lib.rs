@@ -8,12 +8,12 @@
 
 mod failures;
 mod hgrm;
+mod json;
 mod layout;
 mod recorder;
 mod registry;
 mod snapshot;
 mod stage;
-mod wire;
 
 pub use failures::{FailureCount, LastFailure, Notice};
 pub use hdrhistogram::Histogram;

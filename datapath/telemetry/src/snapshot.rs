@@ -8,7 +8,7 @@ use sheave_core::{LinkGauges, OpKind, memory};
 use crate::layout::LEN;
 use crate::{FailureCount, LastFailure, Stage, new_histogram};
 
-/// The state of a volume's counters. Serialises to the form described in the wire module.
+/// The state of a volume's counters. Serialises to the form described in the module `json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VolumeSnapshot {
     /// The volume's name.

@@ -1,4 +1,4 @@
-//! Limits of this process (getrlimit(2)).
+//! The limit of open files of this process (getrlimit(2)).
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
