@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Ls(commands::attach::LsArgs),
     /// Change volumes
     Volume(commands::volume::Args),
+    /// Serve volumes of pools to Kubernetes (CSI)
+    Csi(commands::csi::Args),
     /// Copy a volume or image to another, sparse
     Copy(commands::copy::Args),
     /// List exports of running servers and their clients

@@ -6,7 +6,9 @@ use sheave_control::v1 as api;
 use sheave_control::v1::volumes_server::Volumes;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_daemon::{Attached, Devices, NewLimits};
-use sheave_pools::{AccessMode, Listed, NewVolume, Pool, Pools, Publication, SizeRange, VolumeId};
+use sheave_pools::{
+    AccessMode, Listed, NewVolume, Pool, PoolInfo, Pools, Publication, SizeRange, VolumeId,
+};
 use tonic::{Code, Request, Response, Status};
 
 use crate::control_api::status;
@@ -138,6 +140,12 @@ fn check_pool(pools: &Pools, id: &str) -> Result<(), Status> {
     }
 }
 
+/// How a pool's volumes can be used.
+fn modes(info: &PoolInfo, block: bool) -> Vec<i32> {
+    let can = |mode: &AccessMode| info.check_mode(*mode, block).is_ok();
+    AccessMode::ALL.into_iter().filter(can).map(|mode| mode_to_api(mode).into()).collect()
+}
+
 fn pool_message(pool: &dyn Pool) -> api::Pool {
     let info = pool.info();
     api::Pool {
@@ -145,7 +153,8 @@ fn pool_message(pool: &dyn Pool) -> api::Pool {
         local: info.is_local,
         can_create: info.can_create,
         default_size_bytes: info.default_size,
-        can_share_writers: info.can_share_writers,
+        mount_modes: modes(info, false),
+        block_modes: modes(info, true),
     }
 }
 

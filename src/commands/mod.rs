@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod copy;
+pub(crate) mod csi;
 pub(crate) mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod exports;
@@ -61,6 +62,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Detach(args) => attach::detach(args),
         Command::Ls(args) => attach::ls(args),
         Command::Volume(args) => volume::run(args),
+        Command::Csi(args) => csi::run(args),
         Command::Copy(args) => copy::run(args),
         Command::Exports(args) => exports::run(args),
         Command::Stats(args) => stats::run(args),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::{Daemon, Node};
+use crate::{Daemon, FakeKernel, Node};
 
 /// A node with a pool `fast`, a directory without a limit, and a pool `small` of 10 MiB.
 pub struct PoolNode {
@@ -26,7 +26,19 @@ impl PoolNode {
     /// When its directories cannot be made.
     #[must_use]
     pub fn new() -> Self {
-        let node = Node::new();
+        Self::of(Node::new())
+    }
+
+    /// A node whose devices can be mounted, see [`FakeKernel::with_block_devices`].
+    ///
+    /// # Panics
+    /// When its directories cannot be made.
+    #[must_use]
+    pub fn with_block_devices() -> Self {
+        Self::of(Node { kernel: FakeKernel::with_block_devices(), image: String::new() })
+    }
+
+    fn of(node: Node) -> Self {
         let mut config = String::new();
         for (name, more) in [("fast", "default_size = \"4M\""), ("small", "capacity = \"10M\"")] {
             let dir = node.file(name);

@@ -44,7 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("sheave-control", &[]),
     ("sheave-csi-proto", &[]),
-    ("sheave-csi", &["sheave-control", "sheave-csi-proto", "sheave-node"]),
+    ("sheave-csi", &["sheave-control", "sheave-core", "sheave-csi-proto", "sheave-node"]),
     ("sheave-node", &["sheave-core"]),
     ("sheave-local", &["sheave-core"]),
     ("sheave-layers", &["sheave-core"]),

@@ -70,6 +70,17 @@ pub enum AccessMode {
 }
 
 impl AccessMode {
+    /// All modes.
+    pub const ALL: [Self; 7] = [
+        Self::SingleNodeWriter,
+        Self::SingleNodeReaderOnly,
+        Self::MultiNodeReaderOnly,
+        Self::MultiNodeSingleWriter,
+        Self::MultiNodeMultiWriter,
+        Self::SingleNodeSingleWriter,
+        Self::SingleNodeMultiWriter,
+    ];
+
     /// Whether several nodes may use a volume at once.
     #[must_use]
     pub fn is_multi_node(self) -> bool {

@@ -8,6 +8,8 @@ use tonic::Status;
 const TEXT_LEN_MAX: usize = 128;
 const MAP_LEN_MAX: usize = 4 << 10;
 const NODE_ID_LEN_MAX: usize = 256;
+/// Bytes of an error's message, which ends up in events of claims and pods (1 KiB there).
+const MESSAGE_LEN_MAX: usize = 1024;
 
 /// A text that must be there and short.
 ///
@@ -36,6 +38,16 @@ fn bounded<'a>(what: &str, text: &'a str, most: usize) -> Result<&'a str, Status
     }
 }
 
+/// The part of a message that an error may have.
+#[must_use]
+pub fn message(text: &str) -> String {
+    let mut end = text.len().min(MESSAGE_LEN_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
 /// A map that must not be too long. Its values may be secret, so none is shown.
 ///
 /// # Errors
@@ -60,6 +72,8 @@ mod tests {
         assert!(text("name", "").is_err());
         assert!(node_id(&"n".repeat(256)).is_ok());
         assert!(node_id(&"n".repeat(257)).is_err());
+        assert_eq!(message(&"ü".repeat(1000)).len(), 1024);
+        assert_eq!(message(&format!("a{}", "ü".repeat(1000))).len(), 1023);
         let full = HashMap::from([("k".to_owned(), "v".repeat(4095))]);
         assert!(map("parameters", &full).is_ok());
         let over = HashMap::from([("k".to_owned(), "v".repeat(4096))]);

@@ -5,21 +5,26 @@
 pub mod authority;
 pub mod checks;
 pub mod context;
+mod controller;
 mod daemon_volumes;
 mod health;
 mod identity;
 mod node;
 pub mod pending;
 mod registration;
+mod server;
+mod topology;
 
 use std::sync::Arc;
 
 use sheave_control::{ControlClient, VolumesClient};
 
+pub use controller::ControllerService;
 pub use health::Health;
 pub use identity::IdentityService;
 pub use node::NodeService;
 pub use registration::{Registered, RegistrationService};
+pub use server::{Registration, Serving, serve};
 
 /// What all services of a plugin know.
 pub struct Plugin {
@@ -29,6 +34,9 @@ pub struct Plugin {
     pub version: String,
     /// This node's id, at most 256 bytes; `None` of a controller without one.
     pub node_id: Option<String>,
+    /// Whether it announces the health calls of CSI 1.13, which it answers in any case. Clients of
+    /// 1.12 need not know them: csi-sanity up to 5.5 takes them for an error.
+    pub announces_health: bool,
     /// The volumes of pools.
     pub volumes: VolumesClient,
     /// The devices of this node; `None` of a controller without devices.
@@ -37,11 +45,3 @@ pub struct Plugin {
 
 /// A plugin that its services share.
 pub type SharedPlugin = Arc<Plugin>;
-
-impl Plugin {
-    /// The key of the topology of volumes that only one node can use.
-    #[must_use]
-    pub fn topology_key(&self) -> String {
-        format!("topology.{}/node", self.name)
-    }
-}

@@ -35,15 +35,15 @@ const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What this service can do. Health is advertised in the old way, too: Kubernetes up to 1.36 reads
 /// no other.
-const CAPABILITIES: [rpc::Type; 7] = [
+const CAPABILITIES: [rpc::Type; 5] = [
     rpc::Type::StageUnstageVolume,
     rpc::Type::GetVolumeStats,
     rpc::Type::ExpandVolume,
     rpc::Type::VolumeCondition,
     rpc::Type::SingleNodeMultiWriter,
-    rpc::Type::GetVolumeHealth,
-    rpc::Type::GetStorageHealth,
 ];
+/// Those of 1.13, see [`crate::Plugin::announces_health`].
+const CAPABILITIES_1_13: [rpc::Type; 2] = [rpc::Type::GetVolumeHealth, rpc::Type::GetStorageHealth];
 
 /// Serves Node.
 pub struct NodeService {
@@ -134,7 +134,7 @@ impl Node for NodeService {
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
         let volume = checks::text("volume_id", &request.volume_id)?.to_owned();
-        let path = path("volume_path", &request.volume_path)?;
+        let path = requests::volume_path(&request.volume_path)?;
         let id = volume.clone();
         let stats = self.blocking(move |engine| engine.stats(&id, &path)).await?;
         let problems = self.problems(volume).await?;
@@ -195,7 +195,8 @@ impl Node for NodeService {
         let capability = |of: rpc::Type| NodeServiceCapability {
             r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: of.into() })),
         };
-        let capabilities = CAPABILITIES.map(capability).to_vec();
+        let health = CAPABILITIES_1_13.into_iter().filter(|_| self.plugin.announces_health);
+        let capabilities = CAPABILITIES.into_iter().chain(health).map(capability).collect();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 

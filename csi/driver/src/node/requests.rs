@@ -81,7 +81,7 @@ pub(super) fn publish(request: NodePublishVolumeRequest) -> Result<PublishReques
 /// NodeExpandVolume.
 pub(super) fn expand(request: NodeExpandVolumeRequest) -> Result<(String, PathBuf, Range), Status> {
     checks::text("volume_id", &request.volume_id)?;
-    let path = path("volume_path", &request.volume_path)?;
+    let path = volume_path(&request.volume_path)?;
     if request.volume_capability.is_some() {
         capability(request.volume_capability)?;
     }
@@ -99,6 +99,15 @@ pub(super) fn path(what: &str, path: &str) -> Result<PathBuf, Status> {
         return Err(Status::invalid_argument(why));
     }
     Ok(path.into())
+}
+
+/// The path of a volume that is there. On a path that is not absolute there is none.
+pub(super) fn volume_path(text: &str) -> Result<PathBuf, Status> {
+    let path = path("volume_path", text)?;
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(Status::not_found(format!("no volume is at {text:?}: it is not absolute"))),
+    }
 }
 
 fn capability(capability: Option<VolumeCapability>) -> Result<Capability, Status> {

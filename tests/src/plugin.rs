@@ -1,0 +1,70 @@
+//! A running `sheave csi`.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::{eventually, sheave};
+
+/// A plugin of the Container Storage Interface. However the test ends, it ends with it.
+#[derive(Debug)]
+pub struct Plugin {
+    child: Child,
+    dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl Plugin {
+    /// Starts a plugin whose daemon, if it needs one, is in this directory; waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    #[track_caller]
+    pub fn start(dir: &Path, args: &[&str]) -> Self {
+        let socket = dir.join("csi.sock");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(sheave()).arg("csi").args(args);
+        command.arg("--endpoint").arg(format!("unix://{}", socket.display()));
+        command.env("SHEAVE_RUNTIME_DIR", dir).env("SHEAVE_STATE_DIR", dir);
+        command.env("SHEAVE_LOG", "trace").stdin(Stdio::null());
+        command.stderr(File::create(dir.join("csi.log")).expect("log file"));
+        let child = command.spawn().expect("setpriv (util-linux)");
+        let plugin = Self { child, dir: dir.to_owned(), socket };
+        let is_ready = eventually(|| UnixStream::connect(&plugin.socket).is_ok());
+        assert!(is_ready, "it does not start:\n{}", plugin.log());
+        plugin
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it has logged, everything.
+    ///
+    /// # Panics
+    /// When its log cannot be read.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("csi.log")).expect("log file")
+    }
+
+    /// Kills it, and waits until it is gone.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) {
+        drop(self.child.kill());
+        self.child.wait().expect("our own child");
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,5 @@
+//! The service Controller of `sheave csi`, beside a daemon on a stand-in for a kernel.
+
+mod client;
+mod rules;
+mod volumes;
