@@ -28,7 +28,8 @@ pub(crate) use self::breaks::Promised;
 /// Ops that one backend may have unanswered.
 const JOBS_MAX: usize = 1024;
 /// Bytes of the ops that all backends may have unanswered. Beyond them a backend takes one op at a
-/// time, and its caller keeps the rest, which goes when the client goes.
+/// time, or none while there is no server. Its caller keeps the rest, which goes when the client
+/// goes.
 const WAITING_BYTES_MAX: u64 = 128 << 20;
 /// How soon a thread that could not be started is tried again.
 const THREAD_RETRY_NS: Nanos = 100_000_000;
@@ -226,7 +227,8 @@ impl State {
             _ => {}
         }
         let jobs = self.users[user].jobs;
-        if jobs >= JOBS_MAX || (jobs > 0 && self.waiting_bytes >= WAITING_BYTES_MAX) {
+        let is_first = jobs == 0 && matches!(self.phase, Phase::Up);
+        if jobs >= JOBS_MAX || (!is_first && self.waiting_bytes >= WAITING_BYTES_MAX) {
             return Submitted::Full(op);
         }
         if let Err(error) = self.make_room(user) {

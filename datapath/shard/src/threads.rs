@@ -233,6 +233,8 @@ impl Connection {
             }
             NextRead::Paused => self.sleep(),
             NextRead::Finished if self.session.in_flight() == 0 => return Ok(false),
+            // A client that goes needs no answers, and what waits can still be withdrawn.
+            NextRead::Finished if !self.waiting.is_empty() => self.hold_back()?,
             NextRead::Finished => self.sleep(),
         }
         Ok(true)

@@ -1,6 +1,6 @@
 //! What the backend that drives a connection sends and receives.
 
-use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Payload, Result, Segment, memory};
+use sheave_core::{ByteRange, Io, Nanos, Op, OpKind, Payload, Result, Segment};
 
 use smallvec::SmallVec;
 
@@ -64,12 +64,11 @@ impl State {
         if has_more && self.gather(index, io).is_err() {
             self.users[user].retry_at = Some(io.now() + RETRY_NS);
         }
-        // A send that could not be encrypted has ended the connection.
-        let (Some(line), jobs) = (self.lines.get_mut(index), &self.jobs) else { return };
-        if line.is_over {
-            return;
+        let (line, jobs) = (&mut self.lines[index], &self.jobs);
+        match line.next_send(io) {
+            Ok(send) => starts.extend(send),
+            Err(_) => self.users[user].retry_at = Some(io.now() + RETRY_NS),
         }
-        starts.extend(line.next_send());
         match line.next_recv(|key| jobs[key].into.clone(), io) {
             Ok(recv) => starts.extend(recv),
             Err(_) => self.users[user].retry_at = Some(io.now() + RETRY_NS),
@@ -77,15 +76,6 @@ impl State {
         if !line.has_work() && !line.is_sending && !line.is_receiving {
             line.driver = None;
         }
-    }
-
-    /// Bytes of the longest write that waits for this connection.
-    fn queued_len(&self, index: usize) -> usize {
-        let len = |key: &usize| match &self.jobs[*key].op {
-            Op::Write { data, .. } => data.len(),
-            _ => 0,
-        };
-        self.lines[index].queue.iter().map(len).max().unwrap_or(0)
     }
 
     /// Whether the server owes answers and has been silent for too long, or owes one for much
@@ -111,11 +101,6 @@ impl State {
     /// # Errors
     /// When there is no memory for it; nothing has changed then.
     fn gather(&mut self, index: usize, io: &mut dyn Io) -> Result<()> {
-        if self.lines[index].is_encrypted() {
-            // Before anything is promised to the stream: encrypting copies it twice.
-            let longest = self.promised.info.block.maximum_payload as usize;
-            memory::check_room(2 * longest.min(self.queued_len(index)) + 2 * SEND_LEN_FULL)?;
-        }
         let heads = io.buffer(HEADS_LEN)?;
         self.head.clear();
         let (mut out, mut len, mut cut) = (Payload::new(), 0, 0);
@@ -173,13 +158,7 @@ impl State {
         out.push(Segment::Data(heads.slice(cut, self.head.len() - cut)));
         heads.copy_in(0, &self.head);
         drop(heads);
-        match self.lines[index].send(out, io) {
-            Ok(()) => Ok(()),
-            // The stream would have a gap.
-            Err(error) => {
-                self.end_line(index, &error.to_string());
-                Ok(())
-            }
-        }
+        self.lines[index].send(out);
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_conformance::{Driver, Engine as _, PlainEngine};
-use sheave_core::{Backend, Buf, ByteRange, ErrorKind, Op, Submitted, Tag, Volume};
+use sheave_core::{Backend, Buf, ByteRange, ErrorKind, LinkState, Op, Submitted, Tag, Volume};
 use sheave_remote::{RemoteOptions, RemoteVolume};
 
 use crate::server::{Hold, Life, Script, Server};
@@ -324,6 +324,28 @@ fn a_quick_flush_of_its_own_comes_early() {
 }
 
 #[test]
+fn a_flush_of_its_own_that_fails_is_a_loss_since_the_next_one_may_succeed_over_it() {
+    let server = Server::start(Script::new(16 * MIB));
+    let volume = open(&server, |_| ());
+    let mut driver = driver(&volume);
+    // The first flush, which opening makes, is through.
+    driver.run_one(Op::Flush).unwrap();
+    server.lock().flush_fails_once = true;
+    let begun = Instant::now();
+    for at in (0..12).cycle() {
+        let range = ByteRange::within(at * MIB, MIB, 16 * MIB).unwrap();
+        let data = Buf::zeroed(MIB as usize).into();
+        if driver.run_one(Op::Write { range, data, fua: false }).is_err() {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "no flush of its own comes");
+    }
+    assert!(!server.lock().flush_fails_once);
+    assert!(fails(driver.run_one(Op::Flush)).contains("a flush failed"));
+    assert!(volume.has_lost_data_itself());
+}
+
+#[test]
 fn what_waits_for_a_server_that_is_away_is_bounded() {
     let server = Server::start(Script::new(4 * MIB));
     let volume = open(&server, |_| ());
@@ -334,12 +356,23 @@ fn what_waits_for_a_server_that_is_away_is_bounded() {
         let range = ByteRange::within(0, MIB, MIB).unwrap();
         Op::Write { range, data: Buf::zeroed(MIB as usize).into(), fua: false }
     };
-    let mut submit = |backend: &mut Box<dyn Backend>, tag| {
+    let submit = |backend: &mut Box<dyn Backend>, tag, engine: &mut PlainEngine| {
         matches!(backend.submit(write(), Tag(tag), engine.io()), Submitted::Queued)
     };
-    let count = (0..1000).take_while(|tag| submit(&mut first, *tag)).count();
+    let count = (0..1000).take_while(|tag| submit(&mut first, *tag, &mut engine)).count();
     assert_eq!(count, 128, "MiB");
-    assert!(submit(&mut second, 0) && !submit(&mut second, 1), "each has one at least");
+    assert!(submit(&mut second, 0, &mut engine) && !submit(&mut second, 1, &mut engine));
+    drop(second);
+    let mut third = volume.backend().unwrap();
+    let begun = Instant::now();
+    while volume.link().unwrap().get().state != LinkState::Down {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the connection does not end");
+        let (until, mut done) = (engine.io().now() + 1_000_000, Vec::new());
+        engine.wait(Some(until), &mut done);
+        done.into_iter().for_each(|done| first.io_done(done, engine.io()));
+        assert!(first.reap(engine.io()).is_none());
+    }
+    assert!(!submit(&mut third, 0, &mut engine), "none while the server is away");
 }
 
 #[test]

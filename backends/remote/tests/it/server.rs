@@ -72,6 +72,7 @@ pub(crate) struct Life {
     pub(crate) mute: u32,
     pub(crate) refuses_writes: bool,
     pub(crate) refuses_trims: bool,
+    pub(crate) flush_fails_once: bool,
     /// Whether the next write waits before it is carried out, and what has become of it.
     pub(crate) hold: Hold,
     /// How the next read is answered wrongly.
@@ -133,6 +134,7 @@ impl Server {
             mute: 0,
             refuses_writes: false,
             refuses_trims: false,
+            flush_fails_once: false,
             hold: Hold::None,
             garbage: None,
             poison: None,
@@ -390,6 +392,9 @@ impl<'a> Connection<'a> {
                 return reply::failure(out, to, NbdErrno::NotSup, "no");
             }
             Verdict::Write { range, fua } => life.put(range.start() as usize, payload, fua),
+            Verdict::Flush if std::mem::take(&mut life.flush_fails_once) => {
+                return reply::failure(out, to, NbdErrno::Io, "write-back failed");
+            }
             Verdict::Flush => {
                 life.stable = life.now.clone();
                 life.unflushed.clear();
