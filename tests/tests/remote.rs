@@ -197,11 +197,8 @@ both_engines! {
         }
         let rss = server.rss_kib() >> 10;
         assert!(rss < 400, "{rss} MiB of {} that were offered", CLIENTS * 64);
-        if engine != "threads" {
-            // The first have requests in the volume, which takes 128 MiB of a thread's clients and
-            // one request at least.
-            assert!(eventually(|| server.fds() < fds + 8), "the others are noticed to be gone");
-        }
+        // The first have requests in the volume, which takes 128 MiB.
+        assert!(eventually(|| server.fds() < fds + 16), "the others are noticed to be gone");
         upstream = start();
         assert_eq!(open().write(0, &[2; 512]).expect("a reply"), 0);
         assert_eq!(open().read(0, 512).expect("a reply"), Ok(vec![2; 512]));
