@@ -201,7 +201,6 @@ impl Volumes for VolumesService {
         let create = move |pools: &Pools| {
             let pool = Arc::clone(pools.pool(&name)?);
             let found = pool.create(&new)?;
-            tracing::info!(pool = name, volume = new.name, id = %found.record.uuid, "created");
             Ok(Listed { pool, found })
         };
         let made = self.calls.call(&request.pool, Some(key), create).await?;
@@ -298,7 +297,16 @@ impl Volumes for VolumesService {
                 && let Some(device) = device_of(&devices, &of)
                 && device.size < of.found.size
             {
-                devices.resize(&device.volume, None)?;
+                match devices.resize(&device.volume, None) {
+                    Err(error) if error.kind() == ErrorKind::Unsupported => {
+                        tracing::warn!(
+                            %id,
+                            "the volume is longer, and its device is when it is attached again: \
+                             {error}"
+                        );
+                    }
+                    resized => drop(resized?),
+                }
             }
             Ok(of)
         };

@@ -227,7 +227,9 @@ fn table(devices: &[Device]) -> String {
         let bytes = device.size_bytes.to_string();
         let held = device.held_bytes.map_or_else(|| "-".to_owned(), |held| held.to_string());
         let limits = limits_text(device.limit_bytes_per_second, device.limit_ops_per_second);
-        let volume = printable(&device.volume).to_string();
+        let is_of_pool = !device.volume_id.is_empty();
+        let volume = if is_of_pool { &device.volume_id } else { &device.volume };
+        let volume = printable(volume).to_string();
         table.add_row([&device.path, front(device), &bytes, &held, mode, &limits, &volume]);
     }
     format!("{table}\n")

@@ -13,6 +13,7 @@ mod users;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -70,6 +71,8 @@ struct Shared {
     dir: PathBuf,
     /// Its devices are block devices of the real kernel.
     has_block_devices: bool,
+    /// Its devices cannot grow while they are there.
+    refuses_resizes: AtomicBool,
     devices: Mutex<Devices>,
     /// A device is not in use any more.
     changed: Condvar,
@@ -125,6 +128,7 @@ impl FakeKernel {
         let shared = Arc::new(Shared {
             dir,
             has_block_devices,
+            refuses_resizes: AtomicBool::new(false),
             devices: Mutex::default(),
             changed: Condvar::new(),
             strike: Mutex::default(),
@@ -148,6 +152,11 @@ impl FakeKernel {
     /// Has something happen at the next call of this kind, which is not answered then.
     pub fn strike(&self, call: Call, moment: Moment, action: impl FnOnce() + Send + 'static) {
         *lock(&self.shared.strike) = Some(Strike { call, moment, action: Box::new(action) });
+    }
+
+    /// Has devices not grow from now on, as those of ublk before Linux 6.16.
+    pub fn refuse_resizes(&self) {
+        self.shared.refuses_resizes.store(true, Relaxed);
     }
 
     /// Whether what was to happen has happened.

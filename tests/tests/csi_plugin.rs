@@ -136,6 +136,9 @@ fn kubelet_registers_the_plugin_and_probes_it() {
     plugin.wait_ready();
     register(&plugin, true);
     assert_eq!(plugin.node_id(), "node-1");
+    let counted = "sheave_csi_call_seconds_count{rpc=\"NodeGetInfo\",code=\"Ok\"} 1";
+    let metrics = plugin.page("/metrics");
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[test]

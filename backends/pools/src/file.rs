@@ -245,6 +245,9 @@ impl Pool for FilePool {
             }
         };
         let made = self.make(uuid, new, size);
+        if made.is_ok() {
+            tracing::info!(pool = self.info.name, volume = new.name, %uuid, "created");
+        }
         if made.is_err()
             && let Err(error) = self.discard(uuid, &new.name)
         {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
 use sheave_control::v1::ListPoolsRequest;
 use sheave_control::{VolumesClient, channel};
@@ -18,16 +19,21 @@ use sheave_csi_proto::v1::identity_client::IdentityClient;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
+use crate::metrics::Metrics;
 use crate::registration::Registered;
 
 /// How soon each part must answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What scrapers read (OpenMetrics).
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What the probes ask.
 #[derive(Clone)]
 pub struct Health {
     identity: IdentityClient<Channel>,
     volumes: VolumesClient,
+    metrics: Metrics,
     /// `None` where no kubelet is to register the plugin.
     registered: Option<Registered>,
 }
@@ -35,14 +41,20 @@ pub struct Health {
 impl Health {
     /// Of the plugin whose own socket is at this path.
     #[must_use]
-    pub fn new(socket: &Path, volumes: VolumesClient, registered: Option<Registered>) -> Self {
+    pub fn new(
+        socket: &Path,
+        volumes: VolumesClient,
+        metrics: Metrics,
+        registered: Option<Registered>,
+    ) -> Self {
         let identity = IdentityClient::new(channel(socket));
-        Self { identity, volumes, registered }
+        Self { identity, volumes, metrics, registered }
     }
 
-    /// The pages `/healthz` and `/readyz`.
+    /// The pages `/healthz` and `/readyz`, and `/metrics`.
     pub fn router(self) -> Router {
-        Router::new().route("/healthz", get(live)).route("/readyz", get(ready)).with_state(self)
+        let pages = Router::new().route("/healthz", get(live)).route("/readyz", get(ready));
+        pages.route("/metrics", get(metrics)).with_state(self)
     }
 
     async fn live(&self) -> Result<(), &'static str> {
@@ -69,6 +81,10 @@ impl Health {
 
 async fn live(State(health): State<Health>) -> (StatusCode, &'static str) {
     page(health.live().await)
+}
+
+async fn metrics(State(health): State<Health>) -> ([(HeaderName, &'static str); 1], String) {
+    ([(CONTENT_TYPE, METRICS_TYPE)], health.metrics.text())
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {

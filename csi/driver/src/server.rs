@@ -13,8 +13,8 @@ use tonic::transport::Server;
 
 use crate::authority::incoming;
 use crate::{
-    ControllerService, Health, IdentityService, NodeService, Registered, RegistrationService,
-    SharedPlugin,
+    ControllerService, Health, IdentityService, Metrics, NodeService, Registered,
+    RegistrationService, SharedPlugin,
 };
 
 /// The most bytes of a request: names, maps and paths have bounds of a few KiB.
@@ -54,7 +54,9 @@ pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Res
     let Serving { plugin, listener, socket, has_controller, node, registration, health } = serving;
     let (end, ending) = watch::channel(());
     let registered = registration.is_some().then(Registered::default);
-    let probes = Health::new(&socket, plugin.volumes.clone(), registered.clone());
+    let metrics = Metrics::default();
+    let volumes = plugin.volumes.clone();
+    let probes = Health::new(&socket, volumes, metrics.clone(), registered.clone());
     let probes = async {
         let Some(listener) = health else { return std::future::pending().await };
         axum::serve(listener, probes.router()).await
@@ -71,11 +73,13 @@ pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Res
     };
     let controller = has_controller.then(|| ControllerService::new(Arc::clone(&plugin)));
     let controller = controller.map(ControllerServer::new);
+    let controller = controller.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX));
     let node = node.map(NodeServer::new);
+    let node = node.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX));
     let services = Server::builder()
         .add_service(IdentityServer::new(IdentityService::new(plugin)))
-        .add_optional_service(controller.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX)))
-        .add_optional_service(node.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX)));
+        .add_optional_service(controller.map(|of| metrics.around(of)))
+        .add_optional_service(node.map(|of| metrics.around(of)));
     let services = async {
         let served = services.serve_with_incoming_shutdown(incoming(listener), until(ending));
         served.await.map_err(io::Error::other)

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -75,6 +76,9 @@ impl Shared {
             FakeRequest::Recover { id, key } => {
                 self.connect(id, key, fd.ok_or(Errno::INVAL)?)?;
                 Ok(FakeAnswer::Done)
+            }
+            FakeRequest::Resize { .. } if self.refuses_resizes.load(Relaxed) => {
+                Err(Errno::OPNOTSUPP)
             }
             FakeRequest::Resize { id, size } => {
                 let mut devices = self.devices();

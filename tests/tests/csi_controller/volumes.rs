@@ -38,6 +38,21 @@ fn a_published_volume_grows_and_its_limits_change_while_it_is_used() {
 }
 
 #[test]
+fn a_volume_grows_whose_device_cannot_while_it_is_used() {
+    let client = Client::new();
+    let id = client.create("a").volume_id;
+    client.publish(&id, &block()).unwrap();
+    client.attach(&id, 1).unwrap();
+    client.node.node.kernel.refuse_resizes();
+    for _ in 0..2 {
+        assert_eq!(client.expand(&id, 16).unwrap(), 16 * MIB, "the node sees to the device");
+    }
+    client.daemon.sheave("detach").arg(&id).ok();
+    client.attach(&id, 1).unwrap();
+    assert_eq!(client.daemon.device()["size_bytes"], 16 * MIB);
+}
+
+#[test]
 fn a_pool_that_is_full_is_exhausted_and_capacity_tells_before() {
     let client = Client::new();
     let capacity = |pool: &str, topology: Option<&str>| {
