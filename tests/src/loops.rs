@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use rustix::fs::OFlags;
 use sheave_node::{Attach, Device, Error, Format, Kind, Record, Result, Volumes};
 
-use crate::Run;
+use crate::{Run, eventually};
 
 /// The volumes of a directory. All that is known of them is in files, so that processes share them.
 pub struct LoopVolumes {
@@ -169,6 +169,8 @@ impl Volumes for LoopVolumes {
                 .open(&device);
             alone.map_err(|error| Error::new(Kind::Unavailable, format!("in use: {error}")))?;
             Run::new("losetup").arg("--detach").arg(device).ok();
+            // A program that lists devices may keep it for a moment.
+            assert!(eventually(|| self.loop_device(volume).is_none()), "{volume} is left");
         }
         self.called("detached")
     }

@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use sheave_node::{Fs, Kind, Node};
-use sheave_tests::{Site, child, eventually, in_namespace, parents_dir, part, system_path};
+use sheave_tests::{Run, Site, child, eventually, in_namespace, parents_dir, part, system_path};
 
 const SIZE: u64 = 64 << 20;
 /// Each call of the engine to the daemon and its pools, before and after it is done.
@@ -92,7 +93,7 @@ fn rule_11_rule_20_a_program_outlives_the_killed_process_and_keeps_the_volume_lo
                 fs::write(site.staging().join("file"), "kept").expect("written");
                 node.unstage("v", &site.staging()).expect("unstaged");
                 let unclean = system_path("debugfs");
-                sheave_tests::Run::new(unclean).args("-w -R").arg("ssv state 0").arg(&image).ok();
+                Run::new(unclean).args("-w -R").arg("ssv state 0").arg(&image).ok();
             }
             let real = system_path(tool);
             let script = format!(
@@ -179,12 +180,85 @@ fn a_killed_mkfs_is_repeated_and_a_whole_one_is_kept() {
         assert_eq!(site.tool_runs("mkfs.ext4"), 1);
         assert_eq!(fs::read_to_string(site.staging().join("file")).expect("the file"), "kept");
         // With a journal to be replayed, it was mounted: a person has to look.
-        sheave_tests::Run::new("sync").ok();
+        Run::new("sync").ok();
         let crashed = fs::read(&image).expect("the image");
         node.unstage("v", &site.staging()).expect("unstaged");
         fs::write(&image, crashed).expect("written");
         site.volumes.set_record("v", "begun ext4");
         assert_eq!(stage(&site, &node), Err(Kind::Refused));
         assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+    });
+}
+
+/// A node that was started anew has neither devices nor mounts, whatever its states say.
+#[test]
+fn rule_34_after_a_reboot_volumes_are_staged_anew() {
+    let test = "rule_34_after_a_reboot_volumes_are_staged_anew";
+    in_namespace(test, || {
+        for next in ["stage", "unstage"] {
+            let site = Site::new();
+            site.count_tool("mkfs.ext4");
+            site.volumes.create("v", SIZE);
+            let node = site.node();
+            stage(&site, &node).expect("staged");
+            publish(&site, &node).expect("published");
+            fs::write(site.target("a").join("file"), "kept").expect("written");
+            // All is gone but the directories and the state, which is of another boot.
+            for path in [site.target("a"), site.staging()] {
+                Run::new("umount").arg(path).ok();
+            }
+            site.volumes.end();
+            let state = site.dir().join("node/v.json");
+            let text = fs::read_to_string(&state).expect("a state");
+            let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("an id");
+            assert!(text.contains(boot.trim()), "{text}");
+            fs::write(&state, text.replace(boot.trim(), "another")).expect("written");
+            let node = site.node();
+            assert_eq!(publish(&site, &node), Err(Kind::Refused));
+            if next == "stage" {
+                stage(&site, &node).expect("staged");
+                publish(&site, &node).expect("published");
+                let file = fs::read_to_string(site.target("a").join("file"));
+                assert_eq!(file.expect("the file"), "kept");
+                assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+            }
+            node.unpublish("v", &site.target("a")).expect("unpublished");
+            node.unstage("v", &site.staging()).expect("unstaged");
+            site.check_bare();
+        }
+    });
+}
+
+/// What a node has to do that comes back with all its pods.
+#[test]
+fn a_hundred_volumes_are_staged_at_once() {
+    let test = "a_hundred_volumes_are_staged_at_once";
+    const VOLUMES: usize = 100;
+    in_namespace(test, || {
+        let site = Site::new();
+        let node = site.node().answering_within(Duration::from_secs(100));
+        let name = |index| format!("v{index}");
+        let staging = |index| site.staging().join(name(index));
+        let each = |call: &(dyn Fn(usize) + Sync)| {
+            thread::scope(|scope| {
+                (0..VOLUMES).for_each(|index| drop(scope.spawn(move || call(index))));
+            });
+        };
+        (0..VOLUMES).for_each(|index| {
+            site.volumes.create(&name(index), 8 << 20);
+            fs::create_dir(staging(index)).expect("a directory");
+        });
+        each(&|index| {
+            let mut request = site.stage_request(Some(Fs::Ext4));
+            (request.volume, request.staging) = (name(index), staging(index));
+            node.stage(request).expect("staged");
+            fs::write(staging(index).join("file"), name(index)).expect("written");
+        });
+        each(&|index| {
+            let file = fs::read_to_string(staging(index).join("file")).expect("the file");
+            assert_eq!(file, name(index), "each has its own device");
+            node.unstage(&name(index), &staging(index)).expect("unstaged");
+            assert_eq!(site.volumes.loop_device(&name(index)), None);
+        });
     });
 }

@@ -105,9 +105,18 @@ impl Volumes for DaemonVolumes {
     }
 
     fn grow(&self, volume: &str) -> Result<Device> {
+        let size = self.volume(volume)?.size_bytes;
+        if let Some(device) = self.device(volume)?.filter(|device| device.size == size) {
+            return Ok(device);
+        }
         let mut devices = self.devices.clone();
         let request = ResizeRequest { target: volume.to_owned(), size_bytes: None };
-        let answer = self.wait(DEVICE_TIMEOUT, devices.resize(request))?;
+        let answer = self.wait(DEVICE_TIMEOUT, devices.resize(request)).map_err(|error| {
+            // Such as a ublk device before Linux 6.16.
+            let is_final = error.kind() == Kind::Refused;
+            let advice = "the device has the new size when it is made anew: restart the pods";
+            if is_final { error.and(advice) } else { error }
+        })?;
         answer.device.map(device).ok_or_else(no_device)
     }
 

@@ -31,6 +31,7 @@ mod stats;
 mod tools;
 mod volumes;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,13 +47,13 @@ use error::invalid;
 use health::Problems;
 use jobs::Jobs;
 use lock::VolumeLock;
-use state::{States, is_plain_path};
+use state::{States, fingerprint, is_plain_path};
 
 /// How long a call waits for its work: orchestrators want an answer within 10 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 
-/// How a volume is used.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// How a volume is used. Its `Debug` leaves the options out, so that they do not get into a log.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Access {
     /// As a filesystem, with options as mount(8) has them, which may be secret.
     Mount {
@@ -153,7 +154,7 @@ impl Node {
     /// staged otherwise, and what the daemon says.
     pub fn stage(&self, request: StageRequest) -> Result<()> {
         check_paths(&[&request.staging])?;
-        let call = format!("{request:?}");
+        let call = format!("{request:?} {}", request.access.fingerprint());
         let volume = request.volume.clone();
         self.run(&volume, "staging", call, move |engine| {
             engine.stage(&request).map(|()| Outcome::Done)
@@ -181,7 +182,7 @@ impl Node {
     /// [`Kind::Exists`] when it is there with other arguments.
     pub fn publish(&self, request: PublishRequest) -> Result<()> {
         check_paths(&[&request.staging, &request.target])?;
-        let call = format!("{request:?}");
+        let call = format!("{request:?} {}", request.access.fingerprint());
         let volume = request.volume.clone();
         self.run(&volume, "publishing", call, move |engine| {
             engine.publish(&request).map(|()| Outcome::Done)
@@ -281,10 +282,43 @@ fn mixed_up() -> Error {
 }
 
 impl Access {
+    /// A number that differs for different options.
+    fn fingerprint(&self) -> u32 {
+        match self {
+            Self::Mount { options, .. } => fingerprint(options.join("\0").as_bytes()),
+            Self::Block => 0,
+        }
+    }
+
     fn fs(&self) -> Option<Fs> {
         match self {
             Self::Mount { fs, .. } => Some(*fs),
             Self::Block => None,
         }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mount { fs, .. } => {
+                f.debug_struct("Mount").field("fs", fs).finish_non_exhaustive()
+            }
+            Self::Block => f.write_str("Block"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_14_options_are_not_printed_and_still_told_apart() {
+        let access =
+            |option: &str| Access::Mount { fs: Fs::Ext4, options: vec![option.to_owned()] };
+        let secret = access("password=hunter2");
+        assert!(!format!("{secret:?}").contains("hunter2"), "{secret:?}");
+        assert_ne!(secret.fingerprint(), access("noatime").fingerprint());
     }
 }

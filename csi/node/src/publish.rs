@@ -257,5 +257,6 @@ fn is_block(path: &Path) -> bool {
 
 fn arguments(request: &PublishRequest) -> u32 {
     let PublishRequest { access, read_only, mode, is_shared, .. } = request;
-    fingerprint(format!("{access:?} {read_only} {mode:?} {is_shared}").as_bytes())
+    let options = access.fingerprint();
+    fingerprint(format!("{access:?} {options} {read_only} {mode:?} {is_shared}").as_bytes())
 }

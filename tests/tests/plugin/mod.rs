@@ -16,7 +16,7 @@ use sheave_csi_proto::v1::{
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest, VolumeCapability,
 };
-use sheave_tests::{Daemon, FakeKernel, Node};
+use sheave_tests::{Daemon, FakeKernel, Node, Run};
 use tokio::runtime::{Builder, Handle};
 use tonic::{Request, Status};
 
@@ -32,6 +32,7 @@ pub(crate) struct Site {
     pub(crate) runtime: Handle,
     pub(crate) daemon: Daemon,
     pub(crate) node: Node,
+    start: fn(&Node) -> Daemon,
 }
 
 /// A volume that is published to the node.
@@ -43,8 +44,13 @@ pub(crate) struct Volume {
 }
 
 impl Site {
+    /// On devices of a stand-in that the real kernel has, too.
     pub(crate) fn new() -> Self {
-        let node = Node { kernel: FakeKernel::with_block_devices(), image: String::new() };
+        Self::start(FakeKernel::with_block_devices(), start)
+    }
+
+    fn start(kernel: FakeKernel, start: fn(&Node) -> Daemon) -> Self {
+        let node = Node { kernel, image: String::new() };
         for name in ["images", "stage", "pods"] {
             fs::create_dir(node.file(name)).expect("a directory");
         }
@@ -58,7 +64,7 @@ impl Site {
             VolumesClient::new(channel(&daemon.socket()))
         };
         let service = open(&runtime, &daemon.socket(), &node.file("state"));
-        Self { service, volumes, runtime, daemon, node }
+        Self { service, volumes, runtime, daemon, node, start }
     }
 
     /// Has a new process of the plugin go on.
@@ -69,7 +75,7 @@ impl Site {
     /// Kills the daemon, and starts another.
     pub(crate) fn restart_daemon(&mut self) {
         self.daemon.kill();
-        self.daemon = start(&self.node);
+        self.daemon = (self.start)(&self.node);
     }
 
     pub(crate) fn wait<T>(
@@ -187,6 +193,19 @@ impl Site {
         for name in ["state", "stage", "pods"] {
             let left: Vec<_> = fs::read_dir(self.node.file(name)).expect(name).flatten().collect();
             assert!(left.is_empty(), "{name}: {left:?}");
+        }
+    }
+}
+
+impl Drop for Site {
+    /// Leaves no mounts behind a test that failed: without its daemon, nothing ends them.
+    fn drop(&mut self) {
+        let dir = text(self.node.kernel.scratch().path());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let targets: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        let own = targets.into_iter().filter(|target| target.starts_with(&format!("{dir}/")));
+        for target in own.filter(|target| !target.ends_with(".file")).rev() {
+            let _ = Run::new("umount").arg("--lazy").arg(target).output();
         }
     }
 }
