@@ -14,7 +14,10 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 VOLUME is a URL or a path: 'memory:?size=1G', 'null:?size=1T', /images/a.img,
-'file:///images/a.img?direct=true' (quoted, since '?' and '&' mean something to shells)
+'file:///images/a.img?direct=true' (quoted, since '?' and '&' mean something to shells);
+nbd://server/disk, nbds://, nbd+unix:// and nbds+unix:// name an export of an NBD server, and
+'nbd+exec:?command=qemu-nbd%20-f%20qcow2%20disk.qcow2' one of a server that is started for it.
+`sheave serve --help` has the parameters.
 
 Examples:
   sheave serve disk.img --socket /tmp/disk.sock

@@ -109,6 +109,17 @@ Parameters of a VOLUME, after '?' and joined by '&' (quote it, since both mean s
   limit-iops=5000           ops a second; after idling, what limits allow in 50 ms at once
   fault=RULE fault-seed=N   failures on purpose; several rules are allowed
 
+Of an NBD server (nbd://server/disk, nbds://…, nbd+unix:///disk?socket=PATH, nbds+unix://…) or of
+one that is started for the volume (nbd+exec:?command=COMMAND; in a URL a space is %20):
+  tls-certificates=DIR      ca-cert.pem, and, if the server asks, client-cert.pem and client-key.pem
+  tls-hostname=NAME         the name in the server's certificate, if it is not the host's
+  connections=4             1 (without it) to 16, if the server allows several
+  connect-timeout=10        seconds that one attempt to connect may take
+  reconnect-timeout=S       seconds until requests fail while the server is away; else they wait
+  request-timeout=60        seconds until a silent server is asked again over a new connection
+  replay-bytes=64M          the most bytes of writes that are kept until a flush
+  directory=DIR             nbd+exec: where to run the command
+
 A path is taken as it is, up to '?'. In file:///… a byte may be written %E9, and '?' as %3F. A file
 whose name is no UTF-8 has an export name with such escapes.
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use sheave_core::printable;
 
 /// The command of this executable that calls [`exec`] with the two arguments behind it.
 pub const HELPER: &str = "run-program";
@@ -37,6 +38,11 @@ pub fn by_helper(start: Start) -> io::Result<Child> {
     helper.process_group(0).stdin(Stdio::from(socket));
     helper.stdout(Stdio::from(output.try_clone()?)).stderr(Stdio::from(output));
     if let Some(directory) = directory {
+        // The error of a start names no path.
+        std::fs::metadata(directory.join(".")).map_err(|error| {
+            let why = format!("directory={}: {error}", printable(&directory));
+            io::Error::new(error.kind(), why)
+        })?;
         helper.current_dir(directory);
     }
     sheave_local::start_process(|| helper.spawn())

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_core::{Error, ErrorKind, Result, parse_size, printable};
 
 /// The parameters of a URL. A scheme and the layers take those that they know; the rest is unknown.
 #[derive(Debug)]
@@ -73,6 +73,14 @@ impl Parameters {
             Some("false" | "no" | "off" | "0") => Ok(Some(false)),
             Some(other) => Err(self.wrong(&format!("{name}={other}: write true or false"))),
         }
+    }
+
+    /// Takes a number of bytes.
+    pub(crate) fn take_bytes(&mut self, name: &'static str) -> Result<Option<u64>> {
+        let Some(text) = self.take(name)? else { return Ok(None) };
+        let why = "is not a size in bytes; write for example 4096, 64K, 10G or 1T";
+        let bytes = parse_size(&text);
+        bytes.map(Some).map_err(|_| self.wrong(&format!("{name}: \"{text}\" {why}")))
     }
 
     /// Sets the end of the message about an unknown parameter.

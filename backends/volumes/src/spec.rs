@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave_core::{Error, Result, Volume, parse_count, parse_digits, parse_size};
+use sheave_core::{Error, Result, Volume, parse_count, parse_digits};
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 
 use crate::parse::Parameters;
@@ -233,11 +233,11 @@ impl Layers {
 
 fn limits(parameters: &mut Parameters) -> Result<RateLimits> {
     let mut limits = RateLimits::default();
-    if let Some(text) = parameters.take("limit-bps")? {
-        limits.bytes_per_second = parse_size(&text)?;
-        if limits.bytes_per_second == 0 {
+    if let Some(bytes) = parameters.take_bytes("limit-bps")? {
+        if bytes == 0 {
             return Err(parameters.wrong("limit-bps must be above 0"));
         }
+        limits.bytes_per_second = bytes;
     }
     if let Some(text) = parameters.take("limit-iops")? {
         limits.ops_per_second = parse_count("limit-iops", &text)?;

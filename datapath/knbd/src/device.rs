@@ -187,7 +187,7 @@ fn is_closed(socket: &OwnedFd) -> Result<bool> {
 
 fn explain(error: io::Error) -> Error {
     let what = match error.kind() {
-        io::ErrorKind::NotFound => "the kernel's nbd driver is not loaded; try: modprobe nbd",
+        io::ErrorKind::NotFound => "the kernel's nbd driver is not loaded (try: modprobe nbd)",
         io::ErrorKind::PermissionDenied => "the kernel's nbd driver wants CAP_SYS_ADMIN",
         _ => "the kernel's nbd driver",
     };

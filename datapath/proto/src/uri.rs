@@ -152,7 +152,9 @@ impl FromStr for NbdUri {
             ("vsock", None) => parse_vsock(address)?,
             ("unix", Some(path)) if address.is_empty() => Transport::Unix { path },
             ("unix", Some(_)) => return Err(UriError::Authority(address.to_owned())),
-            ("unix", None) => return Err(UriError::Socket("the parameter socket is missing")),
+            ("unix", None) => {
+                return Err(UriError::Socket("the parameter socket is missing; add ?socket=PATH"));
+            }
             ("tcp" | "vsock", Some(_)) => {
                 return Err(UriError::Socket("only nbd+unix has the parameter socket"));
             }

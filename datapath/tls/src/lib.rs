@@ -150,6 +150,16 @@ fn explain(error: &rustls::Error) -> String {
     } else if known("UnknownRevocationStatus") {
         "its authority has no revocation list among those of --tls-client-crl; add one, which may \
          be empty"
+    } else if known("AlertReceived(CertificateRequired)") {
+        "the server wants a certificate of its client; put client-cert.pem and client-key.pem into \
+         the directory that tls-certificates names"
+    } else if known("UnknownIssuer") {
+        return format!(
+            "{error}: it is of none of the authorities that are given here (those of servers are \
+             in ca-cert.pem, those of clients in --tls-client-ca)"
+        );
+    } else if known("NotValidForName") {
+        return format!("{error}; use a name that it has, as the host or as tls-hostname=NAME");
     } else {
         return error.to_string();
     };

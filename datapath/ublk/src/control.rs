@@ -55,7 +55,7 @@ impl Control {
         let driver = opened.map_err(|error| {
             let what = match error.kind() {
                 io::ErrorKind::NotFound => {
-                    "the kernel's driver is not loaded; try: modprobe ublk_drv"
+                    "the kernel's driver is not loaded (try: modprobe ublk_drv)"
                 }
                 _ => CONTROL,
             };

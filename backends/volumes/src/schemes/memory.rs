@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sheave_core::{Result, Volume, parse_size};
+use sheave_core::{Result, Volume};
 use sheave_local::Memory;
 
 use crate::parse::Parameters;
@@ -45,13 +45,14 @@ pub(super) fn take_size(url: &Url<'_>, parameters: &mut Parameters) -> Result<u6
     if !url.rest.is_empty() {
         return Err(parameters.wrong("nothing may stand before ?size="));
     }
-    let Some(text) = parameters.take("size")? else {
+    let Some(size) = parameters.take_bytes("size")? else {
         // It may be misspelt, so the unknown parameters are named first.
         parameters.refuse_all_but(&LAYER_PARAMETERS)?;
         return Err(parameters.wrong("the size is missing; add ?size=1G"));
     };
-    match parse_size(&text)? {
-        size if size > SIZE_MAX => Err(parameters.wrong(&format!("size={text}: the most is 8E-1"))),
-        size => Ok(size),
+    if size > SIZE_MAX {
+        let why = format!("size={size}: the most is one byte less than 8E");
+        return Err(parameters.wrong(&why));
     }
+    Ok(size)
 }

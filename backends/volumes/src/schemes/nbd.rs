@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave_core::{Error, Result, Volume, parse_count, parse_duration_ns, parse_size};
+use sheave_core::{Error, Result, Volume, parse_count, parse_duration_ns};
 use sheave_exec::Program;
 use sheave_proto::uri::NbdUri;
 use sheave_remote::{CONNECTIONS_MAX, RemoteOptions, RemoteVolume};
@@ -57,8 +57,8 @@ pub(super) fn options(uri: NbdUri, parameters: &mut Parameters) -> Result<Remote
     if let Some(timeout) = duration("request-timeout", parameters)? {
         options.request_timeout = timeout;
     }
-    if let Some(text) = parameters.take("replay-bytes")? {
-        options.replay_bytes = parse_size(&text)?;
+    if let Some(bytes) = parameters.take_bytes("replay-bytes")? {
+        options.replay_bytes = bytes;
     }
     Ok(options)
 }
