@@ -10,7 +10,8 @@
 //! A volume is made in this order: name, image, record; it exists when its record does. It is
 //! deleted in this order: its record says so, image, name, record; it is gone with the first. What
 //! a crash leaves between is finished or undone by the next call that is about it, and when a
-//! process uses the pool for the first time.
+//! process uses the pool for the first time. An image that has data was in use: if its record is
+//! gone, it was lost by other means, and the image stays.
 
 mod layout;
 mod lock;
@@ -19,7 +20,7 @@ mod tests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -70,8 +71,14 @@ impl FilePool {
     /// Undoes what was being made, and finishes what was being deleted, when a process died.
     fn sweep(&self) -> Result<()> {
         for named in self.layout.all_names()? {
-            if self.record(named.uuid)?.is_none() {
-                self.discard(named.uuid, &named.name)?;
+            let is_unmade = || match self.record(named.uuid)? {
+                Some(_) => Ok(false),
+                None => self.check_never_used(&named).map(|()| true),
+            };
+            match is_unmade() {
+                Ok(true) => self.discard(named.uuid, &named.name)?,
+                Ok(false) => {}
+                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
             }
         }
         self.layout.remove_unfinished()?;
@@ -83,6 +90,25 @@ impl FilePool {
             }
         }
         Ok(())
+    }
+
+    /// Checks that an image without a record is what a creation that died has left: without data.
+    fn check_never_used(&self, named: &Named) -> Result<()> {
+        let image = self.layout.image(named.uuid);
+        match fs::metadata(&image) {
+            Ok(found) if found.blocks() > 0 => {
+                let why = format!(
+                    "{} has data, and its record {} is gone: restore the record from a backup, or \
+                     move the image away",
+                    printable(&image),
+                    printable(&self.layout.record(named.uuid))
+                );
+                Err(Error::new(ErrorKind::Corrupt, "find", format!("{}: {why}", named.name)))
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(&image, error)),
+        }
     }
 
     /// Removes what is left of a volume that does not exist.
@@ -159,6 +185,10 @@ impl FilePool {
             Some(record) if record.deleting => {
                 self.discard(named.uuid, name)?;
                 Ok(None)
+            }
+            None => {
+                self.check_never_used(&named)?;
+                Ok(Some((named.uuid, None)))
             }
             record => Ok(Some((named.uuid, record))),
         }

@@ -183,9 +183,29 @@ fn a_damaged_record_is_an_error_and_its_image_stays() {
     assert_eq!(pool.create(&new("a")).unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(pool.list().unwrap().is_empty() && pool.layout.image(uuid).exists());
+    let pool = FilePool::new("fast", dir.path().to_owned(), None, MIB);
     let missing = pool.create(&new("b")).unwrap().record.uuid;
     fs::remove_file(pool.layout.image(missing)).unwrap();
     assert!(pool.get(Key::Uuid(missing)).unwrap().trouble.unwrap().contains("image"));
+}
+
+#[test]
+fn an_image_with_data_stays_when_its_record_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = pool(dir.path()).create(&new("a")).unwrap();
+    let [image, record] =
+        ["img", "json"].map(|kind| dir.path().join(format!("{}.{kind}", made.record.uuid)));
+    fs::write(&image, [7; 4096]).unwrap();
+    File::open(&image).unwrap().sync_all().unwrap();
+    let saved = fs::read(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    // The first use looks for what crashes have left.
+    pool(dir.path()).create(&new("b")).unwrap();
+    let refused = pool(dir.path()).create(&new("a")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    assert_eq!(fs::read(&image).unwrap(), [7; 4096]);
+    fs::write(&record, saved).unwrap();
+    assert_eq!(pool(dir.path()).get(Key::Name("a")).unwrap().size, 4096);
 }
 
 #[test]
