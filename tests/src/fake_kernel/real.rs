@@ -34,6 +34,8 @@ impl RealDevice {
             .arg(socket)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            // A test waits for the end of what its processes write.
+            .stderr(Stdio::null())
             .spawn()
             .expect("nbdfuse (libnbd-bin)");
         assert!(eventually(|| pid.exists()), "nbdfuse does not serve {}", file.display());
@@ -57,8 +59,12 @@ impl Drop for RealDevice {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
         let _ = Run::new("losetup").arg("--detach").arg(&self.device).output();
-        let _ = Run::new("umount").arg(&self.file).output();
-        let ended = eventually(|| matches!(self.nbdfuse.try_wait(), Ok(Some(_))));
+        // The kernel detaches it when its last user, such as a probe, has closed it; until then
+        // the file is busy.
+        let ended = eventually(|| {
+            let _ = Run::new("umount").arg(&self.file).output();
+            matches!(self.nbdfuse.try_wait(), Ok(Some(_)))
+        });
         if !ended {
             let _ = self.nbdfuse.kill();
         }
