@@ -153,7 +153,13 @@ impl Stream {
         match &mut self.tls {
             Some(tls) => {
                 let mut stream = rustls::Stream::new(&mut **tls, &mut self.socket);
-                stream.write_all(bytes).and_then(|()| stream.flush())
+                let sent = stream.write_all(bytes).and_then(|()| stream.flush());
+                sent.map_err(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                        refusal(tls, &mut self.socket).unwrap_or(error)
+                    }
+                    _ => error,
+                })
             }
             None => self.socket.write_all(bytes),
         }
@@ -195,6 +201,16 @@ impl Write for Timed {
     fn flush(&mut self) -> io::Result<()> {
         self.socket.flush()
     }
+}
+
+/// Why a server has closed the connection, if it has sent an alert before that.
+fn refusal(tls: &mut ClientConnection, socket: &mut Timed) -> Option<io::Error> {
+    while tls.read_tls(socket).ok()? > 0 {
+        if let Err(error) = tls.process_new_packets() {
+            return Some(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+    None
 }
 
 /// The time that is left until then.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sheave_core::printable;
 
+use crate::disk::Disk;
 use crate::error::refused;
 use crate::lock::VolumeLock;
 use crate::tools::{Ended, Tools};
@@ -29,6 +30,9 @@ const BTRFS_SIZE_MIN: u64 = 114 << 20;
 const EXT4_FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,\
                              64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,\
                              extra_isize,metadata_csum";
+/// Bytes of a device from which on its log would be longer than 512 MiB. The log is zeroed as a
+/// whole, which takes its room in a sparse volume: up to 2 GiB.
+const XFS_LOG_CAPPED_FROM: u64 = 1 << 40;
 /// What xfsprogs itself keeps for the oldest kernel that is supported, 6.1.
 const XFS_OLDEST: &str = "/usr/share/xfsprogs/mkfs/lts_6.1.conf";
 
@@ -98,12 +102,16 @@ impl Fs {
 
     /// Makes it, without discarding and without writing what can be written later: the device is
     /// new. May take long, and outlives this process.
-    pub(crate) fn make(self, tools: &Tools, device: &Path, lock: &VolumeLock) -> Result<()> {
+    pub(crate) fn make(self, tools: &Tools, disk: &Disk, lock: &VolumeLock) -> Result<()> {
+        let device = &disk.path;
         let lazy = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
         let mut args = match self {
             Self::Ext4 => vec!["-q", "-F", "-F", "-m0", "-E", lazy, "-O", EXT4_FEATURES],
             Self::Xfs | Self::Btrfs => vec!["-q", "-f", "-K"],
         };
+        if self == Self::Xfs && disk.size > XFS_LOG_CAPPED_FROM {
+            args.extend(["-l", "size=512m"]);
+        }
         let oldest = format!("options={XFS_OLDEST}");
         if self == Self::Xfs && Path::new(XFS_OLDEST).exists() {
             // Some releases do not take their own file. Then their defaults are as old.

@@ -267,7 +267,7 @@ impl Engine {
         fs.check_tools(&self.tools)?;
         self.volumes.mark(volume, &Format::Begun(name.clone()), request.attach.epoch)?;
         tracing::info!(volume = %printable(volume), fs = fs.name(), "formatting");
-        fs.make(&self.tools, &disk.path, lock)?;
+        fs.make(&self.tools, disk, lock)?;
         disk.sync()?;
         self.volumes.mark(volume, &Format::Done(name), request.attach.epoch)
     }
