@@ -194,6 +194,15 @@ impl FilePool {
         }
     }
 
+    /// Reserves a name for a new volume.
+    fn reserve(&self, name: &str) -> Result<Uuid> {
+        // Ids of later volumes are greater, so pages of a list stay whole.
+        let named = Named { name: name.to_owned(), uuid: Uuid::now_v7() };
+        self.layout.make_names()?;
+        durable::replace(&self.layout.name(name), &named)?;
+        Ok(named.uuid)
+    }
+
     /// Makes the parts of a volume whose name is reserved.
     fn make(&self, uuid: Uuid, new: &NewVolume, size: u64) -> Result<Found> {
         let image = self.layout.image(uuid);
@@ -258,30 +267,23 @@ impl Pool for FilePool {
         new.check()?;
         let size = new.size.choose(self.info.default_size)?;
         let _locked = self.lock()?;
-        let uuid = match self.reserved(&new.name)? {
-            Some((_, Some(record))) => return same_or_exists(self.found(record), new),
-            Some((uuid, None)) => {
-                self.check_room(size)?;
-                uuid
-            }
-            None => {
-                self.check_room(size)?;
-                // Ids of later volumes are greater, so pages of a list stay whole.
-                let uuid = Uuid::now_v7();
-                let named = Named { name: new.name.clone(), uuid };
-                self.layout.make_names()?;
-                durable::replace(&self.layout.name(&new.name), &named)?;
-                uuid
-            }
+        let reserved = self.reserved(&new.name)?;
+        if let Some((_, Some(record))) = reserved {
+            return same_or_exists(self.found(record), new);
+        }
+        self.check_room(size)?;
+        let uuid = match reserved {
+            Some((uuid, _)) => uuid,
+            None => self.reserve(&new.name)?,
         };
         let made = self.make(uuid, new, size);
-        if made.is_ok() {
-            tracing::info!(pool = self.info.name, volume = new.name, %uuid, "created");
-        }
-        if made.is_err()
-            && let Err(error) = self.discard(uuid, &new.name)
-        {
-            tracing::warn!(pool = self.info.name, "what was being made is left: {error}");
+        match &made {
+            Ok(_) => tracing::info!(pool = self.info.name, volume = new.name, %uuid, "created"),
+            Err(_) => {
+                if let Err(error) = self.discard(uuid, &new.name) {
+                    tracing::warn!(pool = self.info.name, "what was being made is left: {error}");
+                }
+            }
         }
         made
     }
