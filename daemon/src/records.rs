@@ -1,11 +1,10 @@
 //! Records of devices, which survive a crash: one file each, on stable storage before the device
 //! can be used.
 //!
-//! A record is a line of JSON and a line with its CRC-32. It is written under another name, flushed
-//! and renamed, so that it is complete or absent.
+//! Each is whole or absent, see [`sheave_durable`].
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -15,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, VolumeInfo, printable};
+use sheave_durable::{self as durable, UNFINISHED};
 use sheave_layers::RateLimits;
 
 use crate::kernel::{DeviceKey, Front, Kernels, unknown_path};
@@ -158,19 +158,10 @@ impl Record {
         self.boot != boot_id()
     }
 
-    fn to_text(&self) -> String {
-        let json = serde_json::to_string(self).expect("a record is plain data");
-        format!("{json}\n{:08x}\n", crc32fast::hash(json.as_bytes()))
-    }
-
-    fn of_text(text: &str) -> std::result::Result<Self, String> {
-        let (json, rest) = text.split_once('\n').ok_or("it ends too early")?;
-        if u32::from_str_radix(rest.trim_end(), 16) != Ok(crc32fast::hash(json.as_bytes())) {
-            return Err("its checksum is wrong".to_owned());
-        }
-        let record: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        match record.format {
-            FORMAT => Ok(record),
+    /// Whether this program knows what it says.
+    fn check_format(&self) -> Result<(), String> {
+        match self.format {
+            FORMAT => Ok(()),
             other => Err(format!("it has format {other}, and this program knows {FORMAT}")),
         }
     }
@@ -207,17 +198,15 @@ impl Records {
     /// # Errors
     /// Errors of the file system.
     pub(crate) fn save(&self, record: &Record) -> Result<()> {
-        let path = self.path_of(record);
-        self.replace(&path, &record.to_text())
-            .map_err(|error| Error::from_io("write", printable(&path).to_string(), error))
+        durable::replace(&self.path_of(record), record)
     }
 
     /// Removes a record.
     pub(crate) fn remove(&self, record: &Record) {
         let path = self.path_of(record);
-        if let Err(error) = fs::remove_file(&path).and_then(|()| self.sync()) {
+        if let Err(error) = durable::remove(&path) {
             // The next start finds that there is no such device.
-            tracing::warn!(%error, path = %printable(&path), "a device's record is left behind");
+            tracing::warn!("a device's record is left behind: {error}");
         }
     }
 
@@ -233,20 +222,19 @@ impl Records {
         let is = |path: &PathBuf, kind| path.extension().is_some_and(|found| found == kind);
         let mut records = Vec::new();
         for path in entries.into_iter().map(|entry| entry.path()) {
-            if is(&path, "new") {
+            if is(&path, UNFINISHED) {
                 let _ = fs::remove_file(&path);
             }
             if !is(&path, "json") {
                 continue;
             }
-            let text = fs::read_to_string(&path).map_err(|error| error.to_string());
-            match text.and_then(|text| Record::of_text(&text)) {
-                Ok(record) => records.push(record),
+            match load_one(&path) {
+                Ok(record) => records.extend(record),
                 Err(error) => tracing::error!(
                     error,
                     path = %printable(&path),
-                    "a device's record is damaged; the device, if there is one, is ignored: end it \
-                     by hand and remove the file"
+                    "a device's record cannot be used; the device, if there is one, is ignored: \
+                     end it by hand and remove the file"
                 ),
             }
         }
@@ -257,21 +245,12 @@ impl Records {
     fn path_of(&self, record: &Record) -> PathBuf {
         self.path.join(format!("{:016x}.json", record.key.0))
     }
+}
 
-    fn replace(&self, path: &Path, text: &str) -> io::Result<()> {
-        let unfinished = path.with_extension("new");
-        let mut options = OpenOptions::new();
-        let mut file =
-            options.create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)?;
-        self.sync()
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
-    }
+fn load_one(path: &Path) -> Result<Option<Record>, String> {
+    let found = durable::read::<Record>(path).map_err(|error| error.to_string())?;
+    found.as_ref().map_or(Ok(()), Record::check_format)?;
+    Ok(found)
 }
 
 fn block_default() -> u32 {
@@ -300,6 +279,13 @@ mod tests {
         }
     }
 
+    /// A record, written and read again; `cut` is what an older program has not written.
+    fn again(record: &Record, cut: &str) -> Record {
+        let json = serde_json::to_string(record).unwrap();
+        assert!(json.contains(cut));
+        serde_json::from_str(&json.replace(cut, "")).unwrap()
+    }
+
     fn record() -> Record {
         let info = info(Some("file 5"));
         let mut record =
@@ -317,9 +303,7 @@ mod tests {
         assert!(same(Some("file 6"), 1 << 30).is_err());
         // The identity is unknown.
         assert!(same(None, 1 << 30).is_ok());
-        let text = record().to_text();
-        let old = text.split('\n').next().unwrap().replace(r#""identity":"file 5","#, "");
-        let old: Record = serde_json::from_str(&old).unwrap();
+        let old = again(&record(), r#""identity":"file 5","#);
         assert!(old.identity.is_none(), "of an older program");
         assert!(old.check_same("recover", &info(Some("file 6")), 1 << 30).is_ok());
     }
@@ -329,29 +313,18 @@ mod tests {
         let mut info = info(None);
         info.block.logical = 4096;
         let made = Record::new("/images/a.img", false, &info, 1 << 30, Front::Nbd, DeviceKey(7));
-        let text = made.to_text();
-        let found = Record::of_text(&text).unwrap();
+        let found = again(&made, "");
         assert_eq!((found.block, &found), (4096, &made));
-        let old = text.split('\n').next().unwrap().replace(r#""block":4096,"#, "");
-        assert!(!old.contains("block"));
-        let old: Record = serde_json::from_str(&old).unwrap();
-        assert_eq!(old.block, 512, "of an older program");
+        assert_eq!(again(&made, r#""block":4096,"#).block, 512, "of an older program");
     }
 
     #[test]
     fn a_device_keeps_its_limits() {
         let limits = RateLimits { bytes_per_second: 1 << 20, ops_per_second: 500 };
         let limited = record().limited(limits);
-        let found = Record::of_text(&limited.to_text()).unwrap();
+        let found = again(&limited, "");
         assert_eq!((found.limits(), &found), (limits, &limited));
-        let old = record()
-            .to_text()
-            .split('\n')
-            .next()
-            .unwrap()
-            .replace(r#""limit_bps":0,"limit_iops":0,"#, "");
-        assert!(!old.contains("limit"));
-        let old: Record = serde_json::from_str(&old).unwrap();
+        let old = again(&record(), r#""limit_bps":0,"limit_iops":0,"#);
         assert_eq!(old.limits(), RateLimits::default(), "of an older program");
     }
 

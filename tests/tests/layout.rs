@@ -31,6 +31,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "sheave-daemon",
         &[
             "sheave-core",
+            "sheave-durable",
             "sheave-knbd",
             "sheave-layers",
             "sheave-local",
@@ -42,17 +43,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "sheave-volumes",
         ],
     ),
+    ("sheave-durable", &["sheave-core"]),
     ("sheave-control", &[]),
     ("sheave-csi-proto", &[]),
     ("sheave-csi", &["sheave-control", "sheave-core", "sheave-csi-proto", "sheave-node"]),
-    ("sheave-node", &["sheave-core"]),
+    ("sheave-node", &["sheave-core", "sheave-durable"]),
     ("sheave-local", &["sheave-core"]),
     ("sheave-layers", &["sheave-core"]),
     ("sheave-remote", &["sheave-core", "sheave-proto", "sheave-tls"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core", "sheave-layers"]),
-    ("sheave-pools", &["sheave-core", "sheave-volumes"]),
+    ("sheave-pools", &["sheave-core", "sheave-durable", "sheave-volumes"]),
     (
         "sheave-volumes",
         &[

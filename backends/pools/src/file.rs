@@ -26,13 +26,13 @@ use std::sync::Mutex;
 
 use rustix::fs::statvfs;
 use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_durable::{self as durable, step};
 use sheave_volumes::{OpenOptions as VolumeOptions, VolumeSpec};
 use uuid::Uuid;
 
-use crate::durable::{self, failed, step};
 use crate::pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange};
 use crate::record::Record;
-use layout::{Layout, Named};
+use layout::{Layout, Named, failed};
 use lock::{Locked, State};
 
 /// A directory of images.

@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
-mod durable;
 mod file;
 mod pool;
 mod record;

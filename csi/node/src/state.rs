@@ -1,13 +1,12 @@
 //! What this node does with a volume: one file each, on stable storage before it is done, so that a
 //! killed process knows on return what to finish or to undo.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sheave_core::printable;
+use sheave_core::{ErrorKind, printable};
+use sheave_durable as durable;
 
 use crate::mountinfo::Number;
 use crate::{Error, Kind, Result};
@@ -103,7 +102,8 @@ impl States {
     /// When it cannot be made.
     pub(crate) fn open(dir: PathBuf) -> Result<Self> {
         let states = Self { dir };
-        fs::create_dir_all(&states.dir).map_err(|error| states.failed(&error))?;
+        let what = || format!("node state {}", printable(&states.dir));
+        fs::create_dir_all(&states.dir).map_err(|error| Error::of_io(what(), &error))?;
         Ok(states)
     }
 
@@ -118,20 +118,18 @@ impl States {
     /// When it cannot be read, or is not one of ours.
     pub(crate) fn load(&self, volume: &str) -> Result<Option<State>> {
         let path = self.path(volume);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.failed(&error)),
-        };
+        // What is mounted is not known, so neither is the outcome of any call.
         let wrong = |why: String| {
-            let path = printable(&path);
-            // What is mounted is not known, so neither is the outcome of any call.
-            Error::new(Kind::Unavailable, format!("{path}: {why}; move it away to go on without"))
+            Error::new(Kind::Unavailable, format!("{why}; or move it away to go on without"))
         };
-        let state: State =
-            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        let state: State = match durable::read_unsealed(&path) {
+            Ok(Some(state)) => state,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(wrong(error.to_string())),
+        };
         if state.format != FORMAT || state.volume != volume {
-            return Err(wrong(format!("format {} of volume {}", state.format, state.volume)));
+            let (path, State { format, volume, .. }) = (printable(&path), state);
+            return Err(wrong(format!("{path} has format {format} and is of volume {volume}")));
         }
         Ok(Some(state))
     }
@@ -141,23 +139,7 @@ impl States {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn save(&self, state: &State) -> Result<()> {
-        let path = self.path(&state.volume);
-        let json = serde_json::to_vec(state)
-            .map_err(|error| Error::new(Kind::Internal, format!("state: {error}")))?;
-        let new = path.with_extension("new");
-        let write = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(&json)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            self.sync()
-        };
-        write().map_err(|error| self.failed(&error))
+        durable::replace(&self.path(&state.volume), state).map_err(|error| of_durable(&error))
     }
 
     /// Forgets a volume.
@@ -165,24 +147,20 @@ impl States {
     /// # Errors
     /// When its file cannot be removed.
     pub(crate) fn remove(&self, volume: &str) -> Result<()> {
-        match fs::remove_file(self.path(volume)) {
-            Ok(()) => self.sync().map_err(|error| self.failed(&error)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(self.failed(&error)),
-        }
+        durable::remove(&self.path(volume)).map_err(|error| of_durable(&error))
     }
 
     fn path(&self, volume: &str) -> PathBuf {
         self.dir.join(format!("{}.json", file_name(volume)))
     }
+}
 
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
-    }
-
-    fn failed(&self, error: &io::Error) -> Error {
-        Error::of_io(format!("node state {}", printable(&self.dir)), error)
-    }
+fn of_durable(error: &sheave_core::Error) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::NoMemory | ErrorKind::NoSpace => Kind::Exhausted,
+        _ => Kind::Unavailable,
+    };
+    Error::new(kind, format!("node state: {error}"))
 }
 
 /// A name for the files of a volume. Different volumes have different ones but for a collision of
@@ -233,6 +211,10 @@ mod tests {
         assert!(!state.is_stale());
         // A process that was killed while it wrote.
         fs::write(dir.path().join("node/fast%2f1.new"), "{").expect("written");
+        assert_eq!(states.load("fast/1").expect("a state").as_ref(), Some(&state));
+        // What older programs wrote had no checksum.
+        let json = serde_json::to_vec(&state).expect("JSON");
+        fs::write(dir.path().join("node/fast%2f1.json"), json).expect("written");
         assert_eq!(states.load("fast/1").expect("a state"), Some(state));
         states.remove("fast/1").expect("removed");
         states.remove("fast/1").expect("gone already");

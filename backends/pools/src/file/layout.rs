@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_durable::{self as durable, UNFINISHED};
 use sheave_volumes::path_text;
 use uuid::Uuid;
-
-use crate::durable::{self, UNFINISHED, failed};
 
 /// What hashes of names are made with.
 const NAMES: Uuid = Uuid::from_u128(0x5e6f_2d1c_9a74_4b0e_8d3a_c1b2_7f60_94e5);
@@ -142,6 +141,11 @@ impl Layout {
         let uuid = uuid_of(OsStr::new(stem.rsplit('/').next()?))?;
         (self.text(uuid) == text).then_some(uuid)
     }
+}
+
+/// What the file system says of a file.
+pub(super) fn failed(path: &Path, error: io::Error) -> Error {
+    Error::from_io("pool", printable(path).to_string(), error)
 }
 
 /// An id in the one way in which it is written.

@@ -10,8 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result};
 
-use super::layout::Layout;
-use crate::durable::failed;
+use super::layout::{Layout, failed};
 
 /// How long a change waits for others. It is less than what callers wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{self, Command};
+
+use rustix::process::{Signal, getpid, kill_process};
 
 use super::*;
-use crate::durable::tests::die_at_step;
 use crate::record::{AccessMode, Publication};
 
 /// Names the directory and the step of a child that dies.
@@ -226,7 +227,10 @@ fn child_of_the_crash_tests() {
     let [call, step, dir] = told.splitn(3, ':').collect::<Vec<_>>()[..] else { panic!("{told}") };
     let pool = pool(Path::new(dir));
     let uuid = pool.get(Key::Name("victim")).ok().map(|found| found.record.uuid);
-    die_at_step(step.parse().unwrap());
+    durable::on_step(step.parse().unwrap(), || {
+        let _ = kill_process(getpid(), Signal::KILL);
+        process::abort();
+    });
     match call {
         "create" => drop(pool.create(&new("victim")).unwrap()),
         _ => pool.delete(uuid.unwrap()).unwrap(),
