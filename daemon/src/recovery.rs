@@ -184,10 +184,11 @@ impl Devices {
             let served = self.serve_again(&device, record, &limits);
             served.map(|volume| Some((device, volume, limits)))
         });
-        let record = record.clone();
+        let mut record = record.clone();
         match served {
             Ok(Some((device, Some(volume), limits))) => {
-                let completed = complete(&device, &record);
+                let completed = self.announce_size("recover", &device, &mut record);
+                device.kernel.tune(device.id);
                 tracing::info!(volume = record.volume, %device, "recovered");
                 *entry = Entry::Attached(Live { device, record, volume, limits });
                 completed
@@ -255,13 +256,6 @@ impl Devices {
         };
         device.kernel.recover(device.id, server, record, left)
     }
-}
-
-/// Completes the setup that a predecessor may not have finished.
-fn complete(device: &Device, record: &Record) -> Result<()> {
-    device.announce_size("recover", record)?;
-    device.kernel.tune(device.id);
-    Ok(())
 }
 
 /// Why a device cannot be handed over; `None` if it can.

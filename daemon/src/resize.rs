@@ -9,6 +9,7 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use crate::Devices;
 use crate::block::check_blocks;
+use crate::kernel::Device;
 use crate::records::Record;
 use crate::slot::{Attached, Entry};
 
@@ -41,8 +42,27 @@ impl Devices {
         let grown = live.record.grown(size);
         self.records.save(&grown)?;
         live.record = grown;
-        live.device.announce_size("resize", &live.record)?;
+        self.announce_size("resize", &live.device, &mut live.record)?;
         entry.attached().ok_or_else(|| Error::new(ErrorKind::NotFound, "resize", name))
+    }
+
+    /// Sets the device's size to that of its record. If the kernel refuses, the record gets the
+    /// size that the device still has, so that the next call tries again.
+    pub(crate) fn announce_size(
+        &self,
+        op: &'static str,
+        device: &Device,
+        record: &mut Record,
+    ) -> Result<()> {
+        device.announce_size(op, record).inspect_err(|_| {
+            let has = device.kernel.size(device.id);
+            let Some(size) = has.filter(|size| (1..record.size).contains(size)) else { return };
+            let kept = record.grown(size);
+            match self.records.save(&kept) {
+                Ok(()) => *record = kept,
+                Err(error) => tracing::warn!(volume = record.volume, %error, "its record is old"),
+            }
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod bystander;
 mod certs;
+pub mod co;
 mod command;
 mod daemon;
 mod fake_kernel;

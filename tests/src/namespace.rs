@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::{Run, have, skip};
 
+/// A whole test; each of its waits has a limit of its own.
+const TIMEOUT: Duration = Duration::from_secs(900);
 /// Set in the process that has its own namespace.
 const INSIDE: &str = "SHEAVE_TEST_NAMESPACE";
 /// Names the part of a test that a child process is to do.
@@ -32,6 +35,7 @@ pub fn in_namespace(test: &str, body: impl FnOnce()) {
         .args("--nocapture --exact")
         .arg(test)
         .env(INSIDE, "1")
+        .timeout(TIMEOUT)
         .output();
     assert!(done.status.success(), "{}", done.describe());
     assert!(done.stdout.contains("1 passed"), "no test {test}: {}", done.describe());

@@ -11,7 +11,7 @@ use crate::{eventually, sheave};
 #[derive(Debug)]
 pub struct Plugin {
     child: Child,
-    dir: PathBuf,
+    log: PathBuf,
     socket: PathBuf,
 }
 
@@ -23,18 +23,44 @@ impl Plugin {
     #[must_use]
     #[track_caller]
     pub fn start(dir: &Path, args: &[&str]) -> Self {
-        let socket = dir.join("csi.sock");
+        Self::start_as("csi", dir, args, |_| {})
+    }
+
+    /// The same with other names for its socket and log; `prepare` says what is different.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    #[track_caller]
+    pub fn start_as(
+        name: &str,
+        dir: &Path,
+        args: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let [socket, log] = ["sock", "log"].map(|end| dir.join(format!("{name}.{end}")));
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(sheave()).arg("csi").args(args);
         command.arg("--endpoint").arg(format!("unix://{}", socket.display()));
         command.env("SHEAVE_RUNTIME_DIR", dir).env("SHEAVE_STATE_DIR", dir);
         command.env("SHEAVE_LOG", "trace").stdin(Stdio::null());
-        command.stderr(File::create(dir.join("csi.log")).expect("log file"));
+        command.stderr(File::create(&log).expect("log file"));
+        prepare(&mut command);
         let child = command.spawn().expect("setpriv (util-linux)");
-        let plugin = Self { child, dir: dir.to_owned(), socket };
-        let is_ready = eventually(|| UnixStream::connect(&plugin.socket).is_ok());
-        assert!(is_ready, "it does not start:\n{}", plugin.log());
+        let mut plugin = Self { child, log, socket };
+        let mut is_ready = false;
+        let answered = eventually(|| {
+            is_ready = UnixStream::connect(&plugin.socket).is_ok();
+            is_ready || matches!(plugin.child.try_wait(), Ok(Some(_)))
+        });
+        assert!(answered && is_ready, "it does not start:\n{}", plugin.log());
         plugin
+    }
+
+    /// Its process ID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where it listens.
@@ -49,7 +75,7 @@ impl Plugin {
     /// When its log cannot be read.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("csi.log")).expect("log file")
+        fs::read_to_string(&self.log).expect("log file")
     }
 
     /// Kills it, and waits until it is gone.

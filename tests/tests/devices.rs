@@ -92,6 +92,34 @@ fn a_device_grows_while_it_is_busy() {
     assert_eq!(fs::read(&node.image).expect("the image")[6 * SIZE as usize - 512..], [9; 512]);
 }
 
+/// What is shown of it is what it has, also by the next daemon.
+#[test]
+fn a_device_that_the_kernel_does_not_grow_keeps_its_size() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    node.kernel.refuse_resizes();
+    let grow = |daemon: &Daemon| {
+        let grown = daemon.sheave("volume resize --size 3M").arg(&node.image).output();
+        grown.check_refused("not supported");
+        assert_eq!(daemon.device()["size_bytes"], SIZE);
+    };
+    for _ in 0..2 {
+        grow(&daemon);
+        daemon.kill();
+        daemon = node.daemon();
+        daemon.wait_for_recovery();
+        assert_eq!(daemon.device()["size_bytes"], SIZE);
+    }
+    grow(&daemon);
+    let mut wire = Wire::unix(&device).expect("the device");
+    assert_eq!(wire.read(0, 512).expect("a reply").expect("data").len(), 512);
+    drop(wire);
+    daemon.sheave("detach").arg(&device).ok();
+    daemon.attach(&node.image);
+    assert_eq!(daemon.device()["size_bytes"], 3 * SIZE);
+}
+
 #[test]
 fn limits_change_while_a_device_is_used_and_outlive_a_daemon() {
     let node = Node::new();
