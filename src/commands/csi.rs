@@ -64,6 +64,9 @@ pub(crate) struct Args {
     /// The path of the endpoint, as kubelet finds it [default: that of --endpoint]
     #[arg(long, value_name = "PATH", requires = "registration_dir")]
     kubelet_endpoint: Option<String>,
+    /// The pools are of this node: publish and grow volumes here, without attacher and central resizer
+    #[arg(long)]
+    local: bool,
     /// Announce the health calls of CSI 1.13; not every client of 1.12 accepts that
     #[arg(long)]
     announce_health: bool,
@@ -89,6 +92,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (_, Some(id)) => Some(id.clone()),
         (_, None) => bail!("csi: --node-id is missing: how does the orchestrator call this node?"),
     };
+    if args.local && args.mode != Mode::All {
+        bail!("csi: --local is for --mode all: controller and node are one then");
+    }
     log::start();
     log::start_writer();
     let runtime = runtime().context("csi")?;
@@ -110,6 +116,7 @@ async fn serve(args: &Args, node_id: Option<String>) -> Result<()> {
         name: args.driver_name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node_id,
+        is_local: args.local,
         announces_health: args.announce_health,
         volumes,
         devices: has_devices.then(|| ControlClient::new(channel(&socket))),

@@ -21,7 +21,8 @@ use crate::SharedPlugin;
 use crate::checks::{self, text};
 use crate::context::Publication;
 use crate::pending::Pending;
-use capability::{Use, uses};
+pub(crate) use capability::Use;
+use capability::uses;
 use convert::{bytes, size, volume};
 use parameters::Parameters;
 
@@ -44,6 +45,15 @@ const CAPABILITIES: [rpc::Type; 11] = [
 ];
 /// Those of 1.13 that older clients do not know.
 const CAPABILITIES_1_13: [rpc::Type; 2] = [rpc::Type::GetVolumeHealth, rpc::Type::ListVolumeHealth];
+/// Those whose calls come from one place for the whole cluster, where the volumes of a node are not
+/// known.
+const CENTRAL: [rpc::Type; 5] = [
+    rpc::Type::PublishUnpublishVolume,
+    rpc::Type::PublishReadonly,
+    rpc::Type::ExpandVolume,
+    rpc::Type::ListVolumesPublishedNodes,
+    rpc::Type::ModifyVolume,
+];
 
 /// Serves Controller.
 pub struct ControllerService {
@@ -102,7 +112,9 @@ impl ControllerService {
 }
 
 /// The answer to a call of the control API, in time, with an error of CSI.
-async fn answered<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+pub(crate) async fn answered<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
     match tokio::time::timeout(TIMEOUT, call).await {
         Ok(answer) => answer.map(Response::into_inner).map_err(plain),
         Err(_) => {
@@ -172,6 +184,9 @@ impl Controller for ControllerService {
         let id = text("volume_id", &request.volume_id)?.to_owned();
         checks::map("secrets", &request.secrets)?;
         let _alone = self.pending.begin(&id)?;
+        if self.plugin.is_local {
+            self.plugin.unpublish_here(&id).await?;
+        }
         answered(self.volumes().delete_volume(api::DeleteVolumeRequest { id })).await?;
         Ok(Response::new(csi::DeleteVolumeResponse {}))
     }
@@ -334,6 +349,7 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
         let health = CAPABILITIES_1_13.into_iter().filter(|_| self.plugin.announces_health);
         let capabilities = CAPABILITIES.into_iter().chain(health);
+        let capabilities = capabilities.filter(|of| !self.plugin.is_local || !CENTRAL.contains(of));
         let capability = |of: rpc::Type| csi::ControllerServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: of.into() })),
         };

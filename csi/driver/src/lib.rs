@@ -9,6 +9,7 @@ mod controller;
 mod daemon_volumes;
 mod health;
 mod identity;
+mod local;
 mod metrics;
 mod node;
 pub mod pending;
@@ -36,6 +37,8 @@ pub struct Plugin {
     pub version: String,
     /// This node's id, at most 256 bytes; `None` of a controller without one.
     pub node_id: Option<String>,
+    /// Whether the orchestrator leaves publishing and growing to the node, see `local.rs`.
+    pub is_local: bool,
     /// Whether it announces the health calls of CSI 1.13, which it answers in any case. Clients of
     /// 1.12 need not know them: csi-sanity up to 5.5 takes them for an error.
     pub announces_health: bool,

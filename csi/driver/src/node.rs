@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
+use crate::controller::Use;
 use crate::daemon_volumes::DaemonVolumes;
 use crate::{SharedPlugin, checks};
 use requests::path;
@@ -92,7 +93,12 @@ impl Node for NodeService {
         &self,
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
-        let request = requests::stage(request.into_inner())?;
+        let request = request.into_inner();
+        let wanted = self.plugin.is_local.then(|| Use::new(request.volume_capability.as_ref()));
+        let mut request = requests::stage(request)?;
+        if let Some(wanted) = wanted {
+            request.attach.epoch = Some(self.plugin.publish_here(&request.volume, wanted?).await?);
+        }
         self.blocking(move |engine| engine.stage(request)).await?;
         Ok(Response::new(NodeStageVolumeResponse {}))
     }
@@ -104,7 +110,11 @@ impl Node for NodeService {
         let NodeUnstageVolumeRequest { volume_id, staging_target_path } = request.into_inner();
         checks::text("volume_id", &volume_id)?;
         let staging = path("staging_target_path", &staging_target_path)?;
-        self.blocking(move |engine| engine.unstage(&volume_id, &staging)).await?;
+        let id = volume_id.clone();
+        self.blocking(move |engine| engine.unstage(&id, &staging)).await?;
+        if self.plugin.is_local {
+            self.plugin.unpublish_here(&volume_id).await?;
+        }
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
 
@@ -181,6 +191,12 @@ impl Node for NodeService {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let (volume, path, range) = requests::expand(request.into_inner())?;
+        if self.plugin.is_local {
+            // Nothing grows that is not here.
+            let (id, at) = (volume.clone(), path.clone());
+            self.blocking(move |engine| engine.stats(&id, &at).map(drop)).await?;
+            self.plugin.grow_here(&volume, range.of_volume()).await?;
+        }
         let required = range.required;
         let size = self.blocking(move |engine| engine.expand(&volume, &path, required)).await?;
         range.check(size)?;

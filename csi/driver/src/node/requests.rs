@@ -184,6 +184,11 @@ impl Range {
         }
     }
 
+    /// As the control API has it: required and most, 0 for none.
+    pub(super) fn of_volume(self) -> (u64, u64) {
+        (self.required.unwrap_or_default(), self.limit.unwrap_or_default())
+    }
+
     /// Refuses a size over the limit.
     pub(super) fn check(self, size: u64) -> Result<(), Status> {
         match self.limit {
