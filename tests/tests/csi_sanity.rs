@@ -2,13 +2,11 @@
 //! version that tests/tools/go.mod pins: all that concern what the plugin can do.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use sheave_tests::{Plugin, PoolNode, Run, have, in_namespace, skip};
+use sheave_tests::{Plugin, PoolNode, Run, go_tool, have, in_namespace, skip};
 
-/// A cold build takes a minute of one CPU.
-const BUILD_TIMEOUT: Duration = Duration::from_secs(900);
 const MIB: u64 = 1 << 20;
 const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -18,7 +16,9 @@ fn csi_sanity_finds_nothing_wrong() {
     if !have("nbdfuse") {
         return skip(test, "nbdfuse (libnbd-bin) is not installed");
     }
-    let Some(sanity) = sanity(test) else { return };
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
+    let package = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity";
+    let Some(sanity) = go_tool(test, &module, package) else { return };
     in_namespace(test, || check(&sanity));
 }
 
@@ -55,27 +55,6 @@ fn check(sanity: &Path) {
     for log in [plugin.log(), fs::read_to_string(dir.join("log")).expect("a log")] {
         assert!(!log.contains("sanity-secret"), "{log}");
     }
-}
-
-/// The program, built into a cache outside of the repository; none where there is no Go.
-fn sanity(test: &str) -> Option<PathBuf> {
-    if !have("go") {
-        skip(test, "no Go, which builds csi-sanity");
-        return None;
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let dir = cache.or(home).unwrap_or_else(std::env::temp_dir).join("sheave-tests/bin");
-    fs::create_dir_all(&dir).expect("a cache");
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
-    // Go builds what has changed only.
-    Run::new("go")
-        .args("install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity")
-        .env("GOBIN", &dir)
-        .in_dir(&tools)
-        .timeout(BUILD_TIMEOUT)
-        .ok();
-    Some(dir.join("csi-sanity"))
 }
 
 const SECRETS: &str = "\

@@ -3,11 +3,14 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sheave_node::{Fs, Kind, Node};
-use sheave_tests::{Run, Site, child, eventually, in_namespace, parents_dir, part, system_path};
+use sheave_tests::{
+    Run, Site, child, eventually, in_namespace, parents_dir, part, skip, system_path,
+};
 
 const SIZE: u64 = 64 << 20;
 /// Each call of the engine to the daemon and its pools, before and after it is done.
@@ -75,13 +78,35 @@ fn rule_30_a_process_killed_at_any_step_leaves_what_the_next_one_finishes() {
     });
 }
 
+/// A control group for a site, as a container has one; none, and that is noted, where this process
+/// may make none.
+fn make_group(test: &str, dir: &Path) -> Option<PathBuf> {
+    let group = group_of(dir).filter(|group| fs::create_dir(group).is_ok());
+    if group.is_none() {
+        skip(test, "no control group can be made, so one process is killed instead");
+    }
+    group
+}
+
+fn group_of(dir: &Path) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let root = fields.find_map(|fields| (fields[2] == "cgroup2").then(|| fields[1].to_owned()))?;
+    Some(Path::new(&root).join(dir.file_name()?))
+}
+
 /// mkfs and fsck outlive the process that has started them, and nothing else works on the volume
 /// meanwhile.
 #[test]
 fn rule_11_rule_20_a_program_outlives_the_killed_process_and_keeps_the_volume_locked() {
     let test = "rule_11_rule_20_a_program_outlives_the_killed_process_and_keeps_the_volume_locked";
     if part().is_some() {
-        return do_all(&Site::shared(parents_dir()));
+        let dir = parents_dir();
+        if let Some(group) = group_of(&dir) {
+            // As a container has one.
+            fs::write(group.join("cgroup.procs"), "0").expect("entered");
+        }
+        return do_all(&Site::shared(dir));
     }
     in_namespace(test, || {
         for tool in ["mkfs.ext4", "e2fsck"] {
@@ -102,10 +127,21 @@ fn rule_11_rule_20_a_program_outlives_the_killed_process_and_keeps_the_volume_lo
             );
             site.replace_tool(tool, &script);
             let file = |end: &str| site.dir().join("bin").join(format!("{tool}.{end}"));
+            let group = make_group(test, site.dir());
             let mut killed = child(test, "all", site.dir()).spawn().expect("a child");
             assert!(eventually(|| file("pid").exists()), "it is started");
-            killed.kill().expect("killed");
+            if let Some(group) = &group {
+                // Its runtime kills all that is in it.
+                let processes = || fs::read_to_string(group.join("cgroup.procs")).expect("a group");
+                assert!(eventually(|| processes().lines().count() == 1), "{}", processes());
+                fs::write(group.join("cgroup.kill"), "1").expect("killed");
+            } else {
+                killed.kill().expect("killed");
+            }
             killed.wait().expect("ended");
+            if let Some(group) = group {
+                assert!(eventually(|| fs::remove_dir(&group).is_ok()), "it is empty");
+            }
             // Two calls of the next process: both hear of it at once.
             for _ in 0..2 {
                 let begun = Instant::now();

@@ -16,6 +16,7 @@ mod disk;
 mod error;
 mod expand;
 mod fs;
+mod group;
 mod health;
 mod jobs;
 mod lock;

@@ -110,6 +110,11 @@ impl Mounts {
         self.at(target).first().copied()
     }
 
+    /// Where a filesystem of this type is mounted, if one is.
+    pub(crate) fn of_type(&self, fs: &str) -> Option<&Path> {
+        self.0.iter().find(|mount| mount.fs == fs).map(|mount| &*mount.target)
+    }
+
     /// All mounts of the filesystem on this device.
     pub(crate) fn of(&self, device: Number) -> impl Iterator<Item = &Mount> {
         self.0.iter().filter(move |mount| mount.is_of(device))

@@ -1,9 +1,9 @@
 //! Programs of other projects that the engine calls, such as mkfs.
 //!
 //! A program that writes to a volume must not be ended in the middle, and no second one may run
-//! beside it. So each has a process group of its own, writes to memory instead of a pipe that ends
-//! with this process, and holds the volume's lock as its standard input: the next process finds
-//! the volume locked until the program has ended.
+//! beside it. So each has a process group of its own and leaves the control group (`group.rs`),
+//! writes to memory instead of a pipe that ends with this process, and holds the volume's lock as
+//! its standard input: the next process finds the volume locked until the program has ended.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -17,6 +17,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use sheave_core::printable;
 
 use crate::error::refused;
+use crate::group::Group;
 use crate::lock::VolumeLock;
 use crate::{Error, Kind, Result};
 
@@ -102,6 +103,7 @@ impl Tools {
             .process_group(0)
             .spawn()
             .map_err(fail)?;
+        let _group = Group::of(&child);
         let status = child.wait().map_err(|error| {
             Error::new(Kind::Unavailable, format!("wait for {}: {error}", printable(&program)))
         })?;

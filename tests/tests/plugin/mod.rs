@@ -231,6 +231,7 @@ fn open(runtime: &Handle, socket: &Path, state: &Path) -> Arc<NodeService> {
         name: "csi.sheave.dev".to_owned(),
         version: "0.0.0".to_owned(),
         node_id: Some(NODE.to_owned()),
+        is_local: false,
         announces_health: true,
         volumes: VolumesClient::new(channel(socket)),
         devices: Some(ControlClient::new(channel(socket))),

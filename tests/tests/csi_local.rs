@@ -1,0 +1,277 @@
+//! `sheave csi --local`: a plugin that publishes and grows the volumes of its node by itself, since
+//! neither an attacher nor a central resizer reaches it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use sheave_csi_proto::v1::controller_client::ControllerClient;
+use sheave_csi_proto::v1::controller_service_capability::{Type, rpc};
+use sheave_csi_proto::v1::node_client::NodeClient;
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, MountVolume};
+use sheave_csi_proto::v1::*;
+use sheave_node::Fs;
+use sheave_tests::{Daemon, Plugin, PoolNode, Run, has_fs, have, in_namespace, sheave, skip};
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const MIB: i64 = 1 << 20;
+/// In MiB. XFS wants 300, and can grow without a capability that root of a container may lack.
+const SIZE: i64 = 320;
+const GROWN: i64 = 400;
+const NODE: &str = "n1";
+const NAME: &str = "claim";
+
+struct Site {
+    runtime: Runtime,
+    channel: Channel,
+    daemon: Daemon,
+    node: PoolNode,
+    _plugin: Plugin,
+}
+
+impl Site {
+    fn new() -> Self {
+        let node = PoolNode::with_block_devices();
+        let daemon = node.daemon();
+        let dir = node.node.kernel.scratch().path();
+        for name in ["stage", "pods"] {
+            fs::create_dir(dir.join(name)).expect("a directory");
+        }
+        let plugin = Plugin::start(dir, &["--mode", "all", "--node-id", NODE, "--local"]);
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let channel = {
+            let _entered = runtime.enter();
+            sheave_control::channel(plugin.socket())
+        };
+        Self { runtime, channel, daemon, node, _plugin: plugin }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.node.node.kernel.scratch().path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.channel.clone())
+    }
+
+    fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+
+    fn create(&self) -> String {
+        let request = CreateVolumeRequest {
+            name: NAME.to_owned(),
+            capacity_range: Some(range(SIZE)),
+            volume_capabilities: vec![mount(Mode::SingleNodeWriter)],
+            parameters: [("pool".to_owned(), "fast".to_owned())].into(),
+            ..CreateVolumeRequest::default()
+        };
+        let made = self.runtime.block_on(self.controller().create_volume(request));
+        made.expect("made").into_inner().volume.expect("a volume").volume_id
+    }
+
+    fn delete(&self, id: &str) -> Result<(), Status> {
+        let request = DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+        self.runtime.block_on(self.controller().delete_volume(request)).map(drop)
+    }
+
+    fn stage(&self, id: &str, mode: Mode) -> Result<(), Status> {
+        let request = NodeStageVolumeRequest {
+            volume_id: id.to_owned(),
+            staging_target_path: self.text("stage"),
+            volume_capability: Some(mount(mode)),
+            ..NodeStageVolumeRequest::default()
+        };
+        self.runtime.block_on(self.node().node_stage_volume(request)).map(drop)
+    }
+
+    fn unstage(&self, id: &str) -> Result<(), Status> {
+        let request = NodeUnstageVolumeRequest {
+            volume_id: id.to_owned(),
+            staging_target_path: self.text("stage"),
+        };
+        self.runtime.block_on(self.node().node_unstage_volume(request)).map(drop)
+    }
+
+    fn publish(&self, id: &str) -> Result<(), Status> {
+        let request = NodePublishVolumeRequest {
+            volume_id: id.to_owned(),
+            staging_target_path: self.text("stage"),
+            target_path: self.text("pods/a"),
+            volume_capability: Some(mount(Mode::SingleNodeWriter)),
+            ..NodePublishVolumeRequest::default()
+        };
+        self.runtime.block_on(self.node().node_publish_volume(request)).map(drop)
+    }
+
+    fn unpublish(&self, id: &str) -> Result<(), Status> {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: id.to_owned(),
+            target_path: self.text("pods/a"),
+        };
+        self.runtime.block_on(self.node().node_unpublish_volume(request)).map(drop)
+    }
+
+    fn expand(&self, id: &str, path: &str, mib: i64) -> Result<i64, Status> {
+        let request = NodeExpandVolumeRequest {
+            volume_id: id.to_owned(),
+            volume_path: self.text(path),
+            capacity_range: Some(range(mib)),
+            ..NodeExpandVolumeRequest::default()
+        };
+        let answer = self.runtime.block_on(self.node().node_expand_volume(request))?;
+        Ok(answer.into_inner().capacity_bytes)
+    }
+
+    /// What an attacher would have the controller do.
+    fn publish_centrally(&self, id: &str, mode: Mode) {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: NODE.to_owned(),
+            volume_capability: Some(mount(mode)),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        let call = self.controller();
+        self.runtime.block_on({ call }.controller_publish_volume(request)).expect("published");
+    }
+
+    fn record(&self) -> Value {
+        self.daemon.volume(&format!("fast/{NAME}"))
+    }
+
+    fn publications(&self) -> usize {
+        self.record()["publications"].as_array().expect("publications").len()
+    }
+}
+
+impl Drop for Site {
+    /// Without its daemon, nothing ends a mount that a failed test has left.
+    fn drop(&mut self) {
+        for path in ["pods/a", "stage"] {
+            let _ = Run::new("umount").arg("--lazy").arg(self.path(path)).output();
+        }
+    }
+}
+
+fn mount(mode: Mode) -> VolumeCapability {
+    let fs_type = Fs::Xfs.name().to_owned();
+    let access_type = Some(AccessType::Mount(MountVolume { fs_type, ..MountVolume::default() }));
+    let access_mode = Some(AccessMode { mode: mode.into() });
+    VolumeCapability { access_mode, access_type }
+}
+
+fn range(mib: i64) -> CapacityRange {
+    CapacityRange { required_bytes: mib * MIB, limit_bytes: 0 }
+}
+
+fn on_devices(test: &str, body: impl FnOnce()) {
+    if !have("nbdfuse") {
+        return skip(test, "nbdfuse (libnbd-bin) is not installed");
+    }
+    if !has_fs(Fs::Xfs) {
+        return skip(test, "this system neither makes nor mounts XFS");
+    }
+    in_namespace(test, body);
+}
+
+#[track_caller]
+fn fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code) {
+    let status = result.expect_err("it fails");
+    assert_eq!(status.code(), code, "{status}");
+}
+
+#[test]
+fn a_node_publishes_and_grows_its_volumes_without_a_center() {
+    on_devices("a_node_publishes_and_grows_its_volumes_without_a_center", || {
+        let site = Site::new();
+        let id = site.create();
+        assert_eq!(site.publications(), 0);
+        for _ in 0..2 {
+            site.stage(&id, Mode::SingleNodeWriter).expect("staged, also once more");
+            site.publish(&id).expect("published");
+        }
+        assert_eq!(site.publications(), 1);
+        let file = site.path("pods/a/file");
+        fs::write(&file, vec![7; 1 << 20]).expect("written");
+        fails(site.delete(&id), Code::FailedPrecondition);
+        fails(site.stage(&id, Mode::SingleNodeReaderOnly), Code::AlreadyExists);
+        // Nothing grows that is not there.
+        fails(site.expand(&id, "pods/b", GROWN), Code::NotFound);
+        assert_eq!(site.record()["size_bytes"], SIZE * MIB);
+        // These devices grow only when they are made anew, as those of ublk before Linux 6.16.
+        site.expand(&id, "pods/a", GROWN).expect_err("not while it is there");
+        assert_eq!(site.record()["size_bytes"], GROWN * MIB);
+        for _ in 0..2 {
+            site.unpublish(&id).expect("unpublished");
+            site.unstage(&id).expect("unstaged");
+        }
+        assert_eq!(site.publications(), 0);
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.publish(&id).expect("published");
+        for _ in 0..2 {
+            assert_eq!(site.expand(&id, "pods/a", GROWN).expect("grown"), GROWN * MIB);
+        }
+        let df = Run::new("df").args("-m --output=size").arg(site.path("pods/a")).ok();
+        let mib: i64 = df.lines().nth(1).expect("a size").trim().parse().expect("a number");
+        assert!(mib > SIZE, "the file system has grown: {mib} MiB");
+        assert_eq!(fs::read(&file).expect("the file"), vec![7; 1 << 20]);
+        site.unpublish(&id).expect("unpublished");
+        site.unstage(&id).expect("unstaged");
+        for _ in 0..2 {
+            site.delete(&id).expect("deleted");
+        }
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+/// kubelet does not unstage what it has forgotten, such as on a node that was set up anew.
+#[test]
+fn a_publication_that_was_left_behind_is_in_the_way_of_nothing() {
+    on_devices("a_publication_that_was_left_behind_is_in_the_way_of_nothing", || {
+        let site = Site::new();
+        let id = site.create();
+        site.publish_centrally(&id, Mode::SingleNodeReaderOnly);
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.unstage(&id).expect("unstaged");
+        site.publish_centrally(&id, Mode::SingleNodeWriter);
+        site.delete(&id).expect("deleted");
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn it_claims_nothing_that_a_center_would_call() {
+    on_devices("it_claims_nothing_that_a_center_would_call", || {
+        let site = Site::new();
+        let asked = ControllerGetCapabilitiesRequest {};
+        let answer = site.runtime.block_on(site.controller().controller_get_capabilities(asked));
+        let capabilities = answer.expect("an answer").into_inner().capabilities;
+        let all: Vec<_> = capabilities
+            .into_iter()
+            .map(|of| match of.r#type {
+                Some(Type::Rpc(rpc)) => rpc.r#type(),
+                None => rpc::Type::Unknown,
+            })
+            .collect();
+        use rpc::Type::{CreateDeleteVolume, ExpandVolume, ModifyVolume, PublishUnpublishVolume};
+        assert!(all.contains(&CreateDeleteVolume), "{all:?}");
+        for central in [PublishUnpublishVolume, ExpandVolume, ModifyVolume] {
+            assert!(!all.contains(&central), "{all:?}");
+        }
+    });
+}
+
+#[test]
+fn it_is_controller_and_node_in_one() {
+    let told = Run::new(sheave())
+        .args("csi --local --mode node --node-id n1 --endpoint unix:///nowhere/csi.sock")
+        .fails();
+    assert!(told.contains("--mode all"), "{told}");
+}
