@@ -66,7 +66,8 @@ impl Metrics {
         Timed { service, metrics: self.clone() }
     }
 
-    fn note(&self, path: &str, code: Code, begun: Instant) {
+    /// Counts a call that has ended with this code. The path is that of its request.
+    pub fn note(&self, path: &str, code: Code, begun: Instant) {
         // The path is the client's own text, and the service knows of no such call.
         let rpc = match code {
             Code::Unimplemented => "unimplemented",
