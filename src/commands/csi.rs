@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// The path of the endpoint, as kubelet finds it [default: that of --endpoint]
     #[arg(long, value_name = "PATH", requires = "registration_dir")]
     kubelet_endpoint: Option<String>,
-    /// The pools are of this node: publish and grow volumes here, without attacher and central resizer
+    /// The pools are of this node: it publishes and grows its volumes without a central controller
     #[arg(long)]
     local: bool,
     /// Announce the health calls of CSI 1.13; not every client of 1.12 accepts that

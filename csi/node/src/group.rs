@@ -1,7 +1,7 @@
 //! The control group of programs that outlive this process.
 //!
 //! Where this process is a container or a service, all processes of its group are killed when it
-//! ends, each by its number or all of them by `cgroup.kill` (Documentation/admin-guide/cgroup-v2.rst).
+//! ends, each by its number or all of them by `cgroup.kill` (the kernel's cgroup-v2.rst).
 
 use std::fs;
 use std::io::{self, ErrorKind};
