@@ -18,6 +18,7 @@ use sheave_control::v1::{
 };
 use sheave_core::{Error, ErrorKind, printable};
 use sheave_daemon::{self as devices, Attached, Devices, NewLimits};
+use sheave_pools::{Listed, Record, VolumeId};
 use sheave_volumes::VolumeSpec;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -183,7 +184,13 @@ impl Control for Service {
     ) -> Result<Response<DetachResponse>, Status> {
         let DetachRequest { target, force } = request.into_inner();
         let target = self.target(target).await?;
-        self.blocking(move |devices| devices.detach(&target, force)).await?;
+        let id = self.calls.pools.id_of_text(&target).filter(|_| !force);
+        let guard = id.map(|id| self.calls.begin_device(&id)).transpose()?;
+        self.blocking(move |devices| {
+            let _held = guard;
+            devices.detach(&target, force)
+        })
+        .await?;
         Ok(Response::new(DetachResponse {}))
     }
 
@@ -193,7 +200,14 @@ impl Control for Service {
     ) -> Result<Response<ResizeResponse>, Status> {
         let ResizeRequest { target, size_bytes } = request.into_inner();
         let target = self.target(target).await?;
-        let attached = self.blocking(move |devices| devices.resize(&target, size_bytes)).await?;
+        // The pool grows it, too.
+        let id = self.id_of_target(&target);
+        let guard = id.map(|id| self.calls.begin(&id)).transpose()?;
+        let attached = self.blocking(move |devices| {
+            let _held = guard;
+            devices.resize(&target, size_bytes)
+        });
+        let attached = attached.await?;
         Ok(Response::new(ResizeResponse { device: Some(self.message(attached)) }))
     }
 
@@ -245,15 +259,23 @@ impl Service {
         node: String,
     ) -> Result<Attached, Status> {
         let id = self.calls.find(volume).await?.id();
-        let guard = self.calls.begin(&id)?;
+        let guards = (self.calls.begin(&id)?, self.calls.begin_device(&id)?);
         let pools = Arc::clone(&self.calls.pools);
         self.blocking(move |devices| {
-            let _held = guard;
+            let _held = guards;
             // Again, since it may have been deleted or published before this call began.
             let found = pools.by_id(&id)?;
             check_publication(&found, &node, epoch, read_only)?;
             let (record, text) = (&found.found.record, found.pool.text(id.uuid));
+            if epoch.is_none() && !read_only {
+                mark_raw(&found)?;
+            }
             let attached = devices.attach(&text, read_only, front)?;
+            // Another process may have unpublished it before the volume was locked by its device.
+            pools.by_id(&id).and_then(|now| {
+                let stale = check_publication(&now, &node, epoch, read_only);
+                stale.inspect_err(|_| drop(devices.detach(&text, false)))
+            })?;
             let limits = NewLimits {
                 bytes_per_second: Some(record.limit_bps),
                 ops_per_second: Some(record.limit_iops),
@@ -268,10 +290,27 @@ impl Service {
         .await
     }
 
+    /// The volume of a pool that a device is, or that has this text.
+    fn id_of_target(&self, target: &str) -> Option<VolumeId> {
+        let mut devices = self.devices.list().into_iter();
+        let device = devices.find(|device| device.path == Path::new(target));
+        let text = device.as_ref().map_or(target, |device| device.volume.as_str());
+        self.calls.pools.id_of_text(text)
+    }
+
     fn message(&self, attached: Attached) -> Device {
         let id = self.calls.pools.id_of_text(&attached.volume);
         Device { volume_id: id.map(|id| id.to_string()).unwrap_or_default(), ..message(attached) }
     }
+}
+
+/// Marks a volume that the operator of the node attaches, who may write anything to it.
+fn mark_raw(of: &Listed) -> sheave_core::Result<()> {
+    let mark = &mut |record: &mut Record| {
+        record.mark_raw();
+        Ok(())
+    };
+    of.pool.update(of.found.record.uuid, mark).map(drop)
 }
 
 /// Checks that a request may open a volume. The peer is root or the daemon's user, but it may

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result};
-use sheave_csi::pending::Pending;
+use sheave_csi::pending::{Guard, Pending};
 use sheave_pools::{Listed, Pools, VolumeId};
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -95,8 +95,14 @@ impl PoolCalls {
     }
 
     /// Begins a call about a volume that has no deadline.
-    pub(crate) fn begin(&self, id: &VolumeId) -> Result<sheave_csi::pending::Guard, Status> {
+    pub(crate) fn begin(&self, id: &VolumeId) -> Result<Guard, Status> {
         self.pending.begin(&id.to_string())
+    }
+
+    /// Begins to attach or detach a volume. A detach beside an attach would find no device yet, and
+    /// its caller would take it for gone. Calls that wait for the pool's storage do not matter.
+    pub(crate) fn begin_device(&self, id: &VolumeId) -> Result<Guard, Status> {
+        self.pending.begin(&format!("the device of {id}"))
     }
 }
 

@@ -353,9 +353,18 @@ impl Volumes for VolumesService {
         let mode = mode_of_api(mode)?;
         let read_only = read_only || mode.is_reader_only();
         let wanted = Publication { node, epoch: 0, read_only, mode, block };
+        let devices = self.devices.clone();
         let publish = move |pools: &Pools, id: VolumeId| {
             let pool = pools.pool(&id.pool)?;
             pool.info().check_mode(mode, block)?;
+            let of = pools.by_id(&id)?;
+            // What the operator has attached is not a node's.
+            if of.found.record.publications.is_empty() {
+                match devices {
+                    Some(devices) => check_no_device(&devices, &of, "publish")?,
+                    None => pool.check_unused(id.uuid)?,
+                }
+            }
             let mut epoch = 0;
             pool.update(id.uuid, &mut |record| {
                 epoch = record.publish(&wanted)?;
@@ -406,10 +415,13 @@ impl Volumes for VolumesService {
             return Err(Status::invalid_argument("the file system is missing"));
         }
         let mark = move |pools: &Pools, id: VolumeId| {
+            let pool = pools.pool(&id.pool)?;
             let mark = &mut |record: &mut sheave_pools::Record| {
-                record.mark_formatted(&fs_type, begun, epoch)
+                let is_first = begun && record.formatted.is_none();
+                record.mark_formatted(&fs_type, begun, epoch)?;
+                if is_first { pool.check_blank(id.uuid) } else { Ok(()) }
             };
-            pools.pool(&id.pool)?.update(id.uuid, mark).map(drop)
+            pool.update(id.uuid, mark).map(drop)
         };
         self.calls.call_about(&id, mark).await?;
         Ok(Response::new(api::MarkFormattedResponse {}))

@@ -65,6 +65,8 @@ struct Strike {
     call: Call,
     moment: Moment,
     action: Box<dyn FnOnce() + Send>,
+    /// The call goes on afterwards.
+    is_answered: bool,
 }
 
 struct Shared {
@@ -151,7 +153,14 @@ impl FakeKernel {
 
     /// Has something happen at the next call of this kind, which is not answered then.
     pub fn strike(&self, call: Call, moment: Moment, action: impl FnOnce() + Send + 'static) {
-        *lock(&self.shared.strike) = Some(Strike { call, moment, action: Box::new(action) });
+        let (action, is_answered) = (Box::new(action), false);
+        *lock(&self.shared.strike) = Some(Strike { call, moment, action, is_answered });
+    }
+
+    /// Has something happen at the next call of this kind, which goes on afterwards.
+    pub fn interrupt(&self, call: Call, moment: Moment, action: impl FnOnce() + Send + 'static) {
+        let (action, is_answered) = (Box::new(action), true);
+        *lock(&self.shared.strike) = Some(Strike { call, moment, action, is_answered });
     }
 
     /// Has devices not grow from now on, as those of ublk before Linux 6.16.
@@ -202,16 +211,15 @@ impl Shared {
         lock(&self.devices)
     }
 
-    /// Has happen what is to happen now: true then.
+    /// Has happen what is to happen now: true if the call ends with it.
     fn struck(&self, call: Call, moment: Moment) -> bool {
-        let mut planned = lock(&self.strike);
-        match planned.take_if(|strike| strike.call == call && strike.moment == moment) {
-            Some(strike) => {
-                (strike.action)();
-                true
-            }
-            None => false,
-        }
+        let is_meant = |strike: &mut Strike| strike.call == call && strike.moment == moment;
+        // Other calls go on meanwhile.
+        let planned = lock(&self.strike).take_if(is_meant);
+        planned.is_some_and(|strike| {
+            (strike.action)();
+            !strike.is_answered
+        })
     }
 }
 

@@ -4,7 +4,7 @@ mod plugin;
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -280,6 +280,47 @@ fn raw_block_volumes_are_devices_and_never_formatted() {
         site.publish_to_node(&mut volume, NODE);
         fails(site.stage(&volume), Code::FailedPrecondition, "unknown data");
         site.check_bare();
+    });
+}
+
+/// What the operator has written to a volume stays, whatever its record said before.
+#[test]
+fn rule_16_what_the_operator_had_attached_is_not_formatted() {
+    on_devices("rule_16_what_the_operator_had_attached_is_not_formatted", || {
+        let site = Site::new();
+        for name in ["never", "begun"] {
+            let mut volume = site.volume(name, SIZE, mount(Mode::SingleNodeWriter, "ext4"));
+            if name == "begun" {
+                site.mark_begun(&volume, "ext4");
+            }
+            site.unpublish_from_node(&volume);
+            let device = site.daemon.attach(&volume.id);
+            let mut file = fs::File::options().write(true).open(device).expect("the device");
+            file.write_all(&[7; 4096]).expect("written");
+            file.sync_all().expect("synced");
+            drop(file);
+            site.daemon.sheave("detach").arg(&volume.id).ok();
+            site.publish_to_node(&mut volume, NODE);
+            fails(site.stage(&volume), Code::FailedPrecondition, "raw block device");
+            site.check_bare();
+            assert_eq!(site.record(&volume).formatted, "block");
+            assert_eq!(fs::read(site.image(&volume)).expect("the image")[..4096], [7; 4096]);
+        }
+    });
+}
+
+/// Where no superblock can be, and no sample is taken.
+#[test]
+fn rule_16_a_single_byte_anywhere_in_an_image_keeps_it_from_being_formatted() {
+    on_devices("rule_16_a_single_byte_anywhere_in_an_image_keeps_it_from_being_formatted", || {
+        let site = Site::new();
+        let volume = site.volume("a", 1 << 30, mount(Mode::SingleNodeWriter, "ext4"));
+        let image = fs::File::options().write(true).open(site.image(&volume)).expect("the image");
+        image.write_all_at(&[7], (777 << 20) + 54_321).expect("written");
+        image.sync_all().expect("synced");
+        fails(site.stage(&volume), Code::FailedPrecondition, "although it was never used");
+        site.check_bare();
+        assert_eq!(site.record(&volume).formatted, "");
     });
 }
 

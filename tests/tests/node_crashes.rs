@@ -215,6 +215,15 @@ fn a_killed_mkfs_is_repeated_and_a_whole_one_is_kept() {
         stage(&site, &node).expect("staged");
         assert_eq!(site.tool_runs("mkfs.ext4"), 1);
         assert_eq!(fs::read_to_string(site.staging().join("file")).expect("the file"), "kept");
+        // Damaged, and yet it was mounted, so it is not made again.
+        node.unstage("v", &site.staging()).expect("unstaged");
+        let whole = fs::read(&image).expect("the image");
+        Run::new("debugfs").arg("-w").arg("-R").arg("clri /file").arg(&image).ok();
+        site.volumes.set_record("v", "begun ext4");
+        assert_eq!(stage(&site, &node), Err(Kind::Refused));
+        assert_eq!(site.tool_runs("mkfs.ext4"), 1);
+        fs::write(&image, whole).expect("written");
+        stage(&site, &node).expect("staged");
         // With a journal to be replayed, it was mounted: a person has to look.
         Run::new("sync").ok();
         let crashed = fs::read(&image).expect("the image");

@@ -1,10 +1,12 @@
 //! The node engine stages volumes on loop devices: what is formatted, and what never is.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use sheave_node::{Error, Fs, Kind, Result, Severity};
 use sheave_tests::{Run, Site, has_fs, in_namespace, may_grow, skip, system_path};
 
@@ -124,6 +126,33 @@ fn rule_16_rule_19_what_may_hold_data_is_neither_formatted_nor_changed() {
             assert_eq!(sum(&image), before, "{record}: {why}");
             assert_eq!(site.volumes.recorded("v"), record);
         }
+    });
+}
+
+/// A program that has the device for itself keeps mkfs from it.
+#[test]
+fn rule_16_a_device_that_is_in_use_is_not_formatted() {
+    let test = "rule_16_a_device_that_is_in_use_is_not_formatted";
+    in_namespace(test, || {
+        let site = Site::new();
+        let image = site.volumes.create("v", SIZE);
+        let user = Arc::new(Mutex::new(None));
+        let (its, users) = (image.clone(), Arc::clone(&user));
+        let take = move || {
+            let device = Run::new("losetup").args("-n -O NAME -j").arg(&its).ok();
+            let alone = OFlags::EXCL.bits().cast_signed();
+            let opened = fs::File::options().read(true).custom_flags(alone).open(device.trim_end());
+            *users.lock().expect("no panic") = Some(opened.expect("the device"));
+            Ok(())
+        };
+        site.volumes.strike("attached", Box::new(take));
+        let error = site.node().stage(site.stage_request(Some(Fs::Ext4))).expect_err("in use");
+        assert!(error.to_string().contains("in use"), "{error}");
+        assert_eq!(site.volumes.recorded("v"), "begun ext4");
+        assert_eq!(fs::metadata(&image).expect("the image").blocks(), 0);
+        site.volumes.strike_no_more();
+        drop(user.lock().expect("no panic").take());
+        site.node().stage(site.stage_request(Some(Fs::Ext4))).expect("staged");
     });
 }
 

@@ -24,7 +24,8 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use rustix::fs::statvfs;
+use rustix::fs::{SeekFrom, seek, statvfs};
+use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_durable::{self as durable, step};
 use sheave_volumes::{OpenOptions as VolumeOptions, VolumeSpec};
@@ -374,12 +375,40 @@ impl Pool for FilePool {
         self.open_alone(uuid).map(drop)
     }
 
+    fn check_blank(&self, uuid: Uuid) -> Result<()> {
+        let image = self.layout.image(uuid);
+        let data = File::open(&image).and_then(|file| first_data(&file));
+        match data.map_err(|error| failed(&image, error))? {
+            None => Ok(()),
+            Some(at) => {
+                let why = format!(
+                    "{} has data from byte {at} on, although it was never used: delete the \
+                     volume if nothing needs it, or put a file system on it by hand",
+                    printable(&image)
+                );
+                Err(Error::new(ErrorKind::Busy, "format", why))
+            }
+        }
+    }
+
     fn text(&self, uuid: Uuid) -> String {
         self.layout.text(uuid)
     }
 
     fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
         self.layout.uuid_of_text(text)
+    }
+}
+
+/// Where a sparse file has its first data. `None` also where its file system does not tell: then
+/// the whole file is data.
+fn first_data(file: &File) -> io::Result<Option<u64>> {
+    let len = file.metadata()?.len();
+    match seek(file, SeekFrom::Data(0)) {
+        Ok(0) if seek(file, SeekFrom::Hole(0)) == Ok(len) => Ok(None),
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 

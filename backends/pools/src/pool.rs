@@ -79,6 +79,12 @@ pub trait Pool: Send + Sync {
     /// [`ErrorKind::Busy`] when a process or device has.
     fn check_unused(&self, uuid: Uuid) -> Result<()>;
 
+    /// Checks that no byte of the volume was ever written, as far as the pool can tell.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when one was, and what its storage says.
+    fn check_blank(&self, uuid: Uuid) -> Result<()>;
+
     /// The VOLUME text of a volume.
     fn text(&self, uuid: Uuid) -> String;
 

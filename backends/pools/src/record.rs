@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 /// What this program writes and reads.
 const FORMAT: u32 = 1;
+/// What a volume is marked with that a program has had as a raw block device.
+const RAW: &str = "block";
 /// The publications of a volume for several nodes.
 const PUBLICATIONS_MAX: usize = 1024;
 
@@ -190,6 +192,15 @@ impl Record {
         })
     }
 
+    /// Notes that a program has the volume as a raw block device and may write anything to it, so
+    /// it is never formatted from now on.
+    pub fn mark_raw(&mut self) {
+        if !self.never_format && (self.formatted.is_none() || self.formatting) {
+            self.formatted = Some(RAW.to_owned());
+            self.formatting = false;
+        }
+    }
+
     /// Notes that the volume holds a file system from now on, or that its first one is `begun`.
     ///
     /// # Errors
@@ -312,6 +323,19 @@ mod tests {
         record.mark_formatted("xfs", false, epoch).unwrap();
         assert_eq!((record.formatted.as_deref(), record.formatting), (Some("xfs"), false));
         assert_eq!(record.mark_formatted("xfs", true, epoch).unwrap_err().kind(), ErrorKind::Busy);
+    }
+
+    #[test]
+    fn rule_16_what_a_program_had_as_a_device_is_never_formatted() {
+        let mut record = record();
+        let epoch = record.publish(&wanted("n1", AccessMode::SingleNodeWriter)).unwrap();
+        record.mark_formatted("ext4", true, epoch).unwrap();
+        record.mark_raw();
+        let refused = record.mark_formatted("ext4", true, epoch).unwrap_err();
+        assert_eq!((refused.kind(), record.formatted.as_deref()), (ErrorKind::Busy, Some("block")));
+        let mut done = Record { formatted: Some("xfs".to_owned()), ..self::record() };
+        done.mark_raw();
+        assert_eq!(done.formatted.as_deref(), Some("xfs"), "its file system stays");
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl Fs {
         let device = &disk.path;
         let lazy = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
         let mut args = match self {
-            Self::Ext4 => vec!["-q", "-F", "-F", "-m0", "-E", lazy, "-O", EXT4_FEATURES],
+            // Once, so that a device that is in use is refused.
+            Self::Ext4 => vec!["-q", "-F", "-m0", "-E", lazy, "-O", EXT4_FEATURES],
             Self::Xfs | Self::Btrfs => vec!["-q", "-f", "-K"],
         };
         if self == Self::Xfs && disk.size > XFS_LOG_CAPPED_FROM {

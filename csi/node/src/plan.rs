@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     fn info(clean: bool) -> FsInfo {
-        FsInfo { size: 1 << 30, block: 4096, clean }
+        FsInfo { size: 1 << 30, block: 4096, clean, was_mounted: false }
     }
 
     fn sign(name: &'static str, at: u64) -> Signature {

@@ -56,6 +56,8 @@ pub(crate) struct FsInfo {
     pub(crate) block: u64,
     /// Whether it needs no check and no journal replay. Only ext says it.
     pub(crate) clean: bool,
+    /// Whether it was ever mounted, as far as it says so. Only ext does.
+    pub(crate) was_mounted: bool,
 }
 
 /// The parts of a device that were read.

@@ -241,8 +241,14 @@ impl Engine {
                 found
             }
             Plan::FinishFormat(_) if fs.is_whole(&self.tools, &disk.path, lock)? => {
+                disk.sync()?;
                 self.volumes.mark(&request.volume, &done, request.attach.epoch)?;
                 return Ok(None);
+            }
+            Plan::FinishFormat(found) if found.was_mounted => {
+                let why = "its first formatting was interrupted, and it was mounted since, not by \
+                           this program, and is damaged; repair it by hand (e2fsck)";
+                return Err(refused(why));
             }
             Plan::Format | Plan::FinishFormat(_) => {
                 self.format(request, fs, disk, lock)?;

@@ -1,5 +1,6 @@
 //! The service Controller of `sheave csi`, beside a daemon on a stand-in for a kernel.
 
 mod client;
+mod races;
 mod rules;
 mod volumes;

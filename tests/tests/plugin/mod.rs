@@ -126,6 +126,24 @@ impl Site {
         ended.expect("unpublished");
     }
 
+    /// What a node does before it formats a volume.
+    pub(crate) fn mark_begun(&self, volume: &Volume, fs_type: &str) {
+        let request = control::MarkFormattedRequest {
+            id: volume.id.clone(),
+            fs_type: fs_type.to_owned(),
+            epoch: volume.publication.epoch.expect("published"),
+            begun: true,
+        };
+        let mut volumes = self.volumes.clone();
+        self.wait(async { volumes.mark_formatted(request).await }).expect("marked");
+    }
+
+    /// Where its pool has the volume's data.
+    pub(crate) fn image(&self, volume: &Volume) -> PathBuf {
+        let (_, uuid) = volume.id.split_once('/').expect("an id");
+        self.node.file("images").join(format!("{uuid}.img"))
+    }
+
     /// The volume's record.
     pub(crate) fn record(&self, volume: &Volume) -> control::Volume {
         let key = control::get_volume_request::Key::Id(volume.id.clone());

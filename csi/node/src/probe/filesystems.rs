@@ -76,7 +76,9 @@ fn ext(parts: &Parts<'_>, at: u64, group: u64) -> Option<Signature> {
     let state = u16_le(bytes, 58);
     let is_valid = state & (EXT_VALID | EXT_ERRORS) == EXT_VALID;
     let clean = is_valid && incompat & NEEDS_RECOVERY == 0;
-    let fs = Some(FsInfo { size: blocks.saturating_mul(block), block, clean });
+    // `s_mtime` is the time of the last mount.
+    let was_mounted = u32_le(bytes, 44) != 0;
+    let fs = Some(FsInfo { size: blocks.saturating_mul(block), block, clean, was_mounted });
     Some(Signature { name, at, fs })
 }
 
@@ -87,7 +89,11 @@ fn xfs(parts: &Parts<'_>, at: u64) -> Option<Signature> {
         return None;
     }
     let size = u64_be(bytes, 8).saturating_mul(block);
-    Some(Signature { name: "xfs", at, fs: Some(FsInfo { size, block, clean: true }) })
+    Some(Signature {
+        name: "xfs",
+        at,
+        fs: Some(FsInfo { size, block, clean: true, was_mounted: false }),
+    })
 }
 
 fn btrfs(parts: &Parts<'_>, at: u64) -> Option<Signature> {
@@ -97,7 +103,11 @@ fn btrfs(parts: &Parts<'_>, at: u64) -> Option<Signature> {
     }
     // Of the item that describes this device; the filesystem may have more devices.
     let (size, block) = (u64_le(bytes, 209), u64::from(u32_le(bytes, 144)));
-    Some(Signature { name: "btrfs", at, fs: Some(FsInfo { size, block, clean: true }) })
+    Some(Signature {
+        name: "btrfs",
+        at,
+        fs: Some(FsInfo { size, block, clean: true, was_mounted: false }),
+    })
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
