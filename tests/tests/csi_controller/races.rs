@@ -60,7 +60,7 @@ fn rule_11_an_operators_resize_waits_for_that_of_the_orchestrator() {
     let device = client.daemon.attach(&id);
     let held = client.hold_pool();
     thread::scope(|scope| {
-        let growing = scope.spawn(|| client.expand(&id, 16));
+        let growing = scope.spawn(|| client.expand(&id, 64));
         let is_under_way = || {
             let resize = client.daemon.sheave("volume resize --size 32M");
             let resized = resize.arg(&device).output();
