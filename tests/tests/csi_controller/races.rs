@@ -90,17 +90,17 @@ fn rule_36_a_publication_that_ends_while_a_device_is_made_leaves_no_device() {
 }
 
 fn record_path(client: &Client, id: &str) -> PathBuf {
-    let (pool, uuid) = id.split_once('/').unwrap();
+    let (pool, uuid) = id.split_once('/').expect("a record");
     client.node.node.file(pool).join(format!("{uuid}.json"))
 }
 
 fn end_publications(record: &PathBuf) {
-    let text = fs::read_to_string(record).unwrap();
-    let (json, _) = text.split_once('\n').unwrap();
-    let (start, rest) = json.split_once("\"publications\":[").unwrap();
-    let (_, end) = rest.split_once(']').unwrap();
+    let text = fs::read_to_string(record).expect("a record");
+    let (json, _) = text.split_once('\n').expect("a record");
+    let (start, rest) = json.split_once("\"publications\":[").expect("a record");
+    let (_, end) = rest.split_once(']').expect("a record");
     let json = format!("{start}\"publications\":[]{end}");
-    fs::write(record, format!("{json}\n{:08x}\n", crc32(json.as_bytes()))).unwrap();
+    fs::write(record, format!("{json}\n{:08x}\n", crc32(json.as_bytes()))).expect("a record");
 }
 
 /// That of IEEE 802.3.
