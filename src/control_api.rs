@@ -304,7 +304,7 @@ impl Service {
     }
 }
 
-/// Marks a volume that the operator of the node attaches, who may write anything to it.
+/// Marks a volume that the operator of the node attaches and may write anything to.
 fn mark_raw(of: &Listed) -> sheave_core::Result<()> {
     let mark = &mut |record: &mut Record| {
         record.mark_raw();
