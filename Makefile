@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test vm-matrix vm-soak k8s-smoke k8s-e2e lint fuzz bench
+.PHONY: help setup build install demo test vm-matrix vm-soak k8s-smoke k8s-chart k8s-e2e lint fuzz bench
 .PHONY: bench-devices clean
 
 help: ## what there is to make
@@ -31,6 +31,9 @@ vm-soak: ## what devices promise, for an hour: kills, cycles, many, short memory
 
 k8s-smoke: ## claims and pods in a real Kubernetes (tests/k8s)
 	tests/k8s/with-cluster tests/k8s/smoke
+
+k8s-chart: ## the Helm chart in that Kubernetes: daemon and plugin are replaced under a pod
+	K8S_DRIVER=chart tests/k8s/with-cluster tests/k8s/chart
 
 k8s-e2e: ## specs of the External.Storage suite of Kubernetes: FOCUS='...' SKIP='...'
 	tests/k8s/with-cluster tests/k8s/e2e '$(FOCUS)' '$(SKIP)'

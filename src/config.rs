@@ -36,6 +36,7 @@ pub(crate) const POLL_US_DEFAULT: u32 = 50;
 pub(crate) struct DaemonConfig {
     pub(crate) shards: Option<u32>,
     pub(crate) poll_us: Option<u32>,
+    pub(crate) metrics: Option<String>,
     /// By name.
     pub(crate) pools: Vec<PoolConfig>,
 }
@@ -68,6 +69,7 @@ impl DaemonConfig {
 struct Keys {
     shards: Option<Spanned<Value>>,
     poll_us: Option<Spanned<Value>>,
+    metrics: Option<Spanned<Value>>,
     #[serde(default)]
     pools: BTreeMap<Spanned<String>, PoolKeys>,
 }
@@ -83,6 +85,7 @@ impl File<'_> {
         Ok(DaemonConfig {
             shards: self.number(keys.shards, SHARDS)?,
             poll_us: self.number(keys.poll_us, POLL_US)?,
+            metrics: self.text(keys.metrics)?,
             pools: self.pools(keys.pools)?,
         })
     }
@@ -192,6 +195,8 @@ mod tests {
         let full = parse("# fast\nshards = 2\npoll_us = 0\n").unwrap();
         assert_eq!(full, DaemonConfig { shards: Some(2), poll_us: Some(0), ..Default::default() });
         assert_eq!(parse("").unwrap(), DaemonConfig::default());
+        let metrics = parse("metrics = \"127.0.0.1:3\"").unwrap().metrics;
+        assert_eq!(metrics.as_deref(), Some("127.0.0.1:3"));
         assert_eq!(parse("shards = 64\npoll_us = 10_000").unwrap().poll_us, Some(10_000));
     }
 
@@ -205,7 +210,7 @@ mod tests {
             (
                 "poll_us = 1\nshard = 2\n",
                 "f.toml:2: shard = 2: unknown field `shard`, expected one of `shards`, \
-                 `poll_us`, `pools`",
+                 `poll_us`, `metrics`, `pools`",
             ),
         ];
         for (text, said) in wrong {
@@ -250,8 +255,8 @@ mod tests {
         // Comments have a space behind their #, and keys have none.
         let key = |line: &'static str| line.strip_prefix('#').filter(|key| !key.starts_with(' '));
         let keys: Vec<_> = EXAMPLE.lines().filter_map(key).collect();
-        let DaemonConfig { shards, poll_us, pools } = parse(&keys.join("\n")).unwrap();
-        assert!(shards.is_some() && poll_us.is_some() && !pools.is_empty(), "{keys:?}");
+        let DaemonConfig { shards, poll_us, metrics, pools } = parse(&keys.join("\n")).unwrap();
+        assert!(shards.is_some() && poll_us.is_some() && metrics.is_some(), "{keys:?}");
         assert!(pools.iter().any(|pool| pool.capacity.is_some() && pool.default_size.is_some()));
     }
 }

@@ -23,7 +23,7 @@ use crate::pool_calls::PoolCalls;
 use crate::process::{HangUp, Signals, default_shards, runtime};
 use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
-use crate::telemetry::{RuntimeDir, StatsSocket, listen_at};
+use crate::telemetry::{MetricsServer, RuntimeDir, StatsSocket, listen_at};
 
 /// How often to retry volumes that could not be opened, and to check for devices that were ended by
 /// other means.
@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Microseconds that a busy shard looks for work before it sleeps; 0 = never [default: 50]
     #[arg(long, value_parser = clap::value_parser!(u32).range(POLL_US))]
     poll_us: Option<u32>,
+    /// Serve Prometheus metrics over HTTP at this address
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
     /// Go on in place of the daemon that runs, which hands over what it has and ends
     #[arg(long)]
     takeover: bool,
@@ -85,7 +88,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     log::start_writer();
     let runtime = runtime().context("daemon")?;
     let takeover = args.takeover;
-    let start = Start { engine, pools, dir, state, passed, notify, program, takeover };
+    let metrics = args.metrics.or(file.metrics);
+    let start = Start { engine, pools, dir, state, passed, notify, program, metrics, takeover };
     let outcome = runtime.block_on(serve(start)).context("daemon");
     // Does not wait: a call may be blocked by a dead disk.
     runtime.shutdown_background();
@@ -111,6 +115,7 @@ struct Start {
     passed: Option<UnixListener>,
     notify: Notify,
     program: Program,
+    metrics: Option<String>,
     takeover: bool,
 }
 
@@ -121,7 +126,7 @@ struct Program {
 }
 
 async fn serve(start: Start) -> Result<()> {
-    let Start { engine, pools, dir, state, passed, notify, program, takeover } = start;
+    let Start { engine, pools, dir, state, passed, notify, program, metrics, takeover } = start;
     let mut signals = Signals::catch(HangUp::Reload)?;
     let hung_up = Event::new();
     let engine = Engine::start(engine, Clock::start())?;
@@ -146,6 +151,9 @@ async fn serve(start: Start) -> Result<()> {
     thread.spawn(move || look_after(&looked_after))?;
     taken.count_on(&registry);
     let _stats = StatsSocket::start_in(&dir, Arc::clone(&registry))?;
+    if let Some(address) = metrics {
+        tokio::spawn(serve_metrics(address, Arc::clone(&registry)));
+    }
     // Of daemons that are started together, only the one with the records gets here.
     let socket = match control {
         Some((listener, passed)) => ControlSocket::take_over(&dir, listener.into(), passed)?,
@@ -186,6 +194,22 @@ async fn serve(start: Start) -> Result<()> {
         never = notify.keep_alive(move |within| watched.check(within)) => match never {},
         never = succeed(&program, &hung_up, &notify) => match never {},
     }
+}
+
+/// Serves metrics as long as this process lives. A predecessor may have the address until it has
+/// ended, and a disk does not fail for want of metrics.
+async fn serve_metrics(address: String, registry: Arc<Registry>) -> Infallible {
+    let mut was_busy = false;
+    let _server = loop {
+        match MetricsServer::start(&address, Arc::clone(&registry)) {
+            Ok(server) => break server,
+            Err(error) if !was_busy => tracing::warn!("it is tried again: {error:#}"),
+            Err(_) => {}
+        }
+        was_busy = true;
+        tokio::time::sleep(LOOK_PERIOD).await;
+    };
+    std::future::pending().await
 }
 
 /// Ends unused devices, until none are left or a second signal comes: programs that use a device

@@ -167,7 +167,7 @@ impl File<'_> {
         })
     }
 
-    fn text(&self, value: Option<Spanned<Value>>) -> Result<Option<String>, BadConfig> {
+    pub(super) fn text(&self, value: Option<Spanned<Value>>) -> Result<Option<String>, BadConfig> {
         self.value(value, "expected a text in quotes", |value| {
             value.as_str().filter(|text| !text.contains('\0')).map(str::to_owned)
         })

@@ -2,11 +2,13 @@
 //! renders, and the programs take the arguments and the configuration that it gives them.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use sheave_tests::{FakeKernel, Node, Output, Run, Scratch, go_module, go_tool, sheave};
+use sheave_tests::{FakeKernel, Node, Output, PATIENCE, Run, Scratch, go_module, go_tool, sheave};
 
 /// Of the API whose schemas are used: the one that `tests/k8s` runs.
 const KUBERNETES: &str = "k8s.io/kubernetes";
@@ -203,19 +205,38 @@ fn the_dashboard_shows_metrics_that_exist() {
     let text =
         fs::read_to_string(deploy().join("chart/files/dashboard.json")).expect("a dashboard");
     let board: Value = serde_json::from_str(&text).expect("JSON");
-    let metrics = sheave_csi::Metrics::default();
-    metrics.note("/csi.v1.Node/NodeGetInfo", tonic::Code::Ok, Instant::now());
-    let exported = metrics.text();
+    let exported = exported();
     let panels = board["panels"].as_array().expect("panels");
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets"));
     let expressions: Vec<_> = targets.map(|of| of["expr"].as_str().expect("text")).collect();
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
     let words = expressions.iter().flat_map(|text| text.split(|c| !is_name(c)));
     let own: Vec<_> = words.filter(|word| word.starts_with("sheave_")).collect();
-    assert!(own.len() >= 4, "{own:?}");
+    assert!(own.len() >= 8, "{own:?}");
     for name in own {
-        let family = ["_count", "_bucket"].iter().find_map(|end| name.strip_suffix(end));
-        let declared = format!("# TYPE {} histogram", family.unwrap_or(name));
+        let ends = ["_count", "_bucket", "_total"];
+        let family = ends.iter().find_map(|end| name.strip_suffix(end));
+        let declared = format!("# TYPE {} ", family.unwrap_or(name));
         assert!(exported.contains(&declared), "{name}: {exported}");
     }
+}
+
+/// The metrics of a plugin and of a daemon with a volume.
+fn exported() -> String {
+    let metrics = sheave_csi::Metrics::default();
+    metrics.note("/csi.v1.Node/NodeGetInfo", tonic::Code::Ok, Instant::now());
+    let node = Node::new();
+    let daemon = node.start(&["daemon", "--metrics", "127.0.0.1:0"]);
+    daemon.wait_for_log(" ready ");
+    daemon.wait_for_log("metrics at http://");
+    daemon.sheave("attach").arg(&node.image).ok();
+    let log = daemon.log();
+    let (_, rest) = log.split_once("metrics at http://").expect("an address");
+    let address = rest.split('/').next().expect("an address");
+    let mut stream = TcpStream::connect(address).expect("its metrics");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("sent");
+    let mut page = metrics.text();
+    stream.read_to_string(&mut page).expect("an answer");
+    page
 }

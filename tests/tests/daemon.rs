@@ -2,7 +2,8 @@
 //! it gets on with a service manager. The test plays that.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
@@ -140,6 +141,32 @@ fn the_command_line_comes_before_the_file() {
         daemon.signal("TERM");
         daemon.ends_well();
     }
+}
+
+/// A predecessor has the address for a while, and a disk does not fail for want of metrics.
+#[test]
+fn metrics_are_served_once_their_address_is_free() {
+    if !uring_or_skip("metrics_are_served_once_their_address_is_free") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = other.local_addr().expect("an address").to_string();
+    let daemon = Daemon::start(&scratch, |command| {
+        command.arg(sheave()).args(["daemon", "--metrics", &address]);
+    });
+    daemon.wait_for_log(" ready ");
+    daemon.wait_for_log("it is tried again");
+    drop(other);
+    let scrape = || {
+        let mut stream = TcpStream::connect(&address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).ok().map(|_| page)
+    };
+    let is_served = || scrape().is_some_and(|page| page.contains("sheave_build_info{"));
+    assert!(eventually(is_served), "{}", daemon.log());
 }
 
 #[test]
