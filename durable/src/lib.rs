@@ -1,9 +1,12 @@
 //! Small files that are whole or absent, whenever the power goes.
 //!
 //! A file is a line of JSON and a line with its CRC-32. It is written beside its place, flushed and
-//! renamed, and its directory is flushed.
+//! renamed, and its directory is flushed. Where the file system has no room for that, a spare file
+//! takes the value, if its directory has one: a full disk must not keep what is on it from being
+//! deleted.
 #![forbid(unsafe_code)]
 
+mod spare;
 mod steps;
 
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sheave_core::{Error, ErrorKind, Result, printable};
 
+pub use spare::keep_spare;
 pub use steps::{on_step, step};
 
 /// The extension of a file that is being written. One that is left was never in its place.
@@ -41,7 +45,15 @@ pub fn replace<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         step();
         sync_parent(path)
     };
-    write().map_err(|error| failed("write", path, error))
+    let written = write().or_else(|error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            // It may have taken the last room.
+            let _ = fs::remove_file(path.with_extension(UNFINISHED));
+            spare::put(path, text.as_bytes()).map_err(|_| error)
+        }
+        _ => Err(error),
+    });
+    written.map_err(|error| failed("write", path, error))
 }
 
 /// What is at `path`; `None` if nothing is.

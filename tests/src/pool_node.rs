@@ -67,7 +67,7 @@ impl PoolNode {
         daemon
     }
 
-    /// The files of a pool, without its lock.
+    /// The files of a pool, without those about the pool itself.
     ///
     /// # Panics
     /// When they cannot be listed.
@@ -78,7 +78,7 @@ impl PoolNode {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             let files = entries.filter(|entry| entry.file_type().expect("a type").is_file());
             let names = files.map(|entry| entry.file_name().into_string().expect("UTF-8"));
-            found.extend(names.filter(|name| name != ".sheave.lock"));
+            found.extend(names.filter(|name| !name.starts_with(".sheave")));
         }
         found.sort();
         found

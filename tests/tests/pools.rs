@@ -2,8 +2,9 @@
 //! deleted, and outlive the daemon.
 
 use std::fs;
+use std::io::Write as _;
 
-use sheave_tests::{PoolNode, Wire};
+use sheave_tests::{PoolNode, Run, Wire, in_namespace};
 
 const MIB: u64 = 1 << 20;
 
@@ -99,4 +100,35 @@ fn a_path_that_looks_like_a_volume_of_a_pool_is_written_with_a_dot() {
     daemon.sheave("volume create fast/a").ok();
     assert!(attach("fast/a").status.success());
     assert_eq!(node.node.kernel.devices().len(), 2);
+}
+
+/// As a pool is whose volumes have been filled.
+#[test]
+fn a_pool_on_a_full_disk_can_be_emptied() {
+    in_namespace("a_pool_on_a_full_disk_can_be_emptied", || {
+        let node = PoolNode::new();
+        let dir = node.node.file("fast");
+        Run::new("mount").args("-t tmpfs -o size=1M none").arg(&dir).ok();
+        let daemon = node.daemon();
+        for name in ["fast/a", "fast/b"] {
+            daemon.sheave("volume create").arg(name).ok();
+        }
+        let image = node.files("fast").into_iter().find(|name| name.ends_with(".img"));
+        let image = dir.join(image.expect("an image"));
+        let mut file = fs::File::options().write(true).open(image).expect("the image");
+        while file.write_all(&[7; 4096]).is_ok() {}
+        drop(file);
+        daemon.sheave("volume create fast/c").output().check_refused("No space left");
+        for limit in ["500", "600"] {
+            daemon.sheave("volume set fast/a --limit-iops").arg(limit).ok();
+        }
+        assert_eq!(daemon.volume("fast/a")["limit_iops"], 600);
+        for name in ["fast/a", "fast/b"] {
+            daemon.sheave("volume delete").arg(name).ok();
+        }
+        assert_eq!(node.files("fast"), [] as [&str; 0]);
+        daemon.sheave("volume create fast/c").ok();
+        drop(daemon);
+        Run::new("umount").arg(&dir).ok();
+    });
 }

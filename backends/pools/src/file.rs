@@ -5,6 +5,7 @@
 //! UUID.json         its record
 //! names/HASH.json   which volume has a name
 //! .sheave.lock      locked by what changes the others
+//! .sheave-spare     room for a record on a full file system
 //! ```
 //!
 //! A volume is made in this order: name, image, record; it exists when its record does. It is
@@ -65,6 +66,8 @@ impl FilePool {
         if !locked.is_swept() {
             self.sweep()?;
             locked.set_swept();
+            // So that volumes can be unpublished and deleted when there is no room.
+            let _ = durable::keep_spare(self.layout.dir());
         }
         Ok(locked)
     }

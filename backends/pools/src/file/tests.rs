@@ -40,7 +40,7 @@ fn files(dir: &Path) -> BTreeSet<String> {
         let list = fs::read_dir(dir).into_iter().flatten().flatten();
         list.map(|entry| entry.file_name().into_string().unwrap()).collect()
     };
-    let own = names(dir).into_iter().filter(|name| name != "names" && name != ".sheave.lock");
+    let own = names(dir).into_iter().filter(|name| name != "names" && !name.starts_with(".sheave"));
     own.chain(names(&dir.join("names")).into_iter().map(|name| format!("names/{name}"))).collect()
 }
 
