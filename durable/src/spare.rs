@@ -33,7 +33,7 @@ pub fn keep_spare(dir: &Path) -> io::Result<()> {
     sync_parent(&spare)
 }
 
-/// Puts a text in place of the file at `path` without taking room. What was there is the next spare.
+/// Puts a text in place of a file without taking room. What was there is the next spare.
 pub(crate) fn put(path: &Path, text: &[u8]) -> io::Result<()> {
     let spare = of(path)?;
     let file = File::options().write(true).open(&spare)?;
