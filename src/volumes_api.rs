@@ -262,25 +262,39 @@ impl Volumes for VolumesService {
         let max = usize::try_from(max_entries).ok().filter(|max| (1..=PAGE_MAX).contains(max));
         let max = max.unwrap_or(PAGE_MAX);
         let only = (!pool.is_empty()).then_some(pool);
-        let mut found = Vec::new();
+        if let Some(only) = &only {
+            self.calls.pools.pool(only).map_err(status)?;
+        }
+        // All at once, since each may hang.
+        let mut calls = Vec::new();
         for name in self.calls.pools.all().map(|pool| pool.info().name.clone()) {
-            if only.as_ref().is_some_and(|only| *only != name) || found.len() > max {
+            if only.as_ref().is_some_and(|only| *only != name) {
                 continue;
             }
-            let (of, behind) = (name.clone(), behind.clone());
+            let (of, behind, calls_) = (name.clone(), behind.clone(), Arc::clone(&self.calls));
             // One more than is wanted tells whether there are more.
-            let list = move |pools: &Pools| pools.list(Some(&of), behind.as_ref(), max + 1);
-            found.extend(self.calls.call(&name, None, list).await?);
+            let list = move |pools: &Pools| pools.list(&of, behind.as_ref(), max + 1);
+            let call =
+                async move { calls_.call(&name, None, list).await.map_err(|error| (name, error)) };
+            calls.push(tokio::spawn(call));
         }
-        if let Some(only) = only {
-            self.calls.pools.pool(&only).map_err(status)?;
+        let (mut found, mut troubles) = (Vec::new(), Vec::new());
+        for call in calls {
+            match call.await.map_err(|error| Status::internal(error.to_string()))? {
+                Ok(more) => found.extend(more),
+                Err((_, error)) if only.is_some() => return Err(error),
+                Err((pool, error)) => {
+                    let message = error.message().to_owned();
+                    troubles.push(api::PoolTrouble { pool, message });
+                }
+            }
         }
         let is_last = found.len() <= max;
         found.truncate(max);
         let last = found.last().map(|last| last.id().to_string());
         let next_page_token = last.filter(|_| !is_last).unwrap_or_default();
         let volumes = found.iter().map(|of| self.message(of)).collect();
-        Ok(Response::new(api::ListVolumesResponse { volumes, next_page_token }))
+        Ok(Response::new(api::ListVolumesResponse { volumes, next_page_token, troubles }))
     }
 
     async fn resize_volume(

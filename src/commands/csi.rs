@@ -157,7 +157,7 @@ fn own_volumes(args: &Args) -> Result<VolumesClient> {
     if file.pools.is_empty() {
         bail!("the configuration has no pools, so there are no volumes; see docs/volumes.md");
     }
-    let calls = Arc::new(PoolCalls::new(Pools::new(&file.pools)?));
+    let calls = Arc::new(PoolCalls::new(Pools::new(&file.pools, None)?));
     let (channel, incoming) = in_process();
     let service = VolumesServer::new(VolumesService::new(calls, None));
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));

@@ -71,7 +71,8 @@ const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices b
 
 pub(crate) fn run(args: Args) -> Result<()> {
     let file = DaemonConfig::load(args.config.as_deref()).context("daemon")?;
-    let pools = Pools::new(&file.pools).context("daemon")?;
+    let state = state_dir().context("daemon")?;
+    let pools = Pools::new(&file.pools, Some(&state)).context("daemon")?;
     let engine = engine_config(&args, &file);
     // Resolved now: the file may be another one when a successor is started.
     let program = Program {
@@ -79,7 +80,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         directory: env::current_dir().unwrap_or_else(|_| "/".into()),
     };
     log::start();
-    let (dir, state) = (RuntimeDir::locate(), state_dir().context("daemon")?);
+    let dir = RuntimeDir::locate();
     let notify = Notify::from_env();
     // These two must run before there are threads.
     let passed = passed_socket().context("daemon")?;

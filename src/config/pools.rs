@@ -15,6 +15,7 @@ use super::{BadConfig, File};
 pub(super) struct PoolKeys {
     url: Spanned<Value>,
     capacity: Option<Spanned<Value>>,
+    max_size: Option<Spanned<Value>>,
     default_size: Option<Spanned<Value>>,
 }
 
@@ -33,10 +34,11 @@ impl File<'_> {
                 name: name.into_inner(),
                 url: url?.unwrap_or_default(),
                 capacity: self.size(keys.capacity)?,
+                max_size: self.size(keys.max_size)?,
                 default_size: self.size(keys.default_size)?,
             };
             // What is wrong with the pool as a whole: mostly its URL.
-            Pools::new(std::slice::from_ref(&pool)).map_err(|error| {
+            Pools::new(std::slice::from_ref(&pool), None).map_err(|error| {
                 let is_named = pool.url.starts_with("file:") && error.to_string().contains("name");
                 self.bad(if is_named { place } else { url_place }, &error.to_string())
             })?;
@@ -81,6 +83,11 @@ mod tests {
             ("[pools.fast]\nurl = \"/images\"", "f.toml:2: ", "file:///"),
             ("[pools.fast]\nurl = \"file:///i\"\ncapacity = 5", "f.toml:3: ", "100G"),
             ("[pools.fast]\nurl = \"file:///i\"\ncapacity = \"0\"", "f.toml:3: ", "100G"),
+            (
+                "[pools.fast]\nurl = \"file:///i\"\nmax_size = \"1G\"\ndefault_size = \"2G\"",
+                "f.toml:2: ",
+                "max_size",
+            ),
             ("[pools.Fast]\nurl = \"file:///i\"", "f.toml:1: ", "a to z"),
             ("[pools.fast]\nsize = \"1G\"", "f.toml:2: ", "unknown field"),
             ("[pools.fast]\n", "f.toml:1: ", "missing field `url`"),

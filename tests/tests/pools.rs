@@ -132,3 +132,46 @@ fn a_pool_on_a_full_disk_can_be_emptied() {
         Run::new("umount").arg(&dir).ok();
     });
 }
+
+#[test]
+fn a_pool_that_is_not_mounted_is_no_empty_pool_and_holds_up_no_others() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    daemon.sheave("volume create fast/a").ok();
+    daemon.sheave("volume create small/b --size 1M").ok();
+    // What is below a mount: an empty directory.
+    let [dir, aside] = ["fast", "aside"].map(|name| node.node.file(name));
+    fs::rename(&dir, &aside).expect("renamed");
+    fs::create_dir(&dir).expect("a directory");
+    let check = |daemon: &sheave_tests::Daemon| {
+        daemon.sheave("volume create fast/a").output().check_refused("is it mounted?");
+        let listed = daemon.sheave("volume ls").output();
+        let listing = listed.stdout.clone();
+        assert!(listing.contains("small/b") && !listing.contains("fast/a"), "{listing}");
+        listed.check_refused("volumes are missing in the list: pool fast: ");
+        daemon.sheave("volume ls fast").output().check_refused("is it mounted?");
+        assert!(daemon.sheave("volume ls small").ok().contains("small/b"));
+        assert_eq!(fs::read_dir(&dir).expect("a directory").count(), 0, "nothing is written there");
+    };
+    check(&daemon);
+    drop(daemon);
+    // Another daemon remembers the pool, too.
+    let daemon = node.daemon();
+    check(&daemon);
+    fs::remove_dir(&dir).expect("removed");
+    fs::rename(&aside, &dir).expect("renamed");
+    assert!(daemon.sheave("volume ls").ok().contains("fast/a"));
+}
+
+#[test]
+fn a_volume_with_a_damaged_record_is_listed_with_its_trouble() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    daemon.sheave("volume create fast/a").ok();
+    let id = daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
+    let uuid = id.strip_prefix("fast/").expect("a pool");
+    fs::write(node.node.file("fast").join(format!("{uuid}.json")), "{}").expect("written");
+    let listed = daemon.sheave("volume ls").ok();
+    assert!(listed.contains(&id) && listed.contains("is damaged"), "{listed}");
+    daemon.sheave("volume delete").arg(&id).output().check_refused("is damaged");
+}

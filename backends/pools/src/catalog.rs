@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_volumes::VolumeSpec;
 use uuid::Uuid;
 
-use crate::file::FilePool;
+use crate::file::{FilePool, Limits};
 use crate::pool::{Found, Key, Pool};
 
 /// The size of volumes where neither a call nor the configuration says one, in bytes.
@@ -27,7 +27,9 @@ pub struct PoolConfig {
     pub url: String,
     /// The most bytes that all volumes may have together.
     pub capacity: Option<u64>,
-    /// Bytes of a volume that no size is wanted for.
+    /// The most bytes of one volume.
+    pub max_size: Option<u64>,
+    /// Bytes of a volume that no size is wanted for; by default 1 GiB, or `max_size` if it is less.
     pub default_size: Option<u64>,
 }
 
@@ -87,14 +89,16 @@ impl Listed {
 }
 
 impl Pools {
-    /// The pools of a configuration; their storage is not looked at yet.
+    /// The pools of a configuration; their storage is not looked at yet. What they are is
+    /// remembered in the directory `state`: one whose storage is not mounted is an error then, and
+    /// not empty.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] with what is wrong.
-    pub fn new(configs: &[PoolConfig]) -> Result<Self> {
+    pub fn new(configs: &[PoolConfig], state: Option<&Path>) -> Result<Self> {
         let mut pools = BTreeMap::new();
         for config in configs {
-            pools.insert(config.name.clone(), open(config)?);
+            pools.insert(config.name.clone(), open(config, state)?);
         }
         Ok(Self { pools })
     }
@@ -161,38 +165,22 @@ impl Pools {
         })
     }
 
-    /// At most `max` volumes of one pool, or of all, behind this id, in the order of their ids.
+    /// At most `max` volumes of a pool, behind this id, in the order of their ids.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when there is no such pool, and what the pools' storage says.
-    pub fn list(
-        &self,
-        pool: Option<&str>,
-        behind: Option<&VolumeId>,
-        max: usize,
-    ) -> Result<Vec<Listed>> {
-        if let Some(pool) = pool {
-            self.pool(pool)?;
+    /// [`ErrorKind::NotFound`] when there is no such pool, and what its storage says.
+    pub fn list(&self, pool: &str, behind: Option<&VolumeId>, max: usize) -> Result<Vec<Listed>> {
+        let of = self.pool(pool)?;
+        if behind.is_some_and(|id| *pool < *id.pool) {
+            return Ok(Vec::new());
         }
-        let mut listed = Vec::new();
-        for (name, of) in &self.pools {
-            let is_before = behind.is_some_and(|id| *name < id.pool);
-            if is_before || pool.is_some_and(|pool| pool != name) {
-                continue;
-            }
-            let found = of.list()?.into_iter().map(|found| Listed { pool: Arc::clone(of), found });
-            listed.extend(found.filter(|one| behind.is_none_or(|id| one.id() > *id)));
-            if listed.len() >= max {
-                listed.truncate(max);
-                break;
-            }
-        }
-        Ok(listed)
+        let found = of.list()?.into_iter().map(|found| Listed { pool: Arc::clone(of), found });
+        Ok(found.filter(|one| behind.is_none_or(|id| one.id() > *id)).take(max).collect())
     }
 }
 
-fn open(config: &PoolConfig) -> Result<Arc<dyn Pool>> {
-    let PoolConfig { name, url, capacity, default_size } = config;
+fn open(config: &PoolConfig, state: Option<&Path>) -> Result<Arc<dyn Pool>> {
+    let PoolConfig { name, url, capacity, max_size, default_size } = config;
     let invalid = |why: String| Error::new(ErrorKind::Invalid, "pool", format!("{name}: {why}"));
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(is_plain) {
@@ -210,21 +198,31 @@ fn open(config: &PoolConfig) -> Result<Arc<dyn Pool>> {
         return Err(invalid(format!("{}: a pool's URL has no parameters", printable(url))));
     }
     let dir = spec.file_path().map_or_else(PathBuf::new, |path| path.to_owned());
-    let default_size = default_size.unwrap_or(DEFAULT_SIZE);
-    Ok(Arc::new(FilePool::new(name, dir, *capacity, default_size)))
+    let most = max_size.unwrap_or(DEFAULT_SIZE);
+    let default_size = default_size.unwrap_or(DEFAULT_SIZE.min(most));
+    if max_size.is_some_and(|most| default_size > most) {
+        return Err(invalid("default_size is more than max_size".to_owned()));
+    }
+    let limits = Limits { capacity: *capacity, max_size: *max_size, default_size };
+    let memory = state.map(|state| state.join("pools").join(format!("{name}.json")));
+    Ok(Arc::new(FilePool::new(name, dir, limits, memory)))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use crate::pool::{NewVolume, SizeRange};
 
     use super::*;
 
     fn config(name: &str, dir: &Path) -> PoolConfig {
         let url = format!("file://{}", dir.to_str().unwrap());
-        PoolConfig { name: name.to_owned(), url, capacity: None, default_size: Some(1 << 20) }
+        PoolConfig {
+            name: name.to_owned(),
+            url,
+            capacity: None,
+            max_size: None,
+            default_size: Some(1 << 20),
+        }
     }
 
     fn make(pools: &Pools, pool: &str, name: &str) -> VolumeId {
@@ -252,7 +250,7 @@ mod tests {
             ("fast", "memory:?size=1G"),
         ] {
             let config = PoolConfig { url: url.to_owned(), ..config(name, Path::new("/")) };
-            let refused = Pools::new(&[config]).err().unwrap();
+            let refused = Pools::new(&[config], None).err().unwrap();
             assert_eq!(refused.kind(), ErrorKind::Invalid, "{name} {url}");
         }
     }
@@ -272,21 +270,22 @@ mod tests {
     fn rule_13_pages_are_stable_while_volumes_come_and_go() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let pools =
-            Pools::new(&[config("a", dirs[0].path()), config("b", dirs[1].path())]).unwrap();
+            Pools::new(&[config("a", dirs[0].path()), config("b", dirs[1].path())], None).unwrap();
         let ids: Vec<_> = [("a", "1"), ("a", "2"), ("b", "3"), ("b", "4")]
             .map(|(pool, name)| make(&pools, pool, name))
             .into();
         let page = |behind: Option<&VolumeId>, max| -> Vec<VolumeId> {
-            pools.list(None, behind, max).unwrap().iter().map(Listed::id).collect()
+            let of = ["a", "b"].map(|pool| pools.list(pool, behind, max).unwrap());
+            of.iter().flatten().map(Listed::id).collect()
         };
         assert_eq!(page(None, usize::MAX), ids);
-        assert_eq!(page(None, 3), ids[..3]);
+        assert_eq!(page(None, 1), [ids[0].clone(), ids[2].clone()], "of each pool");
+        assert_eq!(page(Some(&ids[0]), 9), ids[1..]);
         // The page's last volume is deleted, and others are made.
         pools.pool("b").unwrap().delete(ids[2].uuid).unwrap();
         let newest = make(&pools, "b", "5");
         assert_eq!(page(Some(&ids[2]), 3), [ids[3].clone(), newest]);
-        assert_eq!(pools.list(Some("a"), None, 9).unwrap().len(), 2);
-        assert!(pools.list(Some("c"), None, 9).is_err());
+        assert!(pools.list("c", None, 9).is_err());
         assert_eq!(pools.by_name("b/4").unwrap().id(), ids[3]);
         assert_eq!(pools.by_name(&ids[3].to_string()).unwrap().id(), ids[3]);
         let text = pools.pool("b").unwrap().text(ids[3].uuid);

@@ -5,6 +5,7 @@
 //! UUID.json         its record
 //! names/HASH.json   which volume has a name
 //! .sheave.lock      locked by what changes the others
+//! .sheave-pool.json which pool it is
 //! .sheave-spare     room for a record on a full file system
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! process uses the pool for the first time. An image that has data was in use: if its record is
 //! gone, it was lost by other means, and the image stays.
 
+mod identity;
 mod layout;
 mod lock;
 #[cfg(test)]
@@ -34,36 +36,59 @@ use uuid::Uuid;
 
 use crate::pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange};
 use crate::record::Record;
+use identity::Identified;
 use layout::{Layout, Named, failed};
 use lock::{Locked, State};
+
+/// The most that the volumes of a pool may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all volumes together.
+    pub capacity: Option<u64>,
+    /// Bytes of one volume.
+    pub max_size: Option<u64>,
+    /// Bytes of a volume that no size is wanted for.
+    pub default_size: u64,
+}
 
 /// A directory of images.
 pub struct FilePool {
     info: PoolInfo,
     layout: Layout,
-    /// The most bytes that all volumes may have together.
-    capacity: Option<u64>,
+    identified: Identified,
+    limits: Limits,
     state: Mutex<State>,
 }
 
 impl FilePool {
-    /// The pool in this directory. The directory is looked at when the pool is used.
+    /// The pool in this directory. The directory is looked at when the pool is used; which pool it
+    /// is, is remembered in the file `memory`.
     #[must_use]
-    pub fn new(name: &str, dir: PathBuf, capacity: Option<u64>, default_size: u64) -> Self {
+    pub fn new(name: &str, dir: PathBuf, limits: Limits, memory: Option<PathBuf>) -> Self {
         let info = PoolInfo {
             name: name.to_owned(),
             is_local: true,
             can_create: true,
             can_share_writers: false,
-            default_size,
+            default_size: limits.default_size,
         };
-        Self { info, layout: Layout::new(dir), capacity, state: Mutex::default() }
+        let identified = Identified::new(&dir, memory);
+        let (layout, state) = (Layout::new(dir), Mutex::default());
+        Self { info, layout, identified, limits, state }
+    }
+
+    /// Checks that its storage is there.
+    fn check(&self) -> Result<()> {
+        self.layout.check()?;
+        self.identified.check()
     }
 
     /// Keeps other processes and threads from changing it.
     fn lock(&self) -> Result<Locked<'_>> {
+        self.check()?;
         let mut locked = Locked::take(&self.info.name, &self.layout, &self.state)?;
         if !locked.is_swept() {
+            self.identified.settle()?;
             self.sweep()?;
             locked.set_swept();
             // So that volumes can be unpublished and deleted when there is no room.
@@ -161,11 +186,27 @@ impl FilePool {
         Error::new(ErrorKind::NotFound, "find", why)
     }
 
+    /// Checks that a volume may have this size.
+    fn check_size(&self, name: &str, size: u64) -> Result<()> {
+        match self.limits.max_size.filter(|most| size > *most) {
+            None => Ok(()),
+            Some(most) => {
+                let pool = &self.info.name;
+                let why = format!(
+                    "{name}: {size} bytes, and pool {pool} has volumes of {most} bytes at most \
+                     (max_size of its configuration)"
+                );
+                Err(Error::new(ErrorKind::TooLarge, "choose a size", why))
+            }
+        }
+    }
+
     /// Checks that there is room for `more` bytes.
     fn check_room(&self, more: u64) -> Result<()> {
-        let Some(available) = self.capacity()?.available.filter(|_| self.capacity.is_some()) else {
+        let Some(capacity) = self.limits.capacity else {
             return Ok(());
         };
+        let available = capacity.saturating_sub(self.layout.image_bytes()?);
         if more > available {
             let pool = &self.info.name;
             let why = format!(
@@ -254,8 +295,8 @@ impl Pool for FilePool {
     }
 
     fn capacity(&self) -> Result<Capacity> {
-        self.layout.check()?;
-        let available = match self.capacity {
+        self.check()?;
+        let available = match self.limits.capacity {
             Some(capacity) => capacity.saturating_sub(self.layout.image_bytes()?),
             None => {
                 let dir = self.layout.dir();
@@ -263,13 +304,15 @@ impl Pool for FilePool {
                 found.f_bavail.saturating_mul(found.f_frsize)
             }
         };
-        let size_max = if self.capacity.is_some() { available.min(SIZE_MAX) } else { SIZE_MAX };
+        let most = self.limits.capacity.map_or(SIZE_MAX, |_| available);
+        let size_max = most.min(self.limits.max_size.unwrap_or(SIZE_MAX)).min(SIZE_MAX);
         Ok(Capacity { available: Some(available), size_max, size_min: SIZE_MIN })
     }
 
     fn create(&self, new: &NewVolume) -> Result<Found> {
         new.check()?;
         let size = new.size.choose(self.info.default_size)?;
+        self.check_size(&new.name, size)?;
         let _locked = self.lock()?;
         let reserved = self.reserved(&new.name)?;
         if let Some((_, Some(record))) = reserved {
@@ -316,7 +359,7 @@ impl Pool for FilePool {
     }
 
     fn get(&self, key: Key<'_>) -> Result<Found> {
-        self.layout.check()?;
+        self.check()?;
         let uuid = match key {
             Key::Uuid(uuid) => uuid,
             Key::Name(name) => match durable::read::<Named>(&self.layout.name(name))? {
@@ -328,13 +371,18 @@ impl Pool for FilePool {
     }
 
     fn list(&self) -> Result<Vec<Found>> {
-        self.layout.check()?;
+        self.check()?;
         let mut found = Vec::new();
         for uuid in self.layout.all_records()? {
             match self.record(uuid) {
                 Ok(Some(record)) if !record.deleting => found.push(self.found(record)),
                 Ok(_) => {}
-                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
+                // Left out, it would look deleted.
+                Err(error) => {
+                    let record = Record { never_format: true, ..Record::new(uuid, "") };
+                    let found_so = Found { trouble: Some(error.to_string()), ..self.found(record) };
+                    found.push(found_so);
+                }
             }
         }
         Ok(found)
@@ -353,6 +401,7 @@ impl Pool for FilePool {
                 let why = format!("{} has {has} bytes, and no volume shrinks", record.name);
                 return Err(Error::new(ErrorKind::TooLarge, "resize", why));
             }
+            self.check_size(&record.name, size)?;
             self.check_room(size - has)?;
             grow(&file, size).map_err(fail)?;
         }

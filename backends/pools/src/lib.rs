@@ -10,6 +10,6 @@ mod pool;
 mod record;
 
 pub use catalog::{Listed, PoolConfig, Pools, VolumeId};
-pub use file::FilePool;
+pub use file::{FilePool, Limits};
 pub use pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SizeRange};
 pub use record::{AccessMode, Publication, Record};

@@ -50,7 +50,8 @@ pub trait Pool: Send + Sync {
     /// damaged.
     fn get(&self, key: Key<'_>) -> Result<Found>;
 
-    /// All volumes that can be read, in the order of their ids.
+    /// All volumes, in the order of their ids. One whose record is damaged has a trouble that says
+    /// so, and no name.
     ///
     /// # Errors
     /// What its storage says.

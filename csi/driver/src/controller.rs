@@ -107,7 +107,15 @@ impl ControllerService {
             max_entries,
             ..Default::default()
         };
-        answered(self.volumes().list_volumes(request)).await
+        let page = answered(self.volumes().list_volumes(request)).await?;
+        match page.troubles.first() {
+            None => Ok(page),
+            // What is not listed would be taken for deleted, or for published to no node.
+            Some(trouble) => {
+                let why = format!("pool {} cannot be listed: {}", trouble.pool, trouble.message);
+                Err(Status::unavailable(checks::message(&why)))
+            }
+        }
     }
 }
 
@@ -325,13 +333,22 @@ impl Controller for ControllerService {
             false => pools.iter().collect(),
         };
         let mut response = csi::GetCapacityResponse::default();
+        let (mut count, mut failed) = (0, None);
         for pool in meant {
             let is_here = self.plugin.is_here(pool.local, request.accessible_topology.as_ref());
             if !is_here || !pool.can_create || Self::check_uses(pool, &uses).is_err() {
                 continue;
             }
             let get = api::GetCapacityRequest { pool: pool.name.clone() };
-            let found = answered(self.volumes().get_capacity(get)).await?;
+            let found = match answered(self.volumes().get_capacity(get)).await {
+                Ok(found) => found,
+                // It has no room for now, and the others may have.
+                Err(error) => {
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            count += 1;
             let available = bytes(found.available_bytes.unwrap_or(found.maximum_volume_bytes));
             response.available_capacity = response.available_capacity.saturating_add(available);
             let (most, least) =
@@ -340,7 +357,10 @@ impl Controller for ControllerService {
             let known = response.minimum_volume_size.unwrap_or(least);
             response.minimum_volume_size = Some(known.min(least));
         }
-        Ok(Response::new(response))
+        match failed.filter(|_| count == 0) {
+            Some(error) => Err(error),
+            None => Ok(Response::new(response)),
+        }
     }
 
     async fn controller_get_capabilities(

@@ -1,5 +1,7 @@
 //! `sheave volume` for volumes of pools, through the daemon.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, anyhow};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
@@ -99,17 +101,19 @@ pub(super) fn info(args: InfoArgs) -> Result<()> {
 
 pub(super) fn ls(args: LsArgs) -> Result<()> {
     let pool = args.pool.unwrap_or_default();
-    let found = runtime()?.block_on(async {
-        let (mut client, mut found) = (volumes().await?, Vec::new());
+    let (found, troubles) = runtime()?.block_on(async {
+        let (mut client, mut found, mut troubles) = (volumes().await?, Vec::new(), BTreeMap::new());
         let mut page_token = String::new();
         loop {
             let request =
                 api::ListVolumesRequest { pool: pool.clone(), page_token, ..Default::default() };
             let answer = answered(client.list_volumes(request)).await?;
             found.extend(answer.volumes);
+            let of_page = answer.troubles.into_iter();
+            troubles.extend(of_page.map(|trouble| (trouble.pool, trouble.message)));
             page_token = answer.next_page_token;
             if page_token.is_empty() {
-                return Ok::<_, anyhow::Error>(found);
+                return Ok::<_, anyhow::Error>((found, troubles));
             }
         }
     })?;
@@ -118,7 +122,13 @@ pub(super) fn ls(args: LsArgs) -> Result<()> {
     } else {
         table(&found)
     };
-    output::to_stdout(text).context("ls")
+    output::to_stdout(text).context("ls")?;
+    let missing: Vec<_> =
+        troubles.iter().map(|(pool, why)| format!("pool {pool}: {why}")).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow!("ls: volumes are missing in the list: {}", missing.join("; "))),
+    }
 }
 
 pub(super) fn delete(args: DeleteArgs) -> Result<()> {
@@ -209,7 +219,10 @@ fn table(volumes: &[api::Volume]) -> String {
         let limits = limits_text(volume.limit_bytes_per_second, volume.limit_ops_per_second);
         let device = if volume.trouble.is_empty() { &volume.device } else { &volume.trouble };
         table.add_row([
-            printable(&format!("{}/{}", volume.pool, volume.name)).to_string(),
+            match volume.name.as_str() {
+                "" => volume.id.clone(),
+                name => printable(&format!("{}/{name}", volume.pool)).to_string(),
+            },
             volume.size_bytes.to_string(),
             or_dash(volume.formatted.clone()),
             limits,

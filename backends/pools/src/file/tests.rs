@@ -17,7 +17,11 @@ const SIGKILL: i32 = 9;
 const MIB: u64 = 1 << 20;
 
 fn pool(dir: &Path) -> FilePool {
-    FilePool::new("fast", dir.to_owned(), None, 4 * MIB)
+    FilePool::new("fast", dir.to_owned(), limits(), None)
+}
+
+fn limits() -> Limits {
+    Limits { capacity: None, max_size: None, default_size: 4 * MIB }
 }
 
 fn new(name: &str) -> NewVolume {
@@ -135,10 +139,41 @@ fn a_volume_grows_and_never_shrinks() {
     assert_eq!(absent.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+fn limited(dir: &Path, limits: Limits) -> FilePool {
+    FilePool::new("small", dir.to_owned(), limits, None)
+}
+
+#[test]
+fn rule_04_a_pool_bounds_the_size_of_a_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = limited(dir.path(), Limits { max_size: Some(8 * MIB), ..limits() });
+    assert_eq!(pool.capacity().unwrap().size_max, 8 * MIB);
+    let refused = pool.create(&sized("a", 9 * MIB, 0)).unwrap_err();
+    assert!(refused.kind() == ErrorKind::TooLarge && refused.to_string().contains("max_size"));
+    let uuid = pool.create(&sized("a", 8 * MIB, 0)).unwrap().record.uuid;
+    let longer = pool.resize(uuid, SizeRange { required: 9 * MIB, limit: 0 });
+    assert_eq!(longer.unwrap_err().kind(), ErrorKind::TooLarge);
+    assert_eq!(pool.get(Key::Uuid(uuid)).unwrap().size, 8 * MIB);
+}
+
+#[test]
+fn volumes_of_a_pool_without_a_capacity_may_have_more_than_its_file_system() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let Capacity { available, size_max, .. } = pool.capacity().unwrap();
+    let found = statvfs(dir.path()).unwrap();
+    assert!(available.unwrap() <= found.f_blocks * found.f_frsize);
+    assert_eq!(size_max, SIZE_MAX);
+    // A sparse image takes what is written.
+    let made = pool.create(&sized("a", 4 << 40, 0)).unwrap();
+    let image = fs::metadata(pool.layout.image(made.record.uuid)).unwrap();
+    assert!(made.size == 4 << 40 && image.blocks() < 64, "{image:?}");
+}
+
 #[test]
 fn a_pool_with_a_capacity_becomes_full() {
     let dir = tempfile::tempdir().unwrap();
-    let pool = FilePool::new("small", dir.path().to_owned(), Some(10 * MIB), MIB);
+    let pool = limited(dir.path(), Limits { capacity: Some(10 * MIB), ..limits() });
     let uuid = pool.create(&sized("a", 6 * MIB, 0)).unwrap().record.uuid;
     assert_eq!(pool.capacity().unwrap().available, Some(4 * MIB));
     let full = pool.create(&sized("b", 5 * MIB, 0)).unwrap_err();
@@ -159,6 +194,53 @@ fn a_directory_that_is_absent_is_an_error_and_is_not_made() {
     assert_eq!(pool.delete(Uuid::nil()).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(pool.get(Key::Name("a")).unwrap_err().kind(), ErrorKind::Io);
     assert!(pool.list().is_err() && pool.capacity().is_err() && !missing.exists());
+}
+
+/// The directory of a mount that is missing is there, and empty.
+#[test]
+fn a_directory_that_is_not_the_pool_any_more_is_an_error_and_stays_empty() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let memory = state.path().join("pools/fast.json");
+    let remembering =
+        || FilePool::new("fast", dir.path().to_owned(), limits(), Some(memory.clone()));
+    assert_eq!(remembering().list().unwrap(), [], "a new pool");
+    let made = remembering().create(&new("a")).unwrap();
+    assert_eq!(remembering().list().unwrap(), [made.clone()]);
+    let (aside, other) = (state.path().join("aside"), state.path().join("other"));
+    fs::rename(dir.path(), &aside).unwrap();
+    fs::create_dir(dir.path()).unwrap();
+    let pool = remembering();
+    let refused = pool.create(&new("a")).unwrap_err();
+    assert!(refused.kind() == ErrorKind::Io && refused.to_string().contains("mounted?"));
+    assert_eq!(pool.get(Key::Name("a")).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(pool.delete(made.record.uuid).unwrap_err().kind(), ErrorKind::Io);
+    assert!(pool.list().is_err() && pool.capacity().is_err());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written there");
+    // Another pool in its place.
+    self::pool(dir.path()).create(&new("a")).unwrap();
+    let refused = pool.get(Key::Name("a")).unwrap_err().to_string();
+    assert!(refused.contains("another") && refused.contains("fast.json"), "{refused}");
+    fs::rename(dir.path(), other).unwrap();
+    fs::rename(&aside, dir.path()).unwrap();
+    assert_eq!(pool.get(Key::Name("a")).unwrap(), made);
+    // The configuration names another directory.
+    let elsewhere = FilePool::new("fast", aside, limits(), Some(memory));
+    fs::create_dir(state.path().join("aside")).unwrap();
+    assert_eq!(elsewhere.list().unwrap(), []);
+}
+
+#[test]
+fn a_pool_of_an_older_program_gets_its_identity() {
+    let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let made = pool(dir.path()).create(&new("a")).unwrap();
+    let identity = dir.path().join(identity::NAME);
+    fs::remove_file(&identity).unwrap();
+    let memory = state.path().join("fast.json");
+    let pool = FilePool::new("fast", dir.path().to_owned(), limits(), Some(memory.clone()));
+    assert_eq!(pool.list().unwrap(), [made]);
+    assert!(!identity.exists(), "to list changes nothing");
+    pool.create(&new("b")).unwrap();
+    assert!(identity.exists() && memory.exists());
 }
 
 #[test]
@@ -183,8 +265,12 @@ fn a_damaged_record_is_an_error_and_its_image_stays() {
     assert_eq!(pool.get(Key::Uuid(uuid)).unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(pool.create(&new("a")).unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Corrupt);
-    assert!(pool.list().unwrap().is_empty() && pool.layout.image(uuid).exists());
-    let pool = FilePool::new("fast", dir.path().to_owned(), None, MIB);
+    // It is not left out of a list, where it would look deleted.
+    let [listed] = &pool.list().unwrap()[..] else { panic!("one volume") };
+    assert_eq!((listed.record.uuid, listed.size), (uuid, 4 * MIB));
+    let trouble = listed.trouble.as_ref().unwrap();
+    assert!(trouble.contains("damaged") && pool.layout.image(uuid).exists(), "{trouble}");
+    let pool = self::pool(dir.path());
     let missing = pool.create(&new("b")).unwrap().record.uuid;
     fs::remove_file(pool.layout.image(missing)).unwrap();
     assert!(pool.get(Key::Uuid(missing)).unwrap().trouble.unwrap().contains("image"));

@@ -1,0 +1,106 @@
+//! Which pool a directory is, so that the empty directory of a missing mount is not taken for it.
+//!
+//! The directory has a file with an id, made at its first change. A daemon remembers the id in its
+//! own state. From then on another id, or none, is an error.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_durable as durable;
+use uuid::Uuid;
+
+/// The file in the directory.
+pub(super) const NAME: &str = ".sheave-pool.json";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    pool: Uuid,
+}
+
+/// What a daemon remembers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Remembered {
+    pool: Uuid,
+    /// The directory; with another one the pool is another pool.
+    directory: String,
+}
+
+/// The identity of a pool's directory.
+pub(super) struct Identified {
+    in_pool: PathBuf,
+    directory: String,
+    /// Where it is remembered; without it as long as this process lives.
+    memory: Option<PathBuf>,
+    known: Mutex<Option<Uuid>>,
+}
+
+impl Identified {
+    pub(super) fn new(dir: &Path, memory: Option<PathBuf>) -> Self {
+        let directory = dir.to_string_lossy().into_owned();
+        Self { in_pool: dir.join(NAME), directory, memory, known: Mutex::default() }
+    }
+
+    /// Checks that the directory is the pool that it was.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when it is not, and what the file systems say.
+    pub(super) fn check(&self) -> Result<()> {
+        let found = durable::read::<Identity>(&self.in_pool)?.map(|identity| identity.pool);
+        match (self.remembered()?, found) {
+            (None, None) => Ok(()),
+            (None, Some(found)) => self.remember(found),
+            (Some(known), Some(found)) if known == found => Ok(()),
+            (Some(_), None) => self.refuse("is not the pool's any more; is it mounted?"),
+            (Some(_), Some(_)) => {
+                self.refuse("is another pool now; is another disk mounted there?")
+            }
+        }
+    }
+
+    /// Gives the directory an id, if it has none. The pool must be locked, and checked.
+    ///
+    /// # Errors
+    /// What the file systems say.
+    pub(super) fn settle(&self) -> Result<()> {
+        if durable::read::<Identity>(&self.in_pool)?.is_none() {
+            durable::replace(&self.in_pool, &Identity { pool: Uuid::now_v7() })?;
+        }
+        self.check()
+    }
+
+    fn remembered(&self) -> Result<Option<Uuid>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (None, Some(memory)) = (*known, &self.memory) {
+            let found = durable::read::<Remembered>(memory)?;
+            *known = found.filter(|has| has.directory == self.directory).map(|has| has.pool);
+        }
+        Ok(*known)
+    }
+
+    fn remember(&self, pool: Uuid) -> Result<()> {
+        if let Some(memory) = &self.memory {
+            let fail = |error| Error::from_io("pool", printable(memory).to_string(), error);
+            if let Some(dir) = memory.parent() {
+                std::fs::create_dir_all(dir).map_err(fail)?;
+            }
+            let directory = self.directory.clone();
+            durable::replace(memory, &Remembered { pool, directory })?;
+        }
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool);
+        Ok(())
+    }
+
+    fn refuse(&self, what: &str) -> Result<()> {
+        let advice = match &self.memory {
+            Some(memory) => format!("remove {}", printable(memory)),
+            None => "restart this process".to_owned(),
+        };
+        let why = format!(
+            "the directory {} {what} For a new pool there, {advice}",
+            printable(&self.directory)
+        );
+        Err(Error::new(ErrorKind::Io, "pool", why))
+    }
+}
