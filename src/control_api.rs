@@ -18,7 +18,7 @@ use sheave_control::v1::{
 };
 use sheave_core::{Error, ErrorKind, printable};
 use sheave_daemon::{self as devices, Attached, Devices, NewLimits};
-use sheave_pools::{Listed, Record, VolumeId};
+use sheave_pools::{Exclusion, Listed, Pools, Record, VolumeId};
 use sheave_volumes::VolumeSpec;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -245,6 +245,15 @@ impl Service {
 
     /// A target as the devices know it.
     async fn target(&self, target: String) -> Result<String, Status> {
+        if let Ok(id) = target.parse::<VolumeId>() {
+            // Without its pool, which may hang.
+            let mut devices = self.devices.list().into_iter();
+            let is_it =
+                |device: &Attached| self.calls.pools.id_of_text(&device.volume) == Some(id.clone());
+            if let Some(device) = devices.find(is_it) {
+                return Ok(device.volume);
+            }
+        }
         Ok(self.calls.text_of(&target).await?.unwrap_or(target))
     }
 
@@ -267,15 +276,22 @@ impl Service {
             let found = pools.by_id(&id)?;
             check_publication(&found, &node, epoch, read_only)?;
             let (record, text) = (&found.found.record, found.pool.text(id.uuid));
+            let is_it = |device: &Attached| pools.id_of_text(&device.volume) == Some(id.clone());
+            match devices.list().iter().any(is_it) {
+                _ if read_only => {}
+                // Perhaps from before another node wrote: that must not be forgotten.
+                true => found.pool.check_writer(id.uuid)?,
+                false => found.pool.begin_writing(id.uuid)?,
+            }
             if epoch.is_none() && !read_only {
                 mark_raw(&found)?;
             }
             let attached = devices.attach(&text, read_only, front)?;
-            // Another process may have unpublished it before the volume was locked by its device.
-            pools.by_id(&id).and_then(|now| {
-                let stale = check_publication(&now, &node, epoch, read_only);
-                stale.inspect_err(|_| drop(devices.detach(&text, false)))
-            })?;
+            // Another process or node may have come between the two; none can while it is open here.
+            if let Err(error) = check_again(&pools, &id, &node, epoch, read_only) {
+                devices.detach(&text, false)?;
+                return Err(error);
+            }
             let limits = NewLimits {
                 bytes_per_second: Some(record.limit_bps),
                 ops_per_second: Some(record.limit_iops),
@@ -306,11 +322,28 @@ impl Service {
 
 /// Marks a volume that the operator of the node attaches and may write anything to.
 fn mark_raw(of: &Listed) -> sheave_core::Result<()> {
+    if of.pool.info().exclusion != Exclusion::Recorded {
+        // Its pool never formats it.
+        return Ok(());
+    }
     let mark = &mut |record: &mut Record| {
         record.mark_raw();
         Ok(())
     };
     of.pool.update(of.found.record.uuid, mark).map(drop)
+}
+
+/// Whether a volume that was opened may still be attached.
+fn check_again(
+    pools: &Pools,
+    id: &VolumeId,
+    node: &str,
+    epoch: Option<u64>,
+    read_only: bool,
+) -> sheave_core::Result<()> {
+    let found = pools.by_id(id)?;
+    check_publication(&found, node, epoch, read_only)?;
+    if read_only { Ok(()) } else { found.pool.check_writer(id.uuid) }
 }
 
 /// Checks that a request may open a volume. The peer is root or the daemon's user, but it may

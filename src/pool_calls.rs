@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result};
 use sheave_csi::pending::{Guard, Pending};
-use sheave_pools::{Listed, Pools, VolumeId};
+use sheave_pools::{Exclusion, Listed, Pools, VolumeId};
 use tokio::sync::Semaphore;
 use tonic::Status;
 
@@ -115,6 +115,10 @@ pub(crate) fn check_publication(
     read_only: bool,
 ) -> Result<()> {
     let record = &found.found.record;
+    let info = found.pool.info();
+    if info.exclusion != Exclusion::Recorded {
+        return if epoch.is_some() { info.check_writer("attach", read_only) } else { Ok(()) };
+    }
     let Some(epoch) = epoch else {
         return match record.publications.first() {
             None => Ok(()),

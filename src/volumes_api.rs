@@ -7,7 +7,8 @@ use sheave_control::v1::volumes_server::Volumes;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_daemon::{Attached, Devices, NewLimits};
 use sheave_pools::{
-    AccessMode, Listed, NewVolume, Pool, PoolInfo, Pools, Publication, SizeRange, VolumeId,
+    AccessMode, Exclusion, Listed, NewVolume, Pool, PoolInfo, Pools, Publication, SizeRange,
+    VolumeId,
 };
 use tonic::{Code, Request, Response, Status};
 
@@ -48,6 +49,7 @@ impl VolumesService {
             device: device.map(|device| printable(&device.path).to_string()).unwrap_or_default(),
             local: info.is_local,
             trouble: of.found.trouble.clone().unwrap_or_default(),
+            unrecorded: info.exclusion != Exclusion::Recorded,
         }
     }
 
@@ -58,8 +60,8 @@ impl VolumesService {
 
 /// The device that a volume is here.
 fn device_of(devices: &Devices, of: &Listed) -> Option<Attached> {
-    let text = of.pool.text(of.found.record.uuid);
-    devices.list().into_iter().find(|device| device.volume == text)
+    let uuid = Some(of.found.record.uuid);
+    devices.list().into_iter().find(|device| of.pool.uuid_of_text(&device.volume) == uuid)
 }
 
 fn publication(has: &Publication) -> api::Publication {
@@ -371,19 +373,14 @@ impl Volumes for VolumesService {
         let publish = move |pools: &Pools, id: VolumeId| {
             let pool = pools.pool(&id.pool)?;
             pool.info().check_mode(mode, block)?;
-            let of = pools.by_id(&id)?;
-            // What the operator has attached is not a node's.
-            if of.found.record.publications.is_empty() {
-                match devices {
-                    Some(devices) => check_no_device(&devices, &of, "publish")?,
-                    None => pool.check_unused(id.uuid)?,
+            if let (Some(devices), Exclusion::Recorded) = (&devices, pool.info().exclusion) {
+                let of = pools.by_id(&id)?;
+                // What the operator has attached is not a node's.
+                if of.found.record.publications.is_empty() {
+                    check_no_device(devices, &of, "publish")?;
                 }
             }
-            let mut epoch = 0;
-            pool.update(id.uuid, &mut |record| {
-                epoch = record.publish(&wanted)?;
-                Ok(())
-            })?;
+            let epoch = pool.publish(id.uuid, &wanted, devices.is_none())?;
             let node = printable(&wanted.node);
             tracing::info!(%id, %node, epoch, "published");
             Ok(epoch)
@@ -400,19 +397,21 @@ impl Volumes for VolumesService {
         check_pool(&self.calls.pools, &id)?;
         let devices = self.devices.clone();
         let unpublish = move |pools: &Pools, id: VolumeId| {
+            if pools.pool(&id.pool)?.info().exclusion != Exclusion::Recorded {
+                return Ok(());
+            }
             let of = pools.by_id(&id)?;
             let is_meant = |has: &Publication| node.is_empty() || has.node == node;
             if !of.found.record.publications.iter().any(is_meant) {
                 return Ok(());
             }
-            match devices {
-                Some(devices) => check_no_device(&devices, &of, "unpublish")?,
-                None => of.pool.check_unused(id.uuid)?,
+            let is_left = |has: &Publication| !is_meant(has) && has.read_only;
+            let is_shared_by_readers = of.found.record.publications.iter().any(is_left);
+            if let Some(devices) = devices.as_ref().filter(|_| !is_shared_by_readers) {
+                check_no_device(devices, &of, "unpublish")?;
             }
-            of.pool.update(id.uuid, &mut |record| {
-                record.unpublish((!node.is_empty()).then_some(node.as_str()));
-                Ok(())
-            })?;
+            let only = (!node.is_empty()).then_some(node.as_str());
+            of.pool.unpublish(id.uuid, only, devices.is_none())?;
             tracing::info!(%id, node = %printable(&node), "unpublished");
             Ok(())
         };

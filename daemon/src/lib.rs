@@ -52,7 +52,12 @@ pub struct DevicesConfig {
     /// The directory of a stand-in for a kernel, for tests; devices are made by it then, unless
     /// another front is asked for.
     pub fake: Option<PathBuf>,
+    /// Whether a volume that a predecessor had as a device, and that is open again, may be written.
+    pub may_write: Box<MayWrite>,
 }
+
+/// Answers for a volume's text; an error says why not.
+pub type MayWrite = dyn Fn(&str) -> Result<()> + Send + Sync;
 
 /// The devices of one daemon. All calls may wait for the kernel.
 pub struct Devices {
@@ -60,6 +65,7 @@ pub struct Devices {
     registry: Arc<Registry>,
     records: Records,
     kernels: Kernels,
+    may_write: Box<MayWrite>,
     /// By volume.
     entries: Mutex<BTreeMap<String, Arc<Slot>>>,
     ending: AtomicBool,
@@ -76,12 +82,13 @@ impl Devices {
     /// # Errors
     /// When another daemon keeps the records, or they cannot be read.
     pub fn start(config: DevicesConfig, registry: Arc<Registry>) -> Result<Self> {
-        let DevicesConfig { engine, records, left, fake } = config;
+        let DevicesConfig { engine, records, left, fake, may_write } = config;
         let devices = Self {
             engine,
             registry,
             records: Records::open(records)?,
             kernels: Kernels::new(fake),
+            may_write,
             entries: Mutex::default(),
             ending: AtomicBool::new(false),
             leaving: AtomicBool::new(false),

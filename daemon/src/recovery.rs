@@ -237,6 +237,10 @@ impl Devices {
             return Ok(None);
         }
         record.check_same("recover", info, volume.size())?;
+        if !record.read_only {
+            // While it is open, so that no other node comes between.
+            (self.may_write)(&record.volume)?;
+        }
         self.serve(device, record, Arc::clone(&volume))?;
         Ok(Some(volume))
     }

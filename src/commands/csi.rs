@@ -11,7 +11,7 @@ use sheave_control::v1::volumes_server::VolumesServer;
 use sheave_control::{ControlClient, VolumesClient, channel, in_process};
 use sheave_core::printable;
 use sheave_csi::{NodeService, Plugin, Registration, RegistrationService, Serving};
-use sheave_pools::Pools;
+use sheave_pools::{Pools, Site};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::transport::Server;
 
@@ -157,7 +157,7 @@ fn own_volumes(args: &Args) -> Result<VolumesClient> {
     if file.pools.is_empty() {
         bail!("the configuration has no pools, so there are no volumes; see docs/volumes.md");
     }
-    let calls = Arc::new(PoolCalls::new(Pools::new(&file.pools, None)?));
+    let calls = Arc::new(PoolCalls::new(Pools::new(&file.pools, &Site::default())?));
     let (channel, incoming) = in_process();
     let service = VolumesServer::new(VolumesService::new(calls, None));
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::net::SocketType;
 use sheave_core::printable;
 use sheave_daemon::{DeadLinks, Devices, DevicesConfig, HandOver, Taken, protect};
-use sheave_pools::Pools;
+use sheave_pools::{Judge, Pools, Site};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
 use tokio::sync::{Notify as Event, oneshot};
@@ -72,7 +72,11 @@ const NEEDS_PROC: &str = "daemon: it finds itself and the users of its devices b
 pub(crate) fn run(args: Args) -> Result<()> {
     let file = DaemonConfig::load(args.config.as_deref()).context("daemon")?;
     let state = state_dir().context("daemon")?;
-    let pools = Pools::new(&file.pools, Some(&state)).context("daemon")?;
+    let fake = env::var_os(FAKE_KERNEL).map(PathBuf::from);
+    // The stand-in for a kernel takes every file system for one that nodes can share.
+    let judge: Judge = if fake.is_some() { |_| Ok(()) } else { sheave_pools::judge };
+    let site = Site { state: Some(state.clone()), judge };
+    let pools = Pools::new(&file.pools, &site).context("daemon")?;
     let engine = engine_config(&args, &file);
     // Resolved now: the file may be another one when a successor is started.
     let program = Program {
@@ -90,7 +94,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let runtime = runtime().context("daemon")?;
     let takeover = args.takeover;
     let metrics = args.metrics.or(file.metrics);
-    let start = Start { engine, pools, dir, state, passed, notify, program, metrics, takeover };
+    let start =
+        Start { engine, pools, dir, state, passed, notify, program, metrics, takeover, fake };
     let outcome = runtime.block_on(serve(start)).context("daemon");
     // Does not wait: a call may be blocked by a dead disk.
     runtime.shutdown_background();
@@ -118,6 +123,7 @@ struct Start {
     program: Program,
     metrics: Option<String>,
     takeover: bool,
+    fake: Option<PathBuf>,
 }
 
 /// The command that starts a successor, and its directory, since its arguments may be relative.
@@ -127,7 +133,8 @@ struct Program {
 }
 
 async fn serve(start: Start) -> Result<()> {
-    let Start { engine, pools, dir, state, passed, notify, program, metrics, takeover } = start;
+    let Start { engine, pools, dir, state, passed, notify, program, metrics, takeover, fake } =
+        start;
     let mut signals = Signals::catch(HangUp::Reload)?;
     let hung_up = Event::new();
     let engine = Engine::start(engine, Clock::start())?;
@@ -140,11 +147,14 @@ async fn serve(start: Start) -> Result<()> {
         control_api::check_alone(&dir).await?;
     }
     let registry = Arc::new(Registry::new());
+    let calls = Arc::new(PoolCalls::new(pools));
+    let pools = Arc::clone(&calls.pools);
     let config = DevicesConfig {
         engine,
         records: state.join("devices"),
         left: std::mem::take(&mut taken.connections),
-        fake: env::var_os(FAKE_KERNEL).map(PathBuf::from),
+        fake,
+        may_write: Box::new(move |text| pools.check_writer(text)),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
     let looked_after = Arc::clone(&devices);
@@ -187,7 +197,6 @@ async fn serve(start: Start) -> Result<()> {
         }
     };
     let watched = Arc::clone(&devices);
-    let calls = Arc::new(PoolCalls::new(pools));
     tokio::select! {
         served = socket.serve(Arc::clone(&devices), calls, ended) => served,
         // At once, even if a client still waits for an answer.

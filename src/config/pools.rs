@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use sheave_core::parse_size;
-use sheave_pools::{PoolConfig, Pools};
+use sheave_pools::{PoolConfig, Pools, Site};
 use toml::{Spanned, Value};
 
 use super::{BadConfig, File};
@@ -14,6 +14,8 @@ use super::{BadConfig, File};
 #[serde(deny_unknown_fields)]
 pub(super) struct PoolKeys {
     url: Spanned<Value>,
+    shared: Option<Spanned<Value>>,
+    trust_attacher: Option<Spanned<Value>>,
     capacity: Option<Spanned<Value>>,
     max_size: Option<Spanned<Value>>,
     default_size: Option<Spanned<Value>>,
@@ -33,18 +35,25 @@ impl File<'_> {
             let pool = PoolConfig {
                 name: name.into_inner(),
                 url: url?.unwrap_or_default(),
+                shared: self.switch(keys.shared)?,
+                trust_attacher: self.switch(keys.trust_attacher)?,
                 capacity: self.size(keys.capacity)?,
                 max_size: self.size(keys.max_size)?,
                 default_size: self.size(keys.default_size)?,
             };
             // What is wrong with the pool as a whole: mostly its URL.
-            Pools::new(std::slice::from_ref(&pool), None).map_err(|error| {
-                let is_named = pool.url.starts_with("file:") && error.to_string().contains("name");
+            Pools::new(std::slice::from_ref(&pool), &Site::default()).map_err(|error| {
+                let is_named = error.to_string().contains("name");
                 self.bad(if is_named { place } else { url_place }, &error.to_string())
             })?;
             pools.push(pool);
         }
         Ok(pools)
+    }
+
+    fn switch(&self, value: Option<Spanned<Value>>) -> Result<bool, BadConfig> {
+        let found = self.value(value, "expected true or false", Value::as_bool)?;
+        Ok(found.unwrap_or(false))
     }
 
     fn size(&self, value: Option<Spanned<Value>>) -> Result<Option<u64>, BadConfig> {
@@ -88,6 +97,9 @@ mod tests {
                 "f.toml:2: ",
                 "max_size",
             ),
+            ("[pools.fast]\nurl = \"nbd://s/disk\"", "f.toml:2: ", "without an export"),
+            ("[pools.fast]\nurl = \"nbd://s\"\nshared = true", "f.toml:2: ", "of directories"),
+            ("[pools.fast]\nurl = \"file:///i\"\nshared = 1", "f.toml:3: ", "true or false"),
             ("[pools.Fast]\nurl = \"file:///i\"", "f.toml:1: ", "a to z"),
             ("[pools.fast]\nsize = \"1G\"", "f.toml:2: ", "unknown field"),
             ("[pools.fast]\n", "f.toml:1: ", "missing field `url`"),

@@ -38,6 +38,18 @@ impl PoolNode {
         Self::of(Node { kernel: FakeKernel::with_block_devices(), image: String::new() })
     }
 
+    /// A node with more pools: tables of its configuration.
+    ///
+    /// # Panics
+    /// When its directories cannot be made.
+    #[must_use]
+    pub fn with_pools(tables: &str) -> Self {
+        let node = Self::new();
+        let config = fs::read_to_string(node.config()).expect("a file");
+        fs::write(node.config(), config + tables).expect("a file");
+        node
+    }
+
     fn of(node: Node) -> Self {
         let mut config = String::new();
         for (name, more) in [("fast", "default_size = \"4M\""), ("small", "capacity = \"10M\"")] {

@@ -84,6 +84,11 @@ fn a_volume_that_does_not_answer_can_be_ended() {
 }
 
 #[test]
+fn rule_37_two_nodes_share_a_pool_on_nfs() {
+    case("nfs.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -11,7 +11,9 @@ use sheave_volumes::VolumeSpec;
 use uuid::Uuid;
 
 use crate::file::{FilePool, Limits};
+use crate::nbd::NbdPool;
 use crate::pool::{Found, Key, Pool};
+use crate::sharing::{Judge, judge};
 
 /// The size of volumes where neither a call nor the configuration says one, in bytes.
 const DEFAULT_SIZE: u64 = 1 << 30;
@@ -25,12 +27,32 @@ pub struct PoolConfig {
     pub name: String,
     /// Where its volumes are.
     pub url: String,
+    /// Several nodes use it, one at a time for each volume. Of a directory.
+    pub shared: bool,
+    /// The orchestrator alone keeps two nodes from writing to a volume at once. Of an NBD server.
+    pub trust_attacher: bool,
     /// The most bytes that all volumes may have together.
     pub capacity: Option<u64>,
     /// The most bytes of one volume.
     pub max_size: Option<u64>,
     /// Bytes of a volume that no size is wanted for; by default 1 GiB, or `max_size` if it is less.
     pub default_size: Option<u64>,
+}
+
+/// The process that uses pools.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The state directory of a daemon. What its pools are is remembered there: one whose storage is
+    /// not mounted is an error then, and not empty.
+    pub state: Option<PathBuf>,
+    /// Judges the file systems of pools that nodes share.
+    pub judge: Judge,
+}
+
+impl Default for Site {
+    fn default() -> Self {
+        Self { state: None, judge }
+    }
 }
 
 /// A volume among all pools: POOL/UUID.
@@ -89,16 +111,14 @@ impl Listed {
 }
 
 impl Pools {
-    /// The pools of a configuration; their storage is not looked at yet. What they are is
-    /// remembered in the directory `state`: one whose storage is not mounted is an error then, and
-    /// not empty.
+    /// The pools of a configuration; their storage is not looked at yet.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] with what is wrong.
-    pub fn new(configs: &[PoolConfig], state: Option<&Path>) -> Result<Self> {
+    pub fn new(configs: &[PoolConfig], site: &Site) -> Result<Self> {
         let mut pools = BTreeMap::new();
         for config in configs {
-            pools.insert(config.name.clone(), open(config, state)?);
+            pools.insert(config.name.clone(), open(config, site)?);
         }
         Ok(Self { pools })
     }
@@ -157,6 +177,17 @@ impl Pools {
         text.split_once('/').is_some_and(|(pool, _)| self.pools.contains_key(pool))
     }
 
+    /// Checks that this daemon may write to the volume with this text, which it has open.
+    ///
+    /// # Errors
+    /// As for [`Pool::check_writer`].
+    pub fn check_writer(&self, text: &str) -> Result<()> {
+        match self.id_of_text(text) {
+            Some(id) => self.pool(&id.pool)?.check_writer(id.uuid),
+            None => Ok(()),
+        }
+    }
+
     /// The volume with this VOLUME text.
     #[must_use]
     pub fn id_of_text(&self, text: &str) -> Option<VolumeId> {
@@ -179,8 +210,8 @@ impl Pools {
     }
 }
 
-fn open(config: &PoolConfig, state: Option<&Path>) -> Result<Arc<dyn Pool>> {
-    let PoolConfig { name, url, capacity, max_size, default_size } = config;
+fn open(config: &PoolConfig, site: &Site) -> Result<Arc<dyn Pool>> {
+    let PoolConfig { name, url, shared, trust_attacher, capacity, max_size, default_size } = config;
     let invalid = |why: String| Error::new(ErrorKind::Invalid, "pool", format!("{name}: {why}"));
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(is_plain) {
@@ -190,8 +221,21 @@ fn open(config: &PoolConfig, state: Option<&Path>) -> Result<Arc<dyn Pool>> {
         );
         return Err(Error::new(ErrorKind::Invalid, "pool", why));
     }
+    if url.starts_with("nbd") {
+        if *shared || capacity.is_some() || max_size.is_some() || default_size.is_some() {
+            let why = "an NBD server has its volumes already: shared, capacity, max_size and \
+                       default_size are of directories";
+            return Err(invalid(why.to_owned()));
+        }
+        return Ok(Arc::new(NbdPool::new(name, url, *trust_attacher)?));
+    }
     if !url.starts_with("file:") {
-        return Err(invalid(format!("{}: a pool is file:///DIRECTORY", printable(url))));
+        let why = "a pool is file:///DIRECTORY, or a server such as nbd://HOST";
+        return Err(invalid(format!("{}: {why}", printable(url))));
+    }
+    if *trust_attacher {
+        let why = "a directory has records: trust_attacher is of NBD servers";
+        return Err(invalid(why.to_owned()));
     }
     let spec: VolumeSpec = url.parse()?;
     if spec.has_parameters() {
@@ -204,12 +248,14 @@ fn open(config: &PoolConfig, state: Option<&Path>) -> Result<Arc<dyn Pool>> {
         return Err(invalid("default_size is more than max_size".to_owned()));
     }
     let limits = Limits { capacity: *capacity, max_size: *max_size, default_size };
-    let memory = state.map(|state| state.join("pools").join(format!("{name}.json")));
-    Ok(Arc::new(FilePool::new(name, dir, limits, memory)))
+    let judge = shared.then_some(site.judge);
+    Ok(Arc::new(FilePool::new(name, dir, limits, site.state.clone(), judge)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use crate::pool::{NewVolume, SizeRange};
 
     use super::*;
@@ -219,6 +265,8 @@ mod tests {
         PoolConfig {
             name: name.to_owned(),
             url,
+            shared: false,
+            trust_attacher: false,
             capacity: None,
             max_size: None,
             default_size: Some(1 << 20),
@@ -250,7 +298,7 @@ mod tests {
             ("fast", "memory:?size=1G"),
         ] {
             let config = PoolConfig { url: url.to_owned(), ..config(name, Path::new("/")) };
-            let refused = Pools::new(&[config], None).err().unwrap();
+            let refused = Pools::new(&[config], &Site::default()).err().unwrap();
             assert_eq!(refused.kind(), ErrorKind::Invalid, "{name} {url}");
         }
     }
@@ -269,8 +317,8 @@ mod tests {
     #[test]
     fn rule_13_pages_are_stable_while_volumes_come_and_go() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let pools =
-            Pools::new(&[config("a", dirs[0].path()), config("b", dirs[1].path())], None).unwrap();
+        let pools = [config("a", dirs[0].path()), config("b", dirs[1].path())];
+        let pools = Pools::new(&pools, &Site::default()).unwrap();
         let ids: Vec<_> = [("a", "1"), ("a", "2"), ("b", "3"), ("b", "4")]
             .map(|(pool, name)| make(&pools, pool, name))
             .into();

@@ -18,12 +18,14 @@
 mod identity;
 mod layout;
 mod lock;
+mod sweep;
 #[cfg(test)]
 mod tests;
+mod writer;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -34,8 +36,11 @@ use sheave_durable::{self as durable, step};
 use sheave_volumes::{OpenOptions as VolumeOptions, VolumeSpec};
 use uuid::Uuid;
 
-use crate::pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange};
-use crate::record::Record;
+use crate::pool::{
+    Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange,
+};
+use crate::record::{Publication, Record};
+use crate::sharing::Judge;
 use identity::Identified;
 use layout::{Layout, Named, failed};
 use lock::{Locked, State};
@@ -57,36 +62,51 @@ pub struct FilePool {
     layout: Layout,
     identified: Identified,
     limits: Limits,
+    /// Judges its file system, if nodes share it.
+    shared: Option<Judge>,
     state: Mutex<State>,
 }
 
 impl FilePool {
     /// The pool in this directory. The directory is looked at when the pool is used; which pool it
-    /// is, is remembered in the file `memory`.
+    /// is, is remembered in the directory `memory`. With a judge nodes share it.
     #[must_use]
-    pub fn new(name: &str, dir: PathBuf, limits: Limits, memory: Option<PathBuf>) -> Self {
+    pub fn new(
+        name: &str,
+        dir: PathBuf,
+        limits: Limits,
+        memory: Option<PathBuf>,
+        shared: Option<Judge>,
+    ) -> Self {
         let info = PoolInfo {
             name: name.to_owned(),
-            is_local: true,
+            is_local: shared.is_none(),
             can_create: true,
             can_share_writers: false,
+            exclusion: Exclusion::Recorded,
             default_size: limits.default_size,
         };
-        let identified = Identified::new(&dir, memory);
+        let identified = Identified::new(name, &dir, memory);
         let (layout, state) = (Layout::new(dir), Mutex::default());
-        Self { info, layout, identified, limits, state }
+        Self { info, layout, identified, limits, shared, state }
     }
 
     /// Checks that its storage is there.
     fn check(&self) -> Result<()> {
         self.layout.check()?;
+        if let Some(judge) = self.shared {
+            judge(self.layout.dir())?;
+        }
         self.identified.check()
     }
 
     /// Keeps other processes and threads from changing it.
     fn lock(&self) -> Result<Locked<'_>> {
         self.check()?;
-        let mut locked = Locked::take(&self.info.name, &self.layout, &self.state)?;
+        let is_shared = self.shared.is_some();
+        let mut locked = Locked::take(&self.info.name, &self.layout, &self.state, is_shared)?;
+        // Again: another node may have changed it until now.
+        self.layout.check()?;
         if !locked.is_swept() {
             self.identified.settle()?;
             self.sweep()?;
@@ -95,60 +115,6 @@ impl FilePool {
             let _ = durable::keep_spare(self.layout.dir());
         }
         Ok(locked)
-    }
-
-    /// Undoes what was being made, and finishes what was being deleted, when a process died.
-    fn sweep(&self) -> Result<()> {
-        for named in self.layout.all_names()? {
-            let is_unmade = || match self.record(named.uuid)? {
-                Some(_) => Ok(false),
-                None => self.check_never_used(&named).map(|()| true),
-            };
-            match is_unmade() {
-                Ok(true) => self.discard(named.uuid, &named.name)?,
-                Ok(false) => {}
-                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
-            }
-        }
-        self.layout.remove_unfinished()?;
-        for uuid in self.layout.all_records()? {
-            match self.record(uuid) {
-                Ok(Some(record)) if record.deleting => self.discard(uuid, &record.name)?,
-                Ok(_) => {}
-                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that an image without a record is what a creation that died has left: without data.
-    fn check_never_used(&self, named: &Named) -> Result<()> {
-        let image = self.layout.image(named.uuid);
-        match fs::metadata(&image) {
-            Ok(found) if found.blocks() > 0 => {
-                let why = format!(
-                    "{} has data, and its record {} is gone: restore the record from a backup, or \
-                     move the image away",
-                    printable(&image),
-                    printable(&self.layout.record(named.uuid))
-                );
-                Err(Error::new(ErrorKind::Corrupt, "find", format!("{}: {why}", named.name)))
-            }
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed(&image, error)),
-        }
-    }
-
-    /// Removes what is left of a volume that does not exist.
-    fn discard(&self, uuid: Uuid, name: &str) -> Result<()> {
-        durable::remove(&self.layout.image(uuid))?;
-        // The name may be another volume's by now.
-        let names = self.layout.name(name);
-        if durable::read::<Named>(&names)?.is_some_and(|named| named.uuid == uuid) {
-            durable::remove(&names)?;
-        }
-        durable::remove(&self.layout.record(uuid))
     }
 
     /// The record of a volume, also of one that is being deleted.
@@ -164,10 +130,16 @@ impl FilePool {
         }
     }
 
+    /// Writes a record, if the lock is still held.
+    fn save(&self, locked: &Locked<'_>, record: &Record) -> Result<()> {
+        locked.check_held()?;
+        durable::replace(&self.layout.record(record.uuid), record)
+    }
+
     fn found(&self, record: Record) -> Found {
         let image = self.layout.image(record.uuid);
-        match fs::metadata(&image) {
-            Ok(image) => Found { record, size: image.len(), trouble: None },
+        match self.layout.image_size(record.uuid) {
+            Ok(size) => Found { record, size, trouble: None },
             Err(error) => {
                 let why = format!("its image {} cannot be used: {error}", printable(&image));
                 Found { record, size: 0, trouble: Some(why) }
@@ -249,7 +221,7 @@ impl FilePool {
     }
 
     /// Makes the parts of a volume whose name is reserved.
-    fn make(&self, uuid: Uuid, new: &NewVolume, size: u64) -> Result<Found> {
+    fn make(&self, locked: &Locked<'_>, uuid: Uuid, new: &NewVolume, size: u64) -> Result<Found> {
         let image = self.layout.image(uuid);
         let make_image = || {
             // What a call that died has left was never used.
@@ -274,7 +246,7 @@ impl FilePool {
             parameters: new.parameters.clone(),
             ..Record::new(uuid, &new.name)
         };
-        durable::replace(&self.layout.record(uuid), &record)?;
+        self.save(locked, &record)?;
         Ok(Found { record, size, trouble: None })
     }
 
@@ -313,7 +285,7 @@ impl Pool for FilePool {
         new.check()?;
         let size = new.size.choose(self.info.default_size)?;
         self.check_size(&new.name, size)?;
-        let _locked = self.lock()?;
+        let locked = self.lock()?;
         let reserved = self.reserved(&new.name)?;
         if let Some((_, Some(record))) = reserved {
             return same_or_exists(self.found(record), new);
@@ -323,7 +295,7 @@ impl Pool for FilePool {
             Some((uuid, _)) => uuid,
             None => self.reserve(&new.name)?,
         };
-        let made = self.make(uuid, new, size);
+        let made = self.make(&locked, uuid, new, size);
         match &made {
             Ok(_) => tracing::info!(pool = self.info.name, volume = new.name, %uuid, "created"),
             Err(_) => {
@@ -336,7 +308,7 @@ impl Pool for FilePool {
     }
 
     fn delete(&self, uuid: Uuid) -> Result<()> {
-        let _locked = self.lock()?;
+        let locked = self.lock()?;
         let Some(record) = self.record(uuid)? else { return Ok(()) };
         if record.deleting {
             return self.discard(uuid, &record.name);
@@ -352,7 +324,7 @@ impl Pool for FilePool {
         // Held, so that none can open it before it is gone.
         let alone = self.open_alone(uuid)?;
         let deleted = Record { deleting: true, ..record };
-        durable::replace(&self.layout.record(uuid), &deleted)?;
+        self.save(&locked, &deleted)?;
         let discarded = self.discard(uuid, &deleted.name);
         drop(alone);
         discarded
@@ -413,18 +385,48 @@ impl Pool for FilePool {
         uuid: Uuid,
         change: &mut dyn FnMut(&mut Record) -> Result<()>,
     ) -> Result<Found> {
-        let _locked = self.lock()?;
+        let locked = self.lock()?;
         let had = self.existing(uuid)?;
         let mut record = had.clone();
         change(&mut record)?;
         if record != had {
-            durable::replace(&self.layout.record(uuid), &record)?;
+            self.save(&locked, &record)?;
         }
         Ok(self.found(record))
     }
 
-    fn check_unused(&self, uuid: Uuid) -> Result<()> {
-        self.open_alone(uuid).map(drop)
+    fn publish(&self, uuid: Uuid, wanted: &Publication, alone: bool) -> Result<u64> {
+        let locked = self.lock()?;
+        let mut record = self.existing(uuid)?;
+        let is_checked = (alone || self.shared.is_some()) && record.publications.is_empty();
+        // What an operator has attached is not a node's.
+        let _alone = is_checked.then(|| self.open_alone(uuid)).transpose()?;
+        let had = record.epoch;
+        let epoch = record.publish(wanted)?;
+        if record.epoch != had {
+            self.save(&locked, &record)?;
+        }
+        Ok(epoch)
+    }
+
+    fn unpublish(&self, uuid: Uuid, node: Option<&str>, alone: bool) -> Result<()> {
+        let locked = self.lock()?;
+        let mut record = self.existing(uuid)?;
+        let is_checked = (alone || self.shared.is_some()) && record.is_written_by(node);
+        // Held, so that none opens it by the publication that ends here.
+        let _alone = is_checked.then(|| self.open_alone(uuid)).transpose()?;
+        match record.unpublish(node) {
+            true => self.save(&locked, &record),
+            false => Ok(()),
+        }
+    }
+
+    fn begin_writing(&self, uuid: Uuid) -> Result<()> {
+        if self.shared.is_some() { self.become_writer(uuid) } else { Ok(()) }
+    }
+
+    fn check_writer(&self, uuid: Uuid) -> Result<()> {
+        if self.shared.is_some() { self.is_writer(uuid) } else { Ok(()) }
     }
 
     fn check_blank(&self, uuid: Uuid) -> Result<()> {

@@ -6,10 +6,14 @@
 
 mod catalog;
 mod file;
+mod nbd;
 mod pool;
 mod record;
+mod sharing;
 
-pub use catalog::{Listed, PoolConfig, Pools, VolumeId};
+pub use catalog::{Listed, PoolConfig, Pools, Site, VolumeId};
 pub use file::{FilePool, Limits};
-pub use pool::{Capacity, Found, Key, NewVolume, Pool, PoolInfo, SizeRange};
+pub use nbd::NbdPool;
+pub use pool::{Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SizeRange};
 pub use record::{AccessMode, Publication, Record};
+pub use sharing::{Judge, judge};

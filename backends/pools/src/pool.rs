@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sheave_core::{Error, ErrorKind, Result};
 use uuid::Uuid;
 
-use crate::record::{AccessMode, Record};
+use crate::record::{AccessMode, Publication, Record};
 
 /// A volume's size is a multiple of this: what every block size divides.
 const SIZE_UNIT: u64 = 4096;
@@ -74,11 +74,13 @@ pub trait Pool: Send + Sync {
         change: &mut dyn FnMut(&mut Record) -> Result<()>,
     ) -> Result<Found>;
 
-    /// Checks that nothing has the volume open.
+    /// Lets a node use a volume. The epoch is greater than that of every publication before; 0 where
+    /// there are no records. With `alone`, and in any case where nodes share the pool, the first one
+    /// begins only while nothing has the volume open.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when a process or device has.
-    fn check_unused(&self, uuid: Uuid) -> Result<()>;
+    /// Those of [`Record::publish`], and as for [`Self::unpublish`].
+    fn publish(&self, uuid: Uuid, wanted: &Publication, alone: bool) -> Result<u64>;
 
     /// Checks that no byte of the volume was ever written, as far as the pool can tell.
     ///
@@ -86,7 +88,29 @@ pub trait Pool: Send + Sync {
     /// [`ErrorKind::Busy`] when one was, and what its storage says.
     fn check_blank(&self, uuid: Uuid) -> Result<()>;
 
-    /// The VOLUME text of a volume.
+    /// Ends the publication to a node, or all; what is not published is done. With `alone`, and in
+    /// any case where nodes share the pool, one that may write ends only while nothing has the
+    /// volume open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], and [`ErrorKind::Busy`] when a process or device has it open.
+    fn unpublish(&self, uuid: Uuid, node: Option<&str>, alone: bool) -> Result<()>;
+
+    /// Before this daemon attaches a volume for writing. Where nodes share the pool, the record
+    /// says so from then on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another node has it open.
+    fn begin_writing(&self, uuid: Uuid) -> Result<()>;
+
+    /// After this daemon has opened a volume for writing, also one whose device it had before a
+    /// crash: whether it may.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] when another node has written to it since.
+    fn check_writer(&self, uuid: Uuid) -> Result<()>;
+
+    /// The VOLUME text of a volume that was found.
     fn text(&self, uuid: Uuid) -> String;
 
     /// The volume with this VOLUME text.
@@ -104,11 +128,41 @@ pub struct PoolInfo {
     pub can_create: bool,
     /// Several nodes may write to a volume at once.
     pub can_share_writers: bool,
+    /// What keeps two nodes from writing to a volume at once.
+    pub exclusion: Exclusion,
     /// The size of a volume that no size is wanted for, in bytes.
     pub default_size: u64,
 }
 
+/// What keeps two nodes from writing to a volume at once, where they must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exclusion {
+    /// The records of its pool.
+    Recorded,
+    /// The orchestrator: there are no records, and the configuration trusts it.
+    Attacher,
+    /// Nothing, so only the operator of a node may have it written.
+    Readers,
+}
+
 impl PoolInfo {
+    /// Checks that a node may use a volume for an orchestrator.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when it is to write, and nothing keeps other nodes from doing it.
+    pub fn check_writer(&self, op: &'static str, read_only: bool) -> Result<()> {
+        if read_only || self.exclusion != Exclusion::Readers {
+            return Ok(());
+        }
+        let why = format!(
+            "pool {} has no records that keep a second node from writing; use it read-only \
+             (ReadOnlyMany), or, if each volume is written by one node at a time, set \
+             trust_attacher = true in the pool's configuration",
+            self.name
+        );
+        Err(Error::new(ErrorKind::Busy, op, why))
+    }
+
     /// Checks that volumes of this pool can be used so.
     ///
     /// # Errors
@@ -280,6 +334,7 @@ mod tests {
             is_local: false,
             can_create: true,
             can_share_writers,
+            exclusion: Exclusion::Recorded,
             default_size: 0,
         };
         let ok = |shares, mode, block| info(shares).check_mode(mode, block).is_ok();

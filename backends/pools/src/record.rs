@@ -35,12 +35,24 @@ pub struct Record {
     pub epoch: u64,
     /// The nodes that may use it.
     pub publications: Vec<Publication>,
+    /// In a pool that nodes share, the last daemon that had it for writing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) writer: Option<Writer>,
     /// Bytes per second; 0 is no limit.
     pub limit_bps: u64,
     /// Ops per second; 0 is no limit.
     pub limit_iops: u64,
     /// What its creator keeps with it.
     pub parameters: BTreeMap<String, String>,
+}
+
+/// A daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Writer {
+    /// Identifies its state directory.
+    pub(crate) daemon: Uuid,
+    /// Its node, for messages.
+    pub(crate) host: String,
 }
 
 /// A node's right to use a volume.
@@ -113,6 +125,7 @@ impl Record {
             never_format: false,
             epoch: 0,
             publications: Vec::new(),
+            writer: None,
             limit_bps: 0,
             limit_iops: 0,
             parameters: BTreeMap::new(),
@@ -167,11 +180,21 @@ impl Record {
         Ok(self.epoch)
     }
 
-    /// Ends the use of a node, or of all; true if something changed.
+    /// Ends the use of a node, or of all; true if something changed. A daemon that was the writer
+    /// for a publication is that no more.
     pub fn unpublish(&mut self, node: Option<&str>) -> bool {
         let had = self.publications.len();
+        if self.is_written_by(node) {
+            self.writer = None;
+        }
         self.publications.retain(|has| node.is_some_and(|node| node != has.node));
         self.publications.len() != had
+    }
+
+    /// Whether a node, or one of all, may write.
+    pub(crate) fn is_written_by(&self, node: Option<&str>) -> bool {
+        let is_meant = |has: &&Publication| node.is_none_or(|node| node == has.node);
+        self.publications.iter().filter(is_meant).any(|has| !has.read_only)
     }
 
     /// The publication of this node with this epoch.

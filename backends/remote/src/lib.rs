@@ -24,5 +24,5 @@ mod state;
 mod volume;
 
 pub use options::{CONNECTIONS_MAX, RemoteOptions};
-pub use probe::{Offered, probe};
+pub use probe::{Offered, export_size, list, probe};
 pub use volume::RemoteVolume;

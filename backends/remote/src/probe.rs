@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sheave_core::{Error, ErrorKind, printable};
 use sheave_proto::uri::NbdUri;
+use sheave_proto::wire::reply_type;
 use sheave_proto::{ClientConfig, ClientError, ClientNegotiated, ExportEntry, Goal};
 use sheave_tls::client_tls;
 
@@ -70,6 +71,54 @@ pub fn probe(uri: &NbdUri, name: &str) -> Result<Offered, Error> {
             }
         }
     }
+}
+
+/// The names of a server's exports.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when it does not answer within this time, or does not name them.
+pub fn list(uri: &NbdUri, name: &str, within: Duration) -> Result<Vec<String>, Error> {
+    match ask_one(uri, "", Goal::List, within).map_err(|refused| away(&refused, name))? {
+        Reached::Listed(exports) => Ok(exports.into_iter().map(|export| export.name).collect()),
+        _ => Err(Error::new(ErrorKind::Io, "list", format!("{name}: it answers something else"))),
+    }
+}
+
+/// The bytes of a server's export.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when it has no such export, [`ErrorKind::Io`] when it does not answer
+/// within this time.
+pub fn export_size(uri: &NbdUri, name: &str, export: &str, within: Duration) -> Result<u64, Error> {
+    match ask_one(uri, export, Goal::Info, within) {
+        Ok(Reached::Negotiated { negotiated, .. }) => Ok(negotiated.size),
+        Ok(_) => {
+            Err(Error::new(ErrorKind::Io, "find", format!("{name}: it answers something else")))
+        }
+        Err(Refused::Server(ClientError::Refused { code: reply_type::ERR_UNKNOWN, .. })) => {
+            let why = format!("{name} has no export {}", printable(export));
+            Err(Error::new(ErrorKind::NotFound, "find", why))
+        }
+        Err(refused) => Err(away(&refused, name)),
+    }
+}
+
+fn ask_one(uri: &NbdUri, export: &str, goal: Goal, within: Duration) -> Result<Reached, Refused> {
+    let tls = uri.tls.then(|| client_tls(uri)).transpose();
+    let tls = tls.map_err(|error| Refused::Io(io::Error::other(error)))?;
+    let config = ClientConfig {
+        export: export.to_owned(),
+        goal,
+        contexts: Vec::new(),
+        tls: uri.tls,
+        ..ClientConfig::default()
+    };
+    reach(&uri.transport, config, tls.as_ref(), Instant::now() + within)
+}
+
+/// Nothing is known of what the server has.
+fn away(refused: &Refused, name: &str) -> Error {
+    Error::new(ErrorKind::Io, "connect", format!("{name}: {refused}"))
 }
 
 /// Which exports there are, for a message.

@@ -49,8 +49,14 @@ impl DaemonVolumes {
     }
 
     /// What lets this node use a volume: a writer that was not let in would write beside another.
-    fn publication(&self, id: &str) -> Result<control::Publication> {
-        let mut all = self.volume(id)?.publications.into_iter();
+    fn publication(&self, id: &str, options: &Attach) -> Result<control::Publication> {
+        let volume = self.volume(id)?;
+        if let (true, Some(epoch)) = (volume.unrecorded, options.epoch) {
+            // Its pool records nothing; what the controller has answered is all there is.
+            let read_only = options.read_only;
+            return Ok(control::Publication { epoch, read_only, ..Default::default() });
+        }
+        let mut all = volume.publications.into_iter();
         all.find(|publication| publication.node == self.node_id).ok_or_else(|| {
             let node = &self.node_id;
             let why =
@@ -71,7 +77,7 @@ impl Volumes for DaemonVolumes {
                 return Err(Error::new(Kind::Invalid, why));
             }
         };
-        let publication = self.publication(volume)?;
+        let publication = self.publication(volume, options)?;
         let request = AttachRequest {
             volume: volume.to_owned(),
             front: front.into(),

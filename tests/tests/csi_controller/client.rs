@@ -70,8 +70,16 @@ impl Client {
         Self::start(&["--mode", "controller", "--node-id", NODE, "--config", "pools.toml"])
     }
 
+    /// Beside a daemon with more pools: tables of its configuration.
+    pub(crate) fn with_pools(tables: &str) -> Self {
+        Self::start_on(PoolNode::with_pools(tables), &["--mode", "all", "--node-id", NODE])
+    }
+
     fn start(args: &[&str]) -> Self {
-        let node = PoolNode::new();
+        Self::start_on(PoolNode::new(), args)
+    }
+
+    fn start_on(node: PoolNode, args: &[&str]) -> Self {
         let daemon = node.daemon();
         let config = node.config();
         let config = config.to_str().expect("UTF-8");
@@ -272,10 +280,15 @@ impl Client {
     }
 
     pub(crate) fn capacity(&self, request: GetCapacityRequest) -> GetCapacityResponse {
-        self.runtime
-            .block_on(self.controller().get_capacity(request))
-            .expect("an answer")
-            .into_inner()
+        self.call_capacity(request).expect("an answer")
+    }
+
+    pub(crate) fn call_capacity(
+        &self,
+        request: GetCapacityRequest,
+    ) -> Result<GetCapacityResponse, Status> {
+        let mut controller = self.controller();
+        Ok(self.runtime.block_on(controller.get_capacity(request))?.into_inner())
     }
 
     /// Attaches a volume as a node does, and returns the path of its device.

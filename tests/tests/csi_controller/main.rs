@@ -1,6 +1,7 @@
 //! The service Controller of `sheave csi`, beside a daemon on a stand-in for a kernel.
 
 mod client;
+mod pools;
 mod races;
 mod rules;
 mod volumes;

@@ -3,7 +3,8 @@
 //!
 //! 1. a table of the files that this process has open (POSIX locks have no effect within a
 //!    process);
-//! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer;
+//! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer. On NFS it is a
+//!    lock of one byte, which holds between nodes;
 //! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
 //!    so keeps qemu out as well as us;
 //! 4. a search for processes that have it open for writing ([`super::holders`]), for programs that
@@ -31,11 +32,17 @@ use super::holders::{self, Holder};
 
 /// What to do about a file that is in use.
 const ADVICE: &str = "stop it, or add lock=false if you know that it does not write";
-/// File systems that turn `flock` into a POSIX lock, which would collide with our own (statfs(2)).
-const NETWORK_FILE_SYSTEMS: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+/// NFS (statfs(2)).
+const NFS: u32 = 0x6969;
+/// SMB. It turns `flock` into a POSIX lock, which would collide with our own.
+const SMB: [u32; 2] = [0xff53_4d42, 0xfe53_4d42];
+/// Where nodes may share files, and locks of files work: NFS and CephFS.
+const SHARED_FILE_SYSTEMS: [u32; 2] = [NFS, 0x00c3_6400];
 
 /// The byte behind all others, which is locked for as long as there may be I/O in flight.
 const GUARD: i64 = 1 << 62;
+/// The byte that stands for the file on NFS.
+const WHOLE: i64 = GUARD + 1;
 /// I/O that a dead process leaves behind completes within milliseconds, unless its disk is slow.
 const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -126,10 +133,20 @@ pub(super) fn lock(file: &File, identity: &Identity, path: &Path, read_only: boo
     Ok(())
 }
 
-/// Locks the byte behind all others for this description, which I/O in flight keeps open.
-pub(super) fn guard(file: &File) {
-    // Without such locks (an old kernel, a network file system) there is no guard.
-    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, GUARD, 1)));
+/// Locks the byte behind all others for this description, which I/O in flight keeps open. On a file
+/// system that nodes share, it also ends the writing of this node if the server takes its locks.
+///
+/// # Errors
+/// Where nodes share files, and it cannot be had.
+pub(super) fn guard(file: &File, path: &Path) -> Result<()> {
+    if is_on(file, &SMB) {
+        return Ok(());
+    }
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_RDLCK, GUARD, 1))) {
+        Err(errno) if is_on(file, &SHARED_FILE_SYSTEMS) => Err(no_locks(path, errno.into())),
+        // Without such locks (an old kernel) there is no guard.
+        _ => Ok(()),
+    }
 }
 
 /// Whether another description with this lock is still open.
@@ -137,11 +154,6 @@ fn is_guarded(file: &File) -> bool {
     let mut found = range(F_WRLCK, GUARD, 1);
     let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut found));
     asked.is_ok() && c_int::from(found.l_type) != F_UNLCK
-}
-
-/// Whether range locks are local to this machine.
-pub(super) fn has_range_locks(file: &File) -> bool {
-    !is_on(file, &NETWORK_FILE_SYSTEMS)
 }
 
 fn range(kind: c_int, start: i64, len: i64) -> flock {
@@ -161,14 +173,16 @@ fn lock_others_out(file: &File, identity: &Identity, path: &Path, read_only: boo
 }
 
 fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
-    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
+    match lock_whole(file, read_only) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(busy(identity, path, "has locked it")),
+        Err(TryLockError::Error(error)) if is_on(file, &SHARED_FILE_SYSTEMS) => {
+            return Err(no_locks(path, error));
+        }
         // The file system has no locks: only the search for holders is left.
         Err(TryLockError::Error(_)) => {}
     }
-    if !read_only && has_range_locks(file) {
+    if !read_only && !is_on(file, &[NFS]) && !is_on(file, &SMB) {
         // Any other error means that this file system has no locks.
         let locked = fcntl(file, FcntlArg::F_SETLK(&range(F_WRLCK, 0, GUARD)));
         if matches!(locked, Err(Errno::EAGAIN | Errno::EACCES)) {
@@ -182,6 +196,29 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
         Some((_, holder)) => Err(refusal(path, &holder, WRITES)),
         None => Ok(()),
     }
+}
+
+/// Locks a file by `flock`, or on NFS by one byte. There `flock` is a lock on all bytes, which would
+/// collide with the guards, and the server shows a lock of one byte to programs with `flock`, too.
+fn lock_whole(file: &File, read_only: bool) -> Result<(), TryLockError> {
+    if !is_on(file, &[NFS]) {
+        return if read_only { file.try_lock_shared() } else { file.try_lock() };
+    }
+    let kind = if read_only { F_RDLCK } else { F_WRLCK };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range(kind, WHOLE, 1))) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(TryLockError::WouldBlock),
+        Err(errno) => Err(TryLockError::Error(errno.into())),
+    }
+}
+
+fn no_locks(path: &Path, error: std::io::Error) -> Error {
+    let why = format!(
+        "{}: nodes may share its file system, and it cannot be locked there; look at its server, \
+         or add lock=false if nothing else uses it",
+        printable(&path)
+    );
+    Error::new(ErrorKind::Io, "open", why).because(error)
 }
 
 /// A program that has one of the files open for writing, and the index of the file.

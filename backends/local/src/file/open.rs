@@ -121,8 +121,8 @@ pub(super) fn handle(image: &Image) -> Result<Handle> {
         options.read(true).write(!image.info.read_only).custom_flags(flags);
         let file = open_again(image, &options)
             .map_err(|error| Error::from_io("open", format!("{} again", image.name), error))?;
-        if image.is_locked() && !image.info.read_only && lock::has_range_locks(&file) {
-            lock::guard(&file);
+        if image.is_locked() && !image.info.read_only {
+            lock::guard(&file, &image.path)?;
         }
         Ok::<_, Error>(Arc::new(file))
     };

@@ -19,6 +19,12 @@ struct Identity {
     pool: Uuid,
 }
 
+/// Which daemon has a state directory.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Daemon {
+    daemon: Uuid,
+}
+
 /// What a daemon remembers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Remembered {
@@ -31,15 +37,38 @@ struct Remembered {
 pub(super) struct Identified {
     in_pool: PathBuf,
     directory: String,
-    /// Where it is remembered; without it as long as this process lives.
+    /// The file where it is remembered; without it as long as this process lives.
     memory: Option<PathBuf>,
+    /// The file with the id of the daemon.
+    daemon: Option<PathBuf>,
     known: Mutex<Option<Uuid>>,
 }
 
 impl Identified {
-    pub(super) fn new(dir: &Path, memory: Option<PathBuf>) -> Self {
-        let directory = dir.to_string_lossy().into_owned();
-        Self { in_pool: dir.join(NAME), directory, memory, known: Mutex::default() }
+    pub(super) fn new(name: &str, dir: &Path, state: Option<PathBuf>) -> Self {
+        let file = |name: &str| state.as_ref().map(|state| state.join(name));
+        Self {
+            in_pool: dir.join(NAME),
+            directory: dir.to_string_lossy().into_owned(),
+            memory: file(&format!("pools/{name}.json")),
+            daemon: file("daemon.json"),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The id of this daemon, made when it is first asked for; `None` in a process without state.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn daemon(&self) -> Result<Option<Uuid>> {
+        let Some(path) = &self.daemon else { return Ok(None) };
+        if let Some(found) = durable::read::<Daemon>(path)? {
+            return Ok(Some(found.daemon));
+        }
+        // Only one daemon has the state directory, and the pool's lock is held by the first call.
+        let made = Daemon { daemon: Uuid::now_v7() };
+        durable::replace(path, &made)?;
+        Ok(Some(made.daemon))
     }
 
     /// Checks that the directory is the pool that it was.

@@ -1,10 +1,12 @@
 //! Where things are in a directory of images.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_durable::{self as durable, UNFINISHED};
@@ -36,19 +38,34 @@ impl Layout {
         &self.dir
     }
 
-    /// Checks that the directory is there. It is never made: it may be that it is not mounted.
+    /// Checks that the directory is there. It is never made: it may be that it is not mounted. To
+    /// open a directory has a network file system forget what it remembers of it.
     pub(super) fn check(&self) -> Result<()> {
-        match fs::metadata(&self.dir) {
-            Ok(found) if found.is_dir() => Ok(()),
-            Ok(_) => Err(failed(&self.dir, io::ErrorKind::NotADirectory.into())),
+        let open = |path: &Path| {
+            OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)
+        };
+        match open(&self.dir) {
+            Ok(_) => {}
             Err(error) => {
                 let why = format!(
                     "the pool's directory {} cannot be used ({error}); mount or make it",
                     printable(&self.dir)
                 );
-                Err(Error::new(ErrorKind::Io, "pool", why))
+                return Err(Error::new(ErrorKind::Io, "pool", why));
             }
         }
+        match open(&self.names()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&self.names(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The bytes of an image, as its file server has them now.
+    pub(super) fn image_size(&self, uuid: Uuid) -> io::Result<u64> {
+        let found = statx(CWD, self.image(uuid), AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE)?;
+        Ok(found.stx_size)
     }
 
     pub(super) fn lock(&self) -> PathBuf {
@@ -115,8 +132,8 @@ impl Layout {
     pub(super) fn image_bytes(&self) -> Result<u64> {
         let mut sum = 0_u64;
         for uuid in self.uuids("img")? {
-            match fs::metadata(self.image(uuid)) {
-                Ok(image) => sum = sum.saturating_add(image.len()),
+            match self.image_size(uuid) {
+                Ok(size) => sum = sum.saturating_add(size),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&self.image(uuid), error)),
             }

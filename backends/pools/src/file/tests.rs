@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{self, Command};
@@ -17,7 +19,7 @@ const SIGKILL: i32 = 9;
 const MIB: u64 = 1 << 20;
 
 fn pool(dir: &Path) -> FilePool {
-    FilePool::new("fast", dir.to_owned(), limits(), None)
+    FilePool::new("fast", dir.to_owned(), limits(), None, None)
 }
 
 fn limits() -> Limits {
@@ -104,7 +106,6 @@ fn rule_06_a_volume_in_use_is_not_deleted() {
     let before = files(dir.path());
     let open = pool.open_alone(uuid).unwrap();
     assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Busy);
-    assert_eq!(pool.check_unused(uuid).unwrap_err().kind(), ErrorKind::Busy);
     drop(open);
     let wanted = Publication {
         node: "n1".to_owned(),
@@ -117,11 +118,11 @@ fn rule_06_a_volume_in_use_is_not_deleted() {
     let busy = pool.delete(uuid).unwrap_err();
     assert!(busy.kind() == ErrorKind::Busy && busy.to_string().contains("n1"), "{busy}");
     assert_eq!(files(dir.path()), before);
-    pool.update(uuid, &mut |record| {
-        record.unpublish(None);
-        Ok(())
-    })
-    .unwrap();
+    let open = pool.open_alone(uuid).unwrap();
+    assert_eq!(pool.unpublish(uuid, None, true).unwrap_err().kind(), ErrorKind::Busy);
+    pool.unpublish(uuid, Some("n2"), true).unwrap();
+    drop(open);
+    pool.unpublish(uuid, Some("n1"), true).unwrap();
     pool.delete(uuid).unwrap();
 }
 
@@ -140,7 +141,7 @@ fn a_volume_grows_and_never_shrinks() {
 }
 
 fn limited(dir: &Path, limits: Limits) -> FilePool {
-    FilePool::new("small", dir.to_owned(), limits, None)
+    FilePool::new("small", dir.to_owned(), limits, None, None)
 }
 
 #[test]
@@ -200,12 +201,12 @@ fn a_directory_that_is_absent_is_an_error_and_is_not_made() {
 #[test]
 fn a_directory_that_is_not_the_pool_any_more_is_an_error_and_stays_empty() {
     let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let memory = state.path().join("pools/fast.json");
+    let memory = Some(state.path().to_owned());
     let remembering =
-        || FilePool::new("fast", dir.path().to_owned(), limits(), Some(memory.clone()));
+        || FilePool::new("fast", dir.path().to_owned(), limits(), memory.clone(), None);
     assert_eq!(remembering().list().unwrap(), [], "a new pool");
     let made = remembering().create(&new("a")).unwrap();
-    assert_eq!(remembering().list().unwrap(), [made.clone()]);
+    assert_eq!(remembering().list().unwrap(), std::slice::from_ref(&made));
     let (aside, other) = (state.path().join("aside"), state.path().join("other"));
     fs::rename(dir.path(), &aside).unwrap();
     fs::create_dir(dir.path()).unwrap();
@@ -224,7 +225,7 @@ fn a_directory_that_is_not_the_pool_any_more_is_an_error_and_stays_empty() {
     fs::rename(&aside, dir.path()).unwrap();
     assert_eq!(pool.get(Key::Name("a")).unwrap(), made);
     // The configuration names another directory.
-    let elsewhere = FilePool::new("fast", aside, limits(), Some(memory));
+    let elsewhere = FilePool::new("fast", aside, limits(), memory, None);
     fs::create_dir(state.path().join("aside")).unwrap();
     assert_eq!(elsewhere.list().unwrap(), []);
 }
@@ -235,12 +236,67 @@ fn a_pool_of_an_older_program_gets_its_identity() {
     let made = pool(dir.path()).create(&new("a")).unwrap();
     let identity = dir.path().join(identity::NAME);
     fs::remove_file(&identity).unwrap();
-    let memory = state.path().join("fast.json");
-    let pool = FilePool::new("fast", dir.path().to_owned(), limits(), Some(memory.clone()));
+    let memory = state.path().join("pools/fast.json");
+    let state = Some(state.path().to_owned());
+    let pool = FilePool::new("fast", dir.path().to_owned(), limits(), state, None);
     assert_eq!(pool.list().unwrap(), [made]);
     assert!(!identity.exists(), "to list changes nothing");
     pool.create(&new("b")).unwrap();
     assert!(identity.exists() && memory.exists());
+}
+
+/// A pool that nodes share, of the node with this state.
+fn shared(dir: &Path, state: &Path) -> FilePool {
+    let state = Some(state.to_owned());
+    FilePool::new("shared", dir.to_owned(), limits(), state, Some(|_| Ok(())))
+}
+
+#[test]
+fn rule_37_only_the_last_writer_of_a_shared_volume_may_go_on_to_write() {
+    let [dir, one, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let (a, b) = (shared(dir.path(), one.path()), shared(dir.path(), other.path()));
+    assert!(!a.info().is_local, "every node reaches it");
+    let uuid = a.create(&new("x")).unwrap().record.uuid;
+    a.begin_writing(uuid).unwrap();
+    let open = a.open_alone(uuid).unwrap();
+    a.check_writer(uuid).unwrap();
+    assert_eq!(b.check_writer(uuid).unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(b.begin_writing(uuid).unwrap_err().kind(), ErrorKind::Busy);
+    drop(open);
+    // Its daemon has died, and has come back.
+    shared(dir.path(), one.path()).check_writer(uuid).unwrap();
+    b.begin_writing(uuid).unwrap();
+    let fenced = a.check_writer(uuid).unwrap_err();
+    assert!(fenced.kind() == ErrorKind::Fenced && fenced.to_string().contains("used it since"));
+    let without_state = FilePool::new("x", dir.path().to_owned(), limits(), None, a.shared);
+    assert_eq!(without_state.begin_writing(uuid).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn rule_36_a_publication_of_a_shared_volume_ends_while_nothing_has_it_open() {
+    let [dir, one, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let (a, b) = (shared(dir.path(), one.path()), shared(dir.path(), other.path()));
+    let uuid = a.create(&new("x")).unwrap().record.uuid;
+    let wanted = |node: &str, mode: AccessMode| Publication {
+        node: node.to_owned(),
+        epoch: 0,
+        read_only: mode.is_reader_only(),
+        mode,
+        block: false,
+    };
+    assert_eq!(a.publish(uuid, &wanted("n1", AccessMode::SingleNodeWriter), false).unwrap(), 1);
+    a.begin_writing(uuid).unwrap();
+    let open = a.open_alone(uuid).unwrap();
+    assert_eq!(b.unpublish(uuid, Some("n1"), false).unwrap_err().kind(), ErrorKind::Busy);
+    drop(open);
+    b.unpublish(uuid, Some("n1"), false).unwrap();
+    assert_eq!(a.check_writer(uuid).unwrap_err().kind(), ErrorKind::Fenced, "it has ended");
+    // Readers do not wait for each other.
+    for node in ["n1", "n2"] {
+        b.publish(uuid, &wanted(node, AccessMode::MultiNodeReaderOnly), false).unwrap();
+    }
+    let _open = b.open_alone(uuid).unwrap();
+    b.unpublish(uuid, Some("n1"), true).unwrap();
 }
 
 #[test]

@@ -95,6 +95,23 @@ pub struct NbdServer {
 }
 
 impl NbdServer {
+    /// The names of its exports.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](sheave_core::ErrorKind::Io) when it does not answer within this time.
+    pub fn exports(&self, within: Duration) -> Result<Vec<String>> {
+        sheave_remote::list(&self.uri, &self.name, within)
+    }
+
+    /// The bytes of one of its exports.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](sheave_core::ErrorKind::NotFound) when it has no such export, and as
+    /// for [`Self::exports`].
+    pub fn export_size(&self, export: &str, within: Duration) -> Result<u64> {
+        sheave_remote::export_size(&self.uri, &self.name, export, within)
+    }
+
     /// The error of a connection that could not be opened, with the last line of its program, if
     /// that has ended.
     #[must_use]
