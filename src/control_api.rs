@@ -287,7 +287,7 @@ impl Service {
                 mark_raw(&found)?;
             }
             let attached = devices.attach(&text, read_only, front)?;
-            // Another process or node may have come between the two; none can while it is open here.
+            // Another process or node may have come between; none can while it is open here.
             if let Err(error) = check_again(&pools, &id, &node, epoch, read_only) {
                 devices.detach(&text, false)?;
                 return Err(error);

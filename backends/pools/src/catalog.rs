@@ -42,8 +42,8 @@ pub struct PoolConfig {
 /// The process that uses pools.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// The state directory of a daemon. What its pools are is remembered there: one whose storage is
-    /// not mounted is an error then, and not empty.
+    /// The state directory of a daemon. What its pools are is remembered there: one whose storage
+    /// is not mounted is an error then, and not empty.
     pub state: Option<PathBuf>,
     /// Judges the file systems of pools that nodes share.
     pub judge: Judge,

@@ -74,9 +74,9 @@ pub trait Pool: Send + Sync {
         change: &mut dyn FnMut(&mut Record) -> Result<()>,
     ) -> Result<Found>;
 
-    /// Lets a node use a volume. The epoch is greater than that of every publication before; 0 where
-    /// there are no records. With `alone`, and in any case where nodes share the pool, the first one
-    /// begins only while nothing has the volume open.
+    /// Lets a node use a volume. The epoch is greater than that of every publication before; 0
+    /// where there are no records. With `alone`, and in any case where nodes share the pool, the
+    /// first one begins only while nothing has the volume open.
     ///
     /// # Errors
     /// Those of [`Record::publish`], and as for [`Self::unpublish`].

@@ -36,7 +36,8 @@ pub fn judge(dir: &Path) -> Result<()> {
         None => Ok(()),
         Some(why) => {
             let why = format!(
-                "the pool is shared by nodes (shared = true), and its directory {} cannot be: {why}",
+                "the pool is shared by nodes (shared = true), and its directory {} cannot be: \
+                 {why}",
                 printable(&dir)
             );
             Err(Error::new(ErrorKind::Unsupported, "pool", why))

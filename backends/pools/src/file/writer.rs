@@ -2,8 +2,8 @@
 //!
 //! The record names the last one. Another daemon takes its place only while it holds the lock of
 //! the image, so the last one has ended, or its node has lost the lock and with it the ability to
-//! write. A daemon that comes back, and finds another one in the record, does not serve what it had:
-//! its kernel may hold data that is older than that of the image.
+//! write. A daemon that comes back, and finds another one in the record, does not serve what it
+//! had: its kernel may hold data that is older than that of the image.
 
 use rustix::system::uname;
 use sheave_core::{Error, ErrorKind, Result, printable};
