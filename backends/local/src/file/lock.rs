@@ -3,8 +3,8 @@
 //!
 //! 1. a table of the files that this process has open (POSIX locks have no effect within a
 //!    process);
-//! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer. On NFS it is a
-//!    lock of one byte, which holds between nodes;
+//! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer. On NFS it is
+//!    a lock of one byte, which holds between nodes;
 //! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
 //!    so keeps qemu out as well as us;
 //! 4. a search for processes that have it open for writing ([`super::holders`]), for programs that
@@ -198,8 +198,9 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
     }
 }
 
-/// Locks a file by `flock`, or on NFS by one byte. There `flock` is a lock on all bytes, which would
-/// collide with the guards, and the server shows a lock of one byte to programs with `flock`, too.
+/// Locks a file by `flock`, or on NFS by one byte. There `flock` is a lock on all bytes, which
+/// would collide with the guards, and the server shows a lock of one byte to programs with `flock`,
+/// too.
 fn lock_whole(file: &File, read_only: bool) -> Result<(), TryLockError> {
     if !is_on(file, &[NFS]) {
         return if read_only { file.try_lock_shared() } else { file.try_lock() };
