@@ -22,8 +22,11 @@ use tonic::transport::Channel;
 use crate::metrics::Metrics;
 use crate::registration::Registered;
 
-/// How soon each part must answer.
+/// How soon the daemon must answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How soon the plugin's own socket must answer. A node that has too much to do gains nothing from a
+/// restart of the plugin.
+const LIVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What scrapers read (OpenMetrics).
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -59,7 +62,7 @@ impl Health {
 
     async fn live(&self) -> Result<(), &'static str> {
         let mut identity = self.identity.clone();
-        let asked = timeout(ANSWER_TIMEOUT, identity.get_plugin_info(GetPluginInfoRequest {}));
+        let asked = timeout(LIVE_TIMEOUT, identity.get_plugin_info(GetPluginInfoRequest {}));
         match asked.await {
             Ok(Ok(_)) => Ok(()),
             _ => Err("the plugin's own socket does not answer"),

@@ -61,13 +61,14 @@ app.kubernetes.io/component: {{ .component }}
 # A restart helps only if the plugin's own socket does not answer.
 livenessProbe:
   httpGet: {path: /healthz, port: health}
-  periodSeconds: 10
-  timeoutSeconds: 5
-  failureThreshold: 6
+  # Nor if the node has too much to do.
+  periodSeconds: 30
+  timeoutSeconds: 20
+  failureThreshold: 5
 readinessProbe:
   httpGet: {path: /readyz, port: health}
   periodSeconds: 5
-  timeoutSeconds: 5
+  timeoutSeconds: 10
 {{- end }}
 
 {{/* A program of the Kubernetes project. It has root's id, since the socket is root's, and no more. */}}
