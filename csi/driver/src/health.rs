@@ -24,8 +24,8 @@ use crate::registration::Registered;
 
 /// How soon the daemon must answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How soon the plugin's own socket must answer. A node that has too much to do gains nothing from a
-/// restart of the plugin.
+/// How soon the plugin's own socket must answer. A node that has too much to do gains nothing from
+/// a restart of the plugin.
 const LIVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What scrapers read (OpenMetrics).
