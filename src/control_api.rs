@@ -17,7 +17,7 @@ use sheave_control::v1::{
     SetLimitsRequest, SetLimitsResponse,
 };
 use sheave_core::{Error, ErrorKind, printable};
-use sheave_daemon::{self as devices, Attached, Devices, NewLimits};
+use sheave_daemon::{self as devices, Attached, Choice, Devices, NewLimits};
 use sheave_pools::{Exclusion, Listed, Pools, Record, VolumeId};
 use sheave_volumes::VolumeSpec;
 use tokio::net::{UnixListener, UnixStream};
@@ -157,13 +157,14 @@ impl Control for Service {
         &self,
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
-        let AttachRequest { volume, front, read_only, from_operator, epoch, node } =
+        let AttachRequest { volume, front, read_only, from_operator, epoch, node, can_grow } =
             request.into_inner();
         let front = match Front::try_from(front) {
-            Ok(Front::Unspecified) => None,
-            Ok(Front::Ublk) => Some(devices::Front::Ublk),
-            Ok(Front::Nbd) => Some(devices::Front::Nbd),
-            Ok(Front::Fake) => Some(devices::Front::Fake),
+            Ok(Front::Unspecified) if can_grow => Choice::Growing,
+            Ok(Front::Unspecified) => Choice::Fastest,
+            Ok(Front::Ublk) => Choice::This(devices::Front::Ublk),
+            Ok(Front::Nbd) => Choice::This(devices::Front::Nbd),
+            Ok(Front::Fake) => Choice::This(devices::Front::Fake),
             Err(_) => return Err(Status::unimplemented("this daemon has no such front")),
         };
         let attached = if self.calls.pools.has_pool_of(&volume) {
@@ -262,7 +263,7 @@ impl Service {
     async fn attach_of_pool(
         &self,
         volume: &str,
-        front: Option<devices::Front>,
+        front: Choice,
         read_only: bool,
         epoch: Option<u64>,
         node: String,

@@ -36,6 +36,17 @@ pub enum Front {
     Fake,
 }
 
+/// Which front a device gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one.
+    This(Front),
+    /// The fastest that works here.
+    Fastest,
+    /// One whose devices can grow while they are used; where none can, the fastest.
+    Growing,
+}
+
 /// Identifies a device across daemon restarts: a random number that the kernel keeps with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -162,34 +173,17 @@ impl Kernels {
         }
     }
 
-    /// The requested front, else the best that works here.
-    pub(crate) fn choose(&self, front: Option<Front>, engine: &Engine) -> Result<Front> {
-        if let Some(front) = front {
+    /// The front of a new device.
+    pub(crate) fn choose(&self, choice: Choice, engine: &Engine) -> Result<Front> {
+        let check = |front| self.of(front).check(engine);
+        match choice {
             // The NBD client gives the better error when it is used.
-            return if front == Front::Nbd { Ok(front) } else { self.check(front, engine) };
+            Choice::This(Front::Nbd) => Ok(Front::Nbd),
+            Choice::This(front) => check(front).map(|()| front),
+            _ if self.fake.is_there() => Ok(Front::Fake),
+            Choice::Fastest => choose(&check, &|_| Ok(())),
+            Choice::Growing => choose(&check, &|front| self.of(front).check_resize()),
         }
-        if self.fake.is_there() {
-            return Ok(Front::Fake);
-        }
-        let no_ublk = match self.check(Front::Ublk, engine) {
-            Err(error) => error,
-            works => return works,
-        };
-        match self.check(Front::Nbd, engine) {
-            Ok(front) => {
-                tracing::info!(reason = %no_ublk, "nbd instead of ublk");
-                Ok(front)
-            }
-            Err(no_nbd) => {
-                let why = format!("{no_ublk}; {no_nbd}");
-                let what = format!("neither ublk nor nbd works here (see sheave doctor): {why}");
-                Err(Error::new(ErrorKind::Unsupported, "attach", what))
-            }
-        }
-    }
-
-    fn check(&self, front: Front, engine: &Engine) -> Result<Front> {
-        self.of(front).check(engine).map(|()| front)
     }
 
     /// The device of this record, if the kernel still has it.
@@ -211,6 +205,30 @@ impl Kernels {
             kernel.unrecorded(known).into_iter().map(|id| kernel.path(id)).collect::<Vec<_>>()
         });
         paths.collect()
+    }
+}
+
+/// The fastest front that works and is `fit`; if none is, the fastest that works.
+fn choose(check: &dyn Fn(Front) -> Result<()>, fit: &dyn Fn(Front) -> Result<()>) -> Result<Front> {
+    let no_ublk = match check(Front::Ublk).map(|()| fit(Front::Ublk)) {
+        Ok(Ok(())) => return Ok(Front::Ublk),
+        Ok(Err(unfit)) if check(Front::Nbd).is_err() => {
+            tracing::info!(reason = %unfit, "ublk all the same: there is no nbd");
+            return Ok(Front::Ublk);
+        }
+        Ok(Err(unfit)) => unfit,
+        Err(error) => error,
+    };
+    match check(Front::Nbd) {
+        Ok(()) => {
+            tracing::info!(reason = %no_ublk, "nbd instead of ublk");
+            Ok(Front::Nbd)
+        }
+        Err(no_nbd) => {
+            let why = format!("{no_ublk}; {no_nbd}");
+            let what = format!("neither ublk nor nbd works here (see sheave doctor): {why}");
+            Err(Error::new(ErrorKind::Unsupported, "attach", what))
+        }
     }
 }
 
@@ -255,4 +273,31 @@ impl Server<'_> {
 /// The path of a device that has no number yet.
 pub(crate) fn unknown_path() -> PathBuf {
     Path::new("/dev").join("?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is chosen when these fronts work, and devices of these can grow.
+    fn chosen(works: &[Front], grow: &[Front]) -> Result<Front, ErrorKind> {
+        let among = |all: &[Front], front| match all.contains(&front) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Unsupported, "test", format!("no {front:?}"))),
+        };
+        choose(&|front| among(works, front), &|front| among(grow, front))
+            .map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn a_front_whose_devices_grow_in_use_comes_before_a_faster_one() {
+        use Front::{Nbd, Ublk};
+        let both = [Ublk, Nbd];
+        assert_eq!(chosen(&both, &both), Ok(Ublk));
+        // Linux before 6.16.
+        assert_eq!(chosen(&both, &[Nbd]), Ok(Nbd));
+        assert_eq!(chosen(&[Ublk], &[Nbd]), Ok(Ublk), "it grows when it is attached again");
+        assert_eq!(chosen(&[Nbd], &both), Ok(Nbd));
+        assert_eq!(chosen(&[], &both), Err(ErrorKind::Unsupported));
+    }
 }

@@ -34,7 +34,7 @@ use crate::slot::{Entry, Held, Live, Slot, lock};
 
 pub use crate::handover::{HandOver, Taken};
 pub use crate::helper::{HELPER, probe_ublk, run_task};
-pub use crate::kernel::{DeviceKey, FakeAnswer, FakeRequest, Front};
+pub use crate::kernel::{Choice, DeviceKey, FakeAnswer, FakeRequest, Front};
 pub use crate::limits::NewLimits;
 pub use crate::packets::{receive, send};
 pub use crate::protect::protect;
@@ -98,15 +98,14 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Makes a device of a volume; returns its device if it already has one. Without a `front` the
-    /// best one of this node is used. The name may start a program, so the caller must have refused
+    /// Makes a device of a volume; returns its device if it already has one. The name may start a program, so the caller must have refused
     /// names that a request may not use ([`VolumeSpec::of_operator`]).
     ///
     /// # Errors
     /// Errors of the volume and of the kernel; [`ErrorKind::Busy`] when the volume has a device
     /// that differs from the request; [`ErrorKind::Unsupported`] when no front works here;
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
-    pub fn attach(&self, name: &str, read_only: bool, front: Option<Front>) -> Result<Attached> {
+    pub fn attach(&self, name: &str, read_only: bool, front: Choice) -> Result<Attached> {
         let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
         let attached = self.attach_in(&slot, name, read_only, front);
         if attached.is_err() {
@@ -120,7 +119,7 @@ impl Devices {
         slot: &Slot,
         name: &str,
         read_only: bool,
-        front: Option<Front>,
+        front: Choice,
     ) -> Result<Attached> {
         let mut entry = slot.hold_or_busy("attach", name)?;
         if self.leaving.load(Relaxed) && matches!(*entry, Entry::Waiting { .. }) {
@@ -154,13 +153,7 @@ impl Devices {
         self.engine.check(within)
     }
 
-    fn make(
-        &self,
-        name: &str,
-        read_only: bool,
-        front: Option<Front>,
-        entry: &mut Held<'_>,
-    ) -> Result<()> {
+    fn make(&self, name: &str, read_only: bool, front: Choice, entry: &mut Held<'_>) -> Result<()> {
         let seen = entry.seen;
         let limits = Arc::<Limits>::default();
         let volume = open_volume(name, read_only, &limits)?;
@@ -251,7 +244,7 @@ fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<
 }
 
 /// Checks that an existing device agrees with a request.
-fn check_same(have: &Record, read_only: bool, front: Option<Front>) -> Result<()> {
+fn check_same(have: &Record, read_only: bool, front: Choice) -> Result<()> {
     let busy = |how| {
         let (volume, device) = (&have.volume, Attached::new(have, None).path);
         let why = format!("{volume} is {} already, {how}; detach it first", printable(&device));
@@ -260,7 +253,7 @@ fn check_same(have: &Record, read_only: bool, front: Option<Front>) -> Result<()
     match front {
         _ if read_only && !have.read_only => busy("for writing"),
         _ if have.asked_read_only && !read_only => busy("read-only"),
-        Some(front) if front != have.front => busy("by the other front"),
+        Choice::This(front) if front != have.front => busy("by the other front"),
         _ => Ok(()),
     }
 }
