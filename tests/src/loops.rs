@@ -175,6 +175,12 @@ impl Volumes for LoopVolumes {
         self.called("detached")
     }
 
+    /// A loop device cannot be ended while it is mounted.
+    fn detach_by_force(&self, volume: &str) -> Result<()> {
+        self.called("force")?;
+        self.detach(volume)
+    }
+
     fn grow(&self, volume: &str) -> Result<Device> {
         self.called("grow")?;
         let gone = || Error::new(Kind::NotFound, "it has no device");

@@ -108,6 +108,7 @@ impl Site {
             staging: self.staging(),
             access: access(fs),
             attach: Attach { epoch: Some(1), ..Attach::default() },
+            force_unstage_after: None,
         }
     }
 

@@ -11,6 +11,16 @@ pub const EPOCH: &str = "epoch";
 pub const READ_ONLY: &str = "readonly";
 /// Key of the volume context: which driver makes the device; `auto`, `ublk` or `nbd`.
 pub const FRONT: &str = "front";
+/// Key of the volume context: seconds of unstaging after which hanging storage is given up.
+pub const FORCE_UNSTAGE_AFTER: &str = "force-unstage-after";
+/// The least and the most of these.
+const FORCE_S: std::ops::RangeInclusive<u64> = 10..=86400;
+
+/// Reads a number of seconds after which hanging storage is given up.
+#[must_use]
+pub fn parse_force_after(text: &str) -> Option<u64> {
+    sheave_core::parse_digits(text).filter(|seconds| FORCE_S.contains(seconds))
+}
 
 /// What the context of a publication says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

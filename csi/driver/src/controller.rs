@@ -8,8 +8,6 @@ mod convert;
 mod health;
 mod parameters;
 
-use std::time::Duration;
-
 use sheave_control::VolumesClient;
 use sheave_control::v1 as api;
 use sheave_csi_proto::v1 as csi;
@@ -25,9 +23,6 @@ pub(crate) use capability::Use;
 use capability::uses;
 use convert::{bytes, size, volume};
 use parameters::Parameters;
-
-/// How soon every call is answered, whatever the storage does.
-const TIMEOUT: Duration = Duration::from_secs(9);
 
 /// What this controller can do, of every plugin of this version.
 const CAPABILITIES: [rpc::Type; 11] = [
@@ -119,17 +114,12 @@ impl ControllerService {
     }
 }
 
-/// The answer to a call of the control API, in time, with an error of CSI.
+/// The answer to a call of the control API, with an error of CSI. The call as a whole has a deadline
+/// (`deadline.rs`).
 pub(crate) async fn answered<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {
-    match tokio::time::timeout(TIMEOUT, call).await {
-        Ok(answer) => answer.map(Response::into_inner).map_err(plain),
-        Err(_) => {
-            let why = "the volumes' server does not answer; the outcome is not known, so try again";
-            Err(Status::deadline_exceeded(why))
-        }
-    }
+    call.await.map(Response::into_inner).map_err(plain)
 }
 
 /// An error without details (the specification, "Error Scheme"). What the transport says has the

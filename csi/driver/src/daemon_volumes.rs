@@ -86,6 +86,8 @@ impl Volumes for DaemonVolumes {
             from_operator: false,
             epoch: Some(options.epoch.unwrap_or(publication.epoch)),
             node: self.node_id.clone(),
+            // The driver announces that volumes grow while they are used.
+            can_grow: true,
         };
         let mut devices = self.devices.clone();
         let answer = self.wait(DEVICE_TIMEOUT, devices.attach(request))?;
@@ -106,6 +108,15 @@ impl Volumes for DaemonVolumes {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
             // It is in use for a moment, such as by udev, or by a program that has it open.
             Err(error) if error.kind() == Kind::Refused => Err(error.with_kind(Kind::Unavailable)),
+            ended => ended.map(drop),
+        }
+    }
+
+    fn detach_by_force(&self, volume: &str) -> Result<()> {
+        let mut devices = self.devices.clone();
+        let request = DetachRequest { target: volume.to_owned(), force: true };
+        match self.wait(DEVICE_TIMEOUT, devices.detach(request)) {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
             ended => ended.map(drop),
         }
     }

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod context;
 mod controller;
 mod daemon_volumes;
+mod deadline;
 mod health;
 mod identity;
 mod local;

@@ -146,9 +146,11 @@ impl Node for NodeService {
         let volume = checks::text("volume_id", &request.volume_id)?.to_owned();
         let path = requests::volume_path(&request.volume_path)?;
         let id = volume.clone();
-        let stats = self.blocking(move |engine| engine.stats(&id, &path)).await?;
-        let problems = self.problems(volume).await?;
-        let volume_condition = Some(condition(&problems));
+        let stats = self.blocking(move |engine| engine.stats(&id, &path));
+        // Each may wait for the storage.
+        let (stats, problems) = tokio::join!(stats, self.problems(volume));
+        let stats = stats?;
+        let volume_condition = problems.ok().map(|problems| condition(&problems));
         Ok(Response::new(NodeGetVolumeStatsResponse { usage: usage(&stats), volume_condition }))
     }
 

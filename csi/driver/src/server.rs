@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tonic::transport::Server;
 
 use crate::authority::incoming;
+use crate::deadline::Bounded;
 use crate::{
     ControllerService, Health, IdentityService, Metrics, NodeService, Registered,
     RegistrationService, SharedPlugin,
@@ -77,9 +78,9 @@ pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Res
     let node = node.map(NodeServer::new);
     let node = node.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX));
     let services = Server::builder()
-        .add_service(IdentityServer::new(IdentityService::new(plugin)))
-        .add_optional_service(controller.map(|of| metrics.around(of)))
-        .add_optional_service(node.map(|of| metrics.around(of)));
+        .add_service(Bounded::new(IdentityServer::new(IdentityService::new(plugin))))
+        .add_optional_service(controller.map(|of| metrics.around(Bounded::new(of))))
+        .add_optional_service(node.map(|of| metrics.around(Bounded::new(of))));
     let services = async {
         let served = services.serve_with_incoming_shutdown(incoming(listener), until(ending));
         served.await.map_err(io::Error::other)

@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Disk, sys_path};
+use crate::force::waiting;
 use crate::mountinfo::{Mounts, Number};
 use crate::state::Phase;
 use crate::{Engine, Result};
@@ -40,6 +41,11 @@ impl Problem {
     pub(crate) fn data_loss(message: &str) -> Self {
         let message = message.to_owned();
         Self { severity: Severity::DataLoss, reason: "FilesystemDamaged", message }
+    }
+
+    pub(crate) fn unflushed(message: &str) -> Self {
+        let message = message.to_owned();
+        Self { severity: Severity::DataLoss, reason: "UnflushedDataLost", message }
     }
 
     fn inaccessible(reason: &'static str, message: impl Into<String>) -> Self {
@@ -87,6 +93,10 @@ impl Engine {
             return Ok(problems);
         };
         let disk = Disk::at(&device.path)?;
+        if let Some(count) = waiting(disk.number) {
+            let why = format!("{count} requests wait, and its storage answers none");
+            problems.push(Problem::inaccessible("StorageHangs", why));
+        }
         if state.fs.is_some() {
             problems.extend(self.of_filesystem(&state, &disk)?);
         }

@@ -15,6 +15,7 @@
 mod disk;
 mod error;
 mod expand;
+mod force;
 mod fs;
 mod group;
 mod health;
@@ -78,6 +79,9 @@ pub struct StageRequest {
     pub access: Access,
     /// How its device is made.
     pub attach: Attach,
+    /// How long unstaging waits for storage that hangs, in whole seconds. After it the device is
+    /// ended by force, and what was not flushed may be lost. For ever by default.
+    pub force_unstage_after: Option<Duration>,
 }
 
 /// Show a staged volume at a place.

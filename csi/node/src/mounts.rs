@@ -84,19 +84,36 @@ pub(crate) fn bind(source: &Path, target: &Path, flags: MountFlags) -> Result<()
 /// # Errors
 /// [`Kind::Unavailable`] while one is in use.
 pub(crate) fn unmount_all(target: &Path) -> Result<()> {
-    unmount_while(target, |_| true)
+    unmount_while(target, Unmount::Whole, |_| true)
+}
+
+/// How a mount is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unmount {
+    /// With all that was written, and not while it is in use.
+    Whole,
+    /// From its place only, for a filesystem whose device is gone.
+    Lazily,
 }
 
 /// Takes away mounts at a path as long as the topmost one is meant.
 ///
 /// # Errors
 /// [`Kind::Unavailable`] while one is in use.
-pub(crate) fn unmount_while(target: &Path, is_meant: impl Fn(&Mount) -> bool) -> Result<()> {
+pub(crate) fn unmount_while(
+    target: &Path,
+    how: Unmount,
+    is_meant: impl Fn(&Mount) -> bool,
+) -> Result<()> {
+    let flags = match how {
+        Unmount::Whole => UnmountFlags::NOFOLLOW,
+        Unmount::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+    };
     for _ in 0..STACK_MAX {
         if !Mounts::read()?.top(target).is_some_and(&is_meant) {
             return Ok(());
         }
-        match unmount(target, UnmountFlags::NOFOLLOW) {
+        match unmount(target, flags) {
             // Another program may have been first.
             Ok(()) | Err(Errno::INVAL) => {}
             Err(errno) => {

@@ -6,10 +6,11 @@ use sheave_core::printable;
 
 use crate::disk::Disk;
 use crate::error::refused;
+use crate::force::{ended_by_force, uptime_s};
 use crate::fs::Fs;
 use crate::lock::VolumeLock;
 use crate::mountinfo::Mounts;
-use crate::mounts::{mount, resolve, unmount_while};
+use crate::mounts::{Unmount, mount, resolve, unmount_while};
 use crate::options::Options;
 use crate::plan::{Plan, plan};
 use crate::probe::FsInfo;
@@ -31,6 +32,7 @@ impl Engine {
         state.options = options.fingerprint();
         state.read_only = request.attach.read_only;
         state.epoch = request.attach.epoch;
+        state.force_after_s = request.force_unstage_after.map(|after| after.as_secs());
         if let Some(before) = self.states.load(&request.volume)? {
             if self.is_staged_equally(&before, &state, request)? {
                 return Ok(());
@@ -69,7 +71,7 @@ impl Engine {
         if let Some(device) = self.volumes.device(volume)? {
             let number = Disk::at(&device.path)?.number;
             if top.is_of(number) {
-                unmount_while(staging, |mount| mount.is_of(number))?;
+                unmount_while(staging, Unmount::Whole, |mount| mount.is_of(number))?;
             }
         }
         if Mounts::read()?.top(staging).is_none() {
@@ -145,7 +147,7 @@ impl Engine {
 
     /// Takes away what an earlier staging has left, which was not finished or is outdated.
     fn clear(&self, before: &State) -> Result<()> {
-        self.take_down(before).map_err(|error| {
+        self.take_down(before).map(drop).map_err(|error| {
             let why =
                 format!("volume {}: an earlier staging is in the way: {error}", before.volume);
             Error::new(if error.kind().is_final() { Kind::Unavailable } else { error.kind() }, why)
@@ -281,7 +283,7 @@ impl Engine {
     /// Undoes a staging that has failed for good.
     fn undo(&self, state: &State, error: Error) -> Error {
         match self.take_down(state) {
-            Ok(()) => error,
+            Ok(_) => error,
             Err(left) => {
                 let kind = if left.kind().is_final() { Kind::Unavailable } else { left.kind() };
                 error.and(format!("and it could not be undone: {left}")).with_kind(kind)
@@ -289,16 +291,22 @@ impl Engine {
         }
     }
 
-    /// Unmounts, ends the device and forgets the volume. Can be repeated after any failure.
-    pub(crate) fn take_down(&self, state: &State) -> Result<()> {
+    /// Unmounts, ends the device and forgets the volume. Can be repeated after any failure. Returns
+    /// what was lost, if hanging storage was ended by force.
+    pub(crate) fn take_down(&self, state: &State) -> Result<Option<Problem>> {
         let mut unstaging = state.clone();
         unstaging.phase = Phase::Unstaging;
+        unstaging.unstaging_since_s.get_or_insert_with(uptime_s);
         self.states.save(&unstaging)?;
-        if let Some(device) = state.device.as_ref().filter(|_| !state.is_stale()) {
-            unmount_while(&state.staging, |mount| mount.was_of(device))?;
-        }
-        self.volumes.detach(&state.volume)?;
-        self.states.remove(&state.volume)
+        let lost = self.patiently(&unstaging, |is_dead| {
+            if let Some(device) = state.device.as_ref().filter(|_| !state.is_stale()) {
+                let how = if is_dead { Unmount::Lazily } else { Unmount::Whole };
+                unmount_while(&state.staging, how, |mount| mount.was_of(device))?;
+            }
+            self.volumes.detach(&state.volume)
+        })?;
+        self.states.remove(&state.volume)?;
+        Ok(lost)
     }
 
     /// Unstages a volume. Done if it is not staged.
@@ -319,9 +327,17 @@ impl Engine {
         if !state.is_stale() {
             self.check_unused(&state)?;
         }
-        self.take_down(&state)?;
-        self.problems.clear(volume);
-        Ok(())
+        match self.take_down(&state)? {
+            None => {
+                self.problems.clear(volume);
+                Ok(())
+            }
+            Some(lost) => {
+                let error = ended_by_force(volume, &lost);
+                self.problems.set(volume, lost);
+                Err(error)
+            }
+        }
     }
 
     /// Refuses to unstage what is still published, or mounted by other means.
@@ -357,7 +373,7 @@ impl Engine {
             return Err(refused(why).and("unmount it first"));
         }
         if let Some(path) = staging {
-            unmount_while(path, |mount| mount.is_of(number))?;
+            unmount_while(path, Unmount::Whole, |mount| mount.is_of(number))?;
         }
         self.volumes.detach(volume)
     }

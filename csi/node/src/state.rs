@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sheave_core::{ErrorKind, printable};
 use sheave_durable as durable;
 
+use crate::force::uptime_s;
 use crate::mountinfo::Number;
 use crate::{Error, Kind, Result};
 
@@ -46,6 +48,13 @@ pub(crate) struct State {
     pub(crate) device: Option<StagedDevice>,
     /// Where it is published.
     pub(crate) targets: Vec<Target>,
+    /// Seconds of unstaging after which the device of hanging storage is ended by force; never by
+    /// default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) force_after_s: Option<u64>,
+    /// When unstaging has begun, in seconds since the node was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unstaging_since_s: Option<u64>,
     /// Which start of the node this is from (proc_sys_kernel(5)): mounts do not outlive it.
     boot: String,
 }
@@ -85,8 +94,17 @@ impl State {
             epoch: None,
             device: None,
             targets: Vec::new(),
+            force_after_s: None,
+            unstaging_since_s: None,
             boot: boot_id(),
         }
+    }
+
+    /// How long unstaging still waits for hanging storage; for ever if it is `None`.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let since = self.unstaging_since_s?;
+        let end = since.saturating_add(self.force_after_s?);
+        Some(Duration::from_secs(end.saturating_sub(uptime_s())))
     }
 
     /// Whether the node was started anew since it was written.

@@ -94,8 +94,18 @@ impl Shared {
             }
             FakeRequest::Claim { id } => self.claim(id).map(|()| FakeAnswer::Done),
             FakeRequest::End { id, key } => {
-                let real = self.devices().same(id, key).and_then(Device::take_real);
-                drop(real);
+                let (real, is_claimed) = {
+                    let mut devices = self.devices();
+                    let device = devices.same(id, key);
+                    let is_claimed = device.as_ref().is_some_and(|device| device.claimed);
+                    (device.and_then(Device::take_real), is_claimed)
+                };
+                if let Some(mut real) = real {
+                    // By force: what uses it gets errors.
+                    if !is_claimed {
+                        real.fail();
+                    }
+                }
                 let mut devices = self.devices();
                 if devices.same(id, key).is_some() {
                     devices.end(id);

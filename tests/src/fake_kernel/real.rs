@@ -47,6 +47,11 @@ impl RealDevice {
         Self { path: path.to_owned(), file, device, nbdfuse }
     }
 
+    /// Has all I/O fail from now on.
+    pub(super) fn fail(&mut self) {
+        let _ = self.nbdfuse.kill();
+    }
+
     /// Opens it exclusively: as long as that is open, it cannot be mounted.
     pub(super) fn claim(&self) -> Result<File, Errno> {
         let alone = OFlags::EXCL.bits().cast_signed();
@@ -69,6 +74,8 @@ impl Drop for RealDevice {
             let _ = self.nbdfuse.kill();
         }
         let _ = self.nbdfuse.wait();
+        // Left by one that was killed.
+        let _ = Run::new("umount").arg("--lazy").arg(&self.file).output();
         let _ = fs::remove_file(&self.file);
     }
 }

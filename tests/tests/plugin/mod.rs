@@ -1,5 +1,6 @@
 //! A node: a daemon with a pool, on block devices, and the service Node in the test's process.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,21 +42,30 @@ pub(crate) struct Volume {
     pub(crate) id: String,
     pub(crate) publication: Publication,
     pub(crate) capability: VolumeCapability,
+    /// What its class adds for nodes.
+    pub(crate) context: HashMap<String, String>,
 }
 
 impl Site {
     /// On devices of a stand-in that the real kernel has, too.
     pub(crate) fn new() -> Self {
-        Self::start(FakeKernel::with_block_devices(), start)
+        Self::start(FakeKernel::with_block_devices(), start, "")
     }
 
-    fn start(kernel: FakeKernel, start: fn(&Node) -> Daemon) -> Self {
+    /// With a second pool, `slow`, in this directory.
+    #[allow(dead_code, reason = "not every test with this module needs it")]
+    pub(crate) fn with_pool(dir: &Path) -> Self {
+        let more = format!("[pools.slow]\nurl = \"file://{}\"\n", dir.display());
+        Self::start(FakeKernel::with_block_devices(), start, &more)
+    }
+
+    fn start(kernel: FakeKernel, start: fn(&Node) -> Daemon, more: &str) -> Self {
         let node = Node { kernel, image: String::new() };
         for name in ["images", "stage", "pods"] {
             fs::create_dir(node.file(name)).expect("a directory");
         }
         let images = node.file("images");
-        let config = format!("[pools.fast]\nurl = \"file://{}\"\n", images.display());
+        let config = format!("[pools.fast]\nurl = \"file://{}\"\n{more}", images.display());
         fs::write(node.file("daemon.toml"), config).expect("a configuration");
         let daemon = start(&node);
         let runtime = start_runtime();
@@ -87,8 +97,19 @@ impl Site {
 
     /// Makes a volume, and publishes it to the node.
     pub(crate) fn volume(&self, name: &str, size: u64, capability: VolumeCapability) -> Volume {
+        self.volume_of("fast", name, size, capability)
+    }
+
+    /// The same in this pool.
+    pub(crate) fn volume_of(
+        &self,
+        pool: &str,
+        name: &str,
+        size: u64,
+        capability: VolumeCapability,
+    ) -> Volume {
         let request = control::CreateVolumeRequest {
-            pool: "fast".to_owned(),
+            pool: pool.to_owned(),
             name: name.to_owned(),
             required_bytes: size,
             ..control::CreateVolumeRequest::default()
@@ -96,7 +117,8 @@ impl Site {
         let mut volumes = self.volumes.clone();
         let made = self.wait(async { volumes.create_volume(request).await });
         let id = made.expect("made").into_inner().volume.expect("a volume").id;
-        let mut volume = Volume { id, publication: Publication::default(), capability };
+        let (publication, context) = (Publication::default(), HashMap::new());
+        let mut volume = Volume { id, publication, capability, context };
         self.publish_to_node(&mut volume, NODE);
         volume
     }
@@ -159,6 +181,7 @@ impl Site {
             publish_context: volume.publication.to_context(),
             staging_target_path: text(&self.staging()),
             volume_capability: Some(volume.capability.clone()),
+            volume_context: volume.context.clone(),
             ..NodeStageVolumeRequest::default()
         };
         self.wait(self.service.node_stage_volume(Request::new(request))).map(drop)
@@ -262,6 +285,7 @@ pub(crate) fn mount(mode: Mode, fs_type: &str) -> VolumeCapability {
     capability(mode, AccessType::Mount(mount))
 }
 
+#[allow(dead_code, reason = "not every test with this module needs it")]
 pub(crate) fn block(mode: Mode) -> VolumeCapability {
     capability(mode, AccessType::Block(BlockVolume {}))
 }

@@ -1,13 +1,11 @@
 //! Volumes and sizes of the control API as those of CSI.
 
-use std::collections::HashMap;
-
 use sheave_control::v1 as api;
 use sheave_csi_proto::v1 as csi;
 use tonic::Status;
 
 use crate::Plugin;
-use crate::context::FRONT;
+use crate::context::{FORCE_UNSTAGE_AFTER, FRONT};
 
 /// A size that is wanted, as required and limit; 0 is no bound.
 ///
@@ -32,11 +30,12 @@ pub(crate) fn bytes(bytes: u64) -> i64 {
 }
 
 pub(crate) fn volume(plugin: &Plugin, of: &api::Volume) -> csi::Volume {
-    let front = of.parameters.get(FRONT).map(|front| (FRONT.to_owned(), front.clone()));
+    let keys = [FRONT, FORCE_UNSTAGE_AFTER].into_iter();
+    let context = keys.filter_map(|key| Some((key.to_owned(), of.parameters.get(key)?.clone())));
     csi::Volume {
         capacity_bytes: bytes(of.size_bytes),
         volume_id: of.id.clone(),
-        volume_context: front.into_iter().collect::<HashMap<_, _>>(),
+        volume_context: context.collect(),
         content_source: None,
         accessible_topology: plugin.topology(of.local).into_iter().collect(),
     }

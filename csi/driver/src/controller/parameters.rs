@@ -1,4 +1,4 @@
-//! The parameters of classes: `pool`, `front`, `limit-bps`, `limit-iops`.
+//! The parameters of classes: `pool`, `front`, `limit-bps`, `limit-iops`, `force-unstage-after`.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use sheave_control::v1 as api;
 use sheave_core::{parse_digits, parse_size};
 use tonic::Status;
 
-use crate::context::FRONT;
+use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, parse_force_after};
 
 const POOL: &str = "pool";
 const LIMIT_BPS: &str = "limit-bps";
@@ -26,6 +26,8 @@ pub(super) struct Parameters {
     pub(super) limit_bps: Option<u64>,
     /// Ops per second; 0 is no limit.
     pub(super) limit_iops: Option<u64>,
+    /// Seconds.
+    pub(super) force_unstage_after: Option<u64>,
 }
 
 impl Parameters {
@@ -58,14 +60,20 @@ impl Parameters {
                 Some(limit) => self.limit_iops = Some(limit),
                 None => return invalid("write requests per second, such as 5000, or none"),
             },
-            POOL | FRONT if mutable => return invalid("it cannot be changed; make another class"),
+            POOL | FRONT | FORCE_UNSTAGE_AFTER if mutable => {
+                return invalid("it cannot be changed; make another class");
+            }
             POOL => self.pool = Some(value.to_owned()),
             FRONT if FRONTS.contains(&value) => self.front = Some(value.to_owned()),
             FRONT => return invalid("write auto, ublk or nbd"),
+            FORCE_UNSTAGE_AFTER => match parse_force_after(value) {
+                Some(seconds) => self.force_unstage_after = Some(seconds),
+                None => return invalid("write seconds, from 10 to 86400"),
+            },
             _ if key.starts_with(OF_SIDECARS) => {}
             _ => {
                 let key: String = key.chars().take(64).collect();
-                let known = [POOL, FRONT, LIMIT_BPS, LIMIT_IOPS].join(", ");
+                let known = [POOL, FRONT, LIMIT_BPS, LIMIT_IOPS, FORCE_UNSTAGE_AFTER].join(", ");
                 let why = format!("no parameter is called {key:?}; known: {known}");
                 return Err(Status::invalid_argument(why));
             }
@@ -93,11 +101,12 @@ impl Parameters {
 
     /// What is kept with the volume: all that makes two wishes the same.
     pub(super) fn kept(&self) -> HashMap<String, String> {
-        let limit = |limit: u64| limit.to_string();
+        let number = |number: u64| number.to_string();
         [
             (FRONT, self.front.clone()),
-            (LIMIT_BPS, self.limit_bps.map(limit)),
-            (LIMIT_IOPS, self.limit_iops.map(limit)),
+            (LIMIT_BPS, self.limit_bps.map(number)),
+            (LIMIT_IOPS, self.limit_iops.map(number)),
+            (FORCE_UNSTAGE_AFTER, self.force_unstage_after.map(number)),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value?)))
@@ -128,14 +137,18 @@ mod tests {
 
     #[test]
     fn parameters_that_are_unknown_or_wrong_are_refused_by_name() {
-        for (key, value) in
-            [("pol", "fast"), ("front", "scsi"), ("limit-bps", "fast"), ("limit-iops", "-1")]
-        {
+        for (key, value) in [
+            ("pol", "fast"),
+            ("front", "scsi"),
+            ("limit-bps", "fast"),
+            ("limit-iops", "-1"),
+            ("force-unstage-after", "9"),
+        ] {
             let refused = Parameters::new(&map([(key, value)]), &map([])).unwrap_err();
             assert_eq!(refused.code(), tonic::Code::InvalidArgument);
             assert!(refused.message().contains(key), "{refused}");
         }
-        for key in ["pool", "front"] {
+        for key in ["pool", "front", "force-unstage-after"] {
             assert!(Parameters::new(&map([]), &map([(key, "auto")])).is_err(), "{key}");
         }
         let added = map([("csi.storage.k8s.io/pvc/name", "data")]);

@@ -3,7 +3,9 @@
 //! Each is checked as a whole before anything is done, in this order: ids, paths, capability,
 //! contexts.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
@@ -15,7 +17,7 @@ use sheave_node::{Access, Attach, Fs, PublishRequest, StageRequest};
 use tonic::Status;
 
 use crate::checks;
-use crate::context::{FRONT, Publication};
+use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, Publication, parse_force_after};
 
 /// Paths are longer than other texts (the specification, "Size Limits"); PATH_MAX of Linux.
 const PATH_LEN_MAX: usize = 4096;
@@ -49,7 +51,8 @@ pub(super) fn stage(request: NodeStageVolumeRequest) -> Result<StageRequest, Sta
     let read_only = publication.read_only || reads_only(mode);
     let front = request.volume_context.get(FRONT).cloned();
     let attach = Attach { read_only, epoch: publication.epoch, front };
-    Ok(StageRequest { volume: request.volume_id, staging, access, attach })
+    let force_unstage_after = force_after(&request.volume_context)?;
+    Ok(StageRequest { volume: request.volume_id, staging, access, attach, force_unstage_after })
 }
 
 /// NodePublishVolume.
@@ -144,6 +147,15 @@ fn capability(capability: Option<VolumeCapability>) -> Result<Capability, Status
         ));
     }
     Ok(Capability { access, mode })
+}
+
+fn force_after(context: &HashMap<String, String>) -> Result<Option<Duration>, Status> {
+    let Some(text) = context.get(FORCE_UNSTAGE_AFTER) else { return Ok(None) };
+    let seconds = parse_force_after(text).ok_or_else(|| {
+        let why = format!("volume_context {FORCE_UNSTAGE_AFTER}: write seconds, from 10 to 86400");
+        Status::invalid_argument(why)
+    })?;
+    Ok(Some(Duration::from_secs(seconds)))
 }
 
 /// Modes in which the device itself refuses writes.
