@@ -53,7 +53,6 @@ impl Site {
     }
 
     /// With a second pool, `slow`, in this directory.
-    #[allow(dead_code, reason = "not every test with this module needs it")]
     pub(crate) fn with_pool(dir: &Path) -> Self {
         let more = format!("[pools.slow]\nurl = \"file://{}\"\n", dir.display());
         Self::start(FakeKernel::with_block_devices(), start, &more)
@@ -285,7 +284,6 @@ pub(crate) fn mount(mode: Mode, fs_type: &str) -> VolumeCapability {
     capability(mode, AccessType::Mount(mount))
 }
 
-#[allow(dead_code, reason = "not every test with this module needs it")]
 pub(crate) fn block(mode: Mode) -> VolumeCapability {
     capability(mode, AccessType::Block(BlockVolume {}))
 }
