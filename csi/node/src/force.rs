@@ -1,5 +1,5 @@
-//! Unstaging a volume whose storage hangs, for those who have chosen to lose data rather than to
-//! wait: its I/O is failed, and its device ended.
+//! Unstaging a volume whose storage hangs, where its class prefers the loss of data to waiting: its
+//! I/O is failed, and its device ended.
 //!
 //! Unmounting writes back what is dirty, so it waits as long as the storage hangs. A policy of the
 //! volume says for how long; there is none by default.
