@@ -86,8 +86,8 @@ fn volumes_whose_storage_hangs_do_not_stop_others() {
         let well = image(&node.file("well"));
         let hang = disk.hang();
         thread::scope(|scope| {
-            let write = |device| scope.spawn(move || writes(device, PATIENCE));
-            let writers: Vec<_> = hung.iter().map(write).collect();
+            let writers = hung.iter().map(|device| scope.spawn(|| writes(device, PATIENCE)));
+            let writers: Vec<_> = writers.collect();
             assert!(eventually(|| node.kernel.in_flight() == MANY), "all wait");
             for _ in 0..3 {
                 assert!(writes(&well, IN_TIME), "another volume hangs, too");
