@@ -11,6 +11,11 @@ const NODE_ID_LEN_MAX: usize = 256;
 /// Bytes of an error's message, which ends up in events of claims and pods (1 KiB there).
 const MESSAGE_LEN_MAX: usize = 1024;
 
+/// Why a capability with a group is refused. It is announced by drivers of filesystems whose files
+/// have no owners of their own; here the orchestrator sets the group (`fsGroupPolicy: File`).
+pub const NO_MOUNT_GROUP: &str =
+    "has a volume_mount_group; the group of files is set by the orchestrator (fsGroup)";
+
 /// A text that must be there and short.
 ///
 /// # Errors

@@ -1,4 +1,5 @@
-//! A bound on the time of every call: sidecars and kubelet wait for 10 s and more.
+//! Bounds on every answer: its time, since sidecars and kubelet wait for 10 s and more, and the length
+//! of its message.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,6 +11,8 @@ use tonic::Status;
 use tonic::codegen::http::{Request, Response};
 use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
+
+use crate::checks;
 
 /// How soon every call is answered, whatever the daemon and the pools' storage do. The daemon and
 /// the node engine answer within 8 s, and say more.
@@ -52,15 +55,27 @@ where
         let called = timeout(self.answer_within, self.service.call(request));
         let seconds = self.answer_within.as_secs();
         Box::pin(async move {
-            called.await.unwrap_or_else(|_| {
+            let answered = called.await.unwrap_or_else(|_| {
                 let why = format!(
                     "no answer within {seconds} s: the daemon, or the pool's storage, hangs; the \
                      outcome is not known, so try again"
                 );
                 Ok(Status::deadline_exceeded(why).into_http())
-            })
+            });
+            answered.map(shortened)
         }) as Pin<Box<dyn Future<Output = _> + Send>>
     }
+}
+
+/// The same answer; of an error, with a message that is short and without details (the
+/// specification, "Error Scheme").
+fn shortened<R: Default>(answer: Response<R>) -> Response<R> {
+    let Some(status) = Status::from_header_map(answer.headers()) else { return answer };
+    let message = checks::message(status.message());
+    if status.details().is_empty() && message.len() == status.message().len() {
+        return answer;
+    }
+    Status::new(status.code(), message).into_http()
 }
 
 #[cfg(test)]
@@ -93,5 +108,17 @@ mod tests {
         let status = Status::from_header_map(answer.headers()).expect("a status");
         assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
         assert!(status.message().contains("try again"), "{status}");
+    }
+
+    #[test]
+    fn rule_14_an_answer_has_a_short_message_and_no_details() {
+        let long = Status::with_details(tonic::Code::NotFound, "ü".repeat(4000), vec![1].into());
+        let answer: Response<()> = shortened(long.into_http());
+        let status = Status::from_header_map(answer.headers()).expect("a status");
+        assert_eq!((status.code(), status.message().len()), (tonic::Code::NotFound, 1024));
+        assert!(status.details().is_empty());
+        let kept: Response<()> = shortened(Status::aborted("wait").into_http());
+        let status = Status::from_header_map(kept.headers()).expect("a status");
+        assert_eq!(status.message(), "wait");
     }
 }

@@ -64,6 +64,26 @@ impl Disk {
         Ok(Self { path: path.to_owned(), number, size: size.map_err(fail)?, read_only })
     }
 
+    /// Opens it, so that it stays the device that it is.
+    ///
+    /// # Errors
+    /// When another device has its path by now.
+    pub(crate) fn hold(&self) -> Result<File> {
+        let fail = |error| Error::of_io(printable(&self.path), &error);
+        let file = File::open(&self.path).map_err(fail)?;
+        self.check_same(&file)?;
+        Ok(file)
+    }
+
+    fn check_same(&self, file: &File) -> Result<()> {
+        let rdev = file.metadata().map_err(|error| self.unreadable(&error))?.rdev();
+        if Number::of(rdev) == self.number {
+            return Ok(());
+        }
+        let why = format!("{}: it is another device now", printable(&self.path));
+        Err(Error::new(Kind::Unavailable, why))
+    }
+
     /// What kind of data is on it.
     ///
     /// # Errors
@@ -74,12 +94,7 @@ impl Disk {
             .custom_flags(OFlags::DIRECT.bits().cast_signed())
             .open(&self.path)
             .map_err(|error| self.unreadable(&error))?;
-        // Another device may have the name by now.
-        let rdev = file.metadata().map_err(|error| self.unreadable(&error))?.rdev();
-        if Number::of(rdev) != self.number {
-            let why = format!("{}: it is another device now", printable(&self.path));
-            return Err(Error::new(Kind::Unavailable, why));
-        }
+        self.check_same(&file)?;
         let block = ioctl_blksszget(&file).map_err(|errno| self.unreadable(&errno.into()))?;
         if block as usize > ALIGN || !self.size.is_multiple_of(u64::from(block)) {
             let why = format!("{}: logical blocks of {block} bytes", printable(&self.path));

@@ -164,6 +164,17 @@ pub(crate) fn make_target(target: &Path, is_dir: bool) -> Result<bool> {
     Err(refused(why))
 }
 
+/// Refuses a directory that is not empty: a mount would hide what is there.
+pub(crate) fn check_empty(dir: &Path) -> Result<()> {
+    let fail = |error| Error::of_io(printable(dir), &error);
+    if fs::read_dir(dir).map_err(fail)?.next().is_none() {
+        return Ok(());
+    }
+    let why =
+        format!("{}: it is not empty, and nothing is hidden; look what is there", printable(dir));
+    Err(refused(why))
+}
+
 /// Removes a mount point at which nothing is mounted: one empty directory or one empty file. Done
 /// if there is none.
 ///

@@ -1,11 +1,14 @@
 //! Mount options, as mount(8) has them. They may be secret, so no message quotes their values.
 
 use std::ffi::CString;
+use std::os::fd::AsFd as _;
 
-use rustix::mount::MountFlags;
+use rustix::io::Errno;
+use rustix::mount::{FsOpenFlags, MountFlags, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
 use crate::Result;
-use crate::error::invalid;
+use crate::error::{invalid, refused};
+use crate::fs::Fs;
 use crate::mountinfo::Mount;
 use crate::state::fingerprint;
 
@@ -38,8 +41,15 @@ const IGNORED: &[&str] = &[
     "", "rw", "defaults", "suid", "dev", "exec", "atime", "diratime", "async", "auto", "noauto",
     "user", "nouser", "users", "owner", "group", "_netdev", "nofail", "loud",
 ];
-/// What would make another kind of mount.
+/// What would make another kind of mount, have another device written, or end the node.
 const REFUSED: &[&str] = &[
+    "source",
+    "device",
+    "journal_dev",
+    "journal_path",
+    "logdev",
+    "rtdev",
+    "errors=panic",
     "bind",
     "rbind",
     "move",
@@ -53,6 +63,9 @@ const REFUSED: &[&str] = &[
     "unbindable",
     "runbindable",
 ];
+
+/// Those of security modules, whose values mount(2) alone reads as they are written here.
+const OF_SECURITY: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
 
 /// Mount options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,15 +87,46 @@ impl Options {
         for option in texts.iter().flat_map(|text| split(text)) {
             if let Some((_, flag)) = FLAGS.iter().find(|(name, _)| *name == option) {
                 options.flags |= *flag;
-            } else if REFUSED.contains(&option) {
-                return Err(invalid(format!("the mount option {option} cannot be used here")));
             } else if option.contains('\0') {
                 return Err(invalid("a mount option has a byte 0"));
-            } else if !IGNORED.contains(&option) && !option.starts_with("x-") {
+            } else if let Some(name) = REFUSED.iter().find(|name| is_called(option, name)) {
+                return Err(invalid(format!("the mount option {name} cannot be used here")));
+            } else if !is_ignored(option) {
                 options.data.push(option.to_owned());
             }
         }
         Ok(options)
+    }
+
+    /// Refuses what this kernel does not know, before anything is done to a device. Where the kernel
+    /// cannot be asked (Linux before 5.2, and filesystems that are older), mounting finds it.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`](crate::Kind::Invalid) for an option, which is not quoted, and
+    /// [`Kind::Refused`](crate::Kind::Refused) for a filesystem.
+    pub(crate) fn check(&self, fs: Fs) -> Result<()> {
+        let context = match fsopen(fs.name(), FsOpenFlags::FSOPEN_CLOEXEC) {
+            Ok(context) => context,
+            Err(Errno::NODEV) => {
+                let why = format!("this kernel has no {}; load its module", fs.name());
+                return Err(refused(why));
+            }
+            Err(_) => return Ok(()),
+        };
+        let is_of_filesystem =
+            |option: &&String| !OF_SECURITY.iter().any(|name| is_called(option, name));
+        for option in self.data.iter().filter(is_of_filesystem) {
+            let set = match option.split_once('=') {
+                Some((name, value)) => fsconfig_set_string(context.as_fd(), name, value),
+                None => fsconfig_set_flag(context.as_fd(), option.as_str()),
+            };
+            if set == Err(Errno::INVAL) {
+                let len = option.len();
+                let why = format!("{} knows no mount option like one of {len} bytes", fs.name());
+                return Err(invalid(format!("{why} that is asked for; correct the class")));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
@@ -128,6 +172,15 @@ impl Options {
     }
 }
 
+fn is_ignored(option: &str) -> bool {
+    IGNORED.contains(&option) || option.starts_with("x-") || option.starts_with("X-")
+}
+
+/// Whether an option has this name, or is this text.
+fn is_called(option: &str, name: &str) -> bool {
+    option == name || option.split_once('=').is_some_and(|(own, _)| own == name)
+}
+
 /// Splits at commas outside quotes: the categories of an SELinux context have commas.
 fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
@@ -159,11 +212,26 @@ mod tests {
     }
 
     #[test]
+    fn rule_09_contexts_that_differ_in_a_category_are_told_apart() {
+        let context = |category: &str| {
+            let option =
+                format!(r#"context="system_u:object_r:container_file_t:s0:c1,{category}""#);
+            parse(&[&option]).expect("good").fingerprint()
+        };
+        assert_eq!(context("c2"), context("c2"));
+        assert_ne!(context("c2"), context("c3"));
+    }
+
+    #[test]
     fn rule_14_refused_options_are_not_quoted() {
         let secret = "password=hunter2\0";
         let error = parse(&[secret]).unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
-        assert!(parse(&["noatime,remount"]).is_err());
+        for refused in ["noatime,remount", "errors=panic", "journal_dev=8", "device=/dev/sda"] {
+            let error = parse(&[refused]).unwrap_err();
+            assert!(error.to_string().contains("cannot be used here"), "{error}");
+        }
+        assert!(parse(&["errors=remount-ro,X-mount.mkdir"]).is_ok());
         assert!(parse(&[&"a".repeat(LEN_MAX)]).is_err());
     }
 }

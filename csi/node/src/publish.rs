@@ -8,7 +8,7 @@ use rustix::mount::MountFlags;
 use sheave_core::printable;
 
 use crate::disk::Disk;
-use crate::error::refused;
+use crate::error::{invalid, refused};
 use crate::mountinfo::{Mounts, Number};
 use crate::mounts::{bind, make_target, remove_target, resolve, unmount_all};
 use crate::options::Options;
@@ -32,6 +32,10 @@ impl Engine {
             return Err(refused(format!("volume {volume}: {why}")));
         }
         let target = self.target(request)?;
+        if target.starts_with(&state.staging) {
+            let why = "the target path is inside of the volume itself; use another path";
+            return Err(invalid(format!("volume {volume}: {}: {why}", printable(&target))));
+        }
         let arguments = arguments(request);
         let there = what_is_at(&target, &disk)?;
         let known = state.targets.iter().find(|known| known.path == target);

@@ -10,7 +10,7 @@ use crate::force::{ended_by_force, uptime_s};
 use crate::fs::Fs;
 use crate::lock::VolumeLock;
 use crate::mountinfo::Mounts;
-use crate::mounts::{Unmount, mount, resolve, unmount_while};
+use crate::mounts::{Unmount, check_empty, mount, resolve, unmount_while};
 use crate::options::Options;
 use crate::plan::{Plan, plan};
 use crate::probe::FsInfo;
@@ -22,7 +22,11 @@ impl Engine {
     /// Stages a volume. Nothing is left of it after a final error.
     pub(crate) fn stage(&self, request: &StageRequest) -> Result<()> {
         let options = match &request.access {
-            Access::Mount { options, .. } => Options::parse(options)?,
+            Access::Mount { fs, options } => {
+                let options = Options::parse(options)?;
+                options.check(*fs)?;
+                options
+            }
             Access::Block => Options::parse(&[])?,
         };
         let lock = self.lock(&request.volume)?;
@@ -40,6 +44,9 @@ impl Engine {
             self.clear(&before)?;
         }
         self.check_free(&request.volume, &state.staging)?;
+        if request.access.fs().is_some() {
+            check_empty(&state.staging).map_err(|error| error.of(&request.volume))?;
+        }
         self.states.save(&state)?;
         match self.stage_fresh(request, options, &mut state, &lock) {
             Ok(()) => {
@@ -66,19 +73,20 @@ impl Engine {
     /// Refuses a staging path at which something is mounted that is not the volume's.
     fn check_free(&self, volume: &str, staging: &Path) -> Result<()> {
         let mounts = Mounts::read()?;
-        let Some(top) = mounts.top(staging) else { return Ok(()) };
         // Its state may have been lost.
-        if let Some(device) = self.volumes.device(volume)? {
+        if let Some(top) = mounts.top(staging)
+            && let Some(device) = self.volumes.device(volume)?
+        {
             let number = Disk::at(&device.path)?.number;
             if top.is_of(number) {
                 unmount_while(staging, Unmount::Whole, |mount| mount.is_of(number))?;
             }
         }
-        if Mounts::read()?.top(staging).is_none() {
-            return Ok(());
+        if Mounts::read()?.top(staging).is_some() {
+            let why = format!("staging path {}: something else is mounted", printable(staging));
+            return Err(refused(format!("{why} there")).of(volume).and("unmount it first"));
         }
-        let why = format!("staging path {}: something else is mounted there", printable(staging));
-        Err(refused(why).of(volume).and("unmount it, or use another path"))
+        Ok(())
     }
 
     /// Whether a volume is staged as asked for already.
@@ -165,6 +173,12 @@ impl Engine {
         let of_volume = |error: Error| error.of(volume);
         let device = self.volumes.attach(volume, &request.attach)?;
         let disk = Disk::of(&device).map_err(of_volume)?;
+        // A device that is open is not ended, so its number becomes no other device's.
+        let _held = disk.hold().map_err(of_volume)?;
+        if self.volumes.device(volume)?.is_none_or(|now| now.path != device.path) {
+            let why = format!("volume {volume}: its device was ended meanwhile; try again");
+            return Err(Error::new(Kind::Unavailable, why));
+        }
         state.device = Some(StagedDevice { path: disk.path.clone(), number: disk.number });
         self.states.save(state)?;
         let ready = match request.access.fs() {

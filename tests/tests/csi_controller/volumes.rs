@@ -158,7 +158,7 @@ fn a_controller_without_devices_has_the_pools_of_its_configuration() {
 }
 
 #[test]
-fn identity_says_what_the_plugin_is_and_whether_it_works() {
+fn rule_41_identity_says_what_the_plugin_is_and_whether_it_works() {
     let mut client = Client::new();
     let info = client.info();
     assert_eq!(info.name, "csi.sheave.dev");

@@ -5,6 +5,8 @@ use sheave_csi_proto::v1 as csi;
 use sheave_csi_proto::v1::volume_capability::AccessType;
 use tonic::Status;
 
+use crate::checks::NO_MOUNT_GROUP;
+
 /// The file systems that a node can make.
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 /// Bytes of all mount flags (the specification, `VolumeCapability.MountVolume`).
@@ -34,6 +36,9 @@ impl Use {
                     let known = FILE_SYSTEMS.join(", ");
                     let shown: String = fs_type.chars().take(32).collect();
                     return invalid(format!("no file system {shown:?} is made here; use {known}"));
+                }
+                if !mount.volume_mount_group.is_empty() {
+                    return invalid(format!("volume_capability {NO_MOUNT_GROUP}"));
                 }
                 let len: usize = mount.mount_flags.iter().map(String::len).sum();
                 if len > MOUNT_FLAGS_LEN_MAX {

@@ -16,7 +16,7 @@ use sheave_csi_proto::v1::{
 use sheave_node::{Access, Attach, Fs, PublishRequest, StageRequest};
 use tonic::Status;
 
-use crate::checks;
+use crate::checks::{self, NO_MOUNT_GROUP};
 use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, Publication, parse_force_after};
 
 /// Paths are longer than other texts (the specification, "Size Limits"); PATH_MAX of Linux.
@@ -130,11 +130,15 @@ fn capability(capability: Option<VolumeCapability>) -> Result<Capability, Status
             if len > MOUNT_FLAGS_LEN_MAX {
                 return Err(invalid("has mount flags of more than 4 KiB"));
             }
+            if !mount.volume_mount_group.is_empty() {
+                return Err(invalid(NO_MOUNT_GROUP));
+            }
             let fs = match mount.fs_type.as_str() {
                 "" => DEFAULT_FS,
                 name => Fs::of_name(name).ok_or_else(|| {
                     let known = Fs::ALL.map(Fs::name).join(", ");
-                    invalid(&format!("has the type {name:?}; known are {known}"))
+                    let shown: String = name.chars().take(32).collect();
+                    invalid(&format!("has the type {shown:?}; known are {known}"))
                 })?,
             };
             Access::Mount { fs, options: mount.mount_flags }
