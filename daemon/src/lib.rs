@@ -98,8 +98,9 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Makes a device of a volume; returns its device if it already has one. The name may start a program, so the caller must have refused
-    /// names that a request may not use ([`VolumeSpec::of_operator`]).
+    /// Makes a device of a volume; returns its device if it already has one. The name may start a
+    /// program, so the caller must have refused names that a request may not use
+    /// ([`VolumeSpec::of_operator`]).
     ///
     /// # Errors
     /// Errors of the volume and of the kernel; [`ErrorKind::Busy`] when the volume has a device

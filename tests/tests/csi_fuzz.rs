@@ -1,5 +1,5 @@
-//! Arbitrary requests to all services: whatever is asked, the plugin goes on, answers in time with a
-//! code that says something, and shows no secret.
+//! Arbitrary requests to all services: whatever is asked, the plugin goes on, answers in time with
+//! a code that says something, and shows no secret.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -114,8 +114,8 @@ impl ControllerService {
     }
 }
 
-/// The answer to a call of the control API, with an error of CSI. The call as a whole has a deadline
-/// (`deadline.rs`).
+/// The answer to a call of the control API, with an error of CSI. The deadline is that of the whole
+/// call (`deadline.rs`).
 pub(crate) async fn answered<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {

@@ -1,5 +1,5 @@
-//! Bounds on every answer: its time, since sidecars and kubelet wait for 10 s and more, and the length
-//! of its message.
+//! Bounds on every answer: its time, since sidecars and kubelet wait for 10 s and more, and the
+//! length of its message.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -24,8 +24,8 @@ const RETRY: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Does the `work` that takes a volume down. If it fails or waits for longer than the volume's
-    /// policy allows, and the storage hangs, the device is ended by force, and the work is done with
-    /// `true`: the volume's filesystem is dead. Returns what was lost then.
+    /// policy allows, and the storage hangs, the device is ended by force, and the work is done
+    /// with `true`: the volume's filesystem is dead. Returns what was lost then.
     pub(crate) fn patiently(
         &self,
         state: &State,
@@ -51,7 +51,7 @@ impl Engine {
         let mut wait = patience;
         loop {
             let has_ended = is_ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout);
-            // With no time left, work may fail at once, because of programs that wait for the storage.
+            // With no time left, work may fail at once: programs that wait for the storage use it.
             if has_ended && !wait.is_zero() {
                 return None;
             }

@@ -25,7 +25,6 @@ struct Job<T> {
     call: String,
     /// What it is called in messages.
     verb: &'static str,
-    begun: Instant,
     /// When it ended, and how.
     result: Mutex<Option<(Instant, Result<T>)>>,
     ended: Condvar,
@@ -96,8 +95,8 @@ impl<T: Clone + Send + 'static> Jobs<T> {
 
 impl<T: Clone> Job<T> {
     fn new(verb: &'static str, call: String) -> Arc<Self> {
-        let (begun, result, ended) = (Instant::now(), Mutex::default(), Condvar::new());
-        Arc::new(Self { call, verb, begun, result, ended })
+        let (result, ended) = (Mutex::default(), Condvar::new());
+        Arc::new(Self { call, verb, result, ended })
     }
 
     fn wait(&self, patience: Duration) -> Option<Result<T>> {
@@ -113,8 +112,8 @@ impl<T: Clone> Job<T> {
     }
 
     fn pending(&self, volume: &str) -> Error {
-        let (verb, seconds) = (self.verb, self.begun.elapsed().as_secs());
-        let why = format!("volume {volume}: {verb} is going on for {seconds} s; ask again");
+        // Without its time: an orchestrator joins events of the same text.
+        let why = format!("volume {volume}: {} is going on; ask again", self.verb);
         Error::new(Kind::Pending, why)
     }
 }

@@ -98,8 +98,8 @@ impl Options {
         Ok(options)
     }
 
-    /// Refuses what this kernel does not know, before anything is done to a device. Where the kernel
-    /// cannot be asked (Linux before 5.2, and filesystems that are older), mounting finds it.
+    /// Refuses what this kernel does not know, before anything is done to a device. Where it cannot
+    /// be asked (Linux before 5.2, and filesystems that are older), mounting finds it.
     ///
     /// # Errors
     /// [`Kind::Invalid`](crate::Kind::Invalid) for an option, which is not quoted, and

@@ -25,8 +25,8 @@ pub trait Volumes: Send + Sync {
     /// When the device is in use, or the daemon does not answer.
     fn detach(&self, volume: &str) -> Result<()>;
 
-    /// Ends the volume's device although it is in use: its I/O fails, and what was not flushed may be
-    /// lost. Does not wait for the storage. Done if it has none.
+    /// Ends the volume's device although it is in use: its I/O fails, and what was not flushed may
+    /// be lost. Does not wait for the storage. Done if it has none.
     ///
     /// # Errors
     /// When the daemon does not answer.

@@ -18,9 +18,8 @@ use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 use crate::watch::is_hung_up;
 
-/// Threads of the kernel in which requests of one ring may block (io_uring_register(2),
-/// IORING_REGISTER_IOWQ_MAX_WORKERS). By default they are four for each CPU: then a few files whose
-/// storage hangs would stop all others. They are made as they are needed.
+/// Threads of the kernel in which requests of a ring may block (io_uring_register(2)). By default
+/// they are 4 a CPU, and so before Linux 5.15: then a few files whose storage hangs stop all others.
 const BLOCKING_WORKERS_MAX: u32 = 512;
 
 /// Sizes of a ring; each is the named maximum of a queue.
@@ -171,7 +170,6 @@ impl Ring {
     /// What the kernel says, mostly for want of memory or descriptors.
     pub fn new(probe: &Probe, config: RingConfig) -> io::Result<Self> {
         let uring = open(probe.mode, config.entries)?;
-        // Linux before 5.15 refuses it, and then has its default.
         let _ = uring.submitter().register_iowq_max_workers(&mut [BLOCKING_WORKERS_MAX, 0]);
         let count = if probe.registered_files { config.registered_max } else { 0 };
         let registered = count > 0 && uring.submitter().register_files_sparse(count).is_ok();
