@@ -18,8 +18,8 @@ use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 use crate::watch::is_hung_up;
 
-/// Threads of the kernel in which requests of a ring may block (io_uring_register(2)). By default
-/// they are 4 a CPU, and so before Linux 5.15: then a few files whose storage hangs stop all others.
+/// Threads of the kernel in which requests of a ring may block (io_uring_register(2)). By default,
+/// and before Linux 5.15, they are 4 a CPU: a few files whose storage hangs stop all others then.
 const BLOCKING_WORKERS_MAX: u32 = 512;
 
 /// Sizes of a ring; each is the named maximum of a queue.
