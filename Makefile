@@ -35,8 +35,8 @@ k8s-smoke: ## claims and pods in a real Kubernetes (tests/k8s)
 k8s-chart: ## the Helm chart in that Kubernetes: daemon and plugin are replaced under a pod
 	K8S_DRIVER=chart tests/k8s/with-cluster tests/k8s/chart
 
-k8s-e2e: ## specs of the External.Storage suite of Kubernetes: FOCUS='...' SKIP='...'
-	tests/k8s/with-cluster tests/k8s/e2e '$(FOCUS)' '$(SKIP)'
+k8s-e2e: ## the External.Storage suite of Kubernetes, or specs of it: FOCUS='...' SKIP='...'
+	tests/k8s/with-cluster tests/k8s/$(if $(FOCUS),e2e '$(FOCUS)' '$(SKIP)',e2e-all)
 
 lint: ## rustfmt, clippy, cargo-deny
 	scripts/lint
