@@ -108,7 +108,7 @@ fn a_pool_on_a_full_disk_can_be_emptied() {
     in_namespace("a_pool_on_a_full_disk_can_be_emptied", || {
         let node = PoolNode::new();
         let dir = node.node.file("fast");
-        Run::new("mount").args("-t tmpfs -o size=1M none").arg(&dir).ok();
+        Run::new("mount").args("-t tmpfs -o size=6M none").arg(&dir).ok();
         let daemon = node.daemon();
         for name in ["fast/a", "fast/b"] {
             daemon.sheave("volume create").arg(name).ok();
@@ -119,6 +119,8 @@ fn a_pool_on_a_full_disk_can_be_emptied() {
         while file.write_all(&[7; 4096]).is_ok() {}
         drop(file);
         daemon.sheave("volume create fast/c").output().check_refused("No space left");
+        let larger = daemon.sheave("volume create fast/c --size 7M").output();
+        larger.check_refused("as many as its file system has");
         for limit in ["500", "600"] {
             daemon.sheave("volume set fast/a --limit-iops").arg(limit).ok();
         }

@@ -117,7 +117,12 @@ impl Pools {
     /// [`ErrorKind::Invalid`] with what is wrong.
     pub fn new(configs: &[PoolConfig], site: &Site) -> Result<Self> {
         let mut pools = BTreeMap::new();
-        for config in configs {
+        for (index, config) in configs.iter().enumerate() {
+            if let Some(other) = configs[..index].iter().find(|other| is_same(other, config)) {
+                let (name, other) = (&config.name, &other.name);
+                let why = format!("{name}: it is the same as pool {other}, {}", config.url);
+                return Err(Error::new(ErrorKind::Invalid, "pool", why));
+            }
             pools.insert(config.name.clone(), open(config, site)?);
         }
         Ok(Self { pools })
@@ -205,8 +210,21 @@ impl Pools {
         if behind.is_some_and(|id| *pool < *id.pool) {
             return Ok(Vec::new());
         }
-        let found = of.list()?.into_iter().map(|found| Listed { pool: Arc::clone(of), found });
-        Ok(found.filter(|one| behind.is_none_or(|id| one.id() > *id)).take(max).collect())
+        let behind = behind.filter(|id| *id.pool == *pool).map(|id| id.uuid);
+        let found = of.list(behind, max)?.into_iter();
+        Ok(found.map(|found| Listed { pool: Arc::clone(of), found }).collect())
+    }
+}
+
+/// Whether both have the same volumes: each would be two.
+fn is_same(one: &PoolConfig, other: &PoolConfig) -> bool {
+    let spec = |config: &PoolConfig| config.url.parse::<VolumeSpec>().ok();
+    let file = |spec: &VolumeSpec| spec.file_path().and_then(|path| path.canonicalize().ok());
+    match (spec(one), spec(other)) {
+        (Some(one), Some(other)) => {
+            one.is_same_place(&other) || file(&one).is_some_and(|path| Some(path) == file(&other))
+        }
+        _ => false,
     }
 }
 
@@ -301,6 +319,19 @@ mod tests {
             let refused = Pools::new(&[config], &Site::default()).err().unwrap();
             assert_eq!(refused.kind(), ErrorKind::Invalid, "{name} {url}");
         }
+    }
+
+    #[test]
+    fn a_pool_has_one_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("same")).unwrap();
+        let twice = [config("a", dir.path()), config("b", &dir.path().join("same"))];
+        let refused = Pools::new(&twice, &Site::default()).err().unwrap();
+        assert!(refused.kind() == ErrorKind::Invalid && refused.to_string().contains("pool a"));
+        let server =
+            |name: &str| PoolConfig { url: "nbd://s".to_owned(), ..config(name, dir.path()) };
+        let server = |name: &str| PoolConfig { default_size: None, ..server(name) };
+        assert!(Pools::new(&[server("a"), server("b")], &Site::default()).is_err());
     }
 
     #[test]

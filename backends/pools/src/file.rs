@@ -16,6 +16,7 @@
 //! gone, it was lost by other means, and the image stays.
 
 mod identity;
+mod image;
 mod layout;
 mod lock;
 mod sweep;
@@ -24,13 +25,10 @@ mod tests;
 mod writer;
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use rustix::fs::{SeekFrom, seek, statvfs};
-use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_durable::{self as durable, step};
 use sheave_volumes::{OpenOptions as VolumeOptions, VolumeSpec};
@@ -42,6 +40,7 @@ use crate::pool::{
 use crate::record::{Publication, Record};
 use crate::sharing::Judge;
 use identity::Identified;
+use image::{first_data, grow, is_too_large};
 use layout::{Layout, Named, failed};
 use lock::{Locked, State};
 
@@ -160,17 +159,25 @@ impl FilePool {
 
     /// Checks that a volume may have this size.
     fn check_size(&self, name: &str, size: u64) -> Result<()> {
-        match self.limits.max_size.filter(|most| size > *most) {
-            None => Ok(()),
-            Some(most) => {
-                let pool = &self.info.name;
-                let why = format!(
-                    "{name}: {size} bytes, and pool {pool} has volumes of {most} bytes at most \
-                     (max_size of its configuration)"
-                );
-                Err(Error::new(ErrorKind::TooLarge, "choose a size", why))
-            }
+        let most = self.size_max()?;
+        if size <= most {
+            return Ok(());
         }
+        let pool = &self.info.name;
+        let why = match self.limits.max_size {
+            Some(limit) if limit == most => "max_size of its configuration",
+            _ => "as many as its file system has",
+        };
+        let why =
+            format!("{name}: {size} bytes, and a volume of pool {pool} has at most {most} ({why})");
+        Err(Error::new(ErrorKind::TooLarge, "choose a size", why))
+    }
+
+    /// The most bytes of a volume: one that its file system can never hold is of no use.
+    fn size_max(&self) -> Result<u64> {
+        // A file system without bounds says 0.
+        let has = Some(self.layout.room()?.total).filter(|total| *total > 0).unwrap_or(SIZE_MAX);
+        Ok(has.min(self.limits.max_size.unwrap_or(SIZE_MAX)).min(SIZE_MAX))
     }
 
     /// Checks that there is room for `more` bytes.
@@ -233,12 +240,12 @@ impl FilePool {
             step();
             durable::sync_parent(&image)
         };
-        make_image().map_err(|error| match error.kind() {
-            io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => {
+        make_image().map_err(|error| match is_too_large(&error) {
+            true => {
                 let why = format!("{}: its file system has no files of {size} bytes", new.name);
                 Error::new(ErrorKind::TooLarge, "create", why)
             }
-            _ => failed(&image, error),
+            false => failed(&image, error),
         })?;
         let record = Record {
             limit_bps: new.limit_bps,
@@ -270,26 +277,22 @@ impl Pool for FilePool {
         self.check()?;
         let available = match self.limits.capacity {
             Some(capacity) => capacity.saturating_sub(self.layout.image_bytes()?),
-            None => {
-                let dir = self.layout.dir();
-                let found = statvfs(dir).map_err(|errno| failed(dir, errno.into()))?;
-                found.f_bavail.saturating_mul(found.f_frsize)
-            }
+            None => self.layout.room()?.free,
         };
         let most = self.limits.capacity.map_or(SIZE_MAX, |_| available);
-        let size_max = most.min(self.limits.max_size.unwrap_or(SIZE_MAX)).min(SIZE_MAX);
+        let size_max = most.min(self.size_max()?);
         Ok(Capacity { available: Some(available), size_max, size_min: SIZE_MIN })
     }
 
     fn create(&self, new: &NewVolume) -> Result<Found> {
         new.check()?;
         let size = new.size.choose(self.info.default_size)?;
-        self.check_size(&new.name, size)?;
         let locked = self.lock()?;
         let reserved = self.reserved(&new.name)?;
         if let Some((_, Some(record))) = reserved {
             return same_or_exists(self.found(record), new);
         }
+        self.check_size(&new.name, size)?;
         self.check_room(size)?;
         let uuid = match reserved {
             Some((uuid, _)) => uuid,
@@ -342,10 +345,14 @@ impl Pool for FilePool {
         Ok(self.found(self.existing(uuid)?))
     }
 
-    fn list(&self) -> Result<Vec<Found>> {
+    fn list(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>> {
         self.check()?;
         let mut found = Vec::new();
-        for uuid in self.layout.all_records()? {
+        let all = self.layout.all_records()?;
+        for uuid in all.into_iter().filter(|uuid| behind.is_none_or(|behind| *uuid > behind)) {
+            if found.len() == max {
+                break;
+            }
             match self.record(uuid) {
                 Ok(Some(record)) if !record.deleting => found.push(self.found(record)),
                 Ok(_) => {}
@@ -375,7 +382,14 @@ impl Pool for FilePool {
             }
             self.check_size(&record.name, size)?;
             self.check_room(size - has)?;
-            grow(&file, size).map_err(fail)?;
+            grow(&file, size).map_err(|error| match is_too_large(&error) {
+                true => {
+                    let name = &record.name;
+                    let why = format!("{name}: its file system has no files of {size} bytes");
+                    Error::new(ErrorKind::TooLarge, "resize", why)
+                }
+                false => fail(error),
+            })?;
         }
         Ok(self.found(record))
     }
@@ -452,23 +466,6 @@ impl Pool for FilePool {
     fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
         self.layout.uuid_of_text(text)
     }
-}
-
-/// Where a sparse file has its first data. `None` also where its file system does not tell: then
-/// the whole file is data.
-fn first_data(file: &File) -> io::Result<Option<u64>> {
-    let len = file.metadata()?.len();
-    match seek(file, SeekFrom::Data(0)) {
-        Ok(0) if seek(file, SeekFrom::Hole(0)) == Ok(len) => Ok(None),
-        Ok(at) => Ok(Some(at)),
-        Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn grow(file: &File, size: u64) -> io::Result<()> {
-    file.set_len(size)?;
-    file.sync_all()
 }
 
 /// A volume of the name that is there, if it is as it is wanted.

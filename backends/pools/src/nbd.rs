@@ -148,23 +148,21 @@ impl Pool for NbdPool {
         self.found(&name, ANSWER_MAX)
     }
 
-    fn list(&self) -> Result<Vec<Found>> {
+    fn list(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>> {
         let begun = Instant::now();
-        let mut all: Vec<_> = self
-            .exports()?
-            .iter()
-            .map(|name| {
-                let left = ANSWER_MAX.saturating_sub(begun.elapsed());
-                let unknown = |error| Found {
-                    record: self.record(name),
-                    size: 0,
-                    trouble: Some(format!("its size is not known: {error}")),
-                };
-                self.found(name, left).unwrap_or_else(unknown)
-            })
-            .collect();
-        all.sort_by_key(|found| found.record.uuid);
-        Ok(all)
+        let names = self.exports()?.into_iter().map(|name| (self.seen(&name), name));
+        let names: BTreeMap<_, _> = names.collect();
+        let page = names.iter().filter(|(uuid, _)| behind.is_none_or(|behind| **uuid > behind));
+        let found = |name: &String| {
+            let left = ANSWER_MAX.saturating_sub(begun.elapsed());
+            let unknown = |error| Found {
+                record: self.record(name),
+                size: 0,
+                trouble: Some(format!("its size is not known: {error}")),
+            };
+            self.found(name, left).unwrap_or_else(unknown)
+        };
+        Ok(page.take(max).map(|(_, name)| found(name)).collect())
     }
 
     fn resize(&self, uuid: Uuid, wanted: SizeRange) -> Result<Found> {
@@ -277,7 +275,7 @@ mod tests {
         let socket = dir.path().join("none");
         let pool = pool(&format!("nbd+unix:?socket={}", socket.display()));
         let away = [
-            pool.list().err(),
+            pool.list(None, 9).err(),
             pool.get(Key::Name("a")).err(),
             pool.get(Key::Uuid(Uuid::nil())).err(),
             pool.resize(Uuid::nil(), SizeRange::default()).err(),

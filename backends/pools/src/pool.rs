@@ -50,12 +50,12 @@ pub trait Pool: Send + Sync {
     /// damaged.
     fn get(&self, key: Key<'_>) -> Result<Found>;
 
-    /// All volumes, in the order of their ids. One whose record is damaged has a trouble that says
+    /// At most `max` volumes behind this id, in the order of their ids. One whose record is damaged has a trouble that says
     /// so, and no name.
     ///
     /// # Errors
     /// What its storage says.
-    fn list(&self) -> Result<Vec<Found>>;
+    fn list(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>>;
 
     /// Makes a volume longer, also while it is in use: its users learn of it by other means.
     ///

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statvfs, statx};
 use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_durable::{self as durable, UNFINISHED};
@@ -23,6 +23,12 @@ const PARAMETERS: &str = "?format=raw";
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) uuid: Uuid,
+}
+
+/// Bytes of a file system.
+pub(super) struct Room {
+    pub(super) total: u64,
+    pub(super) free: u64,
 }
 
 pub(super) struct Layout {
@@ -70,6 +76,15 @@ impl Layout {
 
     pub(super) fn lock(&self) -> PathBuf {
         self.dir.join(".sheave.lock")
+    }
+
+    /// The bytes of its file system.
+    pub(super) fn room(&self) -> Result<Room> {
+        let found = statvfs(&self.dir).map_err(|errno| failed(&self.dir, errno.into()))?;
+        Ok(Room {
+            total: found.f_blocks.saturating_mul(found.f_frsize),
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+        })
     }
 
     pub(super) fn image(&self, uuid: Uuid) -> PathBuf {

@@ -60,9 +60,21 @@ fn rule_02_a_name_is_one_volume() {
     }
     let other = pool(dir.path()).create(&new("b")).unwrap();
     assert!(other.record.uuid > made.record.uuid, "ids of later volumes are greater");
-    assert_eq!(pool(dir.path()).list().unwrap(), [made.clone(), other]);
+    assert_eq!(pool(dir.path()).list(None, usize::MAX).unwrap(), [made.clone(), other]);
     assert_eq!(pool(dir.path()).get(Key::Name("a")).unwrap(), made);
     assert_eq!(pool(dir.path()).get(Key::Uuid(made.record.uuid)).unwrap(), made);
+}
+
+#[test]
+fn rule_13_a_page_reads_its_own_records_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let all = ["a", "b", "c"].map(|name| pool.create(&new(name)).unwrap());
+    fs::write(pool.layout.record(all[0].record.uuid), "{").unwrap();
+    fs::write(pool.layout.record(all[2].record.uuid), "{").unwrap();
+    let page = pool.list(Some(all[0].record.uuid), 1).unwrap();
+    assert_eq!(page, all[1..2]);
+    assert_eq!(pool.list(Some(all[1].record.uuid), 9).unwrap().len(), 1);
 }
 
 #[test]
@@ -158,17 +170,21 @@ fn rule_04_a_pool_bounds_the_size_of_a_volume() {
 }
 
 #[test]
-fn volumes_of_a_pool_without_a_capacity_may_have_more_than_its_file_system() {
+fn volumes_of_a_pool_without_a_capacity_may_have_more_together_than_its_file_system() {
     let dir = tempfile::tempdir().unwrap();
     let pool = pool(dir.path());
     let Capacity { available, size_max, .. } = pool.capacity().unwrap();
-    let found = statvfs(dir.path()).unwrap();
-    assert!(available.unwrap() <= found.f_blocks * found.f_frsize);
-    assert_eq!(size_max, SIZE_MAX);
-    // A sparse image takes what is written.
-    let made = pool.create(&sized("a", 4 << 40, 0)).unwrap();
-    let image = fs::metadata(pool.layout.image(made.record.uuid)).unwrap();
-    assert!(made.size == 4 << 40 && image.blocks() < 64, "{image:?}");
+    let total = pool.layout.room().unwrap().total;
+    assert!(available.unwrap() <= total && size_max == total.min(SIZE_MAX));
+    // One that can never be filled is a mistake.
+    let refused = pool.create(&sized("a", total + 1, 0)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::TooLarge, "{refused}");
+    // A sparse image takes what is written, so all together may have more.
+    for name in ["a", "b"] {
+        let made = pool.create(&sized(name, total / 4 * 3, 0)).unwrap();
+        let image = fs::metadata(pool.layout.image(made.record.uuid)).unwrap();
+        assert!(made.size >= total / 4 * 3 && image.blocks() < 64, "{image:?}");
+    }
 }
 
 #[test]
@@ -194,7 +210,7 @@ fn a_directory_that_is_absent_is_an_error_and_is_not_made() {
     assert_eq!(pool.create(&new("a")).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(pool.delete(Uuid::nil()).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(pool.get(Key::Name("a")).unwrap_err().kind(), ErrorKind::Io);
-    assert!(pool.list().is_err() && pool.capacity().is_err() && !missing.exists());
+    assert!(pool.list(None, usize::MAX).is_err() && pool.capacity().is_err() && !missing.exists());
 }
 
 /// The directory of a mount that is missing is there, and empty.
@@ -204,9 +220,9 @@ fn a_directory_that_is_not_the_pool_any_more_is_an_error_and_stays_empty() {
     let memory = Some(state.path().to_owned());
     let remembering =
         || FilePool::new("fast", dir.path().to_owned(), limits(), memory.clone(), None);
-    assert_eq!(remembering().list().unwrap(), [], "a new pool");
+    assert_eq!(remembering().list(None, usize::MAX).unwrap(), [], "a new pool");
     let made = remembering().create(&new("a")).unwrap();
-    assert_eq!(remembering().list().unwrap(), std::slice::from_ref(&made));
+    assert_eq!(remembering().list(None, usize::MAX).unwrap(), std::slice::from_ref(&made));
     let (aside, other) = (state.path().join("aside"), state.path().join("other"));
     fs::rename(dir.path(), &aside).unwrap();
     fs::create_dir(dir.path()).unwrap();
@@ -215,7 +231,7 @@ fn a_directory_that_is_not_the_pool_any_more_is_an_error_and_stays_empty() {
     assert!(refused.kind() == ErrorKind::Io && refused.to_string().contains("mounted?"));
     assert_eq!(pool.get(Key::Name("a")).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(pool.delete(made.record.uuid).unwrap_err().kind(), ErrorKind::Io);
-    assert!(pool.list().is_err() && pool.capacity().is_err());
+    assert!(pool.list(None, usize::MAX).is_err() && pool.capacity().is_err());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written there");
     // Another pool in its place.
     self::pool(dir.path()).create(&new("a")).unwrap();
@@ -227,7 +243,7 @@ fn a_directory_that_is_not_the_pool_any_more_is_an_error_and_stays_empty() {
     // The configuration names another directory.
     let elsewhere = FilePool::new("fast", aside, limits(), memory, None);
     fs::create_dir(state.path().join("aside")).unwrap();
-    assert_eq!(elsewhere.list().unwrap(), []);
+    assert_eq!(elsewhere.list(None, usize::MAX).unwrap(), []);
 }
 
 #[test]
@@ -239,7 +255,7 @@ fn a_pool_of_an_older_program_gets_its_identity() {
     let memory = state.path().join("pools/fast.json");
     let state = Some(state.path().to_owned());
     let pool = FilePool::new("fast", dir.path().to_owned(), limits(), state, None);
-    assert_eq!(pool.list().unwrap(), [made]);
+    assert_eq!(pool.list(None, usize::MAX).unwrap(), [made]);
     assert!(!identity.exists(), "to list changes nothing");
     pool.create(&new("b")).unwrap();
     assert!(identity.exists() && memory.exists());
@@ -307,7 +323,7 @@ fn files_of_others_are_left_alone() {
     }
     let pool = pool(dir.path());
     let uuid = pool.create(&new("a")).unwrap().record.uuid;
-    assert_eq!(pool.list().unwrap().len(), 1);
+    assert_eq!(pool.list(None, usize::MAX).unwrap().len(), 1);
     pool.delete(uuid).unwrap();
     assert_eq!(files(dir.path()).len(), 3);
 }
@@ -322,7 +338,7 @@ fn a_damaged_record_is_an_error_and_its_image_stays() {
     assert_eq!(pool.create(&new("a")).unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Corrupt);
     // It is not left out of a list, where it would look deleted.
-    let [listed] = &pool.list().unwrap()[..] else { panic!("one volume") };
+    let [listed] = &pool.list(None, usize::MAX).unwrap()[..] else { panic!("one volume") };
     assert_eq!((listed.record.uuid, listed.size), (uuid, 4 * MIB));
     let trouble = listed.trouble.as_ref().unwrap();
     assert!(trouble.contains("damaged") && pool.layout.image(uuid).exists(), "{trouble}");
@@ -395,13 +411,13 @@ fn rule_02_a_creation_that_is_killed_leaves_nothing_or_one_volume() {
         let is_killed = killed_at("create", step, dir.path());
         // Another call about the pool undoes it, if it does not exist yet.
         let other = pool(dir.path()).create(&new("other")).unwrap();
-        let listed = pool(dir.path()).list().unwrap();
+        let listed = pool(dir.path()).list(None, usize::MAX).unwrap();
         let left = files(dir.path());
         assert_eq!(left.len(), 3 * listed.len(), "step {step}: {left:?}");
         // The same call again makes it, once.
         let made = pool(dir.path()).create(&new("victim")).unwrap();
         assert_eq!(made.size, 4 * MIB, "step {step}");
-        assert_eq!(pool(dir.path()).list().unwrap().len(), 2, "step {step}");
+        assert_eq!(pool(dir.path()).list(None, usize::MAX).unwrap().len(), 2, "step {step}");
         assert_eq!(files(dir.path()).len(), 6, "step {step}");
         for found in [made, other] {
             pool(dir.path()).delete(found.record.uuid).unwrap();
@@ -421,7 +437,7 @@ fn rule_02_a_creation_that_is_killed_is_taken_up_by_the_same_call() {
         let is_killed = killed_at("create", step, dir.path());
         let pool = pool(dir.path());
         let made = pool.create(&sized("victim", 4 * MIB, 4 * MIB)).unwrap();
-        assert_eq!(pool.list().unwrap(), [made], "step {step}");
+        assert_eq!(pool.list(None, usize::MAX).unwrap(), [made], "step {step}");
         assert_eq!(files(dir.path()).len(), 3, "step {step}");
         if !is_killed {
             return;
@@ -436,7 +452,7 @@ fn rule_05_a_deletion_that_is_killed_is_finished() {
         let had = pool(dir.path()).create(&new("victim")).unwrap();
         let kept = pool(dir.path()).create(&new("kept")).unwrap();
         let is_killed = killed_at("delete", step, dir.path());
-        let listed = pool(dir.path()).list().unwrap();
+        let listed = pool(dir.path()).list(None, usize::MAX).unwrap();
         assert!(listed.contains(&kept) && listed.len() <= 2, "step {step}");
         if step % 2 == 0 {
             pool(dir.path()).delete(had.record.uuid).unwrap();
@@ -450,7 +466,7 @@ fn rule_05_a_deletion_that_is_killed_is_finished() {
         } else {
             pool(dir.path()).delete(had.record.uuid).unwrap();
         }
-        assert_eq!(pool(dir.path()).list().unwrap(), [kept], "step {step}");
+        assert_eq!(pool(dir.path()).list(None, usize::MAX).unwrap(), [kept], "step {step}");
         assert_eq!(files(dir.path()).len(), 3, "step {step}");
         if !is_killed {
             assert!(step > 6, "it has steps: {step}");
