@@ -50,8 +50,8 @@ pub trait Pool: Send + Sync {
     /// damaged.
     fn get(&self, key: Key<'_>) -> Result<Found>;
 
-    /// At most `max` volumes behind this id, in the order of their ids. One whose record is damaged has a trouble that says
-    /// so, and no name.
+    /// At most `max` volumes behind this id, in the order of their ids. One whose record is damaged
+    /// has a trouble that says so, and no name.
     ///
     /// # Errors
     /// What its storage says.

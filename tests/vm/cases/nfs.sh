@@ -29,11 +29,12 @@ echo 10 >/proc/fs/nfsd/nfsv4gracetime
 echo '-2 -3 +4 +4.1 +4.2' >/proc/fs/nfsd/versions
 echo 4 >/proc/fs/nfsd/threads
 
-# Two clients: a network namespace has one of its own.
+# Two clients: a network namespace has one of its own. A server tells clients by their hostnames: with
+# one name each would end the locks of the other.
 mkdir -p a b
 mount -i -t nfs4 -o vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1 127.0.0.1:/ a
-nsenter --net=/run/netns/far mount -i -t nfs4 -o vers=4.2,addr=10.9.0.1,clientaddr=10.9.0.2 \
-    10.9.0.1:/ b
+unshare --uts bash -c 'hostname far && exec nsenter --net=/run/netns/far mount -i -t nfs4 \
+    -o vers=4.2,addr=10.9.0.1,clientaddr=10.9.0.2 10.9.0.1:/ b'
 expect 2 "$(ls /proc/fs/nfsd/clients | wc -l)"
 # Until the server gives locks.
 touch a/probe
