@@ -85,6 +85,15 @@ impl Daemon {
         self.child.wait().expect("our own child");
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// When it cannot be looked for.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_some()
+    }
+
     /// Waits until it has ended by itself, without an error.
     ///
     /// # Panics

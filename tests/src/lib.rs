@@ -22,6 +22,7 @@ mod pool_node;
 mod server;
 mod site;
 mod skip;
+mod strace;
 mod targets;
 mod wait;
 mod wire;
@@ -44,6 +45,7 @@ pub use server::{Serve, Server};
 pub use site::{Site, has_fs, may_grow, system_path};
 pub(crate) use skip::note;
 pub use skip::{skip, uring_or_skip};
+pub use strace::Trace;
 pub use targets::{Verdict, judge};
 pub use wait::{PATIENCE, eventually};
 pub use wire::{

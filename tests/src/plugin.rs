@@ -78,6 +78,15 @@ impl Plugin {
         fs::read_to_string(&self.log).expect("log file")
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// When it cannot be looked for.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_some()
+    }
+
     /// Kills it, and waits until it is gone.
     ///
     /// # Panics

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use sheave_csi_proto::v1 as csi;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use sheave_node::Fs;
 
 use super::calls::Call;
 use super::data::{Content, Writer};
+use crate::may_grow;
 
 /// How a claim is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,11 @@ impl Claim {
 
     pub(super) fn has_live_pod(&self) -> bool {
         self.pods.iter().any(|pod| !pod.deleted)
+    }
+
+    /// Whether this machine lets its filesystem grow.
+    pub(super) fn may_grow(&self) -> bool {
+        self.used != Use::Filesystem("ext4") || may_grow(Fs::Ext4)
     }
 
     /// The node may still use it.

@@ -58,6 +58,32 @@ impl Cluster {
         }
     }
 
+    /// The ID of a process.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    #[must_use]
+    pub fn pid(&self, process: Process) -> u32 {
+        match process {
+            Process::Node => self.plugin.pid(),
+            Process::Controller => self.controller.as_ref().expect("a controller").pid(),
+            Process::Daemon => self.daemon.pid(),
+        }
+    }
+
+    /// Whether a process has ended.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    #[must_use]
+    pub fn has_ended(&mut self, process: Process) -> bool {
+        match process {
+            Process::Node => self.plugin.has_ended(),
+            Process::Controller => self.controller.as_mut().expect("a controller").has_ended(),
+            Process::Daemon => self.daemon.has_ended(),
+        }
+    }
+
     /// kubelet's directory.
     #[must_use]
     pub fn kubelet(&self) -> PathBuf {

@@ -16,7 +16,7 @@ use crate::pattern;
 const BLOCK: usize = 4096;
 /// Blocks that each pod writes, again and again.
 const SLOTS: u64 = 64;
-/// Regions of a raw volume; a writer has one.
+/// Regions of a raw volume; a writer has one. Of files, the last ones are looked at.
 const REGIONS: usize = 16;
 /// Between two writes, so that a small machine has time for other work.
 const PAUSE: Duration = Duration::from_millis(3);
@@ -38,7 +38,8 @@ pub(super) struct Writer {
     ended: Arc<AtomicBool>,
     blocks: Arc<AtomicU64>,
     longest_us: Arc<AtomicU64>,
-    thread: JoinHandle<io::Result<()>>,
+    /// Until it is waited for.
+    thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Content {
@@ -79,7 +80,8 @@ impl Content {
         }
         let found = fs::read(&marker).unwrap_or_else(|error| panic!("{what}: its marker: {error}"));
         assert_eq!(found, self.seed.to_be_bytes(), "{what}: the files of another volume");
-        for (index, (name, blocks)) in self.writers.iter().enumerate() {
+        let first = self.writers.len().saturating_sub(REGIONS);
+        for (index, (name, blocks)) in self.writers.iter().enumerate().skip(first) {
             let file = File::open(target.join(name)).unwrap_or_else(|e| panic!("{what}: {e}"));
             for block in blocks.saturating_sub(SLOTS)..*blocks {
                 let mut found = vec![0; BLOCK];
@@ -149,7 +151,7 @@ impl Content {
             }
             file.sync_all()
         });
-        Writer { name: pod.to_owned(), ended, blocks, longest_us, thread }
+        Writer { name: pod.to_owned(), ended, blocks, longest_us, thread: Some(thread) }
     }
 
     /// Ends a program, and returns how long its longest write took.
@@ -157,15 +159,26 @@ impl Content {
     /// # Panics
     /// When it had an error.
     #[track_caller]
-    pub(super) fn end(&mut self, writer: Writer) -> Duration {
+    pub(super) fn end(&mut self, mut writer: Writer) -> Duration {
         writer.ended.store(true, Relaxed);
-        let ended = writer.thread.join().expect("no panic");
+        let thread = writer.thread.take().expect("it was not waited for");
+        let ended = thread.join().expect("no panic");
         let done = writer.blocks.load(Relaxed);
         let longest = Duration::from_micros(writer.longest_us.load(Relaxed));
         ended.unwrap_or_else(|error| panic!("{}: block {done}: {error}", writer.name));
         let found = self.writers.iter_mut().find(|(name, _)| *name == writer.name);
         found.expect("a writer of this volume").1 = done;
         longest
+    }
+}
+
+impl Drop for Writer {
+    /// Ends it with a test that fails, while its device is still served.
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

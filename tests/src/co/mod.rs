@@ -15,11 +15,16 @@ mod check;
 mod claim;
 mod cluster;
 mod data;
+mod kills;
+mod many;
 mod ops;
+mod orchestrator;
 mod rng;
 mod sim;
 
 pub use calls::{Answer, Call, Clients, is_uncertain};
 pub use claim::Use;
 pub use cluster::Cluster;
+pub use kills::{Killed, kill_at_each_step};
+pub use many::{Memory, all_at_once, cycle, resident_kib};
 pub use sim::{Process, Processes, Report, Setup, Untouched, run};

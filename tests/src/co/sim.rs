@@ -5,15 +5,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sheave_control::v1 as control;
-use sheave_control::{ControlClient, VolumesClient, channel};
-use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinHandle;
 use tonic::Status;
 
-use super::calls::{Answer, Clients};
-use super::check::Found;
-use super::claim::{Claim, Known, Kubelet, Pod, Use};
-use super::ops::{Context, Op};
+use super::calls::Answer;
+use super::claim::{Claim, Known, Pod, Use};
+use super::ops::Op;
+use super::orchestrator::Orchestrator;
 use super::rng::Rng;
 use crate::{PATIENCE, note};
 
@@ -104,13 +102,8 @@ pub struct Report {
 }
 
 struct Sim<'a> {
-    setup: &'a Setup,
+    orchestrator: Orchestrator,
     processes: &'a mut dyn Processes,
-    runtime: Handle,
-    clients: Clients,
-    devices: ControlClient,
-    volumes: VolumesClient,
-    kubelet: Kubelet,
     rng: Rng,
     claims: Vec<Claim>,
     /// When a call may be repeated, and after how many steps the next time.
@@ -126,21 +119,9 @@ struct Sim<'a> {
 /// # Panics
 /// When the plugin breaks a rule. The message has the seed.
 pub fn run(setup: &Setup, processes: &mut dyn Processes) -> Report {
-    let runtime = start_runtime();
-    let (clients, devices, volumes) = {
-        let _inside = runtime.enter();
-        let control = || channel(&setup.control);
-        let clients = Clients::new(&setup.controller, &setup.node);
-        (clients, ControlClient::new(control()), VolumesClient::new(control()))
-    };
     let mut sim = Sim {
-        setup,
+        orchestrator: Orchestrator::new(setup.clone()),
         processes,
-        runtime,
-        clients,
-        devices,
-        volumes,
-        kubelet: Kubelet { dir: setup.dir.clone() },
         rng: Rng::new(setup.seed),
         claims: Vec::new(),
         backoff: HashMap::new(),
@@ -163,7 +144,10 @@ impl Drop for Sim<'_> {
         if thread::panicking() {
             let first = self.trace.len().saturating_sub(TRACE_MAX);
             let steps = self.trace[first..].join("\n");
-            note(&format!("{steps}\nseed {} failed at step {}\n", self.setup.seed, self.step));
+            note(&format!(
+                "{steps}\nseed {} failed at step {}\n",
+                self.orchestrator.setup.seed, self.step
+            ));
         }
     }
 }
@@ -179,7 +163,8 @@ impl Sim<'_> {
             55..59 => self.grow_claim(),
             59..62 => {
                 self.say("kubelet restarts".to_owned());
-                self.claims.iter_mut().for_each(|claim| self.kubelet.reconstruct(claim));
+                let kubelet = &self.orchestrator.kubelet;
+                self.claims.iter_mut().for_each(|claim| kubelet.reconstruct(claim));
             }
             _ => {}
         }
@@ -190,8 +175,9 @@ impl Sim<'_> {
             return;
         }
         self.made += 1;
-        let (used, size) = self.setup.uses[self.rng.below(self.setup.uses.len() as u64) as usize];
-        let name = format!("pvc-{:x}-{}", self.setup.seed, self.made);
+        let (used, size) = self.orchestrator.setup.uses
+            [self.rng.below(self.orchestrator.setup.uses.len() as u64) as usize];
+        let name = format!("pvc-{:x}-{}", self.orchestrator.setup.seed, self.made);
         let for_one_pod = self.rng.chance(25);
         self.say(format!("claim {name} {used:?} of {size} MiB, one pod {for_one_pod}"));
         self.claims.push(Claim::new(name, used, for_one_pod, size * MIB));
@@ -248,7 +234,7 @@ impl Sim<'_> {
     fn grow_claim(&mut self) {
         let Some(at) = self.any() else { return };
         let claim = &mut self.claims[at];
-        if claim.volume.is_some() && !claim.deleted {
+        if claim.volume.is_some() && !claim.deleted && claim.may_grow() {
             claim.wanted += claim.wanted / 2;
             let said = format!("{} is to have {} bytes", claim.name, claim.wanted);
             self.say(said);
@@ -277,7 +263,8 @@ impl Sim<'_> {
             self.report.kills += 1;
         }
         for (at, op, ends) in under_way {
-            let mut answers: Vec<_> = ends.into_iter().map(|end| self.wait(end)).collect();
+            let mut answers: Vec<_> =
+                ends.into_iter().map(|end| self.orchestrator.wait(end)).collect();
             // kubelet sees the first of two equal calls.
             let answer = answers.remove(0);
             self.learn(at, &op, answer);
@@ -312,7 +299,7 @@ impl Sim<'_> {
         at: usize,
         op: &Op,
         with_faults: bool,
-    ) -> Vec<tokio::task::JoinHandle<Result<Answer, Status>>> {
+    ) -> Vec<JoinHandle<Result<Answer, Status>>> {
         let fault = if with_faults { self.rng.below(100) } else { 99 };
         let limit = match fault {
             0..10 => Duration::from_millis(self.rng.below(30)),
@@ -325,25 +312,10 @@ impl Sim<'_> {
             15..25 => ", twice".to_owned(),
             _ => String::new(),
         };
-        let claim = &self.claims[at];
-        let call = op.call(claim, &self.context());
-        let said = format!("{} {op:?}{said}", claim.name);
+        let said = format!("{} {op:?}{said}", self.claims[at].name);
         self.say(said);
-        let begin = |_| {
-            let (clients, call) = (self.clients.clone(), call.clone());
-            self.runtime.spawn(async move {
-                let left = || Err(Status::deadline_exceeded("its caller has left"));
-                tokio::time::timeout(limit, clients.call(call)).await.unwrap_or_else(|_| left())
-            })
-        };
+        let begin = |_| self.orchestrator.begin(&self.claims[at], op, limit);
         (0..count).map(begin).collect()
-    }
-
-    fn wait<T>(&self, task: tokio::task::JoinHandle<T>) -> T {
-        match self.runtime.block_on(task) {
-            Ok(answer) => answer,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
     }
 
     fn learn(&mut self, at: usize, op: &Op, answer: Result<Answer, Status>) {
@@ -363,45 +335,12 @@ impl Sim<'_> {
             let next = (last * 2).clamp(1, BACKOFF_MAX);
             self.backoff.insert(key, (self.step + next, next));
         }
-        let mut claim =
-            std::mem::replace(&mut self.claims[at], Claim::new(String::new(), Use::Block, true, 0));
-        op.learn(&mut claim, answer, &self.context());
-        self.claims[at] = claim;
-    }
-
-    fn context(&self) -> Context<'_> {
-        Context {
-            kubelet: &self.kubelet,
-            node: &self.setup.node_id,
-            parameters: &self.setup.parameters,
-            grows_later: self.setup.grows_later,
-        }
-    }
-
-    /// What is there, by the daemon's own words.
-    fn find(&self) -> Found {
-        let begun = Instant::now();
-        loop {
-            let (mut volumes, mut devices) = (self.volumes.clone(), self.devices.clone());
-            let asked = async {
-                let volumes = volumes.list_volumes(control::ListVolumesRequest::default()).await?;
-                let devices = devices.list_devices(control::ListDevicesRequest {}).await?;
-                Ok((volumes.into_inner().volumes, devices.into_inner().devices))
-            };
-            let answered: Result<_, Status> = self.runtime.block_on(asked);
-            match answered {
-                Ok((volumes, devices)) => return Found::new(volumes, devices),
-                // Its connection may be to a daemon that was killed.
-                Err(status) => assert!(begun.elapsed() < PATIENCE, "the daemon: {status}"),
-            }
-            thread::sleep(PAUSE);
-        }
+        op.learn(&mut self.claims[at], answer, &self.orchestrator.context());
     }
 
     #[track_caller]
     fn check(&mut self) {
-        let found = self.find();
-        found.check(&mut self.claims, &self.kubelet);
+        self.orchestrator.check(&mut self.claims);
     }
 
     /// Deletes all; it converges, and nothing is left.
@@ -420,9 +359,9 @@ impl Sim<'_> {
             self.do_step(false);
         }
         self.check();
-        let found = self.find();
+        let found = self.orchestrator.find();
         assert!(found.devices.is_empty() && found.volumes.is_empty(), "something is left");
-        check_empty(&self.setup.dir.join("plugins"));
+        check_empty(&self.orchestrator.setup.dir.join("plugins"));
     }
 
     fn say(&mut self, text: String) {
@@ -438,12 +377,4 @@ fn check_empty(dir: &Path) {
         assert!(path.is_dir(), "{} is left", path.display());
         check_empty(&path);
     }
-}
-
-/// A runtime in a thread of its own, until the process ends.
-fn start_runtime() -> Handle {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let handle = runtime.handle().clone();
-    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
-    handle
 }

@@ -5,6 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -18,6 +20,8 @@ pub(super) struct RealDevice {
     file: PathBuf,
     device: PathBuf,
     nbdfuse: Child,
+    /// Dropped when nbdfuse has ended.
+    _keeper: Sender<()>,
 }
 
 impl RealDevice {
@@ -26,25 +30,19 @@ impl RealDevice {
         let file = path.with_extension("file");
         let pid = path.with_extension("pid");
         File::create(&file).expect("a mount point");
-        let nbdfuse = Command::new("nbdfuse")
-            .arg("--pidfile")
-            .arg(&pid)
-            .arg(&file)
-            .arg("--unix")
-            .arg(socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            // A test waits for the end of what its processes write.
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nbdfuse (libnbd-bin)");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "nbdfuse", "--pidfile"]);
+        command.arg(&pid).arg(&file).arg("--unix").arg(socket);
+        // A test waits for the end of what its processes write.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let (nbdfuse, _keeper) = spawn_kept(command);
         assert!(eventually(|| pid.exists()), "nbdfuse does not serve {}", file.display());
         fs::remove_file(pid).expect("removed");
         let device = Run::new("losetup").args("--find --show").arg(&file).ok();
         let device = PathBuf::from(device.trim_end());
         let _ = fs::remove_file(path);
         symlink(&device, path).expect("a link");
-        Self { path: path.to_owned(), file, device, nbdfuse }
+        Self { path: path.to_owned(), file, device, nbdfuse, _keeper }
     }
 
     /// Has all I/O fail from now on.
@@ -58,6 +56,20 @@ impl RealDevice {
         let opened = OpenOptions::new().read(true).custom_flags(alone).open(&self.device);
         opened.map_err(|_| Errno::BUSY)
     }
+}
+
+/// Starts a program from a thread that lives until the sender is dropped, or until a signal ends the
+/// process: then the program is killed. Else the process would wait for I/O on its own device, which
+/// nothing serves any more, and keep the device.
+fn spawn_kept(mut command: Command) -> (Child, Sender<()>) {
+    let (tell, told) = channel();
+    let (keeper, kept) = channel::<()>();
+    thread::spawn(move || {
+        let _ = tell.send(command.spawn());
+        let _ = kept.recv();
+    });
+    let spawned = told.recv().expect("the thread answers");
+    (spawned.expect("setpriv (util-linux), nbdfuse (libnbd-bin)"), keeper)
 }
 
 impl Drop for RealDevice {

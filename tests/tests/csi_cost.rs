@@ -1,0 +1,94 @@
+//! What a call of the service Controller costs: how often it waits for stable storage.
+
+use std::collections::HashMap;
+
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume};
+use sheave_csi_proto::v1::{
+    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, ListVolumesRequest,
+    VolumeCapability,
+};
+use sheave_tests::co::{Answer, Call, Clients};
+use sheave_tests::{Plugin, PoolNode, Trace, have, skip};
+use tokio::runtime::Builder;
+
+const NODE: &str = "node-1";
+const MIB: i64 = 1 << 20;
+
+fn capability() -> VolumeCapability {
+    let mode = Mode::SingleNodeWriter.into();
+    VolumeCapability {
+        access_type: Some(AccessType::Block(BlockVolume {})),
+        access_mode: Some(AccessMode { mode }),
+    }
+}
+
+fn create(name: &str) -> Call {
+    Call::CreateVolume(CreateVolumeRequest {
+        name: name.to_owned(),
+        capacity_range: Some(CapacityRange { required_bytes: MIB, limit_bytes: 0 }),
+        volume_capabilities: vec![capability()],
+        parameters: HashMap::from([("pool".to_owned(), "fast".to_owned())]),
+        ..Default::default()
+    })
+}
+
+/// A record is flushed, and its directory: two. A new volume has an image, a name and a record; one
+/// that is deleted loses them, after its record says so.
+#[test]
+fn calls_flush_what_they_must_and_no_more() {
+    if !have("strace") {
+        return skip("calls_flush_what_they_must_and_no_more", "strace is not installed");
+    }
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    let dir = node.node.kernel.scratch().path();
+    let plugin = Plugin::start(dir, &["--mode", "all", "--node-id", NODE]);
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let clients = {
+        let _inside = runtime.enter();
+        Clients::new(plugin.socket(), plugin.socket())
+    };
+    let call = |call: Call| runtime.block_on(clients.call(call)).expect("done");
+    // The first call looks for what crashes have left.
+    call(create("first"));
+    let flushes = |what: Call| {
+        let trace = Trace::record(daemon.pid(), dir);
+        let answer = call(what);
+        let counts = trace.counts();
+        let of = |name: &str| counts.get(name).copied().unwrap_or_default();
+        (answer, of("fsync") + of("fdatasync"))
+    };
+    let (made, flushed) = flushes(create("second"));
+    let Answer::Volume(volume) = made else { panic!("{made:?}") };
+    let volume_id = volume.volume_id;
+    assert!((1..=6).contains(&flushed), "CreateVolume: {flushed}");
+    let id = || volume_id.clone();
+    let (_, flushed) = flushes(create("second"));
+    assert_eq!(flushed, 0, "CreateVolume once more");
+    let (_, flushed) = flushes(Call::ControllerPublish(ControllerPublishVolumeRequest {
+        volume_id: id(),
+        node_id: NODE.to_owned(),
+        volume_capability: Some(capability()),
+        ..Default::default()
+    }));
+    assert!((1..=2).contains(&flushed), "ControllerPublishVolume: {flushed}");
+    let (_, flushed) = flushes(Call::ControllerExpand(ControllerExpandVolumeRequest {
+        volume_id: id(),
+        capacity_range: Some(CapacityRange { required_bytes: 2 * MIB, limit_bytes: 0 }),
+        ..Default::default()
+    }));
+    assert!((1..=2).contains(&flushed), "ControllerExpandVolume: {flushed}");
+    let (_, flushed) = flushes(Call::ListVolumes(ListVolumesRequest::default()));
+    assert_eq!(flushed, 0, "ListVolumes");
+    let (_, flushed) = flushes(Call::ControllerUnpublish(ControllerUnpublishVolumeRequest {
+        volume_id: id(),
+        node_id: NODE.to_owned(),
+        ..Default::default()
+    }));
+    assert!((1..=2).contains(&flushed), "ControllerUnpublishVolume: {flushed}");
+    let delete = || DeleteVolumeRequest { volume_id: id(), ..Default::default() };
+    let (_, flushed) = flushes(Call::DeleteVolume(delete()));
+    assert!((1..=6).contains(&flushed), "DeleteVolume: {flushed}");
+}
