@@ -13,6 +13,9 @@ use crate::{PATIENCE, Trace, eventually, note};
 const MIB: i64 = 1 << 20;
 const PODS: [&str; 2] = ["pod-1", "pod-2"];
 
+/// Steps of one kind in a call that are tried, evenly spread.
+const EQUAL_MAX: usize = 8;
+
 /// What has been done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Killed {
@@ -139,8 +142,11 @@ impl Run<'_> {
             let trace = Trace::record(self.cluster.pid(self.process), &dir);
             self.finish(&mut claim, &op);
             let counts: BTreeMap<_, _> = trace.counts();
-            let each =
-                |(name, count): (String, usize)| (1..=count).map(move |nth| (name.clone(), nth));
+            // Of messages there may be many, such as answers to the kernel.
+            let each = |(name, count): (String, usize)| {
+                let nths = (1..=count).step_by(count.div_ceil(EQUAL_MAX).max(1));
+                nths.map(move |nth| (name.clone(), nth))
+            };
             self.steps.push(counts.into_iter().flat_map(each).collect());
         }
     }

@@ -77,9 +77,11 @@ impl Identified {
     /// [`ErrorKind::Io`] when it is not, and what the file systems say.
     pub(super) fn check(&self) -> Result<()> {
         let found = durable::read::<Identity>(&self.in_pool)?.map(|identity| identity.pool);
-        match (self.remembered()?, found) {
+        // Of calls at once, one remembers it.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.remembered(&mut known)?, found) {
             (None, None) => Ok(()),
-            (None, Some(found)) => self.remember(found),
+            (None, Some(found)) => self.remember(&mut known, found),
             (Some(known), Some(found)) if known == found => Ok(()),
             (Some(_), None) => self.refuse("is not the pool's any more; is it mounted?"),
             (Some(_), Some(_)) => {
@@ -99,8 +101,7 @@ impl Identified {
         self.check()
     }
 
-    fn remembered(&self) -> Result<Option<Uuid>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn remembered(&self, known: &mut Option<Uuid>) -> Result<Option<Uuid>> {
         if let (None, Some(memory)) = (*known, &self.memory) {
             let found = durable::read::<Remembered>(memory)?;
             *known = found.filter(|has| has.directory == self.directory).map(|has| has.pool);
@@ -108,7 +109,7 @@ impl Identified {
         Ok(*known)
     }
 
-    fn remember(&self, pool: Uuid) -> Result<()> {
+    fn remember(&self, known: &mut Option<Uuid>, pool: Uuid) -> Result<()> {
         if let Some(memory) = &self.memory {
             let fail = |error| Error::from_io("pool", printable(memory).to_string(), error);
             if let Some(dir) = memory.parent() {
@@ -117,7 +118,7 @@ impl Identified {
             let directory = self.directory.clone();
             durable::replace(memory, &Remembered { pool, directory })?;
         }
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool);
+        *known = Some(pool);
         Ok(())
     }
 
