@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -33,26 +33,23 @@ pub fn keep_spare(dir: &Path) -> io::Result<()> {
     sync_parent(&spare)
 }
 
-/// Puts a text in place of a file without taking room. What was there is the next spare.
+/// Puts a text in place of a file without taking room. What was there is the next spare. A new file
+/// does not get the spare: then nothing could be deleted any more.
 pub(crate) fn put(path: &Path, text: &[u8]) -> io::Result<()> {
-    let spare = of(path)?;
+    let spare = path.with_file_name(NAME);
+    fs::symlink_metadata(path)?;
     let file = File::options().write(true).open(&spare)?;
     file.write_all_at(text, 0)?;
     file.set_len(text.len() as u64)?;
     file.sync_all()?;
     step();
     match renameat_with(CWD, &spare, CWD, path, RenameFlags::EXCHANGE) {
-        // Nothing is at `path` yet, or this file system cannot exchange.
-        Err(Errno::NOENT | Errno::INVAL) => fs::rename(&spare, path)?,
+        // This file system cannot exchange; the room of the old file becomes free.
+        Err(Errno::INVAL) => fs::rename(&spare, path)?,
         exchanged => exchanged?,
     }
     step();
     sync_parent(path)
-}
-
-fn of(path: &Path) -> io::Result<PathBuf> {
-    let dir = path.parent().ok_or(io::ErrorKind::NotFound)?;
-    Ok(dir.join(NAME))
 }
 
 #[cfg(test)]
@@ -76,10 +73,14 @@ mod tests {
             let names = fs::read_dir(dir.path()).unwrap().count();
             assert_eq!(names, 2, "the file and one spare");
         }
-        let new = dir.path().join("b.json");
-        let text = crate::to_text(&vec![9]).unwrap();
-        put(&new, text.as_bytes()).unwrap();
-        assert_eq!(read(&new).unwrap(), Some(vec![9]));
-        assert!(put(&path, b"x").is_err(), "it is used up");
+    }
+
+    #[test]
+    fn a_new_file_does_not_get_the_spare() {
+        let dir = tempfile::tempdir().unwrap();
+        keep_spare(dir.path()).unwrap();
+        let error = put(&dir.path().join("new.json"), b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(dir.path().join(NAME).exists(), "it is kept for files that are there");
     }
 }

@@ -110,9 +110,10 @@ impl FilePool {
             self.identified.settle()?;
             self.sweep()?;
             locked.set_swept();
-            // So that volumes can be unpublished and deleted when there is no room.
-            let _ = durable::keep_spare(self.layout.dir());
         }
+        // So that volumes can be unpublished and deleted when there is no room. An earlier change
+        // may have used it up.
+        let _ = durable::keep_spare(self.layout.dir());
         Ok(locked)
     }
 

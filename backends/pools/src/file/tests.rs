@@ -203,6 +203,17 @@ fn a_pool_with_a_capacity_becomes_full() {
 }
 
 #[test]
+fn the_room_for_a_full_file_system_is_kept_anew_after_its_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    for name in ["a", "b"] {
+        pool.create(&new(name)).unwrap();
+        // As a change on a full file system uses it up where names cannot be exchanged.
+        fs::remove_file(dir.path().join(".sheave-spare")).expect("it is there after every change");
+    }
+}
+
+#[test]
 fn a_directory_that_is_absent_is_an_error_and_is_not_made() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("not-mounted");
