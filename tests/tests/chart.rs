@@ -64,6 +64,14 @@ fn template(helm: &Path, settings: &str) -> Run {
     if settings.is_empty() { run } else { run.arg("--set").arg(settings) }
 }
 
+/// The image is called by the version of the program (`deploy/image/build`).
+#[test]
+fn the_chart_runs_the_image_of_this_version() {
+    let chart = fs::read_to_string(deploy().join("chart/Chart.yaml")).expect("a chart");
+    let wanted = format!("appVersion: {}", env!("CARGO_PKG_VERSION"));
+    assert!(chart.lines().any(|line| line == wanted), "no {wanted}: {chart}");
+}
+
 #[test]
 fn the_manifests_are_what_the_chart_renders() {
     let Some(helm) = helm("the_manifests_are_what_the_chart_renders") else { return };
@@ -143,8 +151,8 @@ fn write_schemas(dir: &Path) {
 fn wrong_values_are_refused_with_a_reason() {
     let Some(helm) = helm("wrong_values_are_refused_with_a_reason") else { return };
     for (settings, why) in WRONG {
-        let told = template(&helm, settings).fails();
-        assert!(told.contains(why), "{settings}: no {why:?}: {told}");
+        let error = template(&helm, settings).fails();
+        assert!(error.contains(why), "{settings}: no {why:?}: {error}");
     }
 }
 
