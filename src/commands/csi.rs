@@ -10,7 +10,7 @@ use rustix::net::SocketType;
 use sheave_control::v1::volumes_server::VolumesServer;
 use sheave_control::{ControlClient, VolumesClient, channel, in_process};
 use sheave_core::printable;
-use sheave_csi::{NodeService, Plugin, Registration, RegistrationService, Serving};
+use sheave_csi::{NodeService, Plugin, Registration, RegistrationService, Serving, checks};
 use sheave_pools::{Pools, Site};
 use tokio::net::{TcpListener, UnixListener};
 use tonic::transport::Server;
@@ -28,8 +28,6 @@ use crate::volumes_api::VolumesService;
 const NAME: &str = "csi.sheave.dev";
 /// The scheme of an endpoint.
 const UNIX: &str = "unix:";
-/// The specification, "Size Limits".
-const NODE_ID_LEN_MAX: usize = 256;
 
 /// Serve volumes to Kubernetes, by the Container Storage Interface.
 #[derive(clap::Args)]
@@ -198,10 +196,7 @@ fn parse_endpoint(text: &str) -> Result<PathBuf, String> {
 }
 
 fn parse_node_id(text: &str) -> Result<String, String> {
-    match text.len() {
-        1..=NODE_ID_LEN_MAX => Ok(text.to_owned()),
-        _ => Err(format!("expected 1 to {NODE_ID_LEN_MAX} bytes")),
-    }
+    checks::node_id(text).map(str::to_owned).map_err(|status| status.message().to_owned())
 }
 
 #[cfg(test)]
