@@ -1,9 +1,8 @@
 //! Small files that are whole or absent, whenever the power goes.
 //!
 //! A file is a line of JSON and a line with its CRC-32. It is written beside its place, flushed and
-//! renamed, and its directory is flushed. Where the file system has no room for that, a spare file
-//! takes the value, if its directory has one: a full disk must not keep what is on it from being
-//! deleted.
+//! renamed, and its directory is flushed. Where the file system has no room for that, the new value
+//! goes into the spare file of the directory, if there is one: what is on a full disk can be deleted.
 #![forbid(unsafe_code)]
 
 mod spare;
@@ -192,8 +191,8 @@ mod tests {
     /// Not a test by itself: what the next test runs as a process of its own.
     #[test]
     fn child_of_the_crash_test() {
-        let Ok(told) = env::var(CHILD) else { return };
-        let (step, path) = told.split_once(':').unwrap();
+        let Ok(task) = env::var(CHILD) else { return };
+        let (step, path) = task.split_once(':').unwrap();
         on_step(step.parse().unwrap(), process::abort);
         replace(Path::new(path), &vec![7; 100]).unwrap();
         remove(Path::new(path)).unwrap();

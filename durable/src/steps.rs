@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 static LEFT: AtomicI64 = AtomicI64::new(0);
 static DIE: OnceLock<fn() -> !> = OnceLock::new();
 
-/// For tests: has this process call `die` at its nth step from now, counted from 0. Once a process.
+/// For tests: this process calls `die` at its nth step from now, counted from 0. Once a process.
 pub fn on_step(n: i64, die: fn() -> !) {
     LEFT.store(n, Relaxed);
     // A second call would be a mistake of the test, which then sees no death.

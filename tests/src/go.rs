@@ -38,7 +38,7 @@ pub fn go_tool(test: &str, module: &Path, package: &str) -> Option<PathBuf> {
 #[must_use]
 pub fn go_module(module: &str, version: &str) -> PathBuf {
     let download = Run::new("go").args("mod download -json").arg(format!("{module}@{version}"));
-    let told = download.timeout(BUILD_TIMEOUT).ok();
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    told["Dir"].as_str().expect("a directory").into()
+    let answer = download.timeout(BUILD_TIMEOUT).ok();
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    answer["Dir"].as_str().expect("a directory").into()
 }

@@ -270,8 +270,8 @@ fn it_claims_nothing_that_a_center_would_call() {
 
 #[test]
 fn it_is_controller_and_node_in_one() {
-    let told = Run::new(sheave())
+    let error = Run::new(sheave())
         .args("csi --local --mode node --node-id n1 --endpoint unix:///nowhere/csi.sock")
         .fails();
-    assert!(told.contains("--mode all"), "{told}");
+    assert!(error.contains("--mode all"), "{error}");
 }

@@ -1,7 +1,8 @@
 //! The control group of programs that outlive this process.
 //!
-//! Where this process is a container or a service, all processes of its group are killed when it
-//! ends, each by its number or all of them by `cgroup.kill` (the kernel's cgroup-v2.rst).
+//! When a container or a service ends, its container engine or service manager kills all processes
+//! of its control group (`cgroup.kill`, the kernel's cgroup-v2.rst). So a program that must outlive
+//! this process moves to a group beside it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -13,17 +14,18 @@ use sheave_core::printable;
 
 use crate::mountinfo::Mounts;
 
-/// Below the root of the hierarchy, which is the node's in a privileged container.
+/// A directory in the root of the hierarchy. A privileged container sees the root of its node.
 const NAME: &str = "sheave-tools";
-/// The group is removed when its last program has ended, maybe just before another one comes.
+/// How often a program tries to enter: the last program to leave removes the group, maybe just
+/// before another one enters.
 const TRIES: u32 = 10;
 
-/// A program that has a group of its own kind. The group goes away with the last of them.
+/// The membership of a program. The group is removed with its last member.
 pub(crate) struct Group(Option<PathBuf>);
 
 impl Group {
-    /// Moves a program that was just started. Where there are no such groups it stays, and ends
-    /// with this process if that is a container; what it was doing is then repeated.
+    /// Moves a program that was just started. Where it cannot be moved, it may end with the
+    /// container of this process; the next call repeats its work.
     pub(crate) fn of(program: &process::Child) -> Self {
         match enter(program.id()) {
             Ok(group) => Self(group),
@@ -52,7 +54,7 @@ fn enter(pid: u32) -> Result<Option<PathBuf>, String> {
     match entered {
         Some(Ok(())) => Ok(Some(group)),
         Some(Err(error)) => Err(format!("{}: {error}", printable(&group))),
-        None => Err(format!("{}: it goes away again and again", printable(&group))),
+        None => Err(format!("{}: it was removed {TRIES} times", printable(&group))),
     }
 }
 
@@ -66,7 +68,7 @@ fn try_enter(group: &Path, pid: u32) -> io::Result<()> {
 
 fn is_gone(entered: &io::Result<()>) -> bool {
     entered.as_ref().is_err_and(|error| {
-        // The second is of a group that was removed after its file was opened.
+        // ENODEV: the group was removed after its file was opened.
         [Some(Errno::NOENT), Some(Errno::NODEV)].contains(&Errno::from_io_error(error))
     })
 }

@@ -1,4 +1,4 @@
-//! What is on a device, told from its superblocks. Bytes in, an answer out; reading is elsewhere.
+//! What is on a device, by its superblocks. Bytes in, an answer out; `disk.rs` reads them.
 //!
 //! A device is empty only if all of its probed regions are zero. These are the places of the
 //! superblocks and signatures that are known here, their backups, the start, the end, and samples
