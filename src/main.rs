@@ -7,6 +7,7 @@ mod config;
 mod control_api;
 mod log;
 mod open_files;
+mod pending;
 mod pool_calls;
 mod process;
 mod serve;

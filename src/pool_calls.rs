@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sheave_core::{Error, ErrorKind, Result};
-use sheave_csi::pending::{Guard, Pending};
 use sheave_pools::{Exclusion, Listed, Pools, VolumeId};
 use tokio::sync::Semaphore;
 use tonic::Status;
 
 use crate::control_api::status;
+use crate::pending::{Guard, Pending};
 
 /// How soon a caller has an answer. CSI callers wait for 10 s and more.
 const TIMEOUT: Duration = Duration::from_secs(8);

@@ -18,7 +18,6 @@ use tonic::{Code, Request, Response, Status};
 use crate::SharedPlugin;
 use crate::checks::{self, text};
 use crate::context::Publication;
-use crate::pending::Pending;
 pub(crate) use capability::Use;
 use capability::uses;
 use convert::{bytes, size, volume};
@@ -53,14 +52,13 @@ const CENTRAL: [rpc::Type; 5] = [
 /// Serves Controller.
 pub struct ControllerService {
     plugin: SharedPlugin,
-    pending: Pending,
 }
 
 impl ControllerService {
     /// Of this plugin.
     #[must_use]
     pub fn new(plugin: SharedPlugin) -> Self {
-        Self { plugin, pending: Pending::default() }
+        Self { plugin }
     }
 
     fn volumes(&self) -> VolumesClient {
@@ -159,7 +157,6 @@ impl Controller for ControllerService {
         let pool = parameters.pool(&pools)?;
         Self::check_uses(pool, &uses)?;
         self.plugin.check_topology(pool.local, request.accessibility_requirements.as_ref())?;
-        let _alone = self.pending.begin(&format!("name {name}"))?;
         let create = api::CreateVolumeRequest {
             pool: pool.name.clone(),
             name: name.to_owned(),
@@ -181,7 +178,6 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let id = text("volume_id", &request.volume_id)?.to_owned();
         checks::map("secrets", &request.secrets)?;
-        let _alone = self.pending.begin(&id)?;
         if self.plugin.is_local {
             self.plugin.unpublish_here(&id).await?;
         }
@@ -204,7 +200,6 @@ impl Controller for ControllerService {
         if let Some(pool) = pools.iter().find(|pool| pool.name == found.pool) {
             wanted.check(pool)?;
         }
-        let _alone = self.pending.begin(id)?;
         let publish = api::PublishVolumeRequest {
             id: id.to_owned(),
             node: node.to_owned(),
@@ -229,7 +224,6 @@ impl Controller for ControllerService {
             node => checks::node_id(node)?.to_owned(),
         };
         checks::map("secrets", &request.secrets)?;
-        let _alone = self.pending.begin(&id)?;
         let unpublish = api::UnpublishVolumeRequest { id, node };
         answered(self.volumes().unpublish_volume(unpublish)).await?;
         Ok(Response::new(csi::ControllerUnpublishVolumeResponse {}))
@@ -380,7 +374,6 @@ impl Controller for ControllerService {
         if let Some(capability) = &request.volume_capability {
             Use::new(Some(capability))?;
         }
-        let _alone = self.pending.begin(id)?;
         let resize = api::ResizeVolumeRequest { id: id.to_owned(), required_bytes, limit_bytes };
         let resized = answered(self.volumes().resize_volume(resize)).await?.volume;
         let resized = resized.ok_or_else(|| Status::internal(format!("{id}: an empty answer")))?;
@@ -415,7 +408,6 @@ impl Controller for ControllerService {
         checks::map("mutable_parameters", &request.mutable_parameters)?;
         checks::map("secrets", &request.secrets)?;
         let parameters = Parameters::new(&Default::default(), &request.mutable_parameters)?;
-        let _alone = self.pending.begin(id)?;
         let set = api::SetVolumeRequest {
             id: id.to_owned(),
             limit_bytes_per_second: parameters.limit_bps,

@@ -13,7 +13,6 @@ mod identity;
 mod local;
 mod metrics;
 mod node;
-pub mod pending;
 mod registration;
 mod server;
 mod topology;

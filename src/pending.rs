@@ -7,12 +7,12 @@ use tonic::Status;
 
 /// Volumes, by id or name, that a call is about.
 #[derive(Clone, Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     keys: Arc<Mutex<HashSet<String>>>,
 }
 
 /// A call that is under way. The next one may come when it is dropped.
-pub struct Guard {
+pub(crate) struct Guard {
     pending: Pending,
     key: String,
 }
@@ -22,7 +22,7 @@ impl Pending {
     ///
     /// # Errors
     /// ABORTED, at once, while another one is under way (the specification, "Concurrency").
-    pub fn begin(&self, key: &str) -> Result<Guard, Status> {
+    pub(crate) fn begin(&self, key: &str) -> Result<Guard, Status> {
         if !self.lock().insert(key.to_owned()) {
             let why =
                 format!("{key}: another call about this volume is under way; try again later");
