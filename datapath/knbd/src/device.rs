@@ -32,7 +32,7 @@ pub struct Device {
 /// waits for another one for `dead_connection_s`, and then fails.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] when the driver is not loaded, and errors of the kernel.
+/// [`ErrorKind::Unsupported`] when the driver is not loaded, and errors of the kernel.
 pub fn attach(
     volume: &dyn Volume,
     block_size: u32,
@@ -187,9 +187,25 @@ fn is_closed(socket: &OwnedFd) -> Result<bool> {
 
 fn explain(error: io::Error) -> Error {
     let what = match error.kind() {
-        io::ErrorKind::NotFound => "the kernel's nbd driver is not loaded (try: modprobe nbd)",
+        // It is the driver that does not exist, not what the caller has named.
+        io::ErrorKind::NotFound => {
+            let what = "the kernel's nbd driver is not loaded (try: modprobe nbd)";
+            return Error::new(ErrorKind::Unsupported, "attach", what).because(error);
+        }
         io::ErrorKind::PermissionDenied => "the kernel's nbd driver wants CAP_SYS_ADMIN",
         _ => "the kernel's nbd driver",
     };
     Error::from_io("attach", what, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_is_absent_is_not_a_volume_that_is_not_found() {
+        let error = explain(io::ErrorKind::NotFound.into());
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("modprobe nbd"), "{error}");
+    }
 }
