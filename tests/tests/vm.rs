@@ -89,6 +89,11 @@ fn rule_37_two_nodes_share_a_pool_on_nfs() {
 }
 
 #[test]
+fn claims_live_on_devices_of_every_front() {
+    case("claims_live.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };
@@ -137,6 +142,10 @@ fn run_case(name: &str, env: &[&str]) -> Option<(ExitStatus, String)> {
     run.arg("--copy").arg(vm.join("harness.sh")).arg("--copy").arg(cases.join("common.sh"));
     // Its units say what a daemon is allowed.
     run.arg("--copy").arg(vm.join("../../deploy"));
+    if name.starts_with("claims") {
+        run.arg("--copy").arg(cases.join("claims.sh"));
+        run.arg("--copy").arg(env!("CARGO_BIN_EXE_claim"));
+    }
     run.arg("--copy").arg(cases.join(name)).args(["--", "env"]).args(env);
     let output = run.args(["bash", "harness.sh", name]).output().expect("tests/vm/run runs");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();

@@ -14,6 +14,8 @@ clean_s=300
 explain_s=60
 known=/run/harness
 groups=/sys/fs/cgroup
+# Of devices, and below the working directory, where pods of cases are.
+mounts="^/dev/(nbd|ublkb|loop|mapper|dm-)|^[^ ]* $PWD/"
 
 # as_group NAME SECONDS COMMAND...: runs it in a control group of its own, with all that it starts.
 as_group() {
@@ -46,10 +48,10 @@ end_group() {
 
 # What a case must not leave behind.
 findings() {
-    grep -E '^/dev/(nbd|ublkb|loop|mapper|dm-)' /proc/mounts
+    grep -E "$mounts" /proc/mounts
     ls -d /sys/block/nbd*/pid /sys/block/loop*/loop /sys/block/{ublkb,dm-}* /dev/ublkc[0-9]*
-    find /etc/{systemd/system,udev/rules.d,modprobe.d,sheave} /var/lib/sheave/devices \
-        ! -type d ! -name lock
+    find /etc/{systemd/system,udev/rules.d,modprobe.d,sheave} /var/lib/sheave/{devices,node} \
+        ! -type d ! -name '*lock'
     cat /etc/fstab
     systemctl list-units --all --no-legend --plain 'sheave*'
     [ ! -d $groups/case ] ||
@@ -86,7 +88,7 @@ explain() {
 
 # The way of the product: the next daemon finds the devices, and ends them. Then what lay on them.
 clean() {
-    local device source daemon
+    local device at daemon
     systemctl kill --signal=KILL 'sheave*' 2>/dev/null
     systemctl stop 'sheave*' 2>/dev/null
     systemctl reset-failed 'sheave*' 2>/dev/null
@@ -104,13 +106,13 @@ clean() {
     for device in /sys/block/nbd*/pid; do
         [ ! -e "$device" ] || nbd-client -d "/dev/$(cut -d/ -f4 <<<"$device")" >/dev/null
     done
-    grep -E '^/dev/(nbd|ublkb|loop|mapper|dm-)' /proc/mounts | tac |
-        while read -r source device _; do umount -l "$device"; done
+    grep -E "$mounts" /proc/mounts | tac |
+        while read -r _ at _; do umount -l "$at"; done
     dmsetup remove_all 2>/dev/null
     losetup --detach-all
     kill $daemon
     wait $daemon
-    rm -f /var/lib/sheave/devices/*.json
+    rm -f /var/lib/sheave/{devices,node}/*.json
 }
 
 modprobe -qa loop nbd ublk_drv

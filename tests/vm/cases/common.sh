@@ -12,7 +12,7 @@ pause() { read -rt "$1" -u "$never" || true; }
 if [ -n "${CASE_TRACE:-}" ]; then
     exec {trace}>"$CASE_TRACE"
     BASH_XTRACEFD=$trace
-    PS4='+ ${BASH_SOURCE##*/}:$LINENO: '
+    PS4='+ $EPOCHREALTIME ${BASH_SOURCE##*/}:$LINENO: '
     set -x
 fi
 
@@ -116,6 +116,9 @@ fronts() {
         *) echo ublk nbd ;;
     esac
 }
+
+# grows FRONT: its devices can while they are used; ublk since Linux 6.16.
+grows() { [ "$1" = nbd ] || [[ ! $(uname -r) =~ ^6\.12\. ]]; }
 
 # clean TYPE DEVICE: its file system has no errors.
 clean() {

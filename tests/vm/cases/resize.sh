@@ -2,9 +2,6 @@
 # A device grows while it is used, keeps its size after a crash, and never shrinks.
 . ./common.sh
 
-# grows FRONT: ublk can since Linux 6.16.
-grows() { [ "$1" = nbd ] || [[ ! $(uname -r) =~ ^6\.12\. ]]; }
-
 # has DEVICE MIB: what the kernel and the daemon say of it.
 has() {
     expect $(($2 << 20)) "$(blockdev --getsize64 "$1")"

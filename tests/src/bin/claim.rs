@@ -1,0 +1,329 @@
+//! Steps in the life of claims, as the sidecars and kubelet take them: each command is one of them.
+//!
+//! A step is repeated while its outcome is open, as kubelet does. One that fails prints a line with
+//! code and message, and ends with status 1. Several volumes take their steps at once.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for a terminal")]
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use sheave_control::channel;
+use sheave_csi_proto::v1::controller_client::ControllerClient;
+use sheave_csi_proto::v1::node_client::NodeClient;
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use sheave_csi_proto::v1::*;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// Longer than any step takes in an emulated guest.
+const PATIENCE: Duration = Duration::from_secs(300);
+const PAUSE: Duration = Duration::from_millis(100);
+const BLOCK: &str = "block";
+
+/// Takes one step with claims.
+#[derive(Parser)]
+struct Args {
+    /// The plugin's socket
+    #[arg(long)]
+    socket: PathBuf,
+    /// Where volumes are staged and shown: DIR/stage/ID, DIR/pods/POD/ID, with _ for /
+    #[arg(long)]
+    dir: PathBuf,
+    /// The node's id
+    #[arg(long)]
+    node: String,
+    /// A type of filesystem, or block
+    #[arg(long, default_value = "ext4")]
+    kind: String,
+    /// An access mode as in the specification
+    #[arg(long, default_value = "SINGLE_NODE_WRITER", value_parser = parse_mode)]
+    mode: Mode,
+    /// Publish for reading only
+    #[arg(long)]
+    read_only: bool,
+    #[command(subcommand)]
+    step: Step,
+}
+
+#[derive(Subcommand)]
+enum Step {
+    /// Make volumes, and print their ids
+    Create {
+        /// ublk, nbd or auto
+        front: String,
+        /// Of each
+        bytes: i64,
+        names: Vec<String>,
+    },
+    /// Publish volumes to the node, and stage them
+    Stage { ids: Vec<String> },
+    /// Show volumes to a pod, and print where
+    Pod { pod: String, ids: Vec<String> },
+    /// Take them from it
+    Unpod { pod: String, ids: Vec<String> },
+    /// Undo staging and publication
+    Unstage { ids: Vec<String> },
+    /// Grow volumes that a pod has, and print their bytes
+    Expand { pod: String, bytes: i64, ids: Vec<String> },
+    /// Delete them
+    Delete { ids: Vec<String> },
+    /// Print the condition of volumes that a pod has
+    Condition { pod: String, ids: Vec<String> },
+}
+
+/// All that steps share.
+struct Claims {
+    controller: ControllerClient<Channel>,
+    node: NodeClient<Channel>,
+    args: Args,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let channel = channel(&args.socket);
+    let controller = ControllerClient::new(channel.clone());
+    let claims = Arc::new(Claims { controller, node: NodeClient::new(channel), args });
+    let mut steps = JoinSet::new();
+    let (Step::Create { names: of, .. }
+    | Step::Stage { ids: of }
+    | Step::Pod { ids: of, .. }
+    | Step::Unpod { ids: of, .. }
+    | Step::Unstage { ids: of }
+    | Step::Expand { ids: of, .. }
+    | Step::Delete { ids: of }
+    | Step::Condition { ids: of, .. }) = &claims.args.step;
+    for (index, of) in of.iter().cloned().enumerate() {
+        let claims = Arc::clone(&claims);
+        steps.spawn(async move { (index, claims.step(&of).await) });
+    }
+    let mut ended = steps.join_all().await;
+    ended.sort_by_key(|(index, _)| *index);
+    let mut exit = ExitCode::SUCCESS;
+    for (_, outcome) in ended {
+        match outcome {
+            Ok(said) if said.is_empty() => {}
+            Ok(said) => println!("{said}"),
+            Err(status) => {
+                eprintln!("{:?}: {}", status.code(), status.message());
+                exit = ExitCode::FAILURE;
+            }
+        }
+    }
+    exit
+}
+
+impl Claims {
+    /// One step of one volume, as often as it takes. Returns what is to be printed.
+    async fn step(&self, of: &str) -> Result<String, Status> {
+        let begun = Instant::now();
+        loop {
+            let outcome = match &self.args.step {
+                Step::Create { front, bytes, .. } => self.create(of, front, *bytes).await,
+                Step::Stage { .. } => self.stage(of).await,
+                Step::Pod { pod, .. } => self.publish(of, pod).await,
+                Step::Unpod { pod, .. } => self.unpublish(of, pod).await,
+                Step::Unstage { .. } => self.unstage(of).await,
+                Step::Expand { pod, bytes, .. } => self.expand(of, pod, *bytes).await,
+                Step::Delete { .. } => self.delete(of).await,
+                Step::Condition { pod, .. } => self.condition(of, pod).await,
+            };
+            match outcome {
+                Err(status) if is_open(status.code()) && begun.elapsed() < PATIENCE => {
+                    sleep(PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn create(&self, name: &str, front: &str, bytes: i64) -> Result<String, Status> {
+        let request = CreateVolumeRequest {
+            name: name.to_owned(),
+            capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+            volume_capabilities: vec![self.capability()],
+            parameters: HashMap::from([("front".to_owned(), front.to_owned())]),
+            ..CreateVolumeRequest::default()
+        };
+        let answer = self.controller.clone().create_volume(request).await?.into_inner();
+        let volume = answer.volume.ok_or_else(|| Status::internal("no volume"))?;
+        match volume.capacity_bytes == bytes {
+            true => Ok(volume.volume_id),
+            false => Err(Status::internal(format!("{} bytes", volume.capacity_bytes))),
+        }
+    }
+
+    async fn stage(&self, id: &str) -> Result<String, Status> {
+        let staging = self.staging(id);
+        // kubelet makes it.
+        fs::create_dir_all(&staging)?;
+        let request = NodeStageVolumeRequest {
+            volume_id: id.to_owned(),
+            publish_context: self.publish_to_node(id).await?,
+            staging_target_path: text(&staging),
+            volume_capability: Some(self.capability()),
+            volume_context: self.context(id).await?,
+            ..NodeStageVolumeRequest::default()
+        };
+        self.node.clone().node_stage_volume(request).await?;
+        Ok(String::new())
+    }
+
+    /// The answer is the same for each call, so it need not be kept.
+    async fn publish_to_node(&self, id: &str) -> Result<HashMap<String, String>, Status> {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: self.args.node.clone(),
+            volume_capability: Some(self.capability()),
+            readonly: self.args.read_only,
+            ..ControllerPublishVolumeRequest::default()
+        };
+        let answer = self.controller.clone().controller_publish_volume(request).await?;
+        Ok(answer.into_inner().publish_context)
+    }
+
+    /// What a persistent volume keeps of its creation.
+    async fn context(&self, id: &str) -> Result<HashMap<String, String>, Status> {
+        let request = ControllerGetVolumeRequest { volume_id: id.to_owned() };
+        let answer = self.controller.clone().controller_get_volume(request).await?;
+        Ok(answer.into_inner().volume.unwrap_or_default().volume_context)
+    }
+
+    async fn publish(&self, id: &str, pod: &str) -> Result<String, Status> {
+        let target = self.target(id, pod);
+        fs::create_dir_all(self.pod(pod))?;
+        let request = NodePublishVolumeRequest {
+            volume_id: id.to_owned(),
+            publish_context: self.publish_to_node(id).await?,
+            staging_target_path: text(&self.staging(id)),
+            target_path: text(&target),
+            volume_capability: Some(self.capability()),
+            readonly: self.args.read_only,
+            volume_context: self.context(id).await?,
+            ..NodePublishVolumeRequest::default()
+        };
+        self.node.clone().node_publish_volume(request).await?;
+        Ok(text(&target))
+    }
+
+    async fn unpublish(&self, id: &str, pod: &str) -> Result<String, Status> {
+        let target = self.target(id, pod);
+        let target_path = text(&target);
+        let request = NodeUnpublishVolumeRequest { volume_id: id.to_owned(), target_path };
+        self.node.clone().node_unpublish_volume(request).await?;
+        match target.exists() {
+            true => Err(Status::internal(format!("{} is there", target.display()))),
+            false => Ok(String::new()),
+        }
+    }
+
+    async fn unstage(&self, id: &str) -> Result<String, Status> {
+        let staging = self.staging(id);
+        let staging_target_path = text(&staging);
+        let request = NodeUnstageVolumeRequest { volume_id: id.to_owned(), staging_target_path };
+        self.node.clone().node_unstage_volume(request).await?;
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: self.args.node.clone(),
+            ..ControllerUnpublishVolumeRequest::default()
+        };
+        self.controller.clone().controller_unpublish_volume(request).await?;
+        match fs::remove_dir(&staging) {
+            Err(error) if staging.exists() => Err(error.into()),
+            _ => Ok(String::new()),
+        }
+    }
+
+    async fn expand(&self, id: &str, pod: &str, bytes: i64) -> Result<String, Status> {
+        let capacity_range = Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 });
+        let request = ControllerExpandVolumeRequest {
+            volume_id: id.to_owned(),
+            capacity_range,
+            volume_capability: Some(self.capability()),
+            ..ControllerExpandVolumeRequest::default()
+        };
+        self.controller.clone().controller_expand_volume(request).await?;
+        let request = NodeExpandVolumeRequest {
+            volume_id: id.to_owned(),
+            volume_path: text(&self.target(id, pod)),
+            capacity_range,
+            staging_target_path: text(&self.staging(id)),
+            volume_capability: Some(self.capability()),
+            ..NodeExpandVolumeRequest::default()
+        };
+        let answer = self.node.clone().node_expand_volume(request).await?;
+        Ok(answer.into_inner().capacity_bytes.to_string())
+    }
+
+    async fn delete(&self, id: &str) -> Result<String, Status> {
+        let volume_id = id.to_owned();
+        let request = DeleteVolumeRequest { volume_id, ..DeleteVolumeRequest::default() };
+        self.controller.clone().delete_volume(request).await?;
+        Ok(String::new())
+    }
+
+    async fn condition(&self, id: &str, pod: &str) -> Result<String, Status> {
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: id.to_owned(),
+            volume_path: text(&self.target(id, pod)),
+            staging_target_path: text(&self.staging(id)),
+        };
+        let answer = self.node.clone().node_get_volume_stats(request).await?.into_inner();
+        let condition = answer.volume_condition.unwrap_or_default();
+        Ok(if condition.abnormal { condition.message } else { "healthy".to_owned() })
+    }
+
+    fn capability(&self) -> VolumeCapability {
+        let access_type = match self.args.kind.as_str() {
+            BLOCK => AccessType::Block(BlockVolume {}),
+            fs_type => {
+                AccessType::Mount(MountVolume { fs_type: fs_type.to_owned(), ..Default::default() })
+            }
+        };
+        let access_mode = Some(AccessMode { mode: self.args.mode.into() });
+        VolumeCapability { access_type: Some(access_type), access_mode }
+    }
+
+    fn staging(&self, id: &str) -> PathBuf {
+        self.args.dir.join("stage").join(id.replace('/', "_"))
+    }
+
+    fn pod(&self, pod: &str) -> PathBuf {
+        self.args.dir.join("pods").join(pod)
+    }
+
+    fn target(&self, id: &str, pod: &str) -> PathBuf {
+        self.pod(pod).join(id.replace('/', "_"))
+    }
+}
+
+/// Whether kubelet takes the outcome for open, and repeats the call.
+fn is_open(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Aborted
+            | Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            // What this library makes of a connection that has died.
+            | Code::Unknown
+            | Code::Cancelled
+    )
+}
+
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    Mode::from_str_name(text).ok_or_else(|| "no such access mode".to_owned())
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
