@@ -1,4 +1,4 @@
-//! Each process of a node is killed at each of its steps in each call.
+//! The plugins of a node are killed at each of their steps in each call.
 //!
 //! By default some of the steps are tried; `SHEAVE_CO_STRIDE=1` tries all.
 
@@ -33,10 +33,4 @@ fn rule_30_the_plugin_is_killed_at_each_step_of_each_call() {
 fn rule_30_the_controller_is_killed_at_each_step_of_each_call() {
     let test = "rule_30_the_controller_is_killed_at_each_step_of_each_call";
     kill(test, Process::Controller, (Use::Block, 8), 3);
-}
-
-#[test]
-fn rule_30_the_daemon_is_killed_at_each_step_of_each_call() {
-    let test = "rule_30_the_daemon_is_killed_at_each_step_of_each_call";
-    kill(test, Process::Daemon, (Use::Filesystem("ext4"), 32), 13);
 }
