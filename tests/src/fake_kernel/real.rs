@@ -58,9 +58,9 @@ impl RealDevice {
     }
 }
 
-/// Starts a program from a thread that lives until the sender is dropped, or until a signal ends the
-/// process: then the program is killed. Else the process would wait for I/O on its own device, which
-/// nothing serves any more, and keep the device.
+/// Starts a program from a thread that lives until the sender is dropped. If a signal ends this
+/// process before, the program is killed: else the process would wait for I/O on its own device,
+/// which nothing serves any more.
 fn spawn_kept(mut command: Command) -> (Child, Sender<()>) {
     let (tell, told) = channel();
     let (keeper, kept) = channel::<()>();
