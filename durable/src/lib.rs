@@ -2,7 +2,8 @@
 //!
 //! A file is a line of JSON and a line with its CRC-32. It is written beside its place, flushed and
 //! renamed, and its directory is flushed. Where the file system has no room for that, the new value
-//! goes into the spare file of the directory, if there is one: what is on a full disk can be deleted.
+//! goes into the spare file of the directory, if there is one, so volumes of a full disk can be
+//! deleted.
 #![forbid(unsafe_code)]
 
 mod spare;
