@@ -81,13 +81,16 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{/* With the usual rate of 5 calls a second, many claims at once would wait for the API server. */}}
 {{- define "sheave.sidecarArgs" -}}
 - --csi-address=/csi/csi.sock
-- --kube-api-qps=50
-- --kube-api-burst=100
 - --timeout=30s
 - --v={{ .Values.sidecars.logLevel }}
+{{- end }}
+
+{{/* With the usual rate of 5 calls a second, many claims at once would wait for the API server. */}}
+{{- define "sheave.apiRate" -}}
+- --kube-api-qps=50
+- --kube-api-burst=100
 {{- end }}
 
 {{- define "sheave.check" -}}
