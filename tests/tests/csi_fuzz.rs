@@ -191,6 +191,34 @@ async fn controller(maker: &mut Maker, channel: &Channel) -> Result<(), Status> 
             client.controller_unpublish_volume(request).await.map(drop)
         }
         6 => {
+            let request = ControllerExpandVolumeRequest {
+                volume_id: maker.id(),
+                capacity_range: maker.range(),
+                secrets: maker.secrets(),
+                volume_capability: maker.capability(),
+            };
+            client.controller_expand_volume(request).await.map(drop)
+        }
+        7 => {
+            let request = ControllerModifyVolumeRequest {
+                volume_id: maker.id(),
+                secrets: maker.secrets(),
+                mutable_parameters: maker.parameters(),
+            };
+            client.controller_modify_volume(request).await.map(drop)
+        }
+        which => ask(which, maker, client).await,
+    }
+}
+
+/// Calls that change nothing.
+async fn ask(
+    which: usize,
+    maker: &mut Maker,
+    mut client: ControllerClient<Channel>,
+) -> Result<(), Status> {
+    match which {
+        8 => {
             let request = ValidateVolumeCapabilitiesRequest {
                 volume_id: maker.id(),
                 volume_context: maker.context(),
@@ -201,35 +229,18 @@ async fn controller(maker: &mut Maker, channel: &Channel) -> Result<(), Status> 
             };
             client.validate_volume_capabilities(request).await.map(drop)
         }
-        7 => {
+        9 => {
             let max_entries = [0, 1, -1, i32::MAX][maker.number(4)];
             let request = ListVolumesRequest { max_entries, starting_token: maker.text() };
             client.list_volumes(request).await.map(drop)
         }
-        8 => {
+        10 => {
             let request = GetCapacityRequest {
                 volume_capabilities: maker.capability().into_iter().collect(),
                 parameters: maker.parameters(),
                 accessible_topology: None,
             };
             client.get_capacity(request).await.map(drop)
-        }
-        9 => {
-            let request = ControllerExpandVolumeRequest {
-                volume_id: maker.id(),
-                capacity_range: maker.range(),
-                secrets: maker.secrets(),
-                volume_capability: maker.capability(),
-            };
-            client.controller_expand_volume(request).await.map(drop)
-        }
-        10 => {
-            let request = ControllerModifyVolumeRequest {
-                volume_id: maker.id(),
-                secrets: maker.secrets(),
-                mutable_parameters: maker.parameters(),
-            };
-            client.controller_modify_volume(request).await.map(drop)
         }
         _ => {
             let request = ControllerGetVolumeRequest { volume_id: maker.id() };
