@@ -186,6 +186,16 @@ fn questions(channel: &Channel, ids: &[String]) -> Vec<(&'static str, Call)> {
             }
         ),
         call!(channel, ControllerClient, list_volumes, ListVolumesRequest::default()),
+        // Whether the directory is still that of the pool is looked up.
+        call!(
+            channel,
+            ControllerClient,
+            get_capacity,
+            GetCapacityRequest {
+                parameters: HashMap::from([("pool".to_owned(), "slow".to_owned())]),
+                ..Default::default()
+            }
+        ),
         call!(
             channel,
             ControllerClient,
@@ -219,16 +229,6 @@ fn free_calls(channel: &Channel, ids: &[String]) -> Vec<(&'static str, Call)> {
             ControllerClient,
             controller_get_capabilities,
             ControllerGetCapabilitiesRequest {}
-        ),
-        // ext4 has the sums in memory.
-        call!(
-            channel,
-            ControllerClient,
-            get_capacity,
-            GetCapacityRequest {
-                parameters: HashMap::from([("pool".to_owned(), "slow".to_owned())]),
-                ..Default::default()
-            }
         ),
         call!(channel, NodeClient, node_get_info, NodeGetInfoRequest {}),
         call!(channel, NodeClient, node_get_capabilities, NodeGetCapabilitiesRequest {}),
