@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use crate::command::wait;
 use crate::{Run, eventually};
+
+/// How long strace may take to leave a process.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is looked at of a process: its durable steps, its mounts, and the messages that it sends.
 const STEPS: &str = "fsync,fdatasync,?rename,?renameat,renameat2,?unlink,unlinkat,mount,umount2,\
@@ -58,8 +63,20 @@ impl Trace {
 
     /// Leaves the process alone.
     pub fn end(mut self) {
+        self.leave();
+    }
+
+    /// Whether strace has ended by itself.
+    fn leave(&mut self) -> bool {
         let _ = Run::new("kill").arg("-INT").arg(self.strace.id().to_string()).output();
-        let _ = self.strace.wait();
+        // If the process dies just then, strace may wait for ever for its first thread, whose end
+        // the kernel reports only after those of all others, for which strace does not wait then.
+        let has_ended = wait(&mut self.strace, DETACH_TIMEOUT).is_some();
+        if !has_ended {
+            let _ = self.strace.kill();
+            let _ = self.strace.wait();
+        }
+        has_ended
     }
 
     /// Leaves it alone, and returns how many calls of each name its busiest thread made.
@@ -87,5 +104,68 @@ impl Trace {
             *most = count.max(*most);
         }
         counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::{Arc, Barrier};
+    use std::thread;
+
+    use super::*;
+    use crate::{Scratch, child, have, part, skip};
+
+    const THREADS: usize = 64;
+    const ROUNDS: usize = 100;
+
+    /// A process of many threads.
+    fn stay() {
+        let all = Arc::new(Barrier::new(THREADS + 1));
+        for _ in 0..THREADS {
+            let all = Arc::clone(&all);
+            thread::spawn(move || all.wait());
+        }
+        thread::sleep(crate::PATIENCE);
+    }
+
+    /// Whether strace has ended by itself that was to leave a process just after that was killed.
+    fn leave_the_dying(test: &str, after: Duration) -> bool {
+        let dir = Scratch::new();
+        let mut command = child(test, "stay", dir.path());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = command.spawn().expect("this program");
+        let tasks = format!("/proc/{}/task", process.id());
+        let count = || fs::read_dir(&tasks).map_or(0, Iterator::count);
+        assert!(eventually(|| count() > THREADS));
+        let mut trace = Trace::record(process.id(), dir.path());
+        process.kill().expect("our own child");
+        thread::sleep(after);
+        let has_ended = trace.leave();
+        process.wait().expect("our own child");
+        has_ended
+    }
+
+    #[test]
+    fn a_process_that_dies_can_be_left() {
+        let test = "strace::tests::a_process_that_dies_can_be_left";
+        if part().is_some() {
+            return stay();
+        }
+        if !have("strace") {
+            return skip(test, "strace (strace) is not installed");
+        }
+        // The moment at which strace does not end by itself has to be found.
+        let round = Arc::new(AtomicUsize::new(0));
+        let rounds = Arc::clone(&round);
+        let trying = thread::spawn(move || {
+            let steps = (0..ROUNDS).map(|step| Duration::from_micros(step as u64 % 20 * 150));
+            steps.take_while(|after| leave_the_dying(test, *after)).for_each(|_| {
+                rounds.fetch_add(1, Relaxed);
+            });
+        });
+        assert!(eventually(|| trying.is_finished()), "strace does not end");
+        trying.join().expect("no panic");
+        crate::note(&format!("strace has left {} of {ROUNDS}\n", round.load(Relaxed)));
     }
 }
