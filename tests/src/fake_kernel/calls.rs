@@ -25,7 +25,7 @@ impl Shared {
             return;
         }
         let claimed = match request {
-            FakeRequest::Claim { id } => Some(id),
+            FakeRequest::Claim { id } => self.devices().get(id).map(|device| (id, device.key)),
             _ => None,
         };
         let done = self.carry_out(request, fd);
@@ -38,8 +38,9 @@ impl Shared {
                 let _ = recv(connection, &mut [0; 1][..], RecvFlags::empty());
             }
         }
-        if let Some(id) = claimed
-            && let Some(device) = self.devices().get(id)
+        // Its number may be another device's by now.
+        if let Some((id, key)) = claimed
+            && let Some(device) = self.devices().same(id, key)
         {
             device.claimed = false;
             device.real_claim = None;
@@ -119,16 +120,17 @@ impl Shared {
     /// Has programs find a device.
     fn open(self: &Arc<Self>, id: u32, key: DeviceKey) {
         let path = self.path(id);
-        let socket =
-            if self.has_block_devices { path.with_extension("sock") } else { path.clone() };
+        // Of the device before with this number, something may still be there.
+        let unique = || path.with_extension(format!("{:x}.sock", key.0));
+        let socket = if self.has_block_devices { unique() } else { path.clone() };
         let listener = Arc::new(listener(&socket, SocketType::STREAM));
-        if let Some(device) = self.devices().get(id) {
+        if let Some(device) = self.devices().same(id, key) {
             device.listen(Arc::clone(&listener), socket.clone());
         }
         self.accept_users(listener, id, key);
         if self.has_block_devices {
             let real = RealDevice::new(&path, &socket);
-            if let Some(device) = self.devices().get(id) {
+            if let Some(device) = self.devices().same(id, key) {
                 device.real = Some(real);
             }
         }

@@ -27,8 +27,8 @@ pub(super) struct RealDevice {
 impl RealDevice {
     /// Makes one of what is served at a socket.
     pub(super) fn new(path: &Path, socket: &Path) -> Self {
-        let file = path.with_extension("file");
-        let pid = path.with_extension("pid");
+        let file = socket.with_extension("file");
+        let pid = socket.with_extension("pid");
         File::create(&file).expect("a mount point");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "nbdfuse", "--pidfile"]);
@@ -74,7 +74,9 @@ fn spawn_kept(mut command: Command) -> (Child, Sender<()>) {
 
 impl Drop for RealDevice {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if fs::read_link(&self.path).is_ok_and(|device| device == self.device) {
+            let _ = fs::remove_file(&self.path);
+        }
         let _ = Run::new("losetup").arg("--detach").arg(&self.device).output();
         // The kernel detaches it when its last user, such as a probe, has closed it; until then
         // the file is busy.
