@@ -1,4 +1,4 @@
-//! The plugins of a node are killed at each of their steps in each call.
+//! Each process of a node is killed at each of its steps in each call.
 //!
 //! By default some of the steps are tried; `SHEAVE_CO_STRIDE=1` tries all.
 
@@ -32,5 +32,11 @@ fn rule_30_the_plugin_is_killed_at_each_step_of_each_call() {
 #[test]
 fn rule_30_the_controller_is_killed_at_each_step_of_each_call() {
     let test = "rule_30_the_controller_is_killed_at_each_step_of_each_call";
-    kill(test, Process::Controller, (Use::Block, 8), 3);
+    kill(test, Process::Controller, (Use::Block, 8), 2);
+}
+
+#[test]
+fn rule_30_the_daemon_is_killed_at_each_step_of_each_call() {
+    let test = "rule_30_the_daemon_is_killed_at_each_step_of_each_call";
+    kill(test, Process::Daemon, (Use::Filesystem("ext4"), 32), 5);
 }

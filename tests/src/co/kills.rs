@@ -2,6 +2,7 @@
 //! same call is repeated until it is done, and nothing is lost, doubled or left.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::claim::{Claim, Known, Pod, Use};
@@ -15,6 +16,11 @@ const PODS: [&str; 2] = ["pod-1", "pod-2"];
 
 /// Steps of one kind in a call that are tried, evenly spread.
 const EQUAL_MAX: usize = 8;
+
+/// How long a killed process is away, if the call has no answer before: what uses a device waits
+/// for its daemon in the kernel.
+const AWAY: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(5);
 
 /// What has been done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,10 +97,14 @@ pub fn kill_at_each_step(
     run.bystander.push(bystander);
     run.count();
     let all: usize = run.steps.iter().map(Vec::len).sum();
-    for (at, steps) in run.steps.iter_mut().enumerate() {
-        // Other steps of a call that comes twice.
-        *steps =
-            std::mem::take(steps).into_iter().skip(at % stride).step_by(stride).rev().collect();
+    let mut at = 0;
+    for steps in &mut run.steps {
+        // Of all calls together, so that none is left out.
+        steps.retain(|_| {
+            at += 1;
+            at % stride == 0
+        });
+        steps.reverse();
     }
     while run.steps.iter().any(|steps| !steps.is_empty()) {
         run.live();
@@ -128,6 +138,13 @@ impl Run<'_> {
         assert!(eventually(|| self.orchestrator.call(claim, op)), "{op:?} is never done");
     }
 
+    /// Calls end by themselves, within a time that the orchestrator checks.
+    fn wait_until(&mut self, mut is_true: impl FnMut(&mut Self) -> bool) {
+        while !is_true(self) {
+            thread::sleep(POLL);
+        }
+    }
+
     fn new_claim(&mut self) -> Claim {
         self.lives += 1;
         Claim::new(format!("life-{}", self.lives), self.used, false, self.size)
@@ -140,8 +157,13 @@ impl Run<'_> {
         for op in life() {
             self.prepare(&mut claim, &op);
             let trace = Trace::record(self.cluster.pid(self.process), &dir);
-            self.finish(&mut claim, &op);
+            let call = self.orchestrator.begin(&claim, &op, PATIENCE);
+            self.wait_until(|_| call.is_finished());
+            // What the pod does afterwards is no part of the call.
             let counts: BTreeMap<_, _> = trace.counts();
+            if !self.orchestrator.end(&mut claim, &op, call) {
+                self.finish(&mut claim, &op);
+            }
             // Of messages there may be many, such as answers to the kernel.
             let each = |(name, count): (String, usize)| {
                 let nths = (1..=count).step_by(count.div_ceil(EQUAL_MAX).max(1));
@@ -167,13 +189,17 @@ impl Run<'_> {
         let dir = self.cluster.node.node.kernel.scratch().path().to_owned();
         let trace = Trace::kill_at(self.cluster.pid(self.process), step, nth, &dir);
         let begun = Instant::now();
-        let mut is_done = self.orchestrator.call(claim, op);
+        let call = self.orchestrator.begin(claim, op, PATIENCE);
+        self.wait_until(|run| call.is_finished() || run.cluster.has_ended(run.process));
+        let since = Instant::now();
+        self.wait_until(|_| call.is_finished() || since.elapsed() > AWAY);
         trace.end();
-        // It has fewer steps now and then, such as messages that are sent together.
-        if self.cluster.has_ended(self.process) {
-            self.killed.kills += 1;
-            self.cluster.kill_and_start(self.process);
-        }
+        self.killed.kills += usize::from(self.cluster.has_ended(self.process));
+        // It has fewer steps now and then, such as messages that are sent together. Then it is
+        // killed after the call. It may also be about to die.
+        self.cluster.kill_and_start(self.process);
+        // Only now, since learning reads and writes the volume.
+        let mut is_done = self.orchestrator.end(claim, op, call);
         let what = format!("{:?} killed at {step} {nth} of {op:?}", self.process);
         let converged = eventually(|| {
             is_done = is_done || self.orchestrator.call(claim, op);

@@ -74,7 +74,19 @@ impl Orchestrator {
     /// Makes a call, and has its part learn from the answer; true if it is done.
     #[track_caller]
     pub(super) fn call(&self, claim: &mut Claim, op: &Op) -> bool {
-        let answer = self.wait(self.begin(claim, op, PATIENCE));
+        let call = self.begin(claim, op, PATIENCE);
+        self.end(claim, op, call)
+    }
+
+    /// Waits for a call, and has its part learn from the answer; true if it is done.
+    #[track_caller]
+    pub(super) fn end(
+        &self,
+        claim: &mut Claim,
+        op: &Op,
+        call: JoinHandle<Result<Answer, Status>>,
+    ) -> bool {
+        let answer = self.wait(call);
         let is_done = answer.is_ok();
         op.learn(claim, answer, &self.context());
         is_done
