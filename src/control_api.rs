@@ -17,7 +17,7 @@ use sheave_control::v1::{
     SetLimitsRequest, SetLimitsResponse,
 };
 use sheave_core::{Error, ErrorKind, printable};
-use sheave_daemon::{self as devices, Attached, Choice, Devices, NewLimits};
+use sheave_daemon::{self as devices, AttachOptions, Attached, Choice, Devices, NewLimits};
 use sheave_pools::{Exclusion, Listed, Pools, Record, VolumeId};
 use sheave_volumes::VolumeSpec;
 use tokio::net::{UnixListener, UnixStream};
@@ -174,7 +174,8 @@ impl Control for Service {
             return Err(Status::failed_precondition(why));
         } else {
             check_volume(&volume, from_operator).map_err(status)?;
-            self.blocking(move |devices| devices.attach(&volume, read_only, front)).await?
+            let options = AttachOptions { read_only, front, published: false };
+            self.blocking(move |devices| devices.attach(&volume, options)).await?
         };
         Ok(Response::new(AttachResponse { device: Some(self.message(attached)) }))
     }
@@ -287,7 +288,8 @@ impl Service {
             if epoch.is_none() && !read_only {
                 mark_raw(&found)?;
             }
-            let attached = devices.attach(&text, read_only, front)?;
+            let options = AttachOptions { read_only, front, published: epoch.is_some() };
+            let attached = devices.attach(&text, options)?;
             // Another process or node may have come between; none can while it is open here.
             if let Err(error) = check_again(&pools, &id, &node, epoch, read_only) {
                 devices.detach(&text, false)?;

@@ -90,6 +90,19 @@ impl BlockDevice {
     /// # Errors
     /// [`ErrorKind::Busy`] when something uses it, which the error names; errors of the kernel.
     pub(crate) fn claim(&self) -> Result<File> {
+        self.open_unused(OFlags::EXCL)
+    }
+
+    /// Writes back the kernel's dirty pages of a device that nothing uses. Programs may begin to
+    /// use it meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub(crate) fn write_back(&self) -> Result<()> {
+        self.open_unused(OFlags::empty()).map(drop)
+    }
+
+    fn open_unused(&self, flags: OFlags) -> Result<File> {
         // Opening a device whose volume does not answer may take for ever.
         self.wait_unopened()?;
         let users = self.claimants();
@@ -97,7 +110,7 @@ impl BlockDevice {
             return Err(self.busy(users));
         }
         let mut options = OpenOptions::new();
-        options.read(true).custom_flags(OFlags::EXCL.bits() as i32);
+        options.read(true).custom_flags(flags.bits() as i32);
         let file =
             options.open(self.path()).map_err(|error| match Errno::from_io_error(&error) {
                 Some(Errno::BUSY) => self.busy(self.claimants()),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sheave_core::{Error, ErrorKind, Result, printable};
 
 use crate::Devices;
-use crate::kernel::{Claim, Front, Kernels};
+use crate::kernel::{Claim, Device, Front, Kernels};
 use crate::records::Record;
 use crate::slot::{Attached, Entry, Held, Slot, lock};
 
@@ -30,7 +30,7 @@ impl Devices {
         let (name, slot) = self.find("detach", target)?;
         let ended = match force {
             true => self.end_by_force(&name, &slot),
-            false => self.end_unused(&name, &slot, None),
+            false => self.end_unused(&name, &slot),
         };
         self.clear(&name, &slot);
         ended
@@ -47,32 +47,53 @@ impl Devices {
         }
     }
 
-    /// Writes back a device's dirty pages and ends it; waits for the write-back for at most
-    /// `patience`, if given.
-    fn end_unused(&self, name: &str, slot: &Slot, patience: Option<Duration>) -> Result<()> {
-        let (device, key) = {
-            let mut entry = slot.hold_or_busy("detach", name)?;
-            // Write-back needs a server.
-            self.notice_loss(&mut entry);
-            match &*entry {
-                Entry::Free => return Ok(()),
-                Entry::Attached(live) => (live.device.clone(), live.record.key),
-                Entry::Waiting { record, why } => {
-                    let device = Attached::new(record, None).path;
-                    let device = printable(&device);
-                    let why =
-                        format!("{device} waits for its volume ({why}); --force fails its I/O");
-                    return Err(Error::new(ErrorKind::Busy, "detach", why));
-                }
-            }
-        };
+    /// Writes back a device's dirty pages and ends it.
+    fn end_unused(&self, name: &str, slot: &Slot) -> Result<()> {
+        let Some((device, record)) = self.served(name, slot)? else { return Ok(()) };
         // The slot is not held: this may take long, and the connection may have to be replaced.
-        let claim = device.kernel.claim(device.id, patience)?;
+        let claim = device.kernel.claim(device.id, None)?;
+        self.end_claimed(name, slot, claim, |found| found.key == record.key)
+    }
+
+    /// Writes back a device's dirty pages and ends it, if no orchestrator has attached it.
+    fn end_or_leave(&self, name: &str, slot: &Slot) -> Result<()> {
+        let Some((device, record)) = self.served(name, slot)? else { return Ok(()) };
+        if record.published {
+            // A pod may open it at any time, so it is not claimed.
+            return device.kernel.write_back(device.id, WRITE_TIMEOUT);
+        }
+        let claim = device.kernel.claim(device.id, Some(WRITE_TIMEOUT))?;
+        self.end_claimed(name, slot, claim, |found| found.key == record.key && !found.published)
+    }
+
+    /// The device of a slot, which is served, as its write-back needs; `None` if there is none.
+    fn served(&self, name: &str, slot: &Slot) -> Result<Option<(Device, Record)>> {
         let mut entry = slot.hold_or_busy("detach", name)?;
-        match entry.record() {
-            Some(record) if record.key == key => self.end(&mut entry, Some(claim)),
-            // Another call has ended it.
-            _ => Ok(()),
+        self.notice_loss(&mut entry);
+        match &*entry {
+            Entry::Free => Ok(None),
+            Entry::Attached(live) => Ok(Some((live.device.clone(), live.record.clone()))),
+            Entry::Waiting { record, why } => {
+                let device = Attached::new(record, None).path;
+                let device = printable(&device);
+                let why = format!("{device} waits for its volume ({why}); --force fails its I/O");
+                Err(Error::new(ErrorKind::Busy, "detach", why))
+            }
+        }
+    }
+
+    /// Ends a device if it is still `meant`: another call may have ended it, or published it.
+    fn end_claimed(
+        &self,
+        name: &str,
+        slot: &Slot,
+        claim: Claim,
+        meant: impl FnOnce(&Record) -> bool,
+    ) -> Result<()> {
+        let mut entry = slot.hold_or_busy("detach", name)?;
+        match entry.record().is_some_and(meant) {
+            true => self.end(&mut entry, Some(claim)),
+            false => Ok(()),
         }
     }
 
@@ -122,8 +143,9 @@ impl Devices {
         self.engine.abandon(record.key.0);
     }
 
-    /// Ends all devices that nothing uses, and returns why the others remain. No more volumes are
-    /// attached from now on.
+    /// Ends all devices that nothing uses, but for those of publications, which are left to a
+    /// successor: a pod may have closed one for a moment. Returns why the others remain; without
+    /// such, the process may end. No more volumes are attached from now on.
     pub fn wind_down(&self) -> Vec<Error> {
         self.ending.store(true, Relaxed);
         let devices = self.list();
@@ -134,7 +156,7 @@ impl Devices {
                 let Some(Attached { volume, .. }) = lock(&devices).pop() else { break };
                 // Another call may have ended it in the meantime.
                 let Ok((name, slot)) = self.find("detach", &volume) else { continue };
-                match self.end_unused(&name, &slot, Some(WRITE_TIMEOUT)) {
+                match self.end_or_leave(&name, &slot) {
                     Err(error) if self.find("detach", &name).is_ok() => lock(&left).push(error),
                     _ => self.clear(&name, &slot),
                 }

@@ -32,6 +32,8 @@ pub(crate) enum Task {
     /// Write back the kernel's dirty pages of this device, and hold it open exclusively until the
     /// parent releases it.
     Claim { name: String },
+    /// Write back the kernel's dirty pages of this device, if nothing uses it.
+    WriteBack { name: String },
     /// Tune the queue of this device, and find its partitions.
     Tune { name: String },
     /// Set a new size in the kernel's NBD client, in bytes.
@@ -67,6 +69,7 @@ pub fn run_task(task: &str) -> Result<()> {
     let mut held = None;
     let done = match task {
         Task::Claim { name } => BlockDevice::new(name).claim().map(|file| held = Some(file)),
+        Task::WriteBack { name } => BlockDevice::new(name).write_back(),
         Task::Tune { name } => {
             let device = BlockDevice::new(name);
             device.tune();

@@ -74,14 +74,14 @@ pub(crate) trait Kernel: Send + Sync {
     fn find(&self, record: &Record) -> Result<Option<u32>>;
 
     /// Serves a device again whose server is gone; on the connection that the server handed over,
-    /// if it did.
+    /// if it did. False if the kernel has ended the device and only shows it, since it is open.
     fn recover(
         &self,
         id: u32,
         server: Server<'_>,
         record: &Record,
         left: Option<OwnedFd>,
-    ) -> Result<()>;
+    ) -> Result<bool>;
 
     /// Whether the size of a device can be changed.
     fn check_resize(&self) -> Result<()> {
@@ -124,6 +124,13 @@ pub(crate) trait Kernel: Send + Sync {
     fn claim(&self, id: u32, patience: Option<Duration>) -> Result<Claim> {
         let task = Task::Claim { name: self.name(id) };
         Ok(Box::new(helper::wait_for("detach", &task, patience)?))
+    }
+
+    /// Writes back dirty pages of a device that nothing uses; programs may begin to use it
+    /// meanwhile. Waits for at most `patience`.
+    fn write_back(&self, id: u32, patience: Duration) -> Result<()> {
+        let task = Task::WriteBack { name: self.name(id) };
+        helper::wait_for("detach", &task, Some(patience)).map(drop)
     }
 
     /// Begins to tune a device's queue, and to find its partitions.

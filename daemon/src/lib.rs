@@ -59,6 +59,17 @@ pub struct DevicesConfig {
 /// Answers for a volume's text; an error says why not.
 pub type MayWrite = dyn Fn(&str) -> Result<()> + Send + Sync;
 
+/// How a volume is attached.
+#[derive(Clone, Copy, Debug)]
+pub struct AttachOptions {
+    /// The kernel does not write to it.
+    pub read_only: bool,
+    /// How the device is made.
+    pub front: Choice,
+    /// For a publication, by an orchestrator: only [`Devices::detach`] ends the device.
+    pub published: bool,
+}
+
 /// The devices of one daemon. All calls may wait for the kernel.
 pub struct Devices {
     engine: Engine,
@@ -106,35 +117,36 @@ impl Devices {
     /// Errors of the volume and of the kernel; [`ErrorKind::Busy`] when the volume has a device
     /// that differs from the request; [`ErrorKind::Unsupported`] when no front works here;
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
-    pub fn attach(&self, name: &str, read_only: bool, front: Choice) -> Result<Attached> {
+    pub fn attach(&self, name: &str, options: AttachOptions) -> Result<Attached> {
         let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
-        let attached = self.attach_in(&slot, name, read_only, front);
+        let attached = self.attach_in(&slot, name, options);
         if attached.is_err() {
             self.clear(name, &slot);
         }
         attached
     }
 
-    fn attach_in(
-        &self,
-        slot: &Slot,
-        name: &str,
-        read_only: bool,
-        front: Choice,
-    ) -> Result<Attached> {
+    fn attach_in(&self, slot: &Slot, name: &str, options: AttachOptions) -> Result<Attached> {
         let mut entry = slot.hold_or_busy("attach", name)?;
         if self.leaving.load(Relaxed) && matches!(*entry, Entry::Waiting { .. }) {
             let why = "another daemon takes over; try again";
             return Err(Error::new(ErrorKind::Shutdown, "attach", why));
         }
         self.resume(&mut entry)?;
-        match &*entry {
-            Entry::Attached(live) => check_same(&live.record, read_only, front)?,
+        match &mut *entry {
+            Entry::Attached(live) => {
+                check_same(&live.record, options)?;
+                if options.published && !live.record.published {
+                    let record = live.record.published(true);
+                    self.records.save(&record)?;
+                    live.record = record;
+                }
+            }
             _ if self.ending.load(Relaxed) => {
                 let why = "this daemon is ending, and serves only what is in use";
                 return Err(Error::new(ErrorKind::Shutdown, "attach", why));
             }
-            _ => self.make(name, read_only, front, &mut entry)?,
+            _ => self.make(name, options, &mut entry)?,
         }
         let none = || Error::new(ErrorKind::NotFound, "attach", format!("{name} is ended already"));
         entry.attached().ok_or_else(none)
@@ -154,7 +166,8 @@ impl Devices {
         self.engine.check(within)
     }
 
-    fn make(&self, name: &str, read_only: bool, front: Choice, entry: &mut Held<'_>) -> Result<()> {
+    fn make(&self, name: &str, options: AttachOptions, entry: &mut Held<'_>) -> Result<()> {
+        let AttachOptions { read_only, front, published } = options;
         let seen = entry.seen;
         let limits = Arc::<Limits>::default();
         let volume = open_volume(name, read_only, &limits)?;
@@ -164,7 +177,8 @@ impl Devices {
         check_blocks("attach", name, block, size)?;
         let front = self.kernels.choose(front, &self.engine)?;
         let key = DeviceKey::random();
-        let mut record = Record::new(name, read_only, info, size, front, key);
+        let record = Record::new(name, read_only, info, size, front, key);
+        let mut record = record.published(published);
         self.records.save(&record)?;
         let served = Served::new(volume, self.registry.volume(name));
         let server = Server { engine: &self.engine, served: &served };
@@ -245,7 +259,7 @@ fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<
 }
 
 /// Checks that an existing device agrees with a request.
-fn check_same(have: &Record, read_only: bool, front: Choice) -> Result<()> {
+fn check_same(have: &Record, AttachOptions { read_only, front, .. }: AttachOptions) -> Result<()> {
     let busy = |how| {
         let (volume, device) = (&have.volume, Attached::new(have, None).path);
         let why = format!("{volume} is {} already, {how}; detach it first", printable(&device));

@@ -35,6 +35,10 @@ pub(crate) struct Record {
     /// Whether that was requested, rather than a property of the volume.
     #[serde(default)]
     pub(crate) asked_read_only: bool,
+    /// Whether an orchestrator attached it: its pods may open it at any time, also while nothing
+    /// has it open.
+    #[serde(default)]
+    pub(crate) published: bool,
     pub(crate) front: Front,
     /// Bytes.
     pub(crate) size: u64,
@@ -82,6 +86,7 @@ impl Record {
             volume: volume.to_owned(),
             read_only: info.read_only,
             asked_read_only,
+            published: false,
             front,
             size,
             block: info.block.logical,
@@ -98,6 +103,11 @@ impl Record {
     /// The same device with this many bytes.
     pub(crate) fn grown(&self, size: u64) -> Self {
         Self { size, ..self.clone() }
+    }
+
+    /// The same device of a publication, or not.
+    pub(crate) fn published(&self, published: bool) -> Self {
+        Self { published, ..self.clone() }
     }
 
     /// The same device with these limits.
@@ -326,6 +336,16 @@ mod tests {
         assert_eq!((found.limits(), &found), (limits, &limited));
         let old = again(&record(), r#""limit_bps":0,"limit_iops":0,"#);
         assert_eq!(old.limits(), RateLimits::default(), "of an older program");
+    }
+
+    #[test]
+    fn a_device_stays_that_of_a_publication() {
+        let published = record().published(true);
+        let found = again(&published, "");
+        assert!(found.published);
+        assert_eq!(found, published);
+        let old = again(&record(), r#""published":false,"#);
+        assert!(!old.published, "of an older program");
     }
 
     #[test]

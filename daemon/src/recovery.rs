@@ -26,6 +26,15 @@ use crate::{Devices, open_volume};
 /// How long to wait for another call that changes a device.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What became of a device that was to be served again.
+enum Again {
+    Served(Arc<dyn Volume>),
+    /// The volume's content died with its last process.
+    Volatile,
+    /// The kernel has ended the device, and shows it since it is open.
+    Ended,
+}
+
 impl Devices {
     /// Finds the devices of a predecessor. [`Devices::look_after`] serves them.
     ///
@@ -103,6 +112,7 @@ impl Devices {
             if !lock(&self.left).iter().any(|left| left.key == live.record.key.0) {
                 continue;
             }
+            // One that was ended is forgotten by look_after().
             if let Err(error) = self.serve(&live.device, &live.record, Arc::clone(&live.volume)) {
                 tracing::error!(volume = name, %error, "I/O is suspended");
             }
@@ -169,7 +179,11 @@ impl Devices {
             return;
         }
         match self.serve(device, record, Arc::clone(volume)) {
-            Ok(()) => tracing::info!(volume = record.volume, %device, "recovered"),
+            Ok(true) => tracing::info!(volume = record.volume, %device, "recovered"),
+            Ok(false) => {
+                self.forget_ended(record);
+                *entry = Entry::Free;
+            }
             Err(error) => tracing::warn!(volume = record.volume, %error, "I/O is suspended"),
         }
     }
@@ -186,7 +200,7 @@ impl Devices {
         });
         let mut record = record.clone();
         match served {
-            Ok(Some((device, Some(volume), limits))) => {
+            Ok(Some((device, Again::Served(volume), limits))) => {
                 let completed = self.announce_size("recover", &device, &mut record);
                 device.kernel.tune(device.id);
                 tracing::info!(volume = record.volume, %device, "recovered");
@@ -194,10 +208,15 @@ impl Devices {
                 completed
             }
             // Zeroes in place of written data would be worse than errors.
-            Ok(Some((device, None, _))) => {
+            Ok(Some((device, Again::Volatile, _))) => {
                 tracing::error!(volume = record.volume, %device, "ended: its memory is gone");
                 device.end(record.key, None)?;
                 self.forget(&record);
+                *entry = Entry::Free;
+                Ok(())
+            }
+            Ok(Some((_, Again::Ended, _))) => {
+                self.forget_ended(&record);
                 *entry = Entry::Free;
                 Ok(())
             }
@@ -224,33 +243,38 @@ impl Devices {
         self.forget(record);
     }
 
-    /// `None` if the volume's content died with its last process.
-    fn serve_again(
-        &self,
-        device: &Device,
-        record: &Record,
-        limits: &Arc<Limits>,
-    ) -> Result<Option<Arc<dyn Volume>>> {
+    /// Its server died while it ended it, or it was ended by other means. Nothing can serve it any
+    /// more; programs that have it open get errors.
+    fn forget_ended(&self, record: &Record) {
+        let device = record.path();
+        tracing::error!(
+            volume = record.volume,
+            device = %printable(&device),
+            "it was ended while a program had it open, whose I/O fails; forgotten: end the program \
+             and attach the volume again"
+        );
+        self.forget(record);
+    }
+
+    fn serve_again(&self, device: &Device, record: &Record, limits: &Arc<Limits>) -> Result<Again> {
         let volume = open_volume(&record.volume, record.read_only, limits)?;
         let info = volume.info();
         if info.volatile {
-            return Ok(None);
+            return Ok(Again::Volatile);
         }
         record.check_same("recover", info, volume.size())?;
         if !record.read_only {
             // While it is open, so that no other node comes between.
             (self.may_write)(&record.volume)?;
         }
-        self.serve(device, record, Arc::clone(&volume))?;
-        Ok(Some(volume))
+        match self.serve(device, record, Arc::clone(&volume))? {
+            true => Ok(Again::Served(volume)),
+            false => Ok(Again::Ended),
+        }
     }
 
-    pub(crate) fn serve(
-        &self,
-        device: &Device,
-        record: &Record,
-        volume: Arc<dyn Volume>,
-    ) -> Result<()> {
+    /// False if the kernel has ended the device, see [`crate::kernel::Kernel::recover`].
+    fn serve(&self, device: &Device, record: &Record, volume: Arc<dyn Volume>) -> Result<bool> {
         let served = Served::new(volume, self.registry.volume(&record.volume));
         let server = Server { engine: &self.engine, served: &served };
         let left = {

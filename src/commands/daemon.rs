@@ -222,8 +222,8 @@ async fn serve_metrics(address: String, registry: Arc<Registry>) -> Infallible {
     std::future::pending().await
 }
 
-/// Ends unused devices, until none are left or a second signal comes: programs that use a device
-/// would lose dirty pages.
+/// Ends unused devices, until none are in use or a second signal comes: programs that use a device
+/// would lose dirty pages. Those of publications are left to the next daemon.
 ///
 /// # Errors
 /// When a second signal has come.
@@ -245,6 +245,10 @@ async fn wind_down(
         };
         let count = left.len();
         if count == 0 {
+            let published = devices.list().len();
+            if published > 0 {
+                tracing::info!(published, "unused devices of pods are left to the next daemon");
+            }
             return Ok(());
         }
         if told != count {

@@ -75,6 +75,8 @@ struct Shared {
     has_block_devices: bool,
     /// Its devices cannot grow while they are there.
     refuses_resizes: AtomicBool,
+    /// Its devices are there until they are closed.
+    shows_ended: AtomicBool,
     devices: Mutex<Devices>,
     /// A device is not in use any more.
     changed: Condvar,
@@ -131,6 +133,7 @@ impl FakeKernel {
             dir,
             has_block_devices,
             refuses_resizes: AtomicBool::new(false),
+            shows_ended: AtomicBool::new(false),
             devices: Mutex::default(),
             changed: Condvar::new(),
             strike: Mutex::default(),
@@ -166,6 +169,12 @@ impl FakeKernel {
     /// Has devices not grow from now on, as those of ublk before Linux 6.16.
     pub fn refuse_resizes(&self) {
         self.shared.refuses_resizes.store(true, Relaxed);
+    }
+
+    /// Has devices that are ended while they are open be found until they are closed, as those of
+    /// the NBD client.
+    pub fn show_ended(&self) {
+        self.shared.shows_ended.store(true, Relaxed);
     }
 
     /// Whether what was to happen has happened.

@@ -284,6 +284,72 @@ fn raw_block_volumes_are_devices_and_never_formatted() {
     });
 }
 
+/// A pod may have a raw device closed for a moment, also when the daemon is upgraded.
+#[test]
+fn a_stopped_daemon_leaves_devices_of_pods_to_the_next_one_though_they_are_not_open() {
+    let test = "a_stopped_daemon_leaves_devices_of_pods_to_the_next_one_though_they_are_not_open";
+    on_devices(test, || {
+        let mut site = Site::new();
+        let volume = site.volume("raw", SIZE, block(Mode::SingleNodeWriter));
+        site.stage(&volume).expect("staged");
+        site.publish(&volume, "a", false).expect("published");
+        let target = site.target("a");
+        let write = |at: u64, byte: u8| {
+            let device = fs::File::options().write(true).open(&target).expect("open");
+            device.write_all_at(&[byte; 4096], at).expect("written");
+            device.sync_all().expect("synced");
+        };
+        write(0, 9);
+        let own = site.node.kernel.scratch().filled("own.img", 1 << 20);
+        let device = site.daemon.attach(&own);
+        site.stop_daemon();
+        assert!(!device.exists(), "the operator's is ended as before");
+        thread::scope(|scope| {
+            // It waits for the next daemon, and for nothing else.
+            let written = scope.spawn(|| write(8192, 7));
+            assert!(eventually(|| site.node.kernel.in_flight() > 0 || written.is_finished()));
+            assert!(!written.is_finished(), "nothing serves it");
+            site.start_daemon();
+            written.join().expect("no error");
+        });
+        site.daemon.wait_for_recovery();
+        let image = fs::read(site.image(&volume)).expect("the image");
+        assert_eq!((&image[..4096], &image[8192..][..4096]), (&[9; 4096][..], &[7; 4096][..]));
+        // That it is a pod's is known to the next one, too.
+        site.stop_daemon();
+        site.start_daemon();
+        site.daemon.wait_for_recovery();
+        write(4096, 5);
+        site.restart_plugin();
+        site.unpublish(&volume, "a").expect("unpublished");
+        site.unstage(&volume).expect("unstaged");
+        let image = fs::read(site.image(&volume)).expect("the image");
+        let bytes = [0, 4096, 8192].map(|at: usize| image[at]);
+        assert_eq!(bytes, [9, 5, 7]);
+        site.check_bare();
+    });
+}
+
+#[test]
+fn a_stopped_daemon_serves_what_pods_use_until_the_plugin_detaches_it() {
+    on_devices("a_stopped_daemon_serves_what_pods_use_until_the_plugin_detaches_it", || {
+        let mut site = Site::new();
+        let volume = site.volume("used", SIZE, mount(Mode::SingleNodeWriter, "ext4"));
+        site.stage(&volume).expect("staged");
+        site.publish(&volume, "a", false).expect("published");
+        site.daemon.signal("TERM");
+        site.daemon.wait_for_log("served on, until");
+        let mut file = fs::File::create(site.target("a").join("file")).expect("a file");
+        file.write_all(&[7; 4096]).expect("written");
+        file.sync_all().expect("synced");
+        drop(file);
+        site.unpublish(&volume, "a").expect("unpublished");
+        site.unstage(&volume).expect("unstaged");
+        site.daemon.ends_well();
+        assert_eq!(site.node.records(), 0);
+    });
+}
+
 /// What the operator has written to a volume stays, whatever its record said before.
 #[test]
 fn rule_16_what_the_operator_had_attached_is_not_formatted() {

@@ -127,6 +127,29 @@ fn a_crash_while_detaching_leaves_a_device_or_nothing() {
     }
 }
 
+/// The kernel's NBD client shows such a device as connected, and nothing can serve it any more.
+#[test]
+fn a_device_that_was_ended_while_it_was_open_is_forgotten_and_its_volume_attached_anew() {
+    let node = Node::new();
+    node.kernel.show_ended();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    let mut program = Wire::unix(&device).expect("the device");
+    assert!(program.read(0, 512).expect("a reply").is_ok());
+    kill_at(&node, End, After).send(daemon.pid()).expect("it is waited for");
+    let detached = daemon.sheave("detach --force").arg(&node.image).output();
+    detached.check_refused("ended without an answer");
+    daemon.kill();
+    let daemon = node.daemon();
+    daemon.wait_for_log("it was ended while a program had it open");
+    assert!(eventually(|| node.records() == 0), "its record is left:\n{}", daemon.log());
+    assert!(eventually(|| daemon.sheave("ls").ok() == "no devices\n"), "{}", daemon.log());
+    assert!(program.read(0, 512).expect("a reply").is_err(), "it is not served");
+    let device = daemon.attach(&node.image);
+    assert_eq!(device, node.file("fake1"));
+    node.check_served(&device);
+}
+
 #[test]
 fn a_crash_while_growing_is_completed_by_the_next_daemon() {
     for (call, moment) in [(Size, Before), (Resize, Before), (Resize, After), (Size, After)] {

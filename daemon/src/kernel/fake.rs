@@ -51,7 +51,8 @@ pub enum FakeRequest {
         /// Identifies it.
         key: DeviceKey,
     },
-    /// Replace the dead connection of a device by the one that comes with this.
+    /// Replace the dead connection of a device by the one that comes with this. It is invalid for a
+    /// device that was ended and is found only since it is open.
     Recover {
         /// Its number.
         id: u32,
@@ -185,16 +186,17 @@ impl Kernel for Fake {
         server: Server<'_>,
         record: &Record,
         left: Option<OwnedFd>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if let Some(socket) = left {
-            return server.serve(socket, record.key);
+            return server.serve(socket, record.key).map(|()| true);
         }
         let begun = Instant::now();
         loop {
             let (kernel, own) = connection()?;
             let recover = FakeRequest::Recover { id, key: record.key };
             match self.ask(&recover, Some(&kernel)) {
-                Ok(_) => return server.serve(own, record.key),
+                Ok(_) => return server.serve(own, record.key).map(|()| true),
+                Err(error) if error.kind() == ErrorKind::Invalid => return Ok(false),
                 Err(error)
                     if error.kind() == ErrorKind::Busy && begun.elapsed() < RECOVERY_TIMEOUT => {}
                 Err(error) => return Err(error),
@@ -248,6 +250,10 @@ impl Kernel for Fake {
     fn claim(&self, id: u32, _: Option<Duration>) -> Result<Claim> {
         let (_, connection) = self.ask_and_hold(&FakeRequest::Claim { id }, None)?;
         Ok(Box::new(connection))
+    }
+
+    fn write_back(&self, id: u32, _: Duration) -> Result<()> {
+        self.ask(&FakeRequest::Claim { id }, None).map(drop)
     }
 
     fn tune(&self, _: u32) {}

@@ -52,10 +52,10 @@ impl Kernel for Nbd {
         server: Server<'_>,
         record: &Record,
         left: Option<OwnedFd>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let serve = |socket| server.serve(socket, record.key);
         match left {
-            Some(socket) => serve(socket),
+            Some(socket) => serve(socket).map(|()| true),
             None => {
                 let identifier = identifier(record.key);
                 sheave_knbd::recover(Device::numbered(id), DEAD_CONNECTION_S, &identifier, serve)

@@ -52,10 +52,10 @@ impl Kernel for Ublk {
         server: Server<'_>,
         record: &Record,
         _: Option<OwnedFd>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         // Before the recovery begins, since another process could not begin it again.
         let opened = server.engine.open(server.served)?;
-        sheave_ublk::recover(&opened, Device::numbered(id), record.key.0)
+        sheave_ublk::recover(&opened, Device::numbered(id), record.key.0).map(|()| true)
     }
 
     fn check_resize(&self) -> Result<()> {

@@ -79,7 +79,9 @@ pub fn identified() -> Result<Vec<(Device, String)>> {
 }
 
 /// Gives a device whose server has died a new connection. Requests in flight are sent again when
-/// the timer of the device's queue expires.
+/// the timer of the device's queue expires. False if the device was ended: the kernel shows it as
+/// connected for as long as it is open, and fails its I/O (`nbd_disconnect_and_put` of
+/// drivers/block/nbd.c).
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] when its old connection does not die, and errors of the kernel.
@@ -88,18 +90,20 @@ pub fn recover(
     dead_connection_s: u64,
     identifier: &str,
     serve: impl FnOnce(OwnedFd) -> Result<()>,
-) -> Result<()> {
+) -> Result<bool> {
     let begun = Instant::now();
     loop {
         let (kernel, server) = connection()?;
-        netlink::reconfigure(device.index, &kernel, dead_connection_s, identifier)
-            .map_err(explain)?;
+        match netlink::reconfigure(device.index, &kernel, dead_connection_s, identifier) {
+            Err(error) if netlink::is_ended(device.index, identifier, &error) => return Ok(false),
+            done => done.map_err(explain)?,
+        }
         // The driver reports no error when it did not take the socket because it had no dead one to
         // replace: our end is then the last one open.
         drop(kernel);
         if !is_closed(&server)? {
             // Nothing else may be set now: most settings wait for requests in flight.
-            return serve(server);
+            return serve(server).map(|()| true);
         }
         if begun.elapsed() > RECOVERY_TIMEOUT {
             let why = format!("{device}: its old connection is still alive");

@@ -101,6 +101,14 @@ pub(crate) fn resize(index: u32, size: u64, identifier: &str) -> io::Result<()> 
     change(index, identifier, attributes)
 }
 
+/// Whether a device could not be reconfigured with this error since it was ended. It is asked for a
+/// change of nothing: the error does not say what is wrong, and may be that of a parameter.
+pub(crate) fn is_ended(index: u32, identifier: &str, error: &io::Error) -> bool {
+    let is_invalid = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
+    let nothing = || change(index, identifier, Attributes::default());
+    is_invalid(error) && nothing().is_err_and(|error| is_invalid(&error))
+}
+
 /// Changes attributes of a device that has this identifier.
 fn change(index: u32, identifier: &str, mut attributes: Attributes) -> io::Result<()> {
     attributes.put_u32(attribute::INDEX, index);

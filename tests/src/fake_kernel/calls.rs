@@ -75,6 +75,9 @@ impl Shared {
                 Ok(FakeAnswer::Device(found))
             }
             FakeRequest::Recover { id, key } => {
+                if self.devices().same(id, key).is_some_and(|device| device.ended) {
+                    return Err(Errno::INVAL);
+                }
                 self.connect(id, key, fd.ok_or(Errno::INVAL)?)?;
                 Ok(FakeAnswer::Done)
             }
@@ -108,8 +111,13 @@ impl Shared {
                     }
                 }
                 let mut devices = self.devices();
-                if devices.same(id, key).is_some() {
-                    devices.end(id);
+                match devices.same(id, key) {
+                    Some(device) if self.shows_ended.load(Relaxed) && device.is_in_use() => {
+                        device.ended = true;
+                        device.fail();
+                    }
+                    Some(_) => devices.end(id),
+                    None => {}
                 }
                 Ok(FakeAnswer::Done)
             }

@@ -27,6 +27,8 @@ pub(super) struct Device {
     pub(super) block: u32,
     pub(super) flags: u16,
     pub(super) claimed: bool,
+    /// It was ended, and is there until the programs that have it open have closed it.
+    pub(super) ended: bool,
     /// What the real kernel has of it.
     pub(super) real: Option<RealDevice>,
     /// Keeps other programs from that.
@@ -95,7 +97,7 @@ impl Devices {
     }
 
     pub(super) fn live(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().filter(|(_, device)| device.is_live()).map(|(id, _)| *id)
+        self.0.iter().filter(|(_, device)| device.is_live() && !device.ended).map(|(id, _)| *id)
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -109,12 +111,7 @@ impl Devices {
     /// Ends a device: what is in flight fails.
     pub(super) fn end(&mut self, id: u32) {
         let Some(mut device) = self.0.remove(&id) else { return };
-        drop(device.disconnect());
-        for (_, pending) in std::mem::take(&mut device.pending) {
-            if let Some(user) = device.users.get(&pending.user) {
-                user.reply(errno::EIO, pending.cookie, &[]);
-            }
-        }
+        device.fail();
         if let Some((listener, path)) = &device.opened {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
             let _ = std::fs::remove_file(path);
@@ -144,6 +141,7 @@ impl Device {
             block,
             flags,
             claimed: false,
+            ended: false,
             real: None,
             real_claim: None,
             opened: None,
@@ -173,9 +171,19 @@ impl Device {
         self.opened = Some((listener, path));
     }
 
-    /// Lets a program in, unless the device is claimed; answers with its number.
+    /// Fails what is in flight.
+    pub(super) fn fail(&mut self) {
+        drop(self.disconnect());
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            if let Some(user) = self.users.get(&pending.user) {
+                user.reply(errno::EIO, pending.cookie, &[]);
+            }
+        }
+    }
+
+    /// Lets a program in, unless the device is claimed or ended; answers with its number.
     pub(super) fn enter(&mut self, user: Arc<User>) -> Option<u64> {
-        if self.claimed {
+        if self.claimed || self.ended {
             return None;
         }
         self.next += 1;

@@ -48,9 +48,14 @@ impl Shared {
         if let Ok(true) = handshake(&user.stream, size, block, flags) {
             while let Ok(true) = self.pass_request(id, key, number, &user) {}
         }
-        if let Some(device) = self.devices().same(id, key) {
+        let mut devices = self.devices();
+        if let Some(device) = devices.same(id, key) {
             device.leave(number);
+            if device.ended && !device.is_in_use() {
+                devices.end(id);
+            }
         }
+        drop(devices);
         self.changed.notify_all();
     }
 
@@ -76,6 +81,10 @@ impl Shared {
         let taken = {
             let mut devices = self.devices();
             let Some(device) = devices.same(id, key) else { return Ok(false) };
+            if device.ended {
+                user.reply(errno::EIO, cookie, &[]);
+                return Ok(true);
+            }
             let is_inside = at.checked_add(len.into()).is_some_and(|end| end <= device.size);
             let reply_len = if command == cmd::READ { len as usize } else { 0 };
             is_inside.then(|| device.take(number, bytes, reply_len))

@@ -84,6 +84,17 @@ impl Site {
     /// Kills the daemon, and starts another.
     pub(crate) fn restart_daemon(&mut self) {
         self.daemon.kill();
+        self.start_daemon();
+    }
+
+    /// Stops the daemon, which leaves what pods have to the next one.
+    pub(crate) fn stop_daemon(&mut self) {
+        self.daemon.signal("TERM");
+        self.daemon.ends_well();
+    }
+
+    /// Starts a daemon once the one before has ended.
+    pub(crate) fn start_daemon(&mut self) {
         self.daemon = (self.start)(&self.node);
     }
 
