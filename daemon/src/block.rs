@@ -204,15 +204,17 @@ impl BlockDevice {
         found
     }
 
-    /// Loop devices over it or a partition; no process has those open.
+    /// Loop devices over it or a partition, such as kubelet's over that of a pod; no process has
+    /// those open. The first process may see their backing files where this one does not.
     fn loops(&self) -> Vec<String> {
         let numbers = self.numbers();
         let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
         let over = entries.filter(|entry| {
             let file = fs::read_to_string(entry.path().join("loop/backing_file"));
             file.is_ok_and(|file| {
-                block_number(Path::new(file.trim_end()))
-                    .is_some_and(|number| numbers.contains(&number))
+                let paths = ["", "/proc/1/root"].map(|root| format!("{root}{}", file.trim_end()));
+                let mut found = paths.iter().filter_map(|path| block_number(Path::new(path)));
+                found.any(|number| numbers.contains(&number))
             })
         });
         over.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sheave_tests::{Call, Daemon, Load, Moment, Node, Wire, cmd, eventually};
+use sheave_tests::{
+    Call, Daemon, Load, Moment, Node, Run, Scratch, Wire, cmd, eventually, in_namespace, sheave,
+};
 
 const SIZE: u64 = Node::SIZE;
 
@@ -303,4 +305,47 @@ fn a_daemon_that_is_to_end_serves_on_what_is_used() {
     drop(user);
     daemon.ends_well();
     assert_eq!(node.kernel.devices(), [] as [PathBuf; 0]);
+}
+
+/// A loop device, until it is dropped.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &str) -> Self {
+        Self(Run::new("losetup").args("--find --show").arg(file).ok().trim_end().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Run::new("losetup").arg("--detach").arg(&self.0).output();
+    }
+}
+
+/// As kubelet's over the raw device of a pod, with a path that the daemon's container has not. The
+/// first process of a container may be out of reach, so the shell is one.
+#[test]
+fn a_loop_device_is_a_user_though_its_file_is_in_another_mount_namespace() {
+    let test = "a_loop_device_is_a_user_though_its_file_is_in_another_mount_namespace";
+    in_namespace(test, || {
+        const FIRST: &str = r#"unshare --mount sh -c "$0" "$@"; exit $?"#;
+        const HIDE: &str = r#"mount --bind /dev/null "$0" && exec "$1" device-helper "$2""#;
+        let scratch = Scratch::new();
+        let device = Loop::over(&scratch.filled("disk.img", 1 << 20));
+        let user = Loop::over(&device.0);
+        let name = |device: &Loop| device.0.strip_prefix("/dev/").expect("a device").to_owned();
+        let task = format!(r#"{{"Claim":{{"name":"{}"}}}}"#, name(&device));
+        let refused = Run::new("unshare")
+            .args("--pid --fork --kill-child --mount-proc sh -c")
+            .arg(FIRST)
+            .arg(HIDE)
+            .arg(&device.0)
+            .arg(sheave())
+            .arg(&task)
+            .ok();
+        assert!(refused.contains(&format!("in use: {};", name(&user))), "{refused}");
+        drop(user);
+        let claimed = || Run::new(sheave()).arg("device-helper").arg(&task).ok();
+        assert!(eventually(|| claimed().contains(r#""errno":0"#)), "it is free");
+    });
 }
