@@ -84,6 +84,11 @@ fn a_volume_that_does_not_answer_can_be_ended() {
 }
 
 #[test]
+fn rule_37_two_nodes_share_a_pool_on_nfs() {
+    case("nfs.sh");
+}
+
+#[test]
 fn claims_live_on_devices_of_every_front() {
     case("claims_live.sh");
 }
