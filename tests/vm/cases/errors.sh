@@ -75,7 +75,7 @@ kill_daemon
 record=$(ls /var/lib/sheave/devices/*.json)
 sed -i 's/disk/dusk/' "$record"
 start_daemon
-logged 'record is damaged'
+logged 'record cannot be used'
 expect 'no devices' "$(sheave ls)"
 expect 1 "$(connected | wc -w)"
 stop_daemon
