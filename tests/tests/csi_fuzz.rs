@@ -10,6 +10,7 @@ use sheave_csi_proto::v1::identity_client::IdentityClient;
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use sheave_csi_proto::v1::*;
+use sheave_tests::co::Rng;
 use sheave_tests::{Plugin, PoolNode};
 use tokio::runtime::Builder;
 use tonic::transport::Channel;
@@ -23,18 +24,15 @@ const REQUESTS: usize = 600;
 
 /// Makes requests of parts that are right, wrong, too long or absent.
 struct Maker {
-    state: u64,
+    rng: Rng,
     dir: String,
     ids: Vec<String>,
 }
 
 impl Maker {
-    /// A number below `end` (xorshift64*).
+    /// A number below `end`.
     fn number(&mut self, end: usize) -> usize {
-        self.state ^= self.state >> 12;
-        self.state ^= self.state << 25;
-        self.state ^= self.state >> 27;
-        (self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % end
+        self.rng.below(end as u64) as usize
     }
 
     fn text(&mut self) -> String {
@@ -326,7 +324,7 @@ fn rule_14_whatever_is_asked_no_answer_or_log_has_a_secret_and_nothing_panics() 
     };
     let ids = vec![create("v0"), create("v1"), create("v2")];
     let dir = dir.to_str().expect("UTF-8").to_owned();
-    let mut maker = Maker { state: seed, dir, ids };
+    let mut maker = Maker { rng: Rng::new(seed), dir, ids };
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut codes = HashMap::<Code, usize>::new();
     runtime.block_on(async {

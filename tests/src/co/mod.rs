@@ -27,4 +27,5 @@ pub use claim::Use;
 pub use cluster::Cluster;
 pub use kills::{Killed, kill_at_each_step};
 pub use many::{Memory, all_at_once, cycle, resident_kib};
+pub use rng::Rng;
 pub use sim::{Process, Processes, Report, Setup, Untouched, run};
