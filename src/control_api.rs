@@ -28,7 +28,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::pool_calls::{PoolCalls, check_publication};
 use crate::telemetry::{RuntimeDir, listen_at};
-use crate::volumes_api::VolumesService;
+use crate::volumes_api::{VolumesService, device_of};
 
 /// The socket of this user's daemon.
 pub(crate) fn control_socket(dir: &RuntimeDir) -> PathBuf {
@@ -278,8 +278,7 @@ impl Service {
             let found = pools.by_id(&id)?;
             check_publication(&found, &node, epoch, read_only)?;
             let (record, text) = (&found.found.record, found.pool.text(id.uuid));
-            let is_it = |device: &Attached| pools.id_of_text(&device.volume) == Some(id.clone());
-            match devices.list().iter().any(is_it) {
+            match device_of(devices, &found).is_some() {
                 _ if read_only => {}
                 // Perhaps from before another node wrote: that must not be forgotten.
                 true => found.pool.check_writer(id.uuid)?,

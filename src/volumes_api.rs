@@ -59,7 +59,7 @@ impl VolumesService {
 }
 
 /// The device that a volume is here.
-fn device_of(devices: &Devices, of: &Listed) -> Option<Attached> {
+pub(crate) fn device_of(devices: &Devices, of: &Listed) -> Option<Attached> {
     let uuid = Some(of.found.record.uuid);
     devices.list().into_iter().find(|device| of.pool.uuid_of_text(&device.volume) == uuid)
 }
