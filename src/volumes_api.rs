@@ -52,10 +52,6 @@ impl VolumesService {
             unrecorded: info.exclusion != Exclusion::Recorded,
         }
     }
-
-    fn optional(&self, of: &Listed) -> Option<api::Volume> {
-        Some(self.message(of))
-    }
 }
 
 /// The device that a volume is here.
@@ -206,7 +202,7 @@ impl Volumes for VolumesService {
             Ok(Listed { pool, found })
         };
         let made = self.calls.call(&request.pool, Some(key), create).await?;
-        Ok(Response::new(api::CreateVolumeResponse { volume: self.optional(&made) }))
+        Ok(Response::new(api::CreateVolumeResponse { volume: Some(self.message(&made)) }))
     }
 
     async fn delete_volume(
@@ -247,7 +243,7 @@ impl Volumes for VolumesService {
             Some(Key::Name(name)) => self.calls.find(&name).await?,
             None => return Err(Status::invalid_argument("an id or a name is missing")),
         };
-        Ok(Response::new(api::GetVolumeResponse { volume: self.optional(&found) }))
+        Ok(Response::new(api::GetVolumeResponse { volume: Some(self.message(&found)) }))
     }
 
     async fn list_volumes(
@@ -327,7 +323,7 @@ impl Volumes for VolumesService {
             Ok(of)
         };
         let resized = self.calls.call_about(&id, resize).await?;
-        Ok(Response::new(api::ResizeVolumeResponse { volume: self.optional(&resized) }))
+        Ok(Response::new(api::ResizeVolumeResponse { volume: Some(self.message(&resized)) }))
     }
 
     async fn set_volume(
@@ -355,7 +351,7 @@ impl Volumes for VolumesService {
             Ok(of)
         };
         let set = self.calls.call_about(&request.id, set).await?;
-        Ok(Response::new(api::SetVolumeResponse { volume: self.optional(&set) }))
+        Ok(Response::new(api::SetVolumeResponse { volume: Some(self.message(&set)) }))
     }
 
     async fn publish_volume(

@@ -98,7 +98,7 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
             from_operator: true,
             ..AttachRequest::default()
         };
-        let answer = answered(connect().await?.attach(request)).await?;
+        let answer = call(connect().await?.attach(request)).await?;
         answer.device.context("attach: the daemon named no device")
     })?;
     output::to_stdout(format!("{}\n", device.path)).context("attach")
@@ -108,13 +108,13 @@ pub(crate) fn detach(args: DetachArgs) -> Result<()> {
     runtime()?.block_on(async {
         let target = target(&args.target).await.context("detach")?;
         let request = DetachRequest { target, force: args.force };
-        answered(connect().await?.detach(request)).await.map(drop)
+        call(connect().await?.detach(request)).await.map(drop)
     })
 }
 
 pub(crate) fn ls(args: LsArgs) -> Result<()> {
     let devices = runtime()?.block_on(async {
-        let answer = answered(connect().await?.list_devices(ListDevicesRequest {})).await?;
+        let answer = call(connect().await?.list_devices(ListDevicesRequest {})).await?;
         Ok::<_, anyhow::Error>(answer.devices)
     })?;
     let text = if args.json { json(&devices) } else { table(&devices) };
@@ -165,9 +165,7 @@ pub(super) async fn is_of_pool(text: &str) -> bool {
 }
 
 /// The answer to a call, however long it takes; prints what it waits for when that is long.
-pub(super) async fn answered<T>(
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T> {
+pub(super) async fn call<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T> {
     let mut call = pin!(call);
     let answer = match tokio::time::timeout(HINT_AFTER, &mut call).await {
         Ok(answer) => answer,
@@ -178,11 +176,11 @@ pub(super) async fn answered<T>(
             call.await
         }
     };
-    Ok(answer.map_err(said)?.into_inner())
+    Ok(answer.map_err(daemon_error)?.into_inner())
 }
 
 /// The daemon's own message, without that of the protocol.
-pub(super) fn said(status: Status) -> anyhow::Error {
+pub(super) fn daemon_error(status: Status) -> anyhow::Error {
     match status.source() {
         None if status.code() == Code::Unimplemented && status.message().is_empty() => {
             anyhow!("the daemon is of another version and has no such command; restart it")
@@ -299,8 +297,9 @@ mod tests {
 
     #[test]
     fn a_daemon_without_the_command_is_of_another_version() {
-        let told = said(Status::unimplemented("")).to_string();
+        let error = |message| daemon_error(Status::unimplemented(message)).to_string();
+        let told = error("");
         assert!(told.contains("another version"), "{told}");
-        assert_eq!(said(Status::unimplemented("no such front")).to_string(), "no such front");
+        assert_eq!(error("no such front"), "no such front");
     }
 }

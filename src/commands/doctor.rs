@@ -13,7 +13,7 @@ use sheave_bench::output;
 use sheave_control::v1::GetVersionRequest;
 use sheave_ring::{Probe, Support};
 
-use super::attach::{answered, connect};
+use super::attach::{call, connect};
 use super::volume_parser;
 use crate::process::runtime;
 
@@ -177,7 +177,7 @@ fn daemon() -> Finding {
     let (name, own) = ("daemon", env!("CARGO_PKG_VERSION"));
     let asked = runtime().and_then(|runtime| {
         runtime.block_on(async {
-            Ok(answered(connect().await?.get_version(GetVersionRequest {})).await?.version)
+            Ok(call(connect().await?.get_version(GetVersionRequest {})).await?.version)
         })
     });
     match asked {

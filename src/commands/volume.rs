@@ -10,7 +10,7 @@ use sheave_core::parse_size;
 use sheave_volumes::VolumeSpec;
 use tonic::Code;
 
-use super::attach::{answered, connect, is_device, is_of_pool, said, target};
+use super::attach::{call, connect, daemon_error, is_device, is_of_pool, target};
 use super::volume_parser;
 use crate::process::runtime;
 
@@ -116,7 +116,7 @@ fn set(args: SetArgs) -> Result<()> {
             bytes_per_second: limit_bps,
             ops_per_second: limit_iops,
         };
-        answered(connect().await?.set_limits(request)).await.map(drop)
+        call(connect().await?.set_limits(request)).await.map(drop)
     })
 }
 
@@ -150,6 +150,6 @@ async fn resize_device(target: &str, size: Option<u64>) -> Result<Option<u64>> {
             Ok(Some(device.size_bytes))
         }
         Err(status) if status.code() == Code::NotFound => Ok(None),
-        Err(status) => Err(said(status)),
+        Err(status) => Err(daemon_error(status)),
     }
 }

@@ -19,6 +19,7 @@ mod namespace;
 mod node;
 mod plugin;
 mod pool_node;
+pub mod requests;
 mod server;
 mod site;
 mod skip;

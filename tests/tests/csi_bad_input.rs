@@ -6,14 +6,13 @@ mod plugin;
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use sheave_csi_proto::v1::node_server::Node as _;
+use sheave_csi_proto::v1::VolumeCapability;
 use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::{NodeStageVolumeRequest, VolumeCapability};
 use sheave_tests::{Run, have, in_namespace, skip};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use plugin::{SIZE, Site, Volume, mount};
 
@@ -43,17 +42,6 @@ fn with_flags(flags: &[&str]) -> VolumeCapability {
         mount.mount_flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
     capability
-}
-
-fn stage_at(site: &Site, volume: &Volume, path: &Path) -> Result<(), Status> {
-    let request = NodeStageVolumeRequest {
-        volume_id: volume.id.clone(),
-        publish_context: volume.publication.to_context(),
-        staging_target_path: path.to_str().expect("UTF-8").to_owned(),
-        volume_capability: Some(volume.capability.clone()),
-        ..NodeStageVolumeRequest::default()
-    };
-    site.wait(site.service.node_stage_volume(Request::new(request))).map(drop)
 }
 
 /// Checks that staging fails, again and again, and changes neither the image nor the record.
@@ -170,7 +158,7 @@ fn rule_25_rule_27_paths_of_others_are_left_as_they_are() {
             ("stage".into(), Code::InvalidArgument, "absolute"),
         ];
         for (path, code, why) in wrong {
-            fails(stage_at(&site, &volume, &path), code, why);
+            fails(site.stage_at(&volume, &path), code, why);
             site.check_bare();
         }
         assert_eq!(site.record(&volume).formatted, "");

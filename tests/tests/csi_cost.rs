@@ -1,37 +1,18 @@
 //! What a call of the service Controller costs: how often it waits for stable storage.
 
-use std::collections::HashMap;
-
+use sheave_csi_proto::v1::ListVolumesRequest;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume};
-use sheave_csi_proto::v1::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, ListVolumesRequest,
-    VolumeCapability,
-};
 use sheave_tests::co::{Answer, Call, Clients};
+use sheave_tests::requests::{self, VolumeRequests, at_least};
 use sheave_tests::{Plugin, PoolNode, Trace, have, skip};
 use tokio::runtime::Builder;
 
 const NODE: &str = "node-1";
 const MIB: i64 = 1 << 20;
 
-fn capability() -> VolumeCapability {
-    let mode = Mode::SingleNodeWriter.into();
-    VolumeCapability {
-        access_type: Some(AccessType::Block(BlockVolume {})),
-        access_mode: Some(AccessMode { mode }),
-    }
-}
-
 fn create(name: &str) -> Call {
-    Call::CreateVolume(CreateVolumeRequest {
-        name: name.to_owned(),
-        capacity_range: Some(CapacityRange { required_bytes: MIB, limit_bytes: 0 }),
-        volume_capabilities: vec![capability()],
-        parameters: HashMap::from([("pool".to_owned(), "fast".to_owned())]),
-        ..Default::default()
-    })
+    let capability = requests::block(Mode::SingleNodeWriter);
+    Call::CreateVolume(requests::create(name, at_least(MIB), capability, &[("pool", "fast")]))
 }
 
 /// A record is flushed, and its directory: two. A new volume has an image, a name and a record; one
@@ -62,33 +43,21 @@ fn calls_flush_what_they_must_and_no_more() {
     };
     let (made, flushed) = flushes(create("second"));
     let Answer::Volume(volume) = made else { panic!("{made:?}") };
-    let volume_id = volume.volume_id;
+    let id = volume.volume_id;
+    let requests = VolumeRequests::new(&id, &requests::block(Mode::SingleNodeWriter));
     assert!((1..=6).contains(&flushed), "CreateVolume: {flushed}");
-    let id = || volume_id.clone();
     let (_, flushed) = flushes(create("second"));
     assert_eq!(flushed, 0, "CreateVolume once more");
-    let (_, flushed) = flushes(Call::ControllerPublish(ControllerPublishVolumeRequest {
-        volume_id: id(),
-        node_id: NODE.to_owned(),
-        volume_capability: Some(capability()),
-        ..Default::default()
-    }));
+    let (_, flushed) = flushes(Call::ControllerPublish(requests.controller_publish(NODE)));
     assert!((1..=2).contains(&flushed), "ControllerPublishVolume: {flushed}");
-    let (_, flushed) = flushes(Call::ControllerExpand(ControllerExpandVolumeRequest {
-        volume_id: id(),
-        capacity_range: Some(CapacityRange { required_bytes: 2 * MIB, limit_bytes: 0 }),
-        ..Default::default()
-    }));
+    let (_, flushed) =
+        flushes(Call::ControllerExpand(requests.controller_expand(at_least(2 * MIB))));
     assert!((1..=2).contains(&flushed), "ControllerExpandVolume: {flushed}");
     let (_, flushed) = flushes(Call::ListVolumes(ListVolumesRequest::default()));
     assert_eq!(flushed, 0, "ListVolumes");
-    let (_, flushed) = flushes(Call::ControllerUnpublish(ControllerUnpublishVolumeRequest {
-        volume_id: id(),
-        node_id: NODE.to_owned(),
-        ..Default::default()
-    }));
+    let unpublish = requests::controller_unpublish(&id, NODE);
+    let (_, flushed) = flushes(Call::ControllerUnpublish(unpublish));
     assert!((1..=2).contains(&flushed), "ControllerUnpublishVolume: {flushed}");
-    let delete = || DeleteVolumeRequest { volume_id: id(), ..Default::default() };
-    let (_, flushed) = flushes(Call::DeleteVolume(delete()));
+    let (_, flushed) = flushes(Call::DeleteVolume(requests::delete(&id)));
     assert!((1..=6).contains(&flushed), "DeleteVolume: {flushed}");
 }

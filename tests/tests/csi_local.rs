@@ -9,9 +9,9 @@ use sheave_csi_proto::v1::controller_client::ControllerClient;
 use sheave_csi_proto::v1::controller_service_capability::{Type, rpc};
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, MountVolume};
 use sheave_csi_proto::v1::*;
 use sheave_node::Fs;
+use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{Daemon, Plugin, PoolNode, Run, has_fs, have, in_namespace, sheave, skip};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -53,10 +53,6 @@ impl Site {
         self.node.node.kernel.scratch().path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("UTF-8").to_owned()
-    }
-
     fn controller(&self) -> ControllerClient<Channel> {
         ControllerClient::new(self.channel.clone())
     }
@@ -66,78 +62,47 @@ impl Site {
     }
 
     fn create(&self) -> String {
-        let request = CreateVolumeRequest {
-            name: NAME.to_owned(),
-            capacity_range: Some(range(SIZE)),
-            volume_capabilities: vec![mount(Mode::SingleNodeWriter)],
-            parameters: [("pool".to_owned(), "fast".to_owned())].into(),
-            ..CreateVolumeRequest::default()
-        };
+        let capability = xfs(Mode::SingleNodeWriter);
+        let request = requests::create(NAME, range(SIZE), capability, &[("pool", "fast")]);
         let made = self.runtime.block_on(self.controller().create_volume(request));
         made.expect("made").into_inner().volume.expect("a volume").volume_id
     }
 
     fn delete(&self, id: &str) -> Result<(), Status> {
-        let request = DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
-        self.runtime.block_on(self.controller().delete_volume(request)).map(drop)
+        self.runtime.block_on(self.controller().delete_volume(requests::delete(id))).map(drop)
     }
 
     fn stage(&self, id: &str, mode: Mode) -> Result<(), Status> {
-        let request = NodeStageVolumeRequest {
-            volume_id: id.to_owned(),
-            staging_target_path: self.text("stage"),
-            volume_capability: Some(mount(mode)),
-            ..NodeStageVolumeRequest::default()
-        };
+        let request = VolumeRequests::new(id, &xfs(mode)).node_stage(&self.path("stage"));
         self.runtime.block_on(self.node().node_stage_volume(request)).map(drop)
     }
 
     fn unstage(&self, id: &str) -> Result<(), Status> {
-        let request = NodeUnstageVolumeRequest {
-            volume_id: id.to_owned(),
-            staging_target_path: self.text("stage"),
-        };
+        let request = requests::node_unstage(id, &self.path("stage"));
         self.runtime.block_on(self.node().node_unstage_volume(request)).map(drop)
     }
 
     fn publish(&self, id: &str) -> Result<(), Status> {
-        let request = NodePublishVolumeRequest {
-            volume_id: id.to_owned(),
-            staging_target_path: self.text("stage"),
-            target_path: self.text("pods/a"),
-            volume_capability: Some(mount(Mode::SingleNodeWriter)),
-            ..NodePublishVolumeRequest::default()
-        };
+        let requests = VolumeRequests::new(id, &xfs(Mode::SingleNodeWriter));
+        let request = requests.node_publish(&self.path("stage"), &self.path("pods/a"));
         self.runtime.block_on(self.node().node_publish_volume(request)).map(drop)
     }
 
     fn unpublish(&self, id: &str) -> Result<(), Status> {
-        let request = NodeUnpublishVolumeRequest {
-            volume_id: id.to_owned(),
-            target_path: self.text("pods/a"),
-        };
+        let request = requests::node_unpublish(id, &self.path("pods/a"));
         self.runtime.block_on(self.node().node_unpublish_volume(request)).map(drop)
     }
 
     fn expand(&self, id: &str, path: &str, mib: i64) -> Result<i64, Status> {
-        let request = NodeExpandVolumeRequest {
-            volume_id: id.to_owned(),
-            volume_path: self.text(path),
-            capacity_range: Some(range(mib)),
-            ..NodeExpandVolumeRequest::default()
-        };
+        let requests = VolumeRequests::new(id, &xfs(Mode::SingleNodeWriter));
+        let request = requests.node_expand(&self.path("stage"), &self.path(path), range(mib));
         let answer = self.runtime.block_on(self.node().node_expand_volume(request))?;
         Ok(answer.into_inner().capacity_bytes)
     }
 
     /// What an attacher would have the controller do.
     fn publish_centrally(&self, id: &str, mode: Mode) {
-        let request = ControllerPublishVolumeRequest {
-            volume_id: id.to_owned(),
-            node_id: NODE.to_owned(),
-            volume_capability: Some(mount(mode)),
-            ..ControllerPublishVolumeRequest::default()
-        };
+        let request = VolumeRequests::new(id, &xfs(mode)).controller_publish(NODE);
         let call = self.controller();
         self.runtime.block_on({ call }.controller_publish_volume(request)).expect("published");
     }
@@ -160,15 +125,12 @@ impl Drop for Site {
     }
 }
 
-fn mount(mode: Mode) -> VolumeCapability {
-    let fs_type = Fs::Xfs.name().to_owned();
-    let access_type = Some(AccessType::Mount(MountVolume { fs_type, ..MountVolume::default() }));
-    let access_mode = Some(AccessMode { mode: mode.into() });
-    VolumeCapability { access_mode, access_type }
+fn xfs(mode: Mode) -> VolumeCapability {
+    requests::filesystem(mode, Fs::Xfs.name())
 }
 
 fn range(mib: i64) -> CapacityRange {
-    CapacityRange { required_bytes: mib * MIB, limit_bytes: 0 }
+    requests::at_least(mib * MIB)
 }
 
 fn on_devices(test: &str, body: impl FnOnce()) {

@@ -16,10 +16,11 @@ use sheave_csi_proto::v1::{
     NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest,
 };
+use sheave_tests::requests::block;
 use sheave_tests::{eventually, have, in_namespace, skip};
 use tonic::{Code, Request, Status};
 
-use plugin::{NODE, SIZE, Site, Volume, block, mount};
+use plugin::{NODE, SIZE, Site, Volume, mount};
 
 /// Runs a test that needs block devices.
 fn on_devices(test: &str, body: impl FnOnce()) {

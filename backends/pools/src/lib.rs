@@ -14,6 +14,6 @@ mod sharing;
 pub use catalog::{Listed, PoolConfig, Pools, Site, VolumeId};
 pub use file::{FilePool, Limits};
 pub use nbd::NbdPool;
-pub use pool::{Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SizeRange};
+pub use pool::{Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SIZE_UNIT, SizeRange};
 pub use record::{AccessMode, Publication, Record};
 pub use sharing::{Judge, judge};

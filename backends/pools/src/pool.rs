@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::record::{AccessMode, Publication, Record};
 
-/// A volume's size is a multiple of this: what every block size divides.
-const SIZE_UNIT: u64 = 4096;
+/// Bytes of which a volume's size is a multiple: every block size divides them.
+pub const SIZE_UNIT: u64 = 4096;
 /// The least and the most bytes of a volume that a pool makes.
 pub(crate) const SIZE_MIN: u64 = 1 << 20;
 pub(crate) const SIZE_MAX: u64 = 1 << 56;

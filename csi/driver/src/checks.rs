@@ -8,13 +8,8 @@ use tonic::Status;
 const TEXT_LEN_MAX: usize = 128;
 const MAP_LEN_MAX: usize = 4 << 10;
 const NODE_ID_LEN_MAX: usize = 256;
-/// Bytes of an error's message, which ends up in events of claims and pods (1 KiB there).
+/// Bytes of a message, which ends up in events of claims and pods (1 KiB there).
 const MESSAGE_LEN_MAX: usize = 1024;
-
-/// Why a capability with a group is refused. It is announced by drivers of filesystems whose files
-/// have no owners of their own; here the orchestrator sets the group (`fsGroupPolicy: File`).
-pub const NO_MOUNT_GROUP: &str =
-    "has a volume_mount_group; the group of files is set by the orchestrator (fsGroup)";
 
 /// A text that must be there and short.
 ///
@@ -43,14 +38,14 @@ fn bounded<'a>(what: &str, text: &'a str, most: usize) -> Result<&'a str, Status
     }
 }
 
-/// The part of a message that an error may have.
-#[must_use]
-pub fn message(text: &str) -> String {
-    let mut end = text.len().min(MESSAGE_LEN_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
+/// A message, cut to the bytes that an event has room for.
+pub(crate) fn message(text: &str) -> String {
+    if text.len() <= MESSAGE_LEN_MAX {
+        return text.to_owned();
     }
-    text[..end].to_owned()
+    let ellipsis = "…";
+    let end = text.floor_char_boundary(MESSAGE_LEN_MAX - ellipsis.len());
+    format!("{}{ellipsis}", &text[..end])
 }
 
 /// A map that must not be too long. Its values may be secret, so none is shown.
@@ -77,8 +72,9 @@ mod tests {
         assert!(text("name", "").is_err());
         assert!(node_id(&"n".repeat(256)).is_ok());
         assert!(node_id(&"n".repeat(257)).is_err());
-        assert_eq!(message(&"ü".repeat(1000)).len(), 1024);
-        assert_eq!(message(&format!("a{}", "ü".repeat(1000))).len(), 1023);
+        assert_eq!(message(&"ü".repeat(512)), "ü".repeat(512));
+        assert_eq!(message(&"ü".repeat(513)), format!("{}…", "ü".repeat(510)));
+        assert_eq!(message(&format!("a{}", "ü".repeat(512))).len(), 1024);
         let full = HashMap::from([("k".to_owned(), "v".repeat(4095))]);
         assert!(map("parameters", &full).is_ok());
         let over = HashMap::from([("k".to_owned(), "v".repeat(4096))]);

@@ -3,7 +3,6 @@
 //! Checks come in one order: what is missing or too long, what the capabilities and parameters
 //! allow, then the volume, then its state. None has an effect.
 
-mod capability;
 mod convert;
 mod health;
 mod parameters;
@@ -13,14 +12,15 @@ use sheave_control::v1 as api;
 use sheave_csi_proto::v1 as csi;
 use sheave_csi_proto::v1::controller_server::Controller;
 use sheave_csi_proto::v1::controller_service_capability::{Rpc, Type, rpc};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::SharedPlugin;
+use crate::capability::Capability;
 use crate::checks::{self, text};
 use crate::context::Publication;
-pub(crate) use capability::Use;
-use capability::uses;
-use convert::{bytes, size, volume};
+use crate::control::call;
+use crate::sizes::{SizeRange, signed};
+use convert::volume;
 use parameters::Parameters;
 
 /// What this controller can do, of every plugin of this version.
@@ -67,14 +67,13 @@ impl ControllerService {
 
     async fn pools(&self) -> Result<Vec<api::Pool>, Status> {
         let mut volumes = self.volumes();
-        let answer = answered(volumes.list_pools(api::ListPoolsRequest {})).await?;
-        Ok(answer.pools)
+        Ok(call(volumes.list_pools(api::ListPoolsRequest {})).await?.pools)
     }
 
     async fn find(&self, id: &str) -> Result<api::Volume, Status> {
         let key = Some(api::get_volume_request::Key::Id(id.to_owned()));
         let mut volumes = self.volumes();
-        let answer = answered(volumes.get_volume(api::GetVolumeRequest { key })).await?;
+        let answer = call(volumes.get_volume(api::GetVolumeRequest { key })).await?;
         answer.volume.ok_or_else(|| Status::internal(format!("{id}: an empty answer")))
     }
 
@@ -83,8 +82,8 @@ impl ControllerService {
     }
 
     /// Checks that a volume of this pool can be used so.
-    fn check_uses(pool: &api::Pool, uses: &[Use]) -> Result<(), Status> {
-        uses.iter().try_for_each(|wanted| wanted.check(pool))
+    fn check_all(pool: &api::Pool, capabilities: &[Capability]) -> Result<(), Status> {
+        capabilities.iter().try_for_each(|capability| capability.check_pool(pool))
     }
 
     /// The volumes behind a token.
@@ -100,34 +99,16 @@ impl ControllerService {
             max_entries,
             ..Default::default()
         };
-        let page = answered(self.volumes().list_volumes(request)).await?;
+        let page = call(self.volumes().list_volumes(request)).await?;
         match page.troubles.first() {
             None => Ok(page),
             // What is not listed would be taken for deleted, or for published to no node.
             Some(trouble) => {
                 let why = format!("pool {} cannot be listed: {}", trouble.pool, trouble.message);
-                Err(Status::unavailable(checks::message(&why)))
+                Err(Status::unavailable(why))
             }
         }
     }
-}
-
-/// The answer to a call of the control API, with an error of CSI. The deadline is that of the whole
-/// call (`deadline.rs`).
-pub(crate) async fn answered<T>(
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Status> {
-    call.await.map(Response::into_inner).map_err(plain)
-}
-
-/// An error without details (the specification, "Error Scheme"). What the transport says has the
-/// code of an outcome that is not known.
-fn plain(status: Status) -> Status {
-    let code = match (status.code(), std::error::Error::source(&status)) {
-        (_, Some(_)) | (Code::Unknown | Code::Cancelled, _) => Code::Unavailable,
-        (code, None) => code,
-    };
-    Status::new(code, checks::message(status.message()))
 }
 
 #[tonic::async_trait]
@@ -138,7 +119,7 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
         let request = request.into_inner();
         let name = text("name", &request.name)?;
-        let uses = uses(&request.volume_capabilities)?;
+        let capabilities = Capability::parse_all(&request.volume_capabilities)?;
         for (what, map) in [
             ("parameters", &request.parameters),
             ("mutable_parameters", &request.mutable_parameters),
@@ -146,7 +127,7 @@ impl Controller for ControllerService {
         ] {
             checks::map(what, map)?;
         }
-        let (required_bytes, limit_bytes) = size(request.capacity_range.as_ref())?;
+        let size = SizeRange::parse(request.capacity_range.as_ref())?;
         let parameters = Parameters::new(&request.parameters, &request.mutable_parameters)?;
         if request.volume_content_source.is_some() {
             let why =
@@ -155,18 +136,18 @@ impl Controller for ControllerService {
         }
         let pools = self.pools().await?;
         let pool = parameters.pool(&pools)?;
-        Self::check_uses(pool, &uses)?;
+        Self::check_all(pool, &capabilities)?;
         self.plugin.check_topology(pool.local, request.accessibility_requirements.as_ref())?;
         let create = api::CreateVolumeRequest {
             pool: pool.name.clone(),
             name: name.to_owned(),
-            required_bytes,
-            limit_bytes,
+            required_bytes: size.required_bytes,
+            limit_bytes: size.limit_bytes,
             limit_bytes_per_second: parameters.limit_bps.unwrap_or_default(),
             limit_ops_per_second: parameters.limit_iops.unwrap_or_default(),
             parameters: parameters.kept(),
         };
-        let made = answered(self.volumes().create_volume(create)).await?.volume;
+        let made = call(self.volumes().create_volume(create)).await?.volume;
         let made = made.ok_or_else(|| Status::internal(format!("{name}: an empty answer")))?;
         Ok(Response::new(csi::CreateVolumeResponse { volume: Some(self.volume(&made)) }))
     }
@@ -181,7 +162,7 @@ impl Controller for ControllerService {
         if self.plugin.is_local {
             self.plugin.unpublish_here(&id).await?;
         }
-        answered(self.volumes().delete_volume(api::DeleteVolumeRequest { id })).await?;
+        call(self.volumes().delete_volume(api::DeleteVolumeRequest { id })).await?;
         Ok(Response::new(csi::DeleteVolumeResponse {}))
     }
 
@@ -192,22 +173,22 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let id = text("volume_id", &request.volume_id)?;
         let node = checks::node_id(&request.node_id)?;
-        let wanted = Use::new(request.volume_capability.as_ref())?;
+        let wanted = Capability::parse(request.volume_capability.as_ref())?;
         checks::map("secrets", &request.secrets)?;
         let found = self.find(id).await?;
         self.plugin.check_node(&found, node)?;
         let pools = self.pools().await?;
         if let Some(pool) = pools.iter().find(|pool| pool.name == found.pool) {
-            wanted.check(pool)?;
+            wanted.check_pool(pool)?;
         }
         let publish = api::PublishVolumeRequest {
             id: id.to_owned(),
             node: node.to_owned(),
             read_only: request.readonly,
             mode: wanted.mode.into(),
-            block: wanted.block,
+            block: wanted.is_block(),
         };
-        let epoch = answered(self.volumes().publish_volume(publish)).await?.epoch;
+        let epoch = call(self.volumes().publish_volume(publish)).await?.epoch;
         let read_only = request.readonly || wanted.is_reader_only();
         let publish_context = Publication { epoch: Some(epoch), read_only }.to_context();
         Ok(Response::new(csi::ControllerPublishVolumeResponse { publish_context }))
@@ -225,7 +206,7 @@ impl Controller for ControllerService {
         };
         checks::map("secrets", &request.secrets)?;
         let unpublish = api::UnpublishVolumeRequest { id, node };
-        answered(self.volumes().unpublish_volume(unpublish)).await?;
+        call(self.volumes().unpublish_volume(unpublish)).await?;
         Ok(Response::new(csi::ControllerUnpublishVolumeResponse {}))
     }
 
@@ -235,13 +216,13 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::ValidateVolumeCapabilitiesResponse>, Status> {
         let request = request.into_inner();
         let id = text("volume_id", &request.volume_id)?;
-        let uses = uses(&request.volume_capabilities)?;
+        let capabilities = Capability::parse_all(&request.volume_capabilities)?;
         checks::map("parameters", &request.parameters)?;
         let found = self.find(id).await?;
         let pools = self.pools().await?;
         let pool = pools.iter().find(|pool| pool.name == found.pool);
         let checked = Parameters::new(&request.parameters, &request.mutable_parameters)
-            .and_then(|_| pool.map_or(Ok(()), |pool| Self::check_uses(pool, &uses)));
+            .and_then(|_| pool.map_or(Ok(()), |pool| Self::check_all(pool, &capabilities)));
         let response = match checked {
             Ok(()) => csi::ValidateVolumeCapabilitiesResponse {
                 confirmed: Some(csi::validate_volume_capabilities_response::Confirmed {
@@ -305,9 +286,9 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::GetCapacityResponse>, Status> {
         let request = request.into_inner();
         checks::map("parameters", &request.parameters)?;
-        let uses = match request.volume_capabilities.as_slice() {
+        let capabilities = match request.volume_capabilities.as_slice() {
             [] => Vec::new(),
-            some => uses(some)?,
+            some => Capability::parse_all(some)?,
         };
         let parameters = Parameters::new(&request.parameters, &Default::default())?;
         let pools = self.pools().await?;
@@ -320,11 +301,11 @@ impl Controller for ControllerService {
         let (mut count, mut failed) = (0, None);
         for pool in meant {
             let is_here = self.plugin.is_here(pool.local, request.accessible_topology.as_ref());
-            if !is_here || !pool.can_create || Self::check_uses(pool, &uses).is_err() {
+            if !is_here || !pool.can_create || Self::check_all(pool, &capabilities).is_err() {
                 continue;
             }
             let get = api::GetCapacityRequest { pool: pool.name.clone() };
-            let found = match answered(self.volumes().get_capacity(get)).await {
+            let found = match call(self.volumes().get_capacity(get)).await {
                 Ok(found) => found,
                 // It has no room for now, and the others may have.
                 Err(error) => {
@@ -333,10 +314,10 @@ impl Controller for ControllerService {
                 }
             };
             count += 1;
-            let available = bytes(found.available_bytes.unwrap_or(found.maximum_volume_bytes));
+            let available = signed(found.available_bytes.unwrap_or(found.maximum_volume_bytes));
             response.available_capacity = response.available_capacity.saturating_add(available);
             let (most, least) =
-                (bytes(found.maximum_volume_bytes), bytes(found.minimum_volume_bytes));
+                (signed(found.maximum_volume_bytes), signed(found.minimum_volume_bytes));
             response.maximum_volume_size = response.maximum_volume_size.max(Some(most));
             let known = response.minimum_volume_size.unwrap_or(least);
             response.minimum_volume_size = Some(known.min(least));
@@ -369,16 +350,16 @@ impl Controller for ControllerService {
         let id = text("volume_id", &request.volume_id)?;
         let range = request.capacity_range.as_ref();
         let range = range.ok_or_else(|| Status::invalid_argument("capacity_range is missing"))?;
-        let (required_bytes, limit_bytes) = size(Some(range))?;
+        let SizeRange { required_bytes, limit_bytes } = SizeRange::parse(Some(range))?;
         checks::map("secrets", &request.secrets)?;
-        if let Some(capability) = &request.volume_capability {
-            Use::new(Some(capability))?;
+        if request.volume_capability.is_some() {
+            Capability::parse(request.volume_capability.as_ref())?;
         }
         let resize = api::ResizeVolumeRequest { id: id.to_owned(), required_bytes, limit_bytes };
-        let resized = answered(self.volumes().resize_volume(resize)).await?.volume;
+        let resized = call(self.volumes().resize_volume(resize)).await?.volume;
         let resized = resized.ok_or_else(|| Status::internal(format!("{id}: an empty answer")))?;
         Ok(Response::new(csi::ControllerExpandVolumeResponse {
-            capacity_bytes: bytes(resized.size_bytes),
+            capacity_bytes: signed(resized.size_bytes),
             // The node sees to the device and the file system.
             node_expansion_required: true,
         }))
@@ -413,7 +394,7 @@ impl Controller for ControllerService {
             limit_bytes_per_second: parameters.limit_bps,
             limit_ops_per_second: parameters.limit_iops,
         };
-        answered(self.volumes().set_volume(set)).await?;
+        call(self.volumes().set_volume(set)).await?;
         Ok(Response::new(csi::ControllerModifyVolumeResponse {}))
     }
 

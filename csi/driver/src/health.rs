@@ -12,18 +12,16 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
-use sheave_control::v1::ListPoolsRequest;
 use sheave_control::{VolumesClient, channel};
 use sheave_csi_proto::v1::GetPluginInfoRequest;
 use sheave_csi_proto::v1::identity_client::IdentityClient;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
+use crate::control;
 use crate::metrics::Metrics;
 use crate::registration::Registered;
 
-/// How soon the daemon must answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon the plugin's own socket must answer. A node that has too much to do gains nothing from
 /// a restart of the plugin.
 const LIVE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -74,11 +72,7 @@ impl Health {
         if self.registered.as_ref().is_some_and(|registered| !registered.get()) {
             return Err("kubelet has not registered the plugin yet");
         }
-        let mut volumes = self.volumes.clone();
-        match timeout(ANSWER_TIMEOUT, volumes.list_pools(ListPoolsRequest {})).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err("the daemon does not answer"),
-        }
+        control::probe(&self.volumes).await.map_err(|_| "the daemon does not answer")
     }
 }
 

@@ -1,8 +1,5 @@
 //! The service Identity: what the plugin is, and whether it works.
 
-use std::time::Duration;
-
-use sheave_control::v1::ListPoolsRequest;
 use sheave_csi_proto::v1::identity_server::Identity;
 use sheave_csi_proto::v1::plugin_capability::service::Type as Service;
 use sheave_csi_proto::v1::plugin_capability::volume_expansion::Type as Expansion;
@@ -13,10 +10,7 @@ use sheave_csi_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::SharedPlugin;
-
-/// How soon what serves the volumes must answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::{SharedPlugin, control};
 
 /// Serves Identity.
 pub struct IdentityService {
@@ -58,12 +52,9 @@ impl Identity for IdentityService {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
-    /// Ready when the server of the volumes answers. The pools' storage is not asked: a restart of
-    /// the plugin would not mend it.
+    /// Ready when the server of the volumes answers.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let mut volumes = self.plugin.volumes.clone();
-        let asked = tokio::time::timeout(PROBE_TIMEOUT, volumes.list_pools(ListPoolsRequest {}));
-        let ready = matches!(asked.await, Ok(Ok(_)));
+        let ready = control::probe(&self.plugin.volumes).await.is_ok();
         Ok(Response::new(ProbeResponse { ready: Some(ready) }))
     }
 }

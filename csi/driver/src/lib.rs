@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+mod calls;
+mod capability;
 pub mod checks;
 pub mod context;
+mod control;
 mod controller;
 mod daemon_volumes;
-mod deadline;
 mod health;
 mod identity;
 mod local;
@@ -15,6 +17,7 @@ mod metrics;
 mod node;
 mod registration;
 mod server;
+mod sizes;
 mod topology;
 
 use std::sync::Arc;
@@ -24,7 +27,7 @@ use sheave_control::{ControlClient, VolumesClient};
 pub use controller::ControllerService;
 pub use health::Health;
 pub use identity::IdentityService;
-pub use metrics::{Metrics, Timed};
+pub use metrics::Metrics;
 pub use node::NodeService;
 pub use registration::{Registered, RegistrationService};
 pub use server::{Registration, Serving, serve};

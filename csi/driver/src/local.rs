@@ -9,28 +9,30 @@ use sheave_control::v1 as api;
 use tonic::{Code, Status};
 
 use crate::Plugin;
-use crate::controller::{Use, answered};
+use crate::capability::Capability;
+use crate::control::call;
+use crate::sizes::SizeRange;
 
 impl Plugin {
     /// Publishes a volume to this node, and returns the epoch of the publication.
     ///
     /// # Errors
     /// What the daemon says; ALREADY_EXISTS when it is in use in another way.
-    pub(crate) async fn publish_here(&self, id: &str, wanted: Use) -> Result<u64, Status> {
+    pub(crate) async fn publish_here(&self, id: &str, wanted: &Capability) -> Result<u64, Status> {
         let publish = || api::PublishVolumeRequest {
             id: id.to_owned(),
             node: self.node_id.clone().unwrap_or_default(),
             read_only: wanted.is_reader_only(),
             mode: wanted.mode.into(),
-            block: wanted.block,
+            block: wanted.is_block(),
         };
         let mut volumes = self.volumes.clone();
-        match answered(volumes.publish_volume(publish())).await {
+        match call(volumes.publish_volume(publish())).await {
             // Unstaging was never called, such as before the node was set up anew. This fails while
             // the volume is a device.
             Err(status) if status.code() == Code::AlreadyExists => {
                 self.unpublish_here(id).await.map_err(|_| status)?;
-                Ok(answered(volumes.publish_volume(publish())).await?.epoch)
+                Ok(call(volumes.publish_volume(publish())).await?.epoch)
             }
             published => Ok(published?.epoch),
         }
@@ -43,16 +45,16 @@ impl Plugin {
     pub(crate) async fn unpublish_here(&self, id: &str) -> Result<(), Status> {
         let node = self.node_id.clone().unwrap_or_default();
         let unpublish = api::UnpublishVolumeRequest { id: id.to_owned(), node };
-        answered(self.volumes.clone().unpublish_volume(unpublish)).await.map(drop)
+        call(self.volumes.clone().unpublish_volume(unpublish)).await.map(drop)
     }
 
     /// Makes a volume as long as required, unless it is already.
     ///
     /// # Errors
     /// What the daemon says.
-    pub(crate) async fn grow_here(&self, id: &str, range: (u64, u64)) -> Result<(), Status> {
-        let (required_bytes, limit_bytes) = range;
+    pub(crate) async fn grow_here(&self, id: &str, range: SizeRange) -> Result<(), Status> {
+        let SizeRange { required_bytes, limit_bytes } = range;
         let resize = api::ResizeVolumeRequest { id: id.to_owned(), required_bytes, limit_bytes };
-        answered(self.volumes.clone().resize_volume(resize)).await.map(drop)
+        call(self.volumes.clone().resize_volume(resize)).await.map(drop)
     }
 }

@@ -1,10 +1,7 @@
 //! How long calls take, and how they end: a histogram for each call and code.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -12,15 +9,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tonic::Code;
-use tonic::codegen::http::{HeaderMap, Request, Response};
-use tonic::codegen::{BoxFuture, Service};
-use tonic::server::NamedService;
 
 /// Upper bounds of the buckets in seconds. Calls are answered within 10 s.
 const BOUNDS_S: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
-/// The header with a call's code (gRPC over HTTP/2). It is absent where the call succeeded: then it
-/// follows the answer.
-const CODE: &str = "grpc-status";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -61,11 +52,6 @@ impl Metrics {
         out
     }
 
-    /// The same service, whose calls are timed.
-    pub fn around<S>(&self, service: S) -> Timed<S> {
-        Timed { service, metrics: self.clone() }
-    }
-
     /// Counts a call that has ended with this code. The path is that of its request.
     pub fn note(&self, path: &str, code: Code, begun: Instant) {
         // The path is the client's own text, and the service knows of no such call.
@@ -76,50 +62,6 @@ impl Metrics {
         let labels = Labels { rpc: rpc.to_owned(), code: format!("{code:?}") };
         self.calls.get_or_create(&labels).observe(begun.elapsed().as_secs_f64());
     }
-}
-
-/// A service whose calls are timed.
-#[derive(Clone, Debug)]
-pub struct Timed<S> {
-    service: S,
-    metrics: Metrics,
-}
-
-impl<S: NamedService> NamedService for Timed<S> {
-    const NAME: &'static str = S::NAME;
-}
-
-impl<S, B, R> Service<Request<B>> for Timed<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-    S::Error: 'static,
-    R: 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<S::Response, S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.service.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (begun, path) = (Instant::now(), request.uri().path().to_owned());
-        let metrics = self.metrics.clone();
-        let called = self.service.call(request);
-        Box::pin(async move {
-            let answer = called.await;
-            if let Ok(answer) = &answer {
-                metrics.note(&path, code(answer.headers()), begun);
-            }
-            answer
-        }) as Pin<Box<dyn Future<Output = _> + Send>>
-    }
-}
-
-fn code(headers: &HeaderMap) -> Code {
-    headers.get(CODE).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
 #[cfg(test)]

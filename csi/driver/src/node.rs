@@ -6,7 +6,6 @@ mod status;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sheave_control::v1::ListPoolsRequest;
 use sheave_csi_proto::v1::node_get_storage_health_response::StorageBackendHealth;
 use sheave_csi_proto::v1::node_server::Node;
 use sheave_csi_proto::v1::node_service_capability::{self, Rpc, rpc};
@@ -25,14 +24,11 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
-use crate::controller::Use;
 use crate::daemon_volumes::DaemonVolumes;
-use crate::{SharedPlugin, checks};
+use crate::sizes::signed;
+use crate::{SharedPlugin, checks, control};
 use requests::path;
 use status::{condition, health_entry, status, usage};
-
-/// How soon what serves the volumes must answer.
-const PROBE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What this service can do. Health is advertised in the old way, too: Kubernetes up to 1.36 reads
 /// no other.
@@ -93,11 +89,10 @@ impl Node for NodeService {
         &self,
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
-        let request = request.into_inner();
-        let wanted = self.plugin.is_local.then(|| Use::new(request.volume_capability.as_ref()));
-        let mut request = requests::stage(request)?;
-        if let Some(wanted) = wanted {
-            request.attach.epoch = Some(self.plugin.publish_here(&request.volume, wanted?).await?);
+        let (mut request, capability) = requests::stage(request.into_inner())?;
+        if self.plugin.is_local {
+            let epoch = self.plugin.publish_here(&request.volume, &capability).await?;
+            request.attach.epoch = Some(epoch);
         }
         self.blocking(move |engine| engine.stage(request)).await?;
         Ok(Response::new(NodeStageVolumeResponse {}))
@@ -166,25 +161,19 @@ impl Node for NodeService {
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health }))
     }
 
-    /// Pools are asked for by their list only: what their storage does is a volume's health.
+    /// Whether the daemon answers. What the storage of pools does is the health of volumes.
     async fn node_get_storage_health(
         &self,
         _: Request<NodeGetStorageHealthRequest>,
     ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
-        let mut volumes = self.plugin.volumes.clone();
-        let asked = tokio::time::timeout(PROBE_TIMEOUT, volumes.list_pools(ListPoolsRequest {}));
-        let why = match asked.await {
-            Ok(Ok(_)) => None,
-            Ok(Err(status)) => Some(status.message().to_owned()),
-            Err(_) => Some("it does not answer".to_owned()),
-        };
-        let unreachable = |why| StorageBackendHealth {
+        let unreachable = |why: String| StorageBackendHealth {
             status: StorageHealthErrorType::StorageUnreachable.into(),
             reason: "DaemonUnreachable".to_owned(),
-            message: format!("the daemon of this node: {why}; look at its log"),
+            message: checks::message(&format!("the daemon of this node: {why}; look at its log")),
             volume_capability: None,
         };
-        let backend_health = why.map(unreachable).into_iter().collect();
+        let probed = control::probe(&self.plugin.volumes).await;
+        let backend_health = probed.err().map(unreachable).into_iter().collect();
         Ok(Response::new(NodeGetStorageHealthResponse { backend_health }))
     }
 
@@ -197,13 +186,12 @@ impl Node for NodeService {
             // Nothing grows that is not here.
             let (id, at) = (volume.clone(), path.clone());
             self.blocking(move |engine| engine.stats(&id, &at).map(drop)).await?;
-            self.plugin.grow_here(&volume, range.of_volume()).await?;
+            self.plugin.grow_here(&volume, range).await?;
         }
-        let required = range.required;
+        let required = Some(range.required_bytes).filter(|bytes| *bytes != 0);
         let size = self.blocking(move |engine| engine.expand(&volume, &path, required)).await?;
-        range.check(size)?;
-        let capacity_bytes = i64::try_from(size).unwrap_or(i64::MAX);
-        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes }))
+        range.check_limit(size)?;
+        Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes: signed(size) }))
     }
 
     async fn node_get_capabilities(

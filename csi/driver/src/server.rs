@@ -9,10 +9,11 @@ use sheave_csi_proto::v1::identity_server::IdentityServer;
 use sheave_csi_proto::v1::node_server::NodeServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::authority::incoming;
-use crate::deadline::Bounded;
+use crate::calls::Calls;
 use crate::{
     ControllerService, Health, IdentityService, Metrics, NodeService, Registered,
     RegistrationService, SharedPlugin,
@@ -72,15 +73,17 @@ pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Res
         let server = Server::builder().add_service(service);
         server.serve_with_incoming(incoming(listener)).await.map_err(io::Error::other)
     };
-    let controller = has_controller.then(|| ControllerService::new(Arc::clone(&plugin)));
-    let controller = controller.map(ControllerServer::new);
-    let controller = controller.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX));
-    let node = node.map(NodeServer::new);
-    let node = node.map(|of| of.max_decoding_message_size(REQUEST_LEN_MAX));
-    let services = Server::builder()
-        .add_service(Bounded::new(IdentityServer::new(IdentityService::new(plugin))))
-        .add_optional_service(controller.map(|of| metrics.around(Bounded::new(of))))
-        .add_optional_service(node.map(|of| metrics.around(Bounded::new(of))));
+    let identity = IdentityServer::new(IdentityService::new(Arc::clone(&plugin)));
+    let mut services = Routes::new(identity);
+    if has_controller {
+        let controller = ControllerServer::new(ControllerService::new(plugin));
+        services = services.add_service(controller.max_decoding_message_size(REQUEST_LEN_MAX));
+    }
+    if let Some(node) = node {
+        let node = NodeServer::new(node);
+        services = services.add_service(node.max_decoding_message_size(REQUEST_LEN_MAX));
+    }
+    let services = Server::builder().add_routes(Calls::new(metrics).around(services));
     let services = async {
         let served = services.serve_with_incoming_shutdown(incoming(listener), until(ending));
         served.await.map_err(io::Error::other)

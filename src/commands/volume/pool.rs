@@ -9,13 +9,11 @@ use sheave_bench::output;
 use sheave_control::v1 as api;
 use sheave_control::v1::get_volume_request::Key;
 use sheave_core::{parse_size, printable};
+use sheave_pools::SIZE_UNIT;
 
 use super::{parse_limit_bps, parse_limit_iops};
-use crate::commands::attach::{answered, limits_text, volumes};
+use crate::commands::attach::{call, limits_text, volumes};
 use crate::process::runtime;
-
-/// Sizes of volumes are multiples of this.
-const SIZE_UNIT: u64 = 4096;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -79,7 +77,7 @@ pub(super) fn create(args: CreateArgs) -> Result<()> {
         limit_ops_per_second: limit_iops.unwrap_or_default(),
         ..api::CreateVolumeRequest::default()
     };
-    runtime()?.block_on(async { answered(volumes().await?.create_volume(request)).await })?;
+    runtime()?.block_on(async { call(volumes().await?.create_volume(request)).await })?;
     output::to_stdout(format!("{}\n", printable(&volume))).context("create")
 }
 
@@ -107,7 +105,7 @@ pub(super) fn ls(args: LsArgs) -> Result<()> {
         loop {
             let request =
                 api::ListVolumesRequest { pool: pool.clone(), page_token, ..Default::default() };
-            let answer = answered(client.list_volumes(request)).await?;
+            let answer = call(client.list_volumes(request)).await?;
             found.extend(answer.volumes);
             let of_page = answer.troubles.into_iter();
             troubles.extend(of_page.map(|trouble| (trouble.pool, trouble.message)));
@@ -134,7 +132,7 @@ pub(super) fn ls(args: LsArgs) -> Result<()> {
 pub(super) fn delete(args: DeleteArgs) -> Result<()> {
     runtime()?.block_on(async {
         let id = find(&args.volume).await?.id;
-        answered(volumes().await?.delete_volume(api::DeleteVolumeRequest { id })).await
+        call(volumes().await?.delete_volume(api::DeleteVolumeRequest { id })).await
     })?;
     Ok(())
 }
@@ -152,7 +150,7 @@ pub(super) async fn resize(volume: &str, size: Option<u64>) -> Result<u64> {
         required_bytes: size.unwrap_or_default(),
         limit_bytes: 0,
     };
-    let answer = answered(volumes().await?.resize_volume(request)).await?;
+    let answer = call(volumes().await?.resize_volume(request)).await?;
     Ok(answer.volume.context("resize: the daemon named no volume")?.size_bytes)
 }
 
@@ -163,12 +161,12 @@ pub(super) async fn set(volume: &str, bps: Option<u64>, iops: Option<u64>) -> Re
         limit_bytes_per_second: bps,
         limit_ops_per_second: iops,
     };
-    answered(volumes().await?.set_volume(request)).await.map(drop)
+    call(volumes().await?.set_volume(request)).await.map(drop)
 }
 
 async fn find(volume: &str) -> Result<api::Volume> {
     let request = api::GetVolumeRequest { key: Some(Key::Name(volume.to_owned())) };
-    let answer = answered(volumes().await?.get_volume(request)).await?;
+    let answer = call(volumes().await?.get_volume(request)).await?;
     answer.volume.context("the daemon named no volume")
 }
 

@@ -5,9 +5,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for a terminal")]
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,8 +16,8 @@ use sheave_control::channel;
 use sheave_csi_proto::v1::controller_client::ControllerClient;
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use sheave_csi_proto::v1::*;
+use sheave_csi_proto::v1::{ControllerGetVolumeRequest, VolumeCapability};
+use sheave_tests::requests::{self, VolumeRequests, at_least};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::transport::Channel;
@@ -147,13 +146,8 @@ impl Claims {
     }
 
     async fn create(&self, name: &str, front: &str, bytes: i64) -> Result<String, Status> {
-        let request = CreateVolumeRequest {
-            name: name.to_owned(),
-            capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
-            volume_capabilities: vec![self.capability()],
-            parameters: HashMap::from([("front".to_owned(), front.to_owned())]),
-            ..CreateVolumeRequest::default()
-        };
+        let (size, parameters) = (at_least(bytes), [("front", front)]);
+        let request = requests::create(name, size, self.capability(), &parameters);
         let answer = self.controller.clone().create_volume(request).await?.into_inner();
         let volume = answer.volume.ok_or_else(|| Status::internal("no volume"))?;
         match volume.capacity_bytes == bytes {
@@ -166,59 +160,40 @@ impl Claims {
         let staging = self.staging(id);
         // kubelet makes it.
         fs::create_dir_all(&staging)?;
-        let request = NodeStageVolumeRequest {
-            volume_id: id.to_owned(),
-            publish_context: self.publish_to_node(id).await?,
-            staging_target_path: text(&staging),
-            volume_capability: Some(self.capability()),
-            volume_context: self.context(id).await?,
-            ..NodeStageVolumeRequest::default()
-        };
+        let request = self.published(id).await?.node_stage(&staging);
         self.node.clone().node_stage_volume(request).await?;
         Ok(String::new())
     }
 
-    /// The answer is the same for each call, so it need not be kept.
-    async fn publish_to_node(&self, id: &str) -> Result<HashMap<String, String>, Status> {
-        let request = ControllerPublishVolumeRequest {
-            volume_id: id.to_owned(),
-            node_id: self.args.node.clone(),
-            volume_capability: Some(self.capability()),
-            readonly: self.args.read_only,
-            ..ControllerPublishVolumeRequest::default()
-        };
-        let answer = self.controller.clone().controller_publish_volume(request).await?;
-        Ok(answer.into_inner().publish_context)
-    }
-
-    /// What a persistent volume keeps of its creation.
-    async fn context(&self, id: &str) -> Result<HashMap<String, String>, Status> {
+    /// The requests about a volume that is published to the node. The answers are the same for each
+    /// call, so they need not be kept.
+    async fn published(&self, id: &str) -> Result<VolumeRequests, Status> {
+        let mut requests = self.requests(id);
         let request = ControllerGetVolumeRequest { volume_id: id.to_owned() };
         let answer = self.controller.clone().controller_get_volume(request).await?;
-        Ok(answer.into_inner().volume.unwrap_or_default().volume_context)
+        requests.volume_context = answer.into_inner().volume.unwrap_or_default().volume_context;
+        let request = requests.controller_publish(&self.args.node);
+        let answer = self.controller.clone().controller_publish_volume(request).await?;
+        requests.publish_context = answer.into_inner().publish_context;
+        Ok(requests)
+    }
+
+    fn requests(&self, id: &str) -> VolumeRequests {
+        let read_only = self.args.read_only;
+        VolumeRequests { read_only, ..VolumeRequests::new(id, &self.capability()) }
     }
 
     async fn publish(&self, id: &str, pod: &str) -> Result<String, Status> {
         let target = self.target(id, pod);
         fs::create_dir_all(self.pod(pod))?;
-        let request = NodePublishVolumeRequest {
-            volume_id: id.to_owned(),
-            publish_context: self.publish_to_node(id).await?,
-            staging_target_path: text(&self.staging(id)),
-            target_path: text(&target),
-            volume_capability: Some(self.capability()),
-            readonly: self.args.read_only,
-            volume_context: self.context(id).await?,
-            ..NodePublishVolumeRequest::default()
-        };
+        let request = self.published(id).await?.node_publish(&self.staging(id), &target);
         self.node.clone().node_publish_volume(request).await?;
-        Ok(text(&target))
+        Ok(target.to_string_lossy().into_owned())
     }
 
     async fn unpublish(&self, id: &str, pod: &str) -> Result<String, Status> {
         let target = self.target(id, pod);
-        let target_path = text(&target);
-        let request = NodeUnpublishVolumeRequest { volume_id: id.to_owned(), target_path };
+        let request = requests::node_unpublish(id, &target);
         self.node.clone().node_unpublish_volume(request).await?;
         match target.exists() {
             true => Err(Status::internal(format!("{} is there", target.display()))),
@@ -228,14 +203,9 @@ impl Claims {
 
     async fn unstage(&self, id: &str) -> Result<String, Status> {
         let staging = self.staging(id);
-        let staging_target_path = text(&staging);
-        let request = NodeUnstageVolumeRequest { volume_id: id.to_owned(), staging_target_path };
+        let request = requests::node_unstage(id, &staging);
         self.node.clone().node_unstage_volume(request).await?;
-        let request = ControllerUnpublishVolumeRequest {
-            volume_id: id.to_owned(),
-            node_id: self.args.node.clone(),
-            ..ControllerUnpublishVolumeRequest::default()
-        };
+        let request = requests::controller_unpublish(id, &self.args.node);
         self.controller.clone().controller_unpublish_volume(request).await?;
         match fs::remove_dir(&staging) {
             Err(error) if staging.exists() => Err(error.into()),
@@ -244,53 +214,31 @@ impl Claims {
     }
 
     async fn expand(&self, id: &str, pod: &str, bytes: i64) -> Result<String, Status> {
-        let capacity_range = Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 });
-        let request = ControllerExpandVolumeRequest {
-            volume_id: id.to_owned(),
-            capacity_range,
-            volume_capability: Some(self.capability()),
-            ..ControllerExpandVolumeRequest::default()
-        };
+        let (requests, size) = (self.requests(id), at_least(bytes));
+        let request = requests.controller_expand(size);
         self.controller.clone().controller_expand_volume(request).await?;
-        let request = NodeExpandVolumeRequest {
-            volume_id: id.to_owned(),
-            volume_path: text(&self.target(id, pod)),
-            capacity_range,
-            staging_target_path: text(&self.staging(id)),
-            volume_capability: Some(self.capability()),
-            ..NodeExpandVolumeRequest::default()
-        };
+        let request = requests.node_expand(&self.staging(id), &self.target(id, pod), size);
         let answer = self.node.clone().node_expand_volume(request).await?;
         Ok(answer.into_inner().capacity_bytes.to_string())
     }
 
     async fn delete(&self, id: &str) -> Result<String, Status> {
-        let volume_id = id.to_owned();
-        let request = DeleteVolumeRequest { volume_id, ..DeleteVolumeRequest::default() };
-        self.controller.clone().delete_volume(request).await?;
+        self.controller.clone().delete_volume(requests::delete(id)).await?;
         Ok(String::new())
     }
 
     async fn condition(&self, id: &str, pod: &str) -> Result<String, Status> {
-        let request = NodeGetVolumeStatsRequest {
-            volume_id: id.to_owned(),
-            volume_path: text(&self.target(id, pod)),
-            staging_target_path: text(&self.staging(id)),
-        };
+        let request = requests::node_stats(id, &self.staging(id), &self.target(id, pod));
         let answer = self.node.clone().node_get_volume_stats(request).await?.into_inner();
         let condition = answer.volume_condition.unwrap_or_default();
         Ok(if condition.abnormal { condition.message } else { "healthy".to_owned() })
     }
 
     fn capability(&self) -> VolumeCapability {
-        let access_type = match self.args.kind.as_str() {
-            BLOCK => AccessType::Block(BlockVolume {}),
-            fs_type => {
-                AccessType::Mount(MountVolume { fs_type: fs_type.to_owned(), ..Default::default() })
-            }
-        };
-        let access_mode = Some(AccessMode { mode: self.args.mode.into() });
-        VolumeCapability { access_type: Some(access_type), access_mode }
+        match self.args.kind.as_str() {
+            BLOCK => requests::block(self.args.mode),
+            fs_type => requests::filesystem(self.args.mode, fs_type),
+        }
     }
 
     fn staging(&self, id: &str) -> PathBuf {
@@ -322,8 +270,4 @@ fn is_open(code: Code) -> bool {
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
     Mode::from_str_name(text).ok_or_else(|| "no such access mode".to_owned())
-}
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }

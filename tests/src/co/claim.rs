@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use sheave_csi_proto::v1 as csi;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use sheave_node::Fs;
 
 use super::calls::Call;
 use super::data::{Content, Writer};
 use crate::may_grow;
+use crate::requests::{self, VolumeRequests};
 
 /// How a claim is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,123 +126,73 @@ impl Claim {
         } else {
             Mode::SingleNodeMultiWriter
         };
-        let access_type = match self.used {
-            Use::Block => AccessType::Block(BlockVolume {}),
-            Use::Filesystem(fs) => {
-                AccessType::Mount(MountVolume { fs_type: fs.to_owned(), ..MountVolume::default() })
-            }
-        };
-        csi::VolumeCapability {
-            access_type: Some(access_type),
-            access_mode: Some(AccessMode { mode: mode.into() }),
+        match self.used {
+            Use::Block => requests::block(mode),
+            Use::Filesystem(fs_type) => requests::filesystem(mode, fs_type),
         }
     }
 
-    fn volume_context(&self) -> HashMap<String, String> {
-        self.volume.as_ref().map(|volume| volume.volume_context.clone()).unwrap_or_default()
+    fn requests(&self) -> VolumeRequests {
+        let volume = self.volume.as_ref();
+        VolumeRequests {
+            publish_context: self.context.clone(),
+            volume_context: volume.map(|of| of.volume_context.clone()).unwrap_or_default(),
+            ..VolumeRequests::new(self.id(), &self.capability())
+        }
     }
 
-    fn range(&self) -> Option<csi::CapacityRange> {
-        Some(csi::CapacityRange { required_bytes: self.wanted, limit_bytes: 0 })
+    fn range(&self) -> csi::CapacityRange {
+        requests::at_least(self.wanted)
     }
 
     pub(super) fn create(&self, parameters: &HashMap<String, String>) -> Call {
         // The size of the first call: a claim can be changed once it is bound only.
-        Call::CreateVolume(csi::CreateVolumeRequest {
-            name: self.name.clone(),
-            capacity_range: self.range(),
-            volume_capabilities: vec![self.capability()],
-            parameters: parameters.clone(),
-            ..Default::default()
-        })
+        let create = requests::create(&self.name, self.range(), self.capability(), &[]);
+        let parameters = parameters.clone();
+        Call::CreateVolume(csi::CreateVolumeRequest { parameters, ..create })
     }
 
     pub(super) fn delete(&self) -> Call {
-        let volume_id = self.id().to_owned();
-        Call::DeleteVolume(csi::DeleteVolumeRequest { volume_id, ..Default::default() })
+        Call::DeleteVolume(requests::delete(self.id()))
     }
 
     pub(super) fn attach(&self, node: &str) -> Call {
-        Call::ControllerPublish(csi::ControllerPublishVolumeRequest {
-            volume_id: self.id().to_owned(),
-            node_id: node.to_owned(),
-            volume_capability: Some(self.capability()),
-            volume_context: self.volume_context(),
-            ..Default::default()
-        })
+        Call::ControllerPublish(self.requests().controller_publish(node))
     }
 
     pub(super) fn detach(&self, node: &str) -> Call {
-        Call::ControllerUnpublish(csi::ControllerUnpublishVolumeRequest {
-            volume_id: self.id().to_owned(),
-            node_id: node.to_owned(),
-            ..Default::default()
-        })
+        Call::ControllerUnpublish(requests::controller_unpublish(self.id(), node))
     }
 
     pub(super) fn grow(&self) -> Call {
-        Call::ControllerExpand(csi::ControllerExpandVolumeRequest {
-            volume_id: self.id().to_owned(),
-            capacity_range: self.range(),
-            volume_capability: Some(self.capability()),
-            ..Default::default()
-        })
+        Call::ControllerExpand(self.requests().controller_expand(self.range()))
     }
 
     pub(super) fn stage(&self, kubelet: &Kubelet) -> Call {
-        Call::NodeStage(csi::NodeStageVolumeRequest {
-            volume_id: self.id().to_owned(),
-            publish_context: self.context.clone(),
-            staging_target_path: text(&kubelet.staging(self)),
-            volume_capability: Some(self.capability()),
-            volume_context: self.volume_context(),
-            ..Default::default()
-        })
+        Call::NodeStage(self.requests().node_stage(&kubelet.staging(self)))
     }
 
     pub(super) fn unstage(&self, kubelet: &Kubelet) -> Call {
-        Call::NodeUnstage(csi::NodeUnstageVolumeRequest {
-            volume_id: self.id().to_owned(),
-            staging_target_path: text(&kubelet.staging(self)),
-        })
+        Call::NodeUnstage(requests::node_unstage(self.id(), &kubelet.staging(self)))
     }
 
     pub(super) fn mount(&self, kubelet: &Kubelet, pod: &Pod) -> Call {
-        Call::NodePublish(csi::NodePublishVolumeRequest {
-            volume_id: self.id().to_owned(),
-            publish_context: self.context.clone(),
-            staging_target_path: text(&kubelet.staging(self)),
-            target_path: text(&kubelet.target(self, pod)),
-            volume_capability: Some(self.capability()),
-            volume_context: self.volume_context(),
-            ..Default::default()
-        })
+        let (staging, target) = (kubelet.staging(self), kubelet.target(self, pod));
+        Call::NodePublish(self.requests().node_publish(&staging, &target))
     }
 
     pub(super) fn unmount(&self, kubelet: &Kubelet, pod: &Pod) -> Call {
-        Call::NodeUnpublish(csi::NodeUnpublishVolumeRequest {
-            volume_id: self.id().to_owned(),
-            target_path: text(&kubelet.target(self, pod)),
-        })
+        Call::NodeUnpublish(requests::node_unpublish(self.id(), &kubelet.target(self, pod)))
     }
 
     pub(super) fn grow_here(&self, kubelet: &Kubelet, pod: &Pod) -> Call {
-        Call::NodeExpand(csi::NodeExpandVolumeRequest {
-            volume_id: self.id().to_owned(),
-            volume_path: text(&kubelet.target(self, pod)),
-            staging_target_path: text(&kubelet.staging(self)),
-            capacity_range: self.range(),
-            volume_capability: Some(self.capability()),
-            ..Default::default()
-        })
+        let (staging, target) = (kubelet.staging(self), kubelet.target(self, pod));
+        Call::NodeExpand(self.requests().node_expand(&staging, &target, self.range()))
     }
 
     pub(super) fn stats(&self, kubelet: &Kubelet, pod: &Pod) -> Call {
-        Call::NodeGetVolumeStats(csi::NodeGetVolumeStatsRequest {
-            volume_id: self.id().to_owned(),
-            volume_path: text(&kubelet.target(self, pod)),
-            staging_target_path: text(&kubelet.staging(self)),
-        })
+        let (staging, target) = (kubelet.staging(self), kubelet.target(self, pod));
+        Call::NodeGetVolumeStats(requests::node_stats(self.id(), &staging, &target))
     }
 }
 
@@ -307,8 +257,4 @@ impl Kubelet {
             pod.mount = is_there(target.parent().expect("a directory"));
         }
     }
-}
-
-fn text(path: &Path) -> String {
-    path.to_str().expect("UTF-8").to_owned()
 }

@@ -11,8 +11,9 @@ use sheave_control::{ControlClient, channel};
 use sheave_csi_proto::v1::controller_client::ControllerClient;
 use sheave_csi_proto::v1::identity_client::IdentityClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType};
 use sheave_csi_proto::v1::*;
+use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{Daemon, Plugin, PoolNode};
 use tokio::runtime::{Builder, Runtime};
 use tonic::Status;
@@ -30,16 +31,14 @@ pub(crate) struct Client {
     args: Vec<String>,
 }
 
-/// A file system on one node.
+/// A filesystem on one node.
 pub(crate) fn mount() -> VolumeCapability {
-    let access_type = Some(AccessType::Mount(MountVolume::default()));
-    let access_mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
-    VolumeCapability { access_mode, access_type }
+    requests::filesystem(Mode::SingleNodeWriter, "")
 }
 
 /// A block device on one node.
 pub(crate) fn block() -> VolumeCapability {
-    VolumeCapability { access_type: Some(AccessType::Block(BlockVolume {})), ..mount() }
+    requests::block(Mode::SingleNodeWriter)
 }
 
 pub(crate) fn mode(capability: VolumeCapability, mode: Mode) -> VolumeCapability {
@@ -123,13 +122,7 @@ impl Client {
 
     /// A request for a volume of the pool `fast`.
     pub(crate) fn request(&self, name: &str, range: CapacityRange) -> CreateVolumeRequest {
-        CreateVolumeRequest {
-            name: name.to_owned(),
-            capacity_range: Some(range),
-            volume_capabilities: vec![mount()],
-            parameters: parameters("fast"),
-            ..CreateVolumeRequest::default()
-        }
+        requests::create(name, range, mount(), &[("pool", "fast")])
     }
 
     pub(crate) fn create(&self, name: &str) -> Volume {
@@ -152,8 +145,7 @@ impl Client {
     }
 
     pub(crate) fn delete(&self, id: &str) -> Result<(), Status> {
-        let volume_id = id.to_owned();
-        self.call_delete(DeleteVolumeRequest { volume_id, ..Default::default() })
+        self.call_delete(requests::delete(id))
     }
 
     pub(crate) fn call_delete(&self, request: DeleteVolumeRequest) -> Result<(), Status> {
@@ -173,25 +165,16 @@ impl Client {
         id: &str,
         node: &str,
         capability: &VolumeCapability,
-        readonly: bool,
+        read_only: bool,
     ) -> Result<HashMap<String, String>, Status> {
-        let request = ControllerPublishVolumeRequest {
-            volume_id: id.to_owned(),
-            node_id: node.to_owned(),
-            volume_capability: Some(capability.clone()),
-            readonly,
-            ..Default::default()
-        };
+        let requests = VolumeRequests::new(id, capability);
+        let request = VolumeRequests { read_only, ..requests }.controller_publish(node);
         let answer = self.runtime.block_on(self.controller().controller_publish_volume(request))?;
         Ok(answer.into_inner().publish_context)
     }
 
     pub(crate) fn unpublish(&self, id: &str, node: &str) -> Result<(), Status> {
-        let request = ControllerUnpublishVolumeRequest {
-            volume_id: id.to_owned(),
-            node_id: node.to_owned(),
-            ..Default::default()
-        };
+        let request = requests::controller_unpublish(id, node);
         let mut controller = self.controller();
         self.runtime.block_on(controller.controller_unpublish_volume(request)).map(drop)
     }
@@ -224,11 +207,7 @@ impl Client {
 
     /// In MiB.
     pub(crate) fn expand(&self, id: &str, required: i64) -> Result<i64, Status> {
-        self.call_expand(ControllerExpandVolumeRequest {
-            volume_id: id.to_owned(),
-            capacity_range: Some(range(required, 0)),
-            ..Default::default()
-        })
+        self.call_expand(VolumeRequests::new(id, &mount()).controller_expand(range(required, 0)))
     }
 
     pub(crate) fn call_expand(

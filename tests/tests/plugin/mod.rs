@@ -10,13 +10,12 @@ use sheave_control::v1 as control;
 use sheave_control::{ControlClient, VolumesClient, channel};
 use sheave_csi::context::Publication;
 use sheave_csi::{NodeService, Plugin};
+use sheave_csi_proto::v1::VolumeCapability;
 use sheave_csi_proto::v1::node_server::Node as _;
+use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use sheave_csi_proto::v1::{
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, VolumeCapability,
-};
+pub(crate) use sheave_tests::requests::filesystem as mount;
+use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{Daemon, FakeKernel, Node, Run};
 use tokio::runtime::{Builder, Handle};
 use tonic::{Request, Status};
@@ -44,6 +43,16 @@ pub(crate) struct Volume {
     pub(crate) capability: VolumeCapability,
     /// What its class adds for nodes.
     pub(crate) context: HashMap<String, String>,
+}
+
+impl Volume {
+    fn requests(&self) -> VolumeRequests {
+        VolumeRequests {
+            publish_context: self.publication.to_context(),
+            volume_context: self.context.clone(),
+            ..VolumeRequests::new(&self.id, &self.capability)
+        }
+    }
 }
 
 impl Site {
@@ -186,44 +195,33 @@ impl Site {
     }
 
     pub(crate) fn stage(&self, volume: &Volume) -> Result<(), Status> {
-        let request = NodeStageVolumeRequest {
-            volume_id: volume.id.clone(),
-            publish_context: volume.publication.to_context(),
-            staging_target_path: text(&self.staging()),
-            volume_capability: Some(volume.capability.clone()),
-            volume_context: volume.context.clone(),
-            ..NodeStageVolumeRequest::default()
-        };
-        self.wait(self.service.node_stage_volume(Request::new(request))).map(drop)
+        self.stage_at(volume, &self.staging())
+    }
+
+    pub(crate) fn stage_at(&self, volume: &Volume, staging: &Path) -> Result<(), Status> {
+        let request = Request::new(volume.requests().node_stage(staging));
+        self.wait(self.service.node_stage_volume(request)).map(drop)
     }
 
     pub(crate) fn unstage(&self, volume: &Volume) -> Result<(), Status> {
-        let request = NodeUnstageVolumeRequest {
-            volume_id: volume.id.clone(),
-            staging_target_path: text(&self.staging()),
-        };
-        self.wait(self.service.node_unstage_volume(Request::new(request))).map(drop)
+        let request = Request::new(requests::node_unstage(&volume.id, &self.staging()));
+        self.wait(self.service.node_unstage_volume(request)).map(drop)
     }
 
-    pub(crate) fn publish(&self, volume: &Volume, pod: &str, readonly: bool) -> Result<(), Status> {
-        let request = NodePublishVolumeRequest {
-            volume_id: volume.id.clone(),
-            publish_context: volume.publication.to_context(),
-            staging_target_path: text(&self.staging()),
-            target_path: text(&self.target(pod)),
-            volume_capability: Some(volume.capability.clone()),
-            readonly,
-            ..NodePublishVolumeRequest::default()
-        };
-        self.wait(self.service.node_publish_volume(Request::new(request))).map(drop)
+    pub(crate) fn publish(
+        &self,
+        volume: &Volume,
+        pod: &str,
+        read_only: bool,
+    ) -> Result<(), Status> {
+        let requests = VolumeRequests { read_only, ..volume.requests() };
+        let request = Request::new(requests.node_publish(&self.staging(), &self.target(pod)));
+        self.wait(self.service.node_publish_volume(request)).map(drop)
     }
 
     pub(crate) fn unpublish(&self, volume: &Volume, pod: &str) -> Result<(), Status> {
-        let request = NodeUnpublishVolumeRequest {
-            volume_id: volume.id.clone(),
-            target_path: text(&self.target(pod)),
-        };
-        self.wait(self.service.node_unpublish_volume(Request::new(request))).map(drop)
+        let request = Request::new(requests::node_unpublish(&volume.id, &self.target(pod)));
+        self.wait(self.service.node_unpublish_volume(request)).map(drop)
     }
 
     pub(crate) fn staging(&self) -> PathBuf {
@@ -288,20 +286,6 @@ fn open(runtime: &Handle, socket: &Path, state: &Path) -> Arc<NodeService> {
         devices: Some(ControlClient::new(channel(socket))),
     });
     Arc::new(NodeService::open(plugin, state.to_owned()).expect("an engine"))
-}
-
-pub(crate) fn mount(mode: Mode, fs_type: &str) -> VolumeCapability {
-    let mount = MountVolume { fs_type: fs_type.to_owned(), ..MountVolume::default() };
-    capability(mode, AccessType::Mount(mount))
-}
-
-pub(crate) fn block(mode: Mode) -> VolumeCapability {
-    capability(mode, AccessType::Block(BlockVolume {}))
-}
-
-fn capability(mode: Mode, access_type: AccessType) -> VolumeCapability {
-    let access_mode = Some(AccessMode { mode: mode.into() });
-    VolumeCapability { access_type: Some(access_type), access_mode }
 }
 
 fn reads_only(mode: i32) -> bool {

@@ -7,59 +7,44 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::{
-    CapacityRange, NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    VolumeCapability,
+    NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability,
 };
-use sheave_node::{Access, Attach, Fs, PublishRequest, StageRequest};
+use sheave_node::{Attach, PublishRequest, StageRequest};
 use tonic::Status;
 
-use crate::checks::{self, NO_MOUNT_GROUP};
+use crate::capability::Capability;
+use crate::checks;
 use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, Publication, parse_force_after};
+use crate::sizes::SizeRange;
 
 /// Paths are longer than other texts (the specification, "Size Limits"); PATH_MAX of Linux.
 const PATH_LEN_MAX: usize = 4096;
-/// Of all mount flags together.
-const MOUNT_FLAGS_LEN_MAX: usize = 4 << 10;
-/// The type of a filesystem for which a class names none.
-const DEFAULT_FS: Fs = Fs::Ext4;
-
-/// What a volume is used for.
-struct Capability {
-    access: Access,
-    mode: Mode,
-}
-
-/// What a volume's size is to be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Range {
-    pub(super) required: Option<u64>,
-    limit: Option<u64>,
-}
 
 /// NodeStageVolume.
-pub(super) fn stage(request: NodeStageVolumeRequest) -> Result<StageRequest, Status> {
+pub(super) fn stage(request: NodeStageVolumeRequest) -> Result<(StageRequest, Capability), Status> {
     checks::text("volume_id", &request.volume_id)?;
     let staging = path("staging_target_path", &request.staging_target_path)?;
-    let Capability { access, mode } = capability(request.volume_capability)?;
+    let capability = capability(request.volume_capability.as_ref())?;
     checks::map("publish_context", &request.publish_context)?;
     checks::map("volume_context", &request.volume_context)?;
     checks::map("secrets", &request.secrets)?;
     let publication = Publication::of(&request.publish_context)?;
-    let read_only = publication.read_only || reads_only(mode);
+    let read_only = publication.read_only || capability.is_reader_only();
     let front = request.volume_context.get(FRONT).cloned();
     let attach = Attach { read_only, epoch: publication.epoch, front };
     let force_unstage_after = force_after(&request.volume_context)?;
-    Ok(StageRequest { volume: request.volume_id, staging, access, attach, force_unstage_after })
+    let (volume, access) = (request.volume_id, capability.access.clone());
+    let request = StageRequest { volume, staging, access, attach, force_unstage_after };
+    Ok((request, capability))
 }
 
 /// NodePublishVolume.
 pub(super) fn publish(request: NodePublishVolumeRequest) -> Result<PublishRequest, Status> {
     checks::text("volume_id", &request.volume_id)?;
     let target = path("target_path", &request.target_path)?;
-    let Capability { access, mode } = capability(request.volume_capability)?;
+    let capability = capability(request.volume_capability.as_ref())?;
     checks::map("publish_context", &request.publish_context)?;
     checks::map("volume_context", &request.volume_context)?;
     checks::map("secrets", &request.secrets)?;
@@ -73,23 +58,26 @@ pub(super) fn publish(request: NodePublishVolumeRequest) -> Result<PublishReques
         volume: request.volume_id,
         staging,
         target,
-        access,
-        read_only: request.readonly || publication.read_only || reads_only(mode),
-        is_shared: may_be_at_several_places(mode),
-        mode: mode.as_str_name().to_owned(),
+        read_only: request.readonly || publication.read_only || capability.is_reader_only(),
+        is_shared: may_be_at_several_places(capability.mode),
+        mode: capability.mode.as_str_name().to_owned(),
+        access: capability.access,
         epoch: publication.epoch,
     })
 }
 
 /// NodeExpandVolume.
-pub(super) fn expand(request: NodeExpandVolumeRequest) -> Result<(String, PathBuf, Range), Status> {
+pub(super) fn expand(
+    request: NodeExpandVolumeRequest,
+) -> Result<(String, PathBuf, SizeRange), Status> {
     checks::text("volume_id", &request.volume_id)?;
     let path = volume_path(&request.volume_path)?;
     if request.volume_capability.is_some() {
-        capability(request.volume_capability)?;
+        capability(request.volume_capability.as_ref())?;
     }
     checks::map("secrets", &request.secrets)?;
-    Ok((request.volume_id, path, Range::of(request.capacity_range)?))
+    let range = SizeRange::parse(request.capacity_range.as_ref())?;
+    Ok((request.volume_id, path, range))
 }
 
 /// A path that must be there.
@@ -113,44 +101,17 @@ pub(super) fn volume_path(text: &str) -> Result<PathBuf, Status> {
     }
 }
 
-fn capability(capability: Option<VolumeCapability>) -> Result<Capability, Status> {
-    let invalid = |why: &str| Status::invalid_argument(format!("volume_capability {why}"));
-    let capability = capability.ok_or_else(|| invalid("is missing"))?;
-    let mode = capability.access_mode.ok_or_else(|| invalid("has no access mode"))?;
-    let mode = Mode::try_from(mode.mode).map_err(|_| invalid("has an unknown access mode"))?;
-    if mode == Mode::Unknown {
-        return Err(invalid("has no access mode"));
-    }
-    let access = match capability.access_type {
-        None => return Err(invalid("has no access type")),
-        Some(AccessType::Block(_)) => Access::Block,
-        Some(AccessType::Mount(mount)) => {
-            // They may be secret, so none is shown.
-            let len: usize = mount.mount_flags.iter().map(String::len).sum();
-            if len > MOUNT_FLAGS_LEN_MAX {
-                return Err(invalid("has mount flags of more than 4 KiB"));
-            }
-            if !mount.volume_mount_group.is_empty() {
-                return Err(invalid(NO_MOUNT_GROUP));
-            }
-            let fs = match mount.fs_type.as_str() {
-                "" => DEFAULT_FS,
-                name => Fs::of_name(name).ok_or_else(|| {
-                    let known = Fs::ALL.map(Fs::name).join(", ");
-                    let shown: String = name.chars().take(32).collect();
-                    invalid(&format!("has the type {shown:?}; known are {known}"))
-                })?,
-            };
-            Access::Mount { fs, options: mount.mount_flags }
-        }
-    };
-    if access != Access::Block && mode == Mode::MultiNodeMultiWriter {
-        return Err(invalid(
-            "is a filesystem on several nodes that write, which would destroy it; use a raw block \
-             volume (volumeMode: Block)",
+/// Checks what the node adds to a capability: the controller's pool has not judged the mode of a
+/// volume that was provisioned by hand.
+fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, Status> {
+    let capability = Capability::parse(capability)?;
+    if !capability.is_block() && capability.mode == Mode::MultiNodeMultiWriter {
+        return Err(Status::invalid_argument(
+            "volume_capability is a filesystem on several nodes that write, which would destroy \
+             it; use a raw block volume (volumeMode: Block)",
         ));
     }
-    Ok(Capability { access, mode })
+    Ok(capability)
 }
 
 fn force_after(context: &HashMap<String, String>) -> Result<Option<Duration>, Status> {
@@ -160,11 +121,6 @@ fn force_after(context: &HashMap<String, String>) -> Result<Option<Duration>, St
         Status::invalid_argument(why)
     })?;
     Ok(Some(Duration::from_secs(seconds)))
-}
-
-/// Modes in which the device itself refuses writes.
-fn reads_only(mode: Mode) -> bool {
-    matches!(mode, Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly)
 }
 
 /// Modes in which a volume may be published at a second place (the specification,
@@ -179,46 +135,11 @@ fn may_be_at_several_places(mode: Mode) -> bool {
     )
 }
 
-impl Range {
-    fn of(range: Option<CapacityRange>) -> Result<Self, Status> {
-        let Some(CapacityRange { required_bytes, limit_bytes }) = range else {
-            return Ok(Self { required: None, limit: None });
-        };
-        let bytes = |what: &str, bytes: i64| match u64::try_from(bytes) {
-            Ok(0) => Ok(None),
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(_) => Err(Status::invalid_argument(format!("{what} is negative"))),
-        };
-        let required = bytes("required_bytes", required_bytes)?;
-        let limit = bytes("limit_bytes", limit_bytes)?;
-        match (required, limit) {
-            (Some(required), Some(limit)) if required > limit => {
-                let why = format!("required_bytes {required} is more than limit_bytes {limit}");
-                Err(Status::out_of_range(why))
-            }
-            _ => Ok(Self { required, limit }),
-        }
-    }
-
-    /// As the control API has it: required and most, 0 for none.
-    pub(super) fn of_volume(self) -> (u64, u64) {
-        (self.required.unwrap_or_default(), self.limit.unwrap_or_default())
-    }
-
-    /// Refuses a size over the limit.
-    pub(super) fn check(self, size: u64) -> Result<(), Status> {
-        match self.limit {
-            Some(limit) if size > limit => Err(Status::out_of_range(format!(
-                "the volume has {size} bytes, and limit_bytes is {limit}; volumes never shrink"
-            ))),
-            _ => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use sheave_csi_proto::v1::volume_capability::{AccessMode, BlockVolume, MountVolume};
+    use sheave_csi_proto::v1::volume_capability::{
+        AccessMode, AccessType, BlockVolume, MountVolume,
+    };
     use tonic::Code;
 
     use super::*;
@@ -287,26 +208,5 @@ mod tests {
         assert!(publish(request(with(MultiNodeMultiWriter, block()))).expect("good").is_shared);
         let shared = request(mount(MultiNodeMultiWriter, "ext4"));
         check(shared, Code::InvalidArgument, "raw block");
-    }
-
-    #[test]
-    fn rule_14_mount_flags_are_in_no_message() {
-        let mount_flags = vec!["password=hunter2".repeat(400)];
-        let flags = MountVolume { mount_flags, ..MountVolume::default() };
-        let status = publish(request(with(Mode::SingleNodeWriter, AccessType::Mount(flags))));
-        let status = status.expect_err("too long");
-        assert!(!status.message().contains("hunter2"), "{status}");
-    }
-
-    #[test]
-    fn rule_04_sizes_are_checked() {
-        let range = |required_bytes, limit_bytes| {
-            let range = Range::of(Some(CapacityRange { required_bytes, limit_bytes }));
-            range.map_err(|status| status.code())
-        };
-        assert_eq!(range(2, 1).err(), Some(Code::OutOfRange));
-        assert_eq!(range(-1, 0).err(), Some(Code::InvalidArgument));
-        assert_eq!(range(0, 5).expect("good").check(6).unwrap_err().code(), Code::OutOfRange);
-        assert!(range(5, 0).expect("good").check(u64::MAX).is_ok());
     }
 }

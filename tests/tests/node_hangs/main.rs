@@ -1,34 +1,33 @@
 //! Storage that hangs: every call is answered in time, other volumes go on, and all of it converges
 //! when the storage answers again, or is given up.
 
+mod calls;
 #[allow(dead_code, reason = "another test with this module needs the rest")]
+#[path = "../plugin/mod.rs"]
 mod plugin;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sheave_control::channel;
+use sheave_csi_proto::v1::NodeGetVolumeHealthRequest;
 use sheave_csi_proto::v1::controller_client::ControllerClient;
-use sheave_csi_proto::v1::identity_client::IdentityClient;
-use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::node_server::Node as _;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::*;
+use sheave_tests::requests::node_stats;
 use sheave_tests::{
     FakeKernel, HangingDisk, Node, PATIENCE, Plugin, Wire, cmd, eventually, have, in_namespace,
     skip,
 };
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use tokio::runtime::Builder;
 use tonic::{Code, Request, Status};
 
+use calls::{all, converge, create, free_calls, hanging_calls, publish};
 use plugin::{NODE, SIZE, Site, Volume, mount};
 
 /// Within which every call is answered.
@@ -101,184 +100,6 @@ fn volumes_whose_storage_hangs_do_not_stop_others() {
     });
 }
 
-type Call = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
-
-/// A call to a plugin, by its name.
-macro_rules! call {
-    ($channel:expr, $client:ident, $rpc:ident, $request:expr) => {{
-        let mut client = $client::new($channel.clone());
-        let request = $request;
-        let call: Call = Box::pin(async move { client.$rpc(request).await.map(drop) });
-        (stringify!($rpc), call)
-    }};
-}
-
-/// What a plugin of this channel is asked in vain while the storage of these volumes hangs.
-fn hanging_calls(channel: &Channel, ids: &[String], site: &Site) -> Vec<(&'static str, Call)> {
-    let mut calls = changes(channel, ids, site);
-    calls.extend(questions(channel, ids));
-    calls
-}
-
-fn changes(channel: &Channel, ids: &[String], site: &Site) -> Vec<(&'static str, Call)> {
-    let id = |n: usize| ids[n].clone();
-    let limits = HashMap::from([("limit-iops".to_owned(), "5000".to_owned())]);
-    vec![
-        call!(channel, ControllerClient, create_volume, create("new", "slow")),
-        call!(
-            channel,
-            ControllerClient,
-            delete_volume,
-            DeleteVolumeRequest { volume_id: id(0), ..Default::default() }
-        ),
-        call!(channel, ControllerClient, controller_publish_volume, publish(&id(1))),
-        call!(
-            channel,
-            ControllerClient,
-            controller_unpublish_volume,
-            ControllerUnpublishVolumeRequest { volume_id: id(2), ..Default::default() }
-        ),
-        call!(
-            channel,
-            ControllerClient,
-            controller_expand_volume,
-            ControllerExpandVolumeRequest {
-                volume_id: id(4),
-                capacity_range: Some(CapacityRange { required_bytes: 128 << 20, limit_bytes: 0 }),
-                ..Default::default()
-            }
-        ),
-        call!(
-            channel,
-            ControllerClient,
-            controller_modify_volume,
-            ControllerModifyVolumeRequest {
-                volume_id: id(5),
-                mutable_parameters: limits,
-                ..Default::default()
-            }
-        ),
-        call!(
-            channel,
-            NodeClient,
-            node_stage_volume,
-            NodeStageVolumeRequest {
-                volume_id: id(6),
-                staging_target_path: site.staging().to_str().expect("UTF-8").to_owned(),
-                volume_capability: Some(mount(Mode::SingleNodeWriter, "")),
-                ..Default::default()
-            }
-        ),
-    ]
-}
-
-fn questions(channel: &Channel, ids: &[String]) -> Vec<(&'static str, Call)> {
-    let id = || ids[3].clone();
-    vec![
-        call!(
-            channel,
-            ControllerClient,
-            validate_volume_capabilities,
-            ValidateVolumeCapabilitiesRequest {
-                volume_id: id(),
-                volume_capabilities: vec![mount(Mode::SingleNodeWriter, "")],
-                ..Default::default()
-            }
-        ),
-        call!(channel, ControllerClient, list_volumes, ListVolumesRequest::default()),
-        // Whether the directory is still that of the pool is looked up.
-        call!(
-            channel,
-            ControllerClient,
-            get_capacity,
-            GetCapacityRequest {
-                parameters: HashMap::from([("pool".to_owned(), "slow".to_owned())]),
-                ..Default::default()
-            }
-        ),
-        call!(
-            channel,
-            ControllerClient,
-            controller_get_volume,
-            ControllerGetVolumeRequest { volume_id: id() }
-        ),
-        call!(
-            channel,
-            ControllerClient,
-            controller_get_volume_health,
-            ControllerGetVolumeHealthRequest { volume_id: id(), ..Default::default() }
-        ),
-        call!(
-            channel,
-            ControllerClient,
-            controller_list_volume_health,
-            ControllerListVolumeHealthRequest::default()
-        ),
-    ]
-}
-
-/// What needs no storage.
-fn free_calls(channel: &Channel, ids: &[String]) -> Vec<(&'static str, Call)> {
-    let volume_id = ids[6].clone();
-    vec![
-        call!(channel, IdentityClient, get_plugin_info, GetPluginInfoRequest {}),
-        call!(channel, IdentityClient, get_plugin_capabilities, GetPluginCapabilitiesRequest {}),
-        call!(channel, IdentityClient, probe, ProbeRequest {}),
-        call!(
-            channel,
-            ControllerClient,
-            controller_get_capabilities,
-            ControllerGetCapabilitiesRequest {}
-        ),
-        call!(channel, NodeClient, node_get_info, NodeGetInfoRequest {}),
-        call!(channel, NodeClient, node_get_capabilities, NodeGetCapabilitiesRequest {}),
-        call!(channel, NodeClient, node_get_storage_health, NodeGetStorageHealthRequest::default()),
-        call!(
-            channel,
-            NodeClient,
-            node_get_volume_health,
-            NodeGetVolumeHealthRequest { volume_id, ..Default::default() }
-        ),
-    ]
-}
-
-fn create(name: &str, pool: &str) -> CreateVolumeRequest {
-    CreateVolumeRequest {
-        name: name.to_owned(),
-        capacity_range: Some(CapacityRange { required_bytes: SIZE as i64, limit_bytes: 0 }),
-        volume_capabilities: vec![mount(Mode::SingleNodeWriter, "")],
-        parameters: HashMap::from([("pool".to_owned(), pool.to_owned())]),
-        ..Default::default()
-    }
-}
-
-fn publish(id: &str) -> ControllerPublishVolumeRequest {
-    ControllerPublishVolumeRequest {
-        volume_id: id.to_owned(),
-        node_id: NODE.to_owned(),
-        volume_capability: Some(mount(Mode::SingleNodeWriter, "")),
-        ..Default::default()
-    }
-}
-
-/// Makes calls, all at once; answers with their names, times and results.
-fn all(
-    runtime: &Runtime,
-    calls: Vec<(&'static str, Call)>,
-) -> Vec<(&'static str, Duration, Result<(), Status>)> {
-    let mut set = JoinSet::new();
-    runtime.block_on(async {
-        for (name, call) in calls {
-            let begun = Instant::now();
-            set.spawn(async move {
-                let answer = call.await;
-                (name, begun.elapsed(), answer)
-            });
-        }
-        set.join_all().await
-    })
-}
-
 /// The status of a page of the plugin's probes.
 fn page(plugin: &Plugin, path: &str) -> String {
     let log = plugin.log();
@@ -303,23 +124,6 @@ fn lives(site: &Site, name: &str) {
     site.unpublish(&volume, name).expect("unpublished");
     site.unstage(&volume).expect("unstaged");
     site.unpublish_from_node(&volume);
-}
-
-/// Makes calls again until each has succeeded.
-fn converge(runtime: &Runtime, calls: &dyn Fn() -> Vec<(&'static str, Call)>) {
-    let mut left: BTreeSet<_> = calls().into_iter().map(|(name, _)| name).collect();
-    assert!(eventually(|| {
-        for (name, call) in calls() {
-            if !left.contains(name) {
-                continue;
-            }
-            match runtime.block_on(call) {
-                Ok(()) => drop(left.remove(name)),
-                Err(status) => assert!(is_open(status.code()), "{name}: {status}"),
-            }
-        }
-        left.is_empty()
-    }));
 }
 
 #[test]
@@ -385,11 +189,7 @@ fn rule_33_every_call_is_answered_in_time_while_a_pools_storage_hangs() {
 }
 
 fn stats(site: &Site, volume: &Volume, path: &Path) -> Result<(), Status> {
-    let request = NodeGetVolumeStatsRequest {
-        volume_id: volume.id.clone(),
-        volume_path: path.to_str().expect("UTF-8").to_owned(),
-        ..Default::default()
-    };
+    let request = node_stats(&volume.id, &site.staging(), path);
     site.wait(site.service.node_get_volume_stats(Request::new(request))).map(drop)
 }
 
