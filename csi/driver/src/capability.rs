@@ -103,7 +103,8 @@ fn parse_mount(mount: &MountVolume) -> Result<Access, Status> {
         name => Fs::of_name(name).ok_or_else(|| {
             let shown: String = name.chars().take(SHOWN_LEN).collect();
             let known = Fs::ALL.map(Fs::name).join(", ");
-            invalid(&format!("has the unknown filesystem type {shown:?}; use {known}"))
+            let why = format!("no file system {shown:?} is made here; use {known}");
+            Status::invalid_argument(why)
         })?,
     };
     Ok(Access::Mount { fs, options: mount.mount_flags.clone() })
