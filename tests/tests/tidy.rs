@@ -259,6 +259,25 @@ fn links_between_documents_lead_somewhere() {
 }
 
 #[test]
+fn messages_that_the_documentation_explains_are_those_of_the_code() {
+    let text = read("docs/kubernetes.md");
+    let section = text.split("\n### Messages\n").nth(1).expect("a section of messages");
+    let section = section.split("\n### ").next().unwrap_or_default();
+    let crates = ["backends/pools/", "csi/", "daemon/", "datapath/", "durable/", "src/"];
+    let is_meant = |path: &str| crates.iter().any(|dir| path.starts_with(dir));
+    let code: Vec<_> = sources().into_iter().filter(|(path, _)| is_meant(path)).collect();
+    // A literal may be continued on the next line.
+    let code = code.iter().flat_map(|(_, text)| text.split("\\\n").map(str::trim_start));
+    let code: String = code.collect();
+    let messages = section.lines().filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
+    let quoted = messages.flat_map(|cell| cell.split('`').step_by(2)).map(str::trim);
+    let parts: Vec<_> = quoted.flat_map(|quote| quote.split('…')).map(str::trim).collect();
+    assert!(parts.len() > 80, "the messages were found: {}", parts.len());
+    let gone: Vec<_> = parts.into_iter().filter(|part| !code.contains(part)).collect();
+    assert!(gone.is_empty(), "docs/kubernetes.md explains messages that there are not: {gone:?}");
+}
+
+#[test]
 fn every_case_for_a_guest_is_run() {
     let cases = tracked("tests/vm/cases");
     assert!(cases.len() > 1, "the cases were found");
