@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Detach(commands::attach::DetachArgs),
     /// List block devices
     Ls(commands::attach::LsArgs),
-    /// Change volumes
+    /// Make, list, change and delete volumes
     Volume(commands::volume::Args),
     /// Serve volumes of pools to Kubernetes (CSI)
     Csi(commands::csi::Args),

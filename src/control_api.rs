@@ -184,16 +184,23 @@ impl Control for Service {
         &self,
         request: Request<DetachRequest>,
     ) -> Result<Response<DetachResponse>, Status> {
-        let DetachRequest { target, force } = request.into_inner();
-        let target = self.target(target).await?;
-        let id = self.calls.pools.id_of_text(&target).filter(|_| !force);
-        let guard = id.map(|id| self.calls.begin_device(&id)).transpose()?;
-        self.blocking(move |devices| {
+        let DetachRequest { target: volume, force } = request.into_inner();
+        let target = self.target(volume.clone()).await?;
+        let id = self.calls.pools.id_of_text(&target);
+        let is_of_pool = id.is_some();
+        let guard = id.filter(|_| !force).map(|id| self.calls.begin_device(&id)).transpose()?;
+        let ended = self.blocking(move |devices| {
             let _held = guard;
             devices.detach(&target, force)
-        })
-        .await?;
-        Ok(Response::new(DetachResponse {}))
+        });
+        match ended.await {
+            // By the name that it was asked for, and not by its image.
+            Err(status) if status.code() == Code::NotFound && is_of_pool => {
+                let why = format!("{} is no device here; see: sheave ls", printable(&volume));
+                Err(Status::not_found(format!("detach: {why}")))
+            }
+            ended => ended.map(|()| Response::new(DetachResponse {})),
+        }
     }
 
     async fn resize(

@@ -35,11 +35,13 @@ const UNIX: &str = "unix:";
 Examples:
   sheave csi --mode node --endpoint unix:///run/csi/csi.sock --node-id \"$NODE_NAME\" \\
       --registration-dir /registration \\
-      --kubelet-endpoint /var/lib/kubelet/plugins/csi.sheave.dev/csi.sock
+      --kubelet-endpoint /var/lib/kubelet/plugins/csi.sheave.dev/csi.sock \\
+      --health 127.0.0.1:9808
   sheave csi --mode controller --endpoint unix:///run/csi/csi.sock --config /etc/sheave/daemon.toml
 
 A node's plugin is a client of the daemon of this node (sheave daemon), so it may be restarted at
-any time. A controller without a daemon serves the pools of its configuration itself.")]
+any time. A controller without a daemon serves the pools of its configuration itself. Where each
+node has pools of its own, its plugin is both: --mode all --local.")]
 pub(crate) struct Args {
     /// The services that it has beside Identity
     #[arg(long, value_enum)]
@@ -68,7 +70,7 @@ pub(crate) struct Args {
     /// Announce the health calls of CSI 1.13; not every client of 1.12 accepts that
     #[arg(long)]
     announce_health: bool,
-    /// Where /healthz and /readyz are answered
+    /// Where /healthz, /readyz and /metrics are answered
     #[arg(long, value_name = "IP:PORT")]
     health: Option<SocketAddr>,
 }

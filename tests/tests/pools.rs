@@ -47,6 +47,7 @@ fn a_volume_of_a_pool_from_its_creation_to_its_deletion() {
     assert_eq!(wire.read(8 * MIB - 512, 512).expect("a reply").expect("data"), [7; 512]);
     drop(wire);
     daemon.sheave("detach").arg(&device).ok();
+    daemon.sheave("detach fast/a").output().check_refused("fast/a is no device here");
     for name in ["fast/a", "fast/b"] {
         daemon.sheave("volume delete").arg(name).ok();
         daemon.sheave("volume delete").arg(name).output().check_refused("has no volume");
