@@ -107,11 +107,45 @@ fn every_manifest_is_valid() {
         assert!(checked.status.success(), "{settings}: {}", checked.describe());
         assert!(!checked.stdout.contains(" 0 resources found"), "{}", checked.stdout);
     }
+    let documented = documented();
+    assert_eq!(documented.matches("apiVersion: v1\n").count(), 3, "{documented}");
+    let checked = check(&documented);
+    assert!(checked.status.success(), "docs/kubernetes.md: {}", checked.describe());
     let rendered = template(&helm, "").ok();
     for (right, wrong) in [("hostNetwork: true", "hostNetwork: 5"), ("hostPID:", "hostPid:")] {
         assert!(rendered.contains(right), "{rendered}");
         let checked = check(&rendered.replace(right, wrong));
         assert!(!checked.status.success(), "{wrong} is found: {}", checked.describe());
+    }
+}
+
+fn page() -> String {
+    fs::read_to_string(deploy().join("../docs/kubernetes.md")).expect("a page")
+}
+
+/// The objects that the page has a user make.
+fn documented() -> String {
+    let page = page();
+    let applied = page.split("<<END\n").skip(1).filter_map(|rest| rest.split("END\n").next());
+    // A list's item is indented.
+    let applied = applied.map(|text| text.trim_start().replace("\n   ", "\n"));
+    let shown = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let shown = shown.filter(|text| text.starts_with("apiVersion")).map(str::to_owned);
+    applied.chain(shown).collect::<Vec<_>>().join("---\n")
+}
+
+#[test]
+fn the_values_of_the_documentation_are_taken() {
+    let Some(helm) = helm("the_values_of_the_documentation_are_taken") else { return };
+    let page = page();
+    let values = page.split("# my-values.yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let scratch = Scratch::new();
+    let file = scratch.file("my-values.yaml");
+    fs::write(&file, values.expect("values")).expect("written");
+    let rendered = template(&helm, "").arg("--values").arg(file).ok();
+    let directory = "path: /mnt/nvme/sheave\n          type: Directory\n";
+    for part in ["capacity = \"900G\"", directory, "name: sheave-slow", "limit-iops: \"500\""] {
+        assert!(rendered.contains(part), "no {part}: {rendered}");
     }
 }
 
