@@ -159,7 +159,7 @@ fn ublk(probed: Option<sheave_core::Result<()>>) -> Finding {
 }
 
 /// The result of a query for the kernel's NBD client.
-fn nbd(found: Option<io::Result<()>>) -> Finding {
+fn nbd(found: Option<sheave_core::Result<()>>) -> Finding {
     let name = "nbd device";
     match found {
         None => Finding::unused(name, "not tried: only root can make devices"),
@@ -167,7 +167,7 @@ fn nbd(found: Option<io::Result<()>>) -> Finding {
         Some(Err(error)) => {
             let advice = "`modprobe nbd` as root if there is to be /dev/nbdN here; serving does \
                           not need it";
-            Finding::missing(name, format!("the nbd driver is not there: {error}"), advice)
+            Finding::missing(name, error.to_string(), advice)
         }
     }
 }
@@ -456,7 +456,7 @@ mod tests {
         let statuses = [ublk(Some(Ok(()))), ublk(Some(Err(refused()))), ublk(None)]
             .map(|finding| finding.status);
         assert_eq!(statuses, [Status::Ok, Status::Missing, Status::Unused]);
-        let absent = nbd(Some(Err(io::Error::from(rustix::io::Errno::NOENT))));
+        let absent = nbd(Some(Err(refused())));
         assert!(absent.advice.is_some() && nbd(Some(Ok(()))).advice.is_none());
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use sheave_core::{Error, Result};
+use sheave_core::Result;
 use sheave_knbd::Device;
 use sheave_shard::Engine;
 
@@ -24,7 +24,7 @@ pub(crate) struct Nbd {}
 
 impl Kernel for Nbd {
     fn check(&self, _: &Engine) -> Result<()> {
-        sheave_knbd::is_available().map_err(|error| Error::from_io("nbd", "driver", error))
+        sheave_knbd::is_available()
     }
 
     fn attach(

@@ -26,6 +26,14 @@ pub struct Device {
     index: u32,
 }
 
+/// Checks that the kernel has the driver.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when it is not loaded and cannot be, and errors of the kernel.
+pub fn is_available() -> Result<()> {
+    netlink::is_available().map_err(explain)
+}
+
 /// Makes a device with blocks of `block_size` bytes of a volume. `serve` gets the server's end of
 /// its connection and must begin to serve it, since the kernel reads the device at once. It may
 /// take some milliseconds until the device has its size and its node. When its connection dies, I/O
@@ -194,12 +202,12 @@ fn explain(error: io::Error) -> Error {
         // It is the driver that does not exist, not what the caller has named.
         io::ErrorKind::NotFound => {
             let what = "the kernel's nbd driver is not loaded (try: modprobe nbd)";
-            return Error::new(ErrorKind::Unsupported, "attach", what).because(error);
+            return Error::new(ErrorKind::Unsupported, "nbd", what).because(error);
         }
         io::ErrorKind::PermissionDenied => "the kernel's nbd driver wants CAP_SYS_ADMIN",
         _ => "the kernel's nbd driver",
     };
-    Error::from_io("attach", what, error)
+    Error::from_io("nbd", what, error)
 }
 
 #[cfg(test)]
@@ -211,5 +219,12 @@ mod tests {
         let error = explain(io::ErrorKind::NotFound.into());
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         assert!(error.to_string().contains("modprobe nbd"), "{error}");
+    }
+
+    #[test]
+    fn a_node_without_the_driver_is_told_which() {
+        if let Err(error) = is_available() {
+            assert!(error.to_string().contains("the kernel's nbd driver"), "{error}");
+        }
     }
 }

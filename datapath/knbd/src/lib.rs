@@ -11,6 +11,5 @@ mod netlink;
 mod sysfs;
 mod watch;
 
-pub use device::{Device, attach, find, identified, recover, resize};
-pub use netlink::is_available;
+pub use device::{Device, attach, find, identified, is_available, recover, resize};
 pub use watch::DeadLinks;

@@ -55,7 +55,7 @@ pub(crate) struct Connect<'a> {
 ///
 /// # Errors
 /// `NotFound` when the module is not loaded and cannot be.
-pub fn is_available() -> io::Result<()> {
+pub(crate) fn is_available() -> io::Result<()> {
     open().map(|_| ())
 }
 
