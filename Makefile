@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test vm-matrix vm-soak k8s-smoke k8s-chart k8s-e2e lint fuzz bench
+.PHONY: help setup build install demo test vm-matrix vm-soak k8s-smoke k8s-e2e lint fuzz bench
 .PHONY: bench-devices clean
 
 help: ## what there is to make
@@ -29,11 +29,8 @@ vm-matrix: ## the tests of devices, with Linux 6.1, 6.12 and 7.2 in turn
 vm-soak: ## what devices promise, for an hour: kills, cycles, many, short memory
 	scripts/vm-soak
 
-k8s-smoke: ## claims and pods in a real Kubernetes (tests/k8s)
+k8s-smoke: ## the chart in a real Kubernetes: claims, pods, kill -9, upgrade (tests/k8s)
 	tests/k8s/with-cluster tests/k8s/smoke
-
-k8s-chart: ## the Helm chart in that Kubernetes: daemon and plugin are replaced under a pod
-	K8S_DRIVER=chart tests/k8s/with-cluster tests/k8s/chart
 
 k8s-e2e: ## the External.Storage suite of Kubernetes, or specs of it: FOCUS='...' SKIP='...'
 	tests/k8s/with-cluster tests/k8s/$(if $(FOCUS),e2e '$(FOCUS)' '$(SKIP)',e2e-all)

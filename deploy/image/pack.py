@@ -3,7 +3,9 @@
 that `ctr images import`, `podman load`, `skopeo` and `docker load` take. The same input makes the
 same bytes.
 
-  pack.py OUT.tar NAME DIRECTORY CONFIG      CONFIG: JSON with Entrypoint, Cmd, User, Labels
+  pack.py OUT.tar NAME[,NAME...] DIRECTORY CONFIG
+
+CONFIG is JSON with Entrypoint, Cmd, User, Labels.
 """
 import gzip
 import hashlib
@@ -55,17 +57,18 @@ def descriptor(kind, content):
 def main():
     if len(sys.argv) != 5:
         sys.exit(__doc__)
-    out, name, directory, config = sys.argv[1:]
+    out, names, directory, config = sys.argv[1:]
+    names = names.split(',')
     layer = layer_of(directory)
     packed = gzip.compress(layer, 9, mtime=0)
-    path = 'PATH=/usr/sbin:/usr/bin'
+    path = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
     described = json.dumps({
         'architecture': 'amd64',
         'os': 'linux',
         'created': MADE,
         'config': {'Env': [path], **json.loads(config)},
         'rootfs': {'type': 'layers', 'diff_ids': [f'sha256:{hashlib.sha256(layer).hexdigest()}']},
-        'history': [{'created': MADE, 'created_by': 'deploy/image/build'}],
+        'history': [{'created': MADE, 'created_by': 'pack.py'}],
     }).encode()
     of_config = descriptor('config.v1+json', described)
     of_layer = descriptor('layer.v1.tar+gzip', packed)
@@ -75,20 +78,22 @@ def main():
         'config': of_config,
         'layers': [of_layer],
     }).encode()
-    named = {'io.containerd.image.name': name,
-             'org.opencontainers.image.ref.name': name.rpartition(':')[2]}
-    of_manifest = {**descriptor('manifest.v1+json', manifest), 'annotations': named}
-    index = {'schemaVersion': 2, 'mediaType': f'{OCI}.index.v1+json', 'manifests': [of_manifest]}
+    of_manifest = descriptor('manifest.v1+json', manifest)
+    named = [{**of_manifest, 'annotations': {
+        'io.containerd.image.name': name,
+        'org.opencontainers.image.ref.name': name.rpartition(':')[2],
+    }} for name in names]
+    index = {'schemaVersion': 2, 'mediaType': f'{OCI}.index.v1+json', 'manifests': named}
     blob = lambda of: f"blobs/sha256/{of['digest'].partition(':')[2]}"
     with tarfile.open(out, 'w', format=tarfile.GNU_FORMAT) as tar:
         add(tar, 'oci-layout', json.dumps({'imageLayoutVersion': '1.0.0'}).encode())
         add(tar, 'index.json', json.dumps(index).encode())
         # For docker load.
-        listed = [{'Config': blob(of_config), 'RepoTags': [name], 'Layers': [blob(of_layer)]}]
+        listed = [{'Config': blob(of_config), 'RepoTags': names, 'Layers': [blob(of_layer)]}]
         add(tar, 'manifest.json', json.dumps(listed).encode())
         for of, content in [(of_config, described), (of_layer, packed), (of_manifest, manifest)]:
             add(tar, blob(of), content)
-    print(f"{name} {of_manifest['digest']} {of_layer['size']} bytes compressed")
+    print(f"{','.join(names)} {of_manifest['digest']} {of_layer['size']} bytes compressed")
 
 
 if __name__ == '__main__':

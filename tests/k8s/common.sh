@@ -21,6 +21,22 @@ kubectl() { inside "$kbin/kubectl" "$@"; }
 
 # guest [--timeout S] COMMAND: a shell command in the guest, with its output and its status.
 guest() { inside "$here/guest-run" "$guest_ip" "$guest_port" "$@"; }
+# push FILE DESTINATION: copies a file into the guest.
+push() { guest --timeout 200 --push "$@"; }
+
+# helm FLAG...: the one of the tests.
+helm() { inside "$(go -C "$here/../tools/chart" tool -n helm)" "$@"; }
+
+# claims CLASS SUFFIX: two claims of a class, with this behind their names; and a pod that uses them.
+claims() {
+    sed -E "s/storageClassName: sheave/storageClassName: $1/
+        s/name: (data|raw)\}\$/name: \1$2}/" "$here/objects/claims.yaml"
+}
+pod() {
+    sed -E "s/name: writer\}\$/name: writer$1}/
+        s/claimName: (data|raw)\}/claimName: \1$1}/" "$here/objects/pod.yaml"
+}
+manifests() { claims "$1" "$2"; echo ---; pod "$2"; }
 
 # start NAME COMMAND...: a process in the namespace that outlives the script.
 start() {
@@ -56,11 +72,12 @@ wait_until() {
     done
 }
 
-# timed WHAT COMMAND...: runs it, and says how long it took.
+# timed WHAT COMMAND...: runs it, and says how long it took. A script with `set -e` ends where the
+# command fails.
 timed() {
     local what=$1 from=$EPOCHREALTIME
     shift
-    "$@" || die "$what: failed"
+    "$@"
     say "$what: $(awk "BEGIN { printf \"%.1f\", $EPOCHREALTIME - $from }") s"
 }
 
