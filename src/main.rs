@@ -11,6 +11,7 @@ mod pending;
 mod pool_calls;
 mod process;
 mod serve;
+mod startup_taint;
 mod state_dir;
 mod systemd;
 mod telemetry;

@@ -13,6 +13,7 @@ use sheave_core::printable;
 use sheave_csi::{NodeService, Plugin, Registration, RegistrationService, Serving, checks};
 use sheave_pools::{Pools, Site};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::oneshot;
 use tonic::transport::Server;
 
 use crate::config::DaemonConfig;
@@ -20,6 +21,7 @@ use crate::control_api::control_socket;
 use crate::log;
 use crate::pool_calls::PoolCalls;
 use crate::process::{HangUp, Signals, runtime};
+use crate::startup_taint;
 use crate::state_dir::state_dir;
 use crate::telemetry::{RuntimeDir, listen_at};
 use crate::volumes_api::VolumesService;
@@ -67,6 +69,10 @@ pub(crate) struct Args {
     /// The pools are of this node: it publishes and grows its volumes without a central controller
     #[arg(long)]
     local: bool,
+    /// The taint that keeps pods off this node until the plugin works, such as
+    /// csi.sheave.dev/agent-not-ready: it is removed then (in a pod of Kubernetes)
+    #[arg(long, value_name = "KEY", requires = "registration_dir", requires = "node_id")]
+    startup_taint: Option<String>,
     /// Announce the health calls of CSI 1.13; not every client of 1.12 accepts that
     #[arg(long)]
     announce_health: bool,
@@ -134,6 +140,11 @@ async fn serve(args: &Args, node_id: Option<String>) -> Result<()> {
         }
         None => None,
     };
+    let ready = args.startup_taint.as_deref().zip(args.node_id.as_deref()).map(|(key, node)| {
+        let (ready, is_ready) = oneshot::channel();
+        tokio::spawn(startup_taint::remove_when(is_ready, key.to_owned(), node.to_owned()));
+        ready
+    });
     let registration = args.registration_dir.as_ref().map(|dir| registration(args, dir));
     let serving = Serving {
         plugin,
@@ -143,6 +154,7 @@ async fn serve(args: &Args, node_id: Option<String>) -> Result<()> {
         node,
         registration: registration.transpose()?,
         health,
+        ready,
     };
     tracing::info!(endpoint = %printable(&args.endpoint), mode = ?args.mode, "ready");
     let ended = async {

@@ -25,7 +25,8 @@ const SETTINGS: &[&str] = &[
      storageClasses[0].pool=fast,storageClasses[0].isDefault=true,storageClasses[0].fsType=xfs,\
      storageClasses[0].parameters.limit-iops=500,storageClasses[0].mountOptions[0]=noatime",
     "monitoring.serviceMonitor.enabled=true,monitoring.dashboard.enabled=true",
-    "mode=controller,pools.fast.shared=true",
+    "node.startupTaint=csi.sheave.dev/agent-not-ready",
+    "mode=controller,pools.fast.shared=true,node.startupTaint=csi.sheave.dev/agent-not-ready",
     "mode=controller,pools.fast.url=nbd://server:10809,sidecars.healthMonitor.enabled=true",
     "mode=controller,pools.fast.shared=true,volumeAttributesClasses[0].name=slow,\
      volumeAttributesClasses[0].parameters.limit-iops=500,createNamespace=true",
@@ -34,6 +35,7 @@ const SETTINGS: &[&str] = &[
 const WRONG: &[(&str, &str)] = &[
     ("mode=both", "mode"),
     ("node.helthPort=1", "helthPort"),
+    ("node.startupTaint=a=b:NoExecute", "startupTaint"),
     ("pools.Fast.url=file:///x", "Fast"),
     ("pools.fast.url=/var/lib/images", "url"),
     ("storageClasses[0].name=a,storageClasses[0].pool=slow", "no pool slow"),
@@ -195,7 +197,7 @@ fn the_programs_take_their_arguments_and_their_configuration() {
     let test = "the_programs_take_their_arguments_and_their_configuration";
     let Some(helm) = helm(test) else { return };
     let mut seen = 0;
-    for settings in ["", "mode=controller,pools.fast.shared=true"] {
+    for settings in ["node.startupTaint=a/b", "mode=controller,pools.fast.shared=true"] {
         let rendered = template(&helm, settings).ok();
         for args in arguments(&rendered).into_iter().filter(|args| !args[0].starts_with('-')) {
             seen += 1;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sheave_csi_proto::v1::controller_client::ControllerClient;
@@ -12,7 +13,9 @@ use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::*;
 use sheave_node::Fs;
 use sheave_tests::requests::{self, VolumeRequests};
-use sheave_tests::{Daemon, Plugin, PoolNode, Run, has_fs, have, in_namespace, sheave, skip};
+use sheave_tests::{
+    Daemon, Plugin, PoolNode, Run, eventually, has_fs, have, in_namespace, sheave, skip,
+};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -23,13 +26,15 @@ const SIZE: i64 = 320;
 const GROWN: i64 = 400;
 const NODE: &str = "n1";
 const NAME: &str = "claim";
+/// How long a plugin that is asked to end stays at most.
+const STAYS_MAX: Duration = Duration::from_secs(25);
 
 struct Site {
     runtime: Runtime,
     channel: Channel,
     daemon: Daemon,
     node: PoolNode,
-    _plugin: Plugin,
+    plugin: Plugin,
 }
 
 impl Site {
@@ -40,13 +45,23 @@ impl Site {
         for name in ["stage", "pods"] {
             fs::create_dir(dir.join(name)).expect("a directory");
         }
-        let plugin = Plugin::start(dir, &["--mode", "all", "--node-id", NODE, "--local"]);
+        let plugin = start_plugin(&node);
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let channel = {
             let _entered = runtime.enter();
             sheave_control::channel(plugin.socket())
         };
-        Self { runtime, channel, daemon, node, _plugin: plugin }
+        Self { runtime, channel, daemon, node, plugin }
+    }
+
+    fn connect(&mut self) {
+        let _entered = self.runtime.enter();
+        self.channel = sheave_control::channel(self.plugin.socket());
+    }
+
+    fn end_plugin(&self) {
+        Run::new("kill").arg("-TERM").arg(self.plugin.pid().to_string()).ok();
+        assert!(eventually(|| self.plugin.log().contains("ending: SIGTERM")));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -123,6 +138,11 @@ impl Drop for Site {
             let _ = Run::new("umount").arg("--lazy").arg(self.path(path)).output();
         }
     }
+}
+
+fn start_plugin(node: &PoolNode) -> Plugin {
+    let dir = node.node.kernel.scratch().path();
+    Plugin::start(dir, &["--mode", "all", "--node-id", NODE, "--local"])
 }
 
 fn xfs(mode: Mode) -> VolumeCapability {
@@ -236,4 +256,28 @@ fn it_is_controller_and_node_in_one() {
         .args("csi --local --mode node --node-id n1 --endpoint unix:///nowhere/csi.sock")
         .fails();
     assert!(error.contains("--mode all"), "{error}");
+}
+
+/// A node that shuts down ends its pods first, and the plugin while their volumes are unstaged.
+#[test]
+fn rule_40_a_plugin_stays_until_volumes_without_pods_are_unstaged() {
+    on_devices("rule_40_a_plugin_stays_until_volumes_without_pods_are_unstaged", || {
+        let mut site = Site::new();
+        let id = site.create();
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.publish(&id).expect("published");
+        // A plugin that is replaced does not wait for the pods.
+        let asked = Instant::now();
+        site.end_plugin();
+        assert!(eventually(|| site.plugin.has_ended()));
+        assert!(asked.elapsed() < STAYS_MAX, "it has waited: {}", site.plugin.log());
+        site.plugin = start_plugin(&site.node);
+        site.connect();
+        site.unpublish(&id).expect("unpublished");
+        site.end_plugin();
+        site.connect();
+        site.unstage(&id).expect("a plugin that ends answers");
+        assert!(eventually(|| site.plugin.has_ended()));
+        assert!(!site.plugin.log().contains("though volumes are staged"), "{}", site.plugin.log());
+    });
 }

@@ -67,7 +67,7 @@ impl Health {
         }
     }
 
-    async fn ready(&self) -> Result<(), &'static str> {
+    pub(crate) async fn ready(&self) -> Result<(), &'static str> {
         self.live().await?;
         if self.registered.as_ref().is_some_and(|registered| !registered.get()) {
             return Err("kubelet has not registered the plugin yet");

@@ -5,6 +5,7 @@ mod status;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sheave_csi_proto::v1::node_get_storage_health_response::StorageBackendHealth;
 use sheave_csi_proto::v1::node_server::Node;
@@ -22,6 +23,7 @@ use sheave_csi_proto::v1::{
 use sheave_node::{Problem, Tools};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
 use tonic::{Request, Response, Status};
 
 use crate::daemon_volumes::DaemonVolumes;
@@ -29,6 +31,11 @@ use crate::sizes::signed;
 use crate::{SharedPlugin, checks, control};
 use requests::path;
 use status::{condition, health_entry, status, usage};
+
+/// How long a plugin that is asked to end stays for volumes whose pods are gone: less than the
+/// grace period of its own pod.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(25);
+const GIVE_BACK_POLL: Duration = Duration::from_millis(200);
 
 /// What this service can do. Health is advertised in the old way, too: Kubernetes up to 1.36 reads
 /// no other.
@@ -76,6 +83,21 @@ impl NodeService {
         let engine = Arc::clone(&self.engine);
         let called = spawn_blocking(move || call(&engine)).await;
         called.map_err(|error| Status::internal(error.to_string()))?.map_err(status)
+    }
+
+    /// Waits until no volume is staged that no pod uses, for a limited time. A node that shuts down
+    /// ends its pods first, and this plugin, which unstages their volumes, right behind them.
+    pub(crate) async fn given_back(&self) {
+        let given_back = async {
+            // Without an answer there is nothing to wait for.
+            while self.blocking(sheave_node::Node::is_giving_back).await.unwrap_or_default() {
+                sleep(GIVE_BACK_POLL).await;
+            }
+        };
+        if timeout(GIVE_BACK_MAX, given_back).await.is_err() {
+            let limit_s = GIVE_BACK_MAX.as_secs();
+            tracing::warn!(limit_s, "ending, though volumes are staged that no pod uses");
+        }
     }
 
     async fn problems(&self, volume: String) -> Result<Vec<Problem>, Status> {

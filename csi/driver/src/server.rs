@@ -3,12 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sheave_csi_proto::v1::controller_server::ControllerServer;
 use sheave_csi_proto::v1::identity_server::IdentityServer;
 use sheave_csi_proto::v1::node_server::NodeServer;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
@@ -21,6 +23,11 @@ use crate::{
 
 /// The most bytes of a request: names, maps and paths have bounds of a few KiB.
 const REQUEST_LEN_MAX: usize = 1 << 20;
+
+/// How soon calls that are under way when the plugin ends are answered, as all calls are.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether the plugin is ready.
+const READY_POLL: Duration = Duration::from_millis(500);
 
 /// What a plugin serves, and where.
 pub struct Serving {
@@ -38,6 +45,8 @@ pub struct Serving {
     pub registration: Option<Registration>,
     /// Where probes are answered over HTTP, if they are to be.
     pub health: Option<TcpListener>,
+    /// Gets a message once kubelet has registered the plugin and the daemon answers.
+    pub ready: Option<oneshot::Sender<()>>,
 }
 
 /// Where kubelet registers a plugin.
@@ -48,17 +57,20 @@ pub struct Registration {
     pub endpoint: String,
 }
 
-/// Serves a plugin until `ended`.
+/// Serves a plugin until `ended`, and then until volumes whose pods are gone have been unstaged,
+/// for 25 s at most.
 ///
 /// # Errors
 /// When a server fails.
 pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Result<()> {
-    let Serving { plugin, listener, socket, has_controller, node, registration, health } = serving;
+    let Serving { plugin, listener, socket, has_controller, node, registration, health, ready } =
+        serving;
     let (end, ending) = watch::channel(());
     let registered = registration.is_some().then(Registered::default);
     let metrics = Metrics::default();
     let volumes = plugin.volumes.clone();
     let probes = Health::new(&socket, volumes, metrics.clone(), registered.clone());
+    let announcing = announce(ready, probes.clone());
     let probes = async {
         let Some(listener) = health else { return std::future::pending().await };
         axum::serve(listener, probes.router()).await
@@ -79,8 +91,9 @@ pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Res
         let controller = ControllerServer::new(ControllerService::new(plugin));
         services = services.add_service(controller.max_decoding_message_size(REQUEST_LEN_MAX));
     }
-    if let Some(node) = node {
-        let node = NodeServer::new(node);
+    let node = node.map(Arc::new);
+    if let Some(node) = &node {
+        let node = NodeServer::from_arc(Arc::clone(node));
         services = services.add_service(node.max_decoding_message_size(REQUEST_LEN_MAX));
     }
     let services = Server::builder().add_routes(Calls::new(metrics).around(services));
@@ -90,16 +103,33 @@ pub async fn serve(serving: Serving, ended: impl Future<Output = ()>) -> io::Res
     };
     let ended = async {
         ended.await;
-        // Calls under way are answered first.
+        if let Some(node) = node {
+            node.given_back().await;
+        }
+        // Calls under way are answered first. A client may keep its connection open.
         drop(end);
-        std::future::pending().await
+        sleep(ANSWERED_WITHIN).await;
+        Ok(())
     };
     tokio::select! {
         served = services => served,
         served = registering => served,
         served = probes => served,
-        never = ended => never,
+        never = announcing => never,
+        served = ended => served,
     }
+}
+
+/// Sends a message as soon as the plugin is ready, and never ends.
+async fn announce<T>(ready: Option<oneshot::Sender<()>>, health: Health) -> T {
+    if let Some(ready) = ready {
+        while health.ready().await.is_err() {
+            sleep(READY_POLL).await;
+        }
+        // The receiver may have ended already.
+        let _ = ready.send(());
+    }
+    std::future::pending().await
 }
 
 /// Until the sender is dropped.

@@ -49,7 +49,7 @@ use error::invalid;
 use health::Problems;
 use jobs::Jobs;
 use lock::VolumeLock;
-use state::{States, fingerprint, is_plain_path};
+use state::{Phase, State, States, fingerprint, is_plain_path};
 
 /// How long a call waits for its work: orchestrators want an answer within 10 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(8);
@@ -150,6 +150,18 @@ impl Node {
     #[must_use]
     pub fn answering_within(self, answer_within: Duration) -> Self {
         Self { answer_within, ..self }
+    }
+
+    /// Whether volumes are staged that no pod uses, so that the orchestrator is about to have them
+    /// unstaged.
+    ///
+    /// # Errors
+    /// When the directory of states cannot be read.
+    pub fn is_giving_back(&self) -> Result<bool> {
+        let idle = |state: &State| {
+            !state.is_stale() && state.phase != Phase::Staging && state.targets.is_empty()
+        };
+        Ok(self.engine.states.all()?.iter().any(idle))
     }
 
     /// Makes a volume ready for use: attached, and mounted unless it is a raw block volume.

@@ -168,6 +168,18 @@ impl States {
         durable::remove(&self.path(volume)).map_err(|error| of_durable(&error))
     }
 
+    /// The volumes whose state can be read.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn all(&self) -> Result<Vec<State>> {
+        let what = || format!("node state {}", printable(&self.dir));
+        let entries = fs::read_dir(&self.dir).map_err(|error| Error::of_io(what(), &error))?;
+        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let files = files.filter(|path| path.extension().is_some_and(|end| end == "json"));
+        Ok(files.filter_map(|path| durable::read_unsealed(&path).ok().flatten()).collect())
+    }
+
     fn path(&self, volume: &str) -> PathBuf {
         self.dir.join(format!("{}.json", file_name(volume)))
     }
