@@ -158,7 +158,11 @@ impl Record {
             ));
         }
         if size < self.size {
-            return invalid(format!("{size} bytes, and the device has {}", self.size));
+            let (volume, had) = (&self.volume, self.size);
+            return invalid(format!(
+                "{volume} has {size} bytes, and the device has {had}; give it its size back, or \
+                 detach it by force"
+            ));
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! `sheave daemon` and its devices on a stand-in for a kernel: made, used, limited, longer, handed
 //! over, ended.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -83,7 +84,7 @@ fn a_device_grows_while_it_is_busy() {
     load.check_running();
     resize("1M").check_refused("would cut data off");
     // It has grown by other means.
-    let image = fs::File::options().write(true).open(&node.image).expect("the image");
+    let image = File::options().write(true).open(&node.image).expect("the image");
     image.set_len(6 * SIZE).expect("a longer image");
     assert_eq!(daemon.sheave("volume resize").arg(&device).ok(), format!("{}\n", 6 * SIZE));
     let mut wire = Wire::unix(&device).expect("the device");
@@ -247,7 +248,7 @@ fn what_was_in_memory_is_gone_with_its_daemon() {
 }
 
 #[test]
-fn a_volume_that_was_replaced_is_waited_for() {
+fn rule_32_a_volume_that_was_replaced_is_waited_for() {
     let node = Node::new();
     let mut daemon = node.daemon();
     let device = daemon.attach(&node.image);
@@ -260,6 +261,24 @@ fn a_volume_that_was_replaced_is_waited_for() {
     assert!(why.contains("another file"), "{why}");
     daemon.sheave("detach").arg(&device).output().check_refused("waits for its volume");
     fs::rename(node.file("moved.img"), &node.image).expect("its name");
+    daemon.wait_for_recovery();
+    node.check_served(&device);
+}
+
+#[test]
+fn rule_32_a_volume_that_has_become_smaller_is_waited_for() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    daemon.kill();
+    let image = fs::read(&node.image).expect("the image");
+    let file = File::options().write(true).open(&node.image).expect("the image");
+    file.set_len(SIZE - 4096).expect("less of it");
+    let daemon = node.daemon();
+    daemon.wait_for_log("the device has");
+    let why = daemon.device()["waiting"].to_string();
+    assert!(why.contains("give it its size back"), "{why}");
+    file.write_all_at(&image[SIZE as usize - 4096..], SIZE - 4096).expect("all of it");
     daemon.wait_for_recovery();
     node.check_served(&device);
 }
