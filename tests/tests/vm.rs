@@ -94,6 +94,11 @@ fn claims_live_on_devices_of_every_front() {
 }
 
 #[test]
+fn rule_27_rule_28_rule_32_rule_39_a_node_refuses_what_is_not_the_claims_device() {
+    case("claims_refused.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };

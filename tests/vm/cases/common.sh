@@ -35,9 +35,9 @@ wait_for() {
 # expect WANT GOT
 expect() { [ "$1" = "$2" ] || fail "expected \"$1\", not \"$2\""; }
 
-# refused TEXT COMMAND...: it must fail with one line that has TEXT in it.
+# refused TEXT COMMAND...: it must fail with one line that has TEXT in it. Sets `said` to the line.
 refused() {
-    local text=$1 said
+    local text=$1
     shift
     said=$("$@" 2>&1) && fail "$* was not refused"
     expect 1 "$(wc -l <<<"$said")"
