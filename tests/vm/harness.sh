@@ -50,8 +50,8 @@ end_group() {
 findings() {
     grep -E "$mounts" /proc/mounts
     ls -d /sys/block/nbd*/pid /sys/block/loop*/loop /sys/block/{ublkb,dm-}* /dev/ublkc[0-9]*
-    find /etc/{systemd/system,udev/rules.d,modprobe.d,sheave} /var/lib/sheave/{devices,node} \
-        ! -type d ! -name '*lock'
+    find /etc/{systemd/system,udev/rules.d,modprobe.d,sheave} \
+        /var/lib/sheave/{devices,node,pools} ! -type d ! -name '*lock'
     cat /etc/fstab
     systemctl list-units --all --no-legend --plain 'sheave*'
     [ ! -d $groups/case ] ||
@@ -112,7 +112,7 @@ clean() {
     losetup --detach-all
     kill $daemon
     wait $daemon
-    rm -f /var/lib/sheave/{devices,node}/*.json
+    rm -rf /var/lib/sheave/{devices,node}/*.json /var/lib/sheave/pools
 }
 
 modprobe -qa loop nbd ublk_drv

@@ -26,6 +26,8 @@ stop_node() {
     ended $plugin 'the plugin'
     wait $plugin || fail "the plugin ended with $?"
     stop_daemon
+    # The next case has another pool of this name.
+    rm -r /var/lib/sheave/pools
 }
 
 fail() {
