@@ -99,6 +99,11 @@ fn rule_27_rule_28_rule_32_rule_39_a_node_refuses_what_is_not_the_claims_device(
 }
 
 #[test]
+fn rule_30_rule_31_claims_outlive_plugin_and_daemon() {
+    case("claims_killed.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };

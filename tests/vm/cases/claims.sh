@@ -14,6 +14,12 @@ start_plugin() {
     wait_for 'the plugin starts' plugin_is_ready
 }
 
+kill_plugin() {
+    kill -9 $plugin
+    ended $plugin 'a killed plugin'
+    wait $plugin 2>/dev/null || true
+}
+
 start_node() {
     mkdir -p images
     printf '[pools.fast]\nurl = "file://%s"\n' "$PWD/images" >daemon.toml
