@@ -91,9 +91,17 @@ fn raw_block_volumes_are_devices_at_their_place() {
         assert_eq!(node.stats("v", &site.target("a")).expect("statistics").total_bytes, SIZE);
         let mut read_only = site.publish_request("b", None);
         read_only.read_only = true;
-        fails(node.publish(read_only), Kind::Refused, "read-only only if its device is");
+        node.publish(read_only.clone()).expect("published");
+        node.publish(read_only.clone()).expect("published already");
+        read_only.read_only = false;
+        fails(node.publish(read_only), Kind::Exists, "other arguments");
+        let options = Run::new("findmnt").args("--noheadings --output VFS-OPTIONS");
+        let options = options.arg(site.target("b")).ok();
+        assert!(options.split(',').any(|option| option == "ro"), "{options}");
         fails(node.unstage("v", &site.staging()), Kind::Refused, "still mounted");
-        node.unpublish("v", &site.target("a")).expect("unpublished");
+        for pod in ["a", "b"] {
+            node.unpublish("v", &site.target(pod)).expect("unpublished");
+        }
         node.unstage("v", &site.staging()).expect("unstaged");
         site.check_bare();
         let image = fs::read(site.volumes.image("v")).expect("the image");

@@ -27,10 +27,6 @@ impl Engine {
         let _lock = self.lock(volume)?;
         let mut state = self.staged(request)?;
         let disk = self.own_disk(&state)?;
-        if request.access == Access::Block && request.read_only && !disk.read_only {
-            let why = "a raw block volume is read-only only if its device is: use a read-only mode";
-            return Err(refused(format!("volume {volume}: {why}")));
-        }
         let target = self.target(request)?;
         if target.starts_with(&state.staging) {
             let why = "the target path is inside of the volume itself; use another path";
@@ -146,7 +142,9 @@ impl Engine {
     fn show(&self, state: &State, disk: &Disk, target: &Path, options: &Options) -> Result<()> {
         let made = make_target(target, state.fs.is_some())?;
         let shown = match state.fs.is_some() {
-            false => bind(&disk.path, target, MountFlags::empty()),
+            // No mount keeps a program from writing to a device. The orchestrator gives its
+            // programs the device for reading only (kubelet: by their control group).
+            false => bind(&disk.path, target, options.own_flags() & MountFlags::RDONLY),
             true => {
                 let has = flags_at(&Mounts::read()?, &state.staging);
                 let wanted = options.own_flags();
@@ -245,18 +243,14 @@ pub(crate) fn is_device(path: &Path, number: Number) -> bool {
     })
 }
 
-/// Whether a published filesystem refuses writes, if it is to.
+/// Whether what is published is read-only, if it is to be.
 fn has_flags(target: &Path, options: &Options) -> Result<bool> {
     let has = flags_at(&Mounts::read()?, target);
-    Ok(!options.is_read_only() || has.contains(MountFlags::RDONLY) || is_block(target))
+    Ok(!options.is_read_only() || has.contains(MountFlags::RDONLY))
 }
 
 fn flags_at(mounts: &Mounts, path: &Path) -> MountFlags {
     mounts.top(path).map_or(MountFlags::empty(), Options::of_mount)
-}
-
-fn is_block(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 fn arguments(request: &PublishRequest) -> u32 {
