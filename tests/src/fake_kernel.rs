@@ -112,21 +112,29 @@ impl FakeKernel {
     /// When its socket cannot be made.
     #[must_use]
     pub fn new() -> Self {
-        Self::start(false)
+        Self::start(Scratch::new(), false)
     }
 
     /// A kernel whose devices are block devices of the real one, too, with all their I/O through
-    /// the daemon: they can be mounted, and cannot grow. It takes root, loop devices and `nbdfuse`.
+    /// the daemon: they can be mounted. It takes root, loop devices and `nbdfuse`.
     ///
     /// # Panics
     /// When its socket cannot be made.
     #[must_use]
     pub fn with_block_devices() -> Self {
-        Self::start(true)
+        Self::with_block_devices_in(Scratch::new())
     }
 
-    fn start(has_block_devices: bool) -> Self {
-        let scratch = Scratch::new();
+    /// The same in this directory.
+    ///
+    /// # Panics
+    /// When its socket cannot be made.
+    #[must_use]
+    pub fn with_block_devices_in(scratch: Scratch) -> Self {
+        Self::start(scratch, true)
+    }
+
+    fn start(scratch: Scratch, has_block_devices: bool) -> Self {
         let dir = scratch.path().to_owned();
         let listener = Arc::new(listener(&dir.join("kernel.sock"), SocketType::SEQPACKET));
         let shared = Arc::new(Shared {

@@ -2,6 +2,7 @@
 //! neither an attacher nor a central resizer reaches it.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -187,7 +188,7 @@ fn a_node_publishes_and_grows_its_volumes_without_a_center() {
         // Nothing grows that is not there.
         fails(site.expand(&id, "pods/b", GROWN), Code::NotFound);
         assert_eq!(site.record()["size_bytes"], SIZE * MIB);
-        // These devices grow only when they are made anew, as those of ublk before Linux 6.16.
+        site.node.node.kernel.refuse_resizes();
         site.expand(&id, "pods/a", GROWN).expect_err("not while it is there");
         assert_eq!(site.record()["size_bytes"], GROWN * MIB);
         for _ in 0..2 {
@@ -210,6 +211,36 @@ fn a_node_publishes_and_grows_its_volumes_without_a_center() {
             site.delete(&id).expect("deleted");
         }
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn a_volume_grows_while_a_pod_uses_it() {
+    on_devices("a_volume_grows_while_a_pod_uses_it", || {
+        let site = Site::new();
+        let id = site.create();
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.publish(&id).expect("published");
+        let (small, large) = (site.path("pods/a/small"), site.path("pods/a/large"));
+        let mut file = fs::File::create(&small).expect("a file");
+        file.write_all(&[7; 1 << 20]).expect("written");
+        for _ in 0..2 {
+            assert_eq!(site.expand(&id, "pods/a", GROWN).expect("grown"), GROWN * MIB);
+        }
+        file.write_all(&[8; 1 << 20]).expect("written");
+        // More than there was room for, beside the journal of 64 MiB.
+        let data = vec![9; ((SIZE - 30) * MIB) as usize];
+        fs::write(&large, &data).expect("written");
+        drop(file);
+        site.unpublish(&id).expect("unpublished");
+        site.unstage(&id).expect("unstaged");
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.publish(&id).expect("published");
+        assert_eq!(fs::read(&small).expect("the file"), [[7; 1 << 20], [8; 1 << 20]].concat());
+        assert!(fs::read(&large).expect("the file") == data, "other contents");
+        site.unpublish(&id).expect("unpublished");
+        site.unstage(&id).expect("unstaged");
+        site.delete(&id).expect("deleted");
     });
 }
 

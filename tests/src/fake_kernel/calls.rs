@@ -12,6 +12,7 @@ use sheave_daemon::{DeviceKey, FakeAnswer, FakeRequest, receive, send};
 use super::device::Device;
 use super::real::RealDevice;
 use super::{Call, Moment, Shared, listener, lock};
+use crate::Run;
 
 /// How long a device may be about to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -84,15 +85,7 @@ impl Shared {
             FakeRequest::Resize { .. } if self.refuses_resizes.load(Relaxed) => {
                 Err(Errno::OPNOTSUPP)
             }
-            FakeRequest::Resize { id, size } => {
-                let mut devices = self.devices();
-                let device = devices.get(id).ok_or(Errno::NOENT)?;
-                if size < device.size {
-                    return Err(Errno::INVAL);
-                }
-                device.size = size;
-                Ok(FakeAnswer::Done)
-            }
+            FakeRequest::Resize { id, size } => self.resize(id, size).map(|()| FakeAnswer::Done),
             FakeRequest::Size { id } => {
                 Ok(FakeAnswer::Size(self.devices().get(id).map(|device| device.size)))
             }
@@ -137,10 +130,28 @@ impl Shared {
         }
         self.accept_users(listener, id, key);
         if self.has_block_devices {
-            let real = RealDevice::new(&path, &socket);
+            let size = self.devices().same(id, key).map_or(0, |device| device.size);
+            let real = RealDevice::new(&path, &socket, size);
             if let Some(device) = self.devices().same(id, key) {
                 device.real = Some(real);
             }
+        }
+    }
+
+    fn resize(&self, id: u32, size: u64) -> Result<(), Errno> {
+        let grow = {
+            let mut devices = self.devices();
+            let device = devices.get(id).ok_or(Errno::NOENT)?;
+            if size < device.size {
+                return Err(Errno::INVAL);
+            }
+            device.size = size;
+            device.real.as_ref().map(|real| real.grow(size))
+        };
+        // The real kernel writes back what is dirty first, so requests are passed on meanwhile.
+        match grow.map(Run::output) {
+            Some(done) if !done.status.success() => Err(Errno::IO),
+            _ => Ok(()),
         }
     }
 

@@ -121,9 +121,17 @@ impl Devices {
         }
     }
 
-    /// What the real kernel has of all devices: to be dropped while the devices still work.
+    /// What the real kernel has of all devices: to be dropped while the devices still work. I/O of
+    /// those that have no server any more fails now.
     pub(super) fn take_all_real(&mut self) -> Vec<RealDevice> {
-        self.0.values_mut().filter_map(Device::take_real).collect()
+        let real = self.0.values_mut().filter_map(|device| {
+            let mut real = device.take_real()?;
+            if device.server.is_none() {
+                real.fail();
+            }
+            Some(real)
+        });
+        real.collect()
     }
 
     pub(super) fn end_all(&mut self) {

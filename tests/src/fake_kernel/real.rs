@@ -11,7 +11,10 @@ use std::thread;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::{Run, eventually};
+use crate::{Run, eventually, python};
+
+/// The size of the file below a block device: the device itself has the size that it has for now.
+pub(super) const FILE_SIZE: u64 = 1 << 60;
 
 /// A block device. It ends when it is dropped.
 pub(super) struct RealDevice {
@@ -26,7 +29,7 @@ pub(super) struct RealDevice {
 
 impl RealDevice {
     /// Makes one of what is served at a socket.
-    pub(super) fn new(path: &Path, socket: &Path) -> Self {
+    pub(super) fn new(path: &Path, socket: &Path, size: u64) -> Self {
         let file = socket.with_extension("file");
         let pid = socket.with_extension("pid");
         File::create(&file).expect("a mount point");
@@ -38,11 +41,17 @@ impl RealDevice {
         let (nbdfuse, _keeper) = spawn_kept(command);
         assert!(eventually(|| pid.exists()), "nbdfuse does not serve {}", file.display());
         fs::remove_file(pid).expect("removed");
-        let device = Run::new("losetup").args("--find --show").arg(&file).ok();
+        let limit = format!("--sizelimit={size}");
+        let device = Run::new("losetup").args("--find --show").arg(limit).arg(&file).ok();
         let device = PathBuf::from(device.trim_end());
         let _ = fs::remove_file(path);
         symlink(&device, path).expect("a link");
         Self { path: path.to_owned(), file, device, nbdfuse, _keeper }
+    }
+
+    /// What sets its size in the real kernel.
+    pub(super) fn grow(&self, size: u64) -> Run {
+        python("grow_loop.py").arg(&self.device).arg(size.to_string())
     }
 
     /// Has all I/O fail from now on.

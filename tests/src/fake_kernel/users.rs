@@ -11,6 +11,7 @@ use sheave_daemon::DeviceKey;
 
 use super::Shared;
 use super::device::{COOKIE, REQUEST_LEN, User};
+use super::real::FILE_SIZE;
 use crate::wire::{cmd, errno, magic, opt, reply};
 
 /// Handshake flags: fixed newstyle, no zeroes.
@@ -44,6 +45,7 @@ impl Shared {
             })
         };
         let Some((number, size, block, flags)) = entered else { return };
+        let size = if self.has_block_devices { FILE_SIZE } else { size };
         // A program that breaks the protocol or leaves has closed the device.
         if let Ok(true) = handshake(&user.stream, size, block, flags) {
             while let Ok(true) = self.pass_request(id, key, number, &user) {}
