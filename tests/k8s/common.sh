@@ -90,3 +90,8 @@ machine=(
     -cpu 'max,-erms,-fsrm' -no-reboot -device virtio-rng-pci
     -kernel "$work/vmlinuz" -initrd "$work/initramfs.gz"
 )
+
+install_flags=() default_class=sheave-nbd
+# What the node is: a guest, or namespaces of this machine.
+node=$(cat "$run/node" 2>/dev/null) || node=${K8S_NODE:-guest}
+[ "$node" != native ] || . "$here/native/common.sh"

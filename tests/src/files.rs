@@ -29,7 +29,12 @@ impl Scratch {
     /// One on a real disk rather than in memory, as far as that is known.
     #[must_use]
     pub fn on_disk() -> Self {
-        let base = Path::new("/var/tmp");
+        Self::within(Path::new("/var/tmp"))
+    }
+
+    /// One in a directory.
+    #[must_use]
+    pub fn within(base: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("sheave-").tempdir_in(base);
         Self { dir: dir.expect("scratch directory") }
     }
