@@ -9,6 +9,9 @@ install_flags=(--values "$here/native/values.yaml" --post-renderer "$here/native
 for word in "$kbin/kubectl" "$run/post-render" "$(cat "$log/stand-in.log" 2>/dev/null || true)"; do
     install_flags+=(--post-renderer-args "$word")
 done
+# K8S_FORM=central installs what is in this directory, too.
+form=$(cat "$run/form" 2>/dev/null) || form=${K8S_FORM:-}
+[ -z "$form" ] || install_flags+=(--post-renderer-args "$here/native/$form")
 
 on_node() {
     local limit=$1 pid
@@ -55,6 +58,7 @@ boot_native() {
         die "there is no $stand_in; run: cargo build -p sheave-tests --bin stand-in"
     [ -d /sys/fs/cgroup/memory ] || die 'a native node wants control groups of version 1'
     mkdir -p "$state/tmp"
+    echo "$form" >"$run/form"
     # What serves the node's devices outlives the node, as a kernel does.
     start stand-in unshare --mount "$stand_in" "$state/tmp"
     wait_until 20 'the stand-in for a kernel' grep -q . "$log/stand-in.log"
