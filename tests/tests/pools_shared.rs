@@ -2,8 +2,21 @@
 //! for a kernel takes the directory's file system for one whose locks hold between nodes.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use sheave_tests::{Daemon, Node, Scratch, Wire, eventually};
+use sheave_control::v1::AttachRequest;
+use sheave_control::{ControlClient, channel};
+use sheave_csi_proto::v1::controller_client::ControllerClient;
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_tests::requests::{self, VolumeRequests};
+use sheave_tests::{Daemon, Node, Plugin, Scratch, Wire, eventually};
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// How soon a volume of a dead node can be used on another one.
+const MOVED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Nodes whose daemons have one pool.
 struct Nodes {
@@ -26,6 +39,68 @@ impl Nodes {
         daemon.wait_for_log(" ready ");
         daemon
     }
+}
+
+/// The controller, which an attacher calls.
+struct Controller {
+    runtime: Runtime,
+    client: ControllerClient<Channel>,
+    _plugin: Plugin,
+}
+
+impl Controller {
+    /// Whose daemon is that of this node.
+    fn beside(node: &Node) -> Self {
+        let dir = node.kernel.scratch().path();
+        let plugin = Plugin::start(dir, &["--mode", "all", "--node-id", "b"]);
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let client = {
+            let _entered = runtime.enter();
+            ControllerClient::new(channel(plugin.socket()))
+        };
+        Self { runtime, client, _plugin: plugin }
+    }
+
+    /// The epoch of a publication.
+    fn publish(&self, id: &str, node: &str) -> Result<u64, Status> {
+        let volume = VolumeRequests::new(id, &requests::block(Mode::SingleNodeWriter));
+        let mut client = self.client.clone();
+        let request = volume.controller_publish(node);
+        let answer = self.runtime.block_on(client.controller_publish_volume(request))?;
+        let context = answer.into_inner().publish_context;
+        Ok(context.values().find_map(|value| value.parse().ok()).expect("an epoch"))
+    }
+
+    fn unpublish(&self, id: &str, node: &str) -> Result<(), Status> {
+        let request = requests::controller_unpublish(id, node);
+        let mut client = self.client.clone();
+        self.runtime.block_on(client.controller_unpublish_volume(request)).map(drop)
+    }
+
+    /// What the plugin of a node has its daemon do.
+    fn attach(&self, daemon: &Daemon, id: &str, node: &str, epoch: u64) -> PathBuf {
+        let request = AttachRequest {
+            volume: id.to_owned(),
+            epoch: Some(epoch),
+            node: node.to_owned(),
+            ..AttachRequest::default()
+        };
+        self.runtime.block_on(async {
+            let mut devices = ControlClient::new(channel(&daemon.socket()));
+            let answer = devices.attach(request).await.expect("attached").into_inner();
+            answer.device.expect("a device").path.into()
+        })
+    }
+}
+
+fn write(device: &Path, byte: u8) {
+    let mut wire = Wire::unix(device).expect("the device");
+    assert_eq!(wire.write(0, &[byte; 512]).expect("a reply"), 0);
+}
+
+fn first_block(device: &Path) -> Vec<u8> {
+    let mut wire = Wire::unix(device).expect("the device");
+    wire.read(0, 512).expect("a reply").expect("data")
 }
 
 #[test]
@@ -81,4 +156,41 @@ fn rule_37_a_node_that_comes_back_does_not_write_to_what_another_one_has_used() 
     let device = a.attach("shared/x");
     let mut wire = Wire::unix(&device).expect("the device");
     assert_eq!(wire.read(0, 512).expect("a reply").expect("data"), [9; 512]);
+}
+
+/// What happens when a node is marked as out of service: the volume is detached by force, though
+/// its kubelet has not unmounted it.
+#[test]
+fn rule_38_a_volume_is_taken_from_a_dead_node_in_time_and_never_from_a_live_one() {
+    let nodes = Nodes::new();
+    let (mut a, b) = (nodes.daemon(0), nodes.daemon(1));
+    let controller = Controller::beside(&nodes.nodes[1]);
+    a.sheave("volume create shared/x").ok();
+    let id = a.volume("shared/x")["id"].as_str().expect("an id").to_owned();
+    let epoch = controller.publish(&id, "a").expect("published");
+    let device = controller.attach(&a, &id, "a", epoch);
+    write(&device, 1);
+    // Only its kubelet is dead: nothing proves that its programs write no more.
+    for node in ["a", ""] {
+        let refused = controller.unpublish(&id, node).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    }
+    let refused = controller.publish(&id, "b").unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    write(&device, 2);
+    let died = Instant::now();
+    a.kill();
+    assert!(eventually(|| controller.unpublish(&id, "a").is_ok()));
+    let next = controller.publish(&id, "b").expect("published");
+    assert!(next > epoch, "{next}");
+    let moved = controller.attach(&b, &id, "b", next);
+    assert!(died.elapsed() < MOVED_WITHIN, "{:?}", died.elapsed());
+    assert_eq!(first_block(&moved), [2; 512]);
+    write(&moved, 3);
+    // The node that comes back serves its device no more, whose kernel may hold older data.
+    let a = nodes.daemon(0);
+    assert!(eventually(|| a.device()["waiting"].is_string()), "{}", a.log());
+    assert_eq!(first_block(&moved), [3; 512]);
+    a.sheave("detach shared/x --force").ok();
+    assert_eq!(first_block(&moved), [3; 512]);
 }
