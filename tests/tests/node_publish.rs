@@ -231,11 +231,14 @@ fn rule_35_cycles_leave_everything_as_it_was() {
             node.unpublish("v", &site.target("a")).expect("unpublished");
             node.unstage("v", &site.staging()).expect("unstaged");
         };
-        cycle(Some(Fs::Ext4));
         let count = |dir: &str| fs::read_dir(dir).expect(dir).count();
+        let threads = || count("/proc/self/task");
+        let idle = threads();
+        cycle(Some(Fs::Ext4));
+        assert!(sheave_tests::eventually(|| threads() == idle), "{idle} {}", threads());
         let look = || {
             let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-            (mounts, count("/proc/self/fd"), count("/proc/self/task"))
+            (mounts, count("/proc/self/fd"), threads())
         };
         let before = look();
         for _ in 0..CYCLES {

@@ -24,9 +24,12 @@ impl Engine {
                 format!("volume {volume} is neither staged nor published at {}", printable(path));
             Error::new(Kind::NotFound, why)
         };
-        let state = self.states.load(volume)?.filter(|state| !state.is_stale());
-        let state = state.filter(|state| state.phase == Phase::Staged).ok_or_else(not_there)?;
         let path = resolve(path)?.ok_or_else(not_there)?;
+        let state = match self.states.load(volume)? {
+            None => self.seen_at(volume, &path)?,
+            state => state.filter(|state| !state.is_stale() && state.phase == Phase::Staged),
+        };
+        let state = state.ok_or_else(not_there)?;
         if path != state.staging && state.targets.iter().all(|target| target.path != path) {
             return Err(not_there());
         }

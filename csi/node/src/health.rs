@@ -48,6 +48,11 @@ impl Problem {
         Self { severity: Severity::DataLoss, reason: "UnflushedDataLost", message }
     }
 
+    /// Of a volume that could not be staged in time.
+    pub(crate) fn hangs(message: &str) -> Self {
+        Self::inaccessible("StorageHangs", message)
+    }
+
     fn inaccessible(reason: &'static str, message: impl Into<String>) -> Self {
         Self { severity: Severity::Inaccessible, reason, message: message.into() }
     }

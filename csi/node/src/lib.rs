@@ -21,6 +21,7 @@ mod group;
 mod health;
 mod jobs;
 mod lock;
+mod lost;
 mod mountinfo;
 mod mounts;
 mod options;
@@ -131,6 +132,8 @@ struct Engine {
 
 impl Engine {
     fn lock(&self, volume: &str) -> Result<VolumeLock> {
+        // It may have been removed since this process was started.
+        self.states.make()?;
         VolumeLock::take(self.states.lock_path(volume), volume)
     }
 }

@@ -110,6 +110,13 @@ impl Mounts {
         self.at(target).first().copied()
     }
 
+    /// Mounts of a single file of this name.
+    pub(crate) fn bound_as(&self, name: Option<&OsStr>) -> impl Iterator<Item = &Mount> {
+        self.0
+            .iter()
+            .filter(move |mount| name.is_some() && Path::new(&mount.root).file_name() == name)
+    }
+
     /// Where a filesystem of this type is mounted, if one is.
     pub(crate) fn of_type(&self, fs: &str) -> Option<&Path> {
         self.0.iter().find(|mount| mount.fs == fs).map(|mount| &*mount.target)

@@ -13,7 +13,7 @@ use crate::mountinfo::{Mounts, Number};
 use crate::mounts::{bind, make_target, remove_target, resolve, unmount_all};
 use crate::options::Options;
 use crate::state::{Phase, StagedDevice, State, Target, fingerprint};
-use crate::{Access, Engine, Error, Kind, PublishRequest, Result};
+use crate::{Access, Attach, Engine, Error, Kind, PublishRequest, Result, StageRequest};
 
 impl Engine {
     /// Publishes a volume. Nothing is left of it after an error.
@@ -23,9 +23,9 @@ impl Engine {
             Access::Mount { options, .. } => Options::parse(options)?,
             Access::Block => Options::parse(&[])?,
         };
-        let options = if request.read_only { options.read_only() } else { options };
         let _lock = self.lock(volume)?;
-        let mut state = self.staged(request)?;
+        let mut state = self.staged(request, &options)?;
+        let options = if request.read_only { options.read_only() } else { options };
         let disk = self.own_disk(&state)?;
         let target = self.target(request)?;
         if target.starts_with(&state.staging) {
@@ -36,14 +36,17 @@ impl Engine {
         let there = what_is_at(&target, &disk)?;
         let known = state.targets.iter().find(|known| known.path == target);
         match (known, there) {
-            (Some(known), There::Ours) if known.arguments != arguments => {
+            (Some(known), There::Ours) if !is_same(known, arguments, &options)? => {
                 let why = format!(
                     "volume {volume} is published at {} with other arguments; unpublish it first",
                     printable(&target)
                 );
                 return Err(Error::new(Kind::Exists, why));
             }
-            (Some(_), There::Ours) if has_flags(&target, &options)? => return Ok(()),
+            (Some(known), There::Ours) if has_flags(&target, &options)? => {
+                let is_known = known.arguments.is_some();
+                return if is_known { Ok(()) } else { self.remember(state, &target, arguments) };
+            }
             // An earlier call was ended between its steps.
             (Some(_), There::Ours) => unmount_all(&target)?,
             (_, There::Nothing) => {}
@@ -61,7 +64,7 @@ impl Engine {
             );
             return Err(refused(why));
         }
-        state.targets.push(Target { path: target.clone(), arguments });
+        state.targets.push(Target { path: target.clone(), arguments: Some(arguments) });
         self.states.save(&state)?;
         self.show(&state, &disk, &target, &options).inspect_err(|_| {
             state.targets.retain(|known| known.path != target);
@@ -71,11 +74,13 @@ impl Engine {
     }
 
     /// The state of a volume that is staged as the request says.
-    fn staged(&self, request: &PublishRequest) -> Result<State> {
+    fn staged(&self, request: &PublishRequest, options: &Options) -> Result<State> {
         let volume = &request.volume;
         let not_staged = |why: &str| refused(format!("volume {volume}: {why}; stage it first"));
-        let state = self.states.load(volume)?.filter(|state| !state.is_stale());
-        let state = state.filter(|state| state.phase == Phase::Staged);
+        let state = match self.states.load(volume)? {
+            None => self.adopt_published(request, options)?,
+            state => state.filter(|state| !state.is_stale() && state.phase == Phase::Staged),
+        };
         let state = state.ok_or_else(|| not_staged("it is not staged on this node"))?;
         if resolve(&request.staging)?.as_ref() != Some(&state.staging) {
             return Err(not_staged("it is staged at another path"));
@@ -87,6 +92,37 @@ impl Engine {
             return Err(not_staged("it was published to this node anew since it was staged"));
         }
         Ok(state)
+    }
+
+    /// Adopts a volume whose state was lost after it was staged, as far as this request says how.
+    fn adopt_published(
+        &self,
+        request: &PublishRequest,
+        options: &Options,
+    ) -> Result<Option<State>> {
+        let volume = &request.volume;
+        let (Some(staging), Some(device)) =
+            (resolve(&request.staging)?, self.volumes.device(volume)?)
+        else {
+            return Ok(None);
+        };
+        let attach = Attach { read_only: device.read_only, epoch: request.epoch, front: None };
+        let staged = StageRequest {
+            volume: volume.clone(),
+            staging,
+            access: request.access.clone(),
+            attach,
+            force_unstage_after: None,
+        };
+        self.adopt(&staged, &staged.state(staged.staging.clone(), options))
+    }
+
+    /// Keeps the arguments of a place whose state was lost.
+    fn remember(&self, mut state: State, target: &Path, arguments: u32) -> Result<()> {
+        for known in state.targets.iter_mut().filter(|known| known.path == target) {
+            known.arguments = Some(arguments);
+        }
+        self.states.save(&state)
     }
 
     /// The device of a staged volume, from which alone its staging path may be mounted.
@@ -241,6 +277,15 @@ pub(crate) fn is_device(path: &Path, number: Number) -> bool {
     metadata.is_ok_and(|metadata| {
         metadata.file_type().is_block_device() && Number::of(metadata.rdev()) == number
     })
+}
+
+/// Whether a volume was published at a place as it is asked for now, as far as that is known.
+fn is_same(known: &Target, arguments: u32, options: &Options) -> Result<bool> {
+    if let Some(had) = known.arguments {
+        return Ok(had == arguments);
+    }
+    let has = flags_at(&Mounts::read()?, &known.path);
+    Ok(has.contains(MountFlags::RDONLY) == options.is_read_only())
 }
 
 /// Whether what is published is read-only, if it is to be.

@@ -1,6 +1,6 @@
 //! Staging: a volume becomes a device of this node, and its filesystem is mounted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sheave_core::printable;
 
@@ -9,6 +9,7 @@ use crate::error::refused;
 use crate::force::{ended_by_force, uptime_s};
 use crate::fs::Fs;
 use crate::lock::VolumeLock;
+use crate::lost::places;
 use crate::mountinfo::Mounts;
 use crate::mounts::{Unmount, check_empty, mount, resolve, unmount_while};
 use crate::options::Options;
@@ -17,6 +18,19 @@ use crate::probe::FsInfo;
 use crate::state::{Phase, StagedDevice, State};
 use crate::volumes::{Format, RAW};
 use crate::{Access, Engine, Error, Kind, Problem, Result, StageRequest};
+
+impl StageRequest {
+    /// The state of the volume while it is being staged at this path.
+    pub(crate) fn state(&self, staging: PathBuf, options: &Options) -> State {
+        let mut state = State::staging(&self.volume, staging);
+        state.fs = self.access.fs().map(|fs| fs.name().to_owned());
+        state.options = options.fingerprint();
+        state.read_only = self.attach.read_only;
+        state.epoch = self.attach.epoch;
+        state.force_after_s = self.force_unstage_after.map(|after| after.as_secs());
+        state
+    }
+}
 
 impl Engine {
     /// Stages a volume. Nothing is left of it after a final error.
@@ -31,19 +45,14 @@ impl Engine {
         };
         let lock = self.lock(&request.volume)?;
         let staging = self.staging_dir(&request.staging)?;
-        let mut state = State::staging(&request.volume, staging);
-        state.fs = request.access.fs().map(|fs| fs.name().to_owned());
-        state.options = options.fingerprint();
-        state.read_only = request.attach.read_only;
-        state.epoch = request.attach.epoch;
-        state.force_after_s = request.force_unstage_after.map(|after| after.as_secs());
-        if let Some(before) = self.states.load(&request.volume)? {
-            if self.is_staged_equally(&before, &state, request)? {
-                return Ok(());
-            }
-            self.clear(&before)?;
+        let mut state = request.state(staging, &options);
+        match self.states.load(&request.volume)? {
+            Some(before) if self.is_staged_equally(&before, &state, request)? => return Ok(()),
+            Some(before) => self.clear(&before)?,
+            None if self.adopt(request, &state)?.is_some() => return Ok(()),
+            None => {}
         }
-        self.check_free(&request.volume, &state.staging)?;
+        check_free(&request.volume, &state.staging)?;
         if request.access.fs().is_some() {
             check_empty(&state.staging).map_err(|error| error.of(&request.volume))?;
         }
@@ -55,11 +64,16 @@ impl Engine {
             }
             Err(error) if error.kind().is_final() => Err(self.undo(&state, error)),
             // Ended by the next call, in either direction.
-            Err(error) => Err(error),
+            Err(error) => {
+                if error.kind() == Kind::TimedOut {
+                    self.problems.set(&request.volume, Problem::hangs(&error.to_string()));
+                }
+                Err(error)
+            }
         }
     }
 
-    fn staging_dir(&self, path: &Path) -> Result<std::path::PathBuf> {
+    fn staging_dir(&self, path: &Path) -> Result<PathBuf> {
         let missing = || {
             let why = "it is no directory; the orchestrator makes it before it calls";
             refused(format!("staging path {}: {why}", printable(path)))
@@ -68,25 +82,6 @@ impl Engine {
         // Of a link, no mount point has the name.
         let metadata = std::fs::symlink_metadata(&resolved).map_err(|_| missing())?;
         if metadata.is_dir() { Ok(resolved) } else { Err(missing()) }
-    }
-
-    /// Refuses a staging path at which something is mounted that is not the volume's.
-    fn check_free(&self, volume: &str, staging: &Path) -> Result<()> {
-        let mounts = Mounts::read()?;
-        // Its state may have been lost.
-        if let Some(top) = mounts.top(staging)
-            && let Some(device) = self.volumes.device(volume)?
-        {
-            let number = Disk::at(&device.path)?.number;
-            if top.is_of(number) {
-                unmount_while(staging, Unmount::Whole, |mount| mount.is_of(number))?;
-            }
-        }
-        if Mounts::read()?.top(staging).is_some() {
-            let why = format!("staging path {}: something else is mounted", printable(staging));
-            return Err(refused(format!("{why} there")).of(volume).and("unmount it first"));
-        }
-        Ok(())
     }
 
     /// Whether a volume is staged as asked for already.
@@ -191,7 +186,7 @@ impl Engine {
     }
 
     /// A program may write anything to it, so it is never formatted from here on.
-    fn mark_raw(&self, request: &StageRequest) -> Result<()> {
+    pub(crate) fn mark_raw(&self, request: &StageRequest) -> Result<()> {
         let record = self.volumes.record(&request.volume)?;
         if record.never_format
             || request.attach.read_only
@@ -379,16 +374,24 @@ impl Engine {
     /// Without a state, what is mounted is the volume's only if it is from its device.
     fn unstage_unknown(&self, volume: &str, staging: Option<&Path>) -> Result<()> {
         let Some(device) = self.volumes.device(volume)? else { return Ok(()) };
-        let number = Disk::at(&device.path)?.number;
-        let mounts = Mounts::read()?;
-        let mut others = mounts.of(number).filter(|mount| Some(&*mount.target) != staging);
-        if let Some(other) = others.next() {
-            let why = format!("volume {volume} is mounted at {}", printable(&other.target));
-            return Err(refused(why).and("unmount it first"));
+        let disk = Disk::at(&device.path)?;
+        let mut others = places(&Mounts::read()?, &disk).into_iter();
+        if let Some(other) = others.find(|place| Some(&**place) != staging) {
+            let why = format!("volume {volume} is still mounted at {}", printable(&other));
+            return Err(refused(why).and("unpublish or unmount it first"));
         }
         if let Some(path) = staging {
-            unmount_while(path, Unmount::Whole, |mount| mount.is_of(number))?;
+            unmount_while(path, Unmount::Whole, |mount| mount.is_of(disk.number))?;
         }
         self.volumes.detach(volume)
     }
+}
+
+/// Refuses a staging path at which something is mounted.
+fn check_free(volume: &str, staging: &Path) -> Result<()> {
+    if Mounts::read()?.top(staging).is_none() {
+        return Ok(());
+    }
+    let why = format!("staging path {}: something else is mounted", printable(staging));
+    Err(refused(format!("{why} there")).of(volume).and("unmount it first"))
 }

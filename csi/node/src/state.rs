@@ -70,8 +70,8 @@ pub(crate) struct StagedDevice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Target {
     pub(crate) path: PathBuf,
-    /// Fingerprint of the arguments.
-    pub(crate) arguments: u32,
+    /// Fingerprint of the arguments; none if the state that had it was lost.
+    pub(crate) arguments: Option<u32>,
 }
 
 /// The directory of all states.
@@ -120,9 +120,17 @@ impl States {
     /// When it cannot be made.
     pub(crate) fn open(dir: PathBuf) -> Result<Self> {
         let states = Self { dir };
-        let what = || format!("node state {}", printable(&states.dir));
-        fs::create_dir_all(&states.dir).map_err(|error| Error::of_io(what(), &error))?;
+        states.make()?;
         Ok(states)
+    }
+
+    /// Makes the directory, if it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn make(&self) -> Result<()> {
+        let what = || format!("node state {}", printable(&self.dir));
+        fs::create_dir_all(&self.dir).map_err(|error| Error::of_io(what(), &error))
     }
 
     /// Where the lock of a volume is.
@@ -235,7 +243,7 @@ mod tests {
         let states = States::open(dir.path().join("node")).expect("a directory");
         assert_eq!(states.load("fast/1").expect("no state"), None);
         let mut state = State::staging("fast/1", "/stage".into());
-        state.targets.push(Target { path: "/pod".into(), arguments: 7 });
+        state.targets.push(Target { path: "/pod".into(), arguments: Some(7) });
         states.save(&state).expect("saved");
         assert_eq!(states.load("fast/1").expect("a state").as_ref(), Some(&state));
         assert!(!state.is_stale());

@@ -39,9 +39,12 @@ impl Engine {
             let why = format!("volume {volume} is not at {}", printable(path));
             Error::new(Kind::NotFound, why)
         };
-        let state = self.states.load(volume)?.filter(|state| !state.is_stale());
-        let state = state.ok_or_else(not_there)?;
         let path = resolve(path)?.ok_or_else(not_there)?;
+        let state = match self.states.load(volume)? {
+            None => self.seen_at(volume, &path)?,
+            state => state.filter(|state| !state.is_stale()),
+        };
+        let state = state.ok_or_else(not_there)?;
         let device = self.volumes.device(volume)?.ok_or_else(not_there)?;
         let disk = Disk::at(&device.path)?;
         if state.fs.is_none() {
