@@ -17,7 +17,9 @@ use sheave_control::v1::{
     SetLimitsRequest, SetLimitsResponse,
 };
 use sheave_core::{Error, ErrorKind, printable};
-use sheave_daemon::{self as devices, AttachOptions, Attached, Choice, Devices, NewLimits};
+use sheave_daemon::{
+    self as devices, AttachOptions, Attached, Choice, Devices, NewLimits, PoolVolume,
+};
 use sheave_pools::{Exclusion, Listed, Pools, Record, VolumeId};
 use sheave_volumes::VolumeSpec;
 use tokio::net::{UnixListener, UnixStream};
@@ -26,7 +28,7 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
-use crate::pool_calls::{PoolCalls, check_publication};
+use crate::pool_calls::{PoolCalls, check_publication, is_shared};
 use crate::telemetry::{RuntimeDir, listen_at};
 use crate::volumes_api::{VolumesService, device_of};
 
@@ -170,11 +172,12 @@ impl Control for Service {
         let attached = if self.calls.pools.has_pool_of(&volume) {
             self.attach_of_pool(&volume, front, read_only, epoch, node).await?
         } else if epoch.is_some() {
-            let why = format!("{}: this daemon has no such pool", printable(&volume));
+            self.calls.id(&volume)?;
+            let why = format!("{}: it is no volume of a pool", printable(&volume));
             return Err(Status::failed_precondition(why));
         } else {
             check_volume(&volume, from_operator).map_err(status)?;
-            let options = AttachOptions { read_only, front, published: false };
+            let options = AttachOptions { read_only, front, published: false, pool: None };
             self.blocking(move |devices| devices.attach(&volume, options)).await?
         };
         Ok(Response::new(AttachResponse { device: Some(self.message(attached)) }))
@@ -255,11 +258,10 @@ impl Service {
     /// A target as the devices know it.
     async fn target(&self, target: String) -> Result<String, Status> {
         if let Ok(id) = target.parse::<VolumeId>() {
-            // Without its pool, which may hang.
+            // Without its pool, which may hang, or be gone from the configuration.
             let mut devices = self.devices.list().into_iter();
-            let is_it =
-                |device: &Attached| self.calls.pools.id_of_text(&device.volume) == Some(id.clone());
-            if let Some(device) = devices.find(is_it) {
+            let id = id.to_string();
+            if let Some(device) = devices.find(|device| self.volume_id(device) == id) {
                 return Ok(device.volume);
             }
         }
@@ -294,7 +296,8 @@ impl Service {
             if epoch.is_none() && !read_only {
                 mark_raw(&found)?;
             }
-            let options = AttachOptions { read_only, front, published: epoch.is_some() };
+            let pool = Some(PoolVolume { id: id.to_string(), shared: is_shared(&found) });
+            let options = AttachOptions { read_only, front, published: epoch.is_some(), pool };
             let attached = devices.attach(&text, options)?;
             // Another process or node may have come between; none can while it is open here.
             if let Err(error) = check_again(&pools, &id, &node, epoch, read_only) {
@@ -324,8 +327,14 @@ impl Service {
     }
 
     fn message(&self, attached: Attached) -> Device {
-        let id = self.calls.pools.id_of_text(&attached.volume);
-        Device { volume_id: id.map(|id| id.to_string()).unwrap_or_default(), ..message(attached) }
+        Device { volume_id: self.volume_id(&attached), ..message(attached) }
+    }
+
+    /// POOL/UUID of a device, as it was attached; empty if it is no volume of a pool.
+    fn volume_id(&self, attached: &Attached) -> String {
+        let now = || self.calls.pools.id_of_text(&attached.volume).map(|id| id.to_string());
+        let attached_as = attached.pool.as_ref().map(|pool| pool.id.clone());
+        attached_as.or_else(now).unwrap_or_default()
     }
 }
 

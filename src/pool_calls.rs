@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_daemon::{Attached, PoolVolume};
 use sheave_pools::{Exclusion, Listed, Pools, VolumeId};
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -30,6 +31,24 @@ impl PoolCalls {
         let names = pools.all().map(|pool| pool.info().name.clone());
         let rooms = names.map(|name| (name, Arc::new(Semaphore::new(CALLS_MAX)))).collect();
         Self { pools: Arc::new(pools), pending: Pending::default(), rooms }
+    }
+
+    /// An id of a volume, whose pool there is.
+    ///
+    /// # Errors
+    /// NOT_FOUND for what is no id. FAILED_PRECONDITION where the configuration lacks the pool: the
+    /// volume is not known to be absent.
+    pub(crate) fn id(&self, id: &str) -> Result<VolumeId, Status> {
+        let id: VolumeId = id.parse().map_err(status)?;
+        if self.pools.pool(&id.pool).is_ok() {
+            return Ok(id);
+        }
+        let why = format!(
+            "{id}: the configuration has no pool {}, so it is not known whether the volume is \
+             there; put the pool back",
+            id.pool
+        );
+        Err(Status::failed_precondition(why))
     }
 
     /// Calls the pool's storage in another thread. With a `key`, ABORTED while another call has it;
@@ -71,7 +90,7 @@ impl PoolCalls {
         id: &str,
         call: impl FnOnce(&Pools, VolumeId) -> Result<T> + Send + 'static,
     ) -> Result<T, Status> {
-        let parsed: VolumeId = id.parse().map_err(status)?;
+        let parsed = self.id(id)?;
         self.call(&parsed.pool.clone(), Some(id.to_owned()), |pools| call(pools, parsed)).await
     }
 
@@ -106,6 +125,45 @@ impl PoolCalls {
     }
 }
 
+/// Whether other nodes use the volume, too, and its record says which of them writes.
+pub(crate) fn is_shared(of: &Listed) -> bool {
+    let info = of.pool.info();
+    !info.is_local && info.exclusion == Exclusion::Recorded
+}
+
+/// Whether a volume that is a device may be written, which it was as part of this pool.
+pub(crate) fn may_write(pools: &Pools, text: &str, was: Option<&PoolVolume>) -> Result<()> {
+    pools.check_writer(text)?;
+    let Some(was) = was.filter(|was| was.shared) else { return Ok(()) };
+    let id = pools.id_of_text(text);
+    if id.is_some_and(|id| pools.pool(&id.pool).is_ok_and(|pool| !pool.info().is_local)) {
+        return Ok(());
+    }
+    let why = format!(
+        "{}: nodes shared its pool, which the configuration lacks now, so another one may have \
+         used it since; put the pool back, or detach it by force, which drops what this node has \
+         not written yet",
+        was.id
+    );
+    Err(Error::new(ErrorKind::Fenced, "serve", why))
+}
+
+/// Logs devices whose pool the configuration lacks, or has under another name.
+pub(crate) fn warn_of_missing_pools(pools: &Pools, devices: &[Attached]) {
+    for device in devices {
+        let Some(was) = &device.pool else { continue };
+        let now = pools.id_of_text(&device.volume).map(|id| id.to_string());
+        if now.as_ref() != Some(&was.id) {
+            tracing::warn!(
+                volume = was.id,
+                device = %printable(&device.path),
+                "the configuration lacks its pool, or has it under another name: the device goes \
+                 on until it is detached, and the volume cannot be used anew; put the pool back"
+            );
+        }
+    }
+}
+
 /// Whether the volume may be attached on this node: as it is published, or by the operator while it
 /// is not published.
 pub(crate) fn check_publication(
@@ -126,7 +184,7 @@ pub(crate) fn check_publication(
                 let why = format!(
                     "{} is published to node {}; it is attached there, by that publication only",
                     found.id(),
-                    sheave_core::printable(&has.node)
+                    printable(&has.node)
                 );
                 Err(Error::new(ErrorKind::Busy, "attach", why))
             }

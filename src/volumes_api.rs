@@ -123,21 +123,6 @@ fn absent_is_done(error: Status) -> Result<(), Status> {
     if error.code() == Code::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// Refuses to call a volume absent because the configuration has its pool no more.
-fn check_pool(pools: &Pools, id: &str) -> Result<(), Status> {
-    match id.parse::<VolumeId>() {
-        Ok(id) if pools.pool(&id.pool).is_err() => {
-            let why = format!(
-                "{id}: the configuration has no pool {}, so it is not known whether the volume is \
-                 there; put the pool back",
-                id.pool
-            );
-            Err(Status::failed_precondition(why))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// How a pool's volumes can be used.
 fn modes(info: &PoolInfo, block: bool) -> Vec<i32> {
     let can = |mode: &AccessMode| info.check_mode(*mode, block).is_ok();
@@ -210,7 +195,6 @@ impl Volumes for VolumesService {
         request: Request<api::DeleteVolumeRequest>,
     ) -> Result<Response<api::DeleteVolumeResponse>, Status> {
         let id = request.into_inner().id;
-        check_pool(&self.calls.pools, &id)?;
         let devices = self.devices.clone();
         let delete = move |pools: &Pools, id: VolumeId| {
             match pools.by_id(&id) {
@@ -237,7 +221,7 @@ impl Volumes for VolumesService {
         use api::get_volume_request::Key;
         let found = match request.into_inner().key {
             Some(Key::Id(id)) => {
-                let id: VolumeId = id.parse().map_err(status)?;
+                let id = self.calls.id(&id)?;
                 self.calls.call(&id.pool.clone(), None, move |pools| pools.by_id(&id)).await?
             }
             Some(Key::Name(name)) => self.calls.find(&name).await?,
@@ -390,7 +374,6 @@ impl Volumes for VolumesService {
         request: Request<api::UnpublishVolumeRequest>,
     ) -> Result<Response<api::UnpublishVolumeResponse>, Status> {
         let api::UnpublishVolumeRequest { id, node } = request.into_inner();
-        check_pool(&self.calls.pools, &id)?;
         let devices = self.devices.clone();
         let unpublish = move |pools: &Pools, id: VolumeId| {
             if pools.pool(&id.pool)?.info().exclusion != Exclusion::Recorded {

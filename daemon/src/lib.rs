@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sheave_core::{Error, ErrorKind, Result, Volume, printable};
 use sheave_layers::Limits;
 use sheave_shard::{Engine, Quiesced, Served};
@@ -56,11 +57,11 @@ pub struct DevicesConfig {
     pub may_write: Box<MayWrite>,
 }
 
-/// Answers for a volume's text; an error says why not.
-pub type MayWrite = dyn Fn(&str) -> Result<()> + Send + Sync;
+/// Answers for a volume's text, and what it is in its pool; an error says why not.
+pub type MayWrite = dyn Fn(&str, Option<&PoolVolume>) -> Result<()> + Send + Sync;
 
 /// How a volume is attached.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// The kernel does not write to it.
     pub read_only: bool,
@@ -68,6 +69,18 @@ pub struct AttachOptions {
     pub front: Choice,
     /// For a publication, by an orchestrator: only [`Devices::detach`] ends the device.
     pub published: bool,
+    /// Of a volume of a pool.
+    pub pool: Option<PoolVolume>,
+}
+
+/// What a volume is in its pool. It is recorded with the device: later configurations may lack the
+/// pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolVolume {
+    /// POOL/UUID.
+    pub id: String,
+    /// Whether other nodes use the pool, too, and its records say which of them writes.
+    pub shared: bool,
 }
 
 /// The devices of one daemon. All calls may wait for the kernel.
@@ -119,14 +132,14 @@ impl Devices {
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
     pub fn attach(&self, name: &str, options: AttachOptions) -> Result<Attached> {
         let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
-        let attached = self.attach_in(&slot, name, options);
+        let attached = self.attach_in(&slot, name, &options);
         if attached.is_err() {
             self.clear(name, &slot);
         }
         attached
     }
 
-    fn attach_in(&self, slot: &Slot, name: &str, options: AttachOptions) -> Result<Attached> {
+    fn attach_in(&self, slot: &Slot, name: &str, options: &AttachOptions) -> Result<Attached> {
         let mut entry = slot.hold_or_busy("attach", name)?;
         if self.leaving.load(Relaxed) && matches!(*entry, Entry::Waiting { .. }) {
             let why = "another daemon takes over; try again";
@@ -136,8 +149,8 @@ impl Devices {
         match &mut *entry {
             Entry::Attached(live) => {
                 check_same(&live.record, options)?;
-                if options.published && !live.record.published {
-                    let record = live.record.published(true);
+                let record = live.record.attached_as(options);
+                if record != live.record {
                     self.records.save(&record)?;
                     live.record = record;
                 }
@@ -166,8 +179,8 @@ impl Devices {
         self.engine.check(within)
     }
 
-    fn make(&self, name: &str, options: AttachOptions, entry: &mut Held<'_>) -> Result<()> {
-        let AttachOptions { read_only, front, published } = options;
+    fn make(&self, name: &str, options: &AttachOptions, entry: &mut Held<'_>) -> Result<()> {
+        let AttachOptions { read_only, front, .. } = *options;
         let seen = entry.seen;
         let limits = Arc::<Limits>::default();
         let volume = open_volume(name, read_only, &limits)?;
@@ -178,7 +191,7 @@ impl Devices {
         let front = self.kernels.choose(front, &self.engine)?;
         let key = DeviceKey::random();
         let record = Record::new(name, read_only, info, size, front, key);
-        let mut record = record.published(published);
+        let mut record = record.attached_as(options);
         self.records.save(&record)?;
         let served = Served::new(volume, self.registry.volume(name));
         let server = Server { engine: &self.engine, served: &served };
@@ -259,8 +272,9 @@ fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<
 }
 
 /// Checks that an existing device agrees with a request.
-fn check_same(have: &Record, AttachOptions { read_only, front, .. }: AttachOptions) -> Result<()> {
-    let busy = |how| {
+fn check_same(have: &Record, options: &AttachOptions) -> Result<()> {
+    let AttachOptions { read_only, front, ref pool, .. } = *options;
+    let busy = |how: &str| {
         let (volume, device) = (&have.volume, Attached::new(have, None).path);
         let why = format!("{volume} is {} already, {how}; detach it first", printable(&device));
         Err(Error::new(ErrorKind::Busy, "attach", why))
@@ -269,6 +283,10 @@ fn check_same(have: &Record, AttachOptions { read_only, front, .. }: AttachOptio
         _ if read_only && !have.read_only => busy("for writing"),
         _ if have.asked_read_only && !read_only => busy("read-only"),
         Choice::This(front) if front != have.front => busy("by the other front"),
-        _ => Ok(()),
+        _ => match (&have.pool, pool) {
+            // Its pool was renamed. Those that have the old id could not end it.
+            (Some(had), Some(pool)) if had.id != pool.id => busy(&format!("as {}", had.id)),
+            _ => Ok(()),
+        },
     }
 }

@@ -18,6 +18,7 @@ use sheave_durable::{self as durable, UNFINISHED};
 use sheave_layers::RateLimits;
 
 use crate::kernel::{DeviceKey, Front, Kernels, unknown_path};
+use crate::{AttachOptions, PoolVolume};
 
 /// The version of the format.
 const FORMAT: u32 = 1;
@@ -39,6 +40,9 @@ pub(crate) struct Record {
     /// has it open.
     #[serde(default)]
     pub(crate) published: bool,
+    /// Of a volume of a pool; none in the records of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pool: Option<PoolVolume>,
     pub(crate) front: Front,
     /// Bytes.
     pub(crate) size: u64,
@@ -87,6 +91,7 @@ impl Record {
             read_only: info.read_only,
             asked_read_only,
             published: false,
+            pool: None,
             front,
             size,
             block: info.block.logical,
@@ -105,9 +110,11 @@ impl Record {
         Self { size, ..self.clone() }
     }
 
-    /// The same device of a publication, or not.
-    pub(crate) fn published(&self, published: bool) -> Self {
-        Self { published, ..self.clone() }
+    /// The same device, attached like this, too.
+    pub(crate) fn attached_as(&self, options: &AttachOptions) -> Self {
+        let published = self.published || options.published;
+        let pool = self.pool.clone().or_else(|| options.pool.clone());
+        Self { published, pool, ..self.clone() }
     }
 
     /// The same device with these limits.
@@ -280,6 +287,8 @@ fn boot_id() -> String {
 mod tests {
     use sheave_core::{BlockSizes, Capabilities};
 
+    use crate::Choice;
+
     use super::*;
 
     fn info(identity: Option<&str>) -> VolumeInfo {
@@ -309,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_another_one_has_taken_the_name_of_is_not_served() {
+    fn rule_32_a_volume_that_another_one_has_taken_the_name_of_is_not_served() {
         let same = |identity, size| record().check_same("recover", &info(identity), size);
         assert!(same(Some("file 5"), 1 << 30).is_ok());
         assert!(same(Some("file 5"), 2 << 30).is_ok(), "it may have grown");
@@ -344,12 +353,23 @@ mod tests {
 
     #[test]
     fn a_device_stays_that_of_a_publication() {
-        let published = record().published(true);
+        let attached_as = |published, id: Option<&str>| AttachOptions {
+            read_only: false,
+            front: Choice::Fastest,
+            published,
+            pool: id.map(|id| PoolVolume { id: id.to_owned(), shared: true }),
+        };
+        let published = record().attached_as(&attached_as(true, Some("fast/1")));
         let found = again(&published, "");
         assert!(found.published);
-        assert_eq!(found, published);
+        assert_eq!(
+            (found.pool.as_ref().map(|pool| pool.id.as_str()), &found),
+            (Some("fast/1"), &published)
+        );
+        let more = published.attached_as(&attached_as(false, None));
+        assert_eq!(more, published, "it stays what it was");
         let old = again(&record(), r#""published":false,"#);
-        assert!(!old.published, "of an older program");
+        assert!(!old.published && old.pool.is_none(), "of an older program");
     }
 
     #[test]

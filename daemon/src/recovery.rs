@@ -265,7 +265,7 @@ impl Devices {
         record.check_same("recover", info, volume.size())?;
         if !record.read_only {
             // While it is open, so that no other node comes between.
-            (self.may_write)(&record.volume)?;
+            (self.may_write)(&record.volume, record.pool.as_ref())?;
         }
         match self.serve(device, record, Arc::clone(&volume))? {
             true => Ok(Again::Served(volume)),

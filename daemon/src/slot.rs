@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use sheave_core::{Error, ErrorKind, Result, Volume};
 use sheave_layers::{Limits, RateLimits};
 
+use crate::PoolVolume;
 use crate::kernel::{Device, Front};
 use crate::records::Record;
 
@@ -64,6 +65,8 @@ pub(crate) struct Live {
 pub struct Attached {
     /// The volume, as it was requested.
     pub volume: String,
+    /// What it is in its pool, as it was attached.
+    pub pool: Option<PoolVolume>,
     /// Such as `/dev/ublkb0`.
     pub path: PathBuf,
     /// Its front.
@@ -198,6 +201,7 @@ impl Attached {
     pub(crate) fn new(record: &Record, waiting: Option<String>) -> Self {
         Self {
             volume: record.volume.clone(),
+            pool: record.pool.clone(),
             path: record.path(),
             front: record.front,
             read_only: record.read_only,

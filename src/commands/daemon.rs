@@ -19,7 +19,7 @@ use tokio::sync::{Notify as Event, oneshot};
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
 use crate::control_api::{self, ControlSocket};
 use crate::log;
-use crate::pool_calls::PoolCalls;
+use crate::pool_calls::{PoolCalls, may_write, warn_of_missing_pools};
 use crate::process::{HangUp, Signals, default_shards, runtime};
 use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
@@ -154,9 +154,10 @@ async fn serve(start: Start) -> Result<()> {
         records: state.join("devices"),
         left: std::mem::take(&mut taken.connections),
         fake,
-        may_write: Box::new(move |text| pools.check_writer(text)),
+        may_write: Box::new(move |text, was| may_write(&pools, text, was)),
     };
     let devices = Arc::new(Devices::start(config, Arc::clone(&registry))?);
+    warn_of_missing_pools(&calls.pools, &devices.list());
     let looked_after = Arc::clone(&devices);
     let thread = std::thread::Builder::new().name("look-after".to_owned());
     thread.spawn(move || look_after(&looked_after))?;

@@ -65,6 +65,13 @@ impl Site {
         assert!(eventually(|| self.plugin.log().contains("ending: SIGTERM")));
     }
 
+    /// Has another daemon go on, with this configuration.
+    fn restart_daemon(&mut self, config: &str) {
+        fs::write(self.node.config(), config).expect("a configuration");
+        self.daemon.kill();
+        self.daemon = self.node.daemon();
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.node.node.kernel.scratch().path().join(name)
     }
@@ -254,6 +261,33 @@ fn a_publication_that_was_left_behind_is_in_the_way_of_nothing() {
         site.stage(&id, Mode::SingleNodeWriter).expect("staged");
         site.unstage(&id).expect("unstaged");
         site.publish_centrally(&id, Mode::SingleNodeWriter);
+        site.delete(&id).expect("deleted");
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn rule_05_a_volume_is_unstaged_though_its_pool_is_not_configured_any_more() {
+    on_devices("rule_05_a_volume_is_unstaged_though_its_pool_is_not_configured_any_more", || {
+        let mut site = Site::new();
+        let id = site.create();
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.publish(&id).expect("published");
+        let config = fs::read_to_string(site.node.config()).expect("a configuration");
+        site.restart_daemon(&config.replace("[pools.fast]", "[pools.renamed]"));
+        for _ in 0..2 {
+            site.unpublish(&id).expect("unpublished");
+            site.unstage(&id).expect("unstaged");
+        }
+        site.node.node.check_bare(&site.daemon);
+        fails(site.stage(&id, Mode::SingleNodeWriter), Code::FailedPrecondition);
+        fails(site.delete(&id), Code::FailedPrecondition);
+        site.restart_daemon(&config);
+        // That it was published is in the pool, and in the way of nothing.
+        assert_eq!(site.publications(), 1);
+        site.stage(&id, Mode::SingleNodeWriter).expect("staged");
+        site.unstage(&id).expect("unstaged");
+        assert_eq!(site.publications(), 0);
         site.delete(&id).expect("deleted");
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
     });

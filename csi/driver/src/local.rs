@@ -48,6 +48,22 @@ impl Plugin {
         call(self.volumes.clone().unpublish_volume(unpublish)).await.map(drop)
     }
 
+    /// Ends the publication of a volume that was unstaged. Where the configuration lacks the pool,
+    /// the publication is left: it is in the way of nothing (`publish_here`).
+    ///
+    /// # Errors
+    /// What the daemon says.
+    pub(crate) async fn unpublish_unstaged(&self, id: &str) -> Result<(), Status> {
+        let ended = self.unpublish_here(id).await;
+        let Err(status) = &ended else { return ended };
+        let pools = call(self.volumes.clone().list_pools(api::ListPoolsRequest {})).await?.pools;
+        if id.split_once('/').is_none_or(|(of, _)| pools.iter().any(|pool| pool.name == of)) {
+            return ended;
+        }
+        tracing::warn!("it is unstaged, and its publication is left: {}", status.message());
+        Ok(())
+    }
+
     /// Makes a volume as long as required, unless it is already.
     ///
     /// # Errors

@@ -85,7 +85,17 @@ fn rule_05_what_is_absent_is_deleted_and_not_found_elsewhere() {
     }
     // Whether it is absent cannot be known without its pool.
     let gone = "gone/01234567-89ab-7cde-8f01-23456789abcd";
-    assert_eq!(client.delete(gone).unwrap_err().code(), Code::FailedPrecondition);
+    let refused = [
+        client.delete(gone).unwrap_err(),
+        client.unpublish(gone, NODE).unwrap_err(),
+        client.publish(gone, &mount()).unwrap_err(),
+        client.get(gone).unwrap_err(),
+        client.expand(gone, 8).unwrap_err(),
+    ];
+    for refused in refused {
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("the configuration has no pool gone"), "{refused}");
+    }
 }
 
 #[test]
