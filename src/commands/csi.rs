@@ -73,9 +73,6 @@ pub(crate) struct Args {
     /// csi.sheave.dev/agent-not-ready: it is removed then (in a pod of Kubernetes)
     #[arg(long, value_name = "KEY", requires = "registration_dir", requires = "node_id")]
     startup_taint: Option<String>,
-    /// Announce the health calls of CSI 1.13; not every client of 1.12 accepts that
-    #[arg(long)]
-    announce_health: bool,
     /// Where /healthz, /readyz and /metrics are answered
     #[arg(long, value_name = "IP:PORT")]
     health: Option<SocketAddr>,
@@ -123,7 +120,6 @@ async fn serve(args: &Args, node_id: Option<String>) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node_id,
         is_local: args.local,
-        announces_health: args.announce_health,
         volumes,
         devices: has_devices.then(|| ControlClient::new(channel(&socket))),
     });

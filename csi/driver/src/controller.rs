@@ -24,7 +24,7 @@ use convert::volume;
 use parameters::Parameters;
 
 /// What this controller can do, of every plugin of this version.
-const CAPABILITIES: [rpc::Type; 11] = [
+const CAPABILITIES: [rpc::Type; 13] = [
     rpc::Type::CreateDeleteVolume,
     rpc::Type::PublishUnpublishVolume,
     rpc::Type::ListVolumes,
@@ -36,9 +36,9 @@ const CAPABILITIES: [rpc::Type; 11] = [
     rpc::Type::SingleNodeMultiWriter,
     rpc::Type::ModifyVolume,
     rpc::Type::VolumeCondition,
+    rpc::Type::GetVolumeHealth,
+    rpc::Type::ListVolumeHealth,
 ];
-/// Those of 1.13 that older clients do not know.
-const CAPABILITIES_1_13: [rpc::Type; 2] = [rpc::Type::GetVolumeHealth, rpc::Type::ListVolumeHealth];
 /// Those whose calls come from one place for the whole cluster, where the volumes of a node are not
 /// known.
 const CENTRAL: [rpc::Type; 5] = [
@@ -275,8 +275,16 @@ impl Controller for ControllerService {
         request: Request<csi::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<csi::ControllerGetVolumeHealthResponse>, Status> {
         let request = request.into_inner();
-        let found = self.find(text("volume_id", &request.volume_id)?).await?;
-        let volume_health = Some(health::health(&found));
+        let id = text("volume_id", &request.volume_id)?;
+        let volume_health = match self.find(id).await {
+            Ok(found) => health::health(&found),
+            Err(why) => {
+                // What has the pools answers, so it is the pool's storage that does not.
+                self.pools().await?;
+                health::of_storage(id, why)?
+            }
+        };
+        let volume_health = Some(volume_health);
         Ok(Response::new(csi::ControllerGetVolumeHealthResponse { volume_health }))
     }
 
@@ -332,8 +340,7 @@ impl Controller for ControllerService {
         &self,
         _: Request<csi::ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
-        let health = CAPABILITIES_1_13.into_iter().filter(|_| self.plugin.announces_health);
-        let capabilities = CAPABILITIES.into_iter().chain(health);
+        let capabilities = CAPABILITIES.into_iter();
         let capabilities = capabilities.filter(|of| !self.plugin.is_local || !CENTRAL.contains(of));
         let capability = |of: rpc::Type| csi::ControllerServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: of.into() })),

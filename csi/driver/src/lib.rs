@@ -42,9 +42,6 @@ pub struct Plugin {
     pub node_id: Option<String>,
     /// Whether the orchestrator leaves publishing and growing to the node, see `local.rs`.
     pub is_local: bool,
-    /// Whether it announces the health calls of CSI 1.13, which it answers in any case. Clients of
-    /// 1.12 need not know them: csi-sanity up to 5.5 takes them for an error.
-    pub announces_health: bool,
     /// The volumes of pools.
     pub volumes: VolumesClient,
     /// The devices of this node; `None` of a controller without devices.

@@ -39,15 +39,15 @@ const GIVE_BACK_POLL: Duration = Duration::from_millis(200);
 
 /// What this service can do. Health is advertised in the old way, too: Kubernetes up to 1.36 reads
 /// no other.
-const CAPABILITIES: [rpc::Type; 5] = [
+const CAPABILITIES: [rpc::Type; 7] = [
     rpc::Type::StageUnstageVolume,
     rpc::Type::GetVolumeStats,
     rpc::Type::ExpandVolume,
     rpc::Type::VolumeCondition,
     rpc::Type::SingleNodeMultiWriter,
+    rpc::Type::GetVolumeHealth,
+    rpc::Type::GetStorageHealth,
 ];
-/// Those of 1.13, see [`crate::Plugin::announces_health`].
-const CAPABILITIES_1_13: [rpc::Type; 2] = [rpc::Type::GetVolumeHealth, rpc::Type::GetStorageHealth];
 
 /// Serves Node.
 pub struct NodeService {
@@ -130,7 +130,7 @@ impl Node for NodeService {
         let id = volume_id.clone();
         self.blocking(move |engine| engine.unstage(&id, &staging)).await?;
         if self.plugin.is_local {
-            self.plugin.unpublish_here(&volume_id).await?;
+            self.plugin.unpublish_unstaged(&volume_id).await?;
         }
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
@@ -223,8 +223,7 @@ impl Node for NodeService {
         let capability = |of: rpc::Type| NodeServiceCapability {
             r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: of.into() })),
         };
-        let health = CAPABILITIES_1_13.into_iter().filter(|_| self.plugin.announces_health);
-        let capabilities = CAPABILITIES.into_iter().chain(health).map(capability).collect();
+        let capabilities = CAPABILITIES.into_iter().map(capability).collect();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 

@@ -107,12 +107,6 @@ fn questions(channel: &Channel, ids: &[String]) -> Vec<(&'static str, Call)> {
         call!(
             channel,
             ControllerClient,
-            controller_get_volume_health,
-            ControllerGetVolumeHealthRequest { volume_id: id(), ..Default::default() }
-        ),
-        call!(
-            channel,
-            ControllerClient,
             controller_list_volume_health,
             ControllerListVolumeHealthRequest::default()
         ),
@@ -193,4 +187,20 @@ pub(crate) fn converge(runtime: &Runtime, calls: &dyn Fn() -> Vec<(&'static str,
         }
         left.is_empty()
     }));
+}
+
+/// What the controller and the node of a plugin say is wrong with a volume.
+pub(crate) async fn health(channel: &Channel, id: &str) -> (Vec<String>, Vec<String>) {
+    let volume_id = id.to_owned();
+    let request = ControllerGetVolumeHealthRequest { volume_id, ..Default::default() };
+    let asked = ControllerClient::new(channel.clone()).controller_get_volume_health(request).await;
+    let of_controller = asked.expect("an answer").into_inner().volume_health;
+    let request = NodeGetVolumeHealthRequest { volume_id: id.to_owned(), ..Default::default() };
+    let asked = NodeClient::new(channel.clone()).node_get_volume_health(request).await;
+    let of_node = asked.expect("an answer").into_inner().volume_health;
+    let [of_controller, of_node] = [of_controller, of_node].map(|health| {
+        let entries = health.expect("its health").health_statuses.into_iter();
+        entries.map(|entry| entry.reason).collect()
+    });
+    (of_controller, of_node)
 }

@@ -27,7 +27,7 @@ use sheave_tests::{
 use tokio::runtime::Builder;
 use tonic::{Code, Request, Status};
 
-use calls::{all, converge, create, free_calls, hanging_calls, publish};
+use calls::{all, converge, create, free_calls, hanging_calls, health, publish};
 use plugin::{NODE, SIZE, Site, Volume, mount};
 
 /// Within which every call is answered.
@@ -150,8 +150,13 @@ fn rule_33_every_call_is_answered_in_time_while_a_pools_storage_hangs() {
                 .block_on(async { controller().controller_publish_volume(publish(id)).await });
             done.expect("published");
         }
+        let reasons = |id: &str| runtime.block_on(health(&channel, id));
+        assert_eq!(reasons(&ids[3]), ([].into(), [].into()));
         disk.forget();
         let hang = disk.hang();
+        let begun = Instant::now();
+        assert_eq!(reasons(&ids[3]), (["StorageHangs".to_owned()].into(), [].into()));
+        assert!(begun.elapsed() < IN_TIME, "{:?}", begun.elapsed());
         thread::scope(|scope| {
             let asked = scope.spawn(|| {
                 let runtime = Builder::new_current_thread().enable_all().build().expect("one");
@@ -178,8 +183,11 @@ fn rule_33_every_call_is_answered_in_time_while_a_pools_storage_hangs() {
                 assert!(took < IN_TIME && is_open(status.code()), "{name}: {took:?} {status}");
             }
         });
+        // It was staged in vain.
+        assert!(eventually(|| reasons(&ids[6]).1 == ["StorageHangs"]));
         drop(hang);
         converge(&runtime, &|| hanging_calls(&channel, &ids, &site));
+        assert_eq!(reasons(&ids[6]), ([].into(), [].into()));
         // One volume of each name, without the deleted one.
         let images = fs::read_dir(disk.dir()).expect("the pool").flatten();
         let images = images.filter(|file| file.path().extension().is_some_and(|end| end == "img"));

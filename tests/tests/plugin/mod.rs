@@ -16,7 +16,7 @@ use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 pub(crate) use sheave_tests::requests::filesystem as mount;
 use sheave_tests::requests::{self, VolumeRequests};
-use sheave_tests::{Daemon, FakeKernel, Node, Run};
+use sheave_tests::{Daemon, FakeKernel, Node, Run, sheave};
 use tokio::runtime::{Builder, Handle};
 use tonic::{Request, Status};
 
@@ -59,6 +59,11 @@ impl Site {
     /// On devices of a stand-in that the real kernel has, too.
     pub(crate) fn new() -> Self {
         Self::start(FakeKernel::with_block_devices(), start, "")
+    }
+
+    /// On a kernel that has neither ublk nor nbd.
+    pub(crate) fn without_drivers() -> Self {
+        Self::start(FakeKernel::new(), start_without_stand_in, "")
     }
 
     /// With a second pool, `slow`, in this directory.
@@ -274,6 +279,15 @@ fn start(node: &Node) -> Daemon {
     daemon
 }
 
+/// Devices are those of the real kernel then.
+fn start_without_stand_in(node: &Node) -> Daemon {
+    let daemon = Daemon::start(node.kernel.scratch(), |command| {
+        command.arg(sheave()).args(["daemon", "--config"]).arg(node.file("daemon.toml"));
+    });
+    daemon.wait_for_log(" ready ");
+    daemon
+}
+
 fn open(runtime: &Handle, socket: &Path, state: &Path) -> Arc<NodeService> {
     let _inside = runtime.enter();
     let plugin = Arc::new(Plugin {
@@ -281,7 +295,6 @@ fn open(runtime: &Handle, socket: &Path, state: &Path) -> Arc<NodeService> {
         version: "0.0.0".to_owned(),
         node_id: Some(NODE.to_owned()),
         is_local: false,
-        announces_health: true,
         volumes: VolumesClient::new(channel(socket)),
         devices: Some(ControlClient::new(channel(socket))),
     });
