@@ -6,11 +6,12 @@ mod plugin;
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sheave_csi_proto::v1::VolumeCapability;
 use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_tests::requests::block;
 use sheave_tests::{Run, have, in_namespace, skip};
 use tonic::{Code, Status};
 
@@ -137,6 +138,28 @@ fn rule_10_options_and_capabilities_that_cannot_be_are_refused_before_anything_i
         volume.capability = with_flags(&["noatime"]);
         fails(site.stage(&volume), Code::AlreadyExists, "other options");
         site.unstage(&volume).expect("unstaged");
+    });
+}
+
+#[test]
+fn rule_10_a_node_without_ublk_and_nbd_says_what_is_missing() {
+    let test = "rule_10_a_node_without_ublk_and_nbd_says_what_is_missing";
+    if ["/dev/ublk-control", "/dev/nbd0", "/sys/module/nbd"].iter().any(|at| Path::new(at).exists())
+    {
+        return skip(test, "this machine has a driver");
+    }
+    in_namespace(test, || {
+        let site = Site::without_drivers();
+        for capability in [mount(Mode::SingleNodeWriter, ""), block(Mode::SingleNodeWriter)] {
+            let mut volume = site.volume("a", SIZE, capability);
+            let why = "neither ublk nor nbd works here (see sheave doctor)";
+            fails_without_a_change(&site, &volume, Code::FailedPrecondition, why);
+            for (front, why) in [("ublk", "ublk_drv"), ("nbd", "modprobe nbd")] {
+                volume.context.insert("front".to_owned(), front.to_owned());
+                fails_without_a_change(&site, &volume, Code::FailedPrecondition, why);
+            }
+            site.unpublish_from_node(&volume);
+        }
     });
 }
 

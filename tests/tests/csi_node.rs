@@ -158,6 +158,52 @@ fn check_second_calls(site: &Site, volume: &Volume, is_shared: bool, reads: bool
 }
 
 #[test]
+fn rule_39_one_pod_or_many_write_and_readers_have_a_device_that_refuses_writes() {
+    let test = "rule_39_one_pod_or_many_write_and_readers_have_a_device_that_refuses_writes";
+    on_devices(test, || {
+        let site = Site::new();
+        let mut volume = site.volume("one", SIZE, mount(Mode::SingleNodeSingleWriter, "ext4"));
+        let mut use_as = |mode: Mode, then: &dyn Fn(&Volume)| {
+            site.unpublish_from_node(&volume);
+            volume.capability = mount(mode, "ext4");
+            site.publish_to_node(&mut volume, NODE);
+            site.stage(&volume).expect("staged");
+            site.publish(&volume, "a", false).expect("published");
+            then(&volume);
+            site.unpublish(&volume, "a").expect("unpublished");
+            site.unstage(&volume).expect("unstaged");
+            site.check_bare();
+        };
+        use_as(Mode::SingleNodeSingleWriter, &|volume| {
+            let second = site.publish(volume, "b", false);
+            fails(second, Code::FailedPrecondition, "allows one place");
+            assert!(!site.target("b").exists());
+        });
+        use_as(Mode::SingleNodeMultiWriter, &|volume| {
+            site.publish(volume, "b", false).expect("published");
+            for pod in ["a", "b"] {
+                fs::write(site.target(pod).join(pod), pod).expect("written");
+            }
+            site.unpublish(volume, "b").expect("unpublished");
+        });
+        for mode in [Mode::SingleNodeReaderOnly, Mode::MultiNodeReaderOnly] {
+            use_as(mode, &|volume| {
+                let before = fs::read(site.image(volume)).expect("the image");
+                let path = site.daemon.device()["device"].as_str().expect("a path").to_owned();
+                let device = fs::File::options().write(true).open(&path);
+                let written = device.and_then(|device| {
+                    device.write_all_at(&[7; 4096], 0).and_then(|()| device.sync_all())
+                });
+                written.expect_err("the device itself refuses it");
+                let file = fs::read_to_string(site.target("a").join("b"));
+                assert_eq!(file.expect("the file"), "b");
+                assert!(fs::read(site.image(volume)).expect("the image") == before, "changed");
+            });
+        }
+    });
+}
+
+#[test]
 fn rule_36_rule_37_only_the_newest_publication_of_this_node_is_staged() {
     on_devices("rule_36_rule_37_only_the_newest_publication_of_this_node_is_staged", || {
         let site = Site::new();

@@ -1,6 +1,7 @@
 //! `sheave csi --mode node` as a process: kubelet registers and probes it, and clients of all kinds
 //! reach it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -98,7 +99,7 @@ impl Drop for Plugin {
 }
 
 #[test]
-fn kubelet_registers_the_plugin_and_probes_it() {
+fn rule_40_rule_41_kubelet_registers_the_plugin_and_probes_it() {
     let mut plugin = Plugin::start();
     assert!(plugin.page("/healthz").starts_with("HTTP/1.1 200"));
     let page = plugin.page("/readyz");
@@ -139,6 +140,45 @@ fn kubelet_registers_the_plugin_and_probes_it() {
     let counted = "sheave_csi_call_seconds_count{rpc=\"NodeGetInfo\",code=\"Ok\"} 1";
     let metrics = plugin.page("/metrics");
     assert!(metrics.contains(counted), "{metrics}");
+    check_histograms(&metrics);
+}
+
+/// Checks a page as a scraper reads it (OpenMetrics 1.0, "Histogram").
+fn check_histograms(page: &str) {
+    let (head, text) = page.split_once("\r\n\r\n").expect("a header");
+    assert!(head.contains("application/openmetrics-text"), "{head}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    const NAME: &str = "sheave_csi_call_seconds";
+    for line in [format!("# TYPE {NAME} histogram"), format!("# UNIT {NAME} seconds")] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+    // By the labels of a histogram: the bounds of its buckets, and what they count.
+    let mut buckets = BTreeMap::<String, Vec<(f64, u64)>>::new();
+    let mut totals = BTreeMap::<String, (u64, f64)>::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, rest) = line.split_once('{').expect("labels");
+        let (labels, value) = rest.split_once("} ").expect("a value");
+        let number: f64 = value.parse().expect("a number");
+        let total = || (0, -1.0);
+        match name.strip_prefix(NAME).expect("the only metric") {
+            "_bucket" => {
+                let bound = labels.strip_prefix("le=\"").expect("a bound");
+                let (bound, labels) = bound.split_once("\",").expect("labels");
+                let bound = bound.replace("+Inf", "inf").parse().expect("a number");
+                buckets.entry(labels.to_owned()).or_default().push((bound, number as u64));
+            }
+            "_count" => totals.entry(labels.to_owned()).or_insert_with(total).0 = number as u64,
+            "_sum" => totals.entry(labels.to_owned()).or_insert_with(total).1 = number,
+            other => panic!("{other} is no part of a histogram"),
+        }
+    }
+    assert!(!totals.is_empty() && totals.keys().eq(buckets.keys()), "{text}");
+    for (labels, buckets) in buckets {
+        let (count, sum) = totals[&labels];
+        assert!(buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1), "{labels}: {buckets:?}");
+        assert_eq!(buckets.last(), Some(&(f64::INFINITY, count)), "{labels}");
+        assert!(count > 0 && sum >= 0.0, "{labels}: {count} {sum}");
+    }
 }
 
 #[test]

@@ -206,7 +206,7 @@ fn a_connection_that_dies_is_replaced() {
 }
 
 #[test]
-fn a_daemon_gives_way_while_its_devices_are_busy() {
+fn rule_31_a_daemon_gives_way_while_its_devices_are_busy() {
     let node = Node::new();
     let mut daemon = node.daemon();
     let device = daemon.attach(&node.image);
@@ -263,6 +263,31 @@ fn rule_32_a_volume_that_was_replaced_is_waited_for() {
     fs::rename(node.file("moved.img"), &node.image).expect("its name");
     daemon.wait_for_recovery();
     node.check_served(&device);
+}
+
+/// A record that was put back from a copy names a number that another device has by now.
+#[test]
+fn rule_28_a_device_is_known_by_its_key_and_not_by_its_number() {
+    let node = Node::new();
+    let mut daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    let entries = fs::read_dir(node.file("devices")).expect("the records").flatten();
+    let mut records = entries.map(|entry| entry.path());
+    let record = records.find(|path| path.extension().is_some_and(|kind| kind == "json"));
+    let record = record.expect("a record");
+    let copy = fs::read(&record).expect("the record");
+    daemon.sheave("detach").arg(&node.image).ok();
+    let other = node.kernel.scratch().filled("other.img", SIZE as usize);
+    assert_eq!(daemon.attach(&other), device, "it has the number now");
+    daemon.kill();
+    fs::write(&record, copy).expect("written");
+    let daemon = node.daemon();
+    daemon.wait_for_recovery();
+    assert!(!record.exists(), "it is of no device");
+    assert_eq!((daemon.device()["volume"].as_str(), node.records()), (Some(&*other), 1));
+    daemon.sheave("detach").arg(&node.image).output().check_refused("see: sheave ls");
+    let data = Wire::unix(&device).expect("the device").read(0, 8192).expect("a reply");
+    assert_eq!(data.expect("data"), fs::read(&other).expect("the image")[..8192]);
 }
 
 #[test]

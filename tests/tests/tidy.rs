@@ -1,5 +1,6 @@
 //! Rules for the repository itself that no compiler checks.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -275,6 +276,30 @@ fn messages_that_the_documentation_explains_are_those_of_the_code() {
     assert!(parts.len() > 80, "the messages were found: {}", parts.len());
     let gone: Vec<_> = parts.into_iter().filter(|part| !code.contains(part)).collect();
     assert!(gone.is_empty(), "docs/kubernetes.md explains messages that there are not: {gone:?}");
+}
+
+#[test]
+fn every_rule_of_the_csi_driver_has_a_test_that_names_it() {
+    let is_test = |path: &str| path.ends_with(".rs") || path.starts_with("tests/");
+    let texts = tracked("").into_iter().filter(|path| is_test(path));
+    let texts = texts.filter_map(|path| fs::read_to_string(root().join(path)).ok());
+    let mut named = BTreeSet::new();
+    for text in texts {
+        let numbers = text.split("rule_").skip(1).filter_map(|rest| rest.get(..2));
+        named.extend(numbers.filter_map(|number| number.parse::<u32>().ok()));
+    }
+    let text = read("docs/csi-rules.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix('|'));
+    let rows = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
+    let rules = rows.filter_map(|row| Some((row.first()?.parse::<u32>().ok()?, row)));
+    let mut count = 0;
+    for (number, row) in rules {
+        count += 1;
+        assert_eq!((number, row.len()), (count, 3), "{row:?}");
+        let has_none = !row[2].trim().is_empty();
+        assert_ne!(named.remove(&number), has_none, "rule {number}: {}", row[1]);
+    }
+    assert!(count == 44 && named.is_empty(), "{count} rules; {named:?} are not among them");
 }
 
 #[test]

@@ -300,7 +300,7 @@ fn rule_37_only_the_last_writer_of_a_shared_volume_may_go_on_to_write() {
 }
 
 #[test]
-fn rule_36_a_publication_of_a_shared_volume_ends_while_nothing_has_it_open() {
+fn rule_36_rule_38_a_publication_of_a_shared_volume_ends_while_nothing_has_it_open() {
     let [dir, one, other] = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let (a, b) = (shared(dir.path(), one.path()), shared(dir.path(), other.path()));
     let uuid = a.create(&new("x")).unwrap().record.uuid;

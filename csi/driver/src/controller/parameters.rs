@@ -94,7 +94,9 @@ impl Parameters {
         found.ok_or_else(|| {
             let names: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
             let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            let why = format!("parameter {POOL}: name a pool of the configuration: {known}");
+            let named = self.pool.iter().map(|name| format!("there is no {name:?}; "));
+            let named: String = named.collect();
+            let why = format!("parameter {POOL}: {named}name a pool of the configuration: {known}");
             Status::invalid_argument(why)
         })
     }
