@@ -90,12 +90,10 @@ fn goes_on(fs: Option<Fs>, round: usize) {
     let mut second = site.publish_request("b", fs);
     second.is_shared = false;
     refused(node.publish(second), "allows one place");
-    if fs.is_some() {
-        let mut other = site.publish_request("a", fs);
-        other.read_only = true;
-        let error = node.publish(other).expect_err("it is published for writing");
-        assert_eq!(error.kind(), Kind::Exists, "{error}");
-    }
+    let mut other = site.publish_request("a", fs);
+    other.read_only = true;
+    let error = node.publish(other).expect_err("it is published for writing");
+    assert_eq!(error.kind(), Kind::Exists, "{error}");
     node.publish(site.publish_request("a", fs)).expect("published already");
     let mut other = site.publish_request("a", fs);
     other.mode = "another".to_owned();
