@@ -17,7 +17,7 @@ fn csi_sanity_finds_nothing_wrong() {
         return skip(test, "nbdfuse (libnbd-bin) is not installed");
     }
     let Some(sanity) = sanity(test) else { return };
-    in_namespace(test, || check(&sanity, &[], 2, "Ran 66 of 96 Specs"));
+    in_namespace(test, || check(&sanity, &[], 2, "Ran 72 of 103 Specs"));
 }
 
 /// Without what a central attacher, resizer and modifier would call. Its volumes grow with their
@@ -29,7 +29,7 @@ fn csi_sanity_finds_nothing_wrong_with_a_node_by_itself() {
         return skip(test, "nbdfuse (libnbd-bin) is not installed");
     }
     let Some(sanity) = sanity(test) else { return };
-    in_namespace(test, || check(&sanity, &["--local"], 1, "Ran 46 of 96 Specs"));
+    in_namespace(test, || check(&sanity, &["--local"], 1, "Ran 52 of 103 Specs"));
 }
 
 fn sanity(test: &str) -> Option<PathBuf> {
