@@ -144,12 +144,13 @@ pub(super) fn locks() -> String {
     fs::read_to_string("/proc/locks").unwrap_or_default()
 }
 
-/// The index of a file that a qemu program has open for writing, by its locks.
+/// The index of a file that a qemu program has open for writing, by its locks. They are shared
+/// ones, unlike ours.
 pub(super) fn qemu_writes(locks: &str, files: &[Identity]) -> Option<usize> {
     let by_inode: HashMap<String, usize> = files.iter().map(inode_in_locks).zip(0..).collect();
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "OFDLCK", _, _, _, inode, first, last] = fields[..] else { return None };
+        let [_, "OFDLCK", _, "READ", _, inode, first, last] = fields[..] else { return None };
         let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
         let writes = QEMU_WRITE_BYTES.iter().any(|byte| (first..=last).contains(byte));
         by_inode.get(inode).copied().filter(|_| writes)
@@ -192,6 +193,8 @@ mod tests {
         assert_eq!(qemu_writes(writer, &[file(1), file(9_977_948), file(9_977_946)]), Some(2));
         assert_eq!(qemu_writes(writer, &[file(9_977_948)]), None);
         assert_eq!(qemu_writes(reader, &[file(9_977_946)]), None);
+        let own = "1: OFDLCK ADVISORY  WRITE -1 fe:00:9977946 0 4611686018427387903\n";
+        assert_eq!(qemu_writes(own, &[file(9_977_946)]), None);
         assert_eq!(qemu_writes("", &[file(1)]), None);
     }
 

@@ -1,12 +1,12 @@
 //! Locks of files against use by two programs. There are five means, because programs differ in how
 //! they show their use:
 //!
-//! 1. a table of the files that this process has open (POSIX locks have no effect within a
-//!    process);
+//! 1. a table of the files that this process has open, also for file systems without locks;
 //! 2. `flock`, between processes of ours: shared for readers, exclusive for a writer. On NFS it is
 //!    a lock of one byte, which holds between nodes;
-//! 3. a POSIX lock on the whole file of a writer, which collides with the byte locks of qemu and
-//!    so keeps qemu out as well as us;
+//! 3. a lock on all bytes of a writer's file, which collides with the byte locks of qemu and of
+//!    programs with POSIX locks. It belongs to the open file description (fcntl(2), F_OFD_SETLK): a
+//!    POSIX lock would end as soon as any other descriptor of the file is closed in this process;
 //! 4. a search for processes that have it open for writing ([`super::holders`]), for programs that
 //!    lock nothing;
 //! 5. a lock on a byte behind all others ([`GUARD`]) of every description that is written through.
@@ -184,7 +184,7 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
     }
     if !read_only && !is_on(file, &[NFS]) && !is_on(file, &SMB) {
         // Any other error means that this file system has no locks.
-        let locked = fcntl(file, FcntlArg::F_SETLK(&range(F_WRLCK, 0, GUARD)));
+        let locked = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_WRLCK, 0, GUARD)));
         if matches!(locked, Err(Errno::EAGAIN | Errno::EACCES)) {
             return Err(busy(identity, path, "has locked it"));
         }
