@@ -8,6 +8,7 @@
 
 mod batch;
 mod buffers;
+mod config;
 mod control;
 mod copy;
 mod descriptors;
@@ -21,10 +22,11 @@ mod ring;
 mod watch;
 
 pub use batch::SendBatch;
+pub use config::RingConfig;
 pub use control::ControlRing;
 pub use copy::copy_in;
 pub use descriptors::{Descriptor, Descriptors};
 pub use device::DeviceCommand;
 pub use probe::{Probe, Support, probe};
 pub use provided::Received;
-pub use ring::{Event, Ring, RingConfig, Socket};
+pub use ring::{Event, Ring, Socket};

@@ -12,47 +12,12 @@ use slab::Slab;
 
 use crate::SendBatch;
 use crate::buffers::Buffers;
+use crate::config::RingConfig;
 use crate::entries::{file_entry, message_entry, one_vector_entry};
 use crate::iovec::IoVecs;
 use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 use crate::watch::is_hung_up;
-
-/// Threads of the kernel in which requests of a ring may block (io_uring_register(2)). By default,
-/// and before Linux 5.15, they are 4 a CPU: a few files whose storage hangs stop all others then.
-const BLOCKING_WORKERS_MAX: u32 = 512;
-
-/// Sizes of a ring; each is the named maximum of a queue.
-#[derive(Clone, Copy, Debug)]
-pub struct RingConfig {
-    /// Submission queue entries; the completion queue has eight times as many.
-    pub entries: u32,
-    /// Shared receive buffers of a few sockets.
-    pub receive_buffers_min: u16,
-    /// The most there are, a power of two: one for each socket up to that.
-    pub receive_buffers_max: u16,
-    /// Bytes in each of them.
-    pub receive_buffer_len: usize,
-    /// File requests in flight.
-    pub file_requests_max: usize,
-    /// Sockets that can be registered; more are used unregistered.
-    pub registered_max: u32,
-}
-
-impl Default for RingConfig {
-    fn default() -> Self {
-        Self {
-            entries: 256,
-            receive_buffers_min: 8,
-            receive_buffers_max: 64,
-            // Half of what 32 writes of 4 KiB take: the shard works on the first half while the
-            // second arrives. Twice as much made such writes a fifth slower.
-            receive_buffer_len: 64 << 10,
-            file_requests_max: 1024,
-            registered_max: 1024,
-        }
-    }
-}
 
 /// A socket that a ring uses. Give it back by [`Ring::close`].
 pub struct Socket {
@@ -170,7 +135,8 @@ impl Ring {
     /// What the kernel says, mostly for want of memory or descriptors.
     pub fn new(probe: &Probe, config: RingConfig) -> io::Result<Self> {
         let uring = open(probe.mode, config.entries)?;
-        let _ = uring.submitter().register_iowq_max_workers(&mut [BLOCKING_WORKERS_MAX, 0]);
+        let workers = u32::try_from(config.file_requests_max).unwrap_or(u32::MAX);
+        let _ = uring.submitter().register_iowq_max_workers(&mut [workers, 0]);
         let count = if probe.registered_files { config.registered_max } else { 0 };
         let registered = count > 0 && uring.submitter().register_files_sparse(count).is_ok();
         let mut provided =
@@ -288,17 +254,26 @@ impl Ring {
         self.push(entry, InFlight::Send { user, batch });
     }
 
-    /// Starts file or socket I/O. `user` names the starter and its request.
+    /// Starts file or socket I/O. `user` names the starter and its request; `held` is how many
+    /// requests it has in flight.
     ///
     /// # Errors
-    /// Hands the request back when [`RingConfig::file_requests_max`] are in flight. Those of
-    /// sockets do not count, since a receive may last as long as its connection; they are handed
-    /// back for want of memory only.
-    pub fn start(&mut self, request: IoRequest, user: (u32, u64)) -> Result<(), IoRequest> {
+    /// Hands the request back when the starter has as many in flight as there is room for more, of
+    /// [`RingConfig::file_requests_max`]. So whatever hangs leaves room for others: half of it
+    /// beside one starter that hangs, a ninth beside eight. Requests of sockets do not count, since
+    /// a receive may last as long as its connection; they are handed back for want of memory only.
+    pub fn start(
+        &mut self,
+        request: IoRequest,
+        user: (u32, u64),
+        held: usize,
+    ) -> Result<(), IoRequest> {
         if request.is_socket() {
             return self.start_on_socket(request, user);
         }
-        if self.files_in_flight >= self.config.file_requests_max {
+        // The bell may be beyond the bound.
+        let room = self.config.file_requests_max.saturating_sub(self.files_in_flight);
+        if held >= room {
             return Err(request);
         }
         self.start_unbounded(request, user);

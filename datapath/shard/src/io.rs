@@ -88,7 +88,7 @@ impl Io for RingIo<'_> {
             Destination::Unknown | Destination::Device => request,
         };
         inline.other_started(*now);
-        self.core.ring.start(request, (self.volume, token.0))?;
+        self.core.ring.start(request, (self.volume, token.0), *in_flight)?;
         *in_flight += 1;
         if to == Destination::Device {
             self.core.ring.submit_from(self.submit_from);

@@ -25,7 +25,7 @@ fn dropping_takes_back_what_the_kernel_holds() {
     batch.payload(Payload::from(reply.clone()));
     ring.send(&sending, batch, 0);
     let read = IoRequest::Read { file: Arc::clone(&file), at: u64::MAX, into: into.clone() };
-    ring.start(read, (0, 0)).expect("room");
+    ring.start(read, (0, 0), 0).expect("room");
     ring.poll().unwrap();
     landing_peer.write_all(&pattern(500)).unwrap();
 

@@ -51,7 +51,7 @@ fn copies_of_a_device_are_whole_or_fail() {
 }
 
 fn on_ring(ring: &mut Ring, request: IoRequest) -> (io::Result<usize>, IoRequest) {
-    ring.start(request, (5, 77)).expect("room");
+    ring.start(request, (5, 77), 0).expect("room");
     match next(ring) {
         Event::File { user: (5, 77), result, request } => (result, request),
         other => panic!("{}", name(&other)),
