@@ -267,7 +267,7 @@ fn open(config: &PoolConfig, site: &Site) -> Result<Arc<dyn Pool>> {
     }
     let limits = Limits { capacity: *capacity, max_size: *max_size, default_size };
     let judge = shared.then_some(site.judge);
-    Ok(Arc::new(FilePool::new(name, dir, limits, site.state.clone(), judge)))
+    Ok(FilePool::new(name, dir, limits, site.state.clone(), judge))
 }
 
 #[cfg(test)]

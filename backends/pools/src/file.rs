@@ -11,10 +11,12 @@
 //!
 //! A volume is made in this order: name, image, record; it exists when its record does. It is
 //! deleted in this order: its record says so, image, name, record; it is gone with the first. What
-//! a crash leaves between is finished or undone by the next call that is about it, and when a
-//! process uses the pool for the first time. An image that has data was in use: if its record is
+//! a crash leaves between is finished or undone by the next call that is about it, and by a thread
+//! that looks for it when a process first changes the pool. An image that has data was in use: if its record is
 //! gone, it was lost by other means, and the image stays.
 
+#[cfg(test)]
+mod crash_tests;
 mod identity;
 mod image;
 mod layout;
@@ -27,7 +29,7 @@ mod writer;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_durable::{self as durable, step};
@@ -64,6 +66,8 @@ pub struct FilePool {
     /// Judges its file system, if nodes share it.
     shared: Option<Judge>,
     state: Mutex<State>,
+    /// For the thread that sweeps.
+    me: Weak<Self>,
 }
 
 impl FilePool {
@@ -76,7 +80,7 @@ impl FilePool {
         limits: Limits,
         memory: Option<PathBuf>,
         shared: Option<Judge>,
-    ) -> Self {
+    ) -> Arc<Self> {
         let info = PoolInfo {
             name: name.to_owned(),
             is_local: shared.is_none(),
@@ -87,7 +91,15 @@ impl FilePool {
         };
         let identified = Identified::new(name, &dir, memory);
         let (layout, state) = (Layout::new(dir), Mutex::default());
-        Self { info, layout, identified, limits, shared, state }
+        Arc::new_cyclic(|me| Self {
+            info,
+            layout,
+            identified,
+            limits,
+            shared,
+            state,
+            me: Weak::clone(me),
+        })
     }
 
     /// Checks that its storage is there.
@@ -106,10 +118,10 @@ impl FilePool {
         let mut locked = Locked::take(&self.info.name, &self.layout, &self.state, is_shared)?;
         // Again: another node may have changed it until now.
         self.layout.check()?;
-        if !locked.is_swept() {
+        if !locked.state().is_used {
             self.identified.settle()?;
-            self.sweep()?;
-            locked.set_swept();
+            locked.state().is_used = true;
+            self.start_sweep();
         }
         // So that volumes can be unpublished and deleted when there is no room. An earlier change
         // may have used it up.
@@ -259,7 +271,7 @@ impl FilePool {
     }
 
     /// Opens the image as its only writer.
-    fn open_alone(&self, uuid: Uuid) -> Result<Option<std::sync::Arc<dyn sheave_core::Volume>>> {
+    fn open_alone(&self, uuid: Uuid) -> Result<Option<Arc<dyn sheave_core::Volume>>> {
         let spec: VolumeSpec = self.text(uuid).parse()?;
         match spec.open(&VolumeOptions::default()) {
             Ok(volume) => Ok(Some(volume)),

@@ -113,21 +113,9 @@ impl Layout {
         }
     }
 
-    /// All names; what was being written when its writer died is removed.
-    pub(super) fn all_names(&self) -> Result<Vec<Named>> {
-        let names = self.names();
-        let mut found = Vec::new();
-        for path in entries(&names)? {
-            match path.extension() {
-                Some(kind) if kind == UNFINISHED => durable::remove(&path)?,
-                Some(kind) if kind == "json" => match durable::read(&path) {
-                    Ok(named) => found.extend(named),
-                    Err(error) => tracing::error!("{error}"),
-                },
-                _ => {}
-            }
-        }
-        Ok(found)
+    /// The files of all names.
+    pub(super) fn name_files(&self) -> Result<Vec<PathBuf>> {
+        of_kind(&self.names(), "json")
     }
 
     /// The ids of all records, in their order.
@@ -135,12 +123,11 @@ impl Layout {
         self.uuids("json")
     }
 
-    /// Removes records that were being written when their writer died.
-    pub(super) fn remove_unfinished(&self) -> Result<()> {
-        for uuid in self.uuids(UNFINISHED)? {
-            durable::remove(&self.record(uuid).with_extension(UNFINISHED))?;
-        }
-        Ok(())
+    /// Names and records that are being written, or were when their writer died.
+    pub(super) fn unfinished(&self) -> Result<Vec<PathBuf>> {
+        let records = self.uuids(UNFINISHED)?.into_iter();
+        let records = records.map(|uuid| self.record(uuid).with_extension(UNFINISHED));
+        Ok(of_kind(&self.names(), UNFINISHED)?.into_iter().chain(records).collect())
     }
 
     /// The bytes of all images together.
@@ -157,8 +144,7 @@ impl Layout {
     }
 
     fn uuids(&self, kind: &str) -> Result<Vec<Uuid>> {
-        let is = |path: &PathBuf| path.extension().is_some_and(|found| found == kind);
-        let files = entries(&self.dir)?.into_iter().filter(is);
+        let files = of_kind(&self.dir, kind)?.into_iter();
         let mut uuids: Vec<_> = files.filter_map(|path| uuid_of(path.file_stem()?)).collect();
         uuids.sort_unstable();
         Ok(uuids)
@@ -186,13 +172,15 @@ fn uuid_of(text: &OsStr) -> Option<Uuid> {
     Uuid::try_parse(text).ok().filter(|uuid| uuid.to_string() == text)
 }
 
-/// The files of a directory; none if it is absent.
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+/// The files of a directory with this extension; none if it is absent.
+fn of_kind(dir: &Path, kind: &str) -> Result<Vec<PathBuf>> {
     let list = match fs::read_dir(dir) {
         Ok(list) => list,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(dir, error)),
     };
+    let is = |path: &PathBuf| path.extension().is_some_and(|found| found == kind);
     let paths = list.map(|entry| entry.map(|entry| entry.path()));
+    let paths = paths.filter(|path| path.as_ref().map_or(true, is));
     paths.collect::<io::Result<_>>().map_err(|error| failed(dir, error))
 }

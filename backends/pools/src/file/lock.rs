@@ -20,7 +20,8 @@ const POLL: Duration = Duration::from_millis(2);
 /// What this process knows of a pool.
 #[derive(Default)]
 pub(super) struct State {
-    swept: bool,
+    /// It has changed the pool, and looks or has looked for what others have left.
+    pub(super) is_used: bool,
 }
 
 /// The right to change a pool.
@@ -84,11 +85,7 @@ impl<'a> Locked<'a> {
         written.map_err(|error| failed(&self.path, error))
     }
 
-    pub(super) fn is_swept(&self) -> bool {
-        self.state.swept
-    }
-
-    pub(super) fn set_swept(&mut self) {
-        self.state.swept = true;
+    pub(super) fn state(&mut self) -> &mut State {
+        &mut self.state
     }
 }

@@ -3,6 +3,9 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::thread;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_durable as durable;
@@ -10,30 +13,74 @@ use uuid::Uuid;
 
 use super::FilePool;
 use super::layout::{Named, failed};
+use crate::record::Record;
 
 impl FilePool {
-    /// Undoes what was being made, and finishes what was being deleted, when a process died.
-    pub(super) fn sweep(&self) -> Result<()> {
-        for named in self.layout.all_names()? {
-            let is_unmade = || match self.record(named.uuid)? {
-                Some(_) => Ok(false),
-                None => self.check_never_used(&named).map(|()| true),
-            };
-            match is_unmade() {
-                Ok(true) => self.discard(named.uuid, &named.name)?,
-                Ok(false) => {}
-                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
+    /// Starts a thread that sweeps. A pool may have so many volumes that a call must not wait for
+    /// it.
+    pub(super) fn start_sweep(&self) {
+        let Some(pool) = self.me.upgrade() else { return };
+        let sweep = move || {
+            if let Err(error) = pool.sweep() {
+                tracing::warn!(
+                    pool = pool.info.name,
+                    "the next change looks for leftovers: {error}"
+                );
+                pool.state.lock().unwrap_or_else(PoisonError::into_inner).is_used = false;
             }
+        };
+        if let Err(error) = thread::Builder::new().name("sweep".to_owned()).spawn(sweep) {
+            tracing::warn!(pool = self.info.name, "no thread to look for leftovers: {error}");
         }
-        self.layout.remove_unfinished()?;
+    }
+
+    /// Undoes what was being made, and finishes what was being deleted, when a process died. Takes
+    /// the pool's lock only for these, and looks at them again then: they may be of another call.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let unfinished = self.layout.unfinished()?;
+        if !unfinished.is_empty() {
+            let _locked = self.lock()?;
+            unfinished.iter().try_for_each(|path| durable::remove(path))?;
+        }
+        for path in self.layout.name_files()? {
+            self.logged(self.sweep_name(&path));
+        }
         for uuid in self.layout.all_records()? {
-            match self.record(uuid) {
-                Ok(Some(record)) if record.deleting => self.discard(uuid, &record.name)?,
-                Ok(_) => {}
-                Err(error) => tracing::error!(pool = self.info.name, "{error}"),
-            }
+            self.logged(self.sweep_record(uuid));
         }
         Ok(())
+    }
+
+    /// What is wrong with one volume does not keep others from being swept.
+    fn logged(&self, swept: Result<()>) {
+        if let Err(error) = swept {
+            tracing::error!(pool = self.info.name, "{error}");
+        }
+    }
+
+    fn sweep_name(&self, path: &Path) -> Result<()> {
+        let Some(named) = durable::read::<Named>(path)? else { return Ok(()) };
+        if self.record(named.uuid)?.is_some() {
+            return Ok(());
+        }
+        let _locked = self.lock()?;
+        if self.record(named.uuid)?.is_some() {
+            return Ok(());
+        }
+        self.check_never_used(&named)?;
+        self.discard(named.uuid, &named.name)
+    }
+
+    fn sweep_record(&self, uuid: Uuid) -> Result<()> {
+        let is_deleting = |record: &Record| record.deleting;
+        if !self.record(uuid)?.is_some_and(|record| is_deleting(&record)) {
+            return Ok(());
+        }
+        let _locked = self.lock()?;
+        match self.record(uuid)?.filter(is_deleting) {
+            Some(record) => self.discard(uuid, &record.name),
+            None => Ok(()),
+        }
     }
 
     /// Checks that an image without a record is what a creation that died has left: without data.

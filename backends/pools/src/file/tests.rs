@@ -1,24 +1,16 @@
-//! A file pool, and what is left of its calls when its process is killed.
+//! A file pool.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{self, Command};
-
-use rustix::process::{Signal, getpid, kill_process};
 
 use super::*;
 use crate::record::{AccessMode, Publication};
 
-/// Names the directory and the step of a child that dies.
-const CHILD: &str = "SHEAVE_POOL_CHILD";
-const SIGKILL: i32 = 9;
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
-fn pool(dir: &Path) -> FilePool {
+pub(super) fn pool(dir: &Path) -> Arc<FilePool> {
     FilePool::new("fast", dir.to_owned(), limits(), None, None)
 }
 
@@ -26,7 +18,7 @@ fn limits() -> Limits {
     Limits { capacity: None, max_size: None, default_size: 4 * MIB }
 }
 
-fn new(name: &str) -> NewVolume {
+pub(super) fn new(name: &str) -> NewVolume {
     NewVolume {
         name: name.to_owned(),
         size: SizeRange::default(),
@@ -36,12 +28,12 @@ fn new(name: &str) -> NewVolume {
     }
 }
 
-fn sized(name: &str, required: u64, limit: u64) -> NewVolume {
+pub(super) fn sized(name: &str, required: u64, limit: u64) -> NewVolume {
     NewVolume { size: SizeRange { required, limit }, ..new(name) }
 }
 
 /// The files of volumes, by kind.
-fn files(dir: &Path) -> BTreeSet<String> {
+pub(super) fn files(dir: &Path) -> BTreeSet<String> {
     let names = |dir: &Path| -> Vec<String> {
         let list = fs::read_dir(dir).into_iter().flatten().flatten();
         list.map(|entry| entry.file_name().into_string().unwrap()).collect()
@@ -152,7 +144,7 @@ fn a_volume_grows_and_never_shrinks() {
     assert_eq!(absent.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-fn limited(dir: &Path, limits: Limits) -> FilePool {
+fn limited(dir: &Path, limits: Limits) -> Arc<FilePool> {
     FilePool::new("small", dir.to_owned(), limits, None, None)
 }
 
@@ -273,7 +265,7 @@ fn a_pool_of_an_older_program_gets_its_identity() {
 }
 
 /// A pool that nodes share, of the node with this state.
-fn shared(dir: &Path, state: &Path) -> FilePool {
+fn shared(dir: &Path, state: &Path) -> Arc<FilePool> {
     let state = Some(state.to_owned());
     FilePool::new("shared", dir.to_owned(), limits(), state, Some(|_| Ok(())))
 }
@@ -369,7 +361,8 @@ fn an_image_with_data_stays_when_its_record_is_gone() {
     File::open(&image).unwrap().sync_all().unwrap();
     let saved = fs::read(&record).unwrap();
     fs::remove_file(&record).unwrap();
-    // The first use looks for what crashes have left.
+    // It is looked at among what crashes have left.
+    pool(dir.path()).sweep().unwrap();
     pool(dir.path()).create(&new("b")).unwrap();
     let refused = pool(dir.path()).create(&new("a")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
@@ -387,101 +380,4 @@ fn a_volume_is_known_by_its_text() {
     assert_eq!(pool.uuid_of_text(&text), Some(uuid), "{text}");
     assert_eq!(pool.uuid_of_text(&text.replace("odd", "other")), None);
     assert_eq!(pool.uuid_of_text("/a.img"), None);
-}
-
-/// Not a test by itself: what the next tests run as a process of its own.
-#[test]
-fn child_of_the_crash_tests() {
-    let Ok(told) = env::var(CHILD) else { return };
-    let [call, step, dir] = told.splitn(3, ':').collect::<Vec<_>>()[..] else { panic!("{told}") };
-    let pool = pool(Path::new(dir));
-    let uuid = pool.get(Key::Name("victim")).ok().map(|found| found.record.uuid);
-    durable::on_step(step.parse().unwrap(), || {
-        let _ = kill_process(getpid(), Signal::KILL);
-        process::abort();
-    });
-    match call {
-        "create" => drop(pool.create(&new("victim")).unwrap()),
-        _ => pool.delete(uuid.unwrap()).unwrap(),
-    }
-}
-
-/// Has a process killed at this step of a call; false if the call has fewer steps.
-fn killed_at(call: &str, step: i64, dir: &Path) -> bool {
-    let mut child = Command::new(env::current_exe().unwrap());
-    child.args(["--exact", "file::tests::child_of_the_crash_tests"]);
-    let output = child.env(CHILD, format!("{call}:{step}:{}", dir.display())).output().unwrap();
-    assert!(output.status.success() || output.status.signal() == Some(SIGKILL), "{output:?}");
-    !output.status.success()
-}
-
-#[test]
-fn rule_02_a_creation_that_is_killed_leaves_nothing_or_one_volume() {
-    for step in 0.. {
-        let dir = tempfile::tempdir().unwrap();
-        let is_killed = killed_at("create", step, dir.path());
-        // Another call about the pool undoes it, if it does not exist yet.
-        let other = pool(dir.path()).create(&new("other")).unwrap();
-        let listed = pool(dir.path()).list(None, usize::MAX).unwrap();
-        let left = files(dir.path());
-        assert_eq!(left.len(), 3 * listed.len(), "step {step}: {left:?}");
-        // The same call again makes it, once.
-        let made = pool(dir.path()).create(&new("victim")).unwrap();
-        assert_eq!(made.size, 4 * MIB, "step {step}");
-        assert_eq!(pool(dir.path()).list(None, usize::MAX).unwrap().len(), 2, "step {step}");
-        assert_eq!(files(dir.path()).len(), 6, "step {step}");
-        for found in [made, other] {
-            pool(dir.path()).delete(found.record.uuid).unwrap();
-        }
-        assert_eq!(files(dir.path()), BTreeSet::new(), "step {step}");
-        if !is_killed {
-            assert!(step > 6, "it has steps: {step}");
-            return;
-        }
-    }
-}
-
-#[test]
-fn rule_02_a_creation_that_is_killed_is_taken_up_by_the_same_call() {
-    for step in 0.. {
-        let dir = tempfile::tempdir().unwrap();
-        let is_killed = killed_at("create", step, dir.path());
-        let pool = pool(dir.path());
-        let made = pool.create(&sized("victim", 4 * MIB, 4 * MIB)).unwrap();
-        assert_eq!(pool.list(None, usize::MAX).unwrap(), [made], "step {step}");
-        assert_eq!(files(dir.path()).len(), 3, "step {step}");
-        if !is_killed {
-            return;
-        }
-    }
-}
-
-#[test]
-fn rule_05_a_deletion_that_is_killed_is_finished() {
-    for step in 0.. {
-        let dir = tempfile::tempdir().unwrap();
-        let had = pool(dir.path()).create(&new("victim")).unwrap();
-        let kept = pool(dir.path()).create(&new("kept")).unwrap();
-        let is_killed = killed_at("delete", step, dir.path());
-        let listed = pool(dir.path()).list(None, usize::MAX).unwrap();
-        assert!(listed.contains(&kept) && listed.len() <= 2, "step {step}");
-        if step % 2 == 0 {
-            pool(dir.path()).delete(had.record.uuid).unwrap();
-        } else if listed.len() == 1 {
-            // Any change finishes it, also that which makes another volume of its name.
-            let again = pool(dir.path()).create(&new("victim")).unwrap();
-            assert_ne!(again.record.uuid, had.record.uuid, "step {step}");
-            pool(dir.path()).delete(had.record.uuid).unwrap();
-            assert_eq!(pool(dir.path()).get(Key::Name("victim")).unwrap(), again);
-            pool(dir.path()).delete(again.record.uuid).unwrap();
-        } else {
-            pool(dir.path()).delete(had.record.uuid).unwrap();
-        }
-        assert_eq!(pool(dir.path()).list(None, usize::MAX).unwrap(), [kept], "step {step}");
-        assert_eq!(files(dir.path()).len(), 3, "step {step}");
-        if !is_killed {
-            assert!(step > 6, "it has steps: {step}");
-            return;
-        }
-    }
 }
