@@ -4,16 +4,19 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use sheave_control::channel;
+use sheave_csi_proto::v1::controller_client::ControllerClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume};
 use sheave_csi_proto::v1::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, ListVolumesRequest,
-    VolumeCapability,
+    CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest,
+    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest, VolumeCapability,
 };
 use sheave_tests::co::{Answer, Call, Clients, resident_kib};
 use sheave_tests::{Plugin, PoolNode};
 use tokio::runtime::{Builder, Runtime};
+use tonic::Status;
 
 const NODE: &str = "node-1";
 const MIB: i64 = 1 << 20;
@@ -29,6 +32,12 @@ impl Client {
         let begun = Instant::now();
         let answer = self.runtime.block_on(self.clients.call(call)).expect("done");
         (answer, begun.elapsed())
+    }
+
+    fn time_of(&self, call: impl Future<Output = Result<(), Status>>) -> Duration {
+        let begun = Instant::now();
+        self.runtime.block_on(call).expect("done");
+        begun.elapsed()
     }
 }
 
@@ -94,6 +103,22 @@ fn main() {
         }))
     };
     show("expand", times(&mut |index| expand(index).1));
+    let controller = {
+        let _inside = client.runtime.enter();
+        ControllerClient::new(channel(plugin.socket()))
+    };
+    let get = |index| {
+        let (mut of, request) =
+            (controller.clone(), ControllerGetVolumeRequest { volume_id: id(index) });
+        client.time_of(async move { of.controller_get_volume(request).await.map(drop) })
+    };
+    show("get", times(&mut |index| get(index)));
+    let capacity = |_| {
+        let mut of = controller.clone();
+        client
+            .time_of(async move { of.get_capacity(GetCapacityRequest::default()).await.map(drop) })
+    };
+    show("capacity", (0..100).map(capacity).collect());
     let list = |_| client.time(Call::ListVolumes(ListVolumesRequest::default())).1;
     show("list 1000", (0..100).map(list).collect());
     let unpublish = |index| {
