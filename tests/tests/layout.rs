@@ -48,7 +48,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-csi-proto", &[]),
     ("sheave-csi", &["sheave-control", "sheave-core", "sheave-csi-proto", "sheave-node"]),
     ("sheave-node", &["sheave-core", "sheave-durable"]),
-    ("sheave-local", &["sheave-core"]),
+    ("sheave-local", &["sheave-core", "sheave-ring"]),
     ("sheave-layers", &["sheave-core"]),
     ("sheave-remote", &["sheave-core", "sheave-proto", "sheave-tls"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// server does not answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-static TURNS: Mutex<[usize; 2]> = Mutex::new([0, 0]);
+static TURNS: Mutex<Turns> = Mutex::new(Turns { held: [0; 2], wanted: [0; 2] });
 static CHANGED: Condvar = Condvar::new();
 
 /// Starts a process while no file is being locked.
@@ -24,32 +24,44 @@ pub(super) enum Kind {
     Lock = 1,
 }
 
-/// While turns of one kind are held, none of the other kind is given out.
+/// The number of turns of each kind.
+struct Turns {
+    held: [usize; 2],
+    wanted: [usize; 2],
+}
+
+/// While turns of one kind are held, none of the other kind is given out. While some of the other
+/// kind are wanted, no more of this kind, so neither kind waits for an endless row of the other.
 pub(super) struct Turn(Kind);
 
 impl Turn {
     pub(super) fn take(kind: Kind) -> Self {
-        let (begun, other) = (Instant::now(), 1 - kind as usize);
+        let (begun, own, other) = (Instant::now(), kind as usize, 1 - kind as usize);
         let mut turns = turns();
-        while turns[other] > 0 && begun.elapsed() < PATIENCE {
+        turns.wanted[own] += 1;
+        let must_wait = |turns: &Turns| {
+            turns.held[other] > 0 || (turns.held[own] > 0 && turns.wanted[other] > 0)
+        };
+        while must_wait(&turns) && begun.elapsed() < PATIENCE {
             turns = CHANGED
                 .wait_timeout(turns, PATIENCE.saturating_sub(begun.elapsed()))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        turns[kind as usize] += 1;
+        turns.wanted[own] -= 1;
+        turns.held[own] += 1;
         Self(kind)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        turns()[self.0 as usize] -= 1;
+        turns().held[self.0 as usize] -= 1;
         CHANGED.notify_all();
     }
 }
 
-fn turns() -> MutexGuard<'static, [usize; 2]> {
+fn turns() -> MutexGuard<'static, Turns> {
     // Counts are valid in any state.
     TURNS.lock().unwrap_or_else(PoisonError::into_inner)
 }

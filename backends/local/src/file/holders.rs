@@ -24,6 +24,14 @@ pub(super) struct Holder {
     pub(super) writes: bool,
 }
 
+impl Holder {
+    /// Whether it is a child of this process.
+    pub(super) fn is_child(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
+        stat.as_deref().and_then(parent_in) == Some(std::process::id())
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (pid {})", self.name, self.pid)

@@ -8,7 +8,8 @@
 //!    programs with POSIX locks. It belongs to the open file description (fcntl(2), F_OFD_SETLK): a
 //!    POSIX lock would end as soon as any other descriptor of the file is closed in this process;
 //! 4. a search for processes that have it open for writing ([`super::holders`]), for programs that
-//!    lock nothing;
+//!    lock nothing. It reads about all open files of the machine, so the kernel is asked first
+//!    whether there is another writer at all;
 //! 5. a lock on a byte behind all others ([`GUARD`]) of every description that is written through.
 //!    The other locks end with their process, while its direct I/O may still be in flight and
 //!    overwrite later data. This one ends with the last request.
@@ -25,6 +26,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK, SEEK_SET, c_int, c_short, flock};
 use rustix::fs::fstatfs;
 use sheave_core::{Error, ErrorKind, Result, printable};
+use sheave_ring::check_only_writer;
 
 use super::batch;
 use super::forks::{Kind, Turn};
@@ -51,6 +53,8 @@ pub(super) const WRITES: &str = "has it open for writing";
 
 /// The longest time between fork and exec of a child, which closes the files that it inherited.
 pub(super) const EXEC_TIMEOUT: Duration = Duration::from_millis(200);
+/// The same on a machine that has much to do, if no other program is seen to have the file.
+const CHILD_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const EXEC_POLL: Duration = Duration::from_millis(10);
 
 /// Identifies a file under all its names.
@@ -161,23 +165,39 @@ fn range(kind: c_int, start: i64, len: i64) -> flock {
     flock { l_type: kind as c_short, l_whence: whence, l_start: start, l_len: len, l_pid: 0 }
 }
 
+/// Why a file cannot be locked.
+enum Refused {
+    /// Another description has a lock.
+    Locked,
+    Because(Error),
+}
+
 fn lock_others_out(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
     let (_turn, begun) = (Turn::take(Kind::Lock), Instant::now());
     loop {
-        match try_lock(file, identity, path, read_only) {
-            // By a child that has just begun to be another program, perhaps.
-            Err(_) if begun.elapsed() < EXEC_TIMEOUT => sleep(EXEC_POLL),
-            locked => return locked,
+        let Err(refused) = try_lock(file, identity, path, read_only) else { return Ok(()) };
+        // By a child that has just begun to be another program, perhaps.
+        if begun.elapsed() < EXEC_TIMEOUT {
+            sleep(EXEC_POLL);
+            continue;
+        }
+        let holders = holders_of(identity);
+        // A child that has let go of it by now is not found any more.
+        let may_pass = holders.iter().all(Holder::is_child) && begun.elapsed() < CHILD_TIMEOUT;
+        match refused {
+            _ if may_pass => {}
+            Refused::Locked => return Err(refusal(path, &first(&holders), "has locked it")),
+            Refused::Because(error) => return Err(error),
         }
     }
 }
 
-fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<()> {
+fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> Result<(), Refused> {
     match lock_whole(file, read_only) {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(busy(identity, path, "has locked it")),
+        Err(TryLockError::WouldBlock) => return Err(Refused::Locked),
         Err(TryLockError::Error(error)) if is_on(file, &SHARED_FILE_SYSTEMS) => {
-            return Err(no_locks(path, error));
+            return Err(Refused::Because(no_locks(path, error)));
         }
         // The file system has no locks: only the search for holders is left.
         Err(TryLockError::Error(_)) => {}
@@ -186,14 +206,16 @@ fn try_lock(file: &File, identity: &Identity, path: &Path, read_only: bool) -> R
         // Any other error means that this file system has no locks.
         let locked = fcntl(file, FcntlArg::F_OFD_SETLK(&range(F_WRLCK, 0, GUARD)));
         if matches!(locked, Err(Errno::EAGAIN | Errno::EACCES)) {
-            return Err(busy(identity, path, "has locked it"));
+            return Err(Refused::Locked);
         }
     }
-    if batch::defer(identity, path) {
+    // What the kernel counts has no search to wait for. Where it counts nothing, or another one,
+    // the search finds out which.
+    if check_only_writer(file, !read_only).is_ok() || batch::defer(identity, path) {
         return Ok(());
     }
     match writer(&[*identity]) {
-        Some((_, holder)) => Err(refusal(path, &holder, WRITES)),
+        Some((_, holder)) => Err(Refused::Because(refusal(path, &holder, WRITES))),
         None => Ok(()),
     }
 }
@@ -237,14 +259,18 @@ pub(super) fn is_on(file: &File, magics: &[u32]) -> bool {
     fstatfs(file).is_ok_and(|stat| magics.contains(&(stat.f_type as u32)))
 }
 
-fn busy(identity: &Identity, path: &Path, what: &str) -> Error {
-    refusal(path, &any_holder(identity), what)
+fn any_holder(identity: &Identity) -> String {
+    first(&holders_of(identity))
 }
 
-fn any_holder(identity: &Identity) -> String {
+/// The programs that have a file open. One that writes is the likelier owner of a lock.
+fn holders_of(identity: &Identity) -> Vec<Holder> {
     let mut holders = holders::find(identity);
-    // A program that writes is the likelier owner of a lock.
     holders.sort_by_key(|holder| !holder.writes);
+    holders
+}
+
+fn first(holders: &[Holder]) -> String {
     holders.first().map_or_else(|| "another program".to_owned(), Holder::to_string)
 }
 
