@@ -153,6 +153,49 @@ fn rule_26_stacked_mounts_are_taken_away_as_a_whole() {
 }
 
 #[test]
+fn rule_09_a_place_that_something_else_hides_counts() {
+    in_namespace("rule_09_a_place_that_something_else_hides_counts", || {
+        let (site, node) = staged(Some(Fs::Ext4));
+        let request = |pod: &str| {
+            let mut request = site.publish_request(pod, Some(Fs::Ext4));
+            request.is_shared = false;
+            request
+        };
+        node.publish(request("a")).expect("published");
+        mount(&format!("-t tmpfs x {}", site.target("a").display()));
+        fails(node.publish(request("b")), Kind::Refused, "allows one place");
+        node.unpublish("v", &site.target("a")).expect("unpublished");
+        node.publish(request("b")).expect("published");
+    });
+}
+
+#[test]
+fn a_volume_is_taken_away_when_the_disk_of_the_state_is_full() {
+    in_namespace("a_volume_is_taken_away_when_the_disk_of_the_state_is_full", || {
+        let site = Site::new();
+        let state = site.dir().join("node");
+        fs::create_dir(&state).expect("a directory");
+        mount(&format!("-t tmpfs -o size=64k x {}", state.display()));
+        site.volumes.create("v", SIZE);
+        let node = site.node();
+        node.stage(site.stage_request(Some(Fs::Ext4))).expect("staged");
+        node.publish(site.publish_request("a", Some(Fs::Ext4))).expect("published");
+        let filler = state.join("filler");
+        fs::write(&filler, vec![1; 1 << 20]).expect_err("it is full");
+        let mut other = site.stage_request(Some(Fs::Ext4));
+        other.volume = "w".to_owned();
+        other.staging = site.dir().join("bin");
+        fails(node.stage(other), Kind::Exhausted, "node state");
+        node.unpublish("v", &site.target("a")).expect("unpublished");
+        node.unstage("v", &site.staging()).expect("unstaged");
+        fs::remove_file(&filler).expect("removed");
+        assert_eq!(fs::read_dir(&state).expect("the states").count(), 0);
+        Run::new("umount").arg(&state).ok();
+        site.check_bare();
+    });
+}
+
+#[test]
 fn rule_27_nothing_is_published_but_from_the_volumes_own_device() {
     let test = "rule_27_nothing_is_published_but_from_the_volumes_own_device";
     in_namespace(test, || {

@@ -166,7 +166,7 @@ impl Engine {
     fn forget_gone(&self, state: &mut State, disk: &Disk) -> Result<()> {
         let mut left = Vec::new();
         for target in std::mem::take(&mut state.targets) {
-            if what_is_at(&target.path, disk)? == There::Ours {
+            if is_below(&Mounts::read()?, &target.path, disk) {
                 left.push(target);
             }
         }
@@ -251,7 +251,7 @@ impl Engine {
         let Some(mut state) = state else { return Ok(()) };
         let count = state.targets.len();
         state.targets.retain(|known| known.path != target);
-        if state.targets.len() == count { Ok(()) } else { self.states.save(&state) }
+        if state.targets.len() == count { Ok(()) } else { self.states.save_if_room(&state) }
     }
 }
 
@@ -269,6 +269,12 @@ fn what_is_at(target: &Path, disk: &Disk) -> Result<There> {
     let Some(top) = mounts.top(target) else { return Ok(There::Nothing) };
     let is_ours = top.is_of(disk.number) || is_device(target, disk.number);
     Ok(if is_ours { There::Ours } else { There::Other })
+}
+
+/// Whether a volume is at a path, also where something else was mounted over it since.
+fn is_below(mounts: &Mounts, target: &Path, disk: &Disk) -> bool {
+    let is_mounted = mounts.at(target).iter().any(|mount| mount.is_of(disk.number));
+    is_mounted || is_device(target, disk.number)
 }
 
 /// Whether a path is this device.

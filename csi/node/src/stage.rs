@@ -306,7 +306,7 @@ impl Engine {
         let mut unstaging = state.clone();
         unstaging.phase = Phase::Unstaging;
         unstaging.unstaging_since_s.get_or_insert_with(uptime_s);
-        self.states.save(&unstaging)?;
+        self.states.save_if_room(&unstaging)?;
         let lost = self.patiently(&unstaging, |is_dead| {
             if let Some(device) = state.device.as_ref().filter(|_| !state.is_stale()) {
                 let how = if is_dead { Unmount::Lazily } else { Unmount::Whole };

@@ -168,6 +168,21 @@ impl States {
         durable::replace(&self.path(&state.volume), state).map_err(|error| of_durable(&error))
     }
 
+    /// The same of a volume that is being taken away, which is not in vain where there is no room:
+    /// it goes on from what is mounted. On a full disk pods could not be ended otherwise.
+    ///
+    /// # Errors
+    /// When it cannot be written for another reason.
+    pub(crate) fn save_if_room(&self, state: &State) -> Result<()> {
+        match self.save(state) {
+            Err(error) if error.kind() == Kind::Exhausted => {
+                tracing::warn!("{error}; the volume is taken away without");
+                Ok(())
+            }
+            saved => saved,
+        }
+    }
+
     /// Forgets a volume.
     ///
     /// # Errors
