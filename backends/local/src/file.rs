@@ -183,8 +183,8 @@ struct Image {
     /// longer has it; or another program truncated the file. Set once, never cleared.
     poisoned: AtomicBool,
     zeroes: OnceLock<Buf>,
-    /// The descriptions of backends. All are as old as the volume, and are kept: the kernel does not
-    /// report a failed write-back to a description that is opened after another one got the error.
+    /// The descriptions of backends. All are as old as the volume, and are kept: the kernel reports
+    /// no failed write-back to a description that is opened after another one got the error.
     handles: Vec<Arc<Handle>>,
     /// The description that was opened by name and holds the locks. Backends use it for nothing but
     /// [`Image::allocates`].

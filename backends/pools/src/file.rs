@@ -12,8 +12,8 @@
 //! A volume is made in this order: name, image, record; it exists when its record does. It is
 //! deleted in this order: its record says so, image, name, record; it is gone with the first. What
 //! a crash leaves between is finished or undone by the next call that is about it, and by a thread
-//! that looks for it when a process first changes the pool. An image that has data was in use: if its record is
-//! gone, it was lost by other means, and the image stays.
+//! that looks for it when a process first changes the pool. An image that has data was in use: if
+//! its record is gone, it was lost by other means, and the image stays.
 
 #[cfg(test)]
 mod crash_tests;

@@ -60,7 +60,8 @@ fn child_of_the_crash_tests() {
 fn killed_at(call: &str, step: i64, dir: &Path) -> bool {
     let mut child = Command::new(env::current_exe().unwrap());
     child.args(["--exact", "file::crash_tests::child_of_the_crash_tests"]);
-    let output = child.env(CHILD, format!("{call}:{step}:{}", dir.display())).output().unwrap();
+    let output =
+        child.env(CHILD, format!("{call}:{step}:{}", dir.to_str().unwrap())).output().unwrap();
     assert!(output.status.success() || output.status.signal() == Some(SIGKILL), "{output:?}");
     !output.status.success()
 }
