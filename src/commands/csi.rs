@@ -10,7 +10,7 @@ use rustix::net::SocketType;
 use sheave_control::v1::volumes_server::VolumesServer;
 use sheave_control::{ControlClient, VolumesClient, channel, in_process};
 use sheave_core::printable;
-use sheave_csi::{NodeService, Plugin, Registration, RegistrationService, Serving, checks};
+use sheave_csi::{NodeService, Plugin, Registration, Serving, check_node_id, registration_socket};
 use sheave_pools::{Pools, Site};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
@@ -173,7 +173,7 @@ fn own_volumes(args: &Args) -> Result<VolumesClient> {
 }
 
 fn registration(args: &Args, dir: &Path) -> Result<Registration> {
-    let path = RegistrationService::socket(dir, &args.driver_name);
+    let path = registration_socket(dir, &args.driver_name);
     let what = || format!("registration socket {}", printable(&path));
     // In its place at once: kubelet takes any socket in the directory for a plugin's.
     match std::fs::remove_file(&path) {
@@ -206,7 +206,7 @@ fn parse_endpoint(text: &str) -> Result<PathBuf, String> {
 }
 
 fn parse_node_id(text: &str) -> Result<String, String> {
-    checks::node_id(text).map(str::to_owned).map_err(|status| status.message().to_owned())
+    check_node_id(text).map(str::to_owned).map_err(|status| status.message().to_owned())
 }
 
 #[cfg(test)]

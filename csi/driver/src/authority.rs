@@ -24,7 +24,7 @@ use rewriter::Rewriter;
 const INPUT_LEN: usize = 16 << 10;
 
 /// A client's connection, with `localhost` as the authority of all requests.
-pub struct PlainAuthority<S> {
+pub(crate) struct PlainAuthority<S> {
     inner: S,
     rewriter: Rewriter,
     input: Vec<u8>,
@@ -34,7 +34,7 @@ pub struct PlainAuthority<S> {
 }
 
 /// The connections of a listener, as tonic's server takes them.
-pub fn incoming(
+pub(crate) fn incoming(
     listener: UnixListener,
 ) -> impl Stream<Item = io::Result<PlainAuthority<UnixStream>>> {
     UnixListenerStream::new(listener).map(|accepted| accepted.map(PlainAuthority::new))
@@ -42,7 +42,7 @@ pub fn incoming(
 
 impl<S> PlainAuthority<S> {
     /// A connection from which nothing was read yet.
-    pub fn new(inner: S) -> Self {
+    pub(crate) fn new(inner: S) -> Self {
         let (input, output) = (vec![0; INPUT_LEN], Vec::new());
         Self { inner, rewriter: Rewriter::new(), input, output, taken: 0 }
     }

@@ -15,7 +15,7 @@ const MESSAGE_LEN_MAX: usize = 1024;
 ///
 /// # Errors
 /// INVALID_ARGUMENT.
-pub fn text<'a>(what: &str, text: &'a str) -> Result<&'a str, Status> {
+pub(crate) fn text<'a>(what: &str, text: &'a str) -> Result<&'a str, Status> {
     bounded(what, text, TEXT_LEN_MAX)
 }
 
@@ -23,7 +23,7 @@ pub fn text<'a>(what: &str, text: &'a str) -> Result<&'a str, Status> {
 ///
 /// # Errors
 /// INVALID_ARGUMENT.
-pub fn node_id(id: &str) -> Result<&str, Status> {
+pub fn check_node_id(id: &str) -> Result<&str, Status> {
     bounded("node_id", id, NODE_ID_LEN_MAX)
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn message(text: &str) -> String {
 ///
 /// # Errors
 /// INVALID_ARGUMENT.
-pub fn map(what: &str, map: &HashMap<String, String>) -> Result<(), Status> {
+pub(crate) fn map(what: &str, map: &HashMap<String, String>) -> Result<(), Status> {
     let len: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if len > MAP_LEN_MAX {
         let why = format!("{what} has {len} bytes; the most is {MAP_LEN_MAX}");
@@ -70,8 +70,8 @@ mod tests {
         assert!(text("name", &"n".repeat(128)).is_ok());
         assert!(text("name", &"n".repeat(129)).is_err());
         assert!(text("name", "").is_err());
-        assert!(node_id(&"n".repeat(256)).is_ok());
-        assert!(node_id(&"n".repeat(257)).is_err());
+        assert!(check_node_id(&"n".repeat(256)).is_ok());
+        assert!(check_node_id(&"n".repeat(257)).is_err());
         assert_eq!(message(&"ü".repeat(512)), "ü".repeat(512));
         assert_eq!(message(&"ü".repeat(513)), format!("{}…", "ü".repeat(510)));
         assert_eq!(message(&format!("a{}", "ü".repeat(512))).len(), 1024);

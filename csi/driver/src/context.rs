@@ -6,19 +6,18 @@ use std::collections::HashMap;
 use tonic::Status;
 
 /// Key of the publish context: the epoch of the publication, a decimal number.
-pub const EPOCH: &str = "epoch";
+const EPOCH: &str = "epoch";
 /// Key of the publish context: `true` if the node may only read.
-pub const READ_ONLY: &str = "readonly";
+const READ_ONLY: &str = "readonly";
 /// Key of the volume context: which driver makes the device; `auto`, `ublk` or `nbd`.
-pub const FRONT: &str = "front";
+pub(crate) const FRONT: &str = "front";
 /// Key of the volume context: seconds of unstaging after which hanging storage is given up.
-pub const FORCE_UNSTAGE_AFTER: &str = "force-unstage-after";
+pub(crate) const FORCE_UNSTAGE_AFTER: &str = "force-unstage-after";
 /// The least and the most of these.
 const FORCE_S: std::ops::RangeInclusive<u64> = 10..=86400;
 
 /// Reads a number of seconds after which hanging storage is given up.
-#[must_use]
-pub fn parse_force_after(text: &str) -> Option<u64> {
+pub(crate) fn parse_force_after(text: &str) -> Option<u64> {
     sheave_core::parse_digits(text).filter(|seconds| FORCE_S.contains(seconds))
 }
 

@@ -50,14 +50,13 @@ const CENTRAL: [rpc::Type; 5] = [
 ];
 
 /// Serves Controller.
-pub struct ControllerService {
+pub(crate) struct ControllerService {
     plugin: SharedPlugin,
 }
 
 impl ControllerService {
     /// Of this plugin.
-    #[must_use]
-    pub fn new(plugin: SharedPlugin) -> Self {
+    pub(crate) fn new(plugin: SharedPlugin) -> Self {
         Self { plugin }
     }
 
@@ -172,15 +171,11 @@ impl Controller for ControllerService {
     ) -> Result<Response<csi::ControllerPublishVolumeResponse>, Status> {
         let request = request.into_inner();
         let id = text("volume_id", &request.volume_id)?;
-        let node = checks::node_id(&request.node_id)?;
+        let node = checks::check_node_id(&request.node_id)?;
         let wanted = Capability::parse(request.volume_capability.as_ref())?;
         checks::map("secrets", &request.secrets)?;
         let found = self.find(id).await?;
         self.plugin.check_node(&found, node)?;
-        let pools = self.pools().await?;
-        if let Some(pool) = pools.iter().find(|pool| pool.name == found.pool) {
-            wanted.check_pool(pool)?;
-        }
         let publish = api::PublishVolumeRequest {
             id: id.to_owned(),
             node: node.to_owned(),
@@ -202,7 +197,7 @@ impl Controller for ControllerService {
         let id = text("volume_id", &request.volume_id)?.to_owned();
         let node = match request.node_id.as_str() {
             "" => String::new(),
-            node => checks::node_id(node)?.to_owned(),
+            node => checks::check_node_id(node)?.to_owned(),
         };
         checks::map("secrets", &request.secrets)?;
         let unpublish = api::UnpublishVolumeRequest { id, node };

@@ -31,7 +31,7 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// What the probes ask.
 #[derive(Clone)]
-pub struct Health {
+pub(crate) struct Health {
     identity: IdentityClient<Channel>,
     volumes: VolumesClient,
     metrics: Metrics,
@@ -41,8 +41,7 @@ pub struct Health {
 
 impl Health {
     /// Of the plugin whose own socket is at this path.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         socket: &Path,
         volumes: VolumesClient,
         metrics: Metrics,
@@ -53,7 +52,7 @@ impl Health {
     }
 
     /// The pages `/healthz` and `/readyz`, and `/metrics`.
-    pub fn router(self) -> Router {
+    pub(crate) fn router(self) -> Router {
         let pages = Router::new().route("/healthz", get(live)).route("/readyz", get(ready));
         pages.route("/metrics", get(metrics)).with_state(self)
     }

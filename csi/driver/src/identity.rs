@@ -13,14 +13,13 @@ use tonic::{Request, Response, Status};
 use crate::{SharedPlugin, control};
 
 /// Serves Identity.
-pub struct IdentityService {
+pub(crate) struct IdentityService {
     plugin: SharedPlugin,
 }
 
 impl IdentityService {
     /// Of this plugin.
-    #[must_use]
-    pub fn new(plugin: SharedPlugin) -> Self {
+    pub(crate) fn new(plugin: SharedPlugin) -> Self {
         Self { plugin }
     }
 }

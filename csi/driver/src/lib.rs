@@ -2,10 +2,10 @@
 //! control API.
 #![forbid(unsafe_code)]
 
-pub mod authority;
+mod authority;
 mod calls;
 mod capability;
-pub mod checks;
+mod checks;
 pub mod context;
 mod control;
 mod controller;
@@ -24,12 +24,10 @@ use std::sync::Arc;
 
 use sheave_control::{ControlClient, VolumesClient};
 
-pub use controller::ControllerService;
-pub use health::Health;
-pub use identity::IdentityService;
+pub use checks::check_node_id;
 pub use metrics::Metrics;
 pub use node::NodeService;
-pub use registration::{Registered, RegistrationService};
+pub use registration::registration_socket;
 pub use server::{Registration, Serving, serve};
 
 /// What all services of a plugin know.

@@ -16,12 +16,18 @@ const TYPE: &str = "CSIPlugin";
 /// Of the interface; kubelet wants a version that begins with 1.
 const VERSION: &str = "1.0.0";
 
+/// The socket of a driver in kubelet's directory.
+#[must_use]
+pub fn registration_socket(dir: &Path, driver: &str) -> PathBuf {
+    dir.join(format!("{driver}-reg.sock"))
+}
+
 /// Whether kubelet has registered the plugin.
 #[derive(Clone, Debug, Default)]
-pub struct Registered(Arc<AtomicBool>);
+pub(crate) struct Registered(Arc<AtomicBool>);
 
 /// Answers kubelet.
-pub struct RegistrationService {
+pub(crate) struct RegistrationService {
     name: String,
     endpoint: String,
     registered: Registered,
@@ -29,24 +35,20 @@ pub struct RegistrationService {
 
 impl Registered {
     /// Whether it has.
-    #[must_use]
-    pub fn get(&self) -> bool {
+    pub(crate) fn get(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
 impl RegistrationService {
     /// Of the driver of this name, whose socket kubelet finds at this path.
-    #[must_use]
-    pub fn new(name: &str, endpoint: &str, registered: Registered) -> RegistrationServer<Self> {
+    pub(crate) fn new(
+        name: &str,
+        endpoint: &str,
+        registered: Registered,
+    ) -> RegistrationServer<Self> {
         let (name, endpoint) = (name.to_owned(), endpoint.to_owned());
         RegistrationServer::new(Self { name, endpoint, registered })
-    }
-
-    /// The socket of a driver in kubelet's directory.
-    #[must_use]
-    pub fn socket(dir: &Path, name: &str) -> PathBuf {
-        dir.join(format!("{name}-reg.sock"))
     }
 }
 

@@ -16,10 +16,11 @@ use tonic::transport::Server;
 
 use crate::authority::incoming;
 use crate::calls::Calls;
-use crate::{
-    ControllerService, Health, IdentityService, Metrics, NodeService, Registered,
-    RegistrationService, SharedPlugin,
-};
+use crate::controller::ControllerService;
+use crate::health::Health;
+use crate::identity::IdentityService;
+use crate::registration::{Registered, RegistrationService};
+use crate::{Metrics, NodeService, SharedPlugin};
 
 /// The most bytes of a request: names, maps and paths have bounds of a few KiB.
 const REQUEST_LEN_MAX: usize = 1 << 20;

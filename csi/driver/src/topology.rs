@@ -10,21 +10,18 @@ use crate::Plugin;
 
 impl Plugin {
     /// The key of the topology of volumes that only one node can use.
-    #[must_use]
-    pub fn topology_key(&self) -> String {
+    pub(crate) fn topology_key(&self) -> String {
         format!("topology.{}/node", self.name)
     }
 
     /// From where a volume can be reached; `None` is from everywhere.
-    #[must_use]
-    pub fn topology(&self, local: bool) -> Option<Topology> {
+    pub(crate) fn topology(&self, local: bool) -> Option<Topology> {
         let node = self.node_id.clone().filter(|_| local)?;
         Some(Topology { segments: HashMap::from([(self.topology_key(), node)]) })
     }
 
     /// Whether a volume of a pool can be reached from there.
-    #[must_use]
-    pub fn is_here(&self, local: bool, from: Option<&Topology>) -> bool {
+    pub(crate) fn is_here(&self, local: bool, from: Option<&Topology>) -> bool {
         let wanted = from.and_then(|from| from.segments.get(&self.topology_key()));
         !local || wanted.is_none_or(|wanted| Some(wanted) == self.node_id.as_ref())
     }
@@ -34,7 +31,7 @@ impl Plugin {
     /// # Errors
     /// RESOURCE_EXHAUSTED when it cannot be reached from there: it may be made by the plugin of
     /// another node. FAILED_PRECONDITION when this controller does not know its node.
-    pub fn check_topology(
+    pub(crate) fn check_topology(
         &self,
         local: bool,
         wanted: Option<&TopologyRequirement>,
@@ -60,7 +57,7 @@ impl Plugin {
     ///
     /// # Errors
     /// NOT_FOUND when it is no node that the volume's pool knows.
-    pub fn check_node(&self, volume: &api::Volume, node: &str) -> Result<(), Status> {
+    pub(crate) fn check_node(&self, volume: &api::Volume, node: &str) -> Result<(), Status> {
         match &self.node_id {
             Some(own) if volume.local && own != node => Err(Status::not_found(format!(
                 "node {node:?} cannot reach {}: its pool is of node {own}",
