@@ -6,7 +6,8 @@
 //! call finds it done.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,38 +16,34 @@ use crate::{Error, Kind, Result};
 /// An answer that was not fetched is forgotten after this: kubelet asks again within 122 s.
 const KEPT: Duration = Duration::from_secs(300);
 
-/// Work that is going on, and its results. `T` is what work results in.
-pub(crate) struct Jobs<T> {
-    jobs: Mutex<HashMap<String, Arc<Job<T>>>>,
+/// Work that is going on, and the failures of work whose caller had left.
+#[derive(Default)]
+pub(crate) struct Jobs {
+    jobs: Mutex<HashMap<String, Arc<Job>>>,
 }
 
-struct Job<T> {
+struct Job {
     /// What was asked for, with all arguments.
     call: String,
     /// What it is called in messages.
     verb: &'static str,
     /// When it ended, and how.
-    result: Mutex<Option<(Instant, Result<T>)>>,
-    ended: Condvar,
+    end: Mutex<Option<(Instant, Result<()>)>>,
 }
 
-/// Leaves a result even if the work panics.
-struct Ending<T> {
-    job: Arc<Job<T>>,
-    result: Option<Result<T>>,
+/// Ends a job, also when its work panics.
+struct Ending {
+    job: Arc<Job>,
+    end: Result<()>,
 }
 
-impl<T: Clone + Send + 'static> Jobs<T> {
-    pub(crate) fn new() -> Self {
-        Self { jobs: Mutex::default() }
-    }
-
+impl Jobs {
     /// Does work on a volume, and waits for its result at most so long.
     ///
     /// # Errors
     /// [`Kind::Pending`] when work on the volume is going on or does not end in time, else what the
     /// work, or an equal call before it, has failed with.
-    pub(crate) fn run(
+    pub(crate) fn run<T: Send + 'static>(
         &self,
         volume: &str,
         verb: &'static str,
@@ -54,36 +51,24 @@ impl<T: Clone + Send + 'static> Jobs<T> {
         patience: Duration,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let job = Job::new(verb, call);
-        {
-            let mut jobs = lock(&self.jobs);
-            jobs.retain(|_, job| !job.is_forgotten());
-            if let Some(before) = jobs.get(volume) {
-                let ended = lock(&before.result);
-                match &*ended {
-                    None => return Err(before.pending(volume)),
-                    Some((_, Err(error))) if error.kind().is_final() && before.call == job.call => {
-                        let error = error.clone();
-                        drop(ended);
-                        jobs.remove(volume);
-                        return Err(error);
-                    }
-                    Some(_) => {}
-                }
-            }
-            jobs.insert(volume.to_owned(), Arc::clone(&job));
-        }
-        let mut ending = Ending { job: Arc::clone(&job), result: None };
+        let job = self.begin(volume, verb, call)?;
+        let (sender, result) = channel();
+        let mut ending = Ending { job: Arc::clone(&job), end: Err(panicked()) };
         let thread = thread::Builder::new().name(format!("node-{verb}"));
         // Without a thread the closure is dropped, which ends the job.
-        let spawned = thread.spawn(move || ending.do_work(work));
-        let result = match spawned {
-            Ok(_) => job.wait(patience),
-            Err(error) => {
-                Some(Err(Error::of_io("start a thread", &error).with_kind(Kind::Exhausted)))
-            }
+        let spawned = thread.spawn(move || {
+            let result = work();
+            ending.end = result.as_ref().map(|_| ()).map_err(Clone::clone);
+            drop(ending);
+            // The caller may have left.
+            let _ = sender.send(result);
+        });
+        let result = match spawned.map(|_| result.recv_timeout(patience)) {
+            Ok(Ok(result)) => result,
+            Ok(Err(RecvTimeoutError::Timeout)) => return Err(job.pending(volume)),
+            Ok(Err(RecvTimeoutError::Disconnected)) => Err(panicked()),
+            Err(error) => Err(Error::of_io("start a thread", &error).with_kind(Kind::Exhausted)),
         };
-        let Some(result) = result else { return Err(job.pending(volume)) };
         let mut jobs = lock(&self.jobs);
         // Another call may have come since.
         if jobs.get(volume).is_some_and(|last| Arc::ptr_eq(last, &job)) {
@@ -91,24 +76,31 @@ impl<T: Clone + Send + 'static> Jobs<T> {
         }
         result
     }
+
+    /// Begins a job, unless there is one, or an equal call has failed for good.
+    fn begin(&self, volume: &str, verb: &'static str, call: String) -> Result<Arc<Job>> {
+        let mut jobs = lock(&self.jobs);
+        jobs.retain(|_, job| !job.is_forgotten());
+        if let Some(before) = jobs.get(volume) {
+            let end = lock(&before.end).clone();
+            match end {
+                None => return Err(before.pending(volume)),
+                Some((_, Err(error))) if error.kind().is_final() && before.call == call => {
+                    jobs.remove(volume);
+                    return Err(error);
+                }
+                Some(_) => {}
+            }
+        }
+        let job = Arc::new(Job { call, verb, end: Mutex::default() });
+        jobs.insert(volume.to_owned(), Arc::clone(&job));
+        Ok(job)
+    }
 }
 
-impl<T: Clone> Job<T> {
-    fn new(verb: &'static str, call: String) -> Arc<Self> {
-        let (result, ended) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { call, verb, result, ended })
-    }
-
-    fn wait(&self, patience: Duration) -> Option<Result<T>> {
-        let result = lock(&self.result);
-        let waited = self.ended.wait_timeout_while(result, patience, |result| result.is_none());
-        let (result, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        result.as_ref().map(|(_, result)| result.clone())
-    }
-
+impl Job {
     fn is_forgotten(&self) -> bool {
-        let result = lock(&self.result);
-        result.as_ref().is_some_and(|(ended, _)| ended.elapsed() >= KEPT)
+        lock(&self.end).as_ref().is_some_and(|(ended, _)| ended.elapsed() >= KEPT)
     }
 
     fn pending(&self, volume: &str) -> Error {
@@ -118,19 +110,15 @@ impl<T: Clone> Job<T> {
     }
 }
 
-impl<T> Ending<T> {
-    fn do_work(&mut self, work: impl FnOnce() -> Result<T>) {
-        self.result = Some(work());
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let end = std::mem::replace(&mut self.end, Ok(()));
+        *lock(&self.job.end) = Some((Instant::now(), end));
     }
 }
 
-impl<T> Drop for Ending<T> {
-    fn drop(&mut self) {
-        let panicked = || Err(Error::new(Kind::Unavailable, "the work on the volume panicked"));
-        let result = self.result.take().unwrap_or_else(panicked);
-        *lock(&self.job.result) = Some((Instant::now(), result));
-        self.job.ended.notify_all();
-    }
+fn panicked() -> Error {
+    Error::new(Kind::Unavailable, "the work on the volume panicked")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -139,14 +127,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
 
     fn run(
-        jobs: &Jobs<u64>,
+        jobs: &Jobs,
         call: &str,
         patience: Duration,
         work: impl FnOnce() -> Result<u64> + Send + 'static,
@@ -157,9 +143,9 @@ mod tests {
 
     #[test]
     fn rule_11_a_second_call_is_refused_at_once_and_the_first_goes_on() {
-        let jobs = Jobs::new();
-        let (release, held) = mpsc::channel::<()>();
-        let (done, is_done) = mpsc::channel();
+        let jobs = Jobs::default();
+        let (release, held) = channel::<()>();
+        let (done, is_done) = channel();
         let first = run(&jobs, "a", Duration::ZERO, move || {
             let _ = held.recv();
             let _ = done.send(());
@@ -185,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn rule_11_a_failure_that_nobody_has_heard_of_is_the_next_equal_calls() {
+    fn rule_11_a_failure_that_was_not_fetched_answers_the_next_equal_call() {
         let outcome = |kind, call| {
-            let jobs = Jobs::new();
-            let (release, held) = mpsc::channel::<()>();
+            let jobs = Jobs::default();
+            let (release, held) = channel::<()>();
             let first = run(&jobs, "a", Duration::ZERO, move || {
                 let _ = held.recv();
                 Err(Error::new(kind, "x"))
@@ -210,7 +196,7 @@ mod tests {
 
     #[test]
     fn work_that_panics_ends() {
-        let jobs = Jobs::new();
+        let jobs = Jobs::default();
         assert_eq!(run(&jobs, "a", LONG, || panic!("for the test")), Err(Kind::Unavailable));
         assert_eq!(run(&jobs, "a", LONG, || Ok(6)), Ok(6));
     }

@@ -53,7 +53,7 @@ use lock::VolumeLock;
 use state::{Phase, State, States, fingerprint, is_plain_path};
 
 /// How long a call waits for its work: orchestrators want an answer within 10 s.
-pub const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 
 /// How a volume is used. Its `Debug` leaves the options out, so that they do not get into a log.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -109,17 +109,8 @@ pub struct PublishRequest {
 /// The volumes of this node.
 pub struct Node {
     engine: Arc<Engine>,
-    jobs: Jobs<Outcome>,
+    jobs: Jobs,
     answer_within: Duration,
-}
-
-/// What work results in.
-#[derive(Clone, Debug)]
-enum Outcome {
-    Done,
-    Size(u64),
-    Stats(Stats),
-    Health(Vec<Problem>),
 }
 
 /// What all work needs.
@@ -146,7 +137,7 @@ impl Node {
     pub fn open(state_dir: PathBuf, volumes: Arc<dyn Volumes>, tools: Tools) -> Result<Self> {
         let states = States::open(state_dir)?;
         let engine = Engine { volumes, states, tools, problems: Problems::default() };
-        Ok(Self { engine: Arc::new(engine), jobs: Jobs::new(), answer_within: ANSWER_WITHIN })
+        Ok(Self { engine: Arc::new(engine), jobs: Jobs::default(), answer_within: ANSWER_WITHIN })
     }
 
     /// The same with another time in which calls answer.
@@ -176,10 +167,7 @@ impl Node {
         check_paths(&[&request.staging])?;
         let call = format!("{request:?} {}", request.access.fingerprint());
         let volume = request.volume.clone();
-        self.run(&volume, "staging", call, move |engine| {
-            engine.stage(&request).map(|()| Outcome::Done)
-        })
-        .map(drop)
+        self.run(&volume, "staging", call, move |engine| engine.stage(&request))
     }
 
     /// Undoes [`Node::stage`]: when this returns, the device is gone. Done if it is not staged.
@@ -190,9 +178,8 @@ impl Node {
         check_paths(&[staging])?;
         let (id, staging) = (volume.to_owned(), staging.to_owned());
         self.run(volume, "unstaging", format!("unstage {staging:?}"), move |engine| {
-            engine.unstage(&id, &staging).map(|()| Outcome::Done)
+            engine.unstage(&id, &staging)
         })
-        .map(drop)
     }
 
     /// Shows a staged volume at a place.
@@ -204,10 +191,7 @@ impl Node {
         check_paths(&[&request.staging, &request.target])?;
         let call = format!("{request:?} {}", request.access.fingerprint());
         let volume = request.volume.clone();
-        self.run(&volume, "publishing", call, move |engine| {
-            engine.publish(&request).map(|()| Outcome::Done)
-        })
-        .map(drop)
+        self.run(&volume, "publishing", call, move |engine| engine.publish(&request))
     }
 
     /// Undoes [`Node::publish`] and removes the place. Done if there is nothing.
@@ -218,9 +202,8 @@ impl Node {
         check_paths(&[target])?;
         let (id, target) = (volume.to_owned(), target.to_owned());
         self.run(volume, "unpublishing", format!("unpublish {target:?}"), move |engine| {
-            engine.unpublish(&id, &target).map(|()| Outcome::Done)
+            engine.unpublish(&id, &target)
         })
-        .map(drop)
     }
 
     /// Makes device and filesystem as long as the volume is by now, and returns its bytes. `path`
@@ -232,13 +215,7 @@ impl Node {
         check_paths(&[path])?;
         let (id, path) = (volume.to_owned(), path.to_owned());
         let call = format!("expand {path:?} {required:?}");
-        let outcome = self.run(volume, "growing", call, move |engine| {
-            engine.expand(&id, &path, required).map(Outcome::Size)
-        })?;
-        match outcome {
-            Outcome::Size(size) => Ok(size),
-            _ => Err(mixed_up()),
-        }
+        self.run(volume, "growing", call, move |engine| engine.expand(&id, &path, required))
     }
 
     /// How full a volume is. `path` is where it is staged or published.
@@ -250,13 +227,9 @@ impl Node {
         let (id, path) = (volume.to_owned(), path.to_owned());
         // Beside other work on the volume, which may take long.
         let job = format!("statistics of {volume}");
-        let outcome = self.run(&job, "reading statistics", format!("{path:?}"), move |engine| {
-            engine.stats(&id, &path).map(Outcome::Stats)
-        })?;
-        match outcome {
-            Outcome::Stats(stats) => Ok(stats),
-            _ => Err(mixed_up()),
-        }
+        self.run(&job, "reading statistics", format!("{path:?}"), move |engine| {
+            engine.stats(&id, &path)
+        })
     }
 
     /// What is wrong with a volume that is staged, or that was to be.
@@ -266,22 +239,16 @@ impl Node {
     pub fn health(&self, volume: &str) -> Result<Vec<Problem>> {
         let id = volume.to_owned();
         let job = format!("health of {volume}");
-        let outcome = self.run(&job, "reading health", String::new(), move |engine| {
-            engine.health(&id).map(Outcome::Health)
-        })?;
-        match outcome {
-            Outcome::Health(problems) => Ok(problems),
-            _ => Err(mixed_up()),
-        }
+        self.run(&job, "reading health", String::new(), move |engine| engine.health(&id))
     }
 
-    fn run(
+    fn run<T: Send + 'static>(
         &self,
         job: &str,
         verb: &'static str,
         call: String,
-        work: impl FnOnce(&Engine) -> Result<Outcome> + Send + 'static,
-    ) -> Result<Outcome> {
+        work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let engine = Arc::clone(&self.engine);
         self.jobs.run(job, verb, call, self.answer_within, move || work(&engine))
     }
@@ -295,10 +262,6 @@ fn check_paths(paths: &[&Path]) -> Result<()> {
             Err(invalid(format!("{path}: a path must be absolute and without ..")))
         }
     }
-}
-
-fn mixed_up() -> Error {
-    Error::new(Kind::Internal, "a job has the result of another one")
 }
 
 impl Access {

@@ -46,9 +46,9 @@ pub(crate) fn plan(
     content: &Content,
 ) -> Result<Plan, Refusal> {
     match content {
-        Content::One(found) => with(fs, read_only, record, found),
-        Content::Several(all) => match own(fs, record, all) {
-            Some(found) => with(fs, read_only, record, found),
+        Content::One(found) => plan_with_signature(fs, read_only, record, found),
+        Content::Several(all) => match recorded_signature(fs, record, all) {
+            Some(found) => plan_with_signature(fs, read_only, record, found),
             None => refuse(format!(
                 "it holds signatures of several kinds of data, {}; it is neither mounted nor \
                  formatted: wipe those that are stale (wipefs -o), or use another volume",
@@ -58,7 +58,9 @@ pub(crate) fn plan(
         Content::Backups(all) => {
             let is_unfinished = |name: &str| all.iter().all(|backup| backup.name == name);
             match &record.format {
-                Format::Begun(name) if is_unfinished(name) => without(fs, read_only, record, ""),
+                Format::Begun(name) if is_unfinished(name) => {
+                    plan_without_signature(fs, read_only, record, "")
+                }
                 _ => lost(format!(
                     "its main superblock is gone, and backups are there ({}): nothing is \
                      formatted; repair it by hand (e2fsck -b, xfs_repair, btrfs rescue) or \
@@ -67,23 +69,31 @@ pub(crate) fn plan(
                 )),
             }
         }
-        Content::Unknown(at) => {
-            without(fs, read_only, record, &format!("unknown data from byte {at} on"))
-        }
-        Content::Empty => without(fs, read_only, record, ""),
+        Content::Unknown(at) => plan_without_signature(
+            fs,
+            read_only,
+            record,
+            &format!("unknown data from byte {at} on"),
+        ),
+        Content::Empty => plan_without_signature(fs, read_only, record, ""),
     }
 }
 
 /// The filesystem that the record names, if what else was found lies in what it owns: a file's
 /// content can look like anything.
-fn own<'a>(fs: Fs, record: &Record, all: &'a [Signature]) -> Option<&'a Signature> {
+fn recorded_signature<'a>(fs: Fs, record: &Record, all: &'a [Signature]) -> Option<&'a Signature> {
     let Format::Done(name) = &record.format else { return None };
     let found = all.iter().find(|found| found.name == fs.name() && found.name == name)?;
     all.iter().all(|other| other.at >= found.at).then_some(found)
 }
 
 /// A main signature is there.
-fn with(fs: Fs, read_only: bool, record: &Record, found: &Signature) -> Result<Plan, Refusal> {
+fn plan_with_signature(
+    fs: Fs,
+    read_only: bool,
+    record: &Record,
+    found: &Signature,
+) -> Result<Plan, Refusal> {
     let Some(info) = found.fs.clone().filter(|_| found.name == fs.name()) else {
         return refuse(format!(
             "it holds {}, and {} is wanted; it is neither mounted nor formatted: ask for the \
@@ -112,7 +122,12 @@ fn with(fs: Fs, read_only: bool, record: &Record, found: &Signature) -> Result<P
 }
 
 /// No main signature is there; `unknown` names what else is.
-fn without(fs: Fs, read_only: bool, record: &Record, unknown: &str) -> Result<Plan, Refusal> {
+fn plan_without_signature(
+    fs: Fs,
+    read_only: bool,
+    record: &Record,
+    unknown: &str,
+) -> Result<Plan, Refusal> {
     let there = if unknown.is_empty() { "nothing" } else { unknown };
     match &record.format {
         _ if record.never_format => refuse(format!(
@@ -172,7 +187,7 @@ mod tests {
         Record { format, never_format: false }
     }
 
-    fn of_static() -> Record {
+    fn static_volume() -> Record {
         Record { format: Format::Never, never_format: true }
     }
 
@@ -213,7 +228,7 @@ mod tests {
             done("ext4"),
             done("xfs"),
             done(RAW),
-            of_static(),
+            static_volume(),
         ];
         let mut formatted = Vec::new();
         for record in &records {
@@ -239,8 +254,8 @@ mod tests {
 
     #[test]
     fn rule_16_static_volumes_are_mounted_and_never_formatted() {
-        check(&of_static(), &ext4(), Some(Plan::Mount(info(true))));
-        check(&of_static(), &Content::Empty, None);
+        check(&static_volume(), &ext4(), Some(Plan::Mount(info(true))));
+        check(&static_volume(), &Content::Empty, None);
     }
 
     #[test]
@@ -255,7 +270,7 @@ mod tests {
 
     #[test]
     fn rule_19_another_type_is_not_mounted() {
-        for record in [record(Format::Never), done("xfs"), done("ext4"), of_static()] {
+        for record in [record(Format::Never), done("xfs"), done("ext4"), static_volume()] {
             check(&record, &Content::One(sign("xfs", 0)), None);
         }
         check(&done("xfs"), &ext4(), None);
