@@ -70,6 +70,18 @@ pub fn parents_dir() -> PathBuf {
     std::env::var_os(DIR).expect("a child of a test").into()
 }
 
+/// Takes away all mounts below a directory, also busy ones. A test that failed has left them, and
+/// nothing else ends them once their daemon is gone.
+pub fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let targets: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    // The files of a stand-in's devices end with their devices.
+    let is_left = |target: &&str| Path::new(target).starts_with(dir) && !target.ends_with(".file");
+    for target in targets.into_iter().filter(is_left).rev() {
+        let _ = Run::new("umount").arg("--lazy").arg(target).output();
+    }
+}
+
 fn cannot_mount() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it mounts, which needs root".to_owned());

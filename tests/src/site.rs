@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sheave_node::{Access, Attach, Fs, Node, PublishRequest, StageRequest, Tools};
 
-use crate::{LoopVolumes, Run, Scratch, have};
+use crate::{LoopVolumes, Scratch, have, unmount_below};
 
 /// A node with volumes on loop devices. Its devices end with it.
 pub struct Site {
@@ -153,14 +153,7 @@ impl Drop for Site {
         if self.scratch.is_none() {
             return;
         }
-        let dir = self.dir.to_str().expect("UTF-8").to_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut targets: Vec<_> =
-            mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        targets.retain(|target| target.starts_with(&dir));
-        for target in targets.into_iter().rev() {
-            let _ = Run::new("umount").arg("--lazy").arg(target).output();
-        }
+        unmount_below(&self.dir);
         self.volumes.end();
     }
 }

@@ -16,6 +16,7 @@ use sheave_node::Fs;
 use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{
     Daemon, Plugin, PoolNode, Run, eventually, has_fs, have, in_namespace, sheave, skip,
+    unmount_below,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -140,11 +141,8 @@ impl Site {
 }
 
 impl Drop for Site {
-    /// Without its daemon, nothing ends a mount that a failed test has left.
     fn drop(&mut self) {
-        for path in ["pods/a", "stage"] {
-            let _ = Run::new("umount").arg("--lazy").arg(self.path(path)).output();
-        }
+        unmount_below(self.node.node.kernel.scratch().path());
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Process, Processes, Setup, Use};
-use crate::{Daemon, Plugin, PoolNode, Run, note};
+use crate::{Daemon, Plugin, PoolNode, note, unmount_below};
 
 /// The node's id.
 const NODE: &str = "node-1";
@@ -157,12 +157,6 @@ impl Drop for Cluster {
                 note(&format!("{log}:\n{last}\n"));
             }
         }
-        // Without its daemon, nothing ends what is mounted.
-        let dir = self.kubelet().to_str().expect("UTF-8").to_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let targets: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        for target in targets.into_iter().filter(|target| target.starts_with(&dir)).rev() {
-            let _ = Run::new("umount").arg("--lazy").arg(target).output();
-        }
+        unmount_below(&self.kubelet());
     }
 }

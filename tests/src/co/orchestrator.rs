@@ -5,7 +5,7 @@ use std::{panic, thread};
 
 use sheave_control::v1 as control;
 use sheave_control::{ControlClient, VolumesClient, channel};
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
@@ -14,7 +14,7 @@ use super::check::Found;
 use super::claim::{Claim, Kubelet};
 use super::ops::{Context, Op};
 use super::sim::Setup;
-use crate::PATIENCE;
+use crate::{PATIENCE, start_runtime};
 
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -116,12 +116,4 @@ impl Orchestrator {
             thread::sleep(PAUSE);
         }
     }
-}
-
-/// A runtime in a thread of its own, until the process ends.
-fn start_runtime() -> Handle {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let handle = runtime.handle().clone();
-    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
-    handle
 }
