@@ -84,7 +84,7 @@ impl Io for RingIo {
         token: IoToken,
         _: Destination,
     ) -> Result<(), IoRequest> {
-        self.ring.start(request, (0, token.0))?;
+        self.ring.start(request, (0, token.0), self.in_flight)?;
         self.in_flight += 1;
         Ok(())
     }
