@@ -2,6 +2,7 @@
 //! has: `cargo run --release -p sheave-tests --example csi_latency`.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sheave_control::channel;
@@ -17,6 +18,7 @@ use sheave_tests::co::{Answer, Call, Clients, resident_kib};
 use sheave_tests::{Plugin, PoolNode};
 use tokio::runtime::{Builder, Runtime};
 use tonic::Status;
+use tonic::transport::Channel;
 
 const NODE: &str = "node-1";
 const MIB: i64 = 1 << 20;
@@ -28,6 +30,11 @@ struct Client {
 }
 
 impl Client {
+    fn channel(&self, socket: &Path) -> Channel {
+        let _inside = self.runtime.enter();
+        channel(socket)
+    }
+
     fn time(&self, call: Call) -> (Answer, Duration) {
         let begun = Instant::now();
         let answer = self.runtime.block_on(self.clients.call(call)).expect("done");
@@ -103,22 +110,7 @@ fn main() {
         }))
     };
     show("expand", times(&mut |index| expand(index).1));
-    let controller = {
-        let _inside = client.runtime.enter();
-        ControllerClient::new(channel(plugin.socket()))
-    };
-    let get = |index| {
-        let (mut of, request) =
-            (controller.clone(), ControllerGetVolumeRequest { volume_id: id(index) });
-        client.time_of(async move { of.controller_get_volume(request).await.map(drop) })
-    };
-    show("get", times(&mut |index| get(index)));
-    let capacity = |_| {
-        let mut of = controller.clone();
-        client
-            .time_of(async move { of.get_capacity(GetCapacityRequest::default()).await.map(drop) })
-    };
-    show("capacity", (0..100).map(capacity).collect());
+    show_reads(&client, ControllerClient::new(client.channel(plugin.socket())), &ids);
     let list = |_| client.time(Call::ListVolumes(ListVolumesRequest::default())).1;
     show("list 1000", (0..100).map(list).collect());
     let unpublish = |index| {
@@ -137,6 +129,21 @@ fn main() {
     for (what, pid) in [("plugin", idle.pid()), ("daemon", daemon.pid())] {
         show_memory(what, resident_kib(pid));
     }
+}
+
+fn show_reads(client: &Client, controller: ControllerClient<Channel>, ids: &[String]) {
+    let get = |id: &String| {
+        let request = ControllerGetVolumeRequest { volume_id: id.clone() };
+        let mut controller = controller.clone();
+        client.time_of(async move { controller.controller_get_volume(request).await.map(drop) })
+    };
+    show("get", ids.iter().map(get).collect());
+    let capacity = |_| {
+        let mut controller = controller.clone();
+        let request = GetCapacityRequest::default();
+        client.time_of(async move { controller.get_capacity(request).await.map(drop) })
+    };
+    show("capacity", (0..100).map(capacity).collect());
 }
 
 #[expect(clippy::print_stdout, reason = "what it is for")]
