@@ -130,13 +130,19 @@ pub(crate) fn begin(task: Task) {
 /// kernels kill or hang the first process that does so. Loads the driver if need be.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] with the reason when it does not work.
+/// [`ErrorKind::Unsupported`] with the reason when it does not work; [`ErrorKind::TimedOut`] when
+/// the child is not through in time.
 pub fn probe_ublk() -> Result<()> {
     /// A child that is still blocked in the kernel. Another one would wait behind it.
     static HUNG: Mutex<Option<Helper>> = Mutex::new(None);
     let unsupported = |why: String| Error::new(ErrorKind::Unsupported, "ublk", why);
-    let hangs =
-        || unsupported(format!("the kernel hangs when a device is added ({PROBE_TIMEOUT:?})"));
+    let hangs = || {
+        let why = format!(
+            "the kernel has added no device within {PROBE_TIMEOUT:?}: it hangs (see dmesg), or \
+             the machine is overloaded"
+        );
+        Error::new(ErrorKind::TimedOut, "ublk", why)
+    };
     let mut hung = lock(&HUNG);
     if hung.as_mut().is_some_and(Helper::is_running) {
         return Err(hangs());

@@ -1,6 +1,7 @@
 //! Devices of the ublk driver.
 
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use sheave_core::{Error, ErrorKind, Result};
@@ -10,12 +11,22 @@ use sheave_ublk::Device;
 use super::{Claim, DeviceKey, Kernel, Server};
 use crate::helper::probe_ublk;
 use crate::records::Record;
+use crate::slot::lock;
 
 /// The driver.
 #[derive(Default)]
 pub(crate) struct Ublk {
     /// A probe has succeeded.
     works: AtomicBool,
+    /// Held while a call probes.
+    probing: Mutex<()>,
+}
+
+impl Ublk {
+    /// Whether a probe has succeeded, unless the driver has been unloaded since.
+    fn works(&self) -> bool {
+        self.works.load(Relaxed) && sheave_ublk::check().is_ok()
+    }
 }
 
 impl Kernel for Ublk {
@@ -24,8 +35,12 @@ impl Kernel for Ublk {
             let what = "needs io_uring, which this daemon does not use";
             return Err(Error::new(ErrorKind::Unsupported, "ublk", what));
         }
-        // Unless the driver has been unloaded since.
-        if self.works.load(Relaxed) && sheave_ublk::check().is_ok() {
+        if self.works() {
+            return Ok(());
+        }
+        // A probe takes a process and a device: many calls at once need one.
+        let _probing = lock(&self.probing);
+        if self.works() {
             return Ok(());
         }
         probe_ublk().inspect(|()| self.works.store(true, Relaxed))
