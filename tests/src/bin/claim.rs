@@ -25,7 +25,9 @@ use tonic::{Code, Status};
 
 /// Longer than any step takes in an emulated guest.
 const PATIENCE: Duration = Duration::from_secs(300);
-const PAUSE: Duration = Duration::from_millis(100);
+/// Before a step is repeated; twice as long each time, as kubelet's.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(8);
 const BLOCK: &str = "block";
 
 /// Takes one step with claims.
@@ -124,7 +126,7 @@ async fn main() -> ExitCode {
 impl Claims {
     /// One step of one volume, as often as it takes. Returns what is to be printed.
     async fn step(&self, of: &str) -> Result<String, Status> {
-        let begun = Instant::now();
+        let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
         loop {
             let outcome = match &self.args.step {
                 Step::Create { front, bytes, .. } => self.create(of, front, *bytes).await,
@@ -138,7 +140,8 @@ impl Claims {
             };
             match outcome {
                 Err(status) if is_open(status.code()) && begun.elapsed() < PATIENCE => {
-                    sleep(PAUSE).await;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
                 }
                 outcome => return outcome,
             }
