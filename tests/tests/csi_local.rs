@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -261,6 +262,26 @@ fn a_publication_that_was_left_behind_is_in_the_way_of_nothing() {
         site.publish_centrally(&id, Mode::SingleNodeWriter);
         site.delete(&id).expect("deleted");
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+/// kubelet does not unstage after an answer that is final, and an operator has to look.
+#[test]
+fn a_volume_that_cannot_be_staged_is_free_for_the_operator() {
+    on_devices("a_volume_that_cannot_be_staged_is_free_for_the_operator", || {
+        let site = Site::new();
+        let id = site.create();
+        let image = site.path(&format!("{id}.img"));
+        let file = fs::File::options().write(true).open(image).expect("its image");
+        file.write_all_at(b"LUKS\xba\xbe", 0).expect("written");
+        for _ in 0..2 {
+            fails(site.stage(&id, Mode::SingleNodeWriter), Code::FailedPrecondition);
+            assert_eq!(site.publications(), 0);
+        }
+        let volume = format!("fast/{NAME}");
+        site.daemon.attach(&volume);
+        site.daemon.sheave("detach").arg(&volume).ok();
+        site.delete(&id).expect("deleted");
     });
 }
 

@@ -13,10 +13,11 @@ use std::time::Duration;
 use sheave_control::channel;
 use sheave_csi_proto::registration::registration_client::RegistrationClient;
 use sheave_csi_proto::registration::{InfoRequest, RegistrationStatus};
-use sheave_csi_proto::v1::NodeGetInfoRequest;
 use sheave_csi_proto::v1::node_client::NodeClient;
+use sheave_csi_proto::v1::{NodeGetInfoRequest, NodeUnstageVolumeRequest};
 use sheave_tests::{Daemon, Node, PATIENCE, Run, eventually, sheave};
 use tokio::runtime::{Builder, Runtime};
+use tonic::{Code, Status};
 
 /// A plugin and its daemon, which end with the test.
 struct Plugin {
@@ -82,6 +83,18 @@ impl Plugin {
         page
     }
 
+    /// Unstages a volume that is not staged.
+    fn unstage(&self, volume: &str) -> Result<(), Status> {
+        let request = NodeUnstageVolumeRequest {
+            volume_id: volume.to_owned(),
+            staging_target_path: self.node.file("stage").display().to_string(),
+        };
+        self.runtime.block_on(async {
+            let mut node = NodeClient::new(channel(&self.socket()));
+            node.node_unstage_volume(request).await.map(drop)
+        })
+    }
+
     fn node_id(&self) -> String {
         self.runtime.block_on(async {
             let mut node = NodeClient::new(channel(&self.socket()));
@@ -127,6 +140,13 @@ fn rule_40_rule_41_kubelet_registers_the_plugin_and_probes_it() {
     plugin.daemon.kill();
     assert!(plugin.page("/healthz").starts_with("HTTP/1.1 200"));
     assert!(plugin.page("/readyz").contains("daemon does not answer"));
+    let away = plugin.unstage("fast/a").expect_err("no daemon");
+    assert_eq!(away.code(), Code::Unavailable);
+    assert!(away.message().contains("no daemon answers here"), "{away}");
+    let logged = ["WARN", "NodeUnstageVolume", "Unavailable", "no daemon answers here"];
+    let log = || fs::read_to_string(plugin.node.file("csi.log")).expect("its log");
+    let is_logged = |line: &str| logged.iter().all(|word| line.contains(word));
+    assert!(eventually(|| log().lines().any(is_logged)), "{}", log());
     // The next daemon is found, and so is a plugin that was killed.
     plugin.daemon = plugin.node.daemon();
     assert!(eventually(|| plugin.page("/readyz").starts_with("HTTP/1.1 200")));

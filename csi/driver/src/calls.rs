@@ -1,11 +1,13 @@
 //! What all calls have in common: a bound on the time of the answer, since sidecars and kubelet
-//! wait for 10 s and more; a bound on the length of its message; a place in the metrics.
+//! wait for 10 s and more; a bound on the length of its message; a place in the metrics, and in the
+//! log if it failed.
 
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
+use sheave_core::printable;
 use tokio::time::timeout;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -49,9 +51,23 @@ async fn answer(State(calls): State<Calls>, request: Request, next: Next) -> Res
         }
     };
     // The status of a call that succeeded follows the answer.
-    let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
-    calls.metrics.note(&path, code, begun);
+    let failed = Status::from_header_map(answer.headers());
+    calls.metrics.note(&path, failed.as_ref().map_or(Code::Ok, Status::code), begun);
+    if let Some(status) = failed {
+        log(&path, &status);
+    }
     answer
+}
+
+/// Logs a call that failed. Messages have no secrets.
+fn log(path: &str, status: &Status) {
+    let rpc = path.rsplit('/').next().unwrap_or_default();
+    let (rpc, code, message) = (printable(rpc), status.code(), printable(status.message()));
+    match code {
+        // It is answered so while the first call goes on, and of what is not announced.
+        Code::Aborted | Code::Unimplemented => tracing::debug!(%rpc, ?code, "{message}"),
+        _ => tracing::warn!(%rpc, ?code, "{message}"),
+    }
 }
 
 /// The same answer; of an error, with a short message and without details (the specification,

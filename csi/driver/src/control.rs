@@ -17,14 +17,22 @@ pub(crate) async fn call<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {
     call.await.map(Response::into_inner).map_err(|status| {
-        let is_of_transport = std::error::Error::source(&status).is_some();
+        let status = reached(status);
         let code = match status.code() {
             Code::Unknown | Code::Cancelled => Code::Unavailable,
-            _ if is_of_transport => Code::Unavailable,
             code => code,
         };
         Status::new(code, status.message())
     })
+}
+
+/// An error of the transport with a text that says what is not there; any other is left as it is.
+pub(crate) fn reached(status: Status) -> Status {
+    if std::error::Error::source(&status).is_none() {
+        return status;
+    }
+    let why = status.message();
+    Status::unavailable(format!("no daemon answers here ({why}); see whether it runs, and its log"))
 }
 
 /// Checks that the server of the volumes answers: the daemon, or the pools of this process. Their

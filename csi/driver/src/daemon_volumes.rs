@@ -11,6 +11,8 @@ use sheave_node::{Attach, Device, Error, Format, Kind, Record, Result, Volumes};
 use tokio::runtime::Handle;
 use tonic::{Code, Response, Status};
 
+use crate::control::reached;
+
 /// How long attaching and detaching may take: the kernel and the volume's storage take part.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long other calls may take.
@@ -33,7 +35,7 @@ impl DaemonVolumes {
         let answered = self.runtime.block_on(async { tokio::time::timeout(limit, call).await });
         match answered {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(error(&status)),
+            Ok(Err(status)) => Err(error(&reached(status))),
             Err(_) => {
                 let why = format!("the daemon has not answered within {} s", limit.as_secs());
                 Err(Error::new(Kind::TimedOut, why))

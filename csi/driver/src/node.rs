@@ -30,7 +30,7 @@ use crate::daemon_volumes::DaemonVolumes;
 use crate::sizes::signed;
 use crate::{SharedPlugin, checks, control};
 use requests::path;
-use status::{condition, health_entry, status, usage};
+use status::{condition, health_entry, is_final, status, usage};
 
 /// How long a plugin that is asked to end stays for volumes whose pods are gone: less than the
 /// grace period of its own pod.
@@ -116,8 +116,16 @@ impl Node for NodeService {
             let epoch = self.plugin.publish_here(&request.volume, &capability).await?;
             request.attach.epoch = Some(epoch);
         }
-        self.blocking(move |engine| engine.stage(request)).await?;
-        Ok(Response::new(NodeStageVolumeResponse {}))
+        let volume = request.volume.clone();
+        let staged = self.blocking(move |engine| engine.stage(request)).await;
+        if let Err(status) = &staged
+            && self.plugin.is_local
+            && is_final(status.code())
+        {
+            // No unstaging follows. This fails while the volume is a device: it is staged otherwise.
+            let _ = self.plugin.unpublish_here(&volume).await;
+        }
+        staged.map(|()| Response::new(NodeStageVolumeResponse {}))
     }
 
     async fn node_unstage_volume(
