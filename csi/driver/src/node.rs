@@ -122,7 +122,8 @@ impl Node for NodeService {
             && self.plugin.is_local
             && is_final(status.code())
         {
-            // No unstaging follows. This fails while the volume is a device: it is staged otherwise.
+            // No unstaging follows. This fails while the volume is a device, which another
+            // staging uses.
             let _ = self.plugin.unpublish_here(&volume).await;
         }
         staged.map(|()| Response::new(NodeStageVolumeResponse {}))
