@@ -234,7 +234,12 @@ fn choose(check: &dyn Fn(Front) -> Result<()>, fit: &dyn Fn(Front) -> Result<()>
         Err(no_nbd) => {
             let why = format!("{no_ublk}; {no_nbd}");
             let what = format!("neither ublk nor nbd works here (see sheave doctor): {why}");
-            Err(Error::new(ErrorKind::Unsupported, "attach", what))
+            // A probe that has not ended says nothing: ublk may work at the next try.
+            let kind = match no_ublk.kind() {
+                ErrorKind::TimedOut => ErrorKind::TimedOut,
+                _ => ErrorKind::Unsupported,
+            };
+            Err(Error::new(kind, "attach", what))
         }
     }
 }
@@ -306,5 +311,19 @@ mod tests {
         assert_eq!(chosen(&[Ublk], &[Nbd]), Ok(Ublk), "it grows when it is attached again");
         assert_eq!(chosen(&[Nbd], &both), Ok(Nbd));
         assert_eq!(chosen(&[], &both), Err(ErrorKind::Unsupported));
+    }
+
+    #[test]
+    fn a_probe_without_an_answer_leaves_open_whether_there_is_a_front() {
+        let works = |nbd_works| {
+            let check = |front| match front {
+                Front::Nbd if nbd_works => Ok(()),
+                Front::Nbd => Err(Error::new(ErrorKind::Unsupported, "test", "not loaded")),
+                _ => Err(Error::new(ErrorKind::TimedOut, "test", "no answer")),
+            };
+            choose(&check, &|_| Ok(())).map_err(|error| error.kind())
+        };
+        assert_eq!(works(true), Ok(Front::Nbd));
+        assert_eq!(works(false), Err(ErrorKind::TimedOut));
     }
 }
