@@ -256,16 +256,25 @@ impl Service {
     }
 
     /// A target as the devices know it.
+    ///
+    /// # Errors
+    /// NOT_FOUND for an id of a volume that is a device by another id: its pool was renamed, and
+    /// what has the other id uses the device.
     async fn target(&self, target: String) -> Result<String, Status> {
-        if let Ok(id) = target.parse::<VolumeId>() {
-            // Without its pool, which may hang, or be gone from the configuration.
-            let mut devices = self.devices.list().into_iter();
-            let id = id.to_string();
-            if let Some(device) = devices.find(|device| self.volume_id(device) == id) {
-                return Ok(device.volume);
-            }
+        if target.parse::<VolumeId>().is_err() {
+            return Ok(self.calls.text_of(&target).await?.unwrap_or(target));
         }
-        Ok(self.calls.text_of(&target).await?.unwrap_or(target))
+        // Without its pool, which may hang, or be gone from the configuration.
+        let devices = self.devices.list();
+        if let Some(device) = devices.iter().find(|device| self.volume_id(device) == target) {
+            return Ok(device.volume.clone());
+        }
+        let text = self.calls.text_of(&target).await?.unwrap_or_else(|| target.clone());
+        let Some(device) = devices.iter().find(|device| device.volume == text) else {
+            return Ok(text);
+        };
+        let (path, has) = (printable(&device.path), self.volume_id(device));
+        Err(Status::not_found(format!("{target} is no device here: {path} is that of {has}")))
     }
 
     /// Attaches a volume of a pool, with the limits that it has. Its text is the pool's, so it

@@ -14,6 +14,7 @@ use sheave_control::v1::{
 };
 use sheave_control::{ControlClient, VolumesClient};
 use sheave_core::printable;
+use sheave_pools::VolumeId;
 use sheave_volumes::VolumeSpec;
 use tonic::{Code, Response, Status};
 
@@ -106,7 +107,10 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
 
 pub(crate) fn detach(args: DetachArgs) -> Result<()> {
     runtime()?.block_on(async {
-        let target = target(&args.target).await.context("detach")?;
+        // Its pool may be in the configuration no more.
+        let is_id = args.target.parse::<VolumeId>().is_ok();
+        let target =
+            if is_id { args.target } else { target(&args.target).await.context("detach")? };
         let request = DetachRequest { target, force: args.force };
         call(connect().await?.detach(request)).await.map(drop)
     })

@@ -72,6 +72,35 @@ fn volumes_and_their_devices_outlive_a_daemon() {
     daemon.sheave("volume delete fast/a").ok();
 }
 
+/// A pod may have it by the other id, and its program may have closed it for now.
+#[test]
+fn a_device_is_ended_by_the_id_that_it_was_attached_by_though_its_pool_was_renamed() {
+    let node = PoolNode::new();
+    let mut daemon = node.daemon();
+    daemon.sheave("volume create fast/a").ok();
+    let device = daemon.attach("fast/a");
+    let old = daemon.volume("fast/a")["id"].clone();
+    daemon.kill();
+    let config = fs::read_to_string(node.config()).expect("a file");
+    let config = config.replace("[pools.fast]", "[pools.renamed]");
+    fs::write(node.config(), config).expect("a file");
+    let daemon = node.daemon();
+    daemon.wait_for_recovery();
+    let new = daemon.volume("renamed/a")["id"].clone();
+    let [old, new] = [&old, &new].map(|id| id.as_str().expect("an id"));
+    let by = |id: &str| daemon.sheave("detach").arg(id).output();
+    by(new).check_refused(&format!("is that of {old}"));
+    assert_eq!(daemon.device()["volume_id"], old);
+    assert_eq!(daemon.device()["device"], device.to_str().expect("UTF-8"));
+    assert!(by(old).status.success());
+    node.node.check_bare(&daemon);
+    daemon.attach("renamed/a");
+    assert_eq!(daemon.device()["volume_id"], new);
+    by(old).check_refused("see: sheave ls");
+    assert!(by(new).status.success());
+    node.node.check_bare(&daemon);
+}
+
 #[test]
 fn a_pool_that_is_full_absent_or_unknown_says_so() {
     let node = PoolNode::new();
