@@ -52,6 +52,9 @@ async fn remove(key: &str, node: &str) -> Result<()> {
     let api = Api::of_pod()?;
     let path = format!("/api/v1/nodes/{node}");
     let object = api.call(Method::GET, &path, None).await?;
+    if object["metadata"]["name"] != node {
+        bail!("API server: GET {path}: the answer is not this Node");
+    }
     let all = object["spec"]["taints"].as_array().map(Vec::as_slice).unwrap_or_default();
     let rest: Vec<_> = all.iter().filter(|taint| taint["key"] != key).collect();
     if rest.len() == all.len() {

@@ -27,7 +27,8 @@ const ACCOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
 /// Serves one Node, as the API server does.
 struct ApiServer {
     address: SocketAddr,
-    /// The Node, and how often its patches are still refused.
+    /// The Node, and how often it is still answered otherwise: its patches are refused, and before
+    /// the last refusal another object is sent.
     state: Arc<Mutex<(Value, u32)>>,
 }
 
@@ -95,6 +96,10 @@ fn respond(head: &[String], body: &[u8], state: &mut (Value, u32)) -> (u16, Valu
     assert!(head.contains(&format!("authorization: bearer {TOKEN}")), "{head:?}");
     let path = format!("/api/v1/nodes/{NODE} http/1.1");
     if head[0] == format!("get {path}") {
+        if *refusals > 1 {
+            *refusals -= 1;
+            return (200, Value::Null);
+        }
         return (200, node.clone());
     }
     assert_eq!(head[0], format!("patch {path}"));
@@ -130,7 +135,7 @@ fn rule_40_the_startup_taint_is_removed_once_the_plugin_is_registered() {
             "metadata": {"name": NODE, "resourceVersion": "7"},
             "spec": {"podCIDR": "10.0.0.0/24", "taints": [own, other]},
         });
-        let api = ApiServer::start(&certificates, node, 1);
+        let api = ApiServer::start(&certificates, node, 2);
         let site = PoolNode::new();
         let _daemon = site.daemon();
         let dir = site.node.kernel.scratch().path();
@@ -156,6 +161,7 @@ fn rule_40_the_startup_taint_is_removed_once_the_plugin_is_registered() {
         assert_eq!(api.taints().as_array().map(Vec::len), Some(2), "no pod may come yet");
         register(true);
         assert!(eventually(|| api.taints() == json!([other])), "{}", plugin.log());
+        assert!(plugin.log().contains("the answer is not this Node"), "{}", plugin.log());
         // The first patch met a node that had changed.
         assert!(plugin.log().contains("the object has been modified"), "{}", plugin.log());
     });
