@@ -37,8 +37,13 @@ node_pid() {
     cut -d' ' -f1 "/proc/$pid/task/$pid/children" | grep .
 }
 
+# The node's control groups: those that it was started with, since a caller of `down` may be in others.
 groups() {
     local controllers path
+    if [ -e "$run/groups" ]; then
+        cat "$run/groups"
+        return
+    fi
     while IFS=: read -r _ controllers path; do
         [ -z "$controllers" ] || echo "/sys/fs/cgroup/${controllers#name=}${path%/}/$group"
     done </proc/self/cgroup
@@ -59,6 +64,8 @@ boot_native() {
     [ -d /sys/fs/cgroup/memory ] || die 'a native node wants control groups of version 1'
     mkdir -p "$state/tmp"
     echo "$form" >"$run/form"
+    groups >"$run/groups.new"
+    mv "$run/groups.new" "$run/groups"
     # What serves the node's devices outlives the node, as a kernel does.
     start stand-in unshare --mount "$stand_in" "$state/tmp"
     wait_until 20 'the stand-in for a kernel' grep -q . "$log/stand-in.log"
