@@ -8,7 +8,8 @@ use std::time::Duration;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_daemon::{Attached, PoolVolume};
 use sheave_pools::{Exclusion, Listed, Pools, VolumeId};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::control_api::status;
@@ -16,7 +17,8 @@ use crate::pending::{Guard, Pending};
 
 /// How soon a caller has an answer. CSI callers wait for 10 s and more.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// Calls to one pool's storage at a time. Each takes a thread for as long as it hangs.
+/// Calls to one pool's storage at a time. Each takes a thread for as long as it hangs; more wait
+/// for these, as long as a call may take.
 const CALLS_MAX: usize = 16;
 
 /// The pools of a process, and the calls about them.
@@ -61,17 +63,14 @@ impl PoolCalls {
     ) -> Result<T, Status> {
         self.pools.pool(pool).map_err(status)?;
         let guard = key.map(|key| self.pending.begin(&key)).transpose()?;
-        let room = self.rooms.get(pool).map(|room| Arc::clone(room).try_acquire_owned());
-        let room = room.transpose().map_err(|_| {
-            let why = format!("pool {pool}: {CALLS_MAX} calls wait for its storage; look there");
-            Status::unavailable(why)
-        })?;
+        let by = Instant::now() + TIMEOUT;
+        let room = self.room(pool, by).await?;
         let pools = Arc::clone(&self.pools);
         let called = tokio::task::spawn_blocking(move || {
             let _held = (guard, room);
             call(&pools)
         });
-        match tokio::time::timeout(TIMEOUT, called).await {
+        match timeout_at(by, called).await {
             Ok(Ok(answer)) => answer.map_err(status),
             Ok(Err(error)) => Err(Status::internal(error.to_string())),
             Err(_) => {
@@ -80,6 +79,19 @@ impl PoolCalls {
                      so ask again later"
                 );
                 Err(Status::deadline_exceeded(why))
+            }
+        }
+    }
+
+    /// Waits until few enough calls use the pool's storage.
+    async fn room(&self, pool: &str, by: Instant) -> Result<Option<OwnedSemaphorePermit>, Status> {
+        let Some(room) = self.rooms.get(pool) else { return Ok(None) };
+        match timeout_at(by, Arc::clone(room).acquire_owned()).await {
+            Ok(Ok(room)) => Ok(Some(room)),
+            _ => {
+                let why =
+                    format!("pool {pool}: {CALLS_MAX} calls wait for its storage; look there");
+                Err(Status::unavailable(why))
             }
         }
     }
@@ -196,4 +208,55 @@ pub(crate) fn check_publication(
         return Err(Error::new(ErrorKind::Fenced, "attach", why));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+
+    use sheave_pools::{PoolConfig, Site};
+
+    use super::*;
+    use crate::process::runtime;
+
+    #[test]
+    fn rule_11_calls_that_come_at_once_wait_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PoolConfig {
+            name: "fast".to_owned(),
+            url: format!("file://{}", dir.path().display()),
+            shared: false,
+            trust_attacher: false,
+            capacity: None,
+            max_size: None,
+            default_size: None,
+        };
+        let pools = Pools::new(&[config], &Site::default()).unwrap();
+        let calls = Arc::new(PoolCalls::new(pools));
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let call = |held: Option<Arc<Mutex<mpsc::Receiver<()>>>>| {
+            let calls = Arc::clone(&calls);
+            tokio::spawn(async move {
+                let wait = move |_: &Pools| Ok(held.map(|held| held.lock().unwrap().recv()));
+                calls.call("fast", None, wait).await.map(drop)
+            })
+        };
+        runtime().unwrap().block_on(async {
+            let slow = Vec::from_iter((0..CALLS_MAX).map(|_| call(Some(Arc::clone(&held)))));
+            while calls.rooms["fast"].available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+            let one_more = call(None);
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(!one_more.is_finished());
+            drop(release);
+            for ended in slow.into_iter().chain([one_more]) {
+                ended.await.unwrap().unwrap();
+            }
+        });
+    }
 }
