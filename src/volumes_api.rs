@@ -1,5 +1,6 @@
 //! The service Volumes of the control API: the volumes of pools.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sheave_control::v1 as api;
@@ -31,26 +32,39 @@ impl VolumesService {
     }
 
     fn message(&self, of: &Listed) -> api::Volume {
-        let (info, record) = (of.pool.info(), &of.found.record);
-        let device = self.devices.as_ref().and_then(|devices| device_of(devices, of));
-        api::Volume {
-            id: of.id().to_string(),
-            name: record.name.clone(),
-            pool: info.name.clone(),
-            size_bytes: of.found.size,
-            formatted: record.formatted.clone().unwrap_or_default(),
-            formatting: record.formatting,
-            never_format: record.never_format,
-            epoch: record.epoch,
-            publications: record.publications.iter().map(publication).collect(),
-            limit_bytes_per_second: record.limit_bps,
-            limit_ops_per_second: record.limit_iops,
-            parameters: record.parameters.clone().into_iter().collect(),
-            device: device.map(|device| printable(&device.path).to_string()).unwrap_or_default(),
-            local: info.is_local,
-            trouble: of.found.trouble.clone().unwrap_or_default(),
-            unrecorded: info.exclusion != Exclusion::Recorded,
-        }
+        message(of, &self.devices())
+    }
+
+    /// The devices of this node that are volumes of pools, by their volumes.
+    fn devices(&self) -> BTreeMap<VolumeId, String> {
+        let devices = self.devices.as_ref().map(|devices| devices.list()).unwrap_or_default();
+        let with_id = |device: Attached| {
+            let id = self.calls.pools.id_of_text(&device.volume)?;
+            Some((id, printable(&device.path).to_string()))
+        };
+        devices.into_iter().filter_map(with_id).collect()
+    }
+}
+
+fn message(of: &Listed, devices: &BTreeMap<VolumeId, String>) -> api::Volume {
+    let (id, info, record) = (of.id(), of.pool.info(), &of.found.record);
+    api::Volume {
+        id: id.to_string(),
+        name: record.name.clone(),
+        pool: info.name.clone(),
+        size_bytes: of.found.size,
+        formatted: record.formatted.clone().unwrap_or_default(),
+        formatting: record.formatting,
+        never_format: record.never_format,
+        epoch: record.epoch,
+        publications: record.publications.iter().map(publication).collect(),
+        limit_bytes_per_second: record.limit_bps,
+        limit_ops_per_second: record.limit_iops,
+        parameters: record.parameters.clone().into_iter().collect(),
+        device: devices.get(&id).cloned().unwrap_or_default(),
+        local: info.is_local,
+        trouble: of.found.trouble.clone().unwrap_or_default(),
+        unrecorded: info.exclusion != Exclusion::Recorded,
     }
 }
 
@@ -275,7 +289,8 @@ impl Volumes for VolumesService {
         found.truncate(max);
         let last = found.last().map(|last| last.id().to_string());
         let next_page_token = last.filter(|_| !is_last).unwrap_or_default();
-        let volumes = found.iter().map(|of| self.message(of)).collect();
+        let devices = self.devices();
+        let volumes = found.iter().map(|of| message(of, &devices)).collect();
         Ok(Response::new(api::ListVolumesResponse { volumes, next_page_token, troubles }))
     }
 
