@@ -96,6 +96,20 @@ fn is_refused(site: &Site, volume: &Volume) {
     }
 }
 
+/// No program has a raw device open meanwhile.
+fn is_not_taken_by_another_id(site: &Site, volume: &Volume, pool: &str) {
+    let id = volume.id.replace("fast/", &format!("{pool}/"));
+    let staging = site.node.file("by-another-id");
+    fs::create_dir(&staging).expect("a directory");
+    fails(
+        site.stage_at(&Volume { id, ..volume.clone() }, &staging),
+        Code::FailedPrecondition,
+        &format!("as {}; detach it first", volume.id),
+    );
+    fs::remove_dir(&staging).expect("nothing is there");
+    assert_eq!(site.daemon.device()["volume_id"], *volume.id);
+}
+
 #[test]
 fn rule_05_a_pool_that_is_not_configured_any_more_is_named_and_its_devices_are_ended() {
     let test = "rule_05_a_pool_that_is_not_configured_any_more_is_named_and_its_devices_are_ended";
@@ -123,6 +137,9 @@ fn rule_05_a_pool_that_is_not_configured_any_more_is_named_and_its_devices_are_e
                 is_refused(&site, &volume);
                 site.stage(&volume).expect("staged already");
                 site.publish(&volume, "a", false).expect("published already");
+                if let Some(name) = new_name {
+                    is_not_taken_by_another_id(&site, &volume, name);
+                }
                 write(&site, &capability, 3);
                 fails(site.unstage(&volume), Code::FailedPrecondition, "still mounted");
                 for _ in 0..2 {

@@ -163,7 +163,7 @@ fn limits_change_while_a_device_is_used_and_outlive_a_daemon() {
     }
     set(&daemon, "--limit-iops none --limit-bps 0");
     // They may overtake each other.
-    let mut awaited = HashSet::from_iter(0..500);
+    let mut awaited: HashSet<u64> = (0..500).collect();
     while !awaited.is_empty() {
         let (error, cookie) = wire.any_simple_reply().expect("a reply");
         assert!(error == 0 && awaited.remove(&cookie), "{cookie}: {error}");
