@@ -358,7 +358,10 @@ impl Engine {
         let mut used = published.filter(|path| mounts.top(path).is_some());
         let mut other =
             mounts.of(disk.number).map(|mount| &*mount.target).filter(|at| *at != state.staging);
-        match used.next().or_else(|| other.next()) {
+        // If the device has ended since the daemon was asked, its number may be another volume's.
+        let other = other.next();
+        let is_there = other.is_some() && self.volumes.device(&state.volume)?.is_some();
+        match used.next().or_else(|| other.filter(|_| is_there)) {
             None => Ok(()),
             Some(path) => {
                 let why = format!(
@@ -376,7 +379,9 @@ impl Engine {
         let Some(device) = self.volumes.device(volume)? else { return Ok(()) };
         let disk = Disk::at(&device.path)?;
         let mut others = places(&Mounts::read()?, &disk).into_iter();
-        if let Some(other) = others.find(|place| Some(&**place) != staging) {
+        if let Some(other) = others.find(|place| Some(&**place) != staging)
+            && self.volumes.device(volume)?.is_some()
+        {
             let why = format!("volume {volume} is still mounted at {}", printable(&other));
             return Err(refused(why).and("unpublish or unmount it first"));
         }
