@@ -43,6 +43,17 @@ pub fn in_namespace(test: &str, body: impl FnOnce()) {
     crate::note(&done.stderr);
 }
 
+/// The same for a test that needs block devices of the stand-in for a kernel.
+///
+/// # Panics
+/// When the body panics.
+pub fn on_devices(test: &str, body: impl FnOnce()) {
+    if have("nbdfuse") {
+        return in_namespace(test, body);
+    }
+    skip(test, "nbdfuse (libnbd-bin) is not installed");
+}
+
 /// A command that runs a part of the test of this name in the same namespace, in a process that
 /// may be killed: [`part`] is this text there, and [`parents_dir`] this directory.
 ///

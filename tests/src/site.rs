@@ -5,9 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sheave_node::{Access, Attach, Fs, Node, PublishRequest, StageRequest, Tools};
+use sheave_node::{
+    Access, Attach, Error, Fs, Kind, Node, PublishRequest, Result, StageRequest, Tools,
+};
 
-use crate::{LoopVolumes, Scratch, have, unmount_below};
+use crate::{LoopVolumes, Scratch, have, skip, unmount_below};
 
 /// A node with volumes on loop devices. Its devices end with it.
 pub struct Site {
@@ -195,4 +197,26 @@ pub fn may_grow(fs: Fs) -> bool {
 
 fn access(fs: Option<Fs>) -> Access {
     fs.map_or(Access::Block, |fs| Access::Mount { fs, options: vec!["noatime".to_owned()] })
+}
+
+/// The types of filesystems that can be tried here; the others are skipped in this test.
+#[must_use]
+pub fn fs_types(test: &str) -> Vec<Fs> {
+    let (here, missing): (Vec<_>, Vec<_>) = Fs::ALL.into_iter().partition(|fs| has_fs(*fs));
+    for fs in missing {
+        skip(&format!("{test}, {}", fs.name()), "this machine cannot make or mount it");
+    }
+    here
+}
+
+/// Checks that a call of the node engine is refused, and why.
+///
+/// # Panics
+/// When it is not.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(result: Result<T>, why: &str) -> Error {
+    let error = result.expect_err("it is refused");
+    assert_eq!(error.kind(), Kind::Refused, "{error}");
+    assert!(error.to_string().contains(why), "no {why:?}: {error}");
+    error
 }

@@ -6,19 +6,12 @@ use std::env;
 use std::time::Duration;
 
 use sheave_tests::co::{Cluster, Use, all_at_once, cycle};
-use sheave_tests::{have, in_namespace, skip};
+use sheave_tests::on_devices;
 
 const ROUNDS: usize = 40;
 const VOLUMES: usize = 100;
 /// What a process may keep of many rounds: its allocator's caches.
 const GROWTH_KIB_MAX: u64 = 8 << 10;
-
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if have("nbdfuse") {
-        return in_namespace(test, body);
-    }
-    skip(test, "nbdfuse (libnbd-bin) is not installed");
-}
 
 #[test]
 fn rule_35_rounds_of_staging_leave_nothing() {

@@ -12,25 +12,10 @@ use sheave_csi_proto::v1::VolumeCapability;
 use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_tests::requests::block;
-use sheave_tests::{Run, have, in_namespace, skip};
-use tonic::{Code, Status};
+use sheave_tests::{Run, in_namespace, on_devices, skip};
+use tonic::Code;
 
-use plugin::{SIZE, Site, Volume, mount};
-
-/// Runs a test that needs block devices.
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if have("nbdfuse") {
-        return in_namespace(test, body);
-    }
-    skip(test, "nbdfuse (libnbd-bin) is not installed");
-}
-
-#[track_caller]
-fn fails(result: Result<(), Status>, code: Code, why: &str) {
-    let status = result.expect_err(why);
-    assert_eq!(status.code(), code, "{status}");
-    assert!(status.message().contains(why), "no {why:?}: {status}");
-}
+use plugin::{SIZE, Site, Volume, fails, mount};
 
 fn image(site: &Site, volume: &Volume) -> PathBuf {
     let uuid = volume.id.split('/').next_back().expect("an id");

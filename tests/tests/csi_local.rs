@@ -16,8 +16,7 @@ use sheave_csi_proto::v1::*;
 use sheave_node::Fs;
 use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{
-    Daemon, Plugin, PoolNode, Run, eventually, has_fs, have, in_namespace, sheave, skip,
-    unmount_below,
+    Daemon, Plugin, PoolNode, Run, eventually, has_fs, sheave, skip, unmount_below,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -161,13 +160,10 @@ fn range(mib: i64) -> CapacityRange {
 }
 
 fn on_devices(test: &str, body: impl FnOnce()) {
-    if !have("nbdfuse") {
-        return skip(test, "nbdfuse (libnbd-bin) is not installed");
-    }
     if !has_fs(Fs::Xfs) {
         return skip(test, "this system neither makes nor mounts XFS");
     }
-    in_namespace(test, body);
+    sheave_tests::on_devices(test, body);
 }
 
 #[track_caller]

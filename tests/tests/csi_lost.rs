@@ -12,25 +12,10 @@ use sheave_csi_proto::v1::node_server::Node as _;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::{NodeExpandVolumeRequest, VolumeCapability};
 use sheave_tests::requests::block;
-use sheave_tests::{eventually, have, in_namespace, skip};
-use tonic::{Code, Request, Status};
+use sheave_tests::{eventually, on_devices};
+use tonic::{Code, Request};
 
-use plugin::{NODE, SIZE, Site, Volume, mount};
-
-/// Runs a test that needs block devices.
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if have("nbdfuse") {
-        return in_namespace(test, body);
-    }
-    skip(test, "nbdfuse (libnbd-bin) is not installed");
-}
-
-#[track_caller]
-fn fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, why: &str) {
-    let status = result.expect_err(why);
-    assert_eq!(status.code(), code, "{status}");
-    assert!(status.message().contains(why), "no {why:?}: {status}");
-}
+use plugin::{NODE, SIZE, Site, Volume, fails, mount};
 
 /// Has the images in a pool of this name, with these settings, from the next daemon on.
 fn rename_pool(site: &mut Site, name: &str, more: &str) {

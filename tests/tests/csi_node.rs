@@ -17,26 +17,10 @@ use sheave_csi_proto::v1::{
     NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest,
 };
 use sheave_tests::requests::block;
-use sheave_tests::{eventually, have, in_namespace, skip};
+use sheave_tests::{eventually, on_devices};
 use tonic::{Code, Request, Status};
 
-use plugin::{NODE, SIZE, Site, Volume, mount};
-
-/// Runs a test that needs block devices.
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if have("nbdfuse") {
-        return in_namespace(test, body);
-    }
-    skip(test, "nbdfuse (libnbd-bin) is not installed");
-}
-
-#[track_caller]
-fn fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, why: &str) {
-    let status = result.expect_err("it fails");
-    assert_eq!(status.code(), code, "{status}");
-    assert!(status.message().contains(why), "no {why:?}: {status}");
-    assert!(status.details().is_empty() && status.message().len() <= 1024, "{status}");
-}
+use plugin::{NODE, SIZE, Site, Volume, fails, mount};
 
 /// The plugin is another process at each step.
 #[test]

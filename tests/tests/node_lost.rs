@@ -4,26 +4,14 @@
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 
-use sheave_node::{Error, Fs, Kind, Node, Result};
-use sheave_tests::{Run, Site, has_fs, in_namespace, skip};
+use sheave_node::{Fs, Kind, Node};
+use sheave_tests::{Run, Site, fs_types, has_fs, in_namespace, refused};
 
 const SIZE: u64 = 320 << 20;
 
 /// Raw block volumes, and the types that can be tried here.
 fn uses(test: &str) -> Vec<Option<Fs>> {
-    let (here, missing): (Vec<_>, Vec<_>) = Fs::ALL.into_iter().partition(|fs| has_fs(*fs));
-    for fs in missing {
-        skip(&format!("{test}, {}", fs.name()), "this machine cannot make or mount it");
-    }
-    here.into_iter().map(Some).chain([None]).collect()
-}
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T>, why: &str) -> Error {
-    let error = result.expect_err("it is refused");
-    assert_eq!(error.kind(), Kind::Refused, "{error}");
-    assert!(error.to_string().contains(why), "no {why:?}: {error}");
-    error
+    fs_types(test).into_iter().map(Some).chain([None]).collect()
 }
 
 /// Loses the state. The process that has it open goes on in every other round.

@@ -7,34 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use sheave_node::{Error, Fs, Kind, Result, Severity};
-use sheave_tests::{Run, Site, has_fs, in_namespace, may_grow, skip, system_path};
+use sheave_node::{Fs, Kind, Severity};
+use sheave_tests::{
+    Run, Site, fs_types, has_fs, in_namespace, may_grow, refused, skip, system_path,
+};
 
 /// Large enough for each type.
 const SIZE: u64 = 320 << 20;
-
-/// The types that can be tried here.
-fn types(test: &str) -> Vec<Fs> {
-    let (here, missing): (Vec<_>, Vec<_>) = Fs::ALL.into_iter().partition(|fs| has_fs(*fs));
-    for fs in missing {
-        skip(&format!("{test}, {}", fs.name()), "this machine cannot make or mount it");
-    }
-    here
-}
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T>, why: &str) -> Error {
-    let error = result.expect_err("it is refused");
-    assert_eq!(error.kind(), Kind::Refused, "{error}");
-    assert!(error.to_string().contains(why), "no {why:?}: {error}");
-    error
-}
 
 #[test]
 fn rule_16_a_new_volume_is_formatted_once_and_keeps_its_files() {
     let test = "rule_16_a_new_volume_is_formatted_once_and_keeps_its_files";
     in_namespace(test, || {
-        for fs in types(test) {
+        for fs in fs_types(test) {
             let site = Site::new();
             let maker = format!("mkfs.{}", fs.name());
             site.count_tool(&maker);
@@ -233,7 +218,7 @@ fn rule_20_only_an_unclean_ext4_is_checked_and_a_damaged_one_is_not_mounted() {
 fn rule_21_a_large_volume_is_staged_in_less_than_10_seconds() {
     let test = "rule_21_a_large_volume_is_staged_in_less_than_10_seconds";
     in_namespace(test, || {
-        for fs in types(test) {
+        for fs in fs_types(test) {
             let site = Site::new();
             let image = site.volumes.create("v", 15 << 40);
             let begun = Instant::now();
@@ -253,7 +238,7 @@ fn rule_21_a_large_volume_is_staged_in_less_than_10_seconds() {
 fn rule_23_a_read_only_device_is_mounted_without_a_change() {
     let test = "rule_23_a_read_only_device_is_mounted_without_a_change";
     in_namespace(test, || {
-        for fs in types(test) {
+        for fs in fs_types(test) {
             let site = Site::new();
             let image = site.volumes.create("v", SIZE);
             let node = site.node();
@@ -301,7 +286,7 @@ fn a_missing_program_and_a_volume_too_small_are_told_before_anything_is_written(
 fn rule_24_a_filesystem_shorter_than_its_device_is_grown_when_it_is_staged() {
     let test = "rule_24_a_filesystem_shorter_than_its_device_is_grown_when_it_is_staged";
     in_namespace(test, || {
-        for fs in types(test) {
+        for fs in fs_types(test) {
             let site = Site::new();
             let image = site.volumes.create("v", SIZE);
             let node = site.node();

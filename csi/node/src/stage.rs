@@ -356,10 +356,9 @@ impl Engine {
         let mounts = Mounts::read()?;
         let published = state.targets.iter().map(|target| &*target.path);
         let mut used = published.filter(|path| mounts.top(path).is_some());
-        let mut other =
-            mounts.of(disk.number).map(|mount| &*mount.target).filter(|at| *at != state.staging);
+        let mut other = mounts.of(disk.number).map(|mount| &*mount.target);
+        let other = other.find(|at| *at != state.staging);
         // If the device has ended since the daemon was asked, its number may be another volume's.
-        let other = other.next();
         let is_there = other.is_some() && self.volumes.device(&state.volume)?.is_some();
         match used.next().or_else(|| other.filter(|_| is_there)) {
             None => Ok(()),

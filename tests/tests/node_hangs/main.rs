@@ -21,8 +21,7 @@ use sheave_csi_proto::v1::node_server::Node as _;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_tests::requests::node_stats;
 use sheave_tests::{
-    FakeKernel, HangingDisk, Node, PATIENCE, Plugin, Wire, cmd, eventually, have, in_namespace,
-    skip,
+    FakeKernel, HangingDisk, Node, PATIENCE, Plugin, Wire, cmd, eventually, on_devices,
 };
 use tokio::runtime::Builder;
 use tonic::{Code, Request, Status};
@@ -34,14 +33,6 @@ use plugin::{NODE, SIZE, Site, Volume, mount};
 const IN_TIME: Duration = Duration::from_secs(10);
 /// Volumes that hang: more than a ring of two CPUs has blocking workers by default.
 const MANY: usize = 24;
-
-/// Runs a test that needs block devices.
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if have("nbdfuse") {
-        return in_namespace(test, body);
-    }
-    skip(test, "nbdfuse (libnbd-bin) is not installed");
-}
 
 fn is_open(code: Code) -> bool {
     [Code::Aborted, Code::Unavailable, Code::DeadlineExceeded].contains(&code)

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use sheave_control::v1 as control;
 use sheave_control::{ControlClient, VolumesClient, channel};
@@ -16,14 +15,22 @@ use sheave_csi_proto::v1::volume_capability::AccessType;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 pub(crate) use sheave_tests::requests::filesystem as mount;
 use sheave_tests::requests::{self, VolumeRequests};
-use sheave_tests::{Daemon, FakeKernel, Node, Run, sheave};
-use tokio::runtime::{Builder, Handle};
-use tonic::{Request, Status};
+use sheave_tests::{Daemon, FakeKernel, Node, sheave, start_runtime, unmount_below};
+use tokio::runtime::Handle;
+use tonic::{Code, Request, Status};
 
 /// The node's id.
 pub(crate) const NODE: &str = "node-1";
 /// Of most volumes.
 pub(crate) const SIZE: u64 = 64 << 20;
+
+#[track_caller]
+pub(crate) fn fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, why: &str) {
+    let status = result.expect_err(why);
+    assert_eq!(status.code(), code, "{status}");
+    assert!(status.message().contains(why), "no {why:?}: {status}");
+    assert!(status.details().is_empty() && status.message().len() <= 1024, "{status}");
+}
 
 /// A node. All its mounts are in the namespace of the test.
 pub(crate) struct Site {
@@ -254,22 +261,8 @@ impl Site {
 impl Drop for Site {
     /// Leaves no mounts behind a test that failed: without its daemon, nothing ends them.
     fn drop(&mut self) {
-        let dir = text(self.node.kernel.scratch().path());
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let targets: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        let own = targets.into_iter().filter(|target| target.starts_with(&format!("{dir}/")));
-        for target in own.filter(|target| !target.ends_with(".file")).rev() {
-            let _ = Run::new("umount").arg("--lazy").arg(target).output();
-        }
+        unmount_below(self.node.kernel.scratch().path());
     }
-}
-
-/// A runtime in a thread of its own, as a plugin has it, until the test's process ends.
-fn start_runtime() -> Handle {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let handle = runtime.handle().clone();
-    thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
-    handle
 }
 
 fn start(node: &Node) -> Daemon {
