@@ -73,6 +73,10 @@ pub(crate) trait Kernel: Send + Sync {
     /// The device of this record, if the kernel still has it.
     fn find(&self, record: &Record) -> Result<Option<u32>>;
 
+    /// Whether a number is still the device with this key, which is `served` or not. Does not wait
+    /// and changes nothing.
+    fn has(&self, id: u32, key: DeviceKey, served: bool) -> bool;
+
     /// Serves a device again whose server is gone; on the connection that the server handed over,
     /// if it did. False if the kernel has ended the device and only shows it, since it is open.
     fn recover(

@@ -145,6 +145,7 @@ impl Devices {
             let why = "another daemon takes over; try again";
             return Err(Error::new(ErrorKind::Shutdown, "attach", why));
         }
+        self.notice_loss(&mut entry);
         self.resume(&mut entry)?;
         match &mut *entry {
             Entry::Attached(live) => {
@@ -168,7 +169,20 @@ impl Devices {
     /// All devices, by volume.
     #[must_use]
     pub fn list(&self) -> Vec<Attached> {
-        self.snapshot().iter().filter_map(|(_, slot)| lock(&slot.seen).clone()).collect()
+        let all = self.snapshot();
+        // One that was ended by other means may have left its number to another program's device.
+        let seen = all.iter().filter_map(|(_, slot)| {
+            let seen = lock(&slot.seen).clone();
+            seen.filter(|seen| self.has(&seen.record, !slot.needs_care()))
+        });
+        seen.collect()
+    }
+
+    /// Whether the kernel still has the device of this record, which is `served` or not. True while
+    /// its number is not known.
+    pub(crate) fn has(&self, record: &Record, served: bool) -> bool {
+        let device = self.kernels.known(record);
+        device.is_none_or(|Device { kernel, id }| kernel.has(id, record.key, served))
     }
 
     /// Checks that the engine answers in time.

@@ -168,13 +168,15 @@ impl Devices {
     /// Serves a device again whose connection has died.
     pub(crate) fn notice_loss(&self, entry: &mut Entry) {
         let Entry::Attached(live) = &*entry else { return };
-        if !live.is_lost() || self.leaving.load(Relaxed) {
+        let Live { device, record, volume, .. } = live;
+        let (is_lost, has) = (live.is_lost(), self.has(record, !live.is_lost()));
+        if (!is_lost && has) || self.leaving.load(Relaxed) {
             return;
         }
-        let Live { device, record, volume, .. } = live;
         tracing::warn!(volume = record.volume, %device, "the daemon does not serve it any more");
-        if let Ok(None) = self.kernels.find(record) {
+        if !has || matches!(self.kernels.find(record), Ok(None)) {
             self.forget_gone(record);
+            live.wait_closed();
             *entry = Entry::Free;
             return;
         }

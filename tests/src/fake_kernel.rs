@@ -21,10 +21,10 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
     shutdown, socket_with,
 };
-use sheave_daemon::FakeRequest;
+use sheave_daemon::{DeviceKey, FakeRequest};
 
 use crate::Scratch;
-use device::Devices;
+use device::{Device, Devices};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -207,6 +207,15 @@ impl FakeKernel {
     /// Cuts the connections of all devices to their servers.
     pub fn cut(&self) {
         lock(&self.shared.devices).cut();
+    }
+
+    /// Ends all devices, and gives their numbers to devices of another program.
+    pub fn replace_all(&self) {
+        let mut devices = lock(&self.shared.devices);
+        for (id, DeviceKey(key)) in devices.keys() {
+            devices.end(id);
+            devices.add(Device::new(DeviceKey(!key), 0, 512, 0));
+        }
     }
 }
 

@@ -294,6 +294,22 @@ fn rule_28_a_device_is_known_by_its_key_and_not_by_its_number() {
     assert_eq!(data.expect("data"), fs::read(&other).expect("the image")[..8192]);
 }
 
+/// The daemon does not wait for its next look at the devices.
+#[test]
+fn rule_28_a_device_whose_number_another_one_has_is_not_named() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let device = daemon.attach(&node.image);
+    node.kernel.replace_all();
+    assert_eq!(daemon.sheave("ls").ok(), "no devices\n");
+    let again = daemon.attach(&node.image);
+    assert_ne!(again, device);
+    node.check_served(&again);
+    node.kernel.replace_all();
+    daemon.sheave("detach").arg(&node.image).ok();
+    assert_eq!(node.records(), 0);
+}
+
 #[test]
 fn rule_32_a_volume_that_has_become_smaller_is_waited_for() {
     let node = Node::new();

@@ -180,6 +180,13 @@ impl Kernel for Fake {
         }
     }
 
+    fn has(&self, id: u32, key: DeviceKey, _: bool) -> bool {
+        match self.ask(&FakeRequest::List, None) {
+            Ok(FakeAnswer::Devices(all)) => all.contains(&(id, key)),
+            _ => true,
+        }
+    }
+
     fn recover(
         &self,
         id: u32,

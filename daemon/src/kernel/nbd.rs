@@ -46,6 +46,10 @@ impl Kernel for Nbd {
         Ok(sheave_knbd::find(&identifier(record.key))?.map(Device::index))
     }
 
+    fn has(&self, id: u32, key: DeviceKey, _: bool) -> bool {
+        Device::numbered(id).has(&identifier(key))
+    }
+
     fn recover(
         &self,
         id: u32,

@@ -61,6 +61,11 @@ impl Kernel for Ublk {
         Ok(sheave_ublk::find(record.id(), record.key.0)?.map(Device::id))
     }
 
+    fn has(&self, id: u32, key: DeviceKey, served: bool) -> bool {
+        // The driver gives no number away that a server has open.
+        served || Device::numbered(id).has_key(key.0)
+    }
+
     fn recover(
         &self,
         id: u32,

@@ -149,6 +149,12 @@ impl Device {
         format!("nbd{}", self.index)
     }
 
+    /// Whether it has this identifier, and not that of a later device with its number.
+    #[must_use]
+    pub fn has(self, identifier: &str) -> bool {
+        Sysfs::of(self.index).identifier().as_deref() == Some(identifier)
+    }
+
     /// Ends its connection, unless it is another device by now; requests in flight fail. Returns
     /// when the kernel has released it. `claim` keeps other programs from using the device, and is
     /// dropped once none can.
@@ -156,8 +162,7 @@ impl Device {
     /// # Errors
     /// Errors of the kernel.
     pub fn disconnect(self, identifier: &str, claim: impl Sized) -> Result<()> {
-        let sysfs = Sysfs::of(self.index);
-        let is_ours = || sysfs.is_connected() && sysfs.identifier().as_deref() == Some(identifier);
+        let is_ours = || Sysfs::of(self.index).is_connected() && self.has(identifier);
         if !is_ours() {
             return Ok(());
         }

@@ -150,6 +150,16 @@ impl Device {
         Self { id }
     }
 
+    /// Whether it has this key, and is not a later device with its number. True if the kernel does
+    /// not say.
+    #[must_use]
+    pub fn has_key(self, key: u64) -> bool {
+        match Control::open().and_then(|mut control| control.info(self.id)) {
+            Ok(info) => info.key == key,
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
+    }
+
     /// Its number.
     #[must_use]
     pub fn id(self) -> u32 {
