@@ -1,12 +1,14 @@
 //! Images that vanish, shrink, are in use, or have no room.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sheave_tests::{
-    Bystander, Run, Scratch, Serve, Server, Wire, both_engines, cmd, errno, eventually, pattern,
-    request_header, sheave, skip,
+    Bystander, HangingDisk, Run, Scratch, Serve, Server, Wire, both_engines, cmd, errno,
+    eventually, have, in_namespace, pattern, request_header, sheave, skip,
 };
 
 const MIB: u64 = 1 << 20;
@@ -180,6 +182,79 @@ fn a_killed_server_leaves_nothing_in_the_way() {
     second.kill().expect("our own child");
     second.wait().expect("our own child");
     assert!(read == pattern(65536, 2), "what was flushed before the kill");
+}
+
+/// Volumes whose storage hangs, and the requests of each: more together than a ring takes.
+const HUNG: usize = 8;
+const DEPTH: u64 = 256;
+
+#[test]
+fn queues_of_volumes_that_hang_do_not_stop_others() {
+    let test = "queues_of_volumes_that_hang_do_not_stop_others";
+    if !have("nbdfuse") {
+        return skip(test, "nbdfuse (libnbd-bin) is not installed");
+    }
+    in_namespace(test, || {
+        for parameters in ["?direct=true", ""] {
+            others_are_served_beside_those_that_hang(parameters);
+        }
+    });
+}
+
+fn others_are_served_beside_those_that_hang(parameters: &str) {
+    let (disk, scratch) = (HangingDisk::new(), Scratch::new());
+    let well = scratch.filled("well.img", 8 << 20);
+    let mut config = format!("shards = 1\n[[export]]\nname = \"well\"\nvolume = \"{well}\"\n");
+    for index in 0..HUNG {
+        let path = disk.dir().join(index.to_string());
+        let mut file = File::create(&path).expect("an image");
+        file.write_all(&pattern(DEPTH as usize * 65536, 1)).expect("write an image");
+        file.sync_all().expect("sync an image");
+        let path = path.display();
+        config +=
+            &format!("[[export]]\nname = \"{index}\"\nvolume = \"file:{path}{parameters}\"\n");
+    }
+    // Else they would be read from memory.
+    disk.forget();
+    fs::write(scratch.file("serve.toml"), config).expect("a configuration");
+    let server = Serve::configured(&scratch.file("serve.toml")).engine("uring").unix();
+    let open = |export: &str| {
+        let mut wire = Wire::connect(&server).expect("a client");
+        wire.handshake().expect("greeting");
+        wire.go(export).expect("an export");
+        wire
+    };
+    let mut bystander = open("well");
+    let mut wires = Vec::from_iter((0..HUNG).map(|index| open(&index.to_string())));
+    // The commit of the journal that a flush makes is under way when the disk stops answering.
+    let mut writer = open("0");
+    assert_eq!(writer.write(0, &pattern(65536, 2)).expect("a reply"), 0);
+    let hang = disk.hang();
+    writer.request(cmd::FLUSH, DEPTH, 0, 0).expect("send");
+    for wire in &mut wires {
+        // Together, so that the server begins many in one turn.
+        let read = |cookie| request_header(0, cmd::READ, cookie, cookie * 65536, 4096);
+        wire.send(&Vec::from_iter((0..DEPTH).flat_map(read))).expect("send");
+    }
+    bystander.set_timeout(Duration::from_secs(30));
+    for round in 0..200 {
+        // Each may have to wait for the journal.
+        writer.send(&request_header(0, cmd::WRITE, round, 0, 4096)).expect("send");
+        writer.send(&[3; 4096]).expect("send");
+        let read = bystander.read(round * 4096, 4096).expect("a reply beside volumes that hang");
+        assert_eq!(read.expect("data").len(), 4096);
+        assert_eq!(bystander.write(round * 4096, &[7; 4096]).expect("a reply"), 0);
+    }
+    drop(hang);
+    for _ in 0..201 {
+        assert_eq!(writer.any_simple_reply().expect("a reply").0, 0);
+    }
+    for wire in &mut wires {
+        for _ in 0..DEPTH {
+            assert_eq!(wire.any_simple_reply().expect("a reply").0, 0);
+            wire.receive_vec(4096).expect("data");
+        }
+    }
 }
 
 /// A sparse image of 32 MiB on a file system of 16 MiB, which goes away with the server. The

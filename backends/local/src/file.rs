@@ -6,6 +6,7 @@
 
 mod backend;
 mod batch;
+mod disk;
 mod forks;
 mod format;
 mod holders;
@@ -28,6 +29,7 @@ use sheave_core::{
 };
 
 pub use batch::OpenBatch;
+use disk::Disk;
 pub use forks::start_process;
 pub use holders::are_visible as are_holders_visible;
 use lock::OpenEntry;
@@ -194,6 +196,7 @@ struct Image {
     /// The device has no offload for zeroes: the kernel writes them, which is not faster than a
     /// write.
     no_zero_offload: bool,
+    disk: Arc<Disk>,
     // Last, so that the file is closed before another opener in this process is let in.
     entry: Option<OpenEntry>,
 }

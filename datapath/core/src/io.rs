@@ -127,6 +127,12 @@ pub enum Destination {
     Memory,
     /// At a device, which should begin soon rather than with the last request of the turn.
     Device,
+    /// In memory, and the thread that writes there may have to wait for a device: not that of an
+    /// engine with many volumes.
+    BusyMemory,
+    /// At a device that has much to do. A thread that hands it one more request may have to wait
+    /// for it.
+    BusyDevice,
 }
 
 /// A part of the time that an op spends in a backend whose data a server has.

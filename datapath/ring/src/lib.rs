@@ -31,4 +31,4 @@ pub use device::DeviceCommand;
 pub use lease::check_only_writer;
 pub use probe::{Probe, Support, probe};
 pub use provided::Received;
-pub use ring::{Event, Ring, Socket};
+pub use ring::{By, Event, Ring, Socket};

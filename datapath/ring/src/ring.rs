@@ -19,6 +19,15 @@ use crate::probe::{Probe, open};
 use crate::provided::{GROUP, Provided, Received};
 use crate::watch::is_hung_up;
 
+/// What submits a file request to its storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The thread that calls the ring. Some storage makes it wait.
+    Caller,
+    /// A thread of the kernel (IOSQE_ASYNC).
+    Worker,
+}
+
 /// A socket that a ring uses. Give it back by [`Ring::close`].
 pub struct Socket {
     fd: OwnedFd,
@@ -267,6 +276,7 @@ impl Ring {
         request: IoRequest,
         user: (u32, u64),
         held: usize,
+        by: By,
     ) -> Result<(), IoRequest> {
         if request.is_socket() {
             return self.start_on_socket(request, user);
@@ -276,15 +286,22 @@ impl Ring {
         if held >= room {
             return Err(request);
         }
-        self.start_unbounded(request, user);
+        self.push_file(request, user, by);
         Ok(())
     }
 
     /// Starts file I/O whatever else is in flight: for the few requests of the ring's owner.
     pub fn start_unbounded(&mut self, request: IoRequest, user: (u32, u64)) {
+        self.push_file(request, user, By::Caller);
+    }
+
+    fn push_file(&mut self, request: IoRequest, user: (u32, u64), by: By) {
         self.files_in_flight += 1;
         let mut vectors = IoVecs::default();
-        let entry = file_entry(&request, &mut vectors);
+        let entry = match by {
+            By::Caller => file_entry(&request, &mut vectors),
+            By::Worker => file_entry(&request, &mut vectors).flags(squeue::Flags::ASYNC),
+        };
         self.push(entry, InFlight::File { user, request, vectors });
     }
 

@@ -67,8 +67,7 @@ impl InlineWrites {
         now: Nanos,
         clock: Clock,
     ) -> Result<(), IoRequest> {
-        let IoRequest::Write { from, .. } = &request else { return Err(request) };
-        if from.len() > LEN_MAX_BYTES || from.registered().is_some() {
+        if !is_short_write(&request) {
             return Err(request);
         }
         // An inline write would wait for the file's lock, which the thread holds while it writes.
@@ -83,8 +82,17 @@ impl InlineWrites {
         Ok(())
     }
 
-    /// Leaves a write to the volume's thread, if it has one or can have one.
-    fn leave(&mut self, volume: u32, request: IoRequest, token: IoToken) -> Result<(), IoRequest> {
+    /// Leaves a short write to the volume's thread, if it has one or can have one. Hands back what
+    /// is for the ring.
+    pub(crate) fn leave(
+        &mut self,
+        volume: u32,
+        request: IoRequest,
+        token: IoToken,
+    ) -> Result<(), IoRequest> {
+        if !is_short_write(&request) {
+            return Err(request);
+        }
         if !self.writers.contains_key(&volume) && self.writers.len() < WRITERS_MAX {
             match Writer::start(volume, &self.written) {
                 Ok(writer) => drop(self.writers.insert(volume, Behind { writer, count: 0 })),
@@ -140,6 +148,11 @@ impl InlineWrites {
             self.disabled_until = ended + if stalls_others { DISABLED_NS } else { 0 };
         }
     }
+}
+
+fn is_short_write(request: &IoRequest) -> bool {
+    let IoRequest::Write { from, .. } = request else { return false };
+    from.len() <= LEN_MAX_BYTES && from.registered().is_none()
 }
 
 #[cfg(test)]

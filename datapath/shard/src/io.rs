@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use sheave_core::{
     Buf, Destination, Io, IoDone, IoRequest, IoStage, IoToken, Nanos, OpKind, Payload, Result,
 };
-use sheave_ring::plain;
+use sheave_ring::{By, plain};
 use sheave_telemetry::{Recorder, Stage};
 use smallvec::SmallVec;
 
@@ -77,18 +77,21 @@ impl Io for RingIo<'_> {
     ) -> std::result::Result<(), IoRequest> {
         let in_flight = &mut *self.mount.io_in_flight;
         let Core { inline, now, clock, .. } = &mut *self.core;
-        let request = match to {
-            Destination::Memory => match inline.run(self.volume, request, token, *now, *clock) {
-                Ok(()) => {
-                    *in_flight += 1;
-                    return Ok(());
-                }
-                Err(request) => request,
-            },
-            Destination::Unknown | Destination::Device => request,
+        let at_hand = match to {
+            Destination::Memory => inline.run(self.volume, request, token, *now, *clock),
+            Destination::BusyMemory => inline.leave(self.volume, request, token),
+            _ => Err(request),
+        };
+        let Err(request) = at_hand else {
+            *in_flight += 1;
+            return Ok(());
         };
         inline.other_started(*now);
-        self.core.ring.start(request, (self.volume, token.0), *in_flight)?;
+        let by = match to {
+            Destination::BusyMemory | Destination::BusyDevice => By::Worker,
+            _ => By::Caller,
+        };
+        self.core.ring.start(request, (self.volume, token.0), *in_flight, by)?;
         *in_flight += 1;
         if to == Destination::Device {
             self.core.ring.submit_from(self.submit_from);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sheave_conformance::{Engine, Options, check, unparker, wait_for_sockets};
 use sheave_core::{Buf, Destination, Io, IoDone, IoRequest, IoToken, Nanos, PAGE_SIZE, Volume};
-use sheave_ring::{Event, Ring, RingConfig, plain, probe};
+use sheave_ring::{By, Event, Ring, RingConfig, plain, probe};
 use sheave_tests::uring_or_skip;
 
 /// Few, so that backends find no room now and then.
@@ -84,7 +84,7 @@ impl Io for RingIo {
         token: IoToken,
         _: Destination,
     ) -> Result<(), IoRequest> {
-        self.ring.start(request, (0, token.0), self.in_flight)?;
+        self.ring.start(request, (0, token.0), self.in_flight, By::Caller)?;
         self.in_flight += 1;
         Ok(())
     }

@@ -12,6 +12,7 @@ use sheave_core::{
 };
 use slab::Slab;
 
+use super::disk::Share;
 use super::sync::{GroupSync, Turn};
 use super::work::{Step, Work};
 use super::{Handle, Image, seek};
@@ -34,8 +35,6 @@ pub(super) struct FileBackend {
     jobs: Slab<Job>,
     sync: GroupSync,
     sync_interruptions: u8,
-    /// A sync of this backend runs on the description.
-    is_syncing: bool,
     /// The sync that this backend waits for, while one of another backend runs on the description.
     awaited_sync: Option<u64>,
     /// Later requests of ops in progress, for which the engine had no room.
@@ -43,6 +42,8 @@ pub(super) struct FileBackend {
     /// Set while a request is stalled.
     retry_at: Option<Nanos>,
     ready: VecDeque<Completion>,
+    /// What it has in flight at the disk, and whether a sync of it runs on the description.
+    share: Share,
 }
 
 struct Job {
@@ -53,24 +54,25 @@ struct Job {
 
 impl FileBackend {
     pub(super) fn new(image: Arc<Image>, handle: Arc<Handle>) -> Self {
+        let share = Share::new(&image.disk);
         Self {
             image,
             handle,
             jobs: Slab::new(),
             sync: GroupSync::default(),
             sync_interruptions: 0,
-            is_syncing: false,
             awaited_sync: None,
             stalled: VecDeque::new(),
             retry_at: None,
             ready: VecDeque::new(),
+            share,
         }
     }
 }
 
 impl Drop for FileBackend {
     fn drop(&mut self) {
-        if self.is_syncing {
+        if self.share.is_syncing() {
             self.handle.syncs.given_up();
         }
     }
@@ -98,6 +100,7 @@ impl Backend for FileBackend {
         let request = work.request(&self.image, &self.handle);
         let destination = work.destination(&self.image);
         let key = self.jobs.insert(Job { tag, work, interruptions: 0 });
+        let destination = self.now_at(destination);
         match request.map(|request| io.start(request, token(key), destination)) {
             None => self.join_sync(key, io),
             Some(Ok(())) => {}
@@ -144,6 +147,7 @@ impl Backend for FileBackend {
             let turn = self.handle.syncs.ask_again(awaited, || io.waker());
             self.take_turn(turn, io);
         }
+        self.share.completed(self.jobs.len());
         self.ready.pop_front()
     }
 
@@ -178,6 +182,16 @@ impl FileBackend {
         }
     }
 
+    /// Where a request goes, by what its disk has to do at the moment.
+    fn now_at(&mut self, to: Destination) -> Destination {
+        match to {
+            Destination::Memory if self.share.waits_for_sync() => Destination::BusyMemory,
+            Destination::Memory => Destination::Memory,
+            to if self.share.has_room(self.jobs.len()) => to,
+            _ => Destination::BusyDevice,
+        }
+    }
+
     /// Makes sure that one more job needs no more memory in these lists.
     fn make_room(&mut self) -> Result<()> {
         let count = self.jobs.len() + 1;
@@ -197,7 +211,8 @@ impl FileBackend {
     }
 
     fn start(&mut self, request: IoRequest, token: IoToken, io: &mut dyn Io) {
-        if let Err(request) = io.start(request, token, Destination::Unknown) {
+        let to = self.now_at(Destination::Unknown);
+        if let Err(request) = io.start(request, token, to) {
             self.stalled.push_back((request, token));
             self.retry_at = Some(io.now() + RETRY_NS);
         }
@@ -206,7 +221,8 @@ impl FileBackend {
     fn start_stalled(&mut self, io: &mut dyn Io) {
         self.retry_at = None;
         while let Some((request, token)) = self.stalled.pop_front() {
-            if let Err(request) = io.start(request, token, Destination::Unknown) {
+            let to = self.now_at(Destination::Unknown);
+            if let Err(request) = io.start(request, token, to) {
                 self.stalled.push_front((request, token));
                 self.retry_at = Some(io.now() + RETRY_NS);
                 return;
@@ -229,7 +245,7 @@ impl FileBackend {
     fn take_turn(&mut self, turn: Turn, io: &mut dyn Io) {
         match turn {
             Turn::Start => {
-                self.is_syncing = true;
+                self.share.set_syncing(true);
                 let file = Arc::clone(&self.handle.file);
                 self.start(IoRequest::Sync { file }, SYNC, io);
             }
@@ -248,7 +264,7 @@ impl FileBackend {
             self.image.poison();
             error.raw_os_error()
         });
-        self.is_syncing = false;
+        self.share.set_syncing(false);
         self.handle.syncs.ended();
         self.sync_served(errno, io);
     }

@@ -4,7 +4,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -12,6 +12,7 @@ use rustix::fs::{Access, AtFlags, OFlags, StatxFlags, ioctl_blksszget, statx};
 use rustix::io::Errno;
 use sheave_core::{BlockSizes, Capabilities, Error, ErrorKind, Result, VolumeInfo, printable};
 
+use super::disk::{Disk, attribute};
 use super::lock::{self, Identity, OpenEntry};
 use super::sync::SharedSync;
 use super::{Features, FileOptions, Handle, Image, format, holders, seek};
@@ -53,8 +54,9 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
     let has_tail = options.direct && !size.is_multiple_of(block.minimum.into());
     let whole = if options.direct && !has_tail { block.minimum } else { 1 };
     // Without the offload a refused hole would already have dropped dirty pages.
-    let no_zero_offload =
-        is_device && attribute(&metadata, "queue/write_zeroes_max_bytes").as_deref() == Some("0");
+    let no_zero_offload = is_device
+        && attribute(metadata.rdev(), "queue/write_zeroes_max_bytes").as_deref() == Some("0");
+    let disk = Disk::of(&file, &metadata);
     Ok(Image {
         info: VolumeInfo {
             block,
@@ -83,6 +85,7 @@ pub(super) fn open(options: &FileOptions) -> Result<Image> {
         main: Arc::new(file),
         holds_device: is_exclusive(options, is_device),
         no_zero_offload,
+        disk,
         entry,
     })
 }
@@ -204,7 +207,7 @@ fn explain(error: io::Error, name: &str, options: &FileOptions) -> Error {
 /// Whether it is a device, and the kernel says that it is read-only.
 fn is_held_read_only(path: &Path) -> bool {
     let metadata = path.metadata().ok().filter(|found| found.file_type().is_block_device());
-    metadata.is_some_and(|found| attribute(&found, "ro").as_deref() == Some("1"))
+    metadata.is_some_and(|found| attribute(found.rdev(), "ro").as_deref() == Some("1"))
 }
 
 fn is_readable(path: &Path) -> bool {
@@ -216,7 +219,7 @@ fn is_readable(path: &Path) -> bool {
 pub(super) fn identity_of(file: &File, metadata: &Metadata) -> Option<String> {
     if metadata.file_type().is_block_device() {
         // The disk's sequence number since the node's start, since Linux 5.15.
-        let sequence = attribute(metadata, "diskseq").unwrap_or_default();
+        let sequence = attribute(metadata.rdev(), "diskseq").unwrap_or_default();
         return Some(format!("device {} {sequence}", metadata.rdev()));
     }
     if lock::is_on(file, &FILE_SYSTEMS_WITHOUT_IDENTITY) {
@@ -313,15 +316,5 @@ fn logical_block(file: &File) -> io::Result<u32> {
 
 /// Whether a device, or the whole device of a partition, is rotational.
 fn is_rotational(metadata: &Metadata) -> bool {
-    attribute(metadata, "queue/rotational").is_some_and(|text| text == "1")
-}
-
-/// A property of a device, or of the whole device of a partition, from sysfs.
-fn attribute(metadata: &Metadata, name: &str) -> Option<String> {
-    let rdev = metadata.rdev();
-    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
-    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let paths = [device.join(name), device.join("..").join(name)];
-    let text = paths.iter().find_map(|path| std::fs::read_to_string(path).ok())?;
-    Some(text.trim().to_owned())
+    attribute(metadata.rdev(), "queue/rotational").is_some_and(|text| text == "1")
 }

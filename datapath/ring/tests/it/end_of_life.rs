@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_core::{Buf, IoRequest, Payload};
-use sheave_ring::SendBatch;
+use sheave_ring::{By, SendBatch};
 
 use crate::support::{TIMEOUT, pair, pattern, ring, small};
 
@@ -25,7 +25,7 @@ fn dropping_takes_back_what_the_kernel_holds() {
     batch.payload(Payload::from(reply.clone()));
     ring.send(&sending, batch, 0);
     let read = IoRequest::Read { file: Arc::clone(&file), at: u64::MAX, into: into.clone() };
-    ring.start(read, (0, 0), 0).expect("room");
+    ring.start(read, (0, 0), 0, By::Caller).expect("room");
     ring.poll().unwrap();
     landing_peer.write_all(&pattern(500)).unwrap();
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use sheave_core::{Allocate, Buf, IoRequest, Segment};
-use sheave_ring::{Event, Ring, plain};
+use sheave_ring::{By, Event, Ring, plain};
 use tempfile::NamedTempFile;
 
 use crate::support::{name, next, pattern, pieces, ring, small};
@@ -51,7 +51,7 @@ fn copies_of_a_device_are_whole_or_fail() {
 }
 
 fn on_ring(ring: &mut Ring, request: IoRequest) -> (io::Result<usize>, IoRequest) {
-    ring.start(request, (5, 77), 0).expect("room");
+    ring.start(request, (5, 77), 0, By::Caller).expect("room");
     match next(ring) {
         Event::File { user: (5, 77), result, request } => (result, request),
         other => panic!("{}", name(&other)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_core::{Buf, IoRequest};
-use sheave_ring::{Event, RingConfig};
+use sheave_ring::{By, Event, RingConfig};
 
 use crate::support::{name, next, pair, received, ring, small};
 
@@ -41,18 +41,18 @@ fn file_requests_are_handed_back_when_there_are_too_many() {
     let file = Arc::new(std::fs::File::from(std::os::fd::OwnedFd::from(reader)));
     let read = || IoRequest::Read { file: Arc::clone(&file), at: u64::MAX, into: Buf::zeroed(1) };
     for _ in 0..3 {
-        ring.start(read(), (0, 0), 0).expect("room");
+        ring.start(read(), (0, 0), 0, By::Caller).expect("room");
     }
-    let back = ring.start(read(), (0, 0), 0).expect_err("no room");
+    let back = ring.start(read(), (0, 0), 0, By::Caller).expect_err("no room");
     assert!(matches!(back, IoRequest::Read { into, .. } if into.len() == 1));
     ring.start_unbounded(read(), (0, 0));
-    ring.start(read(), (0, 0), 0).expect_err("no room");
+    ring.start(read(), (0, 0), 0, By::Caller).expect_err("no room");
     writer.write_all(b"abcd").unwrap();
     for _ in 0..4 {
         let Event::File { result, .. } = next(&mut ring) else { panic!("a file event") };
         assert_eq!(result.unwrap(), 1);
     }
-    ring.start(read(), (0, 0), 0).expect("room again");
+    ring.start(read(), (0, 0), 0, By::Caller).expect("room again");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_starter_leaves_room_for_others() {
     let file = Arc::new(std::fs::File::from(std::os::fd::OwnedFd::from(reader)));
     let read = || IoRequest::Read { file: Arc::clone(&file), at: u64::MAX, into: Buf::zeroed(1) };
     let mut fill = |user| {
-        let starts = |held: &usize| ring.start(read(), (user, 0), *held).is_ok();
+        let starts = |held: &usize| ring.start(read(), (user, 0), *held, By::Caller).is_ok();
         (0..).take_while(starts).count()
     };
     assert_eq!([1, 2, 3, 4, 5].map(&mut fill), [32, 16, 8, 4, 2]);

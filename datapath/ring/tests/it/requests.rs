@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use sheave_core::{Buf, IoRequest, Payload, Segment};
-use sheave_ring::{Event, Ring, RingConfig, plain};
+use sheave_ring::{By, Event, Ring, RingConfig, plain};
 
 use crate::support::{TIMEOUT, name, next, pattern, pieces, ring, small};
 
@@ -28,7 +28,7 @@ fn pair() -> (Arc<OwnedFd>, UnixStream) {
 fn on_the_ring() {
     let Some(mut ring) = ring(small()) else { return };
     check(&mut |request| {
-        ring.start(request, (5, 77), 0).expect("room");
+        ring.start(request, (5, 77), 0, By::Caller).expect("room");
         file_event(&mut ring)
     });
 }
@@ -145,11 +145,12 @@ fn a_receive_waits_beside_others_and_a_shutdown_ends_it() {
     let buffers: Vec<_> = (0..5).map(|_| Buf::zeroed(100)).collect();
     for (number, ((socket, _), buffer)) in pairs.iter().zip(&buffers).enumerate() {
         let into = Payload::from(buffer.clone());
-        ring.start(recv(socket, &into, 0, number % 2 == 0), (1, number as u64), 0).expect("room");
+        ring.start(recv(socket, &into, 0, number % 2 == 0), (1, number as u64), 0, By::Caller)
+            .expect("room");
     }
     // They take nothing of the room for files.
     let file = Arc::new(tempfile::tempfile().unwrap());
-    ring.start(IoRequest::Sync { file }, (5, 77), 0).expect("room");
+    ring.start(IoRequest::Sync { file }, (5, 77), 0, By::Caller).expect("room");
     assert_eq!(file_event(&mut ring).0.unwrap(), 0);
     ring.wait(Some(Duration::from_millis(1))).unwrap();
     assert!(ring.next_event().is_none(), "nothing has arrived");
