@@ -18,6 +18,8 @@ use crate::pool_calls::PoolCalls;
 
 /// Volumes of one answer of `ListVolumes`.
 const PAGE_MAX: usize = 1000;
+/// Bytes of a claim: a name of Kubernetes has no more than 253.
+const CLAIM_LEN_MAX: usize = 256;
 
 /// Serves Volumes.
 pub(crate) struct VolumesService {
@@ -81,6 +83,7 @@ fn publication(has: &Publication) -> api::Publication {
         read_only: has.read_only,
         mode: mode_to_api(has.mode).into(),
         block: has.block,
+        claim: has.claim.clone(),
     }
 }
 
@@ -357,13 +360,18 @@ impl Volumes for VolumesService {
         &self,
         request: Request<api::PublishVolumeRequest>,
     ) -> Result<Response<api::PublishVolumeResponse>, Status> {
-        let api::PublishVolumeRequest { id, node, read_only, mode, block } = request.into_inner();
+        let api::PublishVolumeRequest { id, node, read_only, mode, block, claim } =
+            request.into_inner();
         if node.is_empty() {
             return Err(Status::invalid_argument("the node is missing"));
         }
+        if claim.len() > CLAIM_LEN_MAX {
+            let why = format!("the claim has more than {CLAIM_LEN_MAX} bytes");
+            return Err(Status::invalid_argument(why));
+        }
         let mode = mode_of_api(mode)?;
         let read_only = read_only || mode.is_reader_only();
-        let wanted = Publication { node, epoch: 0, read_only, mode, block };
+        let wanted = Publication { node, epoch: 0, read_only, mode, block, claim };
         let devices = self.devices.clone();
         let publish = move |pools: &Pools, id: VolumeId| {
             let pool = pools.pool(&id.pool)?;

@@ -109,6 +109,7 @@ impl Site {
             volume: "v".to_owned(),
             staging: self.staging(),
             access: access(fs),
+            may_format: true,
             attach: Attach { epoch: Some(1), ..Attach::default() },
             force_unstage_after: None,
         }

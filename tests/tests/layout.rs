@@ -46,7 +46,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-durable", &["sheave-core"]),
     ("sheave-control", &[]),
     ("sheave-csi-proto", &[]),
-    ("sheave-csi", &["sheave-control", "sheave-core", "sheave-csi-proto", "sheave-node"]),
+    ("sheave-client", &["sheave-control", "sheave-node"]),
+    (
+        "sheave-csi",
+        &["sheave-client", "sheave-control", "sheave-core", "sheave-csi-proto", "sheave-node"],
+    ),
     ("sheave-node", &["sheave-core", "sheave-durable"]),
     ("sheave-local", &["sheave-core", "sheave-ring"]),
     ("sheave-layers", &["sheave-core"]),

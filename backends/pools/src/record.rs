@@ -68,6 +68,9 @@ pub struct Publication {
     pub mode: AccessMode,
     /// As a raw block device, not a file system.
     pub block: bool,
+    /// What the publisher knows it by, if it does not keep the volume's id.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub claim: String,
 }
 
 /// Which nodes may use a volume at once, and how (the CSI specification, `AccessMode`).
@@ -149,7 +152,10 @@ impl Record {
         let op = "publish";
         let name = &self.name;
         if let Some(has) = self.publications.iter().find(|has| has.node == wanted.node) {
-            let same = Publication { epoch: has.epoch, ..wanted.clone() };
+            let mut same = Publication { epoch: has.epoch, ..wanted.clone() };
+            if wanted.claim.is_empty() {
+                same.claim.clone_from(&has.claim);
+            }
             if *has == same {
                 return Ok(has.epoch);
             }
@@ -260,7 +266,10 @@ impl Publication {
     fn shown(&self) -> String {
         let how = if self.read_only { "read-only" } else { "for writing" };
         let what = if self.block { "as a block device" } else { "as a file system" };
-        format!("{:?}, {how}, {what}", self.mode)
+        match self.claim.as_str() {
+            "" => format!("{:?}, {how}, {what}", self.mode),
+            claim => format!("{:?}, {how}, {what}, for {}", self.mode, printable(claim)),
+        }
     }
 }
 
@@ -270,7 +279,8 @@ mod tests {
 
     fn wanted(node: &str, mode: AccessMode) -> Publication {
         let read_only = mode.is_reader_only();
-        Publication { node: node.to_owned(), epoch: 0, read_only, mode, block: false }
+        let (node, claim) = (node.to_owned(), String::new());
+        Publication { node, epoch: 0, read_only, mode, block: false, claim }
     }
 
     fn record() -> Record {
@@ -290,6 +300,23 @@ mod tests {
             let other = Publication { read_only: true, block: true, ..wanted("n1", mode) };
             assert_eq!(record.publish(&other).unwrap_err().kind(), ErrorKind::Exists);
         }
+    }
+
+    #[test]
+    fn a_publication_keeps_its_claim() {
+        let mode = AccessMode::SingleNodeMultiWriter;
+        let claimed = |claim: &str| Publication { claim: claim.to_owned(), ..wanted("n1", mode) };
+        let mut record = record();
+        for claim in ["pv1", "pv1", ""] {
+            assert_eq!(record.publish(&claimed(claim)).unwrap(), 1, "{claim}");
+        }
+        assert_eq!(record.published("n1", 1).unwrap().claim, "pv1");
+        let other = record.publish(&claimed("pv2")).unwrap_err();
+        assert_eq!(other.kind(), ErrorKind::Exists);
+        assert!(other.to_string().contains("for pv1"), "{other}");
+        record.unpublish(None);
+        assert_eq!(record.publish(&claimed("")).unwrap(), 2);
+        assert_eq!(record.publish(&claimed("pv1")).unwrap_err().kind(), ErrorKind::Exists);
     }
 
     #[test]

@@ -13,12 +13,11 @@ const READ_ONLY: &str = "readonly";
 pub(crate) const FRONT: &str = "front";
 /// Key of the volume context: seconds of unstaging after which hanging storage is given up.
 pub(crate) const FORCE_UNSTAGE_AFTER: &str = "force-unstage-after";
-/// The least and the most of these.
-const FORCE_S: std::ops::RangeInclusive<u64> = 10..=86400;
 
 /// Reads a number of seconds after which hanging storage is given up.
 pub(crate) fn parse_force_after(text: &str) -> Option<u64> {
-    sheave_core::parse_digits(text).filter(|seconds| FORCE_S.contains(seconds))
+    sheave_core::parse_digits(text)
+        .filter(|seconds| sheave_node::FORCE_UNSTAGE_AFTER_S.contains(seconds))
 }
 
 /// What the context of a publication says.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sheave_client::reached;
 use sheave_control::VolumesClient;
 use sheave_control::v1::ListPoolsRequest;
 use tokio::time::timeout;
@@ -24,15 +25,6 @@ pub(crate) async fn call<T>(
         };
         Status::new(code, status.message())
     })
-}
-
-/// An error of the transport with a text that says what is not there; any other is left as it is.
-pub(crate) fn reached(status: Status) -> Status {
-    if std::error::Error::source(&status).is_none() {
-        return status;
-    }
-    let why = status.message();
-    Status::unavailable(format!("no daemon answers here ({why}); see whether it runs, and its log"))
 }
 
 /// Checks that the server of the volumes answers: the daemon, or the pools of this process. Their

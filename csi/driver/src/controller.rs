@@ -182,6 +182,7 @@ impl Controller for ControllerService {
             read_only: request.readonly,
             mode: wanted.mode.into(),
             block: wanted.is_block(),
+            claim: String::new(),
         };
         let epoch = call(self.volumes().publish_volume(publish)).await?.epoch;
         let read_only = request.readonly || wanted.is_reader_only();

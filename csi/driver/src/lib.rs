@@ -9,7 +9,6 @@ mod checks;
 pub mod context;
 mod control;
 mod controller;
-mod daemon_volumes;
 mod health;
 mod identity;
 mod local;

@@ -25,6 +25,7 @@ impl Plugin {
             read_only: wanted.is_reader_only(),
             mode: wanted.mode.into(),
             block: wanted.is_block(),
+            claim: String::new(),
         };
         let mut volumes = self.volumes.clone();
         match call(volumes.publish_volume(publish())).await {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sheave_client::{Daemon, DaemonVolumes};
 use sheave_csi_proto::v1::node_get_storage_health_response::StorageBackendHealth;
 use sheave_csi_proto::v1::node_server::Node;
 use sheave_csi_proto::v1::node_service_capability::{self, Rpc, rpc};
@@ -26,7 +27,6 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tonic::{Request, Response, Status};
 
-use crate::daemon_volumes::DaemonVolumes;
 use crate::sizes::signed;
 use crate::{SharedPlugin, checks, control};
 use requests::path;
@@ -69,8 +69,8 @@ impl NodeService {
         let node_id = plugin.node_id.clone().ok_or_else(|| missing("a node id"))?;
         let devices = plugin.devices.clone().ok_or_else(|| missing("a daemon"))?;
         let volumes = plugin.volumes.clone();
-        let runtime = Handle::current();
-        let volumes = DaemonVolumes { runtime, volumes, devices, node_id: node_id.clone() };
+        let daemon = Daemon::new(Handle::current(), volumes, devices);
+        let volumes = DaemonVolumes { daemon, node_id: node_id.clone() };
         let engine = sheave_node::Node::open(state_dir, Arc::new(volumes), Tools::from_env())?;
         Ok(Self { plugin, node_id, engine: Arc::new(engine) })
     }

@@ -15,6 +15,7 @@
 mod disk;
 mod error;
 mod expand;
+mod find;
 mod force;
 mod fs;
 mod group;
@@ -35,11 +36,13 @@ mod tools;
 mod volumes;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::{Error, Kind, Result};
+pub use find::Known;
 pub use fs::Fs;
 pub use health::{Problem, Severity};
 pub use stats::{FilesystemStats, Stats};
@@ -54,6 +57,9 @@ use state::{Phase, State, States, fingerprint, is_plain_path};
 
 /// How long a call waits for its work: orchestrators want an answer within 10 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+
+/// The least and the most seconds of [`StageRequest::force_unstage_after`].
+pub const FORCE_UNSTAGE_AFTER_S: RangeInclusive<u64> = 10..=86400;
 
 /// How a volume is used. Its `Debug` leaves the options out, so that they do not get into a log.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -78,6 +84,8 @@ pub struct StageRequest {
     pub staging: PathBuf,
     /// How it is used.
     pub access: Access,
+    /// Whether a filesystem may be made on it, if it never had one and is empty.
+    pub may_format: bool,
     /// How its device is made.
     pub attach: Attach,
     /// How long unstaging waits for storage that hangs, in whole seconds. After it the device is
@@ -155,7 +163,7 @@ impl Node {
         let idle = |state: &State| {
             !state.is_stale() && state.phase != Phase::Staging && state.targets.is_empty()
         };
-        Ok(self.engine.states.all()?.iter().any(idle))
+        Ok(self.engine.states.all()?.0.iter().any(idle))
     }
 
     /// Makes a volume ready for use: attached, and mounted unless it is a raw block volume.

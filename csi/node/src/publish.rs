@@ -111,6 +111,7 @@ impl Engine {
             volume: volume.clone(),
             staging,
             access: request.access.clone(),
+            may_format: false,
             attach,
             force_unstage_after: None,
         };

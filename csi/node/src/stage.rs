@@ -236,7 +236,8 @@ impl Engine {
         disk: &Disk,
         lock: &VolumeLock,
     ) -> Result<Option<FsInfo>> {
-        let record = self.volumes.record(&request.volume)?;
+        let mut record = self.volumes.record(&request.volume)?;
+        record.never_format |= !request.may_format;
         let content = disk.probe()?;
         let planned = plan(fs, read_only, &record, &content).map_err(|refusal| {
             if refusal.lost {

@@ -160,6 +160,32 @@ impl States {
         Ok(Some(state))
     }
 
+    /// Reads all states. What cannot be read is left out, and is the second value.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn all(&self) -> Result<(Vec<State>, Option<Error>)> {
+        let fail = |error| Error::of_io(printable(&self.dir), &error);
+        let (mut found, mut unread) = (Vec::new(), None);
+        for entry in fs::read_dir(&self.dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            if path.extension().is_none_or(|kind| kind != "json") {
+                continue;
+            }
+            match durable::read_unsealed::<State>(&path) {
+                Ok(Some(state)) if state.format == FORMAT => found.push(state),
+                // Another process has removed it meanwhile.
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    let why = format!("{}: its format is unknown", printable(&path));
+                    unread = Some(Error::new(Kind::Unavailable, why));
+                }
+                Err(error) => unread = Some(of_durable(&error)),
+            }
+        }
+        Ok((found, unread))
+    }
+
     /// Writes the state of a volume, on stable storage when this returns.
     ///
     /// # Errors
@@ -189,18 +215,6 @@ impl States {
     /// When its file cannot be removed.
     pub(crate) fn remove(&self, volume: &str) -> Result<()> {
         durable::remove(&self.path(volume)).map_err(|error| of_durable(&error))
-    }
-
-    /// The volumes whose state can be read.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub(crate) fn all(&self) -> Result<Vec<State>> {
-        let what = || format!("node state {}", printable(&self.dir));
-        let entries = fs::read_dir(&self.dir).map_err(|error| Error::of_io(what(), &error))?;
-        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        let files = files.filter(|path| path.extension().is_some_and(|end| end == "json"));
-        Ok(files.filter_map(|path| durable::read_unsealed(&path).ok().flatten()).collect())
     }
 
     fn path(&self, volume: &str) -> PathBuf {

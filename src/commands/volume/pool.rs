@@ -180,6 +180,7 @@ fn json(volume: &api::Volume) -> Value {
                 "epoch": has.epoch,
                 "read_only": has.read_only,
                 "block": has.block,
+                "claim": has.claim,
                 "mode": has.mode().as_str_name().trim_start_matches("ACCESS_MODE_"),
             })
         })

@@ -163,6 +163,7 @@ impl Site {
             read_only: reads_only(mode),
             mode,
             block: matches!(volume.capability.access_type, Some(AccessType::Block(_))),
+            claim: String::new(),
         };
         let mut volumes = self.volumes.clone();
         let published = self.wait(async { volumes.publish_volume(request).await });

@@ -117,6 +117,7 @@ fn rule_06_a_volume_in_use_is_not_deleted() {
         read_only: false,
         mode: AccessMode::SingleNodeWriter,
         block: false,
+        claim: String::new(),
     };
     pool.update(uuid, &mut |record| record.publish(&wanted).map(drop)).unwrap();
     let busy = pool.delete(uuid).unwrap_err();
@@ -302,6 +303,7 @@ fn rule_36_rule_38_a_publication_of_a_shared_volume_ends_while_nothing_has_it_op
         read_only: mode.is_reader_only(),
         mode,
         block: false,
+        claim: String::new(),
     };
     assert_eq!(a.publish(uuid, &wanted("n1", AccessMode::SingleNodeWriter), false).unwrap(), 1);
     a.begin_writing(uuid).unwrap();

@@ -35,8 +35,14 @@ pub(super) fn stage(request: NodeStageVolumeRequest) -> Result<(StageRequest, Ca
     let front = request.volume_context.get(FRONT).cloned();
     let attach = Attach { read_only, epoch: publication.epoch, front };
     let force_unstage_after = force_after(&request.volume_context)?;
-    let (volume, access) = (request.volume_id, capability.access.clone());
-    let request = StageRequest { volume, staging, access, attach, force_unstage_after };
+    let request = StageRequest {
+        volume: request.volume_id,
+        staging,
+        access: capability.access.clone(),
+        may_format: true,
+        attach,
+        force_unstage_after,
+    };
     Ok((request, capability))
 }
 

@@ -1,58 +1,27 @@
 //! What the node engine needs of the daemon, by the control API.
 
-use std::time::Duration;
-
 use sheave_control::v1::{
-    self as control, AttachRequest, DetachRequest, Front, GetVolumeRequest, ListDevicesRequest,
-    MarkFormattedRequest, ResizeRequest, get_volume_request::Key,
+    self as control, AttachRequest, DetachRequest, Front, ListDevicesRequest, MarkFormattedRequest,
+    ResizeRequest,
 };
-use sheave_control::{ControlClient, VolumesClient};
 use sheave_node::{Attach, Device, Error, Format, Kind, Record, Result, Volumes};
-use tokio::runtime::Handle;
-use tonic::{Code, Response, Status};
 
-use crate::control::reached;
+use crate::Daemon;
+use crate::daemon::{CALL_TIMEOUT, DEVICE_TIMEOUT};
 
-/// How long attaching and detaching may take: the kernel and the volume's storage take part.
-const DEVICE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long other calls may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The daemon of this node. Calls block, so they must not come from its runtime's threads.
-pub(crate) struct DaemonVolumes {
-    pub(crate) runtime: Handle,
-    pub(crate) volumes: VolumesClient,
-    pub(crate) devices: ControlClient,
-    pub(crate) node_id: String,
+/// The volumes that the daemon of this node has, for the node engine. Calls block, as those of
+/// [`Daemon`].
+pub struct DaemonVolumes {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// This node, as volumes are published to it.
+    pub node_id: String,
 }
 
 impl DaemonVolumes {
-    fn wait<T>(
-        &self,
-        limit: Duration,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T> {
-        let answered = self.runtime.block_on(async { tokio::time::timeout(limit, call).await });
-        match answered {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(error(&reached(status))),
-            Err(_) => {
-                let why = format!("the daemon has not answered within {} s", limit.as_secs());
-                Err(Error::new(Kind::TimedOut, why))
-            }
-        }
-    }
-
-    fn volume(&self, id: &str) -> Result<control::Volume> {
-        let mut volumes = self.volumes.clone();
-        let request = GetVolumeRequest { key: Some(Key::Id(id.to_owned())) };
-        let answer = self.wait(CALL_TIMEOUT, volumes.get_volume(request))?;
-        answer.volume.ok_or_else(|| Error::new(Kind::Internal, "the daemon has named no volume"))
-    }
-
     /// What lets this node use a volume: a writer that was not let in would write beside another.
     fn publication(&self, id: &str, options: &Attach) -> Result<control::Publication> {
-        let volume = self.volume(id)?;
+        let volume = self.daemon.volume(id)?;
         if let (true, Some(epoch)) = (volume.unrecorded, options.epoch) {
             // Its pool records nothing; what the controller has answered is all there is.
             let read_only = options.read_only;
@@ -91,22 +60,22 @@ impl Volumes for DaemonVolumes {
             // The driver announces that volumes grow while they are used.
             can_grow: true,
         };
-        let mut devices = self.devices.clone();
-        let answer = self.wait(DEVICE_TIMEOUT, devices.attach(request))?;
+        let mut devices = self.daemon.devices();
+        let answer = self.daemon.wait(DEVICE_TIMEOUT, devices.attach(request))?;
         answer.device.map(device).ok_or_else(no_device)
     }
 
     fn device(&self, volume: &str) -> Result<Option<Device>> {
-        let mut devices = self.devices.clone();
-        let answer = self.wait(CALL_TIMEOUT, devices.list_devices(ListDevicesRequest {}))?;
+        let mut devices = self.daemon.devices();
+        let answer = self.daemon.wait(CALL_TIMEOUT, devices.list_devices(ListDevicesRequest {}))?;
         let mut all = answer.devices.into_iter();
         Ok(all.find(|device| device.volume_id == volume).map(device))
     }
 
     fn detach(&self, volume: &str) -> Result<()> {
-        let mut devices = self.devices.clone();
+        let mut devices = self.daemon.devices();
         let request = DetachRequest { target: volume.to_owned(), force: false };
-        match self.wait(DEVICE_TIMEOUT, devices.detach(request)) {
+        match self.daemon.wait(DEVICE_TIMEOUT, devices.detach(request)) {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
             // It is in use for a moment, such as by udev, or by a program that has it open.
             Err(error) if error.kind() == Kind::Refused => Err(error.with_kind(Kind::Unavailable)),
@@ -115,32 +84,33 @@ impl Volumes for DaemonVolumes {
     }
 
     fn detach_by_force(&self, volume: &str) -> Result<()> {
-        let mut devices = self.devices.clone();
+        let mut devices = self.daemon.devices();
         let request = DetachRequest { target: volume.to_owned(), force: true };
-        match self.wait(DEVICE_TIMEOUT, devices.detach(request)) {
+        match self.daemon.wait(DEVICE_TIMEOUT, devices.detach(request)) {
             Err(error) if error.kind() == Kind::NotFound => Ok(()),
             ended => ended.map(drop),
         }
     }
 
     fn grow(&self, volume: &str) -> Result<Device> {
-        let size = self.volume(volume)?.size_bytes;
+        let size = self.daemon.volume(volume)?.size_bytes;
         if let Some(device) = self.device(volume)?.filter(|device| device.size == size) {
             return Ok(device);
         }
-        let mut devices = self.devices.clone();
+        let mut devices = self.daemon.devices();
         let request = ResizeRequest { target: volume.to_owned(), size_bytes: None };
-        let answer = self.wait(DEVICE_TIMEOUT, devices.resize(request)).map_err(|error| {
-            // Such as a ublk device before Linux 6.16.
-            let is_final = error.kind() == Kind::Refused;
-            let advice = "the device has the new size when it is made anew: restart the pods";
-            if is_final { error.and(advice) } else { error }
-        })?;
+        let answer =
+            self.daemon.wait(DEVICE_TIMEOUT, devices.resize(request)).map_err(|error| {
+                // Such as a ublk device before Linux 6.16.
+                let is_final = error.kind() == Kind::Refused;
+                let advice = "the device has the new size when it is made anew: restart the pods";
+                if is_final { error.and(advice) } else { error }
+            })?;
         answer.device.map(device).ok_or_else(no_device)
     }
 
     fn record(&self, volume: &str) -> Result<Record> {
-        let volume = self.volume(volume)?;
+        let volume = self.daemon.volume(volume)?;
         let format = match (volume.formatted, volume.formatting) {
             (fs, _) if fs.is_empty() => Format::Never,
             (fs, true) => Format::Begun(fs),
@@ -157,11 +127,11 @@ impl Volumes for DaemonVolumes {
         };
         let epoch = match epoch {
             Some(epoch) => epoch,
-            None => self.volume(volume)?.epoch,
+            None => self.daemon.volume(volume)?.epoch,
         };
         let request = MarkFormattedRequest { id: volume.to_owned(), fs_type, epoch, begun };
-        let mut volumes = self.volumes.clone();
-        self.wait(CALL_TIMEOUT, volumes.mark_formatted(request)).map(drop)
+        let mut volumes = self.daemon.volumes();
+        self.daemon.wait(CALL_TIMEOUT, volumes.mark_formatted(request)).map(drop)
     }
 }
 
@@ -176,50 +146,4 @@ fn device(device: control::Device) -> Device {
 
 fn no_device() -> Error {
     Error::new(Kind::Internal, "the daemon has named no device")
-}
-
-/// What an answer of the control API means here.
-fn error(status: &Status) -> Error {
-    let kind = match status.code() {
-        Code::InvalidArgument => Kind::Invalid,
-        Code::NotFound => Kind::NotFound,
-        Code::AlreadyExists => Kind::Exists,
-        Code::FailedPrecondition
-        | Code::PermissionDenied
-        | Code::Unauthenticated
-        | Code::Unimplemented
-        | Code::DataLoss => Kind::Refused,
-        Code::Aborted => Kind::Pending,
-        Code::DeadlineExceeded => Kind::TimedOut,
-        Code::ResourceExhausted => Kind::Exhausted,
-        Code::OutOfRange => Kind::OutOfRange,
-        // Also a daemon that ended in the middle: the outcome is open.
-        Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal | Code::Unavailable => {
-            Kind::Unavailable
-        }
-    };
-    Error::new(kind, format!("the daemon: {}", status.message()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rule_12_an_answer_that_leaves_the_outcome_open_is_not_final() {
-        for code in [
-            Code::Unavailable,
-            Code::Internal,
-            Code::Unknown,
-            Code::DeadlineExceeded,
-            Code::Cancelled,
-            Code::Aborted,
-            Code::ResourceExhausted,
-        ] {
-            assert!(!error(&Status::new(code, "x")).kind().is_final(), "{code}");
-        }
-        for code in [Code::NotFound, Code::FailedPrecondition, Code::InvalidArgument] {
-            assert!(error(&Status::new(code, "x")).kind().is_final(), "{code}");
-        }
-    }
 }
