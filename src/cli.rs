@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Volume(commands::volume::Args),
     /// Serve volumes of pools to Kubernetes (CSI)
     Csi(commands::csi::Args),
+    /// Mount volumes of pools for Kubernetes (FlexVolume)
+    Flexvolume(commands::flexvolume::Args),
     /// Copy a volume or image to another, sparse
     Copy(commands::copy::Args),
     /// List exports of running servers and their clients

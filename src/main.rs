@@ -30,6 +30,9 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     // If that fails, only a process with such a limit notices.
     let _ = signals::ignore_file_limit();
+    if let Some(args) = commands::flexvolume::Args::of_driver() {
+        return commands::flexvolume::run(&args);
+    }
     let outcome = match cli::Cli::try_parse() {
         Ok(cli) => {
             let outcome = commands::run(cli.command);
@@ -42,11 +45,14 @@ fn main() -> ExitCode {
             let _ = error.print();
             return USAGE.into();
         }
-        Err(help) => print_help(&help),
+        Err(help) => print_help(&help).map(|()| ExitCode::SUCCESS),
     };
-    let Err(error) = outcome else {
-        log::finish();
-        return ExitCode::SUCCESS;
+    let error = match outcome {
+        Ok(code) => {
+            log::finish();
+            return code;
+        }
+        Err(error) => error,
     };
     // One line: what, on what, why, what to do.
     log::last_line(&format!("sheave: {error:#}"));

@@ -7,6 +7,8 @@ pub(crate) mod csi;
 pub(crate) mod daemon;
 pub(crate) mod doctor;
 pub(crate) mod exports;
+pub(crate) mod flexvolume;
+mod flexvolume_install;
 pub(crate) mod generate;
 pub(crate) mod serve;
 pub(crate) mod stats;
@@ -14,6 +16,7 @@ pub(crate) mod top;
 pub(crate) mod volume;
 
 use std::ffi::OsStr;
+use std::process::ExitCode;
 
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
@@ -54,8 +57,9 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for VolumeParser<T> {
     }
 }
 
-pub(crate) fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Flexvolume(args) => return Ok(flexvolume::run(&args)),
         Command::Serve(args) => serve::run(args),
         Command::Daemon(args) => daemon::run(args),
         Command::Attach(args) => attach::attach(args),
@@ -73,5 +77,6 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::RunProgram { parent, command } => Err(sheave_exec::exec(parent, &command).into()),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -26,6 +26,7 @@ const SETTINGS: &[&str] = &[
      storageClasses[0].parameters.limit-iops=500,storageClasses[0].mountOptions[0]=noatime",
     "monitoring.serviceMonitor.enabled=true,monitoring.dashboard.enabled=true",
     "node.startupTaint=csi.sheave.dev/agent-not-ready",
+    "flexvolume.enabled=true,flexvolume.attach=true,flexvolume.driver=example.org/disk",
     "mode=controller,pools.fast.shared=true,node.startupTaint=csi.sheave.dev/agent-not-ready",
     "mode=controller,pools.fast.url=nbd://server:10809,sidecars.healthMonitor.enabled=true",
     "mode=controller,pools.fast.shared=true,volumeAttributesClasses[0].name=slow,\
@@ -40,6 +41,7 @@ const WRONG: &[(&str, &str)] = &[
     ("pools.fast.url=/var/lib/images", "url"),
     ("storageClasses[0].name=a,storageClasses[0].pool=slow", "no pool slow"),
     ("storageClasses[0].fsType=ntfs", "fsType"),
+    ("flexvolume.driver=sheave", "driver"),
     ("daemon.resources.limits.memory=1Gi", "memory"),
     ("mode=controller", "shared: true"),
     ("volumeAttributesClasses[0].name=a,volumeAttributesClasses[0].parameters.b=c", "controller"),

@@ -1,0 +1,327 @@
+//! What the calls do.
+
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sheave_client::{Daemon, DaemonVolumes, Volume};
+use sheave_core::printable;
+use sheave_node::{Attach, Error, Kind, Known, Node, PublishRequest, Result, StageRequest, Tools};
+
+use crate::device::Device;
+use crate::options::Options;
+use crate::{Answer, Call};
+
+/// How long a call waits for its work. Kubernetes waits for most calls as long as they take; what
+/// goes on after this is a mkfs or fsck, which holds its volume's lock.
+const ANSWER_WITHIN: Duration = Duration::from_secs(100);
+/// How long a call waits for other volumes that it tidies up.
+const TIDY_WITHIN: Duration = Duration::from_secs(2);
+
+/// The claim of volumes that are published by a mount: no name of Kubernetes.
+const CLAIM: &str = "flexvolume:mount";
+
+/// The driver, in one call.
+pub struct Driver {
+    daemon: Daemon,
+    node_id: String,
+    /// Whether kubelet stages volumes at directories of its own.
+    attach: bool,
+    state_dir: PathBuf,
+    own_dir: PathBuf,
+}
+
+impl Driver {
+    /// A driver of this node, with or without attach, whose node engine has its states in
+    /// `state_dir`. Below `own_dir` it stages volumes for which Kubernetes names no directory.
+    ///
+    /// # Errors
+    /// When that cannot be made.
+    pub fn open(
+        daemon: Daemon,
+        node_id: String,
+        attach: bool,
+        state_dir: PathBuf,
+        own_dir: &Path,
+    ) -> Result<Self> {
+        make_dir(own_dir)?;
+        let resolved = own_dir.canonicalize();
+        let own_dir = resolved.map_err(|error| Error::of_io(printable(own_dir), &error))?;
+        Ok(Self { daemon, node_id, attach, state_dir, own_dir })
+    }
+
+    /// Does a call. `init` needs no driver.
+    ///
+    /// # Errors
+    /// One line for a person.
+    pub fn call(&self, call: &Call) -> Result<Answer> {
+        match call {
+            Call::Init => Ok(Answer::initialized(false)),
+            Call::Attach { options, node } => self.attach(&Options::parse(options)?, node),
+            Call::Detach { claim, node } => self.detach(claim, node),
+            Call::IsAttached { options, node } => self.is_attached(&Options::parse(options)?, node),
+            Call::WaitForAttach { device, options } => {
+                let device = self.published(device, &Options::parse(options)?)?;
+                Ok(Answer::device(device.to_string()))
+            }
+            Call::MountDevice { dir, device, options } => {
+                self.mount_device(dir, device, Options::parse(options)?)
+            }
+            Call::UnmountDevice { dir } => self.unmount_device(dir),
+            Call::Mount { dir, options } => self.mount(dir, &Options::parse(options)?),
+            Call::Unmount { dir } => self.unmount(dir),
+            Call::ExpandVolume { options, bytes } => {
+                let volume = self.daemon.find(&Options::parse(options)?.volume)?;
+                Ok(Answer::size(self.daemon.grow(&volume.id, *bytes)?))
+            }
+            Call::ExpandFs { options, bytes } => self.expand(&Options::parse(options)?, *bytes),
+        }
+    }
+
+    fn engine(&self, node_id: &str) -> Result<Node> {
+        let (daemon, node_id) = (self.daemon.clone(), node_id.to_owned());
+        let volumes = Arc::new(DaemonVolumes { daemon, node_id });
+        let engine = Node::open(self.state_dir.clone(), volumes, Tools::from_env())?;
+        Ok(engine.answering_within(ANSWER_WITHIN))
+    }
+
+    fn attach(&self, options: &Options, node: &str) -> Result<Answer> {
+        let volume = self.daemon.find(&options.volume)?;
+        let epoch = self.daemon.publish(&volume, node, options.read_only, &options.claim)?;
+        let device = Device { volume: volume.id, epoch, node: node.to_owned() };
+        Ok(Answer::device(device.to_string()))
+    }
+
+    /// What this driver has not published is left as it is.
+    fn detach(&self, claim: &str, node: &str) -> Result<Answer> {
+        for id in self.daemon.published_as(claim, node)? {
+            self.daemon.unpublish(&id, node)?;
+        }
+        Ok(Answer::success())
+    }
+
+    fn is_attached(&self, options: &Options, node: &str) -> Result<Answer> {
+        let attached = match self.daemon.find(&options.volume) {
+            Ok(volume) => is_published(&volume, node, None),
+            Err(error) if error.kind() == Kind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Answer::attached(attached))
+    }
+
+    /// The publication that a device stands for.
+    fn published(&self, text: &str, options: &Options) -> Result<Device> {
+        let refused = |why: String| Err(Error::new(Kind::Refused, why));
+        let shown = printable(text);
+        let Some(device) = Device::parse(text) else {
+            return refused(format!("device {shown}: it is none of this driver's attach"));
+        };
+        let volume = self.daemon.find(&options.volume)?;
+        if volume.id != device.volume {
+            let why = format!("it is of another volume than {}, {}", volume.name, volume.id);
+            return refused(format!("device {shown}: {why}"));
+        }
+        if !is_published(&volume, &device.node, Some(device.epoch)) {
+            let why = "its volume is not attached to the node, or was attached anew since";
+            return refused(format!("device {shown}: {why}"));
+        }
+        Ok(device)
+    }
+
+    fn mount_device(&self, dir: &Path, device: &str, options: Options) -> Result<Answer> {
+        let Device { volume, epoch, node } = self.published(device, &options)?;
+        let engine = self.engine(&node)?;
+        engine.stage(stage(volume, dir.to_owned(), options.read_only, epoch, &options))?;
+        Ok(Answer::success())
+    }
+
+    fn unmount_device(&self, dir: &Path) -> Result<Answer> {
+        let engine = self.engine(&self.node_id)?;
+        if let Some(known) = engine.known_at(dir)? {
+            engine.unstage(&known.volume, dir)?;
+        }
+        Ok(Answer::success())
+    }
+
+    fn mount(&self, dir: &Path, options: &Options) -> Result<Answer> {
+        let volume = self.daemon.find(&options.volume)?;
+        let engine = self.engine(&self.node_id)?;
+        let known = engine.known(&volume.id)?.filter(|known| known.is_staged);
+        let own = self.own_staging(&volume.id);
+        let staged = match known {
+            Some(known) if known.staging != own && self.attach => known,
+            Some(known) if known.staging != own => {
+                let why = format!(
+                    "volume {} is in use on this node by CSI or Docker, at {}; end that first",
+                    volume.id,
+                    printable(&known.staging)
+                );
+                return Err(Error::new(Kind::Refused, why));
+            }
+            known => self.stage_here(&engine, &volume, own, known, options)?,
+        };
+        let shown = self.show(&engine, dir, &staged, options);
+        if shown.as_ref().is_err_and(|error| error.kind().is_final()) {
+            // A pod that is not begun again is not unmounted.
+            self.release(&engine, &volume.id)?;
+        }
+        shown.map(|()| Answer::success())
+    }
+
+    fn show(&self, engine: &Node, dir: &Path, staged: &Known, options: &Options) -> Result<()> {
+        if staged.read_only && !options.read_only {
+            let why = format!(
+                "volume {} is in use read-only on this node, and this pod wants to write; end the \
+                 pods that read it first",
+                staged.volume
+            );
+            return Err(Error::new(Kind::Refused, why));
+        }
+        engine.publish(PublishRequest {
+            volume: staged.volume.clone(),
+            staging: staged.staging.clone(),
+            target: dir.to_owned(),
+            access: options.access.clone(),
+            read_only: options.read_only,
+            is_shared: true,
+            mode: String::new(),
+            epoch: staged.epoch,
+        })
+    }
+
+    /// Publishes a volume to this node and stages it, unless that is done.
+    fn stage_here(
+        &self,
+        engine: &Node,
+        volume: &Volume,
+        staging: PathBuf,
+        known: Option<Known>,
+        options: &Options,
+    ) -> Result<Known> {
+        let read_only = known.map_or(options.read_only, |known| known.read_only);
+        // Before it is published, so that a call that is killed leaves a trace.
+        make_dir(&staging)?;
+        let published = self.daemon.publish_here(volume, &self.node_id, read_only, CLAIM);
+        let epoch = published.inspect_err(|_| {
+            // It is empty, unless the volume is mounted there.
+            let _ = fs::remove_dir(&staging);
+        })?;
+        let id = volume.id.clone();
+        let staged = engine.stage(stage(id, staging.clone(), read_only, epoch, options));
+        if let Err(error) = staged {
+            // Kubernetes does not unmount what was not mounted. What is being staged is left to
+            // the next call.
+            if engine.known(&volume.id)?.is_none_or(|known| known.staging != staging) {
+                self.forget(&volume.id, &staging)?;
+            }
+            return Err(error);
+        }
+        let (epoch, targets) = (Some(epoch), Vec::new());
+        Ok(Known { volume: volume.id.clone(), is_staged: true, staging, targets, epoch, read_only })
+    }
+
+    fn unmount(&self, dir: &Path) -> Result<Answer> {
+        let engine = self.engine(&self.node_id)?;
+        match engine.known_at(dir)? {
+            Some(known) => {
+                engine.unpublish(&known.volume, dir)?;
+                self.release(&engine, &known.volume)?;
+                // That of others may hang, and is not this pod's.
+                let _ = self.tidy(&engine.answering_within(TIDY_WITHIN));
+            }
+            // Done before, perhaps by a call that was killed in the middle.
+            None => self.tidy(&engine)?,
+        }
+        Ok(Answer::success())
+    }
+
+    /// Undoes [`Self::stage_here`] for a volume that no pod has any more.
+    fn release(&self, engine: &Node, volume: &str) -> Result<()> {
+        let own = self.own_staging(volume);
+        let is_used = |known: &Known| known.staging != own || !known.targets.is_empty();
+        match engine.known(volume)? {
+            Some(known) if is_used(&known) => return Ok(()),
+            None if !own.exists() => {}
+            // Without a state it may be mounted there all the same, or a call that was killed has
+            // left its lock.
+            _ => match engine.unstage(volume, &own) {
+                // Another pod may have come meanwhile.
+                Err(_) if engine.known(volume)?.is_some_and(|known| is_used(&known)) => {
+                    return Ok(());
+                }
+                unstaged => unstaged?,
+            },
+        }
+        self.forget(volume, &own)
+    }
+
+    /// Releases volumes that calls which were killed have left.
+    fn tidy(&self, engine: &Node) -> Result<()> {
+        let fail = |error| Error::of_io(printable(&self.own_dir), &error);
+        for entry in fs::read_dir(&self.own_dir).map_err(fail)? {
+            let name = entry.map_err(fail)?.file_name();
+            if let Some(volume) = name.to_str().and_then(of_own_staging) {
+                self.release(engine, &volume)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, volume: &str, staging: &Path) -> Result<()> {
+        self.daemon.unpublish_here(volume, &self.node_id, CLAIM)?;
+        match fs::remove_dir(staging) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::of_io(format!("remove {}", printable(staging)), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn expand(&self, options: &Options, bytes: u64) -> Result<Answer> {
+        let volume = self.daemon.find(&options.volume)?;
+        let engine = self.engine(&self.node_id)?;
+        let known = engine.known(&volume.id)?.filter(|known| known.is_staged).ok_or_else(|| {
+            let why = format!("volume {} is not mounted on this node", volume.id);
+            Error::new(Kind::NotFound, why)
+        })?;
+        Ok(Answer::size(engine.expand(&volume.id, &known.staging, Some(bytes))?))
+    }
+
+    /// Where a volume is staged for which Kubernetes names no directory.
+    fn own_staging(&self, volume: &str) -> PathBuf {
+        self.own_dir.join(volume.replace('/', "_"))
+    }
+}
+
+/// The volume of such a directory: the name of a pool has no `_`.
+fn of_own_staging(name: &str) -> Option<String> {
+    let (pool, uuid) = name.split_once('_')?;
+    Some(format!("{pool}/{uuid}"))
+}
+
+fn stage(
+    volume: String,
+    staging: PathBuf,
+    read_only: bool,
+    epoch: u64,
+    options: &Options,
+) -> StageRequest {
+    let attach = Attach { read_only, epoch: Some(epoch), front: options.front.clone() };
+    let (access, force_unstage_after) = (options.access.clone(), options.force_unstage_after);
+    StageRequest { volume, staging, access, may_format: true, attach, force_unstage_after }
+}
+
+/// Whether a node has a volume, by a publication of this epoch if one is given.
+fn is_published(volume: &Volume, node: &str, epoch: Option<u64>) -> bool {
+    let is_it = |epoch: Option<u64>, has: u64| epoch.is_none_or(|epoch| epoch == has);
+    let mut all = volume.publications.iter();
+    volume.unrecorded || all.any(|has| has.node == node && is_it(epoch, has.epoch))
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| Error::of_io(format!("make {}", printable(dir)), &error))
+}

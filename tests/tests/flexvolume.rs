@@ -1,0 +1,367 @@
+//! `sheave flexvolume`, as Kubernetes calls it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use sheave_node::Fs;
+use sheave_tests::{
+    Daemon, FlexSpec, FlexVolume, PoolNode, Run, eventually, has_fs, have, in_namespace, sheave,
+    skip, unmount_below,
+};
+
+const NODE: &str = "n1";
+const WITH_ATTACH: &str = "node = \"n1\"\nattach = true\n";
+const WITHOUT: &str = "node = \"n1\"\n";
+
+/// A node with a daemon, a volume `fast/db` and the driver.
+struct Site {
+    flex: FlexVolume,
+    daemon: Daemon,
+    node: PoolNode,
+}
+
+impl Site {
+    fn new(config: &str) -> Self {
+        let node = PoolNode::with_block_devices();
+        let daemon = node.daemon();
+        daemon.sheave("volume create fast/db --size 32M").ok();
+        let flex = FlexVolume::install(node.node.kernel.scratch().path(), config);
+        Self { flex, daemon, node }
+    }
+
+    fn dir(&self) -> &Path {
+        self.node.node.kernel.scratch().path()
+    }
+
+    fn record(&self) -> Value {
+        self.daemon.volume("fast/db")
+    }
+
+    fn publications(&self) -> usize {
+        self.record()["publications"].as_array().expect("publications").len()
+    }
+
+    /// Checks that nothing is left of any call.
+    #[track_caller]
+    fn check_bare(&self) {
+        assert_eq!(self.mounts(), [] as [String; 0]);
+        assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
+        assert_eq!(self.publications(), 0);
+        for dir in ["node", "flexvolume"] {
+            let left: Vec<_> = fs::read_dir(self.dir().join(dir)).expect("a directory").collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
+    }
+
+    /// Mount points in its directory, but for those of the stand-in for a kernel.
+    fn mounts(&self) -> Vec<String> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let dir = self.dir().to_str().expect("UTF-8");
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let targets = targets.filter(|target| target.starts_with(dir) && !target.contains(".file"));
+        targets.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Site {
+    /// Without its daemon, nothing ends a mount that a failed test has left.
+    fn drop(&mut self) {
+        unmount_below(self.dir());
+    }
+}
+
+fn on_devices(test: &str, body: impl FnOnce()) {
+    if !have("nbdfuse") {
+        return skip(test, "nbdfuse (libnbd-bin) is not installed");
+    }
+    if !has_fs(Fs::Ext4) {
+        return skip(test, "this system neither makes nor mounts ext4");
+    }
+    in_namespace(test, body);
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
+    let found = result.expect_err("refused");
+    assert!(found.contains(why), "no {why:?}: {found}");
+}
+
+#[test]
+fn a_pod_has_its_volume_without_attach_and_leaves_nothing() {
+    on_devices("a_pod_has_its_volume_without_attach_and_leaves_nothing", || {
+        let site = Site::new(WITHOUT);
+        let flex = &site.flex;
+        let init = flex.call(&["init"]).expect("init");
+        assert_eq!(init["capabilities"]["attach"], false);
+        let spec = FlexSpec::new("data", "fast/db");
+        let mut reading = spec.clone();
+        reading.read_only = true;
+        reading.secrets.insert("key".to_owned(), "aHVudGVyMg==".to_owned());
+        for round in 0..2 {
+            let first = flex.set_up("a", &spec).expect("mounted");
+            // Kubelet does not call again for what is mounted, but a restarted one may.
+            let json = spec.json(&[]);
+            flex.call(&["mount", first.to_str().expect("UTF-8"), &json]).expect("the same again");
+            let file = first.join("file");
+            if round == 1 {
+                assert_eq!(fs::read(&file).expect("the file"), vec![7; 1 << 20]);
+            }
+            fs::write(&file, vec![7; 1 << 20]).expect("written");
+            let second = flex.set_up("b", &spec).expect("another pod of this node");
+            let reader = flex.set_up("c", &reading).expect("one that reads");
+            assert_eq!(fs::read(second.join("file")).expect("the file").len(), 1 << 20);
+            let why = fs::write(reader.join("file"), "x").expect_err("read-only");
+            assert_eq!(why.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+            assert_eq!(site.publications(), 1);
+            flex.configure("node = \"n2\"\nattach = true\n");
+            refused(flex.attach(&spec, "n2"), "published to node n1");
+            flex.configure(WITHOUT);
+            for pod in ["a", "c"] {
+                flex.tear_down(pod, &spec).expect("unmounted");
+            }
+            fs::write(second.join("other"), "still there").expect("written");
+            flex.tear_down("b", &spec).expect("unmounted");
+            flex.call(&["unmount", second.to_str().expect("UTF-8")]).expect("the same again");
+            site.check_bare();
+        }
+        let log = site.daemon.log();
+        assert!(!log.contains("aHVudGVyMg"), "a secret in the log");
+    });
+}
+
+#[test]
+fn a_pod_has_its_volume_by_attach_and_leaves_nothing() {
+    on_devices("a_pod_has_its_volume_by_attach_and_leaves_nothing", || {
+        let site = Site::new(WITH_ATTACH);
+        let flex = &site.flex;
+        let init = flex.call(&["init"]).expect("init");
+        assert_eq!(init["capabilities"]["attach"], true);
+        let spec = FlexSpec::new("pv1", "fast/db");
+        for round in 0..2 {
+            assert_eq!(flex.is_attached(&spec, NODE), Ok(false));
+            let device = flex.attach(&spec, NODE).expect("attached");
+            assert_eq!(flex.attach(&spec, NODE).as_ref(), Ok(&device), "the same again");
+            assert_eq!(flex.is_attached(&spec, NODE), Ok(true));
+            refused(flex.attach(&spec, "n2"), "published to node n1");
+            for _ in 0..2 {
+                flex.mount_device(&spec, &device).expect("mounted");
+            }
+            let file = flex.set_up("a", &spec).expect("mounted").join("file");
+            if round == 1 {
+                assert_eq!(fs::read_to_string(&file).expect("the file"), "data");
+            }
+            fs::write(&file, "data").expect("written");
+            flex.set_up("b", &spec).expect("mounted");
+            refused(flex.detach(&spec, NODE), "detach it first");
+            refused(flex.unmount_device(&spec), "still mounted");
+            for pod in ["a", "b", "a"] {
+                flex.tear_down(pod, &spec).expect("unmounted");
+            }
+            let dir = flex.device_dir(&spec);
+            for _ in 0..2 {
+                flex.unmount_device(&spec).expect("unmounted");
+                flex.call(&["unmountdevice", dir.to_str().expect("UTF-8")]).expect("done already");
+                flex.detach(&spec, NODE).expect("detached");
+            }
+            site.check_bare();
+        }
+    });
+}
+
+#[test]
+fn what_is_not_this_drivers_is_left_as_it_is() {
+    on_devices("what_is_not_this_drivers_is_left_as_it_is", || {
+        let site = Site::new(WITH_ATTACH);
+        let flex = &site.flex;
+        site.daemon.sheave("volume create fast/other --size 32M").ok();
+        let spec = FlexSpec::new("data", "fast/db");
+        let device = flex.attach(&spec, NODE).expect("attached");
+        // Names that are no claim, or are of another node.
+        for (claim, node) in
+            [("other", NODE), ("data", "n2"), ("fast/db", NODE), ("/dev/sda", NODE)]
+        {
+            flex.call(&["detach", claim, node]).expect("there is nothing to do");
+        }
+        assert_eq!(site.publications(), 1);
+        let other = FlexSpec::new("data", "fast/other");
+        refused(flex.mount_device(&other, &device), "of another volume");
+        for wrong in ["", "/dev/loop0", "fast/db", &device.replace(":n1", ":n2")] {
+            let why = if wrong.ends_with(":n2") { "not attached to" } else { "none of this" };
+            refused(flex.mount_device(&spec, wrong), why);
+        }
+        flex.mount_device(&spec, &device).expect("mounted");
+        let pod = flex.set_up("a", &spec).expect("mounted");
+        fs::write(pod.join("file"), "data").expect("written");
+        let staged = flex.device_dir(&spec);
+        let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+        refused(flex.call(&["unmount", &text(&staged)]), "that is where it is staged");
+        refused(flex.call(&["unmountdevice", &text(&pod)]), "is staged at");
+        let foreign = site.dir().join("foreign");
+        fs::create_dir(&foreign).expect("a directory");
+        Run::new("mount").args("-t tmpfs none").arg(&foreign).ok();
+        fs::write(foreign.join("file"), "theirs").expect("written");
+        for call in ["unmount", "unmountdevice"] {
+            refused(flex.call(&[call, &text(&foreign)]), "left as it is");
+            flex.call(&[call, "/no/such/directory"]).expect("there is nothing to do");
+        }
+        assert_eq!(fs::read_to_string(foreign.join("file")).expect("the file"), "theirs");
+        Run::new("umount").arg(&foreign).ok();
+        for volume in ["fast", "fast/", "fast/../db", "fast/no", "slow/db", "/etc", "../db"] {
+            let spec = FlexSpec::new("wrong", volume);
+            let why = flex.set_up("a", &spec).expect_err("there is none");
+            assert!(why.contains("the daemon: "), "{volume}: {why}");
+        }
+        assert_eq!(fs::read_to_string(pod.join("file")).expect("the file"), "data");
+        flex.tear_down("a", &spec).expect("unmounted");
+        flex.unmount_device(&spec).expect("unmounted");
+        flex.detach(&spec, NODE).expect("detached");
+        site.check_bare();
+    });
+}
+
+#[test]
+fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
+    on_devices("rule_35_a_lock_that_a_killed_call_has_left_goes_away", || {
+        let site = Site::new(WITHOUT);
+        let record = site.record();
+        let id = record["id"].as_str().expect("an id");
+        // It was killed before it has written a state.
+        let staging = site.dir().join("flexvolume").join(id.replace('/', "_"));
+        fs::create_dir_all(staging).expect("a directory");
+        let lock = format!("node/{}.lock", id.replace('/', "%2f"));
+        fs::create_dir_all(site.dir().join("node")).expect("a directory");
+        fs::write(site.dir().join(lock), "").expect("written");
+        site.flex.call(&["unmount", "/no/such/directory"]).expect("there is nothing to do");
+        site.check_bare();
+    });
+}
+
+/// Of any calls, in any order, some of them killed: nothing is left in the end, and a pod that has
+/// its volume has its data. `SHEAVE_CALLS` is how many.
+#[test]
+fn rule_35_calls_in_any_order_leave_nothing_when_some_are_killed() {
+    on_devices("rule_35_calls_in_any_order_leave_nothing_when_some_are_killed", || {
+        let count = std::env::var("SHEAVE_CALLS").map_or(40, |count| count.parse().expect("calls"));
+        let mut site = Site::new(WITHOUT);
+        site.daemon.sheave("volume create fast/other --size 32M").ok();
+        let specs = [FlexSpec::new("a", "fast/db"), FlexSpec::new("b", "fast/other")];
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut choose = |most: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % most
+        };
+        let mut running = BTreeSet::new();
+        let mut killed = 0;
+        for _ in 0..count {
+            let (pod, which) = (["p", "q"][choose(2) as usize], choose(2) as usize);
+            let spec = &specs[which];
+            let is_killed = choose(3) == 0;
+            let after = Duration::from_millis(1 + choose(120));
+            site.flex.killed_after = is_killed.then_some(after);
+            let dir = site.flex.pod_dir(pod, spec);
+            match choose(4) {
+                0 => {
+                    if site.flex.set_up(pod, spec).is_ok() {
+                        let file = dir.join(pod);
+                        if !running.insert((pod, which)) {
+                            assert_eq!(fs::read_to_string(&file).expect("the file"), pod);
+                        }
+                        fs::write(file, pod).expect("written");
+                    } else {
+                        killed += u32::from(is_killed);
+                    }
+                }
+                1 => {
+                    running.remove(&(pod, which));
+                    let _ = site.flex.tear_down(pod, spec);
+                }
+                2 => {
+                    let _ = fs::create_dir_all(&dir);
+                    let args = ["mount", dir.to_str().expect("UTF-8"), &spec.json(&[])];
+                    let _ = site.flex.call(&args);
+                }
+                _ => {
+                    running.remove(&(pod, which));
+                    let _ = site.flex.call(&["unmount", dir.to_str().expect("UTF-8")]);
+                }
+            }
+        }
+        assert!(killed > 0 || count < 40, "no call was killed");
+        site.flex.killed_after = None;
+        for spec in &specs {
+            // What an interrupted mkfs has left may still be going on.
+            assert!(eventually(|| site.flex.set_up("r", spec).is_ok()));
+            for pod in ["p", "q", "r"] {
+                let dir = site.flex.pod_dir(pod, spec);
+                site.flex.call(&["unmount", dir.to_str().expect("UTF-8")]).expect("unmounted");
+                site.flex.tear_down(pod, spec).expect("unmounted");
+            }
+        }
+        site.check_bare();
+    });
+}
+
+#[test]
+fn an_installed_driver_is_replaced_as_a_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = dir.path().join("vendor.example~driver");
+    let install = |args: &str| {
+        let run = Run::new(sheave()).args("flexvolume install").arg(dir.path());
+        run.args("--driver vendor.example/driver").args(args)
+    };
+    let init = || -> Value {
+        let answer = Run::new(place.join("driver")).arg("init").ok();
+        serde_json::from_str(&answer).expect("JSON")
+    };
+    install("--node n1").ok();
+    assert_eq!(init()["capabilities"]["attach"], false);
+    // While it runs, which forbids to write to it.
+    let driver = place.join("driver");
+    let running = std::process::Command::new(&driver)
+        .arg0("sheave")
+        .args(["serve", "memory:?size=1M", "--socket"])
+        .arg(dir.path().join("socket"))
+        .spawn();
+    let mut running = running.expect("started");
+    install("--node n1 --attach").ok();
+    assert_eq!(init()["capabilities"]["attach"], true);
+    running.kill().expect("killed");
+    running.wait().expect("ended");
+    let mut names: Vec<_> = fs::read_dir(&place)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["driver", "flexvolume.toml"]);
+    for wrong in ["--driver a", "--driver ../x/y", "--node a\"b"] {
+        let output = Run::new(sheave()).args("flexvolume install").arg(dir.path()).args(wrong);
+        assert_eq!(output.output().status.code(), Some(2), "{wrong}");
+    }
+}
+
+#[test]
+fn rule_43_what_is_not_supported_or_wrong_has_an_answer_without_a_daemon() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let flex = FlexVolume::install(dir.path(), WITHOUT);
+    flex.call(&["init"]).expect("kubelet drops a driver whose init fails");
+    for call in [&["getvolumename", "{}"][..], &["provision"], &["INIT"]] {
+        assert_eq!(flex.call(call), Err("Not supported".to_owned()));
+    }
+    refused(flex.call(&[]), "operation is missing");
+    refused(flex.call(&["mount", "/d"]), "write mount DIR OPTIONS");
+    let spec = FlexSpec::new("data", "fast/db");
+    refused(flex.set_up("a", &spec), "no daemon at");
+    let dir = flex.pod_dir("a", &spec);
+    refused(flex.call(&["unmount", dir.to_str().expect("UTF-8")]), "no daemon at");
+    refused(flex.attach(&spec, NODE), "no daemon at");
+    refused(flex.detach(&spec, NODE), "no daemon at");
+    let other = tempfile::tempdir().expect("a directory");
+    let flex = FlexVolume::install(other.path(), "attached = true\n");
+    refused(flex.call(&["init"]), "unknown field");
+}
