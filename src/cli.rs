@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Csi(commands::csi::Args),
     /// Mount volumes of pools for Kubernetes (FlexVolume)
     Flexvolume(commands::flexvolume::Args),
+    /// Serve volumes of pools to Docker
+    DockerPlugin(commands::docker_plugin::Args),
     /// Copy a volume or image to another, sparse
     Copy(commands::copy::Args),
     /// List exports of running servers and their clients

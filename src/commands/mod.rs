@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod copy;
 pub(crate) mod csi;
 pub(crate) mod daemon;
+pub(crate) mod docker_plugin;
 pub(crate) mod doctor;
 pub(crate) mod exports;
 pub(crate) mod flexvolume;
@@ -67,6 +68,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ls(args) => attach::ls(args),
         Command::Volume(args) => volume::run(args),
         Command::Csi(args) => csi::run(args),
+        Command::DockerPlugin(args) => docker_plugin::run(args),
         Command::Copy(args) => copy::run(args),
         Command::Exports(args) => exports::run(args),
         Command::Stats(args) => stats::run(args),

@@ -250,7 +250,7 @@ fn units_are_good() {
         verify = verify.arg(copy);
         count += 1;
     }
-    assert_eq!(count, 4);
+    assert_eq!(count, 6);
     let output = verify.output();
     // Other units of this machine are not our business.
     let about_us = output.stderr.lines().any(|line| line.contains("sheave"));

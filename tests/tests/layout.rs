@@ -51,6 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "sheave-csi",
         &["sheave-client", "sheave-control", "sheave-core", "sheave-csi-proto", "sheave-node"],
     ),
+    ("sheave-docker", &["sheave-client", "sheave-core", "sheave-durable", "sheave-node"]),
     ("sheave-flexvolume", &["sheave-client", "sheave-core", "sheave-node"]),
     ("sheave-node", &["sheave-core", "sheave-durable"]),
     ("sheave-local", &["sheave-core", "sheave-ring"]),

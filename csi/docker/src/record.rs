@@ -1,0 +1,159 @@
+//! What this node keeps of a volume that Docker knows: one file each.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sheave_core::printable;
+use sheave_durable as durable;
+use sheave_node::{Error, Kind, Result};
+
+use crate::options::Given;
+
+/// What this program writes and reads.
+const FORMAT: u32 = 1;
+/// Characters of a name: a file is called by it.
+const NAME_LEN_MAX: usize = 128;
+
+/// A volume that Docker knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    format: u32,
+    pub(crate) name: String,
+    /// POOL/UUID.
+    pub(crate) volume: String,
+    /// It was there before, so it is not deleted with its name.
+    pub(crate) adopted: bool,
+    pub(crate) options: Given,
+    /// The ids by which Docker mounts it.
+    pub(crate) references: BTreeSet<String>,
+}
+
+impl Record {
+    pub(crate) fn new(name: &str, volume: String, adopted: bool, options: Given) -> Self {
+        let name = name.to_owned();
+        Self { format: FORMAT, name, volume, adopted, options, references: BTreeSet::new() }
+    }
+}
+
+/// The directory of all records.
+pub(crate) struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn open(dir: PathBuf) -> Result<Self> {
+        let made = fs::create_dir_all(&dir);
+        made.map_err(|error| Error::of_io(format!("make {}", printable(&dir)), &error))?;
+        Ok(Self { dir })
+    }
+
+    /// # Errors
+    /// When it is damaged or cannot be read.
+    pub(crate) fn load(&self, name: &str) -> Result<Option<Record>> {
+        read(&self.path(name))
+    }
+
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn save(&self, record: &Record) -> Result<()> {
+        durable::replace(&self.path(&record.name), record).map_err(unavailable)
+    }
+
+    /// # Errors
+    /// When it cannot be removed.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        durable::remove(&self.path(name)).map_err(unavailable)
+    }
+
+    /// All that can be read, by name. Of another one, the log says why.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn all(&self) -> Result<Vec<Record>> {
+        let fail = |error| Error::of_io(printable(&self.dir), &error);
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            if path.extension().is_some_and(|kind| kind == "json") {
+                match read(&path) {
+                    Ok(record) => all.extend(record),
+                    Err(error) => tracing::warn!("a volume is left out: {error}"),
+                }
+            }
+        }
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(all)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.json"))
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Record>> {
+    let record: Option<Record> = durable::read(path).map_err(unavailable)?;
+    match &record {
+        Some(record) if record.format != FORMAT => {
+            let why = format!("{} has format {}", printable(path), record.format);
+            Err(Error::new(Kind::Unavailable, why))
+        }
+        _ => Ok(record),
+    }
+}
+
+fn unavailable(error: sheave_core::Error) -> Error {
+    Error::new(Kind::Unavailable, format!("record of a Docker volume: {error}"))
+}
+
+/// Checks a name: that of a volume is also that of a file and of a directory.
+///
+/// # Errors
+/// [`Kind::Invalid`].
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if begins_well && name.len() <= NAME_LEN_MAX && name.chars().all(is_plain) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(NAME_LEN_MAX).collect();
+    let why = format!(
+        "{shown:?} is no name of a volume: 1 to {NAME_LEN_MAX} letters, digits, _, . and -, of \
+         which the first is a letter or digit"
+    );
+    Err(Error::new(Kind::Invalid, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_whole_or_not_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let records = Records::open(dir.path().join("docker")).expect("a directory");
+        let mut record = Record::new("db", "fast/1".to_owned(), false, Given::new());
+        assert_eq!(records.load("db").expect("none"), None);
+        record.references.insert("1".to_owned());
+        records.save(&record).expect("saved");
+        assert_eq!(records.load("db").expect("a record").as_ref(), Some(&record));
+        fs::write(dir.path().join("docker/other.json"), "{").expect("written");
+        assert_eq!(records.all().expect("all"), [record]);
+        assert!(records.load("other").is_err());
+        records.remove("db").expect("removed");
+        assert_eq!(records.load("db").expect("none"), None);
+    }
+
+    #[test]
+    fn names_are_no_paths() {
+        for name in ["db", "a.b-c_d", "0", &"n".repeat(128)] {
+            check_name(name).expect(name);
+        }
+        for name in ["", ".", "..", "a/b", "../a", ".a", "-a", "a b", "ü", &"n".repeat(129)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! `sheave docker-plugin`, as Docker calls it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sheave_node::Fs;
+use sheave_tests::{
+    Certificates, Daemon, DockerPlugin, PoolNode, Run, Scratch, eventually, has_fs, have,
+    in_namespace, sheave, skip, unmount_below,
+};
+
+const FAST: (&str, &str) = ("pool", "fast");
+
+/// A node with a daemon and the plugin.
+struct Site {
+    plugin: DockerPlugin,
+    daemon: Daemon,
+    node: PoolNode,
+}
+
+impl Site {
+    fn new() -> Self {
+        let node = PoolNode::with_block_devices();
+        let daemon = node.daemon();
+        let plugin = DockerPlugin::start(node.node.kernel.scratch().path(), &["--node-id", "n1"]);
+        Self { plugin, daemon, node }
+    }
+
+    fn dir(&self) -> &Path {
+        self.node.node.kernel.scratch().path()
+    }
+
+    fn publications(&self, volume: &str) -> usize {
+        self.daemon.volume(volume)["publications"].as_array().expect("publications").len()
+    }
+
+    /// Checks that nothing is mounted or staged.
+    #[track_caller]
+    fn check_unmounted(&self) {
+        assert_eq!(self.mounts(), [] as [String; 0]);
+        assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
+        for dir in ["node", "docker/mounts"] {
+            let left: Vec<_> = fs::read_dir(self.dir().join(dir)).expect("a directory").collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
+    }
+
+    /// Mount points in its directory, but for those of the stand-in for a kernel.
+    fn mounts(&self) -> Vec<String> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let dir = self.dir().to_str().expect("UTF-8");
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let targets = targets.filter(|target| target.starts_with(dir) && !target.contains(".file"));
+        targets.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Site {
+    /// Without its daemon, nothing ends a mount that a failed test has left.
+    fn drop(&mut self) {
+        unmount_below(self.dir());
+    }
+}
+
+fn on_devices(test: &str, body: impl FnOnce()) {
+    if !have("nbdfuse") {
+        return skip(test, "nbdfuse (libnbd-bin) is not installed");
+    }
+    if !has_fs(Fs::Ext4) {
+        return skip(test, "this system neither makes nor mounts ext4");
+    }
+    in_namespace(test, body);
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
+    let found = result.expect_err("refused");
+    assert!(found.contains(why), "no {why:?}: {found}");
+}
+
+#[test]
+fn a_container_has_its_volume_and_leaves_nothing() {
+    on_devices("a_container_has_its_volume_and_leaves_nothing", || {
+        let mut site = Site::new();
+        let plugin = &site.plugin;
+        let activated = plugin.call("/Plugin.Activate", &json!({})).expect("an answer");
+        assert_eq!(activated["Implements"], json!(["VolumeDriver"]));
+        let able = plugin.call("/VolumeDriver.Capabilities", &json!({})).expect("an answer");
+        assert_eq!(able["Capabilities"]["Scope"], "local");
+        refused(plugin.get("db"), "no volume is called db");
+        let options = [FAST, ("size", "32M"), ("limit-iops", "5000")];
+        for _ in 0..2 {
+            plugin.create("db", &options).expect("created, also once more");
+        }
+        refused(plugin.create("db", &[FAST]), "other options");
+        let record = site.daemon.volume("fast/db");
+        assert_eq!(
+            (&record["size_bytes"], &record["limit_iops"]),
+            (&json!(32 << 20), &json!(5000))
+        );
+        let got = plugin.get("db").expect("a volume");
+        assert_eq!((&got["Name"], &got["Mountpoint"]), (&json!("db"), &json!("")));
+        assert_eq!(
+            got["Status"]["options"],
+            json!({"pool": "fast", "size": "32M", "limit-iops": "5000"})
+        );
+        for round in 0..2 {
+            let at = site.plugin.mount("db", "c1").expect("mounted");
+            for id in ["c1", "c2"] {
+                assert_eq!(site.plugin.mount("db", id).as_ref(), Ok(&at));
+            }
+            if round == 1 {
+                assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+            }
+            fs::write(at.join("file"), "data").expect("written");
+            let path = site.plugin.call("/VolumeDriver.Path", &json!({ "Name": "db" }));
+            assert_eq!(path.expect("a path")["Mountpoint"], json!(at));
+            refused(site.plugin.remove("db"), "in use by 2 containers");
+            // It survives the plugin.
+            site.plugin.restart();
+            site.plugin.unmount("db", "c1").expect("unmounted");
+            fs::write(at.join("other"), "still there").expect("written");
+            for _ in 0..2 {
+                site.plugin.unmount("db", "c2").expect("unmounted, also once more");
+            }
+            site.check_unmounted();
+            assert_eq!(site.publications("fast/db"), 0);
+        }
+        let listed = site.plugin.call("/VolumeDriver.List", &json!({})).expect("a list");
+        assert_eq!(listed["Volumes"], json!([{ "Name": "db", "Mountpoint": "" }]));
+        site.plugin.remove("db").expect("removed");
+        refused(site.plugin.remove("db"), "no volume is called db");
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn a_volume_that_exists_is_adopted_and_kept() {
+    on_devices("a_volume_that_exists_is_adopted_and_kept", || {
+        let site = Site::new();
+        site.daemon.sheave("volume create fast/db --size 32M").ok();
+        let plugin = &site.plugin;
+        refused(plugin.create("db", &[FAST, ("size", "64M")]), "make it longer first");
+        plugin.create("db", &[FAST, ("mkfs", "false")]).expect("adopted");
+        refused(plugin.mount("db", "c1"), "never formatted");
+        site.check_unmounted();
+        plugin.remove("db").expect("removed");
+        plugin.create("other", &[("volume", "fast/db")]).expect("adopted");
+        plugin.mount("other", "c1").expect("mounted");
+        plugin.unmount("other", "c1").expect("unmounted");
+        plugin.remove("other").expect("removed");
+        assert_eq!(site.daemon.volume("fast/db")["formatted"], "ext4", "it is kept");
+    });
+}
+
+/// A plugin that was killed between both steps of `docker volume rm` has left the record.
+#[test]
+fn rule_35_a_volume_whose_removal_was_killed_is_made_anew() {
+    on_devices("rule_35_a_volume_whose_removal_was_killed_is_made_anew", || {
+        let site = Site::new();
+        let plugin = &site.plugin;
+        let options = [FAST, ("size", "32M")];
+        plugin.create("db", &options).expect("created");
+        site.daemon.sheave("volume delete fast/db").ok();
+        refused(plugin.mount("db", "c1"), "fast");
+        plugin.create("db", &options).expect("created");
+        plugin.mount("db", "c1").expect("mounted");
+        plugin.unmount("db", "c1").expect("unmounted");
+        site.daemon.sheave("volume delete fast/db").ok();
+        plugin.remove("db").expect("removed");
+        site.check_unmounted();
+    });
+}
+
+#[test]
+fn rule_35_a_lock_that_a_killed_plugin_has_left_goes_away() {
+    on_devices("rule_35_a_lock_that_a_killed_plugin_has_left_goes_away", || {
+        let site = Site::new();
+        site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
+        let id = site.daemon.volume("fast/db")["id"].as_str().expect("an id").replace('/', "%2f");
+        // It was killed before it has written a state.
+        fs::create_dir(site.dir().join("docker/mounts/db")).expect("a directory");
+        fs::write(site.dir().join(format!("node/{id}.lock")), "").expect("written");
+        site.plugin.remove("db").expect("removed");
+        site.check_unmounted();
+    });
+}
+
+/// Of any calls, in any order, with a plugin that is killed in some of them: nothing is left in the
+/// end, and a container that has its volume has its data. `SHEAVE_CALLS` is how many.
+#[test]
+fn rule_35_calls_in_any_order_leave_nothing_when_the_plugin_is_killed() {
+    let test = "rule_35_calls_in_any_order_leave_nothing_when_the_plugin_is_killed";
+    on_devices(test, || {
+        let count = std::env::var("SHEAVE_CALLS").map_or(60, |count| count.parse().expect("calls"));
+        let mut site = Site::new();
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut choose = |most: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % most
+        };
+        let mut running = BTreeSet::new();
+        for _ in 0..count {
+            let name = ["a", "b"][choose(2) as usize];
+            let id = ["1", "2", "3"][choose(3) as usize];
+            let killer = (choose(4) == 0).then(|| {
+                let (pid, after) = (site.plugin.pid(), Duration::from_millis(choose(60)));
+                thread::spawn(move || {
+                    thread::sleep(after);
+                    Run::new("kill").args(&format!("-KILL {pid}")).output()
+                })
+            });
+            match choose(7) {
+                0 => drop(site.plugin.create(name, &[FAST, ("size", "32M")])),
+                1 => {
+                    let is_removed = site.plugin.remove(name).is_ok();
+                    let is_used = running.iter().any(|(of, _)| *of == name);
+                    assert!(!is_removed || !is_used, "{name} was removed in use");
+                }
+                2..4 => {
+                    running.remove(&(name, id));
+                    drop(site.plugin.unmount(name, id));
+                }
+                _ => {
+                    if let Ok(at) = site.plugin.mount(name, id) {
+                        let file = at.join(id);
+                        if !running.insert((name, id)) {
+                            assert_eq!(fs::read_to_string(&file).expect("the file"), id);
+                        }
+                        fs::write(file, id).expect("written");
+                    }
+                }
+            }
+            if let Some(killer) = killer {
+                killer.join().expect("the killer ends");
+                site.plugin.restart();
+            }
+        }
+        for name in ["a", "b"] {
+            site.plugin.create(name, &[FAST, ("size", "32M")]).expect("created");
+            // What a killed plugin has left may still be going on.
+            site.plugin.mount(name, "4").expect("mounted");
+            for id in ["1", "2", "3", "4"] {
+                site.plugin.unmount(name, id).expect("unmounted");
+            }
+            site.plugin.remove(name).expect("removed");
+        }
+        site.check_unmounted();
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+        let left = fs::read_dir(site.dir().join("docker/volumes")).expect("the records").count();
+        assert_eq!(left, 0, "records are left");
+    });
+}
+
+#[test]
+fn rule_43_a_wrong_call_has_an_answer_without_a_daemon() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let plugin = DockerPlugin::start(dir.path(), &["--node-id", "n1", "--scope", "global"]);
+    let able = plugin.call("/VolumeDriver.Capabilities", &json!({})).expect("an answer");
+    assert_eq!(able["Capabilities"]["Scope"], "global");
+    for body in ["", "{", "[]", "{}", r#"{"Name": 5}"#, r#"{"Name": "db", "Opts": []}"#] {
+        let (status, answer) = plugin.post("/VolumeDriver.Create", body).expect("an answer");
+        assert_eq!(status, 500, "{answer}");
+        assert!(answer.contains(r#"{"Err":"the request is not the JSON"#), "{answer}");
+    }
+    for name in ["", "..", "a/b", "../../etc", "/etc"] {
+        refused(plugin.create(name, &[]), "is no name of a volume");
+        refused(plugin.remove(name), "is no name of a volume");
+        refused(plugin.mount(name, "c1"), "is no name of a volume");
+    }
+    refused(plugin.call("/VolumeDriver.Delete", &json!({})), "is no call of a volume plugin");
+    refused(plugin.create("db", &[("pool", "fast"), ("fsType", "xfs")]), "known: pool, volume");
+    refused(plugin.create("db", &[("pool", "fast")]), "no daemon answers here");
+    refused(plugin.mount("db", "c1"), "no daemon answers here");
+}
+
+/// The other node has a state of its own, and the same pools.
+#[test]
+fn with_a_global_scope_a_volume_is_on_one_node_at_a_time() {
+    on_devices("with_a_global_scope_a_volume_is_on_one_node_at_a_time", || {
+        let mut site = Site::new();
+        let global = ["--scope", "global", "--node-id"];
+        site.plugin = DockerPlugin::start(site.dir(), &[&global[..], &["n1"]].concat());
+        let args = [&global[..], &["n2"]].concat();
+        let other = DockerPlugin::start_on_another_node(site.dir(), &args);
+        let options = [FAST, ("size", "32M"), ("mount-options", "noatime")];
+        site.plugin.create("db", &options).expect("created");
+        assert_eq!(other.get("db").expect("it is there, too")["Status"]["options"]["size"], "32M");
+        other.create("db", &options).expect("Swarm does so");
+        refused(other.create("db", &[FAST]), "other options");
+        let at = site.plugin.mount("db", "c1").expect("mounted");
+        fs::write(at.join("file"), "data").expect("written");
+        refused(other.mount("db", "c2"), "published to node n1");
+        refused(other.remove("db"), "detach it first");
+        assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+        site.plugin.unmount("db", "c1").expect("unmounted");
+        let at = other.mount("db", "c2").expect("mounted");
+        assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+        other.unmount("db", "c2").expect("unmounted");
+        other.remove("db").expect("removed");
+        refused(site.plugin.get("db"), "no volume is called db");
+        let listed = site.plugin.call("/VolumeDriver.List", &json!({})).expect("a list");
+        assert_eq!(listed["Volumes"], json!([]));
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn the_files_for_docker_are_good() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/docker");
+    let text = |name: &str| fs::read_to_string(dir.join(name)).expect("a file");
+    let socket = "/run/docker/plugins/sheave.sock";
+    assert_eq!(text("sheave.spec").trim_end(), format!("unix://{socket}"));
+    let unit = fs::read_to_string(dir.join("../systemd/sheave-docker.socket")).expect("a unit");
+    assert!(unit.contains(&format!("ListenStream={socket}\n")), "{unit}");
+    let of_tls: Value = serde_json::from_str(&text("sheave.json")).expect("JSON");
+    assert_eq!(of_tls["TLSConfig"]["InsecureSkipVerify"], false);
+}
+
+#[test]
+fn over_tcp_only_clients_with_a_certificate_are_served() {
+    if !have("curl") {
+        return skip("over_tcp_only_clients_with_a_certificate_are_served", "no curl");
+    }
+    let (scratch, certificates) = (Scratch::new(), Certificates::new());
+    let mut args = certificates.mutual_args();
+    args.extend(["--node-id".to_owned(), "n1".to_owned()]);
+    let (plugin, port) = DockerPlugin::start_with_tls(scratch.path(), &args);
+    // A client that begins no handshake holds up no other.
+    let _silent = TcpStream::connect(("127.0.0.1", port)).expect("connected");
+    let curl = || {
+        let url = format!("https://localhost:{port}/Plugin.Activate");
+        let curl = Run::new("curl").args("--silent --show-error --max-time 30 --data {}").arg(url);
+        curl.arg("--cacert").arg(certificates.file("ca-cert.pem"))
+    };
+    let with = |curl: Run, of: &Certificates| {
+        let curl = curl.arg("--cert").arg(of.file("client-cert.pem"));
+        curl.arg("--key").arg(of.file("client-key.pem"))
+    };
+    let answer = with(curl(), &certificates).ok();
+    assert!(answer.contains("VolumeDriver"), "{answer}");
+    curl().fails();
+    with(curl(), &certificates.stranger()).fails();
+    assert!(eventually(|| plugin.log().contains("TLS: ")), "{}", plugin.log());
+    let error = Run::new(sheave()).args("docker-plugin --listen 127.0.0.1:0").output();
+    assert_eq!(error.status.code(), Some(2), "never without certificates: {}", error.describe());
+}

@@ -1,0 +1,165 @@
+//! A volume that CSI, FlexVolume and Docker use in turn on one node: they have the same lock, the
+//! same state and the same record of what was formatted.
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::fs::{FlockOperation, flock};
+use sheave_csi_proto::v1::node_client::NodeClient;
+use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_node::Fs;
+use sheave_tests::requests::{VolumeRequests, filesystem, node_unpublish, node_unstage};
+use sheave_tests::{
+    Daemon, DockerPlugin, FlexSpec, FlexVolume, Plugin, PoolNode, eventually, has_fs, have,
+    in_namespace, skip, unmount_below,
+};
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+struct Site {
+    runtime: Runtime,
+    channel: Channel,
+    docker: DockerPlugin,
+    flex: FlexVolume,
+    daemon: Daemon,
+    node: PoolNode,
+    _plugin: Plugin,
+}
+
+impl Site {
+    fn new() -> Self {
+        let node = PoolNode::with_block_devices();
+        let daemon = node.daemon();
+        let dir = node.node.kernel.scratch().path();
+        for name in ["stage", "pods"] {
+            fs::create_dir(dir.join(name)).expect("a directory");
+        }
+        let plugin = Plugin::start(dir, &["--mode", "all", "--node-id", "n1", "--local"]);
+        let docker = DockerPlugin::start(dir, &["--node-id", "n1"]);
+        let flex = FlexVolume::install(dir, "node = \"n1\"\n");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let channel = {
+            let _entered = runtime.enter();
+            sheave_control::channel(plugin.socket())
+        };
+        Self { runtime, channel, docker, flex, daemon, node, _plugin: plugin }
+    }
+
+    fn dir(&self) -> &Path {
+        self.node.node.kernel.scratch().path()
+    }
+
+    fn csi_mount(&self, id: &str) -> Result<PathBuf, Status> {
+        let mut node = NodeClient::new(self.channel.clone());
+        let volume = VolumeRequests::new(id, &filesystem(Mode::SingleNodeMultiWriter, "ext4"));
+        let (staging, target) = (self.dir().join("stage"), self.dir().join("pods/a"));
+        self.runtime.block_on(async {
+            node.node_stage_volume(volume.node_stage(&staging)).await?;
+            node.node_publish_volume(volume.node_publish(&staging, &target)).await
+        })?;
+        Ok(target)
+    }
+
+    fn csi_unmount(&self, id: &str) {
+        let mut node = NodeClient::new(self.channel.clone());
+        let unpublish = node_unpublish(id, &self.dir().join("pods/a"));
+        let unstage = node_unstage(id, &self.dir().join("stage"));
+        self.runtime.block_on(async {
+            node.node_unpublish_volume(unpublish).await.expect("unpublished");
+            node.node_unstage_volume(unstage).await.expect("unstaged");
+        });
+    }
+}
+
+impl Drop for Site {
+    /// Without its daemon, nothing ends a mount that a failed test has left.
+    fn drop(&mut self) {
+        unmount_below(self.dir());
+    }
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
+    let found = result.expect_err("refused");
+    assert!(found.contains(why), "no {why:?}: {found}");
+}
+
+#[test]
+fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
+    let test = "rule_43_a_volume_moves_between_csi_flexvolume_and_docker";
+    if !have("nbdfuse") || !has_fs(Fs::Ext4) {
+        return skip(test, "nbdfuse (libnbd-bin) or ext4 is missing");
+    }
+    in_namespace(test, || {
+        let site = Site::new();
+        let (docker, flex) = (&site.docker, &site.flex);
+        let spec = FlexSpec::new("data", "fast/db");
+        docker.create("db", &[("pool", "fast"), ("size", "32M")]).expect("created");
+        let id = site.daemon.volume("fast/db")["id"].as_str().expect("an id").to_owned();
+        let line = |at: &Path, caller: &str| {
+            let file = at.join("lines");
+            let text = fs::read_to_string(&file).unwrap_or_default() + caller + "\n";
+            fs::write(&file, &text).expect("written");
+            text.lines().count()
+        };
+        for round in 0..2 {
+            let at = docker.mount("db", "c1").expect("mounted");
+            assert_eq!(line(&at, "docker"), round * 3 + 1);
+            refused(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
+            let status = site.csi_mount(&id).expect_err("it is in use");
+            assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+            docker.unmount("db", "c1").expect("unmounted");
+
+            // As kubelet, which asks again while staging goes on.
+            let mut mounted = site.csi_mount(&id);
+            let is_going_on = |mounted: &Result<_, Status>| {
+                mounted.as_ref().is_err_and(|status| status.code() == Code::Aborted)
+            };
+            assert!(eventually(|| {
+                if is_going_on(&mounted) {
+                    mounted = site.csi_mount(&id);
+                }
+                !is_going_on(&mounted)
+            }));
+            let at = mounted.expect("mounted");
+            assert_eq!(line(&at, "csi"), round * 3 + 2);
+            refused(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
+            refused(docker.mount("db", "c1"), "in another way");
+            site.csi_unmount(&id);
+
+            let at = flex.set_up("a", &spec).expect("mounted");
+            assert_eq!(line(&at, "flexvolume"), round * 3 + 3);
+            refused(docker.mount("db", "c1"), "in another way");
+            let status = site.csi_mount(&id).expect_err("it is in use");
+            assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+            refused(docker.remove("db"), "detach it first");
+            flex.tear_down("a", &spec).expect("unmounted");
+        }
+        // One lock: that of the test stands for a mkfs that another of the three has started.
+        let path = site.dir().join("node").join(format!("{}.lock", id.replace('/', "%2f")));
+        let lock = || {
+            let open = OpenOptions::new().create(true).append(true).open(&path).expect("a file");
+            flock(&open, FlockOperation::NonBlockingLockExclusive).expect("a free lock");
+            open
+        };
+        let open = lock();
+        refused(flex.set_up("a", &spec), "another process works on it");
+        let status = site.csi_mount(&id).expect_err("it is locked");
+        assert_eq!(status.code(), Code::Aborted, "{status}");
+        drop(open);
+        // kubelet has what it has begun undone.
+        site.csi_unmount(&id);
+        // Docker does not ask again, so its plugin waits.
+        let open = lock();
+        thread::scope(|scope| {
+            let mounting = scope.spawn(|| docker.mount("db", "c1"));
+            drop(open);
+            mounting.join().expect("it ends").expect("mounted");
+        });
+        docker.unmount("db", "c1").expect("unmounted");
+        docker.remove("db").expect("removed");
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
