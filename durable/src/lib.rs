@@ -106,11 +106,12 @@ fn of_text<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
-/// Removes a file, if there is one, on stable storage.
+/// Removes a file, if there is one, on stable storage, and what a killed [`replace`] has left.
 ///
 /// # Errors
 /// What the file system says.
 pub fn remove(path: &Path) -> Result<()> {
+    let _ = fs::remove_file(path.with_extension(UNFINISHED));
     step();
     let removed = match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -324,6 +324,8 @@ impl Engine {
         let _lock = self.lock(volume)?;
         let asked = resolve(staging)?;
         let Some(state) = self.states.load(volume)? else {
+            // A call that was killed while it wrote the state has left a file.
+            self.states.remove(volume)?;
             return self.unstage_unknown(volume, asked.as_deref());
         };
         if asked.as_ref().is_some_and(|asked| *asked != state.staging) {

@@ -284,7 +284,9 @@ mod tests {
         fs::write(dir.path().join("node/fast%2f1.json"), json).expect("written");
         assert_eq!(states.load("fast/1").expect("a state"), Some(state));
         states.remove("fast/1").expect("removed");
+        fs::write(dir.path().join("node/fast%2f1.new"), "{").expect("written");
         states.remove("fast/1").expect("gone already");
+        assert!(!dir.path().join("node/fast%2f1.new").exists(), "what a killed process has left");
         assert_eq!(states.load("fast/1").expect("no state"), None);
     }
 
