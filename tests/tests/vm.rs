@@ -94,6 +94,11 @@ fn claims_live_on_devices_of_every_front() {
 }
 
 #[test]
+fn rule_27_rule_28_rule_32_rule_39_a_node_refuses_what_is_not_the_claims_device() {
+    case("claims_refused.sh");
+}
+
+#[test]
 fn rule_30_rule_31_claims_outlive_plugin_and_daemon() {
     case("claims_killed.sh");
 }
