@@ -4,12 +4,13 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sheave_tests::{
-    Call, Daemon, Load, Moment, Node, Run, Scratch, Wire, cmd, eventually, in_namespace, sheave,
+    Call, Daemon, FakeKernel, Load, Moment, Node, Run, Scratch, Wire, cmd, eventually,
+    in_namespace, on_devices, sheave,
 };
 
 const SIZE: u64 = Node::SIZE;
@@ -411,5 +412,27 @@ fn a_loop_device_is_a_user_though_its_file_is_in_another_mount_namespace() {
         drop(user);
         let claimed = || Run::new(sheave()).arg("device-helper").arg(&task).ok();
         assert!(eventually(|| claimed().contains(r#""errno":0"#)), "it is free");
+    });
+}
+
+#[test]
+fn a_loop_device_on_a_device_ends_with_the_stand_in() {
+    on_devices("a_loop_device_on_a_device_ends_with_the_stand_in", || {
+        let kernel = FakeKernel::with_block_devices();
+        let image = kernel.scratch().filled("disk.img", Node::SIZE as usize);
+        let node = Node { kernel, image };
+        let mut daemon = node.daemon();
+        let device = fs::canonicalize(daemon.attach(&node.image)).expect("a block device");
+        let device = device.to_str().expect("UTF-8");
+        let user = Loop::over(device);
+        let is_there = |device: &str| {
+            let name = device.strip_prefix("/dev/").expect("a device");
+            Path::new("/sys/block").join(name).join("loop").exists()
+        };
+        assert!(is_there(device) && is_there(&user.0));
+        daemon.kill();
+        drop(node);
+        assert!(eventually(|| !is_there(&user.0)), "{} is left", user.0);
+        assert!(eventually(|| !is_there(device)), "{device} is left");
     });
 }

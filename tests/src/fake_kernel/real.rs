@@ -65,6 +65,16 @@ impl RealDevice {
         let opened = OpenOptions::new().read(true).custom_flags(alone).open(&self.device);
         opened.map_err(|_| Errno::BUSY)
     }
+
+    /// Detaches loop devices on this device, such as kubelet's for a raw volume. Each keeps it open
+    /// after the node has ended.
+    fn detach_users(&self) {
+        let listed = Run::new("losetup").args("--noheadings --output NAME --associated");
+        let listed = listed.arg(&self.device).output().stdout;
+        for user in listed.split_whitespace() {
+            let _ = Run::new("losetup").arg("--detach").arg(user).output();
+        }
+    }
 }
 
 /// Starts a program from a thread that lives until the sender is dropped. If a signal ends this
@@ -86,6 +96,7 @@ impl Drop for RealDevice {
         if fs::read_link(&self.path).is_ok_and(|device| device == self.device) {
             let _ = fs::remove_file(&self.path);
         }
+        self.detach_users();
         let _ = Run::new("losetup").arg("--detach").arg(&self.device).output();
         // The kernel detaches it when its last user, such as a probe, has closed it; until then
         // the file is busy.
