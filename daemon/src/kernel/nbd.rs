@@ -47,7 +47,8 @@ impl Kernel for Nbd {
     }
 
     fn has(&self, id: u32, key: DeviceKey, _: bool) -> bool {
-        Device::numbered(id).has(&identifier(key))
+        // What cannot be read now, such as for want of descriptors, is not gone.
+        Device::numbered(id).has(&identifier(key)).unwrap_or(true)
     }
 
     fn recover(

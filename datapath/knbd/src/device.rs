@@ -82,8 +82,12 @@ pub fn find(identifier: &str) -> Result<Option<Device>> {
 /// Errors of the kernel.
 pub fn identified() -> Result<Vec<(Device, String)>> {
     let numbers = sysfs::numbers().map_err(explain)?;
-    let identifier = |index| Some((Device { index }, Sysfs::of(index).identifier()?));
-    Ok(numbers.into_iter().filter_map(identifier).collect())
+    let mut all = Vec::new();
+    for index in numbers {
+        let device = Device { index };
+        all.extend(device.identifier()?.map(|identifier| (device, identifier)));
+    }
+    Ok(all)
 }
 
 /// Gives a device whose server has died a new connection. Requests in flight are sent again when
@@ -150,9 +154,16 @@ impl Device {
     }
 
     /// Whether it has this identifier, and not that of a later device with its number.
-    #[must_use]
-    pub fn has(self, identifier: &str) -> bool {
-        Sysfs::of(self.index).identifier().as_deref() == Some(identifier)
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn has(self, identifier: &str) -> Result<bool> {
+        Ok(self.identifier()?.as_deref() == Some(identifier))
+    }
+
+    fn identifier(self) -> Result<Option<String>> {
+        let read = Sysfs::of(self.index).identifier();
+        read.map_err(|error| Error::from_io("nbd", format!("the identifier of {self}"), error))
     }
 
     /// Ends its connection, unless it is another device by now; requests in flight fail. Returns
@@ -162,15 +173,18 @@ impl Device {
     /// # Errors
     /// Errors of the kernel.
     pub fn disconnect(self, identifier: &str, claim: impl Sized) -> Result<()> {
-        let is_ours = || Sysfs::of(self.index).is_connected() && self.has(identifier);
-        if !is_ours() {
+        let is_ours = || match Sysfs::of(self.index).is_connected() {
+            true => self.has(identifier),
+            false => Ok(false),
+        };
+        if !is_ours()? {
             return Ok(());
         }
         netlink::disconnect(self.index).map_err(explain)?;
         // The kernel keeps it for as long as it is open.
         drop(claim);
         let begun = Instant::now();
-        while is_ours() {
+        while is_ours()? {
             if begun.elapsed() > END_TIMEOUT {
                 tracing::warn!(device = %self, "ended, but somebody still has it open");
                 break;
