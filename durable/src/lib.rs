@@ -113,12 +113,27 @@ fn of_text<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
 pub fn remove(path: &Path) -> Result<()> {
     let _ = fs::remove_file(path.with_extension(UNFINISHED));
     step();
+    let is_absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let removed = match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // By an earlier call, which may have died or failed before the flush.
+        Err(error) if is_absent(&error) => Ok(()),
         other => other,
     };
     step();
-    removed.and_then(|()| sync_parent(path)).map_err(|error| failed("remove", path, error))
+    match removed.and_then(|()| sync_parent(path)) {
+        // Its directory.
+        Err(error) if is_absent(&error) => Ok(()),
+        other => other.map_err(|error| failed("remove", path, error)),
+    }
+}
+
+/// Makes sure that what [`replace`] or [`remove`] has done at `path` is on stable storage, also if
+/// its process was killed, or its last flush has failed.
+///
+/// # Errors
+/// What the file system says.
+pub fn settle(path: &Path) -> Result<()> {
+    sync_parent(path).map_err(|error| failed("flush", path, error))
 }
 
 /// Flushes the directory of a file: the file's name is on stable storage, or its absence.

@@ -1,4 +1,5 @@
-//! Kills a process at a chosen system call, by strace: no program needs hooks for it.
+//! Kills a process at a chosen system call, or has the call fail, by strace: no program needs hooks
+//! for it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,6 +32,17 @@ impl Trace {
     pub fn kill_at(pid: u32, call: &str, nth: usize, dir: &Path) -> Self {
         let inject = format!("--inject={call}:signal=KILL:when={nth}");
         Self::attach(pid, &[&format!("--trace={call}"), &inject], dir)
+    }
+
+    /// Has the flushes of a directory fail, in each thread of a process from its nth on.
+    ///
+    /// # Panics
+    /// When strace cannot be attached.
+    #[must_use]
+    pub fn fail_flushes(pid: u32, of: &Path, nth: usize, dir: &Path) -> Self {
+        let path = format!("--trace-path={}", of.display());
+        let inject = format!("--inject=fsync:error=EIO:when={nth}+");
+        Self::attach(pid, &[&path, "--trace=fsync", &inject], dir)
     }
 
     /// Notes the calls of a process, see [`STEPS`].

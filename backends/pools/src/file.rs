@@ -17,6 +17,7 @@
 
 #[cfg(test)]
 mod crash_tests;
+mod create;
 mod identity;
 mod image;
 mod layout;
@@ -27,12 +28,11 @@ mod tests;
 mod writer;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use sheave_core::{Error, ErrorKind, Result, printable};
-use sheave_durable::{self as durable, step};
+use sheave_durable as durable;
 use sheave_volumes::{OpenOptions as VolumeOptions, VolumeSpec};
 use uuid::Uuid;
 
@@ -148,6 +148,12 @@ impl FilePool {
         durable::replace(&self.layout.record(record.uuid), record)
     }
 
+    /// Makes sure that what a record says, or that there is none, is on stable storage: the call
+    /// that changed it may have died or failed before.
+    fn settle(&self, uuid: Uuid) -> Result<()> {
+        durable::settle(&self.layout.record(uuid))
+    }
+
     fn found(&self, record: Record) -> Found {
         let image = self.layout.image(record.uuid);
         match self.layout.image_size(record.uuid) {
@@ -210,66 +216,6 @@ impl FilePool {
         Ok(())
     }
 
-    /// The volume that has the name, or the id that was reserved for it by a call that died.
-    fn reserved(&self, name: &str) -> Result<Option<(Uuid, Option<Record>)>> {
-        let path = self.layout.name(name);
-        let Some(named) = durable::read::<Named>(&path)? else { return Ok(None) };
-        if named.name != name {
-            let why = format!("{} is about another name", printable(&path));
-            return Err(Error::new(ErrorKind::Corrupt, "create", why));
-        }
-        match self.record(named.uuid)? {
-            Some(record) if record.deleting => {
-                self.discard(named.uuid, name)?;
-                Ok(None)
-            }
-            None => {
-                self.check_never_used(&named)?;
-                Ok(Some((named.uuid, None)))
-            }
-            record => Ok(Some((named.uuid, record))),
-        }
-    }
-
-    /// Reserves a name for a new volume.
-    fn reserve(&self, name: &str) -> Result<Uuid> {
-        // Ids of later volumes are greater, so pages of a list stay whole.
-        let named = Named { name: name.to_owned(), uuid: Uuid::now_v7() };
-        self.layout.make_names()?;
-        durable::replace(&self.layout.name(name), &named)?;
-        Ok(named.uuid)
-    }
-
-    /// Makes the parts of a volume whose name is reserved.
-    fn make(&self, locked: &Locked<'_>, uuid: Uuid, new: &NewVolume, size: u64) -> Result<Found> {
-        let image = self.layout.image(uuid);
-        let make_image = || {
-            // What a call that died has left was never used.
-            let mut options = OpenOptions::new();
-            let file = options.create(true).truncate(true).write(true).mode(0o600).open(&image)?;
-            step();
-            file.set_len(size)?;
-            file.sync_all()?;
-            step();
-            durable::sync_parent(&image)
-        };
-        make_image().map_err(|error| match is_too_large(&error) {
-            true => {
-                let why = format!("{}: its file system has no files of {size} bytes", new.name);
-                Error::new(ErrorKind::TooLarge, "create", why)
-            }
-            false => failed(&image, error),
-        })?;
-        let record = Record {
-            limit_bps: new.limit_bps,
-            limit_iops: new.limit_iops,
-            parameters: new.parameters.clone(),
-            ..Record::new(uuid, &new.name)
-        };
-        self.save(locked, &record)?;
-        Ok(Found { record, size, trouble: None })
-    }
-
     /// Opens the image as its only writer.
     fn open_alone(&self, uuid: Uuid) -> Result<Option<Arc<dyn sheave_core::Volume>>> {
         let spec: VolumeSpec = self.text(uuid).parse()?;
@@ -298,36 +244,14 @@ impl Pool for FilePool {
     }
 
     fn create(&self, new: &NewVolume) -> Result<Found> {
-        new.check()?;
-        let size = new.size.choose(self.info.default_size)?;
-        let locked = self.lock()?;
-        let reserved = self.reserved(&new.name)?;
-        if let Some((_, Some(record))) = reserved {
-            return same_or_exists(self.found(record), new);
-        }
-        self.check_size(&new.name, size)?;
-        self.check_room(size)?;
-        let uuid = match reserved {
-            Some((uuid, _)) => uuid,
-            None => self.reserve(&new.name)?,
-        };
-        let made = self.make(&locked, uuid, new, size);
-        match &made {
-            Ok(_) => tracing::info!(pool = self.info.name, volume = new.name, %uuid, "created"),
-            Err(_) => {
-                if let Err(error) = self.discard(uuid, &new.name) {
-                    tracing::warn!(pool = self.info.name, "what was being made is left: {error}");
-                }
-            }
-        }
-        made
+        self.make(new)
     }
 
     fn delete(&self, uuid: Uuid) -> Result<()> {
         let locked = self.lock()?;
-        let Some(record) = self.record(uuid)? else { return Ok(()) };
+        let Some(record) = self.record(uuid)? else { return self.settle(uuid) };
         if record.deleting {
-            return self.discard(uuid, &record.name);
+            return self.discard(&locked, uuid, &record.name);
         }
         if let Some(has) = record.publications.first() {
             let why = format!(
@@ -341,7 +265,7 @@ impl Pool for FilePool {
         let alone = self.open_alone(uuid)?;
         let deleted = Record { deleting: true, ..record };
         self.save(&locked, &deleted)?;
-        let discarded = self.discard(uuid, &deleted.name);
+        let discarded = self.discard(&locked, uuid, &deleted.name);
         drop(alone);
         discarded
     }
@@ -416,8 +340,9 @@ impl Pool for FilePool {
         let had = self.existing(uuid)?;
         let mut record = had.clone();
         change(&mut record)?;
-        if record != had {
-            self.save(&locked, &record)?;
+        match record == had {
+            true => self.settle(uuid)?,
+            false => self.save(&locked, &record)?,
         }
         Ok(self.found(record))
     }
@@ -430,8 +355,9 @@ impl Pool for FilePool {
         let _alone = is_checked.then(|| self.open_alone(uuid)).transpose()?;
         let had = record.epoch;
         let epoch = record.publish(wanted)?;
-        if record.epoch != had {
-            self.save(&locked, &record)?;
+        match record.epoch == had {
+            true => self.settle(uuid)?,
+            false => self.save(&locked, &record)?,
         }
         Ok(epoch)
     }
@@ -444,7 +370,7 @@ impl Pool for FilePool {
         let _alone = is_checked.then(|| self.open_alone(uuid)).transpose()?;
         match record.unpublish(node) {
             true => self.save(&locked, &record),
-            false => Ok(()),
+            false => self.settle(uuid),
         }
     }
 
@@ -479,17 +405,4 @@ impl Pool for FilePool {
     fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
         self.layout.uuid_of_text(text)
     }
-}
-
-/// A volume of the name that is there, if it is as it is wanted.
-fn same_or_exists(found: Found, new: &NewVolume) -> Result<Found> {
-    let why = if !new.size.has(found.size) {
-        format!("with {} bytes", found.size)
-    } else if found.record.parameters != new.parameters {
-        "with other parameters".to_owned()
-    } else {
-        return Ok(found);
-    };
-    let why = format!("{} is there already, {why}; choose another name", new.name);
-    Err(Error::new(ErrorKind::Exists, "create", why))
 }

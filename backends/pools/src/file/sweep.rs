@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::FilePool;
 use super::layout::{Named, failed};
+use super::lock::Locked;
 use crate::record::Record;
 
 impl FilePool {
@@ -39,7 +40,8 @@ impl FilePool {
     pub(super) fn sweep(&self) -> Result<()> {
         let unfinished = self.layout.unfinished()?;
         if !unfinished.is_empty() {
-            let _locked = self.lock()?;
+            let locked = self.lock()?;
+            locked.check_held()?;
             unfinished.iter().try_for_each(|path| durable::remove(path))?;
         }
         for path in self.layout.name_files()? {
@@ -63,12 +65,12 @@ impl FilePool {
         if self.record(named.uuid)?.is_some() {
             return Ok(());
         }
-        let _locked = self.lock()?;
+        let locked = self.lock()?;
         if self.record(named.uuid)?.is_some() {
             return Ok(());
         }
         self.check_never_used(&named)?;
-        self.discard(named.uuid, &named.name)
+        self.discard(&locked, named.uuid, &named.name)
     }
 
     fn sweep_record(&self, uuid: Uuid) -> Result<()> {
@@ -76,9 +78,9 @@ impl FilePool {
         if !self.record(uuid)?.is_some_and(|record| is_deleting(&record)) {
             return Ok(());
         }
-        let _locked = self.lock()?;
+        let locked = self.lock()?;
         match self.record(uuid)?.filter(is_deleting) {
-            Some(record) => self.discard(uuid, &record.name),
+            Some(record) => self.discard(&locked, uuid, &record.name),
             None => Ok(()),
         }
     }
@@ -102,8 +104,10 @@ impl FilePool {
         }
     }
 
-    /// Removes what is left of a volume that does not exist.
-    pub(super) fn discard(&self, uuid: Uuid, name: &str) -> Result<()> {
+    /// Removes what is left of a volume that does not exist, if the lock is still held: otherwise
+    /// another node may have made it.
+    pub(super) fn discard(&self, locked: &Locked<'_>, uuid: Uuid, name: &str) -> Result<()> {
+        locked.check_held()?;
         durable::remove(&self.layout.image(uuid))?;
         // The name may be another volume's by now.
         let names = self.layout.name(name);

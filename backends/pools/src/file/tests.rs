@@ -320,6 +320,46 @@ fn rule_36_rule_38_a_publication_of_a_shared_volume_ends_while_nothing_has_it_op
     b.unpublish(uuid, Some("n1"), true).unwrap();
 }
 
+/// A node whose lock a file server has given to another one cannot write to the lock's file.
+#[test]
+fn a_node_that_has_lost_the_lock_makes_and_removes_nothing() {
+    let [dir, state] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let pool = shared(dir.path(), state.path());
+    let uuid = ["dying", "made"].map(|name| pool.create(&new(name)).unwrap().record.uuid);
+    // One was being deleted, and another node has made the other: it had reserved the name only.
+    pool.update(uuid[0], &mut |record| {
+        record.deleting = true;
+        Ok(())
+    })
+    .unwrap();
+    let record = pool.layout.record(uuid[1]);
+    let other = fs::read(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    let before = files(dir.path());
+    fs::remove_file(pool.layout.lock()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", pool.layout.lock()).unwrap();
+    for name in ["dying", "new", "made"] {
+        assert_eq!(pool.create(&sized(name, 8 * MIB, 0)).unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+    assert_eq!(pool.delete(uuid[0]).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(files(dir.path()), before);
+    fs::write(&record, other).unwrap();
+    assert_eq!(pool.get(Key::Name("made")).unwrap().size, 4 * MIB, "its image is as it was");
+}
+
+#[test]
+fn rule_03_a_volume_whose_image_is_gone_is_not_taken_for_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(dir.path());
+    let uuid = pool.create(&new("a")).unwrap().record.uuid;
+    fs::remove_file(pool.layout.image(uuid)).unwrap();
+    let refused = pool.create(&new("a")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    assert!(refused.to_string().contains("restore the image from a backup"), "{refused}");
+    pool.delete(uuid).unwrap();
+    pool.create(&new("a")).unwrap();
+}
+
 #[test]
 fn files_of_others_are_left_alone() {
     let dir = tempfile::tempdir().unwrap();

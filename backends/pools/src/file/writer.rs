@@ -19,7 +19,7 @@ impl FilePool {
         let record = self.existing(uuid)?;
         let own = self.own_id()?;
         if record.writer.as_ref().is_some_and(|writer| writer.daemon == own) {
-            return Ok(());
+            return self.settle(uuid);
         }
         let _alone =
             self.open_alone(uuid).map_err(|error| match (error.kind(), &record.writer) {
