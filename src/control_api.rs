@@ -296,21 +296,29 @@ impl Service {
             let found = pools.by_id(&id)?;
             check_publication(&found, &node, epoch, read_only)?;
             let (record, text) = (&found.found.record, found.pool.text(id.uuid));
-            match device_of(devices, &found).is_some() {
+            let is_device = device_of(devices, &found).is_some();
+            match is_device {
                 _ if read_only => {}
                 // Perhaps from before another node wrote: that must not be forgotten.
                 true => found.pool.check_writer(id.uuid)?,
                 false => found.pool.begin_writing(id.uuid)?,
             }
-            if epoch.is_none() && !read_only {
-                mark_raw(&found)?;
-            }
-            let pool = Some(PoolVolume { id: id.to_string(), shared: is_shared(&found) });
-            let options = AttachOptions { read_only, front, published: epoch.is_some(), pool };
-            let attached = devices.attach(&text, options)?;
+            let pool = PoolVolume {
+                id: id.to_string(),
+                shared: is_shared(&found),
+                node: epoch.map(|_| node.clone()).unwrap_or_default(),
+            };
+            let published = epoch.is_some();
+            let options = AttachOptions { read_only, front, published, pool: Some(pool) };
+            // Not before it is known that it can be a device: a volume is formatted no more then.
+            let begin = || if published || read_only { Ok(()) } else { mark_raw(&found) };
+            let attached = devices.attach_after(&text, options, &begin)?;
             // Another process or node may have come between; none can while it is open here.
             if let Err(error) = check_again(&pools, &id, &node, epoch, read_only) {
-                devices.detach(&text, false)?;
+                // Programs may use a device that was there before, and have closed it for now.
+                if !is_device {
+                    devices.detach(&text, false)?;
+                }
                 return Err(error);
             }
             let limits = NewLimits {

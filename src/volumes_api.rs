@@ -404,17 +404,23 @@ impl Volumes for VolumesService {
             }
             let of = pools.by_id(&id)?;
             let is_meant = |has: &Publication| node.is_empty() || has.node == node;
-            if !of.found.record.publications.iter().any(is_meant) {
-                return Ok(());
-            }
+            let publications = &of.found.record.publications;
+            let ends = publications.iter().any(is_meant);
             let is_left = |has: &Publication| !is_meant(has) && has.read_only;
-            let is_shared_by_readers = of.found.record.publications.iter().any(is_left);
-            if let Some(devices) = devices.as_ref().filter(|_| !is_shared_by_readers) {
+            // With several readers, the device here may be that of another node's publication.
+            let is_own = |device: Attached| device.pool.is_some_and(|pool| pool.node == node);
+            if let Some(devices) = &devices
+                && ends
+                && (!publications.iter().any(is_left)
+                    || device_of(devices, &of).is_some_and(is_own))
+            {
                 check_no_device(devices, &of, "unpublish")?;
             }
             let only = (!node.is_empty()).then_some(node.as_str());
             of.pool.unpublish(id.uuid, only, devices.is_none())?;
-            tracing::info!(%id, node = %printable(&node), "unpublished");
+            if ends {
+                tracing::info!(%id, node = %printable(&node), "unpublished");
+            }
             Ok(())
         };
         self.calls.call_about(&id, unpublish).await.or_else(absent_is_done)?;

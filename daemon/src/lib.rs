@@ -60,6 +60,9 @@ pub struct DevicesConfig {
 /// Answers for a volume's text, and what it is in its pool; an error says why not.
 pub type MayWrite = dyn Fn(&str, Option<&PoolVolume>) -> Result<()> + Send + Sync;
 
+/// What has to be done before a volume is a device.
+pub type Begin<'a> = dyn Fn() -> Result<()> + 'a;
+
 /// How a volume is attached.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
@@ -81,6 +84,9 @@ pub struct PoolVolume {
     pub id: String,
     /// Whether other nodes use the pool, too, and its records say which of them writes.
     pub shared: bool,
+    /// The node of the publication that it was attached by first; empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
 }
 
 /// The devices of one daemon. All calls may wait for the kernel.
@@ -131,15 +137,35 @@ impl Devices {
     /// that differs from the request; [`ErrorKind::Unsupported`] when no front works here;
     /// [`ErrorKind::Shutdown`] after [`Self::wind_down`].
     pub fn attach(&self, name: &str, options: AttachOptions) -> Result<Attached> {
+        self.attach_after(name, options, &|| Ok(()))
+    }
+
+    /// The same. Once the volume is open, and before it can be used as a device, `begin` is called;
+    /// without a device, if that fails.
+    ///
+    /// # Errors
+    /// Those of [`Devices::attach`], and those of `begin`.
+    pub fn attach_after(
+        &self,
+        name: &str,
+        options: AttachOptions,
+        begin: &Begin<'_>,
+    ) -> Result<Attached> {
         let slot = Arc::clone(self.entries().entry(name.to_owned()).or_default());
-        let attached = self.attach_in(&slot, name, &options);
+        let attached = self.attach_in(&slot, name, &options, begin);
         if attached.is_err() {
             self.clear(name, &slot);
         }
         attached
     }
 
-    fn attach_in(&self, slot: &Slot, name: &str, options: &AttachOptions) -> Result<Attached> {
+    fn attach_in(
+        &self,
+        slot: &Slot,
+        name: &str,
+        options: &AttachOptions,
+        begin: &Begin<'_>,
+    ) -> Result<Attached> {
         let mut entry = slot.hold_or_busy("attach", name)?;
         if self.leaving.load(Relaxed) && matches!(*entry, Entry::Waiting { .. }) {
             let why = "another daemon takes over; try again";
@@ -150,6 +176,7 @@ impl Devices {
         match &mut *entry {
             Entry::Attached(live) => {
                 check_same(&live.record, options)?;
+                begin()?;
                 let record = live.record.attached_as(options);
                 if record != live.record {
                     self.records.save(&record)?;
@@ -160,7 +187,7 @@ impl Devices {
                 let why = "this daemon is ending, and serves only what is in use";
                 return Err(Error::new(ErrorKind::Shutdown, "attach", why));
             }
-            _ => self.make(name, options, &mut entry)?,
+            _ => self.make(name, options, &mut entry, begin)?,
         }
         let none = || Error::new(ErrorKind::NotFound, "attach", format!("{name} is ended already"));
         entry.attached().ok_or_else(none)
@@ -193,7 +220,13 @@ impl Devices {
         self.engine.check(within)
     }
 
-    fn make(&self, name: &str, options: &AttachOptions, entry: &mut Held<'_>) -> Result<()> {
+    fn make(
+        &self,
+        name: &str,
+        options: &AttachOptions,
+        entry: &mut Held<'_>,
+        begin: &Begin<'_>,
+    ) -> Result<()> {
         let AttachOptions { read_only, front, .. } = *options;
         let seen = entry.seen;
         let limits = Arc::<Limits>::default();
@@ -203,6 +236,7 @@ impl Devices {
         let block = info.block.logical;
         check_blocks("attach", name, block, size)?;
         let front = self.kernels.choose(front, &self.engine)?;
+        begin()?;
         let key = DeviceKey::random();
         let record = Record::new(name, read_only, info, size, front, key);
         let mut record = record.attached_as(options);

@@ -357,7 +357,11 @@ mod tests {
             read_only: false,
             front: Choice::Fastest,
             published,
-            pool: id.map(|id| PoolVolume { id: id.to_owned(), shared: true }),
+            pool: id.map(|id| PoolVolume {
+                id: id.to_owned(),
+                shared: true,
+                node: "n1".to_owned(),
+            }),
         };
         let published = record().attached_as(&attached_as(true, Some("fast/1")));
         let found = again(&published, "");

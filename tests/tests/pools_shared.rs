@@ -63,7 +63,11 @@ impl Controller {
 
     /// The epoch of a publication.
     fn publish(&self, id: &str, node: &str) -> Result<u64, Status> {
-        let volume = VolumeRequests::new(id, &requests::block(Mode::SingleNodeWriter));
+        self.publish_as(id, node, Mode::SingleNodeWriter)
+    }
+
+    fn publish_as(&self, id: &str, node: &str, mode: Mode) -> Result<u64, Status> {
+        let volume = VolumeRequests::new(id, &requests::block(mode));
         let mut client = self.client.clone();
         let request = volume.controller_publish(node);
         let answer = self.runtime.block_on(client.controller_publish_volume(request))?;
@@ -79,17 +83,24 @@ impl Controller {
 
     /// What the plugin of a node has its daemon do.
     fn attach(&self, daemon: &Daemon, id: &str, node: &str, epoch: u64) -> PathBuf {
-        let request = AttachRequest {
-            volume: id.to_owned(),
-            epoch: Some(epoch),
-            node: node.to_owned(),
-            ..AttachRequest::default()
-        };
+        self.attach_as(daemon, attach_request(id, node, epoch))
+    }
+
+    fn attach_as(&self, daemon: &Daemon, request: AttachRequest) -> PathBuf {
         self.runtime.block_on(async {
             let mut devices = ControlClient::new(channel(&daemon.socket()));
             let answer = devices.attach(request).await.expect("attached").into_inner();
             answer.device.expect("a device").path.into()
         })
+    }
+}
+
+fn attach_request(id: &str, node: &str, epoch: u64) -> AttachRequest {
+    AttachRequest {
+        volume: id.to_owned(),
+        epoch: Some(epoch),
+        node: node.to_owned(),
+        ..AttachRequest::default()
     }
 }
 
@@ -156,6 +167,25 @@ fn rule_37_a_node_that_comes_back_does_not_write_to_what_another_one_has_used() 
     let device = a.attach("shared/x");
     let mut wire = Wire::unix(&device).expect("the device");
     assert_eq!(wire.read(0, 512).expect("a reply").expect("data"), [9; 512]);
+}
+
+#[test]
+fn a_reader_keeps_its_publication_while_it_has_the_device() {
+    let nodes = Nodes::new();
+    let a = nodes.daemon(0);
+    let controller = Controller::beside(&nodes.nodes[0]);
+    a.sheave("volume create shared/x").ok();
+    let id = a.volume("shared/x")["id"].as_str().expect("an id").to_owned();
+    let publish = |node: &str| controller.publish_as(&id, node, Mode::MultiNodeReaderOnly);
+    let epoch = publish("a").expect("published");
+    publish("b").expect("published");
+    let request = AttachRequest { read_only: true, ..attach_request(&id, "a", epoch) };
+    controller.attach_as(&a, request);
+    let refused = controller.unpublish(&id, "a").unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    controller.unpublish(&id, "b").expect("another node's");
+    a.sheave("detach shared/x").ok();
+    controller.unpublish(&id, "a").expect("unpublished");
 }
 
 /// What happens when a node is marked as out of service: the volume is detached by force, though
