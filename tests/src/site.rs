@@ -127,6 +127,7 @@ impl Site {
             is_shared: true,
             mode: String::new(),
             epoch: None,
+            force_unstage_after: None,
         }
     }
 

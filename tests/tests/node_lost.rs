@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
+use std::time::Duration;
 
 use sheave_node::{Fs, Kind, Node};
 use sheave_tests::{Run, Site, fs_types, has_fs, in_namespace, refused};
@@ -103,6 +104,29 @@ fn goes_on(fs: Option<Fs>, round: usize) {
         assert_eq!(kept.expect("the file"), "published");
     }
     node.unstage("v", &site.staging()).expect("unstaged");
+}
+
+#[test]
+fn an_adopted_volume_keeps_the_policy_of_its_class() {
+    in_namespace("an_adopted_volume_keeps_the_policy_of_its_class", || {
+        let (site, node) = published(Some(Fs::Ext4));
+        let policy = || {
+            let state = fs::read_to_string(site.dir().join("node/v.json")).expect("the state");
+            let at = state.find("force_after_s").map(|at| &state[at..]);
+            at.and_then(|rest| rest.split([':', ',', '}']).nth(1)).map(str::to_owned)
+        };
+        assert_eq!(policy(), None);
+        let node = lose(&site, node, 0);
+        let mut publish = site.publish_request("a", Some(Fs::Ext4));
+        publish.force_unstage_after = Some(Duration::from_secs(60));
+        node.publish(publish).expect("published");
+        assert_eq!(policy().as_deref(), Some("60"));
+        // As it is after an older program has adopted it.
+        let mut stage = site.stage_request(Some(Fs::Ext4));
+        stage.force_unstage_after = Some(Duration::from_secs(90));
+        node.stage(stage).expect("staged");
+        assert_eq!(policy().as_deref(), Some("90"));
+    });
 }
 
 #[test]

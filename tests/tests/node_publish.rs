@@ -170,6 +170,56 @@ fn rule_09_a_place_that_something_else_hides_counts() {
 }
 
 #[test]
+fn rule_09_a_raw_place_that_something_else_hides_counts() {
+    in_namespace("rule_09_a_raw_place_that_something_else_hides_counts", || {
+        let (site, node) = staged(None);
+        let request = |pod: &str| {
+            let mut request = site.publish_request(pod, None);
+            request.is_shared = false;
+            request
+        };
+        node.publish(request("a")).expect("published");
+        let other = site.dir().join("other");
+        fs::write(&other, "").expect("written");
+        mount(&format!("--bind {} {}", other.display(), site.target("a").display()));
+        fails(node.publish(request("b")), Kind::Refused, "allows one place");
+        fails(node.unstage("v", &site.staging()), Kind::Refused, "still mounted");
+        fs::remove_dir_all(site.dir().join("node")).expect("the state");
+        fails(node.unstage("v", &site.staging()), Kind::Refused, "still mounted");
+        node.unpublish("v", &site.target("a")).expect("unpublished");
+        node.stage(site.stage_request(None)).expect("staged");
+        node.publish(request("b")).expect("published");
+    });
+}
+
+/// As a process leaves it that is killed between binding a place and setting its flags.
+#[test]
+fn rule_30_a_place_that_was_bound_only_gets_its_flags() {
+    const FLAGS: [&str; 4] = ["ro", "noexec", "nosuid", "nodev"];
+    in_namespace("rule_30_a_place_that_was_bound_only_gets_its_flags", || {
+        let (site, node) = staged(Some(Fs::Ext4));
+        let mut request = site.publish_request("a", Some(Fs::Ext4));
+        let options = vec!["noexec".to_owned(), "nosuid,nodev".to_owned()];
+        request.access = Access::Mount { fs: Fs::Ext4, options };
+        request.read_only = true;
+        for left in ["rw,exec,suid,dev", "ro,exec,suid,dev", "rw,noexec,nosuid,nodev"] {
+            node.publish(request.clone()).expect("published");
+            mount(&format!("-o remount,bind,{left} {}", site.target("a").display()));
+            let in_use = fs::File::open(site.target("a")).expect("the place");
+            node.publish(request.clone()).expect("published");
+            drop(in_use);
+            let has = Run::new("findmnt").args("--noheadings --output VFS-OPTIONS");
+            let has = has.arg(site.target("a")).ok();
+            let has: Vec<_> = has.trim().split(',').collect();
+            assert!(FLAGS.iter().all(|flag| has.contains(flag)), "{left}: {has:?}");
+        }
+        node.unpublish("v", &site.target("a")).expect("unpublished");
+        node.unstage("v", &site.staging()).expect("unstaged");
+        site.check_bare();
+    });
+}
+
+#[test]
 fn a_volume_is_taken_away_when_the_disk_of_the_state_is_full() {
     in_namespace("a_volume_is_taken_away_when_the_disk_of_the_state_is_full", || {
         let site = Site::new();

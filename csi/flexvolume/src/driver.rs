@@ -189,6 +189,7 @@ impl Driver {
             is_shared: true,
             mode: String::new(),
             epoch: staged.epoch,
+            force_unstage_after: options.force_unstage_after,
         })
     }
 

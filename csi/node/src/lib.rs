@@ -112,6 +112,8 @@ pub struct PublishRequest {
     pub mode: String,
     /// Of the publication to this node, if the caller knows it.
     pub epoch: Option<u64>,
+    /// As of its [`StageRequest`], should its state be lost.
+    pub force_unstage_after: Option<Duration>,
 }
 
 /// The volumes of this node.

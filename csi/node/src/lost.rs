@@ -7,7 +7,7 @@ use sheave_core::printable;
 
 use crate::disk::Disk;
 use crate::error::refused;
-use crate::mountinfo::Mounts;
+use crate::mountinfo::{Mount, Mounts};
 use crate::publish::is_device;
 use crate::state::{Phase, StagedDevice, State, Target};
 use crate::{Access, Engine, Result, StageRequest};
@@ -78,7 +78,7 @@ impl Engine {
 pub(crate) fn places(mounts: &Mounts, disk: &Disk) -> Vec<PathBuf> {
     // By its name first: a look at the file may wait for a dead server.
     let path = disk.path.canonicalize().unwrap_or_else(|_| disk.path.clone());
-    let raw =
-        mounts.bound_as(path.file_name()).filter(|mount| is_device(&mount.target, disk.number));
+    let is_raw = |mount: &&Mount| mount.is_file(&path) || is_device(&mount.target, disk.number);
+    let raw = mounts.bound_as(path.file_name()).filter(is_raw);
     mounts.of(disk.number).chain(raw).map(|mount| mount.target.clone()).collect()
 }

@@ -64,6 +64,14 @@ impl Mount {
         self.is_of(device.number) || self.fs == "btrfs" && self.source == device.path.as_os_str()
     }
 
+    /// Whether it is this one file, such as that of a device: by its filesystem and its name, since
+    /// something else may be mounted over it.
+    pub(crate) fn is_file(&self, file: &Path) -> bool {
+        let Ok(file) = file.canonicalize() else { return false };
+        let is_named = Path::new(&self.root).file_name() == file.file_name();
+        is_named && fs::metadata(&file).is_ok_and(|file| Number::of(file.dev()) == self.number)
+    }
+
     /// Whether its filesystem is on the device with this number.
     pub(crate) fn is_of(&self, device: Number) -> bool {
         if self.fs != "btrfs" {

@@ -63,20 +63,31 @@ pub(crate) fn mount(disk: &Disk, fs: Fs, options: &Options, target: &Path) -> Re
     })
 }
 
-/// Shows a mounted filesystem, or a device, at another place.
+/// Shows a mounted filesystem, or a device, at another place, where it has these flags, too.
 pub(crate) fn bind(source: &Path, target: &Path, flags: MountFlags) -> Result<()> {
     let what = || format!("bind {} to {}", printable(source), printable(target));
     mount_bind(source, target).map_err(|errno| Error::of_errno(what(), errno))?;
-    if flags.is_empty() {
-        return Ok(());
-    }
     // A bind mount takes flags only in a second step.
-    let remounted = mount_remount(target, MountFlags::BIND | flags, "");
-    remounted.map_err(|errno| {
+    add_flags(target, flags).map_err(|error| {
         let left = unmount_all(target).err().map(|error| error.to_string());
-        let error = Error::of_errno(what(), errno);
         left.into_iter().fold(error, Error::and)
     })
+}
+
+/// Adds flags to the mount at a path, unless it has them.
+pub(crate) fn add_flags(target: &Path, flags: MountFlags) -> Result<()> {
+    let has = flags_at(&Mounts::read()?, target);
+    if has.contains(flags) {
+        return Ok(());
+    }
+    let what = || format!("set the flags of the mount {}", printable(target));
+    let remounted = mount_remount(target, MountFlags::BIND | has | flags, "");
+    remounted.map_err(|errno| Error::of_errno(what(), errno))
+}
+
+/// The flags of the topmost mount at a path.
+pub(crate) fn flags_at(mounts: &Mounts, path: &Path) -> MountFlags {
+    mounts.top(path).map_or(MountFlags::empty(), Options::of_mount)
 }
 
 /// Takes away all mounts at a path.

@@ -9,8 +9,8 @@ use sheave_core::printable;
 
 use crate::disk::Disk;
 use crate::error::{invalid, refused};
-use crate::mountinfo::{Mounts, Number};
-use crate::mounts::{bind, make_target, remove_target, resolve, unmount_all};
+use crate::mountinfo::{Mount, Mounts, Number};
+use crate::mounts::{add_flags, bind, flags_at, make_target, remove_target, resolve, unmount_all};
 use crate::options::Options;
 use crate::state::{Phase, StagedDevice, State, Target, fingerprint};
 use crate::{Access, Attach, Engine, Error, Kind, PublishRequest, Result, StageRequest};
@@ -43,12 +43,12 @@ impl Engine {
                 );
                 return Err(Error::new(Kind::Exists, why));
             }
-            (Some(known), There::Ours) if has_flags(&target, &options)? => {
+            (Some(known), There::Ours) => {
+                // An earlier call may have been ended before it had set them.
+                add_flags(&target, options.own_flags())?;
                 let is_known = known.arguments.is_some();
                 return if is_known { Ok(()) } else { self.remember(state, &target, arguments) };
             }
-            // An earlier call was ended between its steps.
-            (Some(_), There::Ours) => unmount_all(&target)?,
             (_, There::Nothing) => {}
             (_, There::Ours | There::Other) => {
                 let why = format!("{}: something is mounted there already", printable(&target));
@@ -113,7 +113,7 @@ impl Engine {
             access: request.access.clone(),
             may_format: false,
             attach,
-            force_unstage_after: None,
+            force_unstage_after: request.force_unstage_after,
         };
         self.adopt(&staged, &staged.state(staged.staging.clone(), options))
     }
@@ -178,17 +178,10 @@ impl Engine {
     /// Makes the place and shows the volume there. After an error it is as it was.
     fn show(&self, state: &State, disk: &Disk, target: &Path, options: &Options) -> Result<()> {
         let made = make_target(target, state.fs.is_some())?;
-        let shown = match state.fs.is_some() {
-            // No mount keeps a program from writing to a device. The orchestrator gives its
-            // programs the device for reading only (kubelet: by their control group).
-            false => bind(&disk.path, target, options.own_flags() & MountFlags::RDONLY),
-            true => {
-                let has = flags_at(&Mounts::read()?, &state.staging);
-                let wanted = options.own_flags();
-                let flags = if has.contains(wanted) { MountFlags::empty() } else { wanted | has };
-                bind(&state.staging, target, flags)
-            }
-        };
+        // No mount keeps a program from writing to a raw device. The orchestrator gives its
+        // programs the device for reading only (kubelet: by their control group).
+        let source = if state.fs.is_some() { &state.staging } else { &disk.path };
+        let shown = bind(source, target, options.own_flags());
         // What it was bound from may have been replaced since it was looked at.
         let shown = shown.and_then(|()| match what_is_at(target, disk)? {
             There::Ours => Ok(()),
@@ -244,7 +237,8 @@ impl Engine {
             },
         };
         let mounts = Mounts::read()?;
-        let is_mounted = mounts.at(target).iter().any(|mount| mount.was_of(&device));
+        let is_there = |mount: &&Mount| mount.was_of(&device) || mount.is_file(&device.path);
+        let is_mounted = mounts.at(target).iter().any(is_there);
         Ok(is_mounted || is_device(target, device.number))
     }
 
@@ -274,8 +268,8 @@ fn what_is_at(target: &Path, disk: &Disk) -> Result<There> {
 
 /// Whether a volume is at a path, also where something else was mounted over it since.
 fn is_below(mounts: &Mounts, target: &Path, disk: &Disk) -> bool {
-    let is_mounted = mounts.at(target).iter().any(|mount| mount.is_of(disk.number));
-    is_mounted || is_device(target, disk.number)
+    let is_there = |mount: &&Mount| mount.is_of(disk.number) || mount.is_file(&disk.path);
+    mounts.at(target).iter().any(is_there) || is_device(target, disk.number)
 }
 
 /// Whether a path is this device.
@@ -293,16 +287,6 @@ fn is_same(known: &Target, arguments: u32, options: &Options) -> Result<bool> {
     }
     let has = flags_at(&Mounts::read()?, &known.path);
     Ok(has.contains(MountFlags::RDONLY) == options.is_read_only())
-}
-
-/// Whether what is published is read-only, if it is to be.
-fn has_flags(target: &Path, options: &Options) -> Result<bool> {
-    let has = flags_at(&Mounts::read()?, target);
-    Ok(!options.is_read_only() || has.contains(MountFlags::RDONLY))
-}
-
-fn flags_at(mounts: &Mounts, path: &Path) -> MountFlags {
-    mounts.top(path).map_or(MountFlags::empty(), Options::of_mount)
 }
 
 fn arguments(request: &PublishRequest) -> u32 {

@@ -125,8 +125,10 @@ impl Engine {
         if before.epoch != wanted.epoch {
             // Published once more to this node: the device has to be that of the new epoch.
             self.volumes.attach(volume, &request.attach)?;
-            let mut again = before.clone();
-            again.epoch = wanted.epoch;
+        }
+        let mut again = before.clone();
+        (again.epoch, again.force_after_s) = (wanted.epoch, wanted.force_after_s);
+        if again != *before {
             self.states.save(&again)?;
         }
         Ok(true)

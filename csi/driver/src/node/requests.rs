@@ -69,6 +69,7 @@ pub(super) fn publish(request: NodePublishVolumeRequest) -> Result<PublishReques
         mode: capability.mode.as_str_name().to_owned(),
         access: capability.access,
         epoch: publication.epoch,
+        force_unstage_after: force_after(&request.volume_context)?,
     })
 }
 
