@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use sheave_core::{Error, ErrorKind, Result};
 use sheave_shard::Engine;
@@ -18,8 +18,33 @@ use crate::slot::lock;
 pub(crate) struct Ublk {
     /// A probe has succeeded.
     works: AtomicBool,
-    /// Held while a call probes.
-    probing: Mutex<()>,
+    probes: Probes,
+}
+
+/// Probes, of which many calls at once need one: it takes a process and a device, and may take
+/// until its deadline.
+#[derive(Default)]
+struct Probes {
+    /// Calls so far.
+    calls: AtomicU64,
+    /// Held while a call probes: how many calls had come when the last probe ended, and its answer.
+    last: Mutex<Option<(u64, Result<()>)>>,
+}
+
+impl Probes {
+    /// The answer of a probe that has ended since this call began.
+    fn answer(&self, probe: impl FnOnce() -> Result<()>) -> Result<()> {
+        let call = self.calls.fetch_add(1, Relaxed) + 1;
+        let mut last = lock(&self.last);
+        match &*last {
+            Some((calls, answer)) if call <= *calls => answer.clone(),
+            _ => {
+                let answer = probe();
+                *last = Some((self.calls.load(Relaxed), answer.clone()));
+                answer
+            }
+        }
+    }
 }
 
 impl Ublk {
@@ -38,12 +63,7 @@ impl Kernel for Ublk {
         if self.works() {
             return Ok(());
         }
-        // A probe takes a process and a device: many calls at once need one.
-        let _probing = lock(&self.probing);
-        if self.works() {
-            return Ok(());
-        }
-        probe_ublk().inspect(|()| self.works.store(true, Relaxed))
+        self.probes.answer(probe_ublk).inspect(|()| self.works.store(true, Relaxed))
     }
 
     fn attach(
@@ -92,5 +112,35 @@ impl Kernel for Ublk {
 
     fn name(&self, id: u32) -> String {
         Device::numbered(id).name()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn calls_that_wait_for_a_probe_have_its_answer() {
+        const CALLS: u64 = 20;
+        let probes = Probes::default();
+        let runs = AtomicU64::new(0);
+        let late = |probes: &Probes| {
+            runs.fetch_add(1, Relaxed);
+            while probes.calls.load(Relaxed) < CALLS {
+                thread::yield_now();
+            }
+            Err(Error::new(ErrorKind::TimedOut, "probe", "late"))
+        };
+        thread::scope(|scope| {
+            let call = || probes.answer(|| late(&probes)).unwrap_err().kind();
+            let calls = Vec::from_iter((0..CALLS).map(|_| scope.spawn(call)));
+            for call in calls {
+                assert_eq!(call.join().unwrap(), ErrorKind::TimedOut);
+            }
+        });
+        assert_eq!(runs.load(Relaxed), 1);
+        probes.answer(|| Ok(())).unwrap();
     }
 }
