@@ -121,12 +121,17 @@ pub(super) fn ls(args: LsArgs) -> Result<()> {
         table(&found)
     };
     output::to_stdout(text).context("ls")?;
-    let missing: Vec<_> =
-        troubles.iter().map(|(pool, why)| format!("pool {pool}: {why}")).collect();
+    let missing: Vec<_> = troubles.iter().map(|(pool, why)| of_pool(pool, why)).collect();
     match missing.is_empty() {
         true => Ok(()),
         false => Err(anyhow!("ls: volumes are missing in the list: {}", missing.join("; "))),
     }
+}
+
+/// What is wrong with a pool, which the message may name already.
+fn of_pool(pool: &str, why: &str) -> String {
+    let prefix = format!("pool {pool}: ");
+    if why.starts_with(&prefix) { why.to_owned() } else { prefix + why }
 }
 
 pub(super) fn delete(args: DeleteArgs) -> Result<()> {
@@ -230,4 +235,16 @@ fn table(volumes: &[api::Volume]) -> String {
         ]);
     }
     format!("{table}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_named_once() {
+        for why in ["pool fast: its storage hangs", "its storage hangs"] {
+            assert_eq!(of_pool("fast", why), "pool fast: its storage hangs");
+        }
+    }
 }
