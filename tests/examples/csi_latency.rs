@@ -1,20 +1,15 @@
 //! How long calls of the service Controller take with many volumes, and what memory an idle plugin
 //! has: `cargo run --release -p sheave-tests --example csi_latency`.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sheave_control::channel;
 use sheave_csi_proto::v1::controller_client::ControllerClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume};
-use sheave_csi_proto::v1::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest,
-    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest, VolumeCapability,
-};
+use sheave_csi_proto::v1::{ControllerGetVolumeRequest, GetCapacityRequest, ListVolumesRequest};
 use sheave_tests::co::{Answer, Call, Clients, resident_kib};
+use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{Plugin, PoolNode};
 use tokio::runtime::{Builder, Runtime};
 use tonic::Status;
@@ -48,13 +43,6 @@ impl Client {
     }
 }
 
-fn capability() -> VolumeCapability {
-    VolumeCapability {
-        access_type: Some(AccessType::Block(BlockVolume {})),
-        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-    }
-}
-
 #[expect(clippy::print_stdout, reason = "what it is for")]
 fn show(what: &str, mut times: Vec<Duration>) {
     times.sort();
@@ -77,67 +65,51 @@ fn main() {
         Clients::new(plugin.socket(), idle.socket())
     };
     let client = Client { runtime, clients };
-    let mut ids = Vec::new();
+    let capability = requests::block(Mode::SingleNodeWriter);
+    let mut volumes = Vec::new();
     let times = |each: &mut dyn FnMut(usize) -> Duration| (0..VOLUMES).map(each).collect();
     let made = times(&mut |index| {
-        let (answer, took) = client.time(Call::CreateVolume(CreateVolumeRequest {
-            name: format!("pvc-{index}"),
-            capacity_range: Some(CapacityRange { required_bytes: MIB, limit_bytes: 0 }),
-            volume_capabilities: vec![capability()],
-            parameters: HashMap::from([("pool".to_owned(), "fast".to_owned())]),
-            ..Default::default()
-        }));
+        let range = requests::at_least(MIB);
+        let name = format!("pvc-{index}");
+        let create = requests::create(&name, range, capability.clone(), &[("pool", "fast")]);
+        let (answer, took) = client.time(Call::CreateVolume(create));
         let Answer::Volume(volume) = answer else { panic!("{answer:?}") };
-        ids.push(volume.volume_id);
+        volumes.push(VolumeRequests::new(&volume.volume_id, &capability));
         took
     });
     show("create", made);
-    let id = |index: usize| ids[index].clone();
-    let publish = |index| {
-        client.time(Call::ControllerPublish(ControllerPublishVolumeRequest {
-            volume_id: id(index),
-            node_id: NODE.to_owned(),
-            volume_capability: Some(capability()),
-            ..Default::default()
-        }))
+    let publish = |index: usize| {
+        client.time(Call::ControllerPublish(volumes[index].controller_publish(NODE))).1
     };
-    show("publish", times(&mut |index| publish(index).1));
-    let expand = |index| {
-        client.time(Call::ControllerExpand(ControllerExpandVolumeRequest {
-            volume_id: id(index),
-            capacity_range: Some(CapacityRange { required_bytes: 2 * MIB, limit_bytes: 0 }),
-            ..Default::default()
-        }))
+    show("publish", times(&mut |index| publish(index)));
+    let expand = |index: usize| {
+        let range = requests::at_least(2 * MIB);
+        client.time(Call::ControllerExpand(volumes[index].controller_expand(range))).1
     };
-    show("expand", times(&mut |index| expand(index).1));
-    show_reads(&client, ControllerClient::new(client.channel(plugin.socket())), &ids);
+    show("expand", times(&mut |index| expand(index)));
+    show_reads(&client, ControllerClient::new(client.channel(plugin.socket())), &volumes);
     let list = |_| client.time(Call::ListVolumes(ListVolumesRequest::default())).1;
     show("list 1000", (0..100).map(list).collect());
-    let unpublish = |index| {
-        client.time(Call::ControllerUnpublish(ControllerUnpublishVolumeRequest {
-            volume_id: id(index),
-            node_id: NODE.to_owned(),
-            ..Default::default()
-        }))
+    let unpublish = |index: usize| {
+        let request = requests::controller_unpublish(&volumes[index].id, NODE);
+        client.time(Call::ControllerUnpublish(request)).1
     };
-    show("unpublish", times(&mut |index| unpublish(index).1));
-    let delete = |index| {
-        let request = DeleteVolumeRequest { volume_id: id(index), ..Default::default() };
-        client.time(Call::DeleteVolume(request))
-    };
-    show("delete", times(&mut |index| delete(index).1));
+    show("unpublish", times(&mut |index| unpublish(index)));
+    let delete =
+        |index: usize| client.time(Call::DeleteVolume(requests::delete(&volumes[index].id))).1;
+    show("delete", times(&mut |index| delete(index)));
     for (what, pid) in [("plugin", idle.pid()), ("daemon", daemon.pid())] {
         show_memory(what, resident_kib(pid));
     }
 }
 
-fn show_reads(client: &Client, controller: ControllerClient<Channel>, ids: &[String]) {
-    let get = |id: &String| {
-        let request = ControllerGetVolumeRequest { volume_id: id.clone() };
+fn show_reads(client: &Client, controller: ControllerClient<Channel>, volumes: &[VolumeRequests]) {
+    let get = |volume: &VolumeRequests| {
+        let request = ControllerGetVolumeRequest { volume_id: volume.id.clone() };
         let mut controller = controller.clone();
         client.time_of(async move { controller.controller_get_volume(request).await.map(drop) })
     };
-    show("get", ids.iter().map(get).collect());
+    show("get", volumes.iter().map(get).collect());
     let capacity = |_| {
         let mut controller = controller.clone();
         let request = GetCapacityRequest::default();
