@@ -199,8 +199,9 @@ impl Devices {
         let all = self.snapshot();
         // One that was ended by other means may have left its number to another program's device.
         let seen = all.iter().filter_map(|(_, slot)| {
+            let is_served = slot.is_served();
             let seen = lock(&slot.seen).clone();
-            seen.filter(|seen| self.has(&seen.record, !slot.needs_care()))
+            seen.filter(|seen| self.has(&seen.record, is_served))
         });
         seen.collect()
     }

@@ -284,7 +284,7 @@ fn boot_id() -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use sheave_core::{BlockSizes, Capabilities};
 
     use crate::Choice;
@@ -309,7 +309,7 @@ mod tests {
         serde_json::from_str(&json.replace(cut, "")).unwrap()
     }
 
-    fn record() -> Record {
+    pub(crate) fn record() -> Record {
         let info = info(Some("file 5"));
         let mut record =
             Record::new("/images/a.img", true, &info, 1 << 30, Front::Ublk, DeviceKey(0x1234));

@@ -134,6 +134,13 @@ impl Slot {
             Entry::Waiting { .. } => true,
         })
     }
+
+    /// Whether its device is served, also while a call holds it: one that serves a device again may
+    /// wait for its volume for long.
+    pub(crate) fn is_served(&self) -> bool {
+        let waits = lock(&self.seen).as_ref().is_none_or(|seen| seen.waiting.is_some());
+        !waits && !self.needs_care()
+    }
 }
 
 impl Deref for Held<'_> {
@@ -217,4 +224,21 @@ impl Attached {
 /// The data behind these locks is consistent between any two statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::records::tests::record;
+
+    use super::*;
+
+    #[test]
+    fn rule_28_a_device_that_waits_counts_as_not_served_while_a_call_holds_it() {
+        let slot = Slot::default();
+        let _held = slot.hold();
+        for waiting in [None, Some("its volume hangs".to_owned())] {
+            *lock(&slot.seen) = Some(Attached::new(&record(), waiting.clone()));
+            assert_eq!(slot.is_served(), waiting.is_none());
+        }
+    }
 }
