@@ -1,7 +1,9 @@
 //! Devices, in a guest with a kernel that has them (`tests/vm/run`).
 
-use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitStatus};
+use std::sync::{Mutex, PoisonError};
 
 use sheave_tests::{sheave, skip};
 
@@ -104,6 +106,30 @@ fn rule_30_rule_31_claims_outlive_plugin_and_daemon() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "how long it took, with --nocapture")]
+fn rule_34_claims_are_staged_again_after_a_loss_of_power() {
+    let shared = env::var("SHEAVE_VM_GUEST").ok();
+    let guest = shared.clone().unwrap_or_else(|| format!("test-{}", process::id()));
+    let volumes = format!("VOLUMES={}", env::var("VOLUMES").as_deref().unwrap_or("10"));
+    let run = |options: &[&str], env: &[&str]| {
+        kept_case("claims_many.sh", Some(&guest), options, &[env, &[&volumes]].concat())
+    };
+    let turn = turn();
+    let before = run(&[], &["PHASE=before", "CASE_GOES_ON=1"]);
+    let is_ready = before.as_ref().is_some_and(|(status, _)| status.success());
+    let after = is_ready.then(|| run(&["--reset"], &["PHASE=after"])).flatten();
+    drop(turn);
+    if shared.is_none() {
+        let stopped = Command::new(vm().join("run")).args(["--stop", &guest]).status();
+        assert!(stopped.expect("tests/vm/run runs").success());
+    }
+    for (status, said) in [before, after].into_iter().flatten() {
+        assert!(status.success(), "{status}\n{said}");
+        println!("{said}");
+    }
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };
@@ -131,21 +157,38 @@ fn case(name: &str) {
     }
 }
 
-/// Runs a case in the guest that all tests of this run share, if there is one: its status, and
-/// what it printed. `harness.sh` cleans up after it.
+/// No other case runs in a guest meanwhile.
+fn turn() -> impl Drop {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a case in the guest that all tests of this run share, if there is one.
 fn run_case(name: &str, env: &[&str]) -> Option<(ExitStatus, String)> {
-    let vm = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm");
+    let _turn = turn();
+    kept_case(name, env::var("SHEAVE_VM_GUEST").ok().as_deref(), &[], env)
+}
+
+/// Runs a case in the guest of this name, which goes on running, or in one of its own: its status,
+/// and what it printed. `harness.sh` cleans up after it.
+fn kept_case(
+    name: &str,
+    guest: Option<&str>,
+    options: &[&str],
+    env: &[&str],
+) -> Option<(ExitStatus, String)> {
+    let vm = vm();
     if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
         skip(name, "qemu-system-x86 is not installed");
         return None;
     }
     let cases = vm.join("cases");
     let mut run = Command::new(vm.join("run"));
-    run.env("SHEAVE_BIN", sheave());
-    if let Some(guest) = std::env::var_os("SHEAVE_VM_GUEST") {
-        run.arg("--keep").arg(guest);
+    run.env("SHEAVE_BIN", sheave()).args(options);
+    if let Some(guest) = guest {
+        run.args(["--keep", guest]);
     }
-    if let Some(kernel) = std::env::var_os("SHEAVE_VM_KERNEL") {
+    if let Some(kernel) = env::var_os("SHEAVE_VM_KERNEL") {
         run.arg("--kernel").arg(kernel);
     }
     run.arg("--timeout").arg(TIMEOUT_S.to_string());
@@ -161,4 +204,9 @@ fn run_case(name: &str, env: &[&str]) -> Option<(ExitStatus, String)> {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let said = format!("{}\n{}", text(&output.stdout), text(&output.stderr));
     Some((output.status, said))
+}
+
+/// What makes guests.
+fn vm() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("vm")
 }

@@ -3,7 +3,9 @@
 # it was doing, and cleans up. Ends with the status of the case, 124 when its time was over, or 125
 # when the guest is of no use to other cases: tests/vm/run ends it then.
 #
-#   [CASE_TIMEOUT_S=1800] harness.sh CASE
+#   [CASE_TIMEOUT_S=1800] [CASE_GOES_ON=1] harness.sh CASE
+#
+# With CASE_GOES_ON a case that passes leaves all as it is for the next one.
 set -uo pipefail
 
 case=$1
@@ -12,10 +14,12 @@ case_s=${CASE_TIMEOUT_S:-1800}
 clean_s=300
 # For a look at processes, which can hang as they do.
 explain_s=60
-known=/run/harness
+# On the disk, for a guest that boots again.
+known=/var/lib/harness
 groups=/sys/fs/cgroup
-# Of devices, and below the working directory, where pods of cases are.
-mounts="^/dev/(nbd|ublkb|loop|mapper|dm-)|^[^ ]* $PWD/"
+# Of devices, and below the working directory, where pods of cases are, or a directory that is not
+# lost in a reset.
+mounts="^/dev/(nbd|ublkb|loop|mapper|dm-)|^[^ ]* ($PWD|/var/lib/claims)/"
 
 # as_group NAME SECONDS COMMAND...: runs it in a control group of its own, with all that it starts.
 as_group() {
@@ -116,11 +120,17 @@ clean() {
 }
 
 modprobe -qa loop nbd ublk_drv
-[ -e $known ] || findings >$known
+if [ ! -e $known ]; then
+    findings >$known.new
+    sync $known.new
+    mv $known.new $known
+    sync ${known%/*}
+fi
 export CASE_TRACE=/run/case.trace
 as_group case "$case_s" bash "$case"
 status=$?
 [ $status != 124 ] || echo "$case: the time is over ($case_s s)" >&2
+[ $status != 0 ] || [ -z "${CASE_GOES_ON:-}" ] || exit 0
 if [ $status = 0 ] && ! soon_clean; then
     echo "$case leaves behind:" >&2
     findings | diff $known - >&2
