@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::flexvolume::node_name;
+use super::node_name;
 use crate::control_api::control_socket;
 use crate::log;
 use crate::process::{HangUp, Signals, runtime};

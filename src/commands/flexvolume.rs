@@ -1,9 +1,11 @@
 //! `sheave flexvolume`: one call of a FlexVolume driver.
 
+mod install;
+
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
@@ -17,16 +19,15 @@ use sheave_flexvolume::{Answer, Call, Driver, NotACall};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use super::{attach, flexvolume_install};
+use super::{attach, node_name};
+use crate::USAGE;
 use crate::process::runtime;
 use crate::state_dir::state_dir;
 
 /// The configuration, unless one is beside the installed driver.
 const CONFIG: &str = "/etc/sheave/flexvolume.toml";
 /// The name of one that is.
-pub(super) const CONFIG_BESIDE: &str = "flexvolume.toml";
-/// clap's exit code for wrong arguments.
-pub(super) const USAGE: u8 = 2;
+const CONFIG_BESIDE: &str = "flexvolume.toml";
 
 /// Mount volumes of pools for Kubernetes' FlexVolume, which calls this.
 #[derive(clap::Args)]
@@ -73,9 +74,8 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
-    if args.dir.is_none() && args.call.first().is_some_and(|call| call == flexvolume_install::NAME)
-    {
-        return flexvolume_install::run(&args.call[1..]);
+    if args.dir.is_none() && args.call.first().is_some_and(|call| call == install::NAME) {
+        return install::run(&args.call[1..]);
     }
     // Kubelet reads standard error, too, and a release build ends at once, so a panic is answered
     // here.
@@ -140,11 +140,4 @@ impl Config {
         }
         Ok(Self::default())
     }
-}
-
-/// The name that kubelet gives its node by default: that of the host, in lower case.
-pub(super) fn node_name() -> Result<String> {
-    let name = rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase();
-    let missing = || io::Error::other("the host has no name; set node in the configuration");
-    if name.is_empty() { Err(missing().into()) } else { Ok(name) }
 }

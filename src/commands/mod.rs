@@ -9,7 +9,6 @@ pub(crate) mod docker_plugin;
 pub(crate) mod doctor;
 pub(crate) mod exports;
 pub(crate) mod flexvolume;
-mod flexvolume_install;
 pub(crate) mod generate;
 pub(crate) mod serve;
 pub(crate) mod stats;
@@ -17,6 +16,7 @@ pub(crate) mod top;
 pub(crate) mod volume;
 
 use std::ffi::OsStr;
+use std::io;
 use std::process::ExitCode;
 
 use clap::builder::TypedValueParser;
@@ -30,6 +30,15 @@ use crate::cli::Command;
 pub(crate) const NO_PROC: &str = "\
     /proc is not mounted, so other programs that have a file open are not noticed, \
     unless they have locked it";
+
+/// The name of this node, as kubelet has it by default: the host's, in lower case.
+fn node_name() -> io::Result<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase();
+    match name.is_empty() {
+        true => Err(io::Error::other("the host has no name; configure the node's, or --node-id")),
+        false => Ok(name),
+    }
+}
 
 /// Parses an argument that names a volume: a URL, or a path with any bytes.
 fn volume_parser() -> VolumeParser<String> {

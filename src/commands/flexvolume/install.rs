@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use sheave_core::printable;
 
-use super::flexvolume::{CONFIG_BESIDE, USAGE};
+use super::CONFIG_BESIDE;
+use crate::USAGE;
 use crate::log;
 use crate::process::{HangUp, Signals, runtime};
 
@@ -117,6 +118,6 @@ fn parse_name(text: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     match text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(is_plain) {
         true => Ok(text.to_owned()),
-        false => Err("write letters, digits, - and .".to_owned()),
+        false => Err("write letters, digits, -, . and _".to_owned()),
     }
 }
