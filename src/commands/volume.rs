@@ -34,6 +34,8 @@ enum VolumeCommand {
     Ls(pool::LsArgs),
     /// Delete a volume of a pool, with its data
     Delete(pool::DeleteArgs),
+    /// Take a volume of a pool from a node that is gone
+    Unpublish(pool::UnpublishArgs),
     /// Make a volume longer, and its device if it is one, while it is used
     Resize(ResizeArgs),
     /// Change how much an attached volume may do per second, while it is used
@@ -100,6 +102,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         VolumeCommand::Info(args) => pool::info(args),
         VolumeCommand::Ls(args) => pool::ls(args),
         VolumeCommand::Delete(args) => pool::delete(args),
+        VolumeCommand::Unpublish(args) => pool::unpublish(args),
         VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Set(args) => set(args),
     }

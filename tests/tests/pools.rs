@@ -4,7 +4,10 @@
 use std::fs;
 use std::io::Write as _;
 
-use sheave_tests::{PoolNode, Run, Wire, in_namespace};
+use sheave_control::v1::AttachRequest;
+use sheave_control::{ControlClient, channel};
+use sheave_tests::{Daemon, FlexSpec, FlexVolume, PoolNode, Run, Wire, in_namespace};
+use tokio::runtime::Builder;
 
 const MIB: u64 = 1 << 20;
 
@@ -101,6 +104,45 @@ fn a_device_is_ended_by_the_id_that_it_was_attached_by_though_its_pool_was_renam
     node.node.check_bare(&daemon);
 }
 
+/// What the plugin of a node does with a volume that is published to it.
+fn attach_for(node: &str, daemon: &Daemon, volume: &str) {
+    let record = daemon.volume(volume);
+    let request = AttachRequest {
+        volume: record["id"].as_str().expect("an id").to_owned(),
+        epoch: record["publications"][0]["epoch"].as_u64(),
+        node: node.to_owned(),
+        ..AttachRequest::default()
+    };
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        ControlClient::new(channel(&daemon.socket())).attach(request).await.expect("attached");
+    });
+}
+
+/// No program of that node will end its use.
+#[test]
+fn a_volume_is_taken_from_a_node_that_is_gone_but_not_from_a_device() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    daemon.sheave("volume create fast/a").ok();
+    let flex = FlexVolume::install(node.node.kernel.scratch().path(), "attach = true\n");
+    let spec = FlexSpec::new("pv1", "fast/a");
+    let unpublish = |node: &str| daemon.sheave("volume unpublish fast/a --node").arg(node);
+    unpublish("gone").output().check_refused("is not published to node gone");
+    flex.attach(&spec, "gone").expect("attached");
+    let refused = flex.attach(&spec, "n1").expect_err("another node has it");
+    assert!(refused.contains("is published to node gone"), "{refused}");
+    daemon.sheave("volume delete fast/a").output().check_refused("published to");
+    unpublish("n1").output().check_refused("is not published to node n1");
+    unpublish("gone").ok();
+    flex.attach(&spec, "n1").expect("attached");
+    attach_for("n1", &daemon, "fast/a");
+    unpublish("n1").output().check_refused("detach it first");
+    daemon.sheave("detach fast/a").ok();
+    unpublish("n1").ok();
+    daemon.sheave("volume delete fast/a").ok();
+}
+
 #[test]
 fn a_pool_that_is_full_absent_or_unknown_says_so() {
     let node = PoolNode::new();
@@ -175,7 +217,7 @@ fn a_pool_that_is_not_mounted_is_no_empty_pool_and_holds_up_no_others() {
     let [dir, aside] = ["fast", "aside"].map(|name| node.node.file(name));
     fs::rename(&dir, &aside).expect("renamed");
     fs::create_dir(&dir).expect("a directory");
-    let check = |daemon: &sheave_tests::Daemon| {
+    let check = |daemon: &Daemon| {
         daemon.sheave("volume create fast/a").output().check_refused("is it mounted?");
         let listed = daemon.sheave("volume ls").output();
         let listing = listed.stdout.clone();

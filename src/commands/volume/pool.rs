@@ -63,6 +63,21 @@ pub(super) struct DeleteArgs {
     volume: String,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave volume unpublish shared/db --node worker-1
+
+For a node that does not end its use itself: it is gone, or was renamed. While the volume is open or
+a device, this is refused. What Kubernetes has attached by CSI, Kubernetes detaches.")]
+pub(super) struct UnpublishArgs {
+    /// POOL/NAME or POOL/UUID
+    volume: String,
+    /// The node, as in `sheave volume info`
+    #[arg(long)]
+    node: String,
+}
+
 pub(super) fn create(args: CreateArgs) -> Result<()> {
     let CreateArgs { volume, size, limit_bps, limit_iops } = args;
     let wrong = || anyhow!("create: {}: write POOL/NAME", printable(&volume));
@@ -140,6 +155,19 @@ pub(super) fn delete(args: DeleteArgs) -> Result<()> {
         call(volumes().await?.delete_volume(api::DeleteVolumeRequest { id })).await
     })?;
     Ok(())
+}
+
+pub(super) fn unpublish(args: UnpublishArgs) -> Result<()> {
+    let UnpublishArgs { volume, node } = args;
+    runtime()?.block_on(async {
+        let found = find(&volume).await?;
+        if found.publications.iter().all(|has| has.node != node) {
+            let (volume, node) = (printable(&volume), printable(&node));
+            return Err(anyhow!("unpublish: {volume}: it is not published to node {node}"));
+        }
+        let request = api::UnpublishVolumeRequest { id: found.id, node };
+        call(volumes().await?.unpublish_volume(request)).await.map(drop)
+    })
 }
 
 /// Makes a volume longer, and its device; its size in bytes then.
