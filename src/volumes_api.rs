@@ -396,17 +396,20 @@ impl Volumes for VolumesService {
         &self,
         request: Request<api::UnpublishVolumeRequest>,
     ) -> Result<Response<api::UnpublishVolumeResponse>, Status> {
-        let api::UnpublishVolumeRequest { id, node } = request.into_inner();
+        let api::UnpublishVolumeRequest { id, node, claim } = request.into_inner();
         let devices = self.devices.clone();
         let unpublish = move |pools: &Pools, id: VolumeId| {
             if pools.pool(&id.pool)?.info().exclusion != Exclusion::Recorded {
                 return Ok(());
             }
             let of = pools.by_id(&id)?;
-            let is_meant = |has: &Publication| node.is_empty() || has.node == node;
             let publications = &of.found.record.publications;
-            let ends = publications.iter().any(is_meant);
-            let is_left = |has: &Publication| !is_meant(has) && has.read_only;
+            let is_of_node = |has: &Publication| node.is_empty() || has.node == node;
+            let has_claim =
+                |has: &Publication| claim.as_ref().is_none_or(|claim| has.claim == *claim);
+            let is_meant = |has: &&Publication| is_of_node(has) && has_claim(has);
+            let ends = publications.iter().any(|has| is_meant(&has));
+            let is_left = |has: &Publication| !is_meant(&has) && has.read_only;
             // With several readers, the device here may be that of another node's publication.
             let is_own = |device: Attached| device.pool.is_some_and(|pool| pool.node == node);
             if let Some(devices) = &devices
@@ -416,8 +419,14 @@ impl Volumes for VolumesService {
             {
                 check_no_device(devices, &of, "unpublish")?;
             }
-            let only = (!node.is_empty()).then_some(node.as_str());
-            of.pool.unpublish(id.uuid, only, devices.is_none())?;
+            // Also if nothing ends: what a call before has ended may not be on stable storage.
+            let nodes = match publications.iter().any(|has| is_of_node(has) && !has_claim(has)) {
+                false => vec![(!node.is_empty()).then_some(node.as_str())],
+                true => publications.iter().filter(is_meant).map(|has| Some(&*has.node)).collect(),
+            };
+            for node in nodes {
+                of.pool.unpublish(id.uuid, node, devices.is_none())?;
+            }
             if ends {
                 tracing::info!(%id, node = %printable(&node), "unpublished");
             }

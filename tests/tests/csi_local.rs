@@ -16,7 +16,8 @@ use sheave_csi_proto::v1::*;
 use sheave_node::Fs;
 use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{
-    Daemon, Plugin, PoolNode, Run, eventually, has_fs, sheave, skip, unmount_below,
+    Daemon, FlexSpec, FlexVolume, Plugin, PoolNode, Run, eventually, has_fs, sheave, skip,
+    unmount_below,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -262,6 +263,30 @@ fn a_publication_that_was_left_behind_is_in_the_way_of_nothing() {
 }
 
 /// kubelet does not unstage after an answer that is final, and an operator has to look.
+/// Its device is made when a pod uses it, so none says yet that it is in use.
+#[test]
+fn rule_06_rule_43_what_flexvolume_has_published_is_neither_taken_nor_deleted() {
+    let test = "rule_06_rule_43_what_flexvolume_has_published_is_neither_taken_nor_deleted";
+    on_devices(test, || {
+        let site = Site::new();
+        let id = site.create();
+        let flex = FlexVolume::install(&site.path(""), "attach = true\n");
+        let spec = FlexSpec::new("pv1", &id);
+        let device = flex.attach(&spec, NODE).expect("attached");
+        for mode in [Mode::SingleNodeMultiWriter, Mode::SingleNodeWriter] {
+            let status = site.stage(&id, mode).expect_err("it is published");
+            assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+            assert!(status.message().contains("for pv1"), "{status}");
+            site.unstage(&id).expect("nothing is staged");
+        }
+        let status = site.delete(&id).expect_err("it is published");
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+        assert_eq!(flex.attach(&spec, NODE), Ok(device), "the same publication");
+        flex.detach(&spec, NODE).expect("detached");
+        site.delete(&id).expect("deleted");
+    });
+}
+
 #[test]
 fn a_volume_that_cannot_be_staged_is_free_for_the_operator() {
     on_devices("a_volume_that_cannot_be_staged_is_free_for_the_operator", || {

@@ -71,7 +71,7 @@ fn is_refused(site: &Site, volume: &Volume) {
         ask!(
             site,
             unpublish_volume,
-            control::UnpublishVolumeRequest { id: id(), node: String::new() }
+            control::UnpublishVolumeRequest { id: id(), ..Default::default() }
         ),
         ask!(site, resize_volume, control::ResizeVolumeRequest { id: id(), ..Default::default() }),
         ask!(site, set_volume, control::SetVolumeRequest { id: id(), ..Default::default() }),

@@ -151,7 +151,7 @@ impl Daemon {
     ) -> Result<u64> {
         let mut all = volume.publications.iter();
         if all.any(|has| is_of(has, node, claim) && has.read_only != read_only) {
-            self.unpublish(&volume.id, node)?;
+            self.unpublish_here(&volume.id, node, claim)?;
         }
         self.publish(volume, node, read_only, claim)
     }
@@ -161,13 +161,8 @@ impl Daemon {
     /// # Errors
     /// As for [`Self::unpublish`].
     pub fn unpublish_here(&self, id: &str, node: &str, claim: &str) -> Result<()> {
-        match self.volume(id) {
-            Ok(volume) if volume.publications.iter().any(|has| is_of(has, node, claim)) => {
-                self.unpublish(id, node)
-            }
-            Err(error) if error.kind() != Kind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        let (id, node, claim) = (id.to_owned(), node.to_owned(), Some(claim.to_owned()));
+        self.end(UnpublishVolumeRequest { id, node, claim })
     }
 
     /// The name of the only pool.
@@ -204,8 +199,12 @@ impl Daemon {
     /// # Errors
     /// [`Kind::Refused`] while the volume is a device of that node.
     pub fn unpublish(&self, id: &str, node: &str) -> Result<()> {
-        let request = UnpublishVolumeRequest { id: id.to_owned(), node: node.to_owned() };
-        self.wait(CALL_TIMEOUT, self.volumes().unpublish_volume(request)).map(drop)
+        let (id, node) = (id.to_owned(), node.to_owned());
+        self.end(UnpublishVolumeRequest { id, node, claim: None })
+    }
+
+    fn end(&self, publication: UnpublishVolumeRequest) -> Result<()> {
+        self.wait(CALL_TIMEOUT, self.volumes().unpublish_volume(publication)).map(drop)
     }
 
     /// The ids of volumes that are published to a node by this claim.

@@ -201,7 +201,9 @@ impl Controller for ControllerService {
             node => checks::check_node_id(node)?.to_owned(),
         };
         checks::map("secrets", &request.secrets)?;
-        let unpublish = api::UnpublishVolumeRequest { id, node };
+        // That of FlexVolume or Docker is theirs to end.
+        let claim = Some(String::new());
+        let unpublish = api::UnpublishVolumeRequest { id, node, claim };
         call(self.volumes().unpublish_volume(unpublish)).await?;
         Ok(Response::new(csi::ControllerUnpublishVolumeResponse {}))
     }

@@ -39,13 +39,15 @@ impl Plugin {
         }
     }
 
-    /// Ends the publication to this node. Done if there is none.
+    /// Ends the publication to this node. Done if there is none; that of FlexVolume or Docker is
+    /// left.
     ///
     /// # Errors
     /// FAILED_PRECONDITION while the volume is a device of this node.
     pub(crate) async fn unpublish_here(&self, id: &str) -> Result<(), Status> {
         let node = self.node_id.clone().unwrap_or_default();
-        let unpublish = api::UnpublishVolumeRequest { id: id.to_owned(), node };
+        let (id, claim) = (id.to_owned(), Some(String::new()));
+        let unpublish = api::UnpublishVolumeRequest { id, node, claim };
         call(self.volumes.clone().unpublish_volume(unpublish)).await.map(drop)
     }
 

@@ -165,7 +165,7 @@ pub(super) fn unpublish(args: UnpublishArgs) -> Result<()> {
             let (volume, node) = (printable(&volume), printable(&node));
             return Err(anyhow!("unpublish: {volume}: it is not published to node {node}"));
         }
-        let request = api::UnpublishVolumeRequest { id: found.id, node };
+        let request = api::UnpublishVolumeRequest { id: found.id, node, claim: None };
         call(volumes().await?.unpublish_volume(request)).await.map(drop)
     })
 }

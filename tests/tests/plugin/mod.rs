@@ -174,7 +174,7 @@ impl Site {
 
     pub(crate) fn unpublish_from_node(&self, volume: &Volume) {
         let request =
-            control::UnpublishVolumeRequest { id: volume.id.clone(), node: String::new() };
+            control::UnpublishVolumeRequest { id: volume.id.clone(), ..Default::default() };
         let mut volumes = self.volumes.clone();
         let ended = self.wait(async { volumes.unpublish_volume(request).await });
         ended.expect("unpublished");
