@@ -48,7 +48,8 @@ impl Client {
     }
 
     fn unpublish(&self, id: &str) -> Result<(), Status> {
-        let request = UnpublishVolumeRequest { id: id.to_owned(), node: "n1".to_owned() };
+        let (id, node) = (id.to_owned(), "n1".to_owned());
+        let request = UnpublishVolumeRequest { id, node, ..UnpublishVolumeRequest::default() };
         self.runtime.block_on(self.volumes.clone().unpublish_volume(request)).map(drop)
     }
 }
