@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -77,6 +79,28 @@ impl PoolNode {
         let daemon = self.node.start(&["daemon", "--config", config.to_str().expect("UTF-8")]);
         daemon.wait_for_log(" ready ");
         daemon
+    }
+
+    /// Takes a step. The daemon is killed so long after it has begun, and started again; never if
+    /// there is no time.
+    ///
+    /// # Panics
+    /// When the step does.
+    pub fn beside_kill(
+        &self,
+        daemon: &mut Daemon,
+        after: Option<Duration>,
+        step: impl FnOnce() + Send,
+    ) {
+        thread::scope(|scope| {
+            let step = scope.spawn(step);
+            if let Some(after) = after {
+                thread::sleep(after);
+                daemon.kill();
+                *daemon = self.daemon();
+            }
+            step.join().expect("the step ends");
+        });
     }
 
     /// The files of a pool, without those about the pool itself.

@@ -112,6 +112,7 @@ impl Site {
             may_format: true,
             attach: Attach { epoch: Some(1), ..Attach::default() },
             force_unstage_after: None,
+            user: "csi",
         }
     }
 

@@ -8,10 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sheave_node::Fs;
 use sheave_tests::{
-    Certificates, Daemon, DockerPlugin, PoolNode, Run, Scratch, eventually, has_fs, have,
-    in_namespace, sheave, skip, unmount_below,
+    Certificates, Daemon, DockerPlugin, PoolNode, Run, Scratch, eventually, have, on_devices,
+    sheave, skip, unmount_below,
 };
 
 const FAST: (&str, &str) = ("pool", "fast");
@@ -65,16 +64,6 @@ impl Drop for Site {
     fn drop(&mut self) {
         unmount_below(self.dir());
     }
-}
-
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if !have("nbdfuse") {
-        return skip(test, "nbdfuse (libnbd-bin) is not installed");
-    }
-    if !has_fs(Fs::Ext4) {
-        return skip(test, "this system neither makes nor mounts ext4");
-    }
-    in_namespace(test, body);
 }
 
 #[track_caller]
@@ -146,6 +135,7 @@ fn a_volume_that_exists_is_adopted_and_kept() {
         site.daemon.sheave("volume create fast/db --size 32M").ok();
         let plugin = &site.plugin;
         refused(plugin.create("db", &[FAST, ("size", "64M")]), "make it longer first");
+        refused(plugin.create("db", &[FAST, ("limit-iops", "500")]), "has its own limits");
         plugin.create("db", &[FAST, ("mkfs", "false")]).expect("adopted");
         refused(plugin.mount("db", "c1"), "never formatted");
         site.check_unmounted();
@@ -217,19 +207,21 @@ fn rule_35_calls_in_any_order_leave_nothing_when_the_plugin_is_killed() {
                     Run::new("kill").args(&format!("-KILL {pid}")).output()
                 })
             });
-            match choose(7) {
-                0 => drop(site.plugin.create(name, &[FAST, ("size", "32M")])),
+            let daemon_lives_for = (choose(10) == 0).then(|| Duration::from_millis(choose(60)));
+            let (plugin, call) = (&site.plugin, choose(7));
+            let step = || match call {
+                0 => drop(plugin.create(name, &[FAST, ("size", "32M")])),
                 1 => {
-                    let is_removed = site.plugin.remove(name).is_ok();
+                    let is_removed = plugin.remove(name).is_ok();
                     let is_used = running.iter().any(|(of, _)| *of == name);
                     assert!(!is_removed || !is_used, "{name} was removed in use");
                 }
                 2..4 => {
                     running.remove(&(name, id));
-                    drop(site.plugin.unmount(name, id));
+                    drop(plugin.unmount(name, id));
                 }
                 _ => {
-                    if let Ok(at) = site.plugin.mount(name, id) {
+                    if let Ok(at) = plugin.mount(name, id) {
                         let file = at.join(id);
                         if !running.insert((name, id)) {
                             assert_eq!(fs::read_to_string(&file).expect("the file"), id);
@@ -237,7 +229,8 @@ fn rule_35_calls_in_any_order_leave_nothing_when_the_plugin_is_killed() {
                         fs::write(file, id).expect("written");
                     }
                 }
-            }
+            };
+            site.node.beside_kill(&mut site.daemon, daemon_lives_for, step);
             if let Some(killer) = killer {
                 killer.join().expect("the killer ends");
                 site.plugin.restart();
@@ -316,12 +309,87 @@ fn with_a_global_scope_a_volume_is_on_one_node_at_a_time() {
 fn the_files_for_docker_are_good() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/docker");
     let text = |name: &str| fs::read_to_string(dir.join(name)).expect("a file");
+    let config: Value = serde_json::from_str(&text("config.json")).expect("JSON");
+    assert_eq!(config["interface"]["types"], json!(["docker.volumedriver/1.0"]));
+    let entry: Vec<_> = config["entrypoint"].as_array().expect("a list").iter().collect();
+    assert_eq!(entry[0], "/usr/bin/sheave");
+    let run =
+        entry[1..].iter().fold(Run::new(sheave()), |run, arg| run.arg(arg.as_str().expect("text")));
+    assert!(run.arg("--help").ok().contains("docker-plugin"), "{entry:?}");
+    // Mount points lie below what Docker propagates, and the socket is where Docker looks.
+    assert!(entry.contains(&&config["propagatedMount"]), "{entry:?}");
     let socket = "/run/docker/plugins/sheave.sock";
+    assert_eq!(config["interface"]["socket"], "sheave.sock");
     assert_eq!(text("sheave.spec").trim_end(), format!("unix://{socket}"));
     let unit = fs::read_to_string(dir.join("../systemd/sheave-docker.socket")).expect("a unit");
     assert!(unit.contains(&format!("ListenStream={socket}\n")), "{unit}");
     let of_tls: Value = serde_json::from_str(&text("sheave.json")).expect("JSON");
     assert_eq!(of_tls["TLSConfig"]["InsecureSkipVerify"], false);
+}
+
+#[test]
+fn a_damaged_state_keeps_no_other_volume_from_being_served() {
+    on_devices("a_damaged_state_keeps_no_other_volume_from_being_served", || {
+        let mut site = Site::new();
+        for name in ["a", "b"] {
+            site.plugin.create(name, &[FAST, ("size", "32M")]).expect("created");
+        }
+        site.plugin.mount("a", "c1").expect("mounted");
+        let id = site.daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
+        let state = site.dir().join("node").join(format!("{}.json", id.replace('/', "%2f")));
+        let text = fs::read(&state).expect("a state");
+        fs::write(&state, "{").expect("written");
+        site.plugin.restart();
+        site.plugin.mount("b", "c2").expect("mounted");
+        site.plugin.unmount("b", "c2").expect("unmounted");
+        assert_eq!(site.plugin.get("a").expect("a volume")["Status"]["references"], 1);
+        fs::write(&state, text).expect("written");
+        site.plugin.unmount("a", "c1").expect("unmounted");
+        site.check_unmounted();
+    });
+}
+
+/// The process that calls ends with its call, as a dockerd that is killed.
+#[test]
+fn references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume() {
+    let test = "references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume";
+    if !have("curl") {
+        return skip(test, "no curl");
+    }
+    on_devices(test, || {
+        let mut site = Site::new();
+        site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
+        let mount = |site: &Site, id: &str| -> PathBuf {
+            let call = json!({ "Name": "db", "ID": id }).to_string();
+            let curl = Run::new("curl").args("--silent --fail --max-time 120 --unix-socket");
+            let curl = curl.arg(site.dir().join("sheave.sock")).arg("--data").arg(call);
+            let answer = curl.arg("http://plugin/VolumeDriver.Mount").ok();
+            let answer: Value = serde_json::from_str(&answer).expect("JSON");
+            answer["Mountpoint"].as_str().expect("a path").into()
+        };
+        let at = mount(&site, "c1");
+        // A container that goes on without Docker.
+        let container = site.dir().join("container");
+        fs::create_dir(&container).expect("a directory");
+        Run::new("mount").args("--bind").arg(&at).arg(&container).ok();
+        site.plugin.restart();
+        refused(site.plugin.remove("db"), "in use by 1 containers");
+        fs::write(container.join("file"), "data").expect("written");
+        Run::new("umount").arg(&container).ok();
+        // It looks at once.
+        site.plugin.restart();
+        assert!(eventually(|| site.mounts().is_empty()), "{}", site.plugin.log());
+        assert!(eventually(|| site.publications("fast/db") == 0), "{}", site.plugin.log());
+        site.check_unmounted();
+        let at = site.plugin.mount("db", "c2").expect("mounted");
+        assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+        site.plugin.restart();
+        refused(site.plugin.remove("db"), "in use by 1 containers");
+        site.plugin.unmount("db", "c2").expect("unmounted");
+        mount(&site, "c3");
+        site.plugin.remove("db").expect("no container has it");
+        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
 }
 
 #[test]

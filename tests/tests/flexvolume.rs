@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use sheave_node::Fs;
 use sheave_tests::{
-    Daemon, FlexSpec, FlexVolume, PoolNode, Run, eventually, has_fs, have, in_namespace, sheave,
-    skip, unmount_below,
+    Daemon, FlexSpec, FlexVolume, PoolNode, Run, eventually, on_devices, sheave, unmount_below,
 };
 
 const NODE: &str = "n1";
@@ -52,7 +50,7 @@ impl Site {
         assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
         assert_eq!(self.publications(), 0);
         for dir in ["node", "flexvolume"] {
-            let left: Vec<_> = fs::read_dir(self.dir().join(dir)).expect("a directory").collect();
+            let left: Vec<_> = fs::read_dir(self.dir().join(dir)).into_iter().flatten().collect();
             assert!(left.is_empty(), "{dir}: {left:?}");
         }
     }
@@ -72,16 +70,6 @@ impl Drop for Site {
     fn drop(&mut self) {
         unmount_below(self.dir());
     }
-}
-
-fn on_devices(test: &str, body: impl FnOnce()) {
-    if !have("nbdfuse") {
-        return skip(test, "nbdfuse (libnbd-bin) is not installed");
-    }
-    if !has_fs(Fs::Ext4) {
-        return skip(test, "this system neither makes nor mounts ext4");
-    }
-    in_namespace(test, body);
 }
 
 #[track_caller]
@@ -219,6 +207,11 @@ fn what_is_not_this_drivers_is_left_as_it_is() {
         flex.tear_down("a", &spec).expect("unmounted");
         flex.unmount_device(&spec).expect("unmounted");
         flex.detach(&spec, NODE).expect("detached");
+        let device = flex.attach(&spec, "n2").expect("attached");
+        refused(flex.mount_device(&spec, &device), "attached to node n2, and this is n1");
+        flex.detach(&spec, "n2").expect("detached");
+        let unnamed = FlexSpec { name: String::new(), ..spec };
+        refused(flex.attach(&unnamed, NODE), "have no kubernetes.io/pvOrVolumeName");
         site.check_bare();
     });
 }
@@ -240,8 +233,8 @@ fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
     });
 }
 
-/// Of any calls, in any order, some of them killed: nothing is left in the end, and a pod that has
-/// its volume has its data. `SHEAVE_CALLS` is how many.
+/// Of any calls, in any order, some of them killed, and the daemon, too: nothing is left in the
+/// end, and a pod that has its volume has its data. `SHEAVE_CALLS` is how many.
 #[test]
 fn rule_35_calls_in_any_order_leave_nothing_when_some_are_killed() {
     on_devices("rule_35_calls_in_any_order_leave_nothing_when_some_are_killed", || {
@@ -256,41 +249,35 @@ fn rule_35_calls_in_any_order_leave_nothing_when_some_are_killed() {
             random ^= random << 17;
             random % most
         };
-        let mut running = BTreeSet::new();
-        let mut killed = 0;
+        let (mut written, mut killed) = (BTreeSet::new(), 0);
         for _ in 0..count {
-            let (pod, which) = (["p", "q"][choose(2) as usize], choose(2) as usize);
+            let (pod, which, call) =
+                (["p", "q"][choose(2) as usize], choose(2) as usize, choose(4));
             let spec = &specs[which];
             let is_killed = choose(3) == 0;
             let after = Duration::from_millis(1 + choose(120));
             site.flex.killed_after = is_killed.then_some(after);
-            let dir = site.flex.pod_dir(pod, spec);
-            match choose(4) {
-                0 => {
-                    if site.flex.set_up(pod, spec).is_ok() {
-                        let file = dir.join(pod);
-                        if !running.insert((pod, which)) {
-                            assert_eq!(fs::read_to_string(&file).expect("the file"), pod);
-                        }
-                        fs::write(file, pod).expect("written");
-                    } else {
-                        killed += u32::from(is_killed);
+            let daemon_lives_for = (choose(10) == 0).then(|| Duration::from_millis(choose(120)));
+            let flex = &site.flex;
+            let dir = flex.pod_dir(pod, spec);
+            let step = || match call {
+                0 if flex.set_up(pod, spec).is_ok() => {
+                    let file = dir.join(pod);
+                    if !written.insert((pod, which)) {
+                        assert_eq!(fs::read_to_string(&file).expect("the file"), pod);
                     }
+                    fs::write(file, pod).expect("written");
                 }
-                1 => {
-                    running.remove(&(pod, which));
-                    let _ = site.flex.tear_down(pod, spec);
-                }
+                0 => killed += u32::from(is_killed),
+                1 => drop(flex.tear_down(pod, spec)),
                 2 => {
                     let _ = fs::create_dir_all(&dir);
                     let args = ["mount", dir.to_str().expect("UTF-8"), &spec.json(&[])];
-                    let _ = site.flex.call(&args);
+                    let _ = flex.call(&args);
                 }
-                _ => {
-                    running.remove(&(pod, which));
-                    let _ = site.flex.call(&["unmount", dir.to_str().expect("UTF-8")]);
-                }
-            }
+                _ => drop(flex.call(&["unmount", dir.to_str().expect("UTF-8")])),
+            };
+            site.node.beside_kill(&mut site.daemon, daemon_lives_for, step);
         }
         assert!(killed > 0 || count < 40, "no call was killed");
         site.flex.killed_after = None;

@@ -311,6 +311,21 @@ fn rule_29_unstaging_goes_on_where_it_has_failed() {
 }
 
 #[test]
+fn a_node_gives_back_what_its_user_has_staged_and_published_nowhere() {
+    in_namespace("a_node_gives_back_what_its_user_has_staged_and_published_nowhere", || {
+        let (site, node) = staged(Some(Fs::Ext4));
+        assert!(node.is_giving_back("csi").expect("states"));
+        assert!(!node.is_giving_back("other").expect("states"), "it is that of another");
+        node.publish(site.publish_request("a", Some(Fs::Ext4))).expect("published");
+        assert!(!node.is_giving_back("csi").expect("states"));
+        node.unpublish("v", &site.target("a")).expect("unpublished");
+        assert!(node.is_giving_back("csi").expect("states"));
+        node.unstage("v", &site.staging()).expect("unstaged");
+        assert!(!node.is_giving_back("csi").expect("states"));
+    });
+}
+
+#[test]
 fn rule_35_cycles_leave_everything_as_it_was() {
     let test = "rule_35_cycles_leave_everything_as_it_was";
     const CYCLES: usize = 100;

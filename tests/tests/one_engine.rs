@@ -8,11 +8,10 @@ use std::thread;
 use rustix::fs::{FlockOperation, flock};
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
-use sheave_node::Fs;
 use sheave_tests::requests::{VolumeRequests, filesystem, node_unpublish, node_unstage};
 use sheave_tests::{
-    Daemon, DockerPlugin, FlexSpec, FlexVolume, Plugin, PoolNode, eventually, has_fs, have,
-    in_namespace, skip, unmount_below,
+    Daemon, DockerPlugin, FlexSpec, FlexVolume, Plugin, PoolNode, eventually, on_devices,
+    unmount_below,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -89,10 +88,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
 #[test]
 fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
     let test = "rule_43_a_volume_moves_between_csi_flexvolume_and_docker";
-    if !have("nbdfuse") || !has_fs(Fs::Ext4) {
-        return skip(test, "nbdfuse (libnbd-bin) or ext4 is missing");
-    }
-    in_namespace(test, || {
+    on_devices(test, || {
         let site = Site::new();
         let (docker, flex) = (&site.docker, &site.flex);
         let spec = FlexSpec::new("data", "fast/db");
@@ -106,8 +102,11 @@ fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
         };
         for round in 0..2 {
             let at = docker.mount("db", "c1").expect("mounted");
-            assert_eq!(line(&at, "docker"), round * 3 + 1);
+            assert_eq!(line(&at, "docker"), round * 4 + 1);
             refused(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
+            for call in ["unmount", "unmountdevice"] {
+                refused(flex.call(&[call, at.to_str().expect("UTF-8")]), "docker has volume");
+            }
             let status = site.csi_mount(&id).expect_err("it is in use");
             assert_eq!(status.code(), Code::AlreadyExists, "{status}");
             docker.unmount("db", "c1").expect("unmounted");
@@ -124,42 +123,52 @@ fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
                 !is_going_on(&mounted)
             }));
             let at = mounted.expect("mounted");
-            assert_eq!(line(&at, "csi"), round * 3 + 2);
+            assert_eq!(line(&at, "csi"), round * 4 + 2);
             refused(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
             refused(docker.mount("db", "c1"), "in another way");
+            for (call, dir) in [("unmount", "pods/a"), ("unmountdevice", "stage")] {
+                let dir = site.dir().join(dir);
+                refused(flex.call(&[call, dir.to_str().expect("UTF-8")]), "csi has volume");
+            }
+            assert_eq!(line(&at, "csi"), round * 4 + 3);
             site.csi_unmount(&id);
 
             let at = flex.set_up("a", &spec).expect("mounted");
-            assert_eq!(line(&at, "flexvolume"), round * 3 + 3);
+            assert_eq!(line(&at, "flexvolume"), round * 4 + 4);
             refused(docker.mount("db", "c1"), "in another way");
             let status = site.csi_mount(&id).expect_err("it is in use");
             assert_eq!(status.code(), Code::AlreadyExists, "{status}");
             refused(docker.remove("db"), "detach it first");
             flex.tear_down("a", &spec).expect("unmounted");
         }
-        // One lock: that of the test stands for a mkfs that another of the three has started.
-        let path = site.dir().join("node").join(format!("{}.lock", id.replace('/', "%2f")));
-        let lock = || {
-            let open = OpenOptions::new().create(true).append(true).open(&path).expect("a file");
-            flock(&open, FlockOperation::NonBlockingLockExclusive).expect("a free lock");
-            open
-        };
-        let open = lock();
-        refused(flex.set_up("a", &spec), "another process works on it");
-        let status = site.csi_mount(&id).expect_err("it is locked");
-        assert_eq!(status.code(), Code::Aborted, "{status}");
-        drop(open);
-        // kubelet has what it has begun undone.
-        site.csi_unmount(&id);
-        // Docker does not ask again, so its plugin waits.
-        let open = lock();
-        thread::scope(|scope| {
-            let mounting = scope.spawn(|| docker.mount("db", "c1"));
-            drop(open);
-            mounting.join().expect("it ends").expect("mounted");
-        });
-        docker.unmount("db", "c1").expect("unmounted");
+        check_lock(&site, &spec, &id);
         docker.remove("db").expect("removed");
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
     });
+}
+
+/// One lock: that of the test stands for a mkfs that another of the three has started.
+fn check_lock(site: &Site, spec: &FlexSpec, id: &str) {
+    let docker = &site.docker;
+    let path = site.dir().join("node").join(format!("{}.lock", id.replace('/', "%2f")));
+    let lock = || {
+        let open = OpenOptions::new().create(true).append(true).open(&path).expect("a file");
+        flock(&open, FlockOperation::NonBlockingLockExclusive).expect("a free lock");
+        open
+    };
+    let open = lock();
+    refused(site.flex.set_up("a", spec), "another process works on it");
+    let status = site.csi_mount(id).expect_err("it is locked");
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    drop(open);
+    // kubelet has what it has begun undone.
+    site.csi_unmount(id);
+    // Docker does not ask again, so its plugin waits.
+    let open = lock();
+    thread::scope(|scope| {
+        let mounting = scope.spawn(|| docker.mount("db", "c1"));
+        drop(open);
+        mounting.join().expect("it ends").expect("mounted");
+    });
+    docker.unmount("db", "c1").expect("unmounted");
 }

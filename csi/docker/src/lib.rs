@@ -7,15 +7,19 @@
 //! - A reference is on stable storage before Docker has the mount point, and gone from it before
 //!   the volume is unstaged. A volume that is staged without references is unstaged later.
 //! - References do not outlive a start of the node: no container does.
+//! - A reference whose process of Docker has ended is forgotten when no container has the volume,
+//!   as the mounts of all processes show.
 //! - Calls about one volume wait for each other.
 #![forbid(unsafe_code)]
 
+mod caller;
 mod options;
 mod plugin;
 mod record;
 mod server;
 mod tls;
 
+pub use caller::Caller;
 pub use plugin::{Plugin, Scope, Settings};
 pub use server::serve;
 pub use tls::TlsListener;

@@ -1,6 +1,6 @@
 //! What this node keeps of a volume that Docker knows: one file each.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use sheave_core::printable;
 use sheave_durable as durable;
 use sheave_node::{Error, Kind, Result};
 
+use crate::Caller;
 use crate::options::Given;
 
 /// What this program writes and reads.
@@ -26,14 +27,14 @@ pub(crate) struct Record {
     /// It was there before, so it is not deleted with its name.
     pub(crate) adopted: bool,
     pub(crate) options: Given,
-    /// The ids by which Docker mounts it.
-    pub(crate) references: BTreeSet<String>,
+    /// The ids by which Docker mounts it, with the processes that did.
+    pub(crate) references: BTreeMap<String, Caller>,
 }
 
 impl Record {
     pub(crate) fn new(name: &str, volume: String, adopted: bool, options: Given) -> Self {
         let name = name.to_owned();
-        Self { format: FORMAT, name, volume, adopted, options, references: BTreeSet::new() }
+        Self { format: FORMAT, name, volume, adopted, options, references: BTreeMap::new() }
     }
 }
 
@@ -137,7 +138,7 @@ mod tests {
         let records = Records::open(dir.path().join("docker")).expect("a directory");
         let mut record = Record::new("db", "fast/1".to_owned(), false, Given::new());
         assert_eq!(records.load("db").expect("none"), None);
-        record.references.insert("1".to_owned());
+        record.references.insert("1".to_owned(), Caller::of(1));
         records.save(&record).expect("saved");
         assert_eq!(records.load("db").expect("a record").as_ref(), Some(&record));
         fs::write(dir.path().join("docker/other.json"), "{").expect("written");

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::serve::Listener;
+use axum::serve::{IncomingStream, Listener};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use crate::Plugin;
+use crate::{Caller, Plugin};
 
 /// What Docker accepts.
 const TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -28,16 +29,23 @@ pub async fn serve<L: Listener>(
 ) -> io::Result<()>
 where
     L::Addr: std::fmt::Debug,
+    for<'a> Caller: Connected<IncomingStream<'a, L>>,
 {
     let router = Router::new().fallback(answer).with_state(plugin);
+    let router = router.into_make_service_with_connect_info::<Caller>();
     axum::serve(listener, router).with_graceful_shutdown(ended).await
 }
 
-async fn answer(State(plugin): State<Arc<Plugin>>, uri: Uri, body: Bytes) -> Response {
+async fn answer(
+    State(plugin): State<Arc<Plugin>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
     // They block, and wait for each other.
     let called = spawn_blocking(move || {
         let path = uri.path();
-        let called = plugin.call(path, &body);
+        let called = plugin.call(caller, path, &body);
         if let Err(error) = &called {
             tracing::warn!(call = path, "failed: {error}");
         }

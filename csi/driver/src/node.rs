@@ -32,6 +32,8 @@ use crate::{SharedPlugin, checks, control};
 use requests::path;
 use status::{condition, health_entry, is_final, status, usage};
 
+/// What uses the volumes that are staged here.
+const USER: &str = "csi";
 /// How long a plugin that is asked to end stays for volumes whose pods are gone: less than the
 /// grace period of its own pod.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(25);
@@ -90,7 +92,7 @@ impl NodeService {
     pub(crate) async fn given_back(&self) {
         let given_back = async {
             // Without an answer there is nothing to wait for.
-            while self.blocking(sheave_node::Node::is_giving_back).await.unwrap_or_default() {
+            while self.blocking(|engine| engine.is_giving_back(USER)).await.unwrap_or_default() {
                 sleep(GIVE_BACK_POLL).await;
             }
         };

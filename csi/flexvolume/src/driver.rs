@@ -21,6 +21,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(100);
 /// How long a call waits for other volumes that it tidies up.
 const TIDY_WITHIN: Duration = Duration::from_secs(2);
 
+/// What uses the volumes that are staged by this driver.
+const USER: &str = "flexvolume";
+
 /// The claim of volumes that are published by a mount: no name of Kubernetes.
 const CLAIM: &str = "flexvolume:mount";
 
@@ -39,7 +42,8 @@ impl Driver {
     /// `state_dir`. Below `own_dir` it stages volumes for which Kubernetes names no directory.
     ///
     /// # Errors
-    /// When that cannot be made.
+    /// When that cannot be made. With attach it is not needed: controller-manager's host may have
+    /// none.
     pub fn open(
         daemon: Daemon,
         node_id: String,
@@ -47,19 +51,23 @@ impl Driver {
         state_dir: PathBuf,
         own_dir: &Path,
     ) -> Result<Self> {
-        make_dir(own_dir)?;
-        let resolved = own_dir.canonicalize();
-        let own_dir = resolved.map_err(|error| Error::of_io(printable(own_dir), &error))?;
+        if !attach {
+            make_dir(own_dir)?;
+        }
+        let own_dir = match own_dir.canonicalize() {
+            Err(error) if error.kind() == ErrorKind::NotFound => own_dir.to_owned(),
+            resolved => resolved.map_err(|error| Error::of_io(printable(own_dir), &error))?,
+        };
         Ok(Self { daemon, node_id, attach, state_dir, own_dir })
     }
 
-    /// Does a call. `init` needs no driver.
+    /// Does a call.
     ///
     /// # Errors
     /// One line for a person.
     pub fn call(&self, call: &Call) -> Result<Answer> {
         match call {
-            Call::Init => Ok(Answer::initialized(false)),
+            Call::Init => Ok(Answer::initialized(self.attach)),
             Call::Attach { options, node } => self.attach(&Options::parse(options)?, node),
             Call::Detach { claim, node } => self.detach(claim, node),
             Call::IsAttached { options, node } => self.is_attached(&Options::parse(options)?, node),
@@ -81,14 +89,18 @@ impl Driver {
         }
     }
 
-    fn engine(&self, node_id: &str) -> Result<Node> {
-        let (daemon, node_id) = (self.daemon.clone(), node_id.to_owned());
+    fn engine(&self) -> Result<Node> {
+        let (daemon, node_id) = (self.daemon.clone(), self.node_id.clone());
         let volumes = Arc::new(DaemonVolumes { daemon, node_id });
         let engine = Node::open(self.state_dir.clone(), volumes, Tools::from_env())?;
         Ok(engine.answering_within(ANSWER_WITHIN))
     }
 
     fn attach(&self, options: &Options, node: &str) -> Result<Answer> {
+        if options.claim.is_empty() {
+            let why = "the options have no kubernetes.io/pvOrVolumeName, by which it is detached";
+            return Err(Error::new(Kind::Invalid, why));
+        }
         let volume = self.daemon.find(&options.volume)?;
         let epoch = self.daemon.publish(&volume, node, options.read_only, &options.claim)?;
         let device = Device { volume: volume.id, epoch, node: node.to_owned() };
@@ -98,7 +110,7 @@ impl Driver {
     /// What this driver has not published is left as it is.
     fn detach(&self, claim: &str, node: &str) -> Result<Answer> {
         for id in self.daemon.published_as(claim, node)? {
-            self.daemon.unpublish(&id, node)?;
+            self.daemon.unpublish_here(&id, node, claim)?;
         }
         Ok(Answer::success())
     }
@@ -128,19 +140,25 @@ impl Driver {
             let why = "its volume is not attached to the node, or was attached anew since";
             return refused(format!("device {shown}: {why}"));
         }
+        if device.node != self.node_id {
+            let why =
+                format!("it is attached to node {}, and this is {}", device.node, self.node_id);
+            let advice = "set node in flexvolume.toml if that is wrong";
+            return refused(format!("device {shown}: {why}; {advice}"));
+        }
         Ok(device)
     }
 
     fn mount_device(&self, dir: &Path, device: &str, options: Options) -> Result<Answer> {
-        let Device { volume, epoch, node } = self.published(device, &options)?;
-        let engine = self.engine(&node)?;
+        let Device { volume, epoch, .. } = self.published(device, &options)?;
+        let engine = self.engine()?;
         engine.stage(stage(volume, dir.to_owned(), options.read_only, epoch, &options))?;
         Ok(Answer::success())
     }
 
     fn unmount_device(&self, dir: &Path) -> Result<Answer> {
-        let engine = self.engine(&self.node_id)?;
-        if let Some(known) = engine.known_at(dir)? {
+        let engine = self.engine()?;
+        if let Some(known) = own_at(&engine, dir)? {
             engine.unstage(&known.volume, dir)?;
         }
         Ok(Answer::success())
@@ -148,7 +166,7 @@ impl Driver {
 
     fn mount(&self, dir: &Path, options: &Options) -> Result<Answer> {
         let volume = self.daemon.find(&options.volume)?;
-        let engine = self.engine(&self.node_id)?;
+        let engine = self.engine()?;
         let known = engine.known(&volume.id)?.filter(|known| known.is_staged);
         let own = self.own_staging(&volume.id);
         let staged = match known {
@@ -220,13 +238,14 @@ impl Driver {
             }
             return Err(error);
         }
+        let (volume, user) = (volume.id.clone(), USER.to_owned());
         let (epoch, targets) = (Some(epoch), Vec::new());
-        Ok(Known { volume: volume.id.clone(), is_staged: true, staging, targets, epoch, read_only })
+        Ok(Known { volume, user, is_staged: true, staging, targets, epoch, read_only })
     }
 
     fn unmount(&self, dir: &Path) -> Result<Answer> {
-        let engine = self.engine(&self.node_id)?;
-        match engine.known_at(dir)? {
+        let engine = self.engine()?;
+        match own_at(&engine, dir)? {
             Some(known) => {
                 engine.unpublish(&known.volume, dir)?;
                 self.release(&engine, &known.volume)?;
@@ -262,7 +281,11 @@ impl Driver {
     /// Releases volumes that calls which were killed have left.
     fn tidy(&self, engine: &Node) -> Result<()> {
         let fail = |error| Error::of_io(printable(&self.own_dir), &error);
-        for entry in fs::read_dir(&self.own_dir).map_err(fail)? {
+        let entries = match fs::read_dir(&self.own_dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(fail)?,
+        };
+        for entry in entries {
             let name = entry.map_err(fail)?.file_name();
             if let Some(volume) = name.to_str().and_then(of_own_staging) {
                 self.release(engine, &volume)?;
@@ -283,7 +306,7 @@ impl Driver {
 
     fn expand(&self, options: &Options, bytes: u64) -> Result<Answer> {
         let volume = self.daemon.find(&options.volume)?;
-        let engine = self.engine(&self.node_id)?;
+        let engine = self.engine()?;
         let known = engine.known(&volume.id)?.filter(|known| known.is_staged).ok_or_else(|| {
             let why = format!("volume {} is not mounted on this node", volume.id);
             Error::new(Kind::NotFound, why)
@@ -294,6 +317,18 @@ impl Driver {
     /// Where a volume is staged for which Kubernetes names no directory.
     fn own_staging(&self, volume: &str) -> PathBuf {
         self.own_dir.join(volume.replace('/', "_"))
+    }
+}
+
+/// The volume that is staged or published at this path by FlexVolume.
+fn own_at(engine: &Node, dir: &Path) -> Result<Option<Known>> {
+    match engine.known_at(dir)? {
+        Some(Known { volume, user, .. }) if !["", USER].contains(&&*user) => {
+            let dir = printable(dir);
+            let why = format!("{dir}: {user} has volume {volume} there; it is left as it is");
+            Err(Error::new(Kind::Refused, why))
+        }
+        known => Ok(known),
     }
 }
 
@@ -312,7 +347,15 @@ fn stage(
 ) -> StageRequest {
     let attach = Attach { read_only, epoch: Some(epoch), front: options.front.clone() };
     let (access, force_unstage_after) = (options.access.clone(), options.force_unstage_after);
-    StageRequest { volume, staging, access, may_format: true, attach, force_unstage_after }
+    StageRequest {
+        volume,
+        staging,
+        access,
+        may_format: true,
+        attach,
+        force_unstage_after,
+        user: USER,
+    }
 }
 
 /// Whether a node has a volume, by a publication of this epoch if one is given.

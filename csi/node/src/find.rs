@@ -1,20 +1,26 @@
-//! Which volume is at a path, for callers that keep no ids.
+//! Which volume is at a path, for callers that keep no ids, and where a volume is mounted.
 
+use std::collections::HashSet;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use sheave_core::printable;
 
 use crate::error::refused;
-use crate::mountinfo::Mounts;
+use crate::mountinfo::{Mount, Mounts};
 use crate::mounts::resolve;
 use crate::state::{Phase, State};
-use crate::{Node, Result};
+use crate::{Error, Node, Result};
 
 /// A volume that has a state on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// Its id.
     pub volume: String,
+    /// What uses it, such as `csi`; empty if that is not known.
+    pub user: String,
     /// Whether it is staged, in the present run of the node.
     pub is_staged: bool,
     /// Where it is staged, or was to be.
@@ -32,6 +38,7 @@ impl From<State> for Known {
         Self {
             is_staged: state.phase == Phase::Staged && !state.is_stale(),
             volume: state.volume,
+            user: state.user,
             staging: state.staging,
             targets: state.targets.into_iter().map(|target| target.path).collect(),
             epoch: state.epoch,
@@ -71,5 +78,52 @@ impl Node {
             return Err(refused(format!("{}: {why}", printable(&path))));
         }
         Ok(None)
+    }
+
+    /// Whether a volume is mounted at another path than where it is staged, in the namespace of any
+    /// process of this one's /proc. A container has a namespace of its own.
+    ///
+    /// # Errors
+    /// When /proc or a state cannot be read.
+    pub fn is_mounted_elsewhere(&self, volume: &str) -> Result<bool> {
+        let state = self.engine.states.load(volume)?;
+        let Some((device, staging)) = state.and_then(|of| Some((of.device?, of.staging))) else {
+            return Ok(false);
+        };
+        let fail = |error| Error::of_io("/proc", &error);
+        let mut seen = HashSet::new();
+        for entry in fs::read_dir("/proc").map_err(fail)? {
+            let process = entry.map_err(fail)?.path();
+            let link = |name| of_live(fs::read_link(process.join(name)));
+            let namespace = match link("ns/mnt") {
+                // It may be protected, and is no container.
+                Err(_) if process.ends_with("1") => continue,
+                namespace => namespace?,
+            };
+            // A process sees what is mounted below its root.
+            let (Some(namespace), Some(root)) = (namespace, link("root")?) else { continue };
+            if seen.contains(&(namespace.clone(), root.clone())) {
+                continue;
+            }
+            let Some(mounts) = of_live(fs::read(process.join("mountinfo")))? else { continue };
+            seen.insert((namespace, root));
+            let is_elsewhere = |mount: &Mount| mount.target != staging && mount.was_of(&device);
+            if Mounts::of_bytes(&mounts)?.iter().any(is_elsewhere) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// What was read of a process; `None` if it has ended.
+fn of_live<T>(read: io::Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) => match Errno::from_io_error(&error) {
+            // The last is that of one without a namespace. What is no process has no such files.
+            Some(Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::NOTDIR) => Ok(None),
+            _ => Err(Error::of_io("/proc", &error)),
+        },
     }
 }

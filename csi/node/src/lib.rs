@@ -91,6 +91,8 @@ pub struct StageRequest {
     /// How long unstaging waits for storage that hangs, in whole seconds. After it the device is
     /// ended by force, and what was not flushed may be lost. For ever by default.
     pub force_unstage_after: Option<Duration>,
+    /// What uses it, such as `csi`.
+    pub user: &'static str,
 }
 
 /// Show a staged volume at a place.
@@ -156,14 +158,17 @@ impl Node {
         Self { answer_within, ..self }
     }
 
-    /// Whether volumes are staged that no pod uses, so that the orchestrator is about to have them
-    /// unstaged.
+    /// Whether this user has volumes staged that no pod uses, so that the orchestrator is about to
+    /// have them unstaged.
     ///
     /// # Errors
     /// When the directory of states cannot be read.
-    pub fn is_giving_back(&self) -> Result<bool> {
+    pub fn is_giving_back(&self, user: &str) -> Result<bool> {
         let idle = |state: &State| {
-            !state.is_stale() && state.phase != Phase::Staging && state.targets.is_empty()
+            // States of before had no user.
+            let is_own = state.user == user || state.user.is_empty();
+            let is_idle = state.targets.is_empty() && state.phase != Phase::Staging;
+            is_own && is_idle && !state.is_stale()
         };
         Ok(self.engine.states.all()?.0.iter().any(idle))
     }

@@ -90,7 +90,15 @@ impl Mounts {
     /// When /proc is not there, or says what no kernel says.
     pub(crate) fn read() -> Result<Self> {
         let bytes = fs::read(MOUNTINFO).map_err(|error| Error::of_io(MOUNTINFO, &error))?;
-        Self::parse(&bytes).ok_or_else(|| {
+        Self::of_bytes(&bytes)
+    }
+
+    /// Those in such a file.
+    ///
+    /// # Errors
+    /// When it says what no kernel says.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::parse(bytes).ok_or_else(|| {
             Error::new(Kind::Internal, format!("{MOUNTINFO}: a line has an unknown form"))
         })
     }
@@ -128,6 +136,11 @@ impl Mounts {
     /// Where a filesystem of this type is mounted, if one is.
     pub(crate) fn of_type(&self, fs: &str) -> Option<&Path> {
         self.0.iter().find(|mount| mount.fs == fs).map(|mount| &*mount.target)
+    }
+
+    /// All mounts.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.0.iter()
     }
 
     /// All mounts of the filesystem on this device.

@@ -114,6 +114,7 @@ impl Engine {
             may_format: false,
             attach,
             force_unstage_after: request.force_unstage_after,
+            user: "",
         };
         self.adopt(&staged, &staged.state(staged.staging.clone(), options))
     }

@@ -28,6 +28,7 @@ impl StageRequest {
         state.read_only = self.attach.read_only;
         state.epoch = self.attach.epoch;
         state.force_after_s = self.force_unstage_after.map(|after| after.as_secs());
+        self.user.clone_into(&mut state.user);
         state
     }
 }

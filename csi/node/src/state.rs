@@ -55,6 +55,9 @@ pub(crate) struct State {
     /// When unstaging has begun, in seconds since the node was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unstaging_since_s: Option<u64>,
+    /// What uses it; empty if that is not known.
+    #[serde(default)]
+    pub(crate) user: String,
     /// Which start of the node this is from (proc_sys_kernel(5)): mounts do not outlive it.
     boot: String,
 }
@@ -96,6 +99,7 @@ impl State {
             targets: Vec::new(),
             force_after_s: None,
             unstaging_since_s: None,
+            user: String::new(),
             boot: boot_id(),
         }
     }

@@ -14,6 +14,7 @@ use sheave_csi_proto::v1::{
 use sheave_node::{Attach, PublishRequest, StageRequest};
 use tonic::Status;
 
+use super::USER;
 use crate::capability::Capability;
 use crate::checks;
 use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, Publication, parse_force_after};
@@ -42,6 +43,7 @@ pub(super) fn stage(request: NodeStageVolumeRequest) -> Result<(StageRequest, Ca
         may_format: true,
         attach,
         force_unstage_after,
+        user: USER,
     };
     Ok((request, capability))
 }

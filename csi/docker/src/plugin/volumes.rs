@@ -1,0 +1,206 @@
+//! The volumes that Docker knows.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use sheave_client::{CreateVolumeRequest, Volume};
+use sheave_node::{Error, Kind, Result};
+
+use super::{Plugin, Scope};
+use crate::options::{Given, Options};
+use crate::record::Record;
+
+/// Parameter of a volume that was made for Docker: the node that made it.
+const MADE_BY: &str = "docker.node";
+/// Before the name of an option, in the parameters of such a volume.
+const OPTION: &str = "docker.option.";
+
+impl Plugin {
+    /// The record of a volume that Docker knows on this node or, if volumes are the same on all
+    /// nodes, on any.
+    pub(super) fn record(&self, name: &str) -> Result<Record> {
+        if let Some(record) = self.own_record(name)? {
+            return Ok(record);
+        }
+        let mut shared = self.shared()?.into_iter();
+        shared.find(|record| record.name == name).ok_or_else(|| {
+            let why = format!("no volume is called {name}; docker volume create makes one");
+            Error::new(Kind::NotFound, why)
+        })
+    }
+
+    /// The record of this node. Where volumes are the same on all nodes, another one may have
+    /// removed the volume.
+    fn own_record(&self, name: &str) -> Result<Option<Record>> {
+        let record = self.records.load(name)?;
+        if let Some(record) = &record
+            && self.settings.scope == Scope::Global
+            && record.references.is_empty()
+            && let Err(error) = self.daemon.volume(&record.volume)
+            && error.kind() == Kind::NotFound
+        {
+            self.records.remove(name)?;
+            return Ok(None);
+        }
+        Ok(record)
+    }
+
+    /// What nodes have made for Docker, where volumes are the same on all of them.
+    fn shared(&self) -> Result<Vec<Record>> {
+        if self.settings.scope == Scope::Local {
+            return Ok(Vec::new());
+        }
+        let made = self.daemon.list()?.into_iter();
+        let made = made.filter(|volume| volume.parameters.contains_key(MADE_BY));
+        let record = |volume: Volume| {
+            let options = options_of(&volume);
+            Record::new(&volume.name, volume.id, false, options)
+        };
+        Ok(made.map(record).collect())
+    }
+
+    pub(super) fn create(&self, name: &str, given: Given) -> Result<Value> {
+        let options = Options::parse(&given)?;
+        let other = || {
+            let why = format!("volume {name} exists with other options; remove it first");
+            Err(Error::new(Kind::Exists, why))
+        };
+        if let Some(record) = self.own_record(name)? {
+            if record.options != given {
+                return other();
+            }
+            match self.daemon.volume(&record.volume) {
+                // Its removal was killed in the middle. It is made anew.
+                Err(error) if error.kind() == Kind::NotFound && record.references.is_empty() => {}
+                found => return found.map(|_| json!({})),
+            }
+        }
+        let (volume, adopted) = self.volume(name, &options, &given)?;
+        if !adopted && options_of(&volume) != given {
+            return other();
+        }
+        if adopted && (options.limit_bps, options.limit_iops) != (0, 0) {
+            let why = format!(
+                "volume {} exists, and has its own limits; change them: sheave volume set",
+                volume.id
+            );
+            return Err(Error::new(Kind::Exists, why));
+        }
+        if options.size.is_some_and(|size| size > volume.size_bytes) {
+            let why = format!(
+                "volume {} exists with {} bytes; make it longer first: sheave volume resize",
+                volume.id, volume.size_bytes
+            );
+            return Err(Error::new(Kind::Exists, why));
+        }
+        tracing::info!(name, volume = volume.id, adopted, "created");
+        self.records.save(&Record::new(name, volume.id, adopted, given))?;
+        Ok(json!({}))
+    }
+
+    /// The volume of a pool that is meant, and whether it was there before. It is made unless it
+    /// exists.
+    fn volume(&self, name: &str, options: &Options, given: &Given) -> Result<(Volume, bool)> {
+        if let Some(volume) = &options.volume {
+            return Ok((self.daemon.find(volume)?, true));
+        }
+        let pool = match &options.pool {
+            Some(pool) => pool.clone(),
+            None => self.daemon.only_pool()?,
+        };
+        match self.daemon.find(&format!("{pool}/{name}")) {
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(volume) => {
+                // By a call that was killed before its record was written, or on another node.
+                let made_by = volume.parameters.get(MADE_BY);
+                let is_own = made_by.is_some_and(|node| {
+                    *node == self.settings.node_id || self.settings.scope == Scope::Global
+                });
+                return Ok((volume, !is_own));
+            }
+        }
+        let mut parameters: HashMap<_, _> =
+            given.iter().map(|(key, value)| (format!("{OPTION}{key}"), value.clone())).collect();
+        parameters.insert(MADE_BY.to_owned(), self.settings.node_id.clone());
+        let wanted = CreateVolumeRequest {
+            pool,
+            name: name.to_owned(),
+            required_bytes: options.size.unwrap_or_default(),
+            limit_bytes: 0,
+            limit_bytes_per_second: options.limit_bps,
+            limit_ops_per_second: options.limit_iops,
+            parameters,
+        };
+        Ok((self.daemon.create(wanted)?, false))
+    }
+
+    pub(super) fn remove(&self, name: &str) -> Result<Value> {
+        let mut record = self.record(name)?;
+        if let Err(error) = self.reconcile(&mut record) {
+            tracing::warn!(name, "whether a container has it is not known: {error}");
+        }
+        if !record.references.is_empty() {
+            let why = format!(
+                "volume {name} is in use by {} containers; remove them first",
+                record.references.len()
+            );
+            return Err(Error::new(Kind::Refused, why));
+        }
+        self.release(&record)?;
+        if !record.adopted {
+            self.daemon.delete(&record.volume)?;
+        }
+        self.records.remove(name)?;
+        tracing::info!(name, volume = record.volume, deleted = !record.adopted, "removed");
+        Ok(json!({}))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Result<Value> {
+        let record = self.record(name)?;
+        let mut status = json!({
+            "volume": record.volume,
+            "adopted": record.adopted,
+            "references": record.references.len(),
+            "options": record.options,
+        });
+        match self.daemon.volume(&record.volume) {
+            Ok(volume) => {
+                status["size"] = volume.size_bytes.into();
+                status["filesystem"] = volume.formatted.into();
+                status["device"] = volume.device.into();
+                status["trouble"] = volume.trouble.into();
+            }
+            Err(error) => status["trouble"] = error.to_string().into(),
+        }
+        let mountpoint = self.mountpoint(&record);
+        Ok(json!({
+            "Volume": { "Name": record.name, "Mountpoint": mountpoint, "Status": status }
+        }))
+    }
+
+    pub(super) fn list(&self) -> Result<Value> {
+        let mut records = self.records.all()?;
+        if self.settings.scope == Scope::Global {
+            let shared = self.shared()?;
+            // Others may have been removed by another node.
+            records.retain(|record| record.adopted || !record.references.is_empty());
+            for record in shared {
+                if records.iter().all(|own| own.name != record.name) {
+                    records.push(record);
+                }
+            }
+        }
+        let volume =
+            |record: &Record| json!({ "Name": record.name, "Mountpoint": self.mountpoint(record) });
+        let volumes: Vec<_> = records.iter().map(volume).collect();
+        Ok(json!({ "Volumes": volumes }))
+    }
+}
+
+/// Those by which a volume was made for Docker.
+fn options_of(volume: &Volume) -> Given {
+    let all = volume.parameters.iter();
+    let options = all.filter_map(|(key, value)| Some((key.strip_prefix(OPTION)?, value)));
+    options.map(|(key, value)| (key.to_owned(), value.clone())).collect()
+}
