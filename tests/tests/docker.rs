@@ -145,6 +145,11 @@ fn a_volume_that_exists_is_adopted_and_kept() {
         plugin.unmount("other", "c1").expect("unmounted");
         plugin.remove("other").expect("removed");
         assert_eq!(site.daemon.volume("fast/db")["formatted"], "ext4", "it is kept");
+        plugin.create("made", &[FAST, ("size", "32M")]).expect("created");
+        plugin.create("again", &[("volume", "fast/made")]).expect("adopted");
+        plugin.remove("made").expect("removed");
+        plugin.mount("again", "c1").expect("its data is there");
+        plugin.unmount("again", "c1").expect("unmounted");
     });
 }
 
@@ -280,6 +285,7 @@ fn with_a_global_scope_a_volume_is_on_one_node_at_a_time() {
     on_devices("with_a_global_scope_a_volume_is_on_one_node_at_a_time", || {
         let mut site = Site::new();
         let global = ["--scope", "global", "--node-id"];
+        site.plugin.kill();
         site.plugin = DockerPlugin::start(site.dir(), &[&global[..], &["n1"]].concat());
         let args = [&global[..], &["n2"]].concat();
         let other = DockerPlugin::start_on_another_node(site.dir(), &args);

@@ -148,11 +148,14 @@ impl Plugin {
             return Err(Error::new(Kind::Refused, why));
         }
         self.release(&record)?;
-        if !record.adopted {
+        // Its data is that of another name, too.
+        let is_other = |of: &Record| of.volume == record.volume && of.name != record.name;
+        let keeps = record.adopted || self.records.all()?.iter().any(is_other);
+        if !keeps {
             self.daemon.delete(&record.volume)?;
         }
         self.records.remove(name)?;
-        tracing::info!(name, volume = record.volume, deleted = !record.adopted, "removed");
+        tracing::info!(name, volume = record.volume, deleted = !keeps, "removed");
         Ok(json!({}))
     }
 
