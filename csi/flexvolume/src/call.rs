@@ -71,11 +71,14 @@ impl Call {
             let why = format!("{} arguments; write {operation} {}", args.len(), names.join(" "));
             return Err(NotACall::Wrong(why));
         }
+        // Options may have secrets, so they are not shown, at whatever place they are.
         let wrong = |at: usize| {
-            let why = format!("{operation}: {} {} is wrong", names[at], printable(&args[at]));
-            NotACall::Wrong(why)
+            let shown = match args[at].as_encoded_bytes().contains(&b'{') {
+                true => String::new(),
+                false => format!(" {}", printable(&args[at])),
+            };
+            NotACall::Wrong(format!("{operation}: {}{shown} is wrong", names[at]))
         };
-        // Options may have secrets, so they are not shown.
         let options = |at: usize| {
             let why = || NotACall::Wrong(format!("{operation}: OPTIONS are no UTF-8"));
             args[at].to_str().map(str::to_owned).ok_or_else(why)
@@ -145,6 +148,22 @@ mod tests {
         ] {
             match parse(args) {
                 Err(NotACall::Wrong(found)) => assert!(found.contains(why), "{found}"),
+                _ => panic!("{args:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn rule_14_options_at_a_wrong_place_are_not_quoted() {
+        let options = r#"{"kubernetes.io/secret/k":"hunter2"}"#;
+        for args in [
+            &["mount", options, "/d"][..],
+            &["unmount", options],
+            &["mountdevice", options, "v", "/d"],
+            &["expandvolume", "/d", "x", options, "1"],
+        ] {
+            match parse(args) {
+                Err(NotACall::Wrong(why)) => assert!(!why.contains("hunter2"), "{why}"),
                 _ => panic!("{args:?}"),
             }
         }
