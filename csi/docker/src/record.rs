@@ -16,6 +16,8 @@ use crate::options::Given;
 const FORMAT: u32 = 1;
 /// Characters of a name: a file is called by it.
 const NAME_LEN_MAX: usize = 128;
+/// Bytes of the id of a reference. Docker's have 64.
+const ID_LEN_MAX: usize = 256;
 
 /// A volume that Docker knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +130,20 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Err(Error::new(Kind::Invalid, why))
 }
 
+/// Checks the id of a reference: a record with longer ones could not be read again.
+///
+/// # Errors
+/// [`Kind::Invalid`].
+pub(crate) fn check_id(id: &str) -> Result<()> {
+    match id.len() {
+        1..=ID_LEN_MAX => Ok(()),
+        len => {
+            let why = format!("an ID has 1 to {ID_LEN_MAX} bytes, and this one {len}");
+            Err(Error::new(Kind::Invalid, why))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +171,16 @@ mod tests {
         }
         for name in ["", ".", "..", "a/b", "../a", ".a", "-a", "a b", "ü", &"n".repeat(129)] {
             assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn ids_are_short() {
+        for id in ["1", &"i".repeat(256)] {
+            check_id(id).expect(id);
+        }
+        for id in ["", &"i".repeat(257)] {
+            assert!(check_id(id).is_err(), "{id}");
         }
     }
 }

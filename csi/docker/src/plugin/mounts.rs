@@ -13,7 +13,7 @@ use sheave_node::{Access, Attach, Error, Kind, Result, StageRequest};
 use super::{ANSWER_WITHIN, Plugin, make_dir, text};
 use crate::Caller;
 use crate::options::Options;
-use crate::record::Record;
+use crate::record::{Record, check_id};
 
 /// What uses the volumes that are staged by this plugin.
 const USER: &str = "docker";
@@ -22,6 +22,7 @@ const PENDING_POLL: Duration = Duration::from_millis(100);
 
 impl Plugin {
     pub(super) fn mount(&self, name: &str, id: String, caller: Caller) -> Result<Value> {
+        check_id(&id)?;
         let mut record = self.record(name)?;
         let staging = self.staging(name);
         self.stage(&record, &staging)?;
