@@ -298,6 +298,7 @@ volumes:
 
 /// Both times are measured in turn, so a busy machine slows both.
 #[test]
+#[expect(clippy::print_stdout, reason = "how long it took, with --nocapture")]
 fn a_container_starts_about_as_fast_as_with_a_local_volume() {
     on_engine("a_container_starts_about_as_fast_as_with_a_local_volume", || {
         let site = Site::new();
