@@ -39,6 +39,7 @@ const WRONG: &[(&str, &str)] = &[
     ("node.startupTaint=a=b:NoExecute", "startupTaint"),
     ("pools.Fast.url=file:///x", "Fast"),
     ("pools.fast.url=/var/lib/images", "url"),
+    ("pools.fast.max-size=1G", "max-size"),
     ("storageClasses[0].name=a,storageClasses[0].pool=slow", "no pool slow"),
     ("storageClasses[0].fsType=ntfs", "fsType"),
     ("flexvolume.driver=sheave", "driver"),

@@ -266,9 +266,13 @@ impl SizeRange {
             if required == 0 { default.min(most / SIZE_UNIT * SIZE_UNIT) } else { required };
         let size = wanted.max(SIZE_MIN).checked_next_multiple_of(SIZE_UNIT);
         size.filter(|size| *size <= most).ok_or_else(|| {
+            let wanted = match limit {
+                0 => format!("{required} bytes"),
+                _ => format!("{required} to {limit} bytes"),
+            };
             let why = format!(
-                "no size between {required} and {limit} bytes (0 is no bound): sizes are multiples \
-                 of {SIZE_UNIT} from {SIZE_MIN} to {SIZE_MAX}"
+                "{wanted}: no volume can have that: sizes are multiples of {SIZE_UNIT} from \
+                 {SIZE_MIN} to {SIZE_MAX}"
             );
             Error::new(ErrorKind::TooLarge, "choose a size", why)
         })
