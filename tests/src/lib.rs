@@ -43,7 +43,7 @@ pub use foreign::Foreign;
 pub use go::{go_module, go_tool};
 pub use hanging::{Hang, HangingDisk};
 pub use loops::{LoopVolumes, Strike};
-pub use namespace::{child, in_namespace, on_devices, parents_dir, part, unmount_below};
+pub use namespace::{Mounts, child, in_namespace, on_devices, parents_dir, part, unmount_below};
 pub use node::{Load, Node};
 pub use plugin::Plugin;
 pub use pool_node::PoolNode;

@@ -93,6 +93,36 @@ pub fn unmount_below(dir: &Path) {
     }
 }
 
+/// The mounts below a directory. Those that are left end with this, which must go before the daemon
+/// of their devices.
+pub struct Mounts(PathBuf);
+
+impl Mounts {
+    /// Those of this directory.
+    #[must_use]
+    pub fn below(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    /// Where they are, but for those of a stand-in for a kernel.
+    ///
+    /// # Panics
+    /// When they cannot be read.
+    #[must_use]
+    pub fn targets(&self) -> Vec<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        let is_own = |target: &PathBuf| target.extension().is_none_or(|kind| kind != "file");
+        targets.filter(|target| target.starts_with(&self.0) && is_own(target)).collect()
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        unmount_below(&self.0);
+    }
+}
+
 fn cannot_mount() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it mounts, which needs root".to_owned());

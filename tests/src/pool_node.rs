@@ -1,7 +1,7 @@
 //! A node whose daemon has pools.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -61,6 +61,12 @@ impl PoolNode {
         }
         fs::write(node.file("pools.toml"), config).expect("a file");
         Self { node }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.node.kernel.scratch().path()
     }
 
     /// The file with its pools.

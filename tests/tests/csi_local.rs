@@ -16,8 +16,7 @@ use sheave_csi_proto::v1::*;
 use sheave_node::Fs;
 use sheave_tests::requests::{self, VolumeRequests};
 use sheave_tests::{
-    Daemon, FlexSpec, FlexVolume, Plugin, PoolNode, Run, eventually, has_fs, sheave, skip,
-    unmount_below,
+    Daemon, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, Run, eventually, has_fs, sheave, skip,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -33,6 +32,7 @@ const NAME: &str = "claim";
 const STAYS_MAX: Duration = Duration::from_secs(25);
 
 struct Site {
+    _mounts: Mounts,
     runtime: Runtime,
     channel: Channel,
     daemon: Daemon,
@@ -54,7 +54,8 @@ impl Site {
             let _entered = runtime.enter();
             sheave_control::channel(plugin.socket())
         };
-        Self { runtime, channel, daemon, node, plugin }
+        let _mounts = Mounts::below(node.dir());
+        Self { _mounts, runtime, channel, daemon, node, plugin }
     }
 
     fn connect(&mut self) {
@@ -138,12 +139,6 @@ impl Site {
 
     fn publications(&self) -> usize {
         self.record()["publications"].as_array().expect("publications").len()
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        unmount_below(self.node.node.kernel.scratch().path());
     }
 }
 

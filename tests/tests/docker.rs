@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sheave_tests::{
-    Certificates, Daemon, DockerPlugin, PoolNode, Run, Scratch, eventually, have, on_devices,
-    sheave, skip, unmount_below,
+    Certificates, Daemon, DockerPlugin, Mounts, PoolNode, Run, Scratch, eventually, have,
+    on_devices, sheave, skip,
 };
 
 const FAST: (&str, &str) = ("pool", "fast");
 
 /// A node with a daemon and the plugin.
 struct Site {
+    mounts: Mounts,
     plugin: DockerPlugin,
     daemon: Daemon,
     node: PoolNode,
@@ -26,12 +27,12 @@ impl Site {
     fn new() -> Self {
         let node = PoolNode::with_block_devices();
         let daemon = node.daemon();
-        let plugin = DockerPlugin::start(node.node.kernel.scratch().path(), &["--node-id", "n1"]);
-        Self { plugin, daemon, node }
+        let plugin = DockerPlugin::start(node.dir(), &["--node-id", "n1"]);
+        Self { mounts: Mounts::below(node.dir()), plugin, daemon, node }
     }
 
     fn dir(&self) -> &Path {
-        self.node.node.kernel.scratch().path()
+        self.node.dir()
     }
 
     fn publications(&self, volume: &str) -> usize {
@@ -41,28 +42,12 @@ impl Site {
     /// Checks that nothing is mounted or staged.
     #[track_caller]
     fn check_unmounted(&self) {
-        assert_eq!(self.mounts(), [] as [String; 0]);
+        assert_eq!(self.mounts.targets(), [] as [PathBuf; 0]);
         assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
         for dir in ["node", "docker/mounts"] {
             let left: Vec<_> = fs::read_dir(self.dir().join(dir)).expect("a directory").collect();
             assert!(left.is_empty(), "{dir}: {left:?}");
         }
-    }
-
-    /// Mount points in its directory, but for those of the stand-in for a kernel.
-    fn mounts(&self) -> Vec<String> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        let dir = self.dir().to_str().expect("UTF-8");
-        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        let targets = targets.filter(|target| target.starts_with(dir) && !target.contains(".file"));
-        targets.map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Site {
-    /// Without its daemon, nothing ends a mount that a failed test has left.
-    fn drop(&mut self) {
-        unmount_below(self.dir());
     }
 }
 
@@ -384,7 +369,7 @@ fn references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume(
         Run::new("umount").arg(&container).ok();
         // It looks at once.
         site.plugin.restart();
-        assert!(eventually(|| site.mounts().is_empty()), "{}", site.plugin.log());
+        assert!(eventually(|| site.mounts.targets().is_empty()), "{}", site.plugin.log());
         assert!(eventually(|| site.publications("fast/db") == 0), "{}", site.plugin.log());
         site.check_unmounted();
         let at = site.plugin.mount("db", "c2").expect("mounted");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sheave_tests::{
-    Daemon, FlexSpec, FlexVolume, PoolNode, Run, eventually, on_devices, sheave, unmount_below,
+    Daemon, FlexSpec, FlexVolume, Mounts, PoolNode, Run, eventually, on_devices, sheave,
 };
 
 const NODE: &str = "n1";
@@ -17,6 +17,7 @@ const WITHOUT: &str = "node = \"n1\"\n";
 
 /// A node with a daemon, a volume `fast/db` and the driver.
 struct Site {
+    mounts: Mounts,
     flex: FlexVolume,
     daemon: Daemon,
     node: PoolNode,
@@ -27,12 +28,12 @@ impl Site {
         let node = PoolNode::with_block_devices();
         let daemon = node.daemon();
         daemon.sheave("volume create fast/db --size 32M").ok();
-        let flex = FlexVolume::install(node.node.kernel.scratch().path(), config);
-        Self { flex, daemon, node }
+        let flex = FlexVolume::install(node.dir(), config);
+        Self { mounts: Mounts::below(node.dir()), flex, daemon, node }
     }
 
     fn dir(&self) -> &Path {
-        self.node.node.kernel.scratch().path()
+        self.node.dir()
     }
 
     fn record(&self) -> Value {
@@ -46,29 +47,13 @@ impl Site {
     /// Checks that nothing is left of any call.
     #[track_caller]
     fn check_bare(&self) {
-        assert_eq!(self.mounts(), [] as [String; 0]);
+        assert_eq!(self.mounts.targets(), [] as [PathBuf; 0]);
         assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
         assert_eq!(self.publications(), 0);
         for dir in ["node", "flexvolume"] {
             let left: Vec<_> = fs::read_dir(self.dir().join(dir)).into_iter().flatten().collect();
             assert!(left.is_empty(), "{dir}: {left:?}");
         }
-    }
-
-    /// Mount points in its directory, but for those of the stand-in for a kernel.
-    fn mounts(&self) -> Vec<String> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        let dir = self.dir().to_str().expect("UTF-8");
-        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        let targets = targets.filter(|target| target.starts_with(dir) && !target.contains(".file"));
-        targets.map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Site {
-    /// Without its daemon, nothing ends a mount that a failed test has left.
-    fn drop(&mut self) {
-        unmount_below(self.dir());
     }
 }
 

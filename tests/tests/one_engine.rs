@@ -10,14 +10,14 @@ use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_tests::requests::{VolumeRequests, filesystem, node_unpublish, node_unstage};
 use sheave_tests::{
-    Daemon, DockerPlugin, FlexSpec, FlexVolume, Plugin, PoolNode, eventually, on_devices,
-    unmount_below,
+    Daemon, DockerPlugin, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, eventually, on_devices,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 struct Site {
+    _mounts: Mounts,
     runtime: Runtime,
     channel: Channel,
     docker: DockerPlugin,
@@ -31,7 +31,7 @@ impl Site {
     fn new() -> Self {
         let node = PoolNode::with_block_devices();
         let daemon = node.daemon();
-        let dir = node.node.kernel.scratch().path();
+        let dir = node.dir();
         for name in ["stage", "pods"] {
             fs::create_dir(dir.join(name)).expect("a directory");
         }
@@ -43,11 +43,12 @@ impl Site {
             let _entered = runtime.enter();
             sheave_control::channel(plugin.socket())
         };
-        Self { runtime, channel, docker, flex, daemon, node, _plugin: plugin }
+        let _mounts = Mounts::below(node.dir());
+        Self { _mounts, runtime, channel, docker, flex, daemon, node, _plugin: plugin }
     }
 
     fn dir(&self) -> &Path {
-        self.node.node.kernel.scratch().path()
+        self.node.dir()
     }
 
     fn csi_mount(&self, id: &str) -> Result<PathBuf, Status> {
@@ -69,13 +70,6 @@ impl Site {
             node.node_unpublish_volume(unpublish).await.expect("unpublished");
             node.node_unstage_volume(unstage).await.expect("unstaged");
         });
-    }
-}
-
-impl Drop for Site {
-    /// Without its daemon, nothing ends a mount that a failed test has left.
-    fn drop(&mut self) {
-        unmount_below(self.dir());
     }
 }
 
