@@ -240,27 +240,30 @@ fn rule_35_calls_in_any_order_leave_nothing_when_some_are_killed() {
                 (["p", "q"][choose(2) as usize], choose(2) as usize, choose(4));
             let spec = &specs[which];
             let is_killed = choose(3) == 0;
-            let after = Duration::from_millis(1 + choose(120));
+            // Most calls take 10 to 60 ms.
+            let after = Duration::from_micros(500 << choose(8));
             site.flex.killed_after = is_killed.then_some(after);
             let daemon_lives_for = (choose(10) == 0).then(|| Duration::from_millis(choose(120)));
             let flex = &site.flex;
             let dir = flex.pod_dir(pod, spec);
-            let step = || match call {
-                0 if flex.set_up(pod, spec).is_ok() => {
-                    let file = dir.join(pod);
-                    if !written.insert((pod, which)) {
-                        assert_eq!(fs::read_to_string(&file).expect("the file"), pod);
+            let step = || {
+                let done = match call {
+                    0 => flex.set_up(pod, spec).map(|_| {
+                        let file = dir.join(pod);
+                        if !written.insert((pod, which)) {
+                            assert_eq!(fs::read_to_string(&file).expect("the file"), pod);
+                        }
+                        fs::write(file, pod).expect("written");
+                    }),
+                    1 => flex.tear_down(pod, spec).map(drop),
+                    2 => {
+                        let _ = fs::create_dir_all(&dir);
+                        let args = ["mount", dir.to_str().expect("UTF-8"), &spec.json(&[])];
+                        flex.call(&args).map(drop)
                     }
-                    fs::write(file, pod).expect("written");
-                }
-                0 => killed += u32::from(is_killed),
-                1 => drop(flex.tear_down(pod, spec)),
-                2 => {
-                    let _ = fs::create_dir_all(&dir);
-                    let args = ["mount", dir.to_str().expect("UTF-8"), &spec.json(&[])];
-                    let _ = flex.call(&args);
-                }
-                _ => drop(flex.call(&["unmount", dir.to_str().expect("UTF-8")])),
+                    _ => flex.call(&["unmount", dir.to_str().expect("UTF-8")]).map(drop),
+                };
+                killed += u32::from(done == Err("killed".to_owned()));
             };
             site.node.beside_kill(&mut site.daemon, daemon_lives_for, step);
         }
