@@ -19,7 +19,15 @@ impl Daemon {
     /// # Panics
     /// When it cannot be started.
     pub fn start(scratch: &Scratch, prepare: impl FnOnce(&mut Command)) -> Self {
-        let dir = scratch.path().to_owned();
+        Self::start_in(scratch.path(), prepare)
+    }
+
+    /// The same in any directory.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_in(dir: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
+        let dir = dir.to_owned();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
         command.env("SHEAVE_RUNTIME_DIR", &dir).env("SHEAVE_STATE_DIR", &dir);

@@ -1,7 +1,8 @@
 //! Steps in the life of claims, as the sidecars and kubelet take them: each command is one of them.
 //!
 //! A step is repeated while its outcome is open, as kubelet does. One that fails prints a line with
-//! code and message, and ends with status 1. Several volumes take their steps at once.
+//! code and message, and ends with status 1. Several volumes take their steps at once. `simulate`
+//! runs the simulator of `sheave_tests::co` on the devices of this machine.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool for a terminal")]
 #![forbid(unsafe_code)]
 
@@ -17,7 +18,9 @@ use sheave_csi_proto::v1::controller_client::ControllerClient;
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::{ControllerGetVolumeRequest, VolumeCapability};
+use sheave_tests::co::{Machine, Report, run};
 use sheave_tests::requests::{self, VolumeRequests, at_least};
+use tokio::runtime::Builder;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tonic::transport::Channel;
@@ -79,6 +82,17 @@ enum Step {
     Delete { ids: Vec<String> },
     /// Print the condition of volumes that a pod has
     Condition { pod: String, ids: Vec<String> },
+    /// Start a daemon and a plugin, and have many claims live at once as a seed determines it
+    ///
+    /// The directory of the plugin's socket has the daemon's configuration, `daemon.toml`.
+    Simulate {
+        /// ublk, nbd or auto
+        front: String,
+        /// Of the schedule
+        seed: u64,
+        /// How long it is
+        steps: u64,
+    },
 }
 
 /// All that steps share.
@@ -88,9 +102,18 @@ struct Claims {
     args: Args,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let args = Args::parse();
+    if let Step::Simulate { front, seed, steps } = &args.step {
+        simulate(&args, front, *seed, *steps);
+        return ExitCode::SUCCESS;
+    }
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(take(args))
+}
+
+/// Takes a step of volumes.
+async fn take(args: Args) -> ExitCode {
     let channel = channel(&args.socket);
     let controller = ControllerClient::new(channel.clone());
     let claims = Arc::new(Claims { controller, node: NodeClient::new(channel), args });
@@ -102,7 +125,10 @@ async fn main() -> ExitCode {
     | Step::Unstage { ids: of }
     | Step::Expand { ids: of, .. }
     | Step::Delete { ids: of }
-    | Step::Condition { ids: of, .. }) = &claims.args.step;
+    | Step::Condition { ids: of, .. }) = &claims.args.step
+    else {
+        unreachable!("`main` simulates");
+    };
     for (index, of) in of.iter().cloned().enumerate() {
         let claims = Arc::clone(&claims);
         steps.spawn(async move { (index, claims.step(&of).await) });
@@ -137,6 +163,7 @@ impl Claims {
                 Step::Expand { pod, bytes, .. } => self.expand(of, pod, *bytes).await,
                 Step::Delete { .. } => self.delete(of).await,
                 Step::Condition { pod, .. } => self.condition(of, pod).await,
+                Step::Simulate { .. } => unreachable!("`main` simulates"),
             };
             match outcome {
                 Err(status) if is_open(status.code()) && begun.elapsed() < PATIENCE => {
@@ -255,6 +282,21 @@ impl Claims {
     fn target(&self, id: &str, pod: &str) -> PathBuf {
         self.pod(pod).join(id.replace('/', "_"))
     }
+}
+
+/// Panics when the plugin breaks a rule (`sheave_tests::co`).
+fn simulate(args: &Args, front: &str, seed: u64, steps: u64) {
+    let begun = Instant::now();
+    let mut machine = Machine::start(args.socket.parent().expect("a directory"), &args.node);
+    let setup = machine.setup(&args.dir, front, seed, steps);
+    let report = run(&setup, &mut machine);
+    assert!(report.pods > 0 && report.kills > 0, "{report:?}");
+    let Report { calls, uncertain, claims, pods, kills, longest_write } = report;
+    println!(
+        "{front}: seed {seed}, {steps} steps, {calls} calls ({uncertain} uncertain), \
+         {claims} claims, {pods} pods, {kills} kills, longest write {longest_write:.1?}, {} s",
+        begun.elapsed().as_secs()
+    );
 }
 
 /// Whether kubelet takes the outcome for open, and repeats the call.

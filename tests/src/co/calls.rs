@@ -55,6 +55,7 @@ pub enum Answer {
 pub struct Clients {
     controller: ControllerClient<Channel>,
     node: NodeClient<Channel>,
+    answer_within: Duration,
 }
 
 impl Call {
@@ -144,7 +145,14 @@ impl Clients {
         Self {
             controller: ControllerClient::new(channel(controller)),
             node: NodeClient::new(channel(node)),
+            answer_within: ANSWER_WITHIN,
         }
+    }
+
+    /// Clients that wait so many times longer, see [`Setup::slowness`](super::Setup::slowness).
+    #[must_use]
+    pub fn on_slower(self, slowness: u32) -> Self {
+        Self { answer_within: ANSWER_WITHIN * slowness, ..self }
     }
 
     /// Makes a call. Its failures have only codes that the specification allows.
@@ -156,8 +164,8 @@ impl Clients {
     /// When it does not answer in time, or with a code that the call does not have.
     pub async fn call(&self, call: Call) -> Result<Answer, Status> {
         let asked = call.clone();
-        let Ok(answer) = tokio::time::timeout(ANSWER_WITHIN, self.send(call)).await else {
-            panic!("{}: no answer within {ANSWER_WITHIN:?}", asked.name());
+        let Ok(answer) = tokio::time::timeout(self.answer_within, self.send(call)).await else {
+            panic!("{}: no answer within {:?}", asked.name(), self.answer_within);
         };
         answer.map_err(|status| match status.source() {
             // As the library of Go has it when a connection ends.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Process, Processes, Setup, Use};
 use crate::{Daemon, Plugin, PoolNode, note, unmount_below};
@@ -53,6 +53,7 @@ impl Cluster {
             parameters: HashMap::from([("pool".to_owned(), "fast".to_owned())]),
             uses: uses.to_vec(),
             grows_later: true,
+            slowness: 1,
             seed,
             steps,
         }
@@ -104,6 +105,16 @@ impl Cluster {
     }
 }
 
+/// What a failure shows of the processes whose logs are in a directory.
+pub(super) fn show_logs(dir: &Path) {
+    for log in ["log", "csi.log", "controller.log"] {
+        let text = fs::read_to_string(dir.join(log)).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        note(&format!("{log}:\n{last}\n"));
+    }
+}
+
 fn start_plugin(node: &PoolNode, has_controller: bool) -> Plugin {
     let mode = if has_controller { "node" } else { "all" };
     let dir = node.node.kernel.scratch().path();
@@ -150,12 +161,7 @@ impl Processes for Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for log in ["log", "csi.log", "controller.log"] {
-                let text = fs::read_to_string(self.node.node.file(log)).unwrap_or_default();
-                let lines: Vec<_> = text.lines().collect();
-                let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-                note(&format!("{log}:\n{last}\n"));
-            }
+            show_logs(self.node.node.kernel.scratch().path());
         }
         unmount_below(&self.kubelet());
     }

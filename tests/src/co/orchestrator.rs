@@ -33,7 +33,7 @@ impl Orchestrator {
         let (clients, devices, volumes) = {
             let _inside = runtime.enter();
             let control = || channel(&setup.control);
-            let clients = Clients::new(&setup.controller, &setup.node);
+            let clients = Clients::new(&setup.controller, &setup.node).on_slower(setup.slowness);
             (clients, ControlClient::new(control()), VolumesClient::new(control()))
         };
         let kubelet = Kubelet { dir: setup.dir.clone() };
@@ -111,7 +111,9 @@ impl Orchestrator {
             match answered {
                 Ok((volumes, devices)) => return Found::new(volumes, devices),
                 // Its connection may be to a daemon that was killed.
-                Err(status) => assert!(begun.elapsed() < PATIENCE, "the daemon: {status}"),
+                Err(status) => {
+                    assert!(begun.elapsed() < self.setup.slowed(PATIENCE), "the daemon: {status}");
+                }
             }
             thread::sleep(PAUSE);
         }

@@ -47,18 +47,6 @@ pub trait Processes {
     fn kill_and_start(&mut self, process: Process);
 }
 
-/// Processes that are left alone.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Untouched;
-
-impl Processes for Untouched {
-    fn mortal(&self) -> &[Process] {
-        &[]
-    }
-
-    fn kill_and_start(&mut self, _: Process) {}
-}
-
 /// Where the plugin is, and what is done with it.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -78,10 +66,19 @@ pub struct Setup {
     pub uses: Vec<(Use, i64)>,
     /// Devices may be such that cannot grow while they are in use.
     pub grows_later: bool,
+    /// How many times longer everything may take than on a machine: 1, or more in an emulated one.
+    pub slowness: u32,
     /// Determines the schedule.
     pub seed: u64,
     /// How long it is.
     pub steps: u64,
+}
+
+impl Setup {
+    /// A time on a machine, as it is here.
+    pub(super) fn slowed(&self, time: Duration) -> Duration {
+        time * self.slowness
+    }
 }
 
 /// What has been done.
@@ -257,7 +254,8 @@ impl Sim<'_> {
         let mortal = self.processes.mortal().to_vec();
         if with_faults && !mortal.is_empty() && self.rng.chance(12) {
             let process = mortal[self.rng.below(mortal.len() as u64) as usize];
-            thread::sleep(Duration::from_millis(self.rng.below(60)));
+            let after = Duration::from_millis(self.rng.below(60));
+            thread::sleep(self.orchestrator.setup.slowed(after));
             self.say(format!("kill {process:?}"));
             self.processes.kill_and_start(process);
             self.report.kills += 1;
@@ -306,6 +304,7 @@ impl Sim<'_> {
             10..15 => Duration::from_millis(self.rng.below(400)),
             _ => PATIENCE,
         };
+        let limit = self.orchestrator.setup.slowed(limit);
         let count = if (15..25).contains(&fault) { 2 } else { 1 };
         let said = match fault {
             0..15 => format!(", cut off after {limit:?}"),
@@ -353,9 +352,9 @@ impl Sim<'_> {
             }
             claim.deleted = true;
         }
-        let begun = Instant::now();
+        let (begun, patience) = (Instant::now(), self.orchestrator.setup.slowed(PATIENCE));
         while !self.claims.is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "it does not converge");
+            assert!(begun.elapsed() < patience, "it does not converge");
             self.do_step(false);
         }
         self.check();

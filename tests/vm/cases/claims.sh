@@ -20,9 +20,14 @@ kill_plugin() {
     wait $plugin 2>/dev/null || true
 }
 
-start_node() {
+# make_pool: a pool, and the configuration of a daemon that has it.
+make_pool() {
     mkdir -p images
     printf '[pools.fast]\nurl = "file://%s"\n' "$PWD/images" >daemon.toml
+}
+
+start_node() {
+    make_pool
     start_daemon --config daemon.toml
     start_plugin
 }
