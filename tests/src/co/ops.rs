@@ -86,7 +86,10 @@ impl Op {
             match (pod.deleted, pod.mount) {
                 (true, Known::No) => {}
                 (true, _) => ready.push(Self::Unmount(uid())),
-                (false, Known::Yes) if claim.grows => ready.push(Self::GrowHere(uid())),
+                // The plugin refuses a size that the volume does not have yet.
+                (false, Known::Yes) if claim.grows && claim.wanted <= capacity(claim) => {
+                    ready.push(Self::GrowHere(uid()));
+                }
                 (false, Known::Yes) => ready.push(Self::Stats(uid())),
                 (false, _) if is_attached && claim.staged == Known::Yes => {
                     ready.push(Self::Mount(uid()));
@@ -260,5 +263,27 @@ impl Claim {
     /// Forgets pods that ended without ever having had their volume.
     pub(super) fn forget_unmounted(&mut self) {
         self.pods.retain(|pod| !(pod.deleted && pod.mount == Known::No));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sheave_csi_proto::v1 as csi;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_sees_growth_after_the_volume_has_grown() {
+        let mut claim = Claim::new("a".to_owned(), Use::Block, false, 2);
+        claim.volume = Some(csi::Volume { capacity_bytes: 1, ..csi::Volume::default() });
+        (claim.attached, claim.staged, claim.grows) = (Known::Yes, Known::Yes, true);
+        let uid = "pod".to_owned();
+        let here = Op::GrowHere(uid.clone());
+        claim.pods.push(Pod { uid, deleted: false, mount: Known::Yes, writer: None });
+        let ready = Op::ready(&claim);
+        assert!(ready.contains(&Op::Grow) && !ready.contains(&here), "{ready:?}");
+        claim.wanted = 1;
+        let ready = Op::ready(&claim);
+        assert!(!ready.contains(&Op::Grow) && ready.contains(&here), "{ready:?}");
     }
 }
