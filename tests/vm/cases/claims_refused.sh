@@ -33,6 +33,9 @@ not_staged() {
     nothing_left
 }
 
+# Makes another program's device with the number of `foreign`.
+takes_number() { nbd-client -unix foreign.sock "$foreign" >client.log 2>&1; }
+
 # staged_by PREFIX FRONT: its volume becomes such a device.
 staged_by() {
     local id
@@ -101,7 +104,8 @@ id=$(claim create nbd $((16 << 20)) ended)
 claim stage "$id"
 foreign=$(device_of "$id")
 nbd-client -d "$foreign" >/dev/null
-nbd-client -unix foreign.sock "$foreign" >client.log 2>&1 || fail "nbd-client: $(cat client.log)"
+# The kernel may take a moment to release it.
+wait_for "nbd-client takes $foreign" takes_number
 refused 'FailedPrecondition' claim pod one "$id"
 expect '' "$(ls pods/one)"
 claim unstage "$id"
