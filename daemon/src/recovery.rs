@@ -169,7 +169,8 @@ impl Devices {
     pub(crate) fn notice_loss(&self, entry: &mut Entry) {
         let Entry::Attached(live) = &*entry else { return };
         let Live { device, record, volume, .. } = live;
-        let (is_lost, has) = (live.is_lost(), self.has(record, !live.is_lost()));
+        let is_lost = live.is_lost();
+        let has = self.has(record, !is_lost);
         if (!is_lost && has) || self.leaving.load(Relaxed) {
             return;
         }

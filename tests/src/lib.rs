@@ -44,7 +44,7 @@ pub use go::{go_module, go_tool};
 pub use hanging::{Hang, HangingDisk};
 pub use loops::{LoopVolumes, Strike};
 pub use namespace::{Mounts, child, in_namespace, on_devices, parents_dir, part, unmount_below};
-pub use node::{Load, Node};
+pub use node::{Load, Node, check_failed};
 pub use plugin::Plugin;
 pub use pool_node::PoolNode;
 pub use runtime::start_runtime;

@@ -144,6 +144,16 @@ impl Output {
     }
 }
 
+/// Checks that a call of a plugin or driver failed with this text in its message.
+///
+/// # Panics
+/// When it did not.
+#[track_caller]
+pub fn check_failed<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
+    let found = result.expect_err("refused");
+    assert!(found.contains(why), "no {why:?}: {found}");
+}
+
 /// Reads and writes a device without a pause, in its second half of [`Node::SIZE`] bytes, and
 /// checks every answer.
 pub struct Load {

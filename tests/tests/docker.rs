@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sheave_tests::{
-    Certificates, Daemon, DockerPlugin, Mounts, PoolNode, Run, Scratch, eventually, have,
-    on_devices, sheave, skip,
+    Certificates, Daemon, DockerPlugin, Mounts, PoolNode, Run, Scratch, check_failed, eventually,
+    have, on_devices, sheave, skip,
 };
 
 const FAST: (&str, &str) = ("pool", "fast");
@@ -51,12 +51,6 @@ impl Site {
     }
 }
 
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
-    let found = result.expect_err("refused");
-    assert!(found.contains(why), "no {why:?}: {found}");
-}
-
 #[test]
 fn a_container_has_its_volume_and_leaves_nothing() {
     on_devices("a_container_has_its_volume_and_leaves_nothing", || {
@@ -66,12 +60,12 @@ fn a_container_has_its_volume_and_leaves_nothing() {
         assert_eq!(activated["Implements"], json!(["VolumeDriver"]));
         let able = plugin.call("/VolumeDriver.Capabilities", &json!({})).expect("an answer");
         assert_eq!(able["Capabilities"]["Scope"], "local");
-        refused(plugin.get("db"), "no volume is called db");
+        check_failed(plugin.get("db"), "no volume is called db");
         let options = [FAST, ("size", "32M"), ("limit-iops", "5000")];
         for _ in 0..2 {
             plugin.create("db", &options).expect("created, also once more");
         }
-        refused(plugin.create("db", &[FAST]), "other options");
+        check_failed(plugin.create("db", &[FAST]), "other options");
         let record = site.daemon.volume("fast/db");
         assert_eq!(
             (&record["size_bytes"], &record["limit_iops"]),
@@ -94,7 +88,7 @@ fn a_container_has_its_volume_and_leaves_nothing() {
             fs::write(at.join("file"), "data").expect("written");
             let path = site.plugin.call("/VolumeDriver.Path", &json!({ "Name": "db" }));
             assert_eq!(path.expect("a path")["Mountpoint"], json!(at));
-            refused(site.plugin.remove("db"), "in use by 2 containers");
+            check_failed(site.plugin.remove("db"), "in use by 2 containers");
             // It survives the plugin.
             site.plugin.restart();
             site.plugin.unmount("db", "c1").expect("unmounted");
@@ -108,7 +102,7 @@ fn a_container_has_its_volume_and_leaves_nothing() {
         let listed = site.plugin.call("/VolumeDriver.List", &json!({})).expect("a list");
         assert_eq!(listed["Volumes"], json!([{ "Name": "db", "Mountpoint": "" }]));
         site.plugin.remove("db").expect("removed");
-        refused(site.plugin.remove("db"), "no volume is called db");
+        check_failed(site.plugin.remove("db"), "no volume is called db");
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
     });
 }
@@ -119,10 +113,10 @@ fn a_volume_that_exists_is_adopted_and_kept() {
         let site = Site::new();
         site.daemon.sheave("volume create fast/db --size 32M").ok();
         let plugin = &site.plugin;
-        refused(plugin.create("db", &[FAST, ("size", "64M")]), "make it longer first");
-        refused(plugin.create("db", &[FAST, ("limit-iops", "500")]), "has its own limits");
+        check_failed(plugin.create("db", &[FAST, ("size", "64M")]), "make it longer first");
+        check_failed(plugin.create("db", &[FAST, ("limit-iops", "500")]), "has its own limits");
         plugin.create("db", &[FAST, ("mkfs", "false")]).expect("adopted");
-        refused(plugin.mount("db", "c1"), "never formatted");
+        check_failed(plugin.mount("db", "c1"), "never formatted");
         site.check_unmounted();
         plugin.remove("db").expect("removed");
         plugin.create("other", &[("volume", "fast/db")]).expect("adopted");
@@ -147,7 +141,7 @@ fn rule_35_a_volume_whose_removal_was_killed_is_made_anew() {
         let options = [FAST, ("size", "32M")];
         plugin.create("db", &options).expect("created");
         site.daemon.sheave("volume delete fast/db").ok();
-        refused(plugin.mount("db", "c1"), "fast");
+        check_failed(plugin.mount("db", "c1"), "fast");
         plugin.create("db", &options).expect("created");
         plugin.mount("db", "c1").expect("mounted");
         plugin.unmount("db", "c1").expect("unmounted");
@@ -254,14 +248,17 @@ fn rule_43_a_wrong_call_has_an_answer_without_a_daemon() {
         assert!(answer.contains(r#"{"Err":"the request is not the JSON"#), "{answer}");
     }
     for name in ["", "..", "a/b", "../../etc", "/etc"] {
-        refused(plugin.create(name, &[]), "is no name of a volume");
-        refused(plugin.remove(name), "is no name of a volume");
-        refused(plugin.mount(name, "c1"), "is no name of a volume");
+        check_failed(plugin.create(name, &[]), "is no name of a volume");
+        check_failed(plugin.remove(name), "is no name of a volume");
+        check_failed(plugin.mount(name, "c1"), "is no name of a volume");
     }
-    refused(plugin.call("/VolumeDriver.Delete", &json!({})), "is no call of a volume plugin");
-    refused(plugin.create("db", &[("pool", "fast"), ("fsType", "xfs")]), "known: pool, volume");
-    refused(plugin.create("db", &[("pool", "fast")]), "no daemon answers here");
-    refused(plugin.mount("db", "c1"), "no daemon answers here");
+    check_failed(plugin.call("/VolumeDriver.Delete", &json!({})), "is no call of a volume plugin");
+    check_failed(
+        plugin.create("db", &[("pool", "fast"), ("fsType", "xfs")]),
+        "known: pool, volume",
+    );
+    check_failed(plugin.create("db", &[("pool", "fast")]), "no daemon answers here");
+    check_failed(plugin.mount("db", "c1"), "no daemon answers here");
 }
 
 /// The other node has a state of its own, and the same pools.
@@ -278,18 +275,18 @@ fn with_a_global_scope_a_volume_is_on_one_node_at_a_time() {
         site.plugin.create("db", &options).expect("created");
         assert_eq!(other.get("db").expect("it is there, too")["Status"]["options"]["size"], "32M");
         other.create("db", &options).expect("Swarm does so");
-        refused(other.create("db", &[FAST]), "other options");
+        check_failed(other.create("db", &[FAST]), "other options");
         let at = site.plugin.mount("db", "c1").expect("mounted");
         fs::write(at.join("file"), "data").expect("written");
-        refused(other.mount("db", "c2"), "published to node n1");
-        refused(other.remove("db"), "detach it first");
+        check_failed(other.mount("db", "c2"), "published to node n1");
+        check_failed(other.remove("db"), "detach it first");
         assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
         site.plugin.unmount("db", "c1").expect("unmounted");
         let at = other.mount("db", "c2").expect("mounted");
         assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
         other.unmount("db", "c2").expect("unmounted");
         other.remove("db").expect("removed");
-        refused(site.plugin.get("db"), "no volume is called db");
+        check_failed(site.plugin.get("db"), "no volume is called db");
         let listed = site.plugin.call("/VolumeDriver.List", &json!({})).expect("a list");
         assert_eq!(listed["Volumes"], json!([]));
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
@@ -364,7 +361,7 @@ fn references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume(
         fs::create_dir(&container).expect("a directory");
         Run::new("mount").args("--bind").arg(&at).arg(&container).ok();
         site.plugin.restart();
-        refused(site.plugin.remove("db"), "in use by 1 containers");
+        check_failed(site.plugin.remove("db"), "in use by 1 containers");
         fs::write(container.join("file"), "data").expect("written");
         Run::new("umount").arg(&container).ok();
         // It looks at once.
@@ -375,7 +372,7 @@ fn references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume(
         let at = site.plugin.mount("db", "c2").expect("mounted");
         assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
         site.plugin.restart();
-        refused(site.plugin.remove("db"), "in use by 1 containers");
+        check_failed(site.plugin.remove("db"), "in use by 1 containers");
         site.plugin.unmount("db", "c2").expect("unmounted");
         mount(&site, "c3");
         site.plugin.remove("db").expect("no container has it");

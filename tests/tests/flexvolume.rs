@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sheave_tests::{
-    Daemon, FlexSpec, FlexVolume, Mounts, PoolNode, Run, eventually, on_devices, sheave,
+    Daemon, FlexSpec, FlexVolume, Mounts, PoolNode, Run, check_failed, eventually, on_devices,
+    sheave,
 };
 
 const NODE: &str = "n1";
@@ -57,12 +58,6 @@ impl Site {
     }
 }
 
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
-    let found = result.expect_err("refused");
-    assert!(found.contains(why), "no {why:?}: {found}");
-}
-
 #[test]
 fn a_pod_has_its_volume_without_attach_and_leaves_nothing() {
     on_devices("a_pod_has_its_volume_without_attach_and_leaves_nothing", || {
@@ -91,7 +86,7 @@ fn a_pod_has_its_volume_without_attach_and_leaves_nothing() {
             assert_eq!(why.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
             assert_eq!(site.publications(), 1);
             flex.configure("node = \"n2\"\nattach = true\n");
-            refused(flex.attach(&spec, "n2"), "published to node n1");
+            check_failed(flex.attach(&spec, "n2"), "published to node n1");
             flex.configure(WITHOUT);
             for pod in ["a", "c"] {
                 flex.tear_down(pod, &spec).expect("unmounted");
@@ -119,7 +114,7 @@ fn a_pod_has_its_volume_by_attach_and_leaves_nothing() {
             let device = flex.attach(&spec, NODE).expect("attached");
             assert_eq!(flex.attach(&spec, NODE).as_ref(), Ok(&device), "the same again");
             assert_eq!(flex.is_attached(&spec, NODE), Ok(true));
-            refused(flex.attach(&spec, "n2"), "published to node n1");
+            check_failed(flex.attach(&spec, "n2"), "published to node n1");
             for _ in 0..2 {
                 flex.mount_device(&spec, &device).expect("mounted");
             }
@@ -129,8 +124,8 @@ fn a_pod_has_its_volume_by_attach_and_leaves_nothing() {
             }
             fs::write(&file, "data").expect("written");
             flex.set_up("b", &spec).expect("mounted");
-            refused(flex.detach(&spec, NODE), "detach it first");
-            refused(flex.unmount_device(&spec), "still mounted");
+            check_failed(flex.detach(&spec, NODE), "detach it first");
+            check_failed(flex.unmount_device(&spec), "still mounted");
             for pod in ["a", "b", "a"] {
                 flex.tear_down(pod, &spec).expect("unmounted");
             }
@@ -161,24 +156,24 @@ fn what_is_not_this_drivers_is_left_as_it_is() {
         }
         assert_eq!(site.publications(), 1);
         let other = FlexSpec::new("data", "fast/other");
-        refused(flex.mount_device(&other, &device), "of another volume");
+        check_failed(flex.mount_device(&other, &device), "of another volume");
         for wrong in ["", "/dev/loop0", "fast/db", &device.replace(":n1", ":n2")] {
             let why = if wrong.ends_with(":n2") { "not attached to" } else { "none of this" };
-            refused(flex.mount_device(&spec, wrong), why);
+            check_failed(flex.mount_device(&spec, wrong), why);
         }
         flex.mount_device(&spec, &device).expect("mounted");
         let pod = flex.set_up("a", &spec).expect("mounted");
         fs::write(pod.join("file"), "data").expect("written");
         let staged = flex.device_dir(&spec);
         let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-        refused(flex.call(&["unmount", &text(&staged)]), "that is where it is staged");
-        refused(flex.call(&["unmountdevice", &text(&pod)]), "is staged at");
+        check_failed(flex.call(&["unmount", &text(&staged)]), "that is where it is staged");
+        check_failed(flex.call(&["unmountdevice", &text(&pod)]), "is staged at");
         let foreign = site.dir().join("foreign");
         fs::create_dir(&foreign).expect("a directory");
         Run::new("mount").args("-t tmpfs none").arg(&foreign).ok();
         fs::write(foreign.join("file"), "theirs").expect("written");
         for call in ["unmount", "unmountdevice"] {
-            refused(flex.call(&[call, &text(&foreign)]), "left as it is");
+            check_failed(flex.call(&[call, &text(&foreign)]), "left as it is");
             flex.call(&[call, "/no/such/directory"]).expect("there is nothing to do");
         }
         assert_eq!(fs::read_to_string(foreign.join("file")).expect("the file"), "theirs");
@@ -193,10 +188,10 @@ fn what_is_not_this_drivers_is_left_as_it_is() {
         flex.unmount_device(&spec).expect("unmounted");
         flex.detach(&spec, NODE).expect("detached");
         let device = flex.attach(&spec, "n2").expect("attached");
-        refused(flex.mount_device(&spec, &device), "attached to node n2, and this is n1");
+        check_failed(flex.mount_device(&spec, &device), "attached to node n2, and this is n1");
         flex.detach(&spec, "n2").expect("detached");
         let unnamed = FlexSpec { name: String::new(), ..spec };
-        refused(flex.attach(&unnamed, NODE), "have no kubernetes.io/pvOrVolumeName");
+        check_failed(flex.attach(&unnamed, NODE), "have no kubernetes.io/pvOrVolumeName");
         site.check_bare();
     });
 }
@@ -330,15 +325,15 @@ fn rule_43_what_is_not_supported_or_wrong_has_an_answer_without_a_daemon() {
     for call in [&["getvolumename", "{}"][..], &["provision"], &["INIT"]] {
         assert_eq!(flex.call(call), Err("Not supported".to_owned()));
     }
-    refused(flex.call(&[]), "operation is missing");
-    refused(flex.call(&["mount", "/d"]), "write mount DIR OPTIONS");
+    check_failed(flex.call(&[]), "operation is missing");
+    check_failed(flex.call(&["mount", "/d"]), "write mount DIR OPTIONS");
     let spec = FlexSpec::new("data", "fast/db");
-    refused(flex.set_up("a", &spec), "no daemon at");
+    check_failed(flex.set_up("a", &spec), "no daemon at");
     let dir = flex.pod_dir("a", &spec);
-    refused(flex.call(&["unmount", dir.to_str().expect("UTF-8")]), "no daemon at");
-    refused(flex.attach(&spec, NODE), "no daemon at");
-    refused(flex.detach(&spec, NODE), "no daemon at");
+    check_failed(flex.call(&["unmount", dir.to_str().expect("UTF-8")]), "no daemon at");
+    check_failed(flex.attach(&spec, NODE), "no daemon at");
+    check_failed(flex.detach(&spec, NODE), "no daemon at");
     let other = tempfile::tempdir().expect("a directory");
     let flex = FlexVolume::install(other.path(), "attached = true\n");
-    refused(flex.call(&["init"]), "unknown field");
+    check_failed(flex.call(&["init"]), "unknown field");
 }

@@ -10,7 +10,8 @@ use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_tests::requests::{VolumeRequests, filesystem, node_unpublish, node_unstage};
 use sheave_tests::{
-    Daemon, DockerPlugin, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, eventually, on_devices,
+    Daemon, DockerPlugin, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, check_failed, eventually,
+    on_devices,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -73,12 +74,6 @@ impl Site {
     }
 }
 
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T, String>, why: &str) {
-    let found = result.expect_err("refused");
-    assert!(found.contains(why), "no {why:?}: {found}");
-}
-
 #[test]
 fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
     let test = "rule_43_a_volume_moves_between_csi_flexvolume_and_docker";
@@ -97,9 +92,9 @@ fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
         for round in 0..2 {
             let at = docker.mount("db", "c1").expect("mounted");
             assert_eq!(line(&at, "docker"), round * 4 + 1);
-            refused(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
+            check_failed(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
             for call in ["unmount", "unmountdevice"] {
-                refused(flex.call(&[call, at.to_str().expect("UTF-8")]), "docker has volume");
+                check_failed(flex.call(&[call, at.to_str().expect("UTF-8")]), "docker has volume");
             }
             let status = site.csi_mount(&id).expect_err("it is in use");
             assert_eq!(status.code(), Code::AlreadyExists, "{status}");
@@ -118,21 +113,21 @@ fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
             }));
             let at = mounted.expect("mounted");
             assert_eq!(line(&at, "csi"), round * 4 + 2);
-            refused(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
-            refused(docker.mount("db", "c1"), "in another way");
+            check_failed(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
+            check_failed(docker.mount("db", "c1"), "in another way");
             for (call, dir) in [("unmount", "pods/a"), ("unmountdevice", "stage")] {
                 let dir = site.dir().join(dir);
-                refused(flex.call(&[call, dir.to_str().expect("UTF-8")]), "csi has volume");
+                check_failed(flex.call(&[call, dir.to_str().expect("UTF-8")]), "csi has volume");
             }
             assert_eq!(line(&at, "csi"), round * 4 + 3);
             site.csi_unmount(&id);
 
             let at = flex.set_up("a", &spec).expect("mounted");
             assert_eq!(line(&at, "flexvolume"), round * 4 + 4);
-            refused(docker.mount("db", "c1"), "in another way");
+            check_failed(docker.mount("db", "c1"), "in another way");
             let status = site.csi_mount(&id).expect_err("it is in use");
             assert_eq!(status.code(), Code::AlreadyExists, "{status}");
-            refused(docker.remove("db"), "detach it first");
+            check_failed(docker.remove("db"), "detach it first");
             flex.tear_down("a", &spec).expect("unmounted");
         }
         check_lock(&site, &spec, &id);
@@ -151,7 +146,7 @@ fn check_lock(site: &Site, spec: &FlexSpec, id: &str) {
         open
     };
     let open = lock();
-    refused(site.flex.set_up("a", spec), "another process works on it");
+    check_failed(site.flex.set_up("a", spec), "another process works on it");
     let status = site.csi_mount(id).expect_err("it is locked");
     assert_eq!(status.code(), Code::Aborted, "{status}");
     drop(open);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sheave_control::v1::{
     AccessMode, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListPoolsRequest,
-    ListVolumesRequest, Publication, PublishVolumeRequest, ResizeVolumeRequest,
+    ListVolumesRequest, Pool, Publication, PublishVolumeRequest, ResizeVolumeRequest,
     UnpublishVolumeRequest, Volume, get_volume_request::Key,
 };
 use sheave_control::{ControlClient, VolumesClient};
@@ -170,8 +170,7 @@ impl Daemon {
     /// # Errors
     /// [`Kind::Invalid`] when there are none or more.
     pub fn only_pool(&self) -> Result<String> {
-        let pools = self.wait(CALL_TIMEOUT, self.volumes().list_pools(ListPoolsRequest {}))?.pools;
-        match &pools[..] {
+        match &self.pools()?[..] {
             [only] => Ok(only.name.clone()),
             [] => {
                 let why = "the daemon's configuration has no pools; see docs/volumes.md";
@@ -185,11 +184,14 @@ impl Daemon {
         }
     }
 
+    fn pools(&self) -> Result<Vec<Pool>> {
+        Ok(self.wait(CALL_TIMEOUT, self.volumes().list_pools(ListPoolsRequest {}))?.pools)
+    }
+
     /// Readers of several nodes share a volume where its pool can do that.
     fn reading(&self, pool: &str) -> Result<AccessMode> {
-        let pools = self.wait(CALL_TIMEOUT, self.volumes().list_pools(ListPoolsRequest {}))?.pools;
         let shared = AccessMode::MultiNodeReaderOnly;
-        let mut pools = pools.into_iter().filter(|of| of.name == pool);
+        let mut pools = self.pools()?.into_iter().filter(|of| of.name == pool);
         let can_share = pools.any(|of| of.mount_modes.contains(&shared.into()));
         Ok(if can_share { shared } else { AccessMode::SingleNodeReaderOnly })
     }

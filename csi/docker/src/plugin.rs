@@ -4,8 +4,6 @@ mod mounts;
 mod volumes;
 
 use std::collections::HashMap;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sheave_client::{Daemon, DaemonVolumes};
 use sheave_core::printable;
-use sheave_node::{Error, Kind, Node, Result, Tools};
+use sheave_node::{Error, Kind, Node, Result, Tools, make_dir};
 
 use crate::Caller;
 use crate::options::Given;
@@ -207,11 +205,6 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
         );
         Error::new(Kind::Invalid, why)
     })
-}
-
-fn make_dir(dir: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|error| Error::of_io(format!("make {}", printable(dir)), &error))
 }
 
 fn text(path: &Path) -> String {

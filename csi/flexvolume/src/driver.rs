@@ -1,15 +1,16 @@
 //! What the calls do.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sheave_client::{Daemon, DaemonVolumes, Volume};
 use sheave_core::printable;
-use sheave_node::{Attach, Error, Kind, Known, Node, PublishRequest, Result, StageRequest, Tools};
+use sheave_node::{
+    Attach, Error, Kind, Known, Node, PublishRequest, Result, StageRequest, Tools, make_dir,
+};
 
 use crate::device::Device;
 use crate::options::Options;
@@ -363,9 +364,4 @@ fn is_published(volume: &Volume, node: &str, epoch: Option<u64>) -> bool {
     let is_it = |epoch: Option<u64>, has: u64| epoch.is_none_or(|epoch| epoch == has);
     let mut all = volume.publications.iter();
     volume.unrecorded || all.any(|has| has.node == node && is_it(epoch, has.epoch))
-}
-
-fn make_dir(dir: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|error| Error::of_io(format!("make {}", printable(dir)), &error))
 }

@@ -45,6 +45,7 @@ pub use error::{Error, Kind, Result};
 pub use find::Known;
 pub use fs::Fs;
 pub use health::{Problem, Severity};
+pub use mounts::make_dir;
 pub use stats::{FilesystemStats, Stats};
 pub use tools::Tools;
 pub use volumes::{Attach, Device, Format, RAW, Record, Volumes};

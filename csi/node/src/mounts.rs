@@ -22,6 +22,15 @@ use crate::{Error, Kind, Result};
 /// Mounts at one path that are taken away before it is given up.
 const STACK_MAX: usize = 64;
 
+/// Makes a directory, and those above it, which only this process's user may enter.
+///
+/// # Errors
+/// What the file system says.
+pub fn make_dir(dir: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| Error::of_io(format!("make {}", printable(dir)), &error))
+}
+
 /// A path as the kernel lists it, if its directory exists: without links, but for its last part.
 ///
 /// # Errors
