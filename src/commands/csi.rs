@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::net::SocketType;
 use sheave_control::v1::volumes_server::VolumesServer;
 use sheave_control::{ControlClient, VolumesClient, channel, in_process};
 use sheave_core::printable;
@@ -23,7 +22,7 @@ use crate::pool_calls::PoolCalls;
 use crate::process::{HangUp, Signals, runtime};
 use crate::startup_taint;
 use crate::state_dir::state_dir;
-use crate::telemetry::{RuntimeDir, listen_at};
+use crate::telemetry::{RuntimeDir, listen_alone};
 use crate::volumes_api::VolumesService;
 
 /// The driver's name, unless the installation chooses another.
@@ -141,10 +140,12 @@ async fn serve(args: &Args, node_id: Option<String>) -> Result<()> {
         tokio::spawn(startup_taint::remove_when(is_ready, key.to_owned(), node.to_owned()));
         ready
     });
+    // Before kubelet is led to this process.
+    let listener = listen(&args.endpoint).await?;
     let registration = args.registration_dir.as_ref().map(|dir| registration(args, dir));
     let serving = Serving {
         plugin,
-        listener: listen(&args.endpoint)?,
+        listener,
         socket: args.endpoint.clone(),
         has_controller: args.mode != Mode::Node,
         node,
@@ -187,9 +188,9 @@ fn registration(args: &Args, dir: &Path) -> Result<Registration> {
 }
 
 /// Listens in place of a plugin that is gone.
-fn listen(path: &Path) -> Result<UnixListener> {
+async fn listen(path: &Path) -> Result<UnixListener> {
     let what = || format!("socket {}", printable(path));
-    let listener = listen_at(path, SocketType::STREAM).with_context(what)?;
+    let listener = listen_alone(path).await.with_context(what)?;
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true).with_context(what)?;
     UnixListener::from_std(listener).with_context(what)

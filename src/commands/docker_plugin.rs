@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::serve::Listener as _;
-use rustix::net::SocketType;
 use sheave_client::Daemon;
 use sheave_control::{ControlClient, VolumesClient, channel};
 use sheave_core::printable;
@@ -23,7 +22,7 @@ use crate::log;
 use crate::process::{HangUp, Signals, runtime};
 use crate::state_dir::state_dir;
 use crate::systemd::passed_socket;
-use crate::telemetry::{RuntimeDir, listen_at};
+use crate::telemetry::{RuntimeDir, listen_alone};
 
 /// Where Docker looks for plugins.
 const SOCKET: &str = "/run/docker/plugins/sheave.sock";
@@ -88,7 +87,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 async fn serve(args: Args, passed: Option<std::os::unix::net::UnixListener>) -> Result<()> {
-    let signals = Signals::catch(HangUp::End)?;
+    let mut signals = Signals::catch(HangUp::End)?;
     let socket = control_socket(&RuntimeDir::locate());
     let (volumes, devices) = (channel(&socket), channel(&socket));
     let (volumes, devices) = (VolumesClient::new(volumes), ControlClient::new(devices));
@@ -105,7 +104,12 @@ async fn serve(args: Args, passed: Option<std::os::unix::net::UnixListener>) -> 
         },
     };
     let daemon = Daemon::new(Handle::current(), volumes, devices);
-    let plugin = Arc::new(Plugin::open(daemon, settings)?);
+    // It may wait for another plugin to end.
+    let opening = spawn_blocking(move || Plugin::open(daemon, settings));
+    let plugin = tokio::select! {
+        opened = opening => Arc::new(opened??),
+        _ = signals.end(|| {}) => return Ok(()),
+    };
     tokio::spawn(tidy(Arc::clone(&plugin)));
     if let Some(address) = args.listen {
         let listener = listen_with_tls(&args, address).await?;
@@ -115,7 +119,7 @@ async fn serve(args: Args, passed: Option<std::os::unix::net::UnixListener>) -> 
     let what = || format!("socket {}", printable(&args.socket));
     let listener = match passed {
         Some(listener) => listener,
-        None => listen_at(&args.socket, SocketType::STREAM).with_context(what)?.into(),
+        None => listen_alone(&args.socket).await.with_context(what)?.into(),
     };
     listener.set_nonblocking(true).with_context(what)?;
     let listener = UnixListener::from_std(listener).with_context(what)?;

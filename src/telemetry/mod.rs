@@ -11,6 +11,6 @@ mod socket;
 pub(crate) use exports::{ClientEntry, ExportEntry};
 pub(crate) use metrics::MetricsServer;
 pub(crate) use rates::{COLUMNS, Row, op_rows, stage_rows};
-pub(crate) use runtime_dir::{RuntimeDir, listen_at};
+pub(crate) use runtime_dir::{RuntimeDir, listen_alone, listen_at};
 pub(crate) use servers::{ServerSnapshot, Servers};
 pub(crate) use socket::StatsSocket;

@@ -5,19 +5,24 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{self, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 use sheave_core::printable;
 
 /// The listen backlog.
 const BACKLOG: i32 = 128;
 const OVERRIDE: &str = "SHEAVE_RUNTIME_DIR";
+/// How long a process may take to end whose socket another one takes over.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDOVER_POLL: Duration = Duration::from_millis(50);
 
 /// The directory of the sockets of this user's processes.
 #[derive(Clone, Debug)]
@@ -113,6 +118,37 @@ pub(crate) fn listen_at(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// The same for a stream socket, and never in place of a process that listens there, such as a
+/// plugin of the same name: it waits 10 s for that to end.
+///
+/// # Errors
+/// When a process keeps the socket, something else is there, or it cannot be made.
+pub(crate) async fn listen_alone(path: &Path) -> io::Result<OwnedFd> {
+    let refuse = |kind, why| Err(io::Error::new(kind, why));
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
+        let why = "what is there is no socket, and is left as it is; choose another path";
+        return refuse(io::ErrorKind::AlreadyExists, why);
+    }
+    let begun = Instant::now();
+    while is_live(path)? {
+        if begun.elapsed() >= HANDOVER_TIMEOUT {
+            let why = "another process listens there; end it first, or choose another path";
+            return refuse(io::ErrorKind::AddrInUse, why);
+        }
+        tokio::time::sleep(HANDOVER_POLL).await;
+    }
+    listen_at(path, SocketType::STREAM)
+}
+
+/// Whether a process listens there. Does not wait for it to accept.
+fn is_live(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let connected = connect(&socket, &SocketAddrUnix::new(path)?);
+    // A full backlog, or a socket of another type.
+    Ok(matches!(connected, Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE)))
+}
+
 #[cfg(test)]
 impl RuntimeDir {
     /// A directory that a test made.
@@ -141,6 +177,32 @@ mod tests {
         assert_eq!(chosen(1000, "", ""), "/tmp/sheave-1000");
         let here = env::current_dir().unwrap();
         assert_eq!(chosen(0, "x", ""), here.join("x").to_str().unwrap());
+    }
+
+    #[test]
+    fn a_socket_is_taken_over_when_its_process_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let first = runtime.block_on(listen_alone(&path)).unwrap();
+        assert!(is_live(&path).unwrap());
+        let listener = runtime.block_on(async {
+            let second = tokio::spawn({
+                let path = path.clone();
+                async move { listen_alone(&path).await }
+            });
+            tokio::time::sleep(HANDOVER_POLL).await;
+            assert!(!second.is_finished(), "it waits");
+            drop(first);
+            second.await.unwrap().unwrap()
+        });
+        drop(listener);
+        assert!(!is_live(&path).unwrap());
+        let file = dir.path().join("file");
+        fs::write(&file, "data").unwrap();
+        let error = runtime.block_on(listen_alone(&file)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "data");
     }
 
     #[test]

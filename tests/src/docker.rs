@@ -107,6 +107,12 @@ impl DockerPlugin {
         self.child.wait().expect("our own child");
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Its process ID.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -9,10 +9,11 @@
 //! - References do not outlive a start of the node: no container does.
 //! - A reference whose process of Docker has ended is forgotten when no container has the volume,
 //!   as the mounts of all processes show.
-//! - Calls about one volume wait for each other.
+//! - Calls about one volume wait for each other. One plugin has the records, by a lock (`lock.rs`).
 #![forbid(unsafe_code)]
 
 mod caller;
+mod lock;
 mod options;
 mod plugin;
 mod record;

@@ -86,7 +86,7 @@ impl Plugin {
     /// of the node are forgotten.
     ///
     /// # Errors
-    /// When a directory cannot be made or read.
+    /// When a directory cannot be made or read, or another plugin has the records.
     pub fn open(daemon: Daemon, mut settings: Settings) -> Result<Self> {
         let records = Records::open(settings.records_dir.clone())?;
         make_dir(&settings.mounts_dir)?;

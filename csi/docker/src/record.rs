@@ -10,6 +10,7 @@ use sheave_durable as durable;
 use sheave_node::{Error, Kind, Result};
 
 use crate::Caller;
+use crate::lock::RecordsLock;
 use crate::options::Given;
 
 /// What this program writes and reads.
@@ -40,18 +41,22 @@ impl Record {
     }
 }
 
-/// The directory of all records.
+/// The directory of all records, for as long as it is locked.
 pub(crate) struct Records {
     dir: PathBuf,
+    _lock: RecordsLock,
 }
 
 impl Records {
+    /// Waits for another plugin that is about to end.
+    ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or another plugin keeps it.
     pub(crate) fn open(dir: PathBuf) -> Result<Self> {
         let made = fs::create_dir_all(&dir);
         made.map_err(|error| Error::of_io(format!("make {}", printable(&dir)), &error))?;
-        Ok(Self { dir })
+        let lock = RecordsLock::take(&dir)?;
+        Ok(Self { dir, _lock: lock })
     }
 
     /// # Errors

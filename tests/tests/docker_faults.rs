@@ -1,0 +1,51 @@
+//! `sheave docker-plugin` beside faults: a second plugin, a full disk, a Docker that leaves.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use sheave_tests::{DockerPlugin, DockerSite, Run, on_devices, sheave};
+
+const FAST: (&str, &str) = ("pool", "fast");
+
+#[test]
+fn a_second_plugin_does_not_get_the_records_of_one_that_runs() {
+    on_devices("a_second_plugin_does_not_get_the_records_of_one_that_runs", || {
+        let mut site = DockerSite::new();
+        site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
+        let at = site.plugin.mount("db", "c1").expect("mounted");
+        let sockets = site.dir().join("second");
+        fs::create_dir(&sockets).expect("a directory");
+        let second = || {
+            let run = Run::new(sheave()).args("docker-plugin --node-id n1 --socket");
+            let run = run.arg(sockets.join("sheave.sock"));
+            run.env("SHEAVE_RUNTIME_DIR", site.dir()).env("SHEAVE_STATE_DIR", site.dir())
+        };
+        let error = second().fails();
+        let why =
+            format!("another docker-plugin has these volumes, process {};", site.plugin.pid());
+        assert!(error.contains(&why), "{error}");
+        // Nor its socket, with records of its own.
+        let other = site.dir().join("other");
+        fs::create_dir(&other).expect("a directory");
+        let run = Run::new(sheave()).args("docker-plugin --node-id n1 --socket");
+        let run = run.arg(site.plugin.socket()).env("SHEAVE_STATE_DIR", &other);
+        let error = run.fails();
+        assert!(error.contains("another process listens there"), "{error}");
+        fs::write(at.join("file"), "data").expect("written");
+        // One that waits gets them when the first has ended.
+        let pid = site.plugin.pid();
+        let killer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(500));
+            Run::new("kill").args(&format!("-KILL {pid}")).ok();
+        });
+        let second = DockerPlugin::start_at(&sockets, site.dir(), &["--node-id", "n1"]);
+        killer.join().expect("it ends");
+        site.plugin.kill();
+        second.mount("db", "c2").expect("mounted");
+        second.unmount("db", "c1").expect("unmounted");
+        assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+        second.unmount("db", "c2").expect("unmounted");
+        site.check_unmounted();
+    });
+}
