@@ -362,7 +362,7 @@ fn mark_raw(of: &Listed) -> sheave_core::Result<()> {
         return Ok(());
     }
     let mark = &mut |record: &mut Record| {
-        record.mark_raw();
+        record.mark_attached();
         Ok(())
     };
     of.pool.update(of.found.record.uuid, mark).map(drop)

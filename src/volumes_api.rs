@@ -60,6 +60,7 @@ fn message(of: &Listed, devices: &BTreeMap<VolumeId, String>) -> api::Volume {
         never_format: record.never_format,
         epoch: record.epoch,
         publications: record.publications.iter().map(publication).collect(),
+        users: record.users.clone(),
         limit_bytes_per_second: record.limit_bps,
         limit_ops_per_second: record.limit_iops,
         parameters: record.parameters.clone().into_iter().collect(),

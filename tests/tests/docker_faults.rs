@@ -4,7 +4,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use sheave_tests::{DockerPlugin, DockerSite, Run, on_devices, sheave};
+use sheave_tests::{DockerPlugin, DockerSite, Run, check_failed, on_devices, sheave};
 
 const FAST: (&str, &str) = ("pool", "fast");
 
@@ -46,6 +46,40 @@ fn a_second_plugin_does_not_get_the_records_of_one_that_runs() {
         second.unmount("db", "c1").expect("unmounted");
         assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
         second.unmount("db", "c2").expect("unmounted");
+        site.check_unmounted();
+    });
+}
+
+#[test]
+fn only_what_docker_alone_has_had_is_deleted_with_its_name() {
+    on_devices("only_what_docker_alone_has_had_is_deleted_with_its_name", || {
+        let site = DockerSite::new();
+        let plugin = &site.plugin;
+        let is_deleted = |name: &str| {
+            let status = plugin.get(name).expect("a volume")["Status"].clone();
+            plugin.remove(name).expect("removed");
+            check_failed(plugin.get(name), "no volume is called");
+            let info = site.daemon.sheave(&format!("volume info fast/{name}")).output();
+            let is_deleted = !info.status.success();
+            assert_eq!(status["deleted_by_rm"], is_deleted, "{status}");
+            is_deleted
+        };
+        for name in ["unused", "used", "attached", "renamed"] {
+            plugin.create(name, &[FAST, ("size", "32M")]).expect("created");
+        }
+        for name in ["used", "attached"] {
+            plugin.mount(name, "c1").expect("mounted");
+            plugin.unmount(name, "c1").expect("unmounted");
+        }
+        site.daemon.sheave("attach fast/attached").ok();
+        site.daemon.sheave("detach fast/attached").ok();
+        plugin.create("other", &[("volume", "fast/renamed")]).expect("adopted");
+        plugin.mount("other", "c1").expect("mounted");
+        plugin.unmount("other", "c1").expect("unmounted");
+        plugin.remove("other").expect("removed");
+        assert!(is_deleted("unused") && is_deleted("used"));
+        assert!(!is_deleted("attached") && !is_deleted("renamed"));
+        assert!(plugin.log().contains("its data kept"), "{}", plugin.log());
         site.check_unmounted();
     });
 }

@@ -12,6 +12,12 @@ const FORMAT: u32 = 1;
 const RAW: &str = "block";
 /// The publications of a volume for several nodes.
 const PUBLICATIONS_MAX: usize = 1024;
+/// The users of a volume that are noted: the first of them show that it has had several.
+const USERS_MAX: usize = 16;
+/// The user of a volume that was published before users were noted.
+const UNKNOWN: &str = "of before";
+/// The user of a volume that the operator of a node has attached for writing.
+const OPERATOR: &str = "sheave attach";
 
 /// A volume's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +41,10 @@ pub struct Record {
     pub epoch: u64,
     /// The nodes that may use it.
     pub publications: Vec<Publication>,
+    /// What has ever had it, once each: the claims of its publications, which are empty for CSI,
+    /// and `sheave attach`. At most 16 are noted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<String>,
     /// In a pool that nodes share, the last daemon that had it for writing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) writer: Option<Writer>,
@@ -128,6 +138,7 @@ impl Record {
             never_format: false,
             epoch: 0,
             publications: Vec::new(),
+            users: Vec::new(),
             writer: None,
             limit_bps: 0,
             limit_iops: 0,
@@ -177,9 +188,19 @@ impl Record {
             let why = format!("{name} is published to {PUBLICATIONS_MAX} nodes, which is the most");
             return Err(Error::new(ErrorKind::NoSpace, op, why));
         }
+        self.note_user(&wanted.claim);
         self.epoch += 1;
         self.publications.push(Publication { epoch: self.epoch, ..wanted.clone() });
         Ok(self.epoch)
+    }
+
+    fn note_user(&mut self, user: &str) {
+        if self.users.is_empty() && self.epoch > 0 {
+            self.users.push(UNKNOWN.to_owned());
+        }
+        if self.users.len() < USERS_MAX && self.users.iter().all(|has| has != user) {
+            self.users.push(user.to_owned());
+        }
     }
 
     /// Ends the use of a node, or of all; true if something changed. A daemon that was the writer
@@ -217,9 +238,16 @@ impl Record {
         })
     }
 
+    /// Notes that the operator of a node has attached the volume for writing, see
+    /// [`Self::mark_raw`].
+    pub fn mark_attached(&mut self) {
+        self.note_user(OPERATOR);
+        self.mark_raw();
+    }
+
     /// Notes that a program has the volume as a raw block device and may write anything to it, so
     /// it is never formatted from now on.
-    pub fn mark_raw(&mut self) {
+    fn mark_raw(&mut self) {
         if !self.never_format && (self.formatted.is_none() || self.formatting) {
             self.formatted = Some(RAW.to_owned());
             self.formatting = false;
@@ -314,6 +342,29 @@ mod tests {
         record.unpublish(None);
         assert_eq!(record.publish(&claimed("")).unwrap(), 2);
         assert_eq!(record.publish(&claimed("pv1")).unwrap_err().kind(), ErrorKind::Exists);
+    }
+
+    #[test]
+    fn what_has_ever_had_a_volume_is_noted_once() {
+        let mode = AccessMode::SingleNodeMultiWriter;
+        let mut record = record();
+        for claim in ["docker:a", "", "docker:a", ""] {
+            let wanted = Publication { claim: claim.to_owned(), ..wanted("n1", mode) };
+            for _ in 0..2 {
+                record.publish(&wanted).unwrap();
+            }
+            record.unpublish(None);
+        }
+        record.mark_attached();
+        assert_eq!(record.users, ["docker:a", "", OPERATOR]);
+        for number in 0..2 * USERS_MAX {
+            record.note_user(&number.to_string());
+        }
+        assert_eq!(record.users.len(), USERS_MAX);
+        // It may have had others before they were noted.
+        let mut old = Record { epoch: 3, ..self::record() };
+        old.publish(&Publication { claim: "docker:a".to_owned(), ..wanted("n1", mode) }).unwrap();
+        assert_eq!(old.users, [UNKNOWN, "docker:a"]);
     }
 
     #[test]

@@ -207,6 +207,11 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     })
 }
 
+/// That of a volume that is published for Docker, by its name there.
+fn claim(name: &str) -> String {
+    format!("docker:{name}")
+}
+
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sheave_core::printable;
 use sheave_node::{Access, Attach, Error, Kind, Result, StageRequest};
 
-use super::{ANSWER_WITHIN, Plugin, make_dir, text};
+use super::{ANSWER_WITHIN, Plugin, claim, make_dir, text};
 use crate::Caller;
 use crate::options::Options;
 use crate::record::{Record, check_id};
@@ -39,7 +39,7 @@ impl Plugin {
         let read_only = options.read_only;
         // Before it is published, so that a plugin that is killed leaves a trace.
         make_dir(staging)?;
-        let (node, claim) = (&self.settings.node_id, claim(record));
+        let (node, claim) = (&self.settings.node_id, claim(&record.name));
         let published = self.daemon.publish_here(&volume, node, read_only, &claim);
         let epoch = published.inspect_err(|_| {
             // It is empty, unless the volume is mounted there.
@@ -85,7 +85,7 @@ impl Plugin {
         if known.map_or_else(|| staging.exists(), |known| known.staging == staging) {
             patiently(|| self.engine.unstage(&record.volume, &staging))?;
         }
-        self.daemon.unpublish_here(&record.volume, &self.settings.node_id, &claim(record))?;
+        self.daemon.unpublish_here(&record.volume, &self.settings.node_id, &claim(&record.name))?;
         match fs::remove_dir(&staging) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(Error::of_io(format!("remove {}", printable(&staging)), &error))
@@ -132,11 +132,6 @@ impl Plugin {
             }
         }
     }
-}
-
-/// Of a volume that is published for Docker.
-fn claim(record: &Record) -> String {
-    format!("docker:{}", record.name)
 }
 
 /// Waits for another process that works on the volume, such as a mkfs that a killed plugin has

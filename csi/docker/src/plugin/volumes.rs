@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sheave_client::{CreateVolumeRequest, Volume};
 use sheave_node::{Error, Kind, Result};
 
-use super::{Plugin, Scope};
+use super::{Plugin, Scope, claim};
 use crate::options::{Given, Options};
 use crate::record::Record;
 
@@ -45,13 +45,17 @@ impl Plugin {
         Ok(record)
     }
 
-    /// What nodes have made for Docker, where volumes are the same on all of them.
+    /// What nodes have made for Docker, where volumes are the same on all of them. One that has
+    /// moved to another user is Docker's no more.
     fn shared(&self) -> Result<Vec<Record>> {
         if self.settings.scope == Scope::Local {
             return Ok(Vec::new());
         }
         let made = self.daemon.list()?.into_iter();
-        let made = made.filter(|volume| volume.parameters.contains_key(MADE_BY));
+        let is_ours = |volume: &Volume| {
+            volume.parameters.contains_key(MADE_BY) && is_only_of(volume, &volume.name)
+        };
+        let made = made.filter(is_ours);
         let record = |volume: Volume| {
             let options = options_of(&volume);
             Record::new(&volume.name, volume.id, false, options)
@@ -117,6 +121,7 @@ impl Plugin {
                 let is_own = made_by.is_some_and(|node| {
                     *node == self.settings.node_id || self.settings.scope == Scope::Global
                 });
+                let is_own = is_own && is_only_of(&volume, name);
                 return Ok((volume, !is_own));
             }
         }
@@ -148,15 +153,40 @@ impl Plugin {
             return Err(Error::new(Kind::Refused, why));
         }
         self.release(&record)?;
-        // Its data is that of another name, too.
-        let is_other = |of: &Record| of.volume == record.volume && of.name != record.name;
-        let keeps = record.adopted || self.records.all()?.iter().any(is_other);
-        if !keeps {
+        let kept_for = match self.daemon.volume(&record.volume) {
+            Ok(volume) => self.kept_for(&record, &volume)?,
+            Err(error) if error.kind() == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if kept_for.is_none() {
+            // Also if it is gone: what is left of it may have to be removed.
             self.daemon.delete(&record.volume)?;
         }
         self.records.remove(name)?;
-        tracing::info!(name, volume = record.volume, deleted = !keeps, "removed");
+        match kept_for {
+            None => tracing::info!(name, volume = record.volume, "removed and deleted"),
+            Some(why) => tracing::warn!(
+                name,
+                volume = record.volume,
+                "its name is removed and its data kept, since {why}; to delete it: sheave volume \
+                 delete"
+            ),
+        }
         Ok(json!({}))
+    }
+
+    /// Why a volume is not deleted with its name: what `docker volume create` has not made by this
+    /// name, or something else has had since, may hold data that Docker does not know of.
+    fn kept_for(&self, record: &Record, volume: &Volume) -> Result<Option<&'static str>> {
+        if record.adopted {
+            return Ok(Some("it was there before docker volume create"));
+        }
+        if !is_only_of(volume, &record.name) {
+            return Ok(Some("something else than this name has had it"));
+        }
+        // One that was never mounted by its other name.
+        let is_other = |of: &Record| of.volume == record.volume && of.name != record.name;
+        Ok(self.records.all()?.iter().any(is_other).then_some("another name has it, too"))
     }
 
     pub(super) fn get(&self, name: &str) -> Result<Value> {
@@ -169,6 +199,7 @@ impl Plugin {
         });
         match self.daemon.volume(&record.volume) {
             Ok(volume) => {
+                status["deleted_by_rm"] = self.kept_for(&record, &volume)?.is_none().into();
                 status["size"] = volume.size_bytes.into();
                 status["filesystem"] = volume.formatted.into();
                 status["device"] = volume.device.into();
@@ -199,6 +230,13 @@ impl Plugin {
         let volumes: Vec<_> = records.iter().map(volume).collect();
         Ok(json!({ "Volumes": volumes }))
     }
+}
+
+/// Whether nothing but Docker, by this name, has ever had a volume.
+fn is_only_of(volume: &Volume, name: &str) -> bool {
+    let own = claim(name);
+    let is_known = volume.epoch == 0 || !volume.users.is_empty();
+    is_known && volume.users.iter().all(|user| *user == own)
 }
 
 /// Those by which a volume was made for Docker.
