@@ -1,6 +1,7 @@
 //! `sheave docker-plugin` beside faults: a second plugin, a full disk, a Docker that leaves.
 
 use std::fs;
+use std::io::Write as _;
 use std::thread;
 use std::time::Duration;
 
@@ -46,6 +47,46 @@ fn a_second_plugin_does_not_get_the_records_of_one_that_runs() {
         second.unmount("db", "c1").expect("unmounted");
         assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
         second.unmount("db", "c2").expect("unmounted");
+        site.check_unmounted();
+    });
+}
+
+#[test]
+fn containers_end_and_volumes_go_on_a_full_disk() {
+    on_devices("containers_end_and_volumes_go_on_a_full_disk", || {
+        let mut site = DockerSite::new();
+        let disks = ["docker", "node"].map(|name| site.dir().join(name));
+        site.plugin.kill();
+        for disk in &disks {
+            Run::new("mount").args("-t tmpfs -o size=64k none").arg(disk).ok();
+        }
+        site.plugin.restart();
+        site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
+        let at = site.plugin.mount("db", "c1").expect("mounted");
+        for id in ["c2", "c3"] {
+            site.plugin.mount("db", id).expect("mounted");
+        }
+        for disk in &disks {
+            let mut file = fs::File::create(disk.join("filler")).expect("a file");
+            while file.write_all(&[7; 4096]).is_ok() {}
+        }
+        fs::write(at.join("file"), "data").expect("written");
+        check_failed(site.plugin.create("other", &[FAST, ("size", "32M")]), "No space left");
+        site.daemon.sheave("volume info fast/other").fails();
+        site.plugin.unmount("db", "c1").expect("unmounted");
+        site.plugin.restart();
+        assert_eq!(site.plugin.get("db").expect("a volume")["Status"]["references"], 2);
+        for id in ["c2", "c3"] {
+            site.plugin.unmount("db", id).expect("unmounted");
+        }
+        assert_eq!(site.publications("fast/db"), 0);
+        assert_eq!(site.node.node.kernel.devices(), [] as [std::path::PathBuf; 0]);
+        site.plugin.remove("db").expect("removed");
+        site.daemon.sheave("volume info fast/db").fails();
+        site.plugin.kill();
+        for disk in &disks {
+            Run::new("umount").arg(disk).ok();
+        }
         site.check_unmounted();
     });
 }

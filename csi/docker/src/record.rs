@@ -56,7 +56,9 @@ impl Records {
         let made = fs::create_dir_all(&dir);
         made.map_err(|error| Error::of_io(format!("make {}", printable(&dir)), &error))?;
         let lock = RecordsLock::take(&dir)?;
-        Ok(Self { dir, _lock: lock })
+        let records = Self { dir, _lock: lock };
+        records.keep_spare();
+        Ok(records)
     }
 
     /// # Errors
@@ -65,10 +67,20 @@ impl Records {
         read(&self.path(name))
     }
 
+    /// On a full disk only records that are there can be written.
+    ///
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn save(&self, record: &Record) -> Result<()> {
-        durable::replace(&self.path(&record.name), record).map_err(unavailable)
+        let saved = durable::replace(&self.path(&record.name), record).map_err(unavailable);
+        self.keep_spare();
+        saved
+    }
+
+    /// So that containers can be ended when there is no room. An earlier change may have used it
+    /// up.
+    fn keep_spare(&self) {
+        let _ = durable::keep_spare(&self.dir);
     }
 
     /// # Errors

@@ -97,8 +97,14 @@ impl Plugin {
             );
             return Err(Error::new(Kind::Exists, why));
         }
+        let saved = self.records.save(&Record::new(name, volume.id.clone(), adopted, given));
+        saved.inspect_err(|_| {
+            // Docker does not know it, and nothing was ever on it.
+            if !adopted && volume.epoch == 0 {
+                let _ = self.daemon.delete(&volume.id);
+            }
+        })?;
         tracing::info!(name, volume = volume.id, adopted, "created");
-        self.records.save(&Record::new(name, volume.id, adopted, given))?;
         Ok(json!({}))
     }
 
