@@ -213,6 +213,12 @@ fn rule_43_a_wrong_call_has_an_answer_without_a_daemon() {
         assert_eq!(status, 500, "{answer}");
         assert!(answer.contains(r#"{"Err":"the request is not the JSON"#), "{answer}");
     }
+    for len in [2 << 20, 10 << 20] {
+        let body = json!({ "Name": "db", "Opts": { "pool": "f".repeat(len) } }).to_string();
+        let (status, answer) = plugin.post("/VolumeDriver.Create", &body).expect("an answer");
+        assert_eq!(status, 413, "{answer}");
+        assert!(answer.starts_with(r#"{"Err":"the request has more than"#), "{answer}");
+    }
     for name in ["", "..", "a/b", "../../etc", "/etc"] {
         check_failed(plugin.create(name, &[]), "is no name of a volume");
         check_failed(plugin.remove(name), "is no name of a volume");

@@ -12,6 +12,7 @@
 //! - Calls about one volume wait for each other. One plugin has the records, by a lock (`lock.rs`).
 #![forbid(unsafe_code)]
 
+mod body;
 mod caller;
 mod lock;
 mod options;

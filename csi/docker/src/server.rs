@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{StatusCode, Uri, header};
@@ -13,6 +13,7 @@ use axum::serve::{IncomingStream, Listener};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
+use crate::body::receive;
 use crate::{Caller, Plugin};
 
 /// What Docker accepts.
@@ -40,8 +41,12 @@ async fn answer(
     State(plugin): State<Arc<Plugin>>,
     ConnectInfo(caller): ConnectInfo<Caller>,
     uri: Uri,
-    body: Bytes,
+    body: Body,
 ) -> Response {
+    let body = match receive(body).await {
+        Ok(body) => body,
+        Err((status, why)) => return response(status, json!({ "Err": why })),
+    };
     // They block, and wait for each other.
     let called = spawn_blocking(move || {
         let path = uri.path();
@@ -51,7 +56,7 @@ async fn answer(
         }
         called
     });
-    let (status, mut value) = match called.await {
+    let (status, value) = match called.await {
         Ok(Ok(value)) => (StatusCode::OK, value),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": error.to_string() })),
         Err(_) => {
@@ -59,6 +64,10 @@ async fn answer(
             (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": why }))
         }
     };
+    response(status, value)
+}
+
+fn response(status: StatusCode, mut value: Value) -> Response {
     if let Value::Object(fields) = &mut value {
         fields.entry("Err").or_insert_with(|| "".into());
     }
