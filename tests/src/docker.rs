@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::{eventually, sheave};
+use crate::{Run, eventually, sheave};
 
 /// Docker waits so long.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -154,6 +154,36 @@ impl DockerPlugin {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
         Some((status, body.to_owned()))
+    }
+
+    /// Mounts a volume for a process that ends with its call, as a dockerd that is killed. Needs
+    /// curl.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount_by_another(&self, name: &str, id: &str) -> PathBuf {
+        let call = json!({ "Name": name, "ID": id }).to_string();
+        let curl = Run::new("curl").args("--silent --fail --max-time 120 --unix-socket");
+        let curl = curl.arg(&self.socket).arg("--data").arg(call);
+        let answer = curl.arg("http://plugin/VolumeDriver.Mount").ok();
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answer["Mountpoint"].as_str().expect("a path").into()
+    }
+
+    /// Begins a mount. The caller leaves when what is returned is dropped.
+    ///
+    /// # Panics
+    /// When the plugin does not take the call.
+    #[must_use]
+    pub fn begin_mount(&self, name: &str, id: &str) -> UnixStream {
+        let body = json!({ "Name": name, "ID": id }).to_string();
+        let len = body.len();
+        let head = format!(
+            "POST /VolumeDriver.Mount HTTP/1.1\r\nHost: plugin\r\nContent-Length: {len}\r\n\r\n"
+        );
+        let mut stream = UnixStream::connect(&self.socket).expect("it listens");
+        stream.write_all((head + &body).as_bytes()).expect("it takes the call");
+        stream
     }
 
     /// A call, as Docker takes its answer.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -319,15 +319,7 @@ fn references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume(
     on_devices(test, || {
         let mut site = DockerSite::new();
         site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
-        let mount = |site: &DockerSite, id: &str| -> PathBuf {
-            let call = json!({ "Name": "db", "ID": id }).to_string();
-            let curl = Run::new("curl").args("--silent --fail --max-time 120 --unix-socket");
-            let curl = curl.arg(site.dir().join("sheave.sock")).arg("--data").arg(call);
-            let answer = curl.arg("http://plugin/VolumeDriver.Mount").ok();
-            let answer: Value = serde_json::from_str(&answer).expect("JSON");
-            answer["Mountpoint"].as_str().expect("a path").into()
-        };
-        let at = mount(&site, "c1");
+        let at = site.plugin.mount_by_another("db", "c1");
         // A container that goes on without Docker.
         let container = site.dir().join("container");
         fs::create_dir(&container).expect("a directory");
@@ -346,7 +338,7 @@ fn references_of_a_killed_docker_are_forgotten_when_no_container_has_the_volume(
         site.plugin.restart();
         check_failed(site.plugin.remove("db"), "in use by 1 containers");
         site.plugin.unmount("db", "c2").expect("unmounted");
-        mount(&site, "c3");
+        site.plugin.mount_by_another("db", "c3");
         site.plugin.remove("db").expect("no container has it");
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
     });

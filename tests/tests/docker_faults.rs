@@ -1,11 +1,14 @@
 //! `sheave docker-plugin` beside faults: a second plugin, a full disk, a Docker that leaves.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::thread;
 use std::time::Duration;
 
-use sheave_tests::{DockerPlugin, DockerSite, Run, check_failed, on_devices, sheave};
+use rustix::fs::{FlockOperation, flock};
+use sheave_tests::{
+    DockerPlugin, DockerSite, Run, check_failed, eventually, have, on_devices, sheave, skip,
+};
 
 const FAST: (&str, &str) = ("pool", "fast");
 
@@ -67,7 +70,7 @@ fn containers_end_and_volumes_go_on_a_full_disk() {
             site.plugin.mount("db", id).expect("mounted");
         }
         for disk in &disks {
-            let mut file = fs::File::create(disk.join("filler")).expect("a file");
+            let mut file = File::create(disk.join("filler")).expect("a file");
             while file.write_all(&[7; 4096]).is_ok() {}
         }
         fs::write(at.join("file"), "data").expect("written");
@@ -87,6 +90,82 @@ fn containers_end_and_volumes_go_on_a_full_disk() {
         for disk in &disks {
             Run::new("umount").arg(disk).ok();
         }
+        site.check_unmounted();
+    });
+}
+
+/// The lock that the test takes stands for a mkfs that takes longer than Docker waits.
+#[test]
+fn a_mount_whose_caller_has_left_is_undone() {
+    on_devices("a_mount_whose_caller_has_left_is_undone", || {
+        let mut site = DockerSite::new();
+        site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
+        let id = site.daemon.volume("fast/db")["id"].as_str().expect("an id").replace('/', "%2f");
+        let path = site.dir().join(format!("node/{id}.lock"));
+        let count = |site: &DockerSite| {
+            site.plugin.get("db").expect("a volume")["Status"]["references"].clone()
+        };
+        for is_in_use in [false, true] {
+            if is_in_use {
+                site.plugin.mount("db", "c1").expect("mounted");
+            }
+            let lock = File::options().create(true).append(true).open(&path).expect("a file");
+            flock(&lock, FlockOperation::LockExclusive).expect("a free lock");
+            let call = site.plugin.begin_mount("db", "c2");
+            // One that waits for the other, and leaves, too.
+            let other = site.plugin.begin_mount("db", "c3");
+            thread::sleep(Duration::from_millis(300));
+            drop((call, other));
+            thread::sleep(Duration::from_millis(300));
+            drop(lock);
+            if is_in_use {
+                let at = site.plugin.mount("db", "c1").expect("it is still there");
+                assert_eq!(count(&site), 1);
+                fs::write(at.join("file"), "data").expect("written");
+                site.plugin.unmount("db", "c1").expect("unmounted");
+            }
+            assert!(eventually(|| count(&site) == 0), "{}", site.plugin.log());
+            assert!(eventually(|| site.publications("fast/db") == 0), "{}", site.plugin.log());
+            site.check_unmounted();
+        }
+        // An answer that has arrived is none that is undone, also by another plugin.
+        site.plugin.mount("db", "c1").expect("mounted");
+        site.plugin.restart();
+        assert_eq!(count(&site), 1);
+        site.plugin.unmount("db", "c1").expect("unmounted");
+        site.check_unmounted();
+    });
+}
+
+#[test]
+fn a_reference_of_a_killed_docker_goes_when_that_of_a_live_one_does() {
+    let test = "a_reference_of_a_killed_docker_goes_when_that_of_a_live_one_does";
+    if !have("curl") {
+        return skip(test, "no curl");
+    }
+    on_devices(test, || {
+        let site = DockerSite::new();
+        site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
+        let count = || site.plugin.get("db").expect("a volume")["Status"]["references"].clone();
+        let at = site.plugin.mount_by_another("db", "c1");
+        // A container that goes on without Docker.
+        let container = site.dir().join("container");
+        fs::create_dir(&container).expect("a directory");
+        Run::new("mount").args("--bind").arg(&at).arg(&container).ok();
+        site.plugin.mount("db", "c2").expect("mounted");
+        site.plugin.unmount("db", "c2").expect("unmounted");
+        assert_eq!(count(), 1);
+        fs::write(container.join("file"), "data").expect("written");
+        site.plugin.mount("db", "c2").expect("mounted");
+        Run::new("umount").arg(&container).ok();
+        // At once, with the next call about the volume.
+        site.plugin.unmount("db", "c2").expect("unmounted");
+        assert_eq!((count(), site.publications("fast/db")), (0.into(), 0));
+        site.check_unmounted();
+        site.plugin.mount_by_another("db", "c3");
+        site.plugin.mount("db", "c4").expect("mounted");
+        assert_eq!(count(), 1, "the volume is that of the present Docker");
+        site.plugin.unmount("db", "c4").expect("unmounted");
         site.check_unmounted();
     });
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
+use serde_json::Value;
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
+use sheave_durable as durable;
 use sheave_tests::requests::{VolumeRequests, filesystem, node_unpublish, node_unstage};
 use sheave_tests::{
     Daemon, DockerPlugin, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, check_failed, eventually,
@@ -138,6 +140,31 @@ fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
         docker.remove("db").expect("removed");
         site.daemon.sheave("volume delete fast/db").ok();
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
+    });
+}
+
+/// The containers that had a volume end with the node, and after its start a pod has it first.
+#[test]
+fn references_of_before_a_reboot_are_forgotten_also_when_a_pod_has_the_volume() {
+    let test = "references_of_before_a_reboot_are_forgotten_also_when_a_pod_has_the_volume";
+    on_devices(test, || {
+        let mut site = Site::new();
+        site.docker.create("db", &[("pool", "fast"), ("size", "32M")]).expect("created");
+        site.docker.mount("db", "c1").expect("mounted");
+        let record = site.dir().join("docker/volumes/db.json");
+        let mut of_before: Value = durable::read(&record).expect("read").expect("a record");
+        site.docker.unmount("db", "c1").expect("unmounted");
+        site.docker.kill();
+        of_before["boot"] = "of before".into();
+        durable::replace(&record, &of_before).expect("written");
+        let spec = FlexSpec::new("data", "fast/db");
+        let at = site.flex.set_up("a", &spec).expect("mounted");
+        fs::write(at.join("file"), "data").expect("written");
+        site.docker.restart();
+        assert_eq!(site.docker.get("db").expect("a volume")["Status"]["references"], 0);
+        site.docker.unmount("db", "c1").expect("there is nothing to do");
+        assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+        site.flex.tear_down("a", &spec).expect("unmounted");
     });
 }
 

@@ -7,11 +7,13 @@
 //! - A reference is on stable storage before Docker has the mount point, and gone from it before
 //!   the volume is unstaged. A volume that is staged without references is unstaged later.
 //! - References do not outlive a start of the node: no container does.
-//! - A reference whose process of Docker has ended is forgotten when no container has the volume,
-//!   as the mounts of all processes show.
+//! - A mount whose caller has left before its answer is undone (`answering.rs`).
+//! - A reference whose process of Docker has ended, or whose answer may not have arrived, is
+//!   forgotten when no container has the volume, as the mounts of all processes show.
 //! - Calls about one volume wait for each other. One plugin has the records, by a lock (`lock.rs`).
 #![forbid(unsafe_code)]
 
+mod answering;
 mod body;
 mod caller;
 mod lock;

@@ -5,17 +5,19 @@ mod volumes;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sheave_client::{Daemon, DaemonVolumes};
 use sheave_core::printable;
-use sheave_node::{Error, Kind, Node, Result, Tools, make_dir};
+use sheave_node::{Error, Kind, Node, Result, Tools, boot_id, make_dir};
 
 use crate::Caller;
+use crate::answering::Call;
 use crate::options::Given;
 use crate::record::{Record, Records, check_name};
 
@@ -53,6 +55,10 @@ pub struct Plugin {
     records: Records,
     settings: Settings,
     names: Names,
+    opened: Instant,
+    /// References that await the answer of a call before this one are from a plugin of before.
+    first_call: u64,
+    next_call: AtomicU64,
 }
 
 /// One lock a name.
@@ -97,8 +103,14 @@ impl Plugin {
         let volumes = Arc::new(DaemonVolumes { daemon: daemon.clone(), node_id });
         let engine = Node::open(settings.state_dir.clone(), volumes, Tools::from_env())?;
         let engine = engine.answering_within(ANSWER_WITHIN);
-        let plugin = Self { daemon, engine, records, settings, names: Names::default() };
-        for mut record in plugin.records.all()?.into_iter().filter(|of| !of.references.is_empty()) {
+        let all = records.all()?;
+        let references = all.iter().flat_map(|record| record.references.values());
+        let last_call = references.filter_map(|reference| reference.unanswered).max();
+        let first_call = last_call.map_or(0, |last| last.saturating_add(1));
+        let (names, next_call, opened) = (Names::default(), first_call.into(), Instant::now());
+        let plugin =
+            Self { daemon, engine, records, settings, names, opened, first_call, next_call };
+        for mut record in all.into_iter().filter(|of| !of.references.is_empty()) {
             // One that is damaged keeps no other from being served.
             if let Err(error) = plugin.forget_the_past(&mut record) {
                 tracing::warn!(
@@ -111,7 +123,14 @@ impl Plugin {
     }
 
     fn forget_the_past(&self, record: &mut Record) -> Result<()> {
-        if self.engine.known(&record.volume)?.is_some_and(|known| known.is_staged) {
+        let is_present = match &record.boot {
+            // What wrote it noted no start. Another user may have staged it since.
+            boot if boot.is_empty() => self.engine.known(&record.volume)?.is_some_and(|known| {
+                known.is_staged && known.staging == self.staging(&record.name)
+            }),
+            boot => *boot == boot_id(),
+        };
+        if is_present {
             return Ok(());
         }
         tracing::info!(name = record.name, "no container has it since the node's start");
@@ -119,11 +138,16 @@ impl Plugin {
         self.records.save(record)
     }
 
-    /// Does a caller's call with this path and body, and returns its answer but for `Err`.
+    /// A call of this process.
+    pub(crate) fn begin(&self, caller: Caller) -> Call {
+        Call::new(caller, self.next_call.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Does a call with this path and body, and returns its answer but for `Err`.
     ///
     /// # Errors
     /// One line for a person.
-    pub fn call(&self, caller: Caller, path: &str, body: &[u8]) -> Result<Value> {
+    pub(crate) fn call(&self, call: &Call, path: &str, body: &[u8]) -> Result<Value> {
         match path {
             "/Plugin.Activate" => Ok(json!({ "Implements": ["VolumeDriver"] })),
             "/VolumeDriver.Capabilities" => {
@@ -145,7 +169,7 @@ impl Plugin {
             "/VolumeDriver.List" => self.list(),
             "/VolumeDriver.Mount" => {
                 let MountRequest { name, id } = parse(body)?;
-                self.locked(&name, || self.mount(&name, id, caller))
+                self.locked(&name, || self.mount(&name, id, call))
             }
             "/VolumeDriver.Unmount" => {
                 let MountRequest { name, id } = parse(body)?;

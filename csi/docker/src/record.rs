@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sheave_core::printable;
 use sheave_durable as durable;
-use sheave_node::{Error, Kind, Result};
+use sheave_node::{Error, Kind, Result, boot_id};
 
 use crate::Caller;
 use crate::lock::RecordsLock;
@@ -17,6 +18,9 @@ use crate::options::Given;
 const FORMAT: u32 = 1;
 /// Characters of a name: a file is called by it.
 const NAME_LEN_MAX: usize = 128;
+/// How long Docker may take to start a container after it has mounted a volume: it mounts others,
+/// and waits two minutes for each.
+const DOUBT: Duration = Duration::from_secs(300);
 /// Bytes of the id of a reference. Docker's have 64.
 const ID_LEN_MAX: usize = 256;
 
@@ -30,14 +34,49 @@ pub(crate) struct Record {
     /// It was there before, so it is not deleted with its name.
     pub(crate) adopted: bool,
     pub(crate) options: Given,
-    /// The ids by which Docker mounts it, with the processes that did.
-    pub(crate) references: BTreeMap<String, Caller>,
+    /// The ids by which Docker mounts it.
+    pub(crate) references: BTreeMap<String, Reference>,
+    /// Which start of the node the references are from: no container outlives it.
+    #[serde(default)]
+    pub(crate) boot: String,
+}
+
+/// An id by which Docker mounts a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reference {
+    /// The process that has asked for it.
+    #[serde(flatten)]
+    pub(crate) caller: Caller,
+    /// The number of the call whose answer is still on its way; none once Docker has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unanswered: Option<u64>,
 }
 
 impl Record {
     pub(crate) fn new(name: &str, volume: String, adopted: bool, options: Given) -> Self {
         let name = name.to_owned();
-        Self { format: FORMAT, name, volume, adopted, options, references: BTreeMap::new() }
+        Self {
+            format: FORMAT,
+            name,
+            volume,
+            adopted,
+            options,
+            references: BTreeMap::new(),
+            boot: boot_id(),
+        }
+    }
+}
+
+impl Reference {
+    /// Whether Docker may never have got to know it: the plugin that had the call, before the one
+    /// whose first call this is, has ended before the answer was handed over.
+    pub(crate) fn is_doubtful(&self, first_call: u64) -> bool {
+        self.unanswered.is_some_and(|call| call < first_call)
+    }
+
+    /// Whether it is of no use unless a container has the volume, for a plugin of this age.
+    pub(crate) fn is_stale(&self, first_call: u64, age: Duration) -> bool {
+        self.caller.has_ended() || self.is_doubtful(first_call) && age >= DOUBT
     }
 }
 
@@ -171,7 +210,8 @@ mod tests {
         let records = Records::open(dir.path().join("docker")).expect("a directory");
         let mut record = Record::new("db", "fast/1".to_owned(), false, Given::new());
         assert_eq!(records.load("db").expect("none"), None);
-        record.references.insert("1".to_owned(), Caller::of(1));
+        let reference = Reference { caller: Caller::of(1), unanswered: Some(2) };
+        record.references.insert("1".to_owned(), reference);
         records.save(&record).expect("saved");
         assert_eq!(records.load("db").expect("a record").as_ref(), Some(&record));
         fs::write(dir.path().join("docker/other.json"), "{").expect("written");
@@ -179,6 +219,20 @@ mod tests {
         assert!(records.load("other").is_err());
         records.remove("db").expect("removed");
         assert_eq!(records.load("db").expect("none"), None);
+    }
+
+    #[test]
+    fn a_reference_is_doubtful_if_its_plugin_has_ended_before_the_answer() {
+        let of_this = Caller::of(std::process::id());
+        let reference = |unanswered| Reference { caller: of_this, unanswered };
+        let is_stale = |unanswered, age| reference(unanswered).is_stale(5, age);
+        assert!(is_stale(Some(4), DOUBT));
+        assert!(!is_stale(Some(4), DOUBT - Duration::from_secs(1)), "it may be about to start");
+        assert!(!is_stale(Some(5), DOUBT), "a call of this plugin");
+        assert!(!is_stale(None, DOUBT));
+        // What older programs wrote.
+        let old: Reference = serde_json::from_str(r#"{"pid":1,"started":2}"#).expect("JSON");
+        assert_eq!(old.unanswered, None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use axum::serve::{IncomingStream, Listener};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
+use crate::answering::Answering;
 use crate::body::receive;
 use crate::{Caller, Plugin};
 
@@ -45,12 +46,17 @@ async fn answer(
 ) -> Response {
     let body = match receive(body).await {
         Ok(body) => body,
-        Err((status, why)) => return response(status, json!({ "Err": why })),
+        Err((status, why)) => {
+            let text = text(json!({ "Err": why }));
+            return (status, [(header::CONTENT_TYPE, TYPE)], text).into_response();
+        }
     };
+    let answering = Answering::new(Arc::clone(&plugin), caller);
+    let call = Arc::clone(&answering.call);
     // They block, and wait for each other.
     let called = spawn_blocking(move || {
         let path = uri.path();
-        let called = plugin.call(caller, path, &body);
+        let called = plugin.call(&call, path, &body);
         if let Err(error) = &called {
             tracing::warn!(call = path, "failed: {error}");
         }
@@ -64,12 +70,15 @@ async fn answer(
             (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": why }))
         }
     };
-    response(status, value)
+    let text = text(value);
+    let length = text.len().to_string();
+    let headers = [(header::CONTENT_TYPE, TYPE), (header::CONTENT_LENGTH, &length)];
+    (status, headers, answering.body(text)).into_response()
 }
 
-fn response(status: StatusCode, mut value: Value) -> Response {
+fn text(mut value: Value) -> String {
     if let Value::Object(fields) = &mut value {
         fields.entry("Err").or_insert_with(|| "".into());
     }
-    (status, [(header::CONTENT_TYPE, TYPE)], value.to_string()).into_response()
+    value.to_string()
 }

@@ -46,6 +46,7 @@ pub use find::Known;
 pub use fs::Fs;
 pub use health::{Problem, Severity};
 pub use mounts::make_dir;
+pub use state::boot_id;
 pub use stats::{FilesystemStats, Stats};
 pub use tools::Tools;
 pub use volumes::{Attach, Device, Format, RAW, Record, Volumes};

@@ -256,7 +256,9 @@ pub(crate) fn fingerprint(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-fn boot_id() -> String {
+/// Which start of the node this is (proc_sys_kernel(5)); empty if that is not known.
+#[must_use]
+pub fn boot_id() -> String {
     fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
 }
 

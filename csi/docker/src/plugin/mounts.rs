@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sheave_core::printable;
-use sheave_node::{Access, Attach, Error, Kind, Result, StageRequest};
+use sheave_node::{Access, Attach, Error, Kind, Result, StageRequest, boot_id};
 
 use super::{ANSWER_WITHIN, Plugin, claim, make_dir, text};
-use crate::Caller;
+use crate::answering::{Call, Mounted};
 use crate::options::Options;
-use crate::record::{Record, check_id};
+use crate::record::{Record, Reference, check_id};
 
 /// What uses the volumes that are staged by this plugin.
 const USER: &str = "docker";
@@ -21,15 +21,60 @@ const USER: &str = "docker";
 const PENDING_POLL: Duration = Duration::from_millis(100);
 
 impl Plugin {
-    pub(super) fn mount(&self, name: &str, id: String, caller: Caller) -> Result<Value> {
+    pub(super) fn mount(&self, name: &str, id: String, call: &Call) -> Result<Value> {
         check_id(&id)?;
+        let left = || Err(Error::new(Kind::TimedOut, "the caller has left before the answer"));
+        // While it waited for other calls about the volume.
+        if call.has_left() {
+            return left();
+        }
         let mut record = self.record(name)?;
+        self.reconcile_or_log(&mut record);
         let staging = self.staging(name);
         self.stage(&record, &staging)?;
-        if record.references.insert(id, caller) != Some(caller) {
-            self.records.save(&record)?;
+        let undo = |record: &Record| match record.references.is_empty() {
+            true => self.release(record),
+            false => Ok(()),
+        };
+        if !call.mounted(name, &id) {
+            return undo(&record).and_then(|()| left());
+        }
+        let before = record.references.get(&id).copied();
+        let is_certain = before.is_some_and(|before| before.unanswered.is_none());
+        let unanswered = (!is_certain).then_some(call.number);
+        let reference = Reference { caller: call.caller, unanswered };
+        if before != Some(reference) {
+            let had = record.clone();
+            record.references.insert(id, reference);
+            record.boot = boot_id();
+            self.records.save(&record).inspect_err(|_| drop(undo(&had)))?;
         }
         Ok(json!({ "Mountpoint": text(&staging) }))
+    }
+
+    /// The end of a call that has mounted a volume: Docker has its answer, or it will never unmount
+    /// what it does not know to be mounted.
+    pub(crate) fn answered(&self, mounted: &Mounted, is_delivered: bool) {
+        let Mounted { name, id, call } = mounted;
+        let ended = self.locked(name, || {
+            let Some(mut record) = self.records.load(name)? else { return Ok(Value::Null) };
+            match record.references.get_mut(id) {
+                // A later call about the same is not touched.
+                Some(reference) if reference.unanswered == Some(*call) && is_delivered => {
+                    reference.unanswered = None;
+                    self.records.save(&record)?;
+                }
+                Some(reference) if reference.unanswered == Some(*call) => {
+                    tracing::warn!(name, id, "unmounted: its caller has left before the answer");
+                    self.dereference(&mut record, id)?;
+                }
+                _ => {}
+            }
+            Ok(Value::Null)
+        });
+        if let Err(error) = ended {
+            tracing::warn!(name, id, "its reference is not settled: {error}");
+        }
     }
 
     /// Publishes a volume to this node and stages it, unless that is done.
@@ -67,13 +112,19 @@ impl Plugin {
 
     pub(super) fn unmount(&self, name: &str, id: &str) -> Result<Value> {
         let mut record = self.record(name)?;
-        if record.references.remove(id).is_some() {
-            self.records.save(&record)?;
-        }
-        if record.references.is_empty() {
-            self.release(&record)?;
-        }
+        self.dereference(&mut record, id)?;
         Ok(json!({}))
+    }
+
+    fn dereference(&self, record: &mut Record, id: &str) -> Result<()> {
+        if record.references.remove(id).is_some() {
+            self.records.save(record)?;
+        }
+        self.reconcile_or_log(record);
+        match record.references.is_empty() {
+            true => self.release(record),
+            false => Ok(()),
+        }
     }
 
     /// Undoes [`Self::stage`]. Done if there is nothing.
@@ -94,24 +145,37 @@ impl Plugin {
         }
     }
 
-    /// Forgets the references of a volume that no container has any more: the processes of Docker
-    /// that took them have ended, and it is mounted nowhere else. Docker forgets what it was doing
-    /// when it was killed.
-    pub(super) fn reconcile(&self, record: &mut Record) -> Result<()> {
-        let references = &record.references;
-        if references.is_empty()
-            || references.values().any(|caller| !caller.has_ended())
-            || self.engine.is_mounted_elsewhere(&record.volume)?
-        {
+    /// Forgets references that are of no use any more if no container has the volume: those of
+    /// processes of Docker that have ended, which forget what they were doing, and those that
+    /// Docker may never have got to know. Where a container has it, its reference may be any.
+    fn reconcile(&self, record: &mut Record) -> Result<()> {
+        let (first_call, age) = (self.first_call, self.opened.elapsed());
+        let is_stale = |reference: &Reference| reference.is_stale(first_call, age);
+        if !record.references.values().any(is_stale) {
             return Ok(());
         }
-        tracing::warn!(
-            name = record.name,
-            references = references.len(),
-            "no container has it any more; Docker was ended before it has unmounted it"
-        );
-        record.references.clear();
-        self.records.save(record)
+        let before = record.references.clone();
+        if self.engine.is_mounted_elsewhere(&record.volume)? {
+            let all = record.references.values_mut();
+            let doubtful = all.filter(|reference| reference.is_doubtful(first_call));
+            doubtful.for_each(|reference| reference.unanswered = None);
+        } else {
+            record.references.retain(|_, reference| !is_stale(reference));
+            tracing::warn!(
+                name = record.name,
+                references = before.len() - record.references.len(),
+                "no container has it any more, and Docker does not unmount it; it was ended before"
+            );
+        }
+        if record.references == before { Ok(()) } else { self.records.save(record) }
+    }
+
+    /// What is not known now, a later call finds.
+    pub(super) fn reconcile_or_log(&self, record: &mut Record) {
+        if let Err(error) = self.reconcile(record) {
+            let name = &record.name;
+            tracing::warn!(name, "whether a container has it is not known: {error}");
+        }
     }
 
     /// Releases volumes without references that are staged all the same, such as by a call that was

@@ -148,9 +148,7 @@ impl Plugin {
 
     pub(super) fn remove(&self, name: &str) -> Result<Value> {
         let mut record = self.record(name)?;
-        if let Err(error) = self.reconcile(&mut record) {
-            tracing::warn!(name, "whether a container has it is not known: {error}");
-        }
+        self.reconcile_or_log(&mut record);
         if !record.references.is_empty() {
             let why = format!(
                 "volume {name} is in use by {} containers; remove them first",
