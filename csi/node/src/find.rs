@@ -81,7 +81,9 @@ impl Node {
     }
 
     /// Whether a volume is mounted at another path than where it is staged, in the namespace of any
-    /// process of this one's /proc. A container has a namespace of its own.
+    /// process of this one's /proc. A container has a namespace of its own. The mount where it is
+    /// staged may have another path in another namespace, such as that of Docker's managed plugin
+    /// on the machine; that is no other mount.
     ///
     /// # Errors
     /// When /proc or a state cannot be read.
@@ -90,6 +92,8 @@ impl Node {
         let Some((device, staging)) = state.and_then(|of| Some((of.device?, of.staging))) else {
             return Ok(false);
         };
+        let mounts = Mounts::read()?;
+        let own = mounts.top(&staging).and_then(|mount| mounts.shared_place(mount));
         let fail = |error| Error::of_io("/proc", &error);
         let mut seen = HashSet::new();
         for entry in fs::read_dir("/proc").map_err(fail)? {
@@ -107,8 +111,13 @@ impl Node {
             }
             let Some(mounts) = of_live(fs::read(process.join("mountinfo")))? else { continue };
             seen.insert((namespace, root));
-            let is_elsewhere = |mount: &Mount| mount.target != staging && mount.was_of(&device);
-            if Mounts::of_bytes(&mounts)?.iter().any(is_elsewhere) {
+            let mounts = Mounts::of_bytes(&mounts)?;
+            let is_own = |mount: &Mount| {
+                let place = own.as_ref().and_then(|_| mounts.shared_place(mount));
+                mount.target == staging
+                    || own.as_ref().zip(place).is_some_and(|(own, place)| place.is(own))
+            };
+            if mounts.iter().any(|mount| mount.was_of(&device) && !is_own(mount)) {
                 return Ok(true);
             }
         }

@@ -36,6 +36,16 @@ pub(crate) struct Mount {
     pub(crate) fs: OsString,
     source: OsString,
     super_options: OsString,
+    /// The peer groups of which it passes mounts on, or from which it receives them.
+    groups: Vec<u64>,
+}
+
+/// A place for mounts that namespaces share: what is mounted in one of them appears in the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SharedPlace {
+    groups: Vec<u64>,
+    /// In the filesystem of the mount above it.
+    path: PathBuf,
 }
 
 /// All mounts, parsed.
@@ -80,6 +90,13 @@ impl Mount {
         // The number of btrfs is that of a subvolume. Its source is a path of the device.
         let source = fs::metadata(Path::new(&self.source));
         source.is_ok_and(|source| Number::of(source.rdev()) == device)
+    }
+}
+
+impl SharedPlace {
+    /// Whether what is mounted at one of them is mounted at the other by that.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.path == other.path && self.groups.iter().any(|group| other.groups.contains(group))
     }
 }
 
@@ -143,6 +160,14 @@ impl Mounts {
         self.0.iter()
     }
 
+    /// Where this mount is, if the mount below it is one that namespaces share.
+    pub(crate) fn shared_place(&self, of: &Mount) -> Option<SharedPlace> {
+        let below = self.0.iter().find(|mount| mount.id == of.parent && mount.id != of.id)?;
+        let path = of.target.strip_prefix(&below.target).ok()?;
+        let path = Path::new(&below.root).join(path);
+        (!below.groups.is_empty()).then(|| SharedPlace { groups: below.groups.clone(), path })
+    }
+
     /// All mounts of the filesystem on this device.
     pub(crate) fn of(&self, device: Number) -> impl Iterator<Item = &Mount> {
         self.0.iter().filter(move |mount| mount.is_of(device))
@@ -163,12 +188,24 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let root = unescape(fields.next()?);
     let target = PathBuf::from(unescape(fields.next()?));
     let options = unescape(fields.next()?);
-    // Fields that say how mounts propagate, as many as apply.
-    fields.by_ref().find(|field| *field == b"-")?;
+    let groups = groups(&mut fields)?;
     let fs = unescape(fields.next()?);
     let source = unescape(fields.next()?);
     let super_options = unescape(fields.next()?);
-    Some(Mount { id, parent, number, root, target, options, fs, source, super_options })
+    Some(Mount { id, parent, number, root, target, options, fs, source, super_options, groups })
+}
+
+/// The fields `shared:1`, `master:1` and others, as many as apply, up to the `-`.
+fn groups<'a>(fields: &mut impl Iterator<Item = &'a [u8]>) -> Option<Vec<u64>> {
+    let mut groups = Vec::new();
+    loop {
+        let field = fields.next()?;
+        if field == b"-" {
+            return Some(groups);
+        }
+        let group = [&b"shared:"[..], b"master:"].iter().find_map(|kind| field.strip_prefix(*kind));
+        groups.extend(group.and_then(number));
+    }
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -224,6 +261,35 @@ mod tests {
         assert_eq!(mount.source, "/dev/a\tb");
         assert!(mount.has_option("ro") && !mount.is_fs_read_only());
         assert!(mount.has_option("noexec") && !mount.has_option("exec"));
+    }
+
+    #[test]
+    fn a_mount_that_appears_in_another_namespace_is_known_by_its_place() {
+        let place = |text: &str| {
+            let mounts = parse(text);
+            let disk = mounts.of(DISK).next().expect("a mount");
+            mounts.shared_place(disk)
+        };
+        let plugin = "50 40 8:1 /propagated /mnt/volumes rw shared:7 - ext4 /dev/a rw\n\
+                      51 50 259:1 / /mnt/volumes/db rw shared:8 - ext4 /dev/x rw\n";
+        let plugin = place(plugin).expect("a place");
+        let of_host = |group: &str, path: &str| {
+            format!(
+                "20 1 8:1 /propagated /docker/propagated rw {group} - ext4 /dev/a rw\n\
+                 21 20 259:1 / /docker/propagated/{path} rw shared:8 - ext4 /dev/x rw\n"
+            )
+        };
+        for (group, path, is_same) in [
+            ("shared:7", "db", true),
+            ("shared:9 master:7", "db", true),
+            ("shared:7", "other", false),
+            ("shared:9", "db", false),
+            ("propagate_from:7 unbindable", "db", false),
+        ] {
+            let host = place(&of_host(group, path));
+            let found = host.is_some_and(|host| host.is(&plugin));
+            assert_eq!(found, is_same, "{group} {path}");
+        }
     }
 
     #[test]
