@@ -2,8 +2,8 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: help setup build install demo test vm-matrix vm-soak k8s-smoke k8s-e2e lint fuzz bench
-.PHONY: bench-devices clean
+.PHONY: help setup build install demo docker-plugin test vm-matrix vm-soak k8s-smoke k8s-e2e lint
+.PHONY: fuzz bench bench-devices clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ build: ## the release binary
 
 install: ## the release binary, to PREFIX/bin (/usr/local/bin)
 	PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
+
+docker-plugin: build ## a managed plugin of Docker, for docker plugin create (docs/docker.md)
+	deploy/docker/build
 
 demo: ## serve a file system, use it with foreign clients, show the latencies
 	scripts/demo
