@@ -96,6 +96,36 @@ fn a_volume_that_exists_is_adopted_and_kept() {
     });
 }
 
+#[test]
+fn what_could_never_be_mounted_is_not_created() {
+    on_devices("what_could_never_be_mounted_is_not_created", || {
+        let site = DockerSite::new();
+        let plugin = &site.plugin;
+        for (options, why) in [
+            (&[("size", "64M"), ("fstype", "btrfs")][..], "are too few for btrfs"),
+            (&[("fstype", "xfs")], "4194304 bytes are too few for xfs"),
+            (&[("mount-options", "noatime,bind")], "option bind cannot be used"),
+            (&[("readonly", "true")], "would be new"),
+            (&[("mount-options", "ro")], "would be new"),
+        ] {
+            let options = [&[FAST][..], options].concat();
+            check_failed(plugin.create("db", &options), why);
+            assert_eq!(site.node.files("fast"), [] as [&str; 0], "{why}");
+        }
+        site.daemon.sheave("volume create fast/db --size 32M").ok();
+        let adopted = ("volume", "fast/db");
+        check_failed(plugin.create("db", &[adopted, ("fstype", "xfs")]), "too few for xfs");
+        plugin.create("db", &[adopted]).expect("adopted");
+        plugin.mount("db", "c1").expect("mounted");
+        plugin.unmount("db", "c1").expect("unmounted");
+        check_failed(plugin.create("b", &[adopted, ("fstype", "xfs")]), "it holds ext4");
+        plugin.create("b", &[adopted, ("readonly", "true")]).expect("adopted");
+        plugin.mount("b", "c1").expect("mounted");
+        plugin.unmount("b", "c1").expect("unmounted");
+        site.check_unmounted();
+    });
+}
+
 /// A plugin that was killed between both steps of `docker volume rm` has left the record.
 #[test]
 fn rule_35_a_volume_whose_removal_was_killed_is_made_anew() {

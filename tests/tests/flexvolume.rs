@@ -213,6 +213,32 @@ fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
     });
 }
 
+#[test]
+fn what_can_never_be_mounted_is_refused_before_it_is_attached() {
+    on_devices("what_can_never_be_mounted_is_refused_before_it_is_attached", || {
+        let site = Site::new(WITH_ATTACH);
+        let mut small = FlexSpec::new("data", "fast/db");
+        small.fs_type = "btrfs".to_owned();
+        let mut option = FlexSpec::new("data", "fast/db");
+        option.options.insert("mount-options".to_owned(), "noatime,bind".to_owned());
+        let specs = [(small, "too few for btrfs"), (option, "bind cannot be used")];
+        for (spec, why) in &specs {
+            let device = site.flex.attach(spec, NODE).expect("published");
+            check_failed(site.flex.mount_device(spec, &device), why);
+            fs::remove_dir(site.flex.device_dir(spec)).expect("an empty directory");
+            site.flex.detach(spec, NODE).expect("detached");
+        }
+        site.flex.configure(WITHOUT);
+        for (spec, why) in &specs {
+            check_failed(site.flex.set_up("a", spec), why);
+        }
+        assert_eq!(site.record()["epoch"], 2, "it was not published");
+        site.check_bare();
+        let log = site.daemon.log();
+        assert!(!log.contains("attached"), "{log}");
+    });
+}
+
 /// Of any calls, in any order, some of them killed, and the daemon, too: nothing is left in the
 /// end, and a pod that has its volume has its data. `SHEAVE_CALLS` is how many.
 #[test]

@@ -184,6 +184,15 @@ impl Daemon {
         }
     }
 
+    /// Bytes of a volume of a pool that no size is wanted for; 0 if there is no such pool.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn default_size(&self, pool: &str) -> Result<u64> {
+        let mut pools = self.pools()?.into_iter().filter(|of| of.name == pool);
+        Ok(pools.next().map_or(0, |of| of.default_size_bytes))
+    }
+
     fn pools(&self) -> Result<Vec<Pool>> {
         Ok(self.wait(CALL_TIMEOUT, self.volumes().list_pools(ListPoolsRequest {}))?.pools)
     }

@@ -4,7 +4,7 @@ use sheave_control::v1::{
     self as control, AttachRequest, DetachRequest, Front, ListDevicesRequest, MarkFormattedRequest,
     ResizeRequest,
 };
-use sheave_node::{Attach, Device, Error, Format, Kind, Record, Result, Volumes};
+use sheave_node::{Access, Attach, Device, Error, Format, Kind, Record, Result, Volumes, Wanted};
 
 use crate::Daemon;
 use crate::daemon::{CALL_TIMEOUT, DEVICE_TIMEOUT};
@@ -110,13 +110,7 @@ impl Volumes for DaemonVolumes {
     }
 
     fn record(&self, volume: &str) -> Result<Record> {
-        let volume = self.daemon.volume(volume)?;
-        let format = match (volume.formatted, volume.formatting) {
-            (fs, _) if fs.is_empty() => Format::Never,
-            (fs, true) => Format::Begun(fs),
-            (fs, false) => Format::Done(fs),
-        };
-        Ok(Record { format, never_format: volume.never_format })
+        Ok(record(&self.daemon.volume(volume)?))
     }
 
     fn mark(&self, volume: &str, format: &Format, epoch: Option<u64>) -> Result<()> {
@@ -133,6 +127,34 @@ impl Volumes for DaemonVolumes {
         let mut volumes = self.daemon.volumes();
         self.daemon.wait(CALL_TIMEOUT, volumes.mark_formatted(request)).map(drop)
     }
+}
+
+/// Refuses a volume that can never be mounted so, before anything is done with it.
+///
+/// # Errors
+/// As for [`Wanted::check`].
+pub fn check_mountable(
+    volume: &control::Volume,
+    access: &Access,
+    may_format: bool,
+    read_only: bool,
+) -> Result<()> {
+    if !volume.trouble.is_empty() {
+        // Neither its size nor what is on it is known, and opening it says why.
+        return Ok(());
+    }
+    let (record, size) = (record(volume), volume.size_bytes);
+    let wanted = Wanted { access, may_format, read_only, record: &record, size, is_new: false };
+    wanted.check().map_err(|error| error.of(&volume.id))
+}
+
+fn record(volume: &control::Volume) -> Record {
+    let format = match volume.formatted.clone() {
+        fs if fs.is_empty() => Format::Never,
+        fs if volume.formatting => Format::Begun(fs),
+        fs => Format::Done(fs),
+    };
+    Record { format, never_format: volume.never_format }
 }
 
 fn device(device: control::Device) -> Device {

@@ -6,5 +6,5 @@ mod daemon;
 mod daemon_volumes;
 
 pub use daemon::{Daemon, reached};
-pub use daemon_volumes::DaemonVolumes;
+pub use daemon_volumes::{DaemonVolumes, check_mountable};
 pub use sheave_control::v1::{CreateVolumeRequest, Volume};

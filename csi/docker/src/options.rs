@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sheave_core::{parse_digits, parse_size};
-use sheave_node::{Error, FORCE_UNSTAGE_AFTER_S, Fs, Kind, Result};
+use sheave_node::{Access, Error, FORCE_UNSTAGE_AFTER_S, Fs, Kind, Result};
 
 const POOL: &str = "pool";
 const VOLUME: &str = "volume";
@@ -81,6 +81,11 @@ impl Options {
             return Err(Error::new(Kind::Invalid, why));
         }
         Ok(options)
+    }
+
+    /// How the volume is used.
+    pub(crate) fn access(&self) -> Access {
+        Access::Mount { fs: self.fs, options: self.mount_options.clone() }
     }
 
     fn take(&mut self, key: &str, value: &str) -> Option<()> {

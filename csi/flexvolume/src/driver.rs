@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave_client::{Daemon, DaemonVolumes, Volume};
+use sheave_client::{Daemon, DaemonVolumes, Volume, check_mountable};
 use sheave_core::printable;
 use sheave_node::{
     Attach, Error, Kind, Known, Node, PublishRequest, Result, StageRequest, Tools, make_dir,
@@ -73,7 +73,7 @@ impl Driver {
             Call::Detach { claim, node } => self.detach(claim, node),
             Call::IsAttached { options, node } => self.is_attached(&Options::parse(options)?, node),
             Call::WaitForAttach { device, options } => {
-                let device = self.published(device, &Options::parse(options)?)?;
+                let (device, _) = self.published(device, &Options::parse(options)?)?;
                 Ok(Answer::device(device.to_string()))
             }
             Call::MountDevice { dir, device, options } => {
@@ -125,8 +125,8 @@ impl Driver {
         Ok(Answer::attached(attached))
     }
 
-    /// The publication that a device stands for.
-    fn published(&self, text: &str, options: &Options) -> Result<Device> {
+    /// The publication that a device stands for, and its volume.
+    fn published(&self, text: &str, options: &Options) -> Result<(Device, Volume)> {
         let refused = |why: String| Err(Error::new(Kind::Refused, why));
         let shown = printable(text);
         let Some(device) = Device::parse(text) else {
@@ -147,11 +147,12 @@ impl Driver {
             let advice = "set node in flexvolume.toml if that is wrong";
             return refused(format!("device {shown}: {why}; {advice}"));
         }
-        Ok(device)
+        Ok((device, volume))
     }
 
     fn mount_device(&self, dir: &Path, device: &str, options: Options) -> Result<Answer> {
-        let Device { volume, epoch, .. } = self.published(device, &options)?;
+        let (Device { volume, epoch, .. }, found) = self.published(device, &options)?;
+        check_mountable(&found, &options.access, true, options.read_only)?;
         let engine = self.engine()?;
         engine.stage(stage(volume, dir.to_owned(), options.read_only, epoch, &options))?;
         Ok(Answer::success())
@@ -221,7 +222,11 @@ impl Driver {
         known: Option<Known>,
         options: &Options,
     ) -> Result<Known> {
+        let is_staged = known.is_some();
         let read_only = known.map_or(options.read_only, |known| known.read_only);
+        if !is_staged {
+            check_mountable(volume, &options.access, true, read_only)?;
+        }
         // Before it is published, so that a call that is killed leaves a trace.
         make_dir(&staging)?;
         let published = self.daemon.publish_here(volume, &self.node_id, read_only, CLAIM);

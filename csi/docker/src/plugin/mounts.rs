@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sheave_core::printable;
-use sheave_node::{Access, Attach, Error, Kind, Result, StageRequest, boot_id};
+use sheave_node::{Attach, Error, Kind, Result, StageRequest, boot_id};
 
 use super::{ANSWER_WITHIN, Plugin, claim, make_dir, text};
 use crate::answering::{Call, Mounted};
@@ -93,7 +93,7 @@ impl Plugin {
         let request = StageRequest {
             volume: volume.id,
             staging: staging.to_owned(),
-            access: Access::Mount { fs: options.fs, options: options.mount_options },
+            access: options.access(),
             may_format: options.may_format,
             attach: Attach { read_only, epoch: Some(epoch), front: options.front },
             force_unstage_after: options.force_unstage_after.map(Duration::from_secs),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
-use sheave_client::{CreateVolumeRequest, Volume};
-use sheave_node::{Error, Kind, Result};
+use sheave_client::{CreateVolumeRequest, Volume, check_mountable};
+use sheave_node::{Error, Format, Kind, Record as VolumeRecord, Result, Wanted};
 
 use super::{Plugin, Scope, claim};
 use crate::options::{Given, Options};
@@ -83,6 +83,7 @@ impl Plugin {
         if !adopted && options_of(&volume) != given {
             return other();
         }
+        check_mountable(&volume, &options.access(), options.may_format, options.read_only)?;
         if adopted && (options.limit_bps, options.limit_iops) != (0, 0) {
             let why = format!(
                 "volume {} exists, and has its own limits; change them: sheave volume set",
@@ -131,6 +132,7 @@ impl Plugin {
                 return Ok((volume, !is_own));
             }
         }
+        self.check_new(&format!("{pool}/{name}"), &pool, options)?;
         let mut parameters: HashMap<_, _> =
             given.iter().map(|(key, value)| (format!("{OPTION}{key}"), value.clone())).collect();
         parameters.insert(MADE_BY.to_owned(), self.settings.node_id.clone());
@@ -144,6 +146,25 @@ impl Plugin {
             parameters,
         };
         Ok((self.daemon.create(wanted)?, false))
+    }
+
+    /// Refuses to make what could never be mounted.
+    fn check_new(&self, called: &str, pool: &str, options: &Options) -> Result<()> {
+        let size = options.size.map_or_else(|| self.daemon.default_size(pool), Ok)?;
+        // The pool says why there can be none.
+        if size == 0 {
+            return Ok(());
+        }
+        let record = VolumeRecord { format: Format::Never, never_format: false };
+        let wanted = Wanted {
+            access: &options.access(),
+            may_format: options.may_format,
+            read_only: options.read_only,
+            record: &record,
+            size,
+            is_new: true,
+        };
+        wanted.check().map_err(|error| error.of(called))
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<Value> {
