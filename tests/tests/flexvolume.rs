@@ -1,11 +1,13 @@
 //! `sheave flexvolume`, as Kubernetes calls it.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use sheave_tests::{
     Daemon, FlexSpec, FlexVolume, Mounts, PoolNode, Run, check_failed, eventually, on_devices,
@@ -208,6 +210,49 @@ fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
         let lock = format!("node/{}.lock", id.replace('/', "%2f"));
         fs::create_dir_all(site.dir().join("node")).expect("a directory");
         fs::write(site.dir().join(lock), "").expect("written");
+        site.flex.call(&["unmount", "/no/such/directory"]).expect("there is nothing to do");
+        site.check_bare();
+    });
+}
+
+/// The lock that the test takes stands for a call that hangs.
+#[test]
+fn rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount() {
+    on_devices("rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount", || {
+        let site = Site::new(WITHOUT);
+        let mut ids = Vec::new();
+        for name in ["hangs", "left", "pods"] {
+            site.daemon.sheave(&format!("volume create fast/{name} --size 32M")).ok();
+            let info = site.daemon.volume(&format!("fast/{name}"));
+            ids.push(info["id"].as_str().expect("an id").to_owned());
+        }
+        // What killed calls have left.
+        let own = site.dir().join("flexvolume");
+        let leave = |id: &str| {
+            fs::create_dir_all(own.join(id.replace('/', "_"))).expect("a directory");
+        };
+        let left = || -> Vec<_> {
+            let all = fs::read_dir(&own).expect("a directory");
+            all.map(|entry| entry.expect("an entry").file_name()).collect()
+        };
+        let lock = site.dir().join(format!("node/{}.lock", ids[0].replace('/', "%2f")));
+        fs::create_dir_all(site.dir().join("node")).expect("a directory");
+        let lock = fs::File::create(lock).expect("a file");
+        flock(&lock, FlockOperation::LockExclusive).expect("a free lock");
+        let hanging = [OsString::from(ids[0].replace('/', "_"))];
+        for id in &ids[..2] {
+            leave(id);
+        }
+        let begun = Instant::now();
+        site.flex.call(&["unmount", "/no/such/directory"]).expect("there is nothing to do");
+        assert_eq!(left(), hanging);
+        let spec = FlexSpec::new("data", "fast/pods");
+        site.flex.set_up("a", &spec).expect("mounted");
+        leave(&ids[1]);
+        site.flex.tear_down("a", &spec).expect("unmounted");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        assert_eq!(left(), hanging);
+        drop(lock);
         site.flex.call(&["unmount", "/no/such/directory"]).expect("there is nothing to do");
         site.check_bare();
     });

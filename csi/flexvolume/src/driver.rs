@@ -4,7 +4,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sheave_client::{Daemon, DaemonVolumes, Volume, check_mountable};
 use sheave_core::printable;
@@ -19,8 +21,12 @@ use crate::{Answer, Call};
 /// How long a call waits for its work. Kubernetes waits for most calls as long as they take; what
 /// goes on after this is a mkfs or fsck, which holds its volume's lock.
 const ANSWER_WITHIN: Duration = Duration::from_secs(100);
-/// How long a call waits for other volumes that it tidies up.
+/// How long a call waits for volumes that it tidies up beside its own.
 const TIDY_WITHIN: Duration = Duration::from_secs(2);
+/// The same for one that has none, since it may repeat a call that was killed.
+const TIDY_ALONE_WITHIN: Duration = Duration::from_secs(10);
+/// How many volumes a call tidies up at most.
+const TIDIED_MAX: usize = 16;
 
 /// What uses the volumes that are staged by this driver.
 const USER: &str = "flexvolume";
@@ -29,6 +35,7 @@ const USER: &str = "flexvolume";
 const CLAIM: &str = "flexvolume:mount";
 
 /// The driver, in one call.
+#[derive(Clone)]
 pub struct Driver {
     daemon: Daemon,
     node_id: String,
@@ -255,11 +262,11 @@ impl Driver {
             Some(known) => {
                 engine.unpublish(&known.volume, dir)?;
                 self.release(&engine, &known.volume)?;
-                // That of others may hang, and is not this pod's.
-                let _ = self.tidy(&engine.answering_within(TIDY_WITHIN));
+                // That of others is not this pod's.
+                let _ = self.tidy(TIDY_WITHIN);
             }
             // Done before, perhaps by a call that was killed in the middle.
-            None => self.tidy(&engine)?,
+            None => self.tidy(TIDY_ALONE_WITHIN)?,
         }
         Ok(Answer::success())
     }
@@ -267,7 +274,7 @@ impl Driver {
     /// Undoes [`Self::stage_here`] for a volume that no pod has any more.
     fn release(&self, engine: &Node, volume: &str) -> Result<()> {
         let own = self.own_staging(volume);
-        let is_used = |known: &Known| known.staging != own || !known.targets.is_empty();
+        let is_used = |known: &Known| self.is_used(known);
         match engine.known(volume)? {
             Some(known) if is_used(&known) => return Ok(()),
             None if !own.exists() => {}
@@ -284,20 +291,57 @@ impl Driver {
         self.forget(volume, &own)
     }
 
-    /// Releases volumes that calls which were killed have left.
-    fn tidy(&self, engine: &Node) -> Result<()> {
+    /// Releases volumes that calls which were killed have left, all at once and in bounded time.
+    /// One that hangs, or that another process works on, holds up no call: it is left to a later
+    /// one.
+    ///
+    /// # Errors
+    /// What keeps one of the others from being released.
+    fn tidy(&self, within: Duration) -> Result<()> {
+        let begun = Instant::now();
+        let (sender, released) = channel();
+        for volume in self.left_behind()?.into_iter().take(TIDIED_MAX) {
+            let (driver, sender) = (self.clone(), sender.clone());
+            // Without a thread it is left to a later call, too.
+            let _ = thread::Builder::new().name("tidy".to_owned()).spawn(move || {
+                let release = || driver.release(&driver.engine()?, &volume);
+                let _ = sender.send(release());
+            });
+        }
+        drop(sender);
+        let mut failure = None;
+        // It ends when all have, too.
+        while let Ok(released) = released.recv_timeout(within.saturating_sub(begun.elapsed())) {
+            let left = |error: &Error| matches!(error.kind(), Kind::Pending | Kind::TimedOut);
+            failure = failure.or(released.err().filter(|error| !left(error)));
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Volumes that are staged for this driver, or were to be, and that no pod has.
+    fn left_behind(&self) -> Result<Vec<String>> {
         let fail = |error| Error::of_io(printable(&self.own_dir), &error);
         let entries = match fs::read_dir(&self.own_dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(fail)?,
         };
+        let (engine, mut left) = (self.engine()?, Vec::new());
         for entry in entries {
             let name = entry.map_err(fail)?.file_name();
-            if let Some(volume) = name.to_str().and_then(of_own_staging) {
-                self.release(engine, &volume)?;
+            let Some(volume) = name.to_str().and_then(of_own_staging) else { continue };
+            // One whose state cannot be read is not known to be left.
+            if let Ok(known) = engine.known(&volume)
+                && !known.is_some_and(|known| self.is_used(&known))
+            {
+                left.push(volume);
             }
         }
-        Ok(())
+        Ok(left)
+    }
+
+    /// Whether a pod has a volume, or another caller of the engine.
+    fn is_used(&self, known: &Known) -> bool {
+        known.staging != self.own_staging(&known.volume) || !known.targets.is_empty()
     }
 
     fn forget(&self, volume: &str, staging: &Path) -> Result<()> {
