@@ -277,8 +277,8 @@ impl Service {
         Err(Status::not_found(format!("{target} is no device here: {path} is that of {has}")))
     }
 
-    /// Attaches a volume of a pool, with the limits that it has. Its text is the pool's, so it
-    /// starts no program.
+    /// Attaches a volume of a pool, with the limits that it has. Its text is the pool's or that of
+    /// the configuration, so it starts no program but one that the operator of the node has named.
     async fn attach_of_pool(
         &self,
         volume: &str,

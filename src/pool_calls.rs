@@ -226,6 +226,7 @@ mod tests {
         let config = PoolConfig {
             name: "fast".to_owned(),
             url: format!("file://{}", dir.path().display()),
+            volumes: BTreeMap::new(),
             shared: false,
             trust_attacher: false,
             capacity: None,

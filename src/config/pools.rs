@@ -13,7 +13,8 @@ use super::{BadConfig, File};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PoolKeys {
-    url: Spanned<Value>,
+    url: Option<Spanned<Value>>,
+    volumes: Option<Spanned<Value>>,
     shared: Option<Spanned<Value>>,
     trust_attacher: Option<Spanned<Value>>,
     capacity: Option<Spanned<Value>>,
@@ -28,13 +29,19 @@ impl File<'_> {
     ) -> Result<Vec<PoolConfig>, BadConfig> {
         let mut pools = Vec::new();
         for (name, keys) in tables {
-            let (place, url_place) = (name.span(), keys.url.span());
+            let place = name.span();
+            let Some(url_place) = keys.url.as_ref().or(keys.volumes.as_ref()).map(Spanned::span)
+            else {
+                let why =
+                    "missing field `url`, where its volumes are, or `volumes`, a list of them";
+                return Err(self.bad(place, why));
+            };
             let expected = "expected a URL such as \"file:///var/lib/images\"";
-            let url =
-                self.value(Some(keys.url), expected, |value| value.as_str().map(str::to_owned));
+            let url = self.value(keys.url, expected, |value| value.as_str().map(str::to_owned));
             let pool = PoolConfig {
                 name: name.into_inner(),
                 url: url?.unwrap_or_default(),
+                volumes: self.listed(keys.volumes)?,
                 shared: self.switch(keys.shared)?,
                 trust_attacher: self.switch(keys.trust_attacher)?,
                 capacity: self.size(keys.capacity)?,
@@ -49,6 +56,18 @@ impl File<'_> {
             pools.push(pool);
         }
         Ok(pools)
+    }
+
+    fn listed(&self, value: Option<Spanned<Value>>) -> Result<BTreeMap<String, String>, BadConfig> {
+        let expected = "expected names with a VOLUME each, such as { db = \"nbd://host/db\" }";
+        let texts = |value: &Value| -> Option<BTreeMap<String, String>> {
+            let table = value.as_table().filter(|table| !table.is_empty())?;
+            let text = |(name, text): (&String, &Value)| {
+                text.as_str().map(|text| (name.clone(), text.to_owned()))
+            };
+            table.iter().map(text).collect()
+        };
+        Ok(self.value(value, expected, texts)?.unwrap_or_default())
     }
 
     fn switch(&self, value: Option<Spanned<Value>>) -> Result<bool, BadConfig> {
@@ -83,6 +102,9 @@ mod tests {
         assert_eq!((pools[0].name.as_str(), pools[0].capacity), ("fast", Some(10 << 30)));
         assert_eq!((pools[1].url.as_str(), pools[1].default_size), ("file:///mnt", Some(5 << 20)));
         assert_eq!(parse("shards = 1").unwrap(), []);
+        let text = "[pools.own.volumes]\ndb = \"nbd://h/db\"\nq = \"nbd+exec:?command=x\"\n";
+        let pools = parse(text).unwrap();
+        assert_eq!((pools[0].url.as_str(), pools[0].volumes["db"].as_str()), ("", "nbd://h/db"));
     }
 
     #[test]
@@ -103,6 +125,15 @@ mod tests {
             ("[pools.Fast]\nurl = \"file:///i\"", "f.toml:1: ", "a to z"),
             ("[pools.fast]\nsize = \"1G\"", "f.toml:2: ", "unknown field"),
             ("[pools.fast]\n", "f.toml:1: ", "missing field `url`"),
+            ("[pools.own]\nvolumes = {}", "f.toml:2: ", "a VOLUME each"),
+            ("[pools.own]\nvolumes = { a = 5 }", "f.toml:2: ", "a VOLUME each"),
+            ("[pools.own]\nvolumes = { a = \"a.img\" }", "f.toml:2: ", "from / on"),
+            (
+                "[pools.own]\nurl = \"file:///i\"\nvolumes = { a = \"/a\" }",
+                "f.toml:2: ",
+                "both url and volumes",
+            ),
+            ("[pools.own]\nshared = true\nvolumes = { a = \"/a\" }", "f.toml:3: ", "a list has"),
             ("pools = 5", "f.toml:1: ", "map"),
         ] {
             let said = parse(text).unwrap_err();

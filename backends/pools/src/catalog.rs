@@ -11,6 +11,7 @@ use sheave_volumes::VolumeSpec;
 use uuid::Uuid;
 
 use crate::file::{FilePool, Limits};
+use crate::list::ListPool;
 use crate::nbd::NbdPool;
 use crate::pool::{Found, Key, Pool};
 use crate::sharing::{Judge, judge};
@@ -25,11 +26,15 @@ const NAME_LEN_MAX: usize = 63;
 pub struct PoolConfig {
     /// Lower case letters, digits and `-`.
     pub name: String,
-    /// Where its volumes are.
+    /// Where its volumes are; empty where they are listed.
     pub url: String,
+    /// The VOLUME texts of a pool that is a list, by name. The operator has written them, so they
+    /// may start programs.
+    pub volumes: BTreeMap<String, String>,
     /// Several nodes use it, one at a time for each volume. Of a directory.
     pub shared: bool,
-    /// The orchestrator alone keeps two nodes from writing to a volume at once. Of an NBD server.
+    /// The orchestrator alone keeps two nodes from writing to a volume at once. Of an NBD server,
+    /// and of a list.
     pub trust_attacher: bool,
     /// The most bytes that all volumes may have together.
     pub capacity: Option<u64>,
@@ -125,7 +130,25 @@ impl Pools {
             }
             pools.insert(config.name.clone(), open(config, site)?);
         }
-        Ok(Self { pools })
+        let pools = Self { pools };
+        for config in configs {
+            pools.check_list(config)?;
+        }
+        Ok(pools)
+    }
+
+    /// Checks that no other pool has a volume that a list has: it would be two.
+    fn check_list(&self, config: &PoolConfig) -> Result<()> {
+        let others = || self.pools.iter().filter(|(name, _)| **name != config.name);
+        for (name, text) in &config.volumes {
+            let is_in = |pool: &Arc<dyn Pool>| pool.uuid_of_text(text).is_some();
+            if let Some((other, _)) = others().find(|(_, pool)| is_in(pool)) {
+                let (pool, name) = (&config.name, printable(name));
+                let why = format!("{pool}: volume {name}: it is a volume of pool {other}");
+                return Err(Error::new(ErrorKind::Invalid, "pool", why));
+            }
+        }
+        Ok(())
     }
 
     /// All pools, by name.
@@ -229,7 +252,8 @@ fn is_same(one: &PoolConfig, other: &PoolConfig) -> bool {
 }
 
 fn open(config: &PoolConfig, site: &Site) -> Result<Arc<dyn Pool>> {
-    let PoolConfig { name, url, shared, trust_attacher, capacity, max_size, default_size } = config;
+    let PoolConfig { name, url, volumes, shared, trust_attacher, .. } = config;
+    let PoolConfig { capacity, max_size, default_size, .. } = config;
     let invalid = |why: String| Error::new(ErrorKind::Invalid, "pool", format!("{name}: {why}"));
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(is_plain) {
@@ -239,12 +263,22 @@ fn open(config: &PoolConfig, site: &Site) -> Result<Arc<dyn Pool>> {
         );
         return Err(Error::new(ErrorKind::Invalid, "pool", why));
     }
-    if url.starts_with("nbd") {
-        if *shared || capacity.is_some() || max_size.is_some() || default_size.is_some() {
-            let why = "an NBD server has its volumes already: shared, capacity, max_size and \
-                       default_size are of directories";
-            return Err(invalid(why.to_owned()));
+    let makes_volumes = volumes.is_empty() && !url.starts_with("nbd");
+    if !makes_volumes
+        && (*shared || capacity.is_some() || max_size.is_some() || default_size.is_some())
+    {
+        let what = if volumes.is_empty() { "an NBD server" } else { "a list" };
+        let why = "has its volumes already: shared, capacity, max_size and default_size are of \
+                   directories";
+        return Err(invalid(format!("{what} {why}")));
+    }
+    if !volumes.is_empty() {
+        if !url.is_empty() {
+            return Err(invalid("it has both url and volumes; write one of them".to_owned()));
         }
+        return Ok(Arc::new(ListPool::new(name, volumes, *trust_attacher)?));
+    }
+    if url.starts_with("nbd") {
         return Ok(Arc::new(NbdPool::new(name, url, *trust_attacher)?));
     }
     if !url.starts_with("file:") {
@@ -252,7 +286,7 @@ fn open(config: &PoolConfig, site: &Site) -> Result<Arc<dyn Pool>> {
         return Err(invalid(format!("{}: {why}", printable(url))));
     }
     if *trust_attacher {
-        let why = "a directory has records: trust_attacher is of NBD servers";
+        let why = "a directory has records: trust_attacher is of NBD servers and lists";
         return Err(invalid(why.to_owned()));
     }
     let spec: VolumeSpec = url.parse()?;
@@ -283,6 +317,7 @@ mod tests {
         PoolConfig {
             name: name.to_owned(),
             url,
+            volumes: BTreeMap::new(),
             shared: false,
             trust_attacher: false,
             capacity: None,
@@ -302,6 +337,25 @@ mod tests {
         let pool = Arc::clone(pools.pool(pool).unwrap());
         let found = pool.create(&new).unwrap();
         Listed { pool, found }.id()
+    }
+
+    #[test]
+    fn a_volume_of_a_list_is_in_no_other_pool() {
+        let list = |name: &str, text: &str| {
+            let volumes = [("db".to_owned(), text.to_owned())].into();
+            let of = config(name, Path::new("/"));
+            PoolConfig { url: String::new(), volumes, default_size: None, ..of }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let fast = config("fast", dir.path());
+        let pools = Pools::new(std::slice::from_ref(&fast), &Site::default()).unwrap();
+        let image = pools.pool("fast").unwrap().text(make(&pools, "fast", "a").uuid);
+        for (one, other) in
+            [(fast, list("own", &image)), (list("own", "nbd://s/db"), list("more", "nbd://s/db"))]
+        {
+            let refused = Pools::new(&[one, other], &Site::default()).err().expect("refused");
+            assert!(refused.to_string().contains("it is a volume of pool"), "{refused}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod catalog;
 mod file;
+mod list;
 mod nbd;
 mod pool;
 mod record;
@@ -13,6 +14,7 @@ mod sharing;
 
 pub use catalog::{Listed, PoolConfig, Pools, Site, VolumeId};
 pub use file::{FilePool, Limits};
+pub use list::ListPool;
 pub use nbd::NbdPool;
 pub use pool::{Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SIZE_UNIT, SizeRange};
 pub use record::{AccessMode, Publication, Record};

@@ -224,7 +224,7 @@ pub enum Key<'a> {
 }
 
 /// A volume to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewVolume {
     /// Unique in its pool.
     pub name: String,
