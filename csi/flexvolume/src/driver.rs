@@ -313,7 +313,7 @@ impl Driver {
         // It ends when all have, too.
         while let Ok(released) = released.recv_timeout(within.saturating_sub(begun.elapsed())) {
             let left = |error: &Error| matches!(error.kind(), Kind::Pending | Kind::TimedOut);
-            failure = failure.or(released.err().filter(|error| !left(error)));
+            failure = failure.or_else(|| released.err().filter(|error| !left(error)));
         }
         failure.map_or(Ok(()), Err)
     }
