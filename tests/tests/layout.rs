@@ -58,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-layers", &["sheave-core"]),
     ("sheave-remote", &["sheave-core", "sheave-proto", "sheave-tls"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),
+    ("sheave-object", &["sheave-core", "sheave-durable"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core", "sheave-layers"]),
     ("sheave-pools", &["sheave-core", "sheave-durable", "sheave-volumes"]),
@@ -68,6 +69,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "sheave-exec",
             "sheave-layers",
             "sheave-local",
+            "sheave-object",
             "sheave-proto",
             "sheave-remote",
         ],

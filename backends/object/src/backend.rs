@@ -1,0 +1,1 @@
+//! The volume's backend in a shard.

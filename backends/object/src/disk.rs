@@ -1,0 +1,1 @@
+//! The worker's files: a trait, and the real ones.

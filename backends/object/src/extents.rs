@@ -1,0 +1,1 @@
+//! Maps from ranges of blocks to values.

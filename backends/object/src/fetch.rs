@@ -1,0 +1,1 @@
+//! Reads blocks from log objects.

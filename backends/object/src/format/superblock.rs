@@ -1,0 +1,1 @@
+//! The file that says whose journal a directory has.

@@ -1,0 +1,1 @@
+//! The state of an open volume: what is written, durable, committed and read where.

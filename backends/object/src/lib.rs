@@ -1,0 +1,44 @@
+//! Object volumes: disks made of immutable, numbered objects in a bucket or a directory, with a
+//! journal on a local disk in front.
+//!
+//! `docs/format.md` has every byte that is stored, and the rules that keep one writer.
+//!
+//! ```text
+//!  shard                                   worker thread
+//!  Backend ─ lock ─▶ Front ◀─ mailbox ─ uploads, fetches ─▶ Store (directory, bucket)
+//!     │ journal: append, sync, read
+//! ```
+//!
+//! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], [`upload`],
+//! [`fetch`], [`map`]. The journal and the shard: `journal`, `front`, `backend`, `volume`,
+//! `worker`. Only `worker` knows tokio.
+#![forbid(unsafe_code)]
+
+mod backend;
+pub mod clock;
+pub mod dir_store;
+mod disk;
+mod extents;
+pub mod fetch;
+pub mod format;
+mod front;
+mod ids;
+mod journal;
+pub mod life;
+pub mod lineage;
+pub mod map;
+#[cfg(test)]
+mod memory_store;
+pub mod open;
+pub mod recover;
+mod retry;
+#[cfg(test)]
+mod sim;
+pub mod store;
+mod threads;
+pub mod upload;
+mod volume;
+mod worker;
+
+pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
+pub use store::{Created, Store, StoreError, StoreErrorKind};

@@ -1,0 +1,1 @@
+//! Makes, describes and deletes volumes.

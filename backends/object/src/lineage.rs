@@ -1,0 +1,1 @@
+//! Which epoch has which log objects.

@@ -1,0 +1,1 @@
+//! A store in memory, with faults, for tests.

@@ -1,0 +1,1 @@
+//! Which journal belongs to a volume.

@@ -1,0 +1,1 @@
+//! Tries requests again.

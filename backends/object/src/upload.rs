@@ -1,0 +1,1 @@
+//! Makes log objects of what was written, and commits them in order.
