@@ -1,1 +1,160 @@
-//! The header of a journal segment.
+//! The first page of a journal segment (docs/format.md, "Segment").
+
+use crate::ids::{Epoch, Incarnation, Lsn, Opening, VolumeId};
+
+use super::page::{self, PAGE_BYTES, Page};
+
+const MAGIC: &[u8; 8] = b"SHEAVEJS";
+/// The version that this program writes. It refuses others.
+const VERSION: u32 = 1;
+
+/// What the records of a segment have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) volume: VolumeId,
+    /// The opening that writes the segment.
+    pub(crate) opening: Opening,
+    /// Counts the segments of a journal in the order in which they were written.
+    pub(crate) number: u64,
+    /// Random bytes, new at each use of the file.
+    pub(crate) salt: [u8; 16],
+    /// The LSN of its first record.
+    pub(crate) first: Lsn,
+    /// All records up to this one were on stable storage when the segment was begun.
+    pub(crate) durable: Lsn,
+    /// All records up to this one were in committed objects of the bucket then.
+    pub(crate) committed: Lsn,
+}
+
+/// Why a page is no header of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoHeader {
+    /// It never was one, or its write was torn.
+    Unused,
+    /// It is whole, and of another version.
+    Version(u32),
+}
+
+impl SegmentHeader {
+    /// What the checksums of the segment's records begin with.
+    pub(crate) fn seed(&self) -> Seed {
+        Seed::new(self.salt, self.number)
+    }
+
+    /// The page.
+    pub(crate) fn encode(&self) -> Page {
+        let mut page = [0; PAGE_BYTES];
+        page[..8].copy_from_slice(MAGIC);
+        page::put_u32(&mut page, 12, VERSION);
+        page[16..32].copy_from_slice(&self.volume.0);
+        page::put_u64(&mut page, 32, self.opening.epoch.0);
+        page[40..56].copy_from_slice(&self.opening.incarnation.0);
+        page::put_u64(&mut page, 56, self.number);
+        page[64..80].copy_from_slice(&self.salt);
+        page::put_u64(&mut page, 80, self.first.0);
+        page::put_u64(&mut page, 88, self.durable.0);
+        page::put_u64(&mut page, 96, self.committed.0);
+        let crc = crc32fast::hash(&page[12..]);
+        page::put_u32(&mut page, 8, crc);
+        page
+    }
+
+    /// The header in a page.
+    pub(crate) fn decode(page: &Page) -> Result<Self, NoHeader> {
+        let crc = crc32fast::hash(&page[12..]);
+        if &page[..8] != MAGIC || page::u32_at(page, 8) != crc {
+            return Err(NoHeader::Unused);
+        }
+        match page::u32_at(page, 12) {
+            VERSION => {}
+            other => return Err(NoHeader::Version(other)),
+        }
+        Ok(Self {
+            volume: VolumeId(page::bytes_at(page, 16)),
+            opening: Opening {
+                epoch: Epoch(page::u64_at(page, 32)),
+                incarnation: Incarnation(page::bytes_at(page, 40)),
+            },
+            number: page::u64_at(page, 56),
+            salt: page::bytes_at(page, 64),
+            first: Lsn(page::u64_at(page, 80)),
+            durable: Lsn(page::u64_at(page, 88)),
+            committed: Lsn(page::u64_at(page, 96)),
+        })
+    }
+}
+
+/// The begin of all checksums of a segment's records, so that records of earlier uses of its file
+/// fail them.
+#[derive(Clone, Debug)]
+pub(crate) struct Seed(crc32fast::Hasher);
+
+impl Seed {
+    pub(crate) fn new(salt: [u8; 16], number: u64) -> Self {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&salt);
+        hasher.update(&number.to_le_bytes());
+        Self(hasher)
+    }
+
+    /// The checksum of some bytes.
+    pub(crate) fn crc(&self, bytes: &[u8]) -> u32 {
+        let mut hasher = self.0.clone();
+        hasher.update(bytes);
+        hasher.finalize()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header() -> impl Strategy<Value = SegmentHeader> {
+        (any::<[[u8; 16]; 3]>(), any::<[u64; 5]>()).prop_map(|([volume, incarnation, salt], n)| {
+            SegmentHeader {
+                volume: VolumeId(volume),
+                opening: Opening { epoch: Epoch(n[0]), incarnation: Incarnation(incarnation) },
+                number: n[1],
+                salt,
+                first: Lsn(n[2]),
+                durable: Lsn(n[3]),
+                committed: Lsn(n[4]),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_is_read_as_written_and_every_flipped_bit_shows(
+            header in header(),
+            bit in 0..PAGE_BYTES * 8,
+        ) {
+            let mut page = header.encode();
+            prop_assert_eq!(SegmentHeader::decode(&page), Ok(header));
+            page[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(SegmentHeader::decode(&page), Err(NoHeader::Unused));
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_named_and_a_page_of_zeroes_is_unused() {
+        let zeroes = [0; PAGE_BYTES];
+        assert_eq!(SegmentHeader::decode(&zeroes), Err(NoHeader::Unused));
+        let mut page = zeroes;
+        page[..8].copy_from_slice(MAGIC);
+        page::put_u32(&mut page, 12, VERSION + 1);
+        let crc = crc32fast::hash(&page[12..]);
+        page::put_u32(&mut page, 8, crc);
+        assert_eq!(SegmentHeader::decode(&page), Err(NoHeader::Version(VERSION + 1)));
+    }
+
+    #[test]
+    fn another_salt_or_number_makes_another_checksum() {
+        let crc = Seed::new([1; 16], 5).crc(b"abc");
+        assert_eq!(crc, Seed::new([1; 16], 5).crc(b"abc"));
+        assert_ne!(crc, Seed::new([2; 16], 5).crc(b"abc"));
+        assert_ne!(crc, Seed::new([1; 16], 6).crc(b"abc"));
+    }
+}
