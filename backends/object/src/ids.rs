@@ -106,6 +106,8 @@ pub enum Place {
         frame: u32,
         /// Blocks of the run before this one.
         skip: u32,
+        /// Blocks of the whole run.
+        run: u32,
     },
 }
 
@@ -115,10 +117,10 @@ impl Place {
     pub fn advance(self, blocks: Blocks) -> Self {
         match self {
             Self::Zero => Self::Zero,
-            Self::Object { seq, frame, skip } => {
-                // A run is in one object, whose length is an u32.
-                let blocks = u32::try_from(blocks).expect("a run is shorter than an object");
-                Self::Object { seq, frame, skip: skip + blocks }
+            Self::Object { seq, frame, skip, run } => {
+                let skip = u64::from(skip) + blocks;
+                assert!(skip <= u64::from(run), "block {skip} of a run of {run}");
+                Self::Object { seq, frame, skip: skip as u32, run }
             }
         }
     }

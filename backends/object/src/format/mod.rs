@@ -1,5 +1,24 @@
 //! The bytes that are stored, as `docs/format.md` draws them.
 
+mod build;
+mod code;
+mod frame;
+pub mod keys;
+mod object;
 mod record;
+mod root;
 mod segment;
 mod superblock;
+#[cfg(test)]
+mod tests;
+
+pub use build::{Author, Built, ObjectBuilder, Placed, fence};
+pub(crate) use code::Reader;
+pub use code::Wrong;
+pub use frame::{FRAME_BLOCKS, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
+pub use object::{
+    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, OBJECT_BYTES_MAX, ObjectId,
+};
+pub use root::{
+    Committed, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX, State,
+};

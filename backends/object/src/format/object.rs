@@ -1,0 +1,230 @@
+//! Log objects: header, index, frames.
+
+use super::code::{Reader, Wrong, put_kind, take_kind};
+use super::root::{NUMBER_MAX, Reach, SIZE_MAX, put_previous, take_previous};
+use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Seq, VolumeId};
+
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 128;
+/// Bytes of an entry of the index.
+pub const ENTRY_BYTES: usize = 24;
+/// The most bytes of an object.
+pub const OBJECT_BYTES_MAX: u64 = 64 << 20;
+/// The most entries of an object.
+pub const ENTRIES_MAX: usize = 1 << 16;
+const MAGIC: [u8; 8] = *b"SHVLOG\r\n";
+
+/// The header of a log object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its epoch and number, as its key has them.
+    pub id: ObjectId,
+    /// The opening that has made it. That of a fence is a later one than that of the epoch.
+    pub incarnation: Incarnation,
+    /// The first write in it.
+    pub lsn_first: Lsn,
+    /// The last write in it. It is the one before the first in an object without writes.
+    pub lsn_last: Lsn,
+    /// The first object of its epoch.
+    pub epoch_first: Seq,
+    /// The newest epoch before its own which has objects.
+    pub previous: Option<Reach>,
+    /// Entries of the index.
+    pub entries: u32,
+    /// Bytes of the object.
+    pub bytes: u32,
+    /// CRC-32 of the index.
+    pub index_crc: u32,
+}
+
+/// The name of a log object in its volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId {
+    /// The epoch that made it, or that it ends.
+    pub epoch: Epoch,
+    /// Its number.
+    pub seq: Seq,
+}
+
+/// An entry of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Blocks that are in frames of this object, which follow one another.
+    Write {
+        /// The first block.
+        lba: Lba,
+        /// Their count.
+        blocks: u32,
+        /// Where the first frame begins in the object, in bytes.
+        frame: u32,
+    },
+    /// Blocks that are zeroes.
+    Zero {
+        /// The first block.
+        lba: Lba,
+        /// Their count.
+        blocks: Blocks,
+    },
+    /// The end of its epoch, whose objects are below this one. It is the only entry.
+    Fence,
+}
+
+// Numbers of later entries: 4 move, 5 leaf, 6 directory.
+const WRITE: u8 = 1;
+const ZERO: u8 = 2;
+const FENCE: u8 = 3;
+
+impl Header {
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_BYTES);
+        put_kind(&mut out, MAGIC);
+        out.extend(self.volume.0);
+        out.extend(self.id.epoch.0.to_le_bytes());
+        out.extend(self.id.seq.0.to_le_bytes());
+        out.extend(self.incarnation.0);
+        for number in [self.lsn_first.0, self.lsn_last.0, self.epoch_first.0] {
+            out.extend(number.to_le_bytes());
+        }
+        put_previous(&mut out, self.previous);
+        for number in [self.entries, self.bytes, self.index_crc] {
+            out.extend(number.to_le_bytes());
+        }
+        out.extend([0; 8]);
+        out.extend(crc32fast::hash(&out).to_le_bytes());
+        assert_eq!(out.len(), HEADER_BYTES, "the fields fill the header");
+        out
+    }
+
+    /// Reads it from the begin of an object.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Wrong> {
+        let mut reader = Reader::new(bytes);
+        take_kind(&mut reader, MAGIC)?;
+        let volume = VolumeId(reader.array()?);
+        let id = ObjectId { epoch: Epoch(reader.u64()?), seq: Seq(reader.u64()?) };
+        let incarnation = Incarnation(reader.array()?);
+        let [lsn_first, lsn_last] = [Lsn(reader.u64()?), Lsn(reader.u64()?)];
+        let epoch_first = Seq(reader.u64()?);
+        let previous = take_previous(&mut reader)?;
+        let [entries, len, index_crc] = [reader.u32()?, reader.u32()?, reader.u32()?];
+        reader.zeroes(8)?;
+        let crc = reader.u32()?;
+        if crc32fast::hash(&bytes[..HEADER_BYTES - 4]) != crc {
+            return Err(Wrong::Damaged("the checksum of its header is wrong"));
+        }
+        let numbers = [id.epoch.0, id.seq.0, lsn_first.0, lsn_last.0, epoch_first.0];
+        let before_first = Lsn(lsn_first.0.saturating_sub(1));
+        let is_right = numbers.iter().all(|number| *number <= NUMBER_MAX)
+            && (1..=id.seq.0).contains(&epoch_first.0)
+            && lsn_last >= before_first
+            && previous
+                .is_none_or(|previous| previous.epoch < id.epoch && previous.first < epoch_first)
+            && (1..=ENTRIES_MAX).contains(&(entries as usize))
+            && (HEADER_BYTES + entries as usize * ENTRY_BYTES) as u64 <= u64::from(len)
+            && u64::from(len) <= OBJECT_BYTES_MAX;
+        if !is_right {
+            return Err(Wrong::Damaged("the fields of its header contradict one another"));
+        }
+        Ok(Self {
+            volume,
+            id,
+            incarnation,
+            lsn_first,
+            lsn_last,
+            epoch_first,
+            previous,
+            entries,
+            bytes: len,
+            index_crc,
+        })
+    }
+
+    /// Where its frames begin, which is where its index ends.
+    #[must_use]
+    pub fn index_end(&self) -> usize {
+        HEADER_BYTES + self.entries as usize * ENTRY_BYTES
+    }
+
+    /// The part of the log that its epoch has.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach { epoch: self.id.epoch, first: self.epoch_first }
+    }
+
+    /// Reads the entries from the index, which is behind the header.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode_index(&self, index: &[u8]) -> Result<Vec<Entry>, Wrong> {
+        if index.len() != self.entries as usize * ENTRY_BYTES {
+            return Err(Wrong::Damaged("its index ends too early"));
+        }
+        if crc32fast::hash(index) != self.index_crc {
+            return Err(Wrong::Damaged("the checksum of its index is wrong"));
+        }
+        let mut reader = Reader::new(index);
+        let mut entries = Vec::with_capacity(self.entries as usize);
+        while !reader.is_empty() {
+            let entry = Entry::take(&mut reader)?;
+            self.check_entry(&entry)?;
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// Checks that an entry is within the volume and the object.
+    fn check_entry(&self, entry: &Entry) -> Result<(), Wrong> {
+        let (is_right, lba, blocks) = match *entry {
+            Entry::Fence => return Ok(()),
+            Entry::Zero { lba, blocks } => (true, lba, blocks),
+            Entry::Write { lba, blocks, frame } => {
+                let end = u64::from(frame) + super::frame::run_bytes(u64::from(blocks));
+                let is_inside = frame as usize >= self.index_end() && end <= u64::from(self.bytes);
+                (is_inside, lba, u64::from(blocks))
+            }
+        };
+        let end = lba.0.saturating_add(blocks);
+        match is_right && blocks > 0 && end <= SIZE_MAX {
+            true => Ok(()),
+            false => Err(Wrong::Damaged("an entry of its index leads outside")),
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        let (kind, frame, lba, blocks) = match *self {
+            Self::Write { lba, blocks, frame } => (WRITE, frame, lba, u64::from(blocks)),
+            Self::Zero { lba, blocks } => (ZERO, 0, lba, blocks),
+            Self::Fence => (FENCE, 0, Lba(0), 0),
+        };
+        out.extend([kind, 0, 0, 0]);
+        out.extend(frame.to_le_bytes());
+        out.extend(lba.0.to_le_bytes());
+        out.extend(blocks.to_le_bytes());
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, Wrong> {
+        let kind = reader.u8()?;
+        reader.zeroes(3)?;
+        let (frame, lba, blocks) = (reader.u32()?, Lba(reader.u64()?), reader.u64()?);
+        match kind {
+            WRITE => {
+                // No run is longer than an object.
+                let is_short = blocks <= OBJECT_BYTES_MAX / BLOCK_BYTES;
+                let blocks = is_short.then_some(blocks as u32);
+                let blocks = blocks.ok_or(Wrong::Damaged("a run is too long"))?;
+                Ok(Self::Write { lba, blocks, frame })
+            }
+            ZERO => Ok(Self::Zero { lba, blocks }),
+            FENCE => Ok(Self::Fence),
+            _ => Err(Wrong::Newer("it has entries of an unknown kind")),
+        }
+    }
+}

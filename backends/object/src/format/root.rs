@@ -1,0 +1,245 @@
+//! Roots: the numbered states of a volume.
+
+use super::code::{Reader, Wrong, put_kind, take_kind};
+use crate::ids::{Blocks, Epoch, Incarnation, Lsn, Opening, Seq, VolumeId};
+
+/// The most bytes of a root.
+pub const ROOT_BYTES_MAX: u64 = 4096;
+/// The most bytes of the name of a node.
+pub const NODE_BYTES_MAX: usize = 255;
+const MAGIC: [u8; 8] = *b"SHVROOT\n";
+const LEN_AT: usize = 16;
+
+/// A root. `docs/format.md` draws its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its number; each root is made if there is none of that number.
+    pub number: u64,
+    /// What its author says of the volume.
+    pub state: State,
+    /// The opening that has made it.
+    pub author: Opening,
+    /// The node of the author.
+    pub node: String,
+    /// The size of the volume.
+    pub size: Blocks,
+    /// What is certainly committed; there may be more behind it.
+    pub committed: Committed,
+    /// The last opening that may have log objects.
+    pub last: LastOpening,
+    /// The newest epoch before that one which has objects.
+    pub previous: Option<Reach>,
+}
+
+/// The state of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// The author is going to open it. The last opening has made its last root, and its log is
+    /// frozen but for objects in flight.
+    Claimed = 1,
+    /// The author writes to it.
+    Open = 2,
+    /// The author has written all, and has ended.
+    Closed = 3,
+    /// It is deleted. This root stays for ever.
+    Deleted = 4,
+}
+
+impl State {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Deleted => "deleted",
+        }
+    }
+
+    fn of(number: u8) -> Result<Self, Wrong> {
+        match number {
+            1 => Ok(Self::Claimed),
+            2 => Ok(Self::Open),
+            3 => Ok(Self::Closed),
+            4 => Ok(Self::Deleted),
+            _ => Err(Wrong::Newer("its state is unknown")),
+        }
+    }
+}
+
+/// A prefix of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Its last object.
+    pub seq: Seq,
+    /// The last write in it.
+    pub lsn: Lsn,
+}
+
+/// The last opening whose open root counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastOpening {
+    /// Its epoch and incarnation.
+    pub opening: Opening,
+    /// Its node.
+    pub node: String,
+    /// The number of its first object.
+    pub first: Seq,
+    /// Whether it has closed the volume: it has no object above the committed one.
+    pub is_closed: bool,
+}
+
+/// An epoch, and the number of its first object. Its objects end where those of the next epoch
+/// begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The number of its first object.
+    pub first: Seq,
+}
+
+impl Root {
+    /// Its bytes.
+    ///
+    /// # Panics
+    /// When the name of a node is longer than [`NODE_BYTES_MAX`].
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        put_kind(&mut out, MAGIC);
+        out.extend(0_u32.to_le_bytes());
+        out.extend([self.state as u8, u8::from(self.last.is_closed), 0, 0]);
+        out.extend(self.volume.0);
+        out.extend(self.number.to_le_bytes());
+        put_opening(&mut out, self.author);
+        for number in [self.size, self.committed.seq.0, self.committed.lsn.0] {
+            out.extend(number.to_le_bytes());
+        }
+        put_opening(&mut out, self.last.opening);
+        out.extend(self.last.first.0.to_le_bytes());
+        put_previous(&mut out, self.previous);
+        // The place of the directory: there is none in this version.
+        out.extend([0; 16]);
+        for node in [&self.node, &self.last.node] {
+            assert!(node.len() <= NODE_BYTES_MAX, "the name of a node has {} bytes", node.len());
+            out.extend((node.len() as u16).to_le_bytes());
+            out.extend(node.as_bytes());
+        }
+        let len = out.len() as u32 + 4;
+        out[LEN_AT..LEN_AT + 4].copy_from_slice(&len.to_le_bytes());
+        out.extend(crc32fast::hash(&out).to_le_bytes());
+        assert!(out.len() as u64 <= ROOT_BYTES_MAX, "a root of {} bytes", out.len());
+        out
+    }
+
+    /// Reads it from its bytes.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Wrong> {
+        let mut reader = Reader::new(bytes);
+        take_kind(&mut reader, MAGIC)?;
+        if u64::from(reader.u32()?) != bytes.len() as u64 || bytes.len() as u64 > ROOT_BYTES_MAX {
+            return Err(Wrong::Damaged("its length is wrong"));
+        }
+        let (body, crc) = bytes.split_last_chunk().ok_or(Wrong::Damaged("it ends too early"))?;
+        if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+            return Err(Wrong::Damaged("its checksum is wrong"));
+        }
+        let state = State::of(reader.u8()?)?;
+        let is_closed = reader.u8()? == 1;
+        reader.zeroes(2)?;
+        let volume = VolumeId(reader.array()?);
+        let number = reader.u64()?;
+        let author = take_opening(&mut reader)?;
+        let size = reader.u64()?;
+        let committed = Committed { seq: Seq(reader.u64()?), lsn: Lsn(reader.u64()?) };
+        let opening = take_opening(&mut reader)?;
+        let first = Seq(reader.u64()?);
+        let previous = take_previous(&mut reader)?;
+        if reader.zeroes(16).is_err() {
+            return Err(Wrong::Newer("it has a directory"));
+        }
+        let node = take_node(&mut reader)?;
+        let last = LastOpening { opening, node: take_node(&mut reader)?, first, is_closed };
+        // What follows are fields of later versions that this one need not know.
+        let root = Self { volume, number, state, author, node, size, committed, last, previous };
+        root.check()?;
+        Ok(root)
+    }
+
+    /// Checks what its fields say of one another.
+    fn check(&self) -> Result<(), Wrong> {
+        let Self { state, author, last, committed, previous, .. } = self;
+        let is_authors = match state {
+            State::Open => last.opening == *author && !last.is_closed,
+            State::Closed => last.opening == *author && last.is_closed,
+            State::Claimed | State::Deleted => last.opening.epoch < author.epoch,
+        };
+        // So that the number after any of these is a number.
+        let numbers = [self.number, author.epoch.0, committed.seq.0, committed.lsn.0, last.first.0];
+        let is_small = numbers.iter().all(|number| *number <= NUMBER_MAX);
+        let follows = is_small
+            && committed.seq.next() >= last.first
+            && last.first.0 > 0
+            && previous.is_none_or(|previous| {
+                previous.epoch < last.opening.epoch && previous.first < last.first
+            });
+        match is_authors && follows && self.size <= SIZE_MAX {
+            true => Ok(()),
+            false => Err(Wrong::Damaged("its fields contradict one another")),
+        }
+    }
+
+    /// The part of the log that its last opening has.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        Reach { epoch: self.last.opening.epoch, first: self.last.first }
+    }
+}
+
+/// The most blocks of a volume: its bytes are an offset in a file.
+pub const SIZE_MAX: Blocks = i64::MAX as u64 / crate::ids::BLOCK_BYTES;
+
+/// No count of openings, objects or writes reaches it.
+pub(super) const NUMBER_MAX: u64 = u64::MAX >> 1;
+
+fn put_opening(out: &mut Vec<u8>, opening: Opening) {
+    out.extend(opening.epoch.0.to_le_bytes());
+    out.extend(opening.incarnation.0);
+}
+
+fn take_opening(reader: &mut Reader<'_>) -> Result<Opening, Wrong> {
+    let epoch = Epoch(reader.u64()?);
+    Ok(Opening { epoch, incarnation: Incarnation(reader.array()?) })
+}
+
+/// Where the objects before those of an epoch are; zeroes if there are none.
+pub(super) fn put_previous(out: &mut Vec<u8>, previous: Option<Reach>) {
+    let Reach { epoch, first } = previous.unwrap_or(Reach { epoch: Epoch(0), first: Seq(0) });
+    out.extend(epoch.0.to_le_bytes());
+    out.extend(first.0.to_le_bytes());
+}
+
+pub(super) fn take_previous(reader: &mut Reader<'_>) -> Result<Option<Reach>, Wrong> {
+    let reach = Reach { epoch: Epoch(reader.u64()?), first: Seq(reader.u64()?) };
+    match (reach.epoch.0, reach.first.0) {
+        (0, 0) => Ok(None),
+        (_, 0) => Err(Wrong::Damaged("an epoch begins with object 0")),
+        _ => Ok(Some(reach)),
+    }
+}
+
+fn take_node(reader: &mut Reader<'_>) -> Result<String, Wrong> {
+    let len = usize::from(reader.u16()?);
+    if len > NODE_BYTES_MAX {
+        return Err(Wrong::Damaged("the name of its node is too long"));
+    }
+    let text = std::str::from_utf8(reader.bytes(len)?);
+    text.map(str::to_owned).map_err(|_| Wrong::Damaged("the name of its node is no text"))
+}

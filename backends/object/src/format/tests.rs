@@ -1,0 +1,224 @@
+//! What is written is read back, and no other bytes are believed.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::ids::*;
+
+fn root() -> Root {
+    let opening = Opening { epoch: Epoch(7), incarnation: Incarnation([9; 16]) };
+    Root {
+        volume: VolumeId([1; 16]),
+        number: 12,
+        state: State::Open,
+        author: opening,
+        node: "a".to_owned(),
+        size: 1 << 18,
+        committed: Committed { seq: Seq(44), lsn: Lsn(1000) },
+        last: LastOpening { opening, node: "a".to_owned(), first: Seq(40), is_closed: false },
+        previous: Some(Reach { epoch: Epoch(5), first: Seq(2) }),
+    }
+}
+
+fn author() -> Author {
+    Author {
+        volume: VolumeId([1; 16]),
+        reach: Reach { epoch: Epoch(7), first: Seq(40) },
+        previous: Some(Reach { epoch: Epoch(5), first: Seq(2) }),
+        incarnation: Incarnation([9; 16]),
+    }
+}
+
+fn blocks(count: u64, seed: u8) -> Vec<u8> {
+    (0..count * BLOCK_BYTES).map(|at| (at / 64) as u8 ^ seed).collect()
+}
+
+fn object() -> Built {
+    let mut builder = ObjectBuilder::new(&author(), Seq(45), 3, 0);
+    builder.write(Lba(100), &blocks(19, 1));
+    builder.zero(Lba(0), 1 << 32);
+    builder.write(Lba(5), &blocks(1, 2));
+    builder.finish(Lsn(1001), Lsn(1003))
+}
+
+#[test]
+fn a_root_has_the_bytes_of_the_drawing() {
+    let bytes = root().encode();
+    assert_eq!(bytes.len(), 170);
+    assert_eq!(&bytes[..12], b"SHVROOT\n\x01\0\0\0");
+    assert_eq!((bytes[16], bytes[20]), (170, 2));
+    assert_eq!(bytes[24..40], [1; 16]);
+    assert_eq!((bytes[40], bytes[48], bytes[80], bytes[120]), (12, 7, 44, 40));
+    assert_eq!(Root::decode(&bytes), Ok(root()));
+}
+
+#[test]
+fn a_root_with_long_names_of_nodes_fits() {
+    let node = "n".repeat(NODE_BYTES_MAX);
+    let mut root = root();
+    (root.node, root.last.node) = (node.clone(), node);
+    let bytes = root.encode();
+    assert!(bytes.len() as u64 <= ROOT_BYTES_MAX);
+    assert_eq!(Root::decode(&bytes), Ok(root));
+}
+
+#[test]
+fn a_root_whose_fields_contradict_one_another_is_refused() {
+    let wrong: [fn(&mut Root); 7] = [
+        |root| root.state = State::Closed,
+        |root| root.state = State::Claimed,
+        |root| root.last.is_closed = true,
+        |root| root.committed.seq = Seq(38),
+        |root| root.previous = Some(Reach { epoch: Epoch(7), first: Seq(2) }),
+        |root| root.size = SIZE_MAX + 1,
+        |root| root.number = u64::MAX,
+    ];
+    for (index, change) in wrong.into_iter().enumerate() {
+        let mut root = root();
+        change(&mut root);
+        assert!(matches!(Root::decode(&root.encode()), Err(Wrong::Damaged(_))), "{index}");
+    }
+}
+
+#[test]
+fn newer_bytes_are_told_from_damaged_ones() {
+    for at in [8, 12, 144] {
+        let mut bytes = root().encode();
+        bytes[at] ^= 4;
+        let (body, crc) = bytes.split_last_chunk_mut().unwrap();
+        *crc = crc32fast::hash(body).to_le_bytes();
+        let found = Root::decode(&bytes).unwrap_err();
+        assert!(matches!(found, Wrong::Newer(_)), "byte {at}: {found}");
+    }
+    let mut bytes = object().body.to_vec();
+    bytes[12] = 1;
+    assert!(matches!(Header::decode(&bytes), Err(Wrong::Newer(_))));
+}
+
+#[test]
+fn an_object_is_read_back_in_any_pieces() {
+    let built = object();
+    let header = Header::decode(&built.body).unwrap();
+    assert_eq!(header, built.header);
+    assert_eq!(header.reach(), author().reach);
+    assert_eq!(&built.body[..12], b"SHVLOG\r\n\x01\0\0\0");
+    let entries = header.decode_index(&built.body[HEADER_BYTES..header.index_end()]).unwrap();
+    assert_eq!(entries.len(), 3);
+    let Entry::Write { lba: Lba(100), blocks: 19, frame } = entries[0] else { panic!() };
+    assert_eq!(entries[1], Entry::Zero { lba: Lba(0), blocks: 1 << 32 });
+    let whole = blocks(19, 1);
+    for skip in 0..19 {
+        for count in 1..=19 - skip {
+            let piece = RunPart { frame, run: 19, skip, blocks: count };
+            let range = piece.bytes();
+            let stored = &built.body[range.start as usize..range.end as usize];
+            let lba = Lba(100 + u64::from(skip));
+            let data = piece.decode(header.volume, header.id, lba, stored).unwrap();
+            let at = (skip as usize) << 12;
+            assert!(data == whole[at..at + ((count as usize) << 12)], "{skip} {count}");
+        }
+    }
+}
+
+/// A frame is bound to all that says where it belongs.
+#[test]
+fn a_frame_at_another_place_is_refused() {
+    let built = object();
+    let Header { volume, id, .. } = built.header;
+    let Place::Object { frame, run, .. } = built.placed[0].place else { panic!() };
+    let piece = RunPart { frame, run, skip: 8, blocks: 8 };
+    let range = piece.bytes();
+    let stored = &built.body[range.start as usize..range.end as usize];
+    assert!(piece.decode(volume, id, Lba(108), stored).is_ok());
+    let other_epoch = ObjectId { epoch: Epoch(6), ..id };
+    let other_seq = ObjectId { seq: Seq(44), ..id };
+    assert!(piece.decode(VolumeId([2; 16]), id, Lba(108), stored).is_err());
+    assert!(piece.decode(volume, other_epoch, Lba(108), stored).is_err());
+    assert!(piece.decode(volume, other_seq, Lba(108), stored).is_err());
+    assert!(piece.decode(volume, id, Lba(100), stored).is_err());
+    // An address that no volume has, from a map that is wrong.
+    assert!(piece.decode(volume, id, Lba(0), stored).is_err());
+    let first = RunPart { skip: 0, ..piece };
+    assert!(first.decode(volume, id, Lba(108), stored).is_err(), "another frame");
+    assert!(piece.decode(volume, id, Lba(108), &stored[1..]).is_err());
+}
+
+#[test]
+fn a_fence_is_its_only_entry() {
+    let built = fence(&author(), Seq(45), Lsn(1000));
+    assert_eq!(built.body.len(), HEADER_BYTES + ENTRY_BYTES);
+    let header = Header::decode(&built.body).unwrap();
+    assert_eq!((header.lsn_first, header.lsn_last), (Lsn(1001), Lsn(1000)));
+    assert_eq!(header.decode_index(&built.body[HEADER_BYTES..]), Ok(vec![Entry::Fence]));
+}
+
+/// Changes a byte of a header, and makes its checksum right again.
+fn with_right_checksum(mut bytes: Vec<u8>, at: usize, change: u8) -> Vec<u8> {
+    let end = HEADER_BYTES - 4;
+    bytes[at] ^= change;
+    let crc = crc32fast::hash(&bytes[..end]);
+    bytes[end..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn a_changed_root_is_refused(at in 0_usize..170, change in 1_u8..) {
+        let mut bytes = root().encode();
+        bytes[at] ^= change;
+        prop_assert!(Root::decode(&bytes).is_err());
+        prop_assert!(Root::decode(&bytes[..at]).is_err());
+    }
+
+    #[test]
+    fn a_changed_object_is_refused(at in 0_usize..HEADER_BYTES + 3 * ENTRY_BYTES, change in 1_u8..) {
+        let built = object();
+        let mut bytes = built.body.to_vec();
+        bytes[at] ^= change;
+        let index = HEADER_BYTES..built.header.index_end();
+        let found = Header::decode(&bytes).and_then(|header| header.decode_index(&bytes[index]));
+        prop_assert!(found.is_err());
+    }
+
+    #[test]
+    fn a_changed_frame_is_refused(at in 0_usize..4096 + 16, change in 1_u8..) {
+        let built = object();
+        let Header { volume, id, .. } = built.header;
+        let Place::Object { frame, run, .. } = built.placed[2].place else { panic!() };
+        let piece = RunPart { frame, run, skip: 0, blocks: 1 };
+        let mut stored = built.body[frame as usize..].to_vec();
+        stored[at] ^= change;
+        prop_assert!(piece.decode(volume, id, Lba(5), &stored).is_err());
+    }
+
+    /// No bytes make a reader panic, also none with a right checksum.
+    #[test]
+    fn no_bytes_panic(noise in vec(any::<u8>(), 0..400), at in 0_usize..124, change: u8) {
+        let _ = Root::decode(&noise);
+        let _ = Header::decode(&noise);
+        let built = object();
+        let bytes = with_right_checksum(built.body.to_vec(), at, change);
+        if let Ok(header) = Header::decode(&bytes) {
+            let end = header.index_end().min(bytes.len());
+            let _ = header.decode_index(&bytes[HEADER_BYTES..end]);
+            let _ = header.decode_index(&noise);
+        }
+        let mut bytes = root().encode();
+        bytes[at] ^= change;
+        let (body, crc) = bytes.split_last_chunk_mut().unwrap();
+        *crc = crc32fast::hash(body).to_le_bytes();
+        let _ = Root::decode(&bytes);
+    }
+
+    /// The same for entries of any content.
+    #[test]
+    fn no_entry_panics(index in vec(any::<u8>(), 72), kind in 0_u8..8) {
+        let mut index = index;
+        for entry in index.chunks_mut(ENTRY_BYTES) {
+            entry[..4].copy_from_slice(&[kind, 0, 0, 0]);
+        }
+        let header = Header { index_crc: crc32fast::hash(&index), ..object().header };
+        let _ = header.decode_index(&index);
+    }
+}
