@@ -35,7 +35,7 @@ mod retry;
 #[cfg(test)]
 mod sim;
 pub mod store;
-mod threads;
+pub mod threads;
 pub mod upload;
 mod volume;
 mod worker;

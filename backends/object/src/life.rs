@@ -1,1 +1,163 @@
 //! Makes, describes and deletes volumes.
+
+use sheave_core::{ErrorKind, Result};
+
+use crate::format::{Committed, LastOpening, Root, SIZE_MAX, State, keys};
+use crate::ids::{Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
+use crate::open::{find, find_any, put_above};
+use crate::retry::{Requests, Settled};
+
+/// Keys of a listing.
+const LISTED_MAX: usize = 1000;
+/// How often a deletion begins anew when others open the volume at the same time.
+const TRIES_MAX: usize = 8;
+
+/// The identity of a volume that is to be made.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// What tells it from others.
+    pub volume: VolumeId,
+    /// Random bytes.
+    pub incarnation: Incarnation,
+    /// The name of this node.
+    pub node: String,
+    /// Its size.
+    pub size: Blocks,
+}
+
+/// Makes a volume, which is closed and reads as zeroes.
+///
+/// # Errors
+/// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be, and
+/// those of the store.
+pub async fn create(requests: &Requests, new: &NewVolume) -> Result<Root> {
+    if !(1..=SIZE_MAX).contains(&new.size) {
+        let why = format!("a size of {} blocks cannot be; write --size 10G", new.size);
+        return Err(requests.error(ErrorKind::Invalid, "create", "", &why));
+    }
+    let exists = || {
+        let why = "there is a volume already; delete it, or choose another name";
+        requests.error(ErrorKind::Exists, "create", "", why)
+    };
+    let is_made = match find_any(requests).await? {
+        None => {
+            let root = new_root(new, 0, Epoch(0));
+            let made = requests.create(&keys::root(0), root.encode().into()).await?;
+            (made == Settled::Mine).then_some(root)
+        }
+        // Numbers and epochs go on behind a deleted volume, so that no key means two objects.
+        Some(newest) if newest.state == State::Deleted => {
+            let root = new_root(new, newest.number + 1, newest.author.epoch.next());
+            put_above(requests, &newest, &root).await?.then_some(root)
+        }
+        Some(_) => None,
+    };
+    is_made.ok_or_else(exists)
+}
+
+/// A volume that was closed and never written.
+fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
+    let author = Opening { epoch, incarnation: new.incarnation };
+    let node = new.node.clone();
+    Root {
+        volume: new.volume,
+        number,
+        state: State::Closed,
+        author,
+        node: node.clone(),
+        size: new.size,
+        committed: Committed::default(),
+        last: LastOpening { opening: author, node, first: Seq(1), is_closed: true },
+        previous: None,
+    }
+}
+
+/// What is known of a volume without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Its newest root.
+    pub root: Root,
+    /// Its log objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+}
+
+/// Describes a volume, which may be open.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is none, and those of the store.
+pub async fn info(requests: &Requests) -> Result<Info> {
+    let root = find(requests).await?;
+    let (mut objects, mut stored_bytes) = (0, 0);
+    let mut after = String::new();
+    loop {
+        let listed = requests.list(keys::LOGS, &after, LISTED_MAX).await?;
+        objects += listed.len() as u64;
+        stored_bytes += listed.iter().map(|listed| listed.bytes).sum::<u64>();
+        match listed.last() {
+            Some(last) if listed.len() == LISTED_MAX => after.clone_from(&last.key),
+            _ => return Ok(Info { root, objects, stored_bytes }),
+        }
+    }
+}
+
+/// Deletes a volume. Its tombstone stays, so that no opener of before can go on. Of a volume that is
+/// deleted already, it deletes what has come since.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open and that is not
+/// to be ended (`take_over`), and those of the store.
+pub async fn delete(
+    requests: &Requests,
+    author: (Incarnation, &str),
+    take_over: bool,
+) -> Result<()> {
+    for _ in 0..TRIES_MAX {
+        let newest = match find_any(requests).await? {
+            Some(newest) => newest,
+            None => find(requests).await?,
+        };
+        let (mut is_made, mut tombstone) = (true, newest.clone());
+        if newest.state != State::Deleted {
+            check_closed(requests, &newest, take_over)?;
+            tombstone.number += 1;
+            tombstone.state = State::Deleted;
+            tombstone.author = Opening { epoch: newest.author.epoch.next(), incarnation: author.0 };
+            author.1.clone_into(&mut tombstone.node);
+            is_made = put_above(requests, &newest, &tombstone).await?;
+        }
+        if is_made {
+            delete_below(requests, keys::LOGS, "").await?;
+            return delete_below(requests, keys::ROOTS, &keys::root(tombstone.number)).await;
+        }
+    }
+    let why = "others open it at the same time; try again";
+    Err(requests.error(ErrorKind::Busy, "delete", "", why))
+}
+
+fn check_closed(requests: &Requests, newest: &Root, take_over: bool) -> Result<()> {
+    if newest.last.is_closed || take_over {
+        return Ok(());
+    }
+    let why = format!(
+        "it is open on node {} (root {}); end it there, or use --take-over if that node is gone",
+        newest.last.node, newest.number
+    );
+    Err(requests.error(ErrorKind::Busy, "delete", "", &why))
+}
+
+/// Deletes all objects of a prefix behind a key.
+async fn delete_below(requests: &Requests, prefix: &str, after: &str) -> Result<()> {
+    let mut after = after.to_owned();
+    loop {
+        let listed = requests.list(prefix, &after, LISTED_MAX).await?;
+        for object in &listed {
+            requests.delete(&object.key).await?;
+        }
+        match listed.into_iter().next_back() {
+            Some(last) => after = last.key,
+            None => return Ok(()),
+        }
+    }
+}

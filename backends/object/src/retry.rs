@@ -1,1 +1,235 @@
-//! Tries requests again.
+//! Requests to a store that are tried again until their answer is known.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::clock::Clock;
+use crate::store::{Created, Listed, Store, StoreError, StoreErrorKind};
+
+/// The first pause before another try, and the longest.
+const PAUSE_MS_MIN: u64 = 20;
+const PAUSE_MS_MAX: u64 = 5_000;
+/// How much of an object is compared to tell whether it is one's own. A log object's header, which
+/// names its author and has checksums of the rest, is shorter; a root is not longer.
+const COMPARED_BYTES_MAX: u64 = 4096;
+
+/// How long a request is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Until the store has answered: what is written waits for it.
+    Endless,
+    /// That long, in milliseconds: a caller waits for it. A store that refuses this client is not
+    /// asked again.
+    Ms(u64),
+}
+
+/// The answer to a creation, when it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The object is the one that was to be made.
+    Mine,
+    /// Another object has the name; its first bytes.
+    Theirs(Bytes),
+}
+
+/// A store with its clock, for one volume.
+#[derive(Clone)]
+pub struct Requests {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    /// The volume's name, for messages.
+    name: Arc<str>,
+    patience: Patience,
+    listener: Option<Arc<dyn Listener>>,
+}
+
+/// Hears what the store answers.
+pub trait Listener: Send + Sync {
+    /// The last word of the store: `None` if it has done what it was asked.
+    fn store_says(&self, error: Option<&StoreError>);
+}
+
+impl Requests {
+    /// Requests of a caller that waits for their answers, for half a minute at most.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, name: &str) -> Self {
+        let patience = Patience::Ms(30_000);
+        Self { store, clock, name: name.into(), patience, listener: None }
+    }
+
+    /// The same with other patience.
+    #[must_use]
+    pub fn with_patience(&self, patience: Patience) -> Self {
+        Self { patience, ..self.clone() }
+    }
+
+    /// The same, with something that hears all answers.
+    #[must_use]
+    pub fn heard_by(&self, listener: Arc<dyn Listener>) -> Self {
+        Self { listener: Some(listener), ..self.clone() }
+    }
+
+    /// The volume's name, for messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// An error about an object of this volume, or about the volume if there is no key.
+    #[must_use]
+    pub fn error(&self, kind: ErrorKind, op: &'static str, key: &str, why: &str) -> Error {
+        let of = if key.is_empty() { String::new() } else { format!("{key} of ") };
+        Error::new(kind, op, format!("{of}{}: {why}", self.name))
+    }
+
+    /// Makes an object. It is tried with the same bytes until the answer is known.
+    ///
+    /// # Errors
+    /// When the store cannot, or the patience ends: then it may be made later nevertheless.
+    pub async fn create(&self, key: &str, body: Bytes) -> Result<Settled> {
+        let compared = COMPARED_BYTES_MAX.min(body.len() as u64);
+        let mut pauses = Pauses::new(self);
+        loop {
+            match self.store.create(key, body.clone()).await {
+                Ok(Created::Made) => {
+                    self.hear(None);
+                    return Ok(Settled::Mine);
+                }
+                // An earlier try may have made it.
+                Ok(Created::Exists) => match self.store.get(key, 0..COMPARED_BYTES_MAX).await {
+                    Ok(found) => {
+                        self.hear(None);
+                        let is_mine = found.get(..compared as usize)
+                            == body.get(..compared as usize)
+                            && (compared == COMPARED_BYTES_MAX || found.len() == body.len());
+                        return Ok(if is_mine { Settled::Mine } else { Settled::Theirs(found) });
+                    }
+                    Err(error) => pauses.after(error, "create", key, true).await?,
+                },
+                Err(error) => pauses.after(error, "create", key, true).await?,
+            }
+        }
+    }
+
+    /// The bytes of an object in a range, fewer if it ends before; `None` if there is no object.
+    ///
+    /// # Errors
+    /// When the store cannot, or the patience ends.
+    pub async fn get(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>> {
+        let mut pauses = Pauses::new(self);
+        loop {
+            match self.store.get(key, range.clone()).await {
+                Ok(found) => {
+                    self.hear(None);
+                    return Ok(Some(found));
+                }
+                Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+                Err(error) => pauses.after(error, "read", key, false).await?,
+            }
+        }
+    }
+
+    /// See [`Store::list`].
+    ///
+    /// # Errors
+    /// When the store cannot, or the patience ends.
+    pub async fn list(&self, prefix: &str, after: &str, max: usize) -> Result<Vec<Listed>> {
+        let mut pauses = Pauses::new(self);
+        loop {
+            match self.store.list(prefix, after, max).await {
+                Ok(found) => {
+                    self.hear(None);
+                    return Ok(found);
+                }
+                Err(error) => pauses.after(error, "list", prefix, false).await?,
+            }
+        }
+    }
+
+    /// Deletes an object, if it exists.
+    ///
+    /// # Errors
+    /// When the store cannot, or the patience ends.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let mut pauses = Pauses::new(self);
+        loop {
+            match self.store.delete(key).await {
+                Ok(()) => {
+                    self.hear(None);
+                    return Ok(());
+                }
+                Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
+                Err(error) => pauses.after(error, "delete", key, true).await?,
+            }
+        }
+    }
+
+    fn hear(&self, error: Option<&StoreError>) {
+        if let Some(listener) = &self.listener {
+            listener.store_says(error);
+        }
+    }
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// The pauses between the tries of one request.
+struct Pauses<'a> {
+    requests: &'a Requests,
+    begun_ms: u64,
+    tries: u32,
+}
+
+impl<'a> Pauses<'a> {
+    fn new(requests: &'a Requests) -> Self {
+        Self { requests, begun_ms: requests.clock.now_ms(), tries: 0 }
+    }
+
+    /// Waits before another try, or says that there is none. After a change that was answered
+    /// nothing, an object that is missing may come: the request is tried again.
+    async fn after(
+        &mut self,
+        error: StoreError,
+        op: &'static str,
+        key: &str,
+        is_change: bool,
+    ) -> Result<()> {
+        let Requests { clock, patience, .. } = self.requests;
+        self.requests.hear(Some(&error));
+        let kind = match error.kind {
+            StoreErrorKind::Busy => ErrorKind::TimedOut,
+            StoreErrorKind::NotFound if is_change => ErrorKind::TimedOut,
+            StoreErrorKind::NotFound => ErrorKind::NotFound,
+            StoreErrorKind::Denied => ErrorKind::Permission,
+            StoreErrorKind::Broken => ErrorKind::Io,
+        };
+        let waited_ms = clock.now_ms() - self.begun_ms;
+        let goes_on = match patience {
+            Patience::Endless => kind == ErrorKind::TimedOut || kind == ErrorKind::Permission,
+            Patience::Ms(most) => kind == ErrorKind::TimedOut && waited_ms < *most,
+        };
+        if !goes_on {
+            return Err(self.requests.error(kind, op, key, &error.to_string()));
+        }
+        clock.sleep(self.pause_ms(key)).await;
+        self.tries += 1;
+        Ok(())
+    }
+
+    /// Doubles with every try, with a part that differs between objects, so that a store which
+    /// comes back is not asked by all at once.
+    fn pause_ms(&self, key: &str) -> u64 {
+        let pause = (PAUSE_MS_MIN << self.tries.min(16)).min(PAUSE_MS_MAX);
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.tries);
+        hasher.update(key.as_bytes());
+        pause / 2 + u64::from(hasher.finalize()) % (pause / 2)
+    }
+}

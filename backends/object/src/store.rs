@@ -67,7 +67,7 @@ pub enum StoreErrorKind {
 }
 
 /// A store's error.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError {
     /// What the caller can do.
     pub kind: StoreErrorKind,

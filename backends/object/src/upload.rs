@@ -1,1 +1,320 @@
-//! Makes log objects of what was written, and commits them in order.
+//! Makes log objects of what was written, and commits them in the order of their numbers.
+//!
+//! An object is built once and tried with the same bytes until its creation is known. Up to
+//! [`WINDOW`] of them are under way; what is committed is the run without gaps. All volumes of a
+//! process share one budget of bytes.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::format::{
+    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, Placed, Root, State, keys, run_bytes,
+};
+use crate::ids::{Blocks, Lba, Lsn, Seq};
+use crate::retry::{Listener, Patience, Requests, Settled};
+use crate::store::StoreError;
+
+/// Objects under way at the same time.
+pub const WINDOW: usize = 8;
+/// Bytes of blocks that an object is made of.
+pub const BATCH_BYTES_MAX: u64 = 32 << 20;
+/// Entries of an object.
+pub const BATCH_ENTRIES_MAX: usize = ENTRIES_MAX;
+/// Bytes of objects under way in this process.
+const BUDGET_BYTES: u64 = 256 << 20;
+
+/// What the shard's side of a volume gives and takes.
+pub trait Feed: Send + Sync {
+    /// The next batch. It has at most `bytes_max` bytes of blocks and [`BATCH_ENTRIES_MAX`] entries;
+    /// it ends at an LSN, and the next one begins behind it.
+    fn poll_sealed(&self, cx: &mut Context<'_>, bytes_max: u64) -> Poll<Next>;
+
+    /// The blocks of an entry of a batch that is not committed, checked.
+    fn read(
+        &self,
+        from: JournalPlace,
+        blocks: Blocks,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>>;
+
+    /// All up to an object is committed: its last write, and where its blocks are.
+    fn committed(&self, committed: Committed, placed: &[Placed]);
+
+    /// Nothing will be committed any more: [`ErrorKind::Fenced`] when another opener has the
+    /// volume, [`ErrorKind::Corrupt`] when the journal is damaged, and those of the store.
+    fn stopped(&self, error: Error);
+
+    /// The last word of the store: `None` if it has done what it was asked.
+    fn store_says(&self, error: Option<&StoreError>);
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub enum Next {
+    /// Commit these.
+    Batch(Sealed),
+    /// Close the volume: all that was written was in a batch, and no more will be.
+    Drained,
+}
+
+/// Writes of the journal that become an object.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The first write.
+    pub lsn_first: Lsn,
+    /// The last write.
+    pub lsn_last: Lsn,
+    /// Their effect.
+    pub entries: Vec<SealedEntry>,
+}
+
+/// An entry of a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum SealedEntry {
+    /// Blocks that are in the journal.
+    Write {
+        /// The first block.
+        lba: Lba,
+        /// Their count.
+        blocks: Blocks,
+        /// Where they are.
+        from: JournalPlace,
+    },
+    /// Blocks that are zeroes.
+    Zero {
+        /// The first block.
+        lba: Lba,
+        /// Their count.
+        blocks: Blocks,
+    },
+}
+
+/// Where blocks are in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalPlace {
+    /// The segment.
+    pub segment: u64,
+    /// The page of the first block in it.
+    pub page: u32,
+    /// The page of the record in it.
+    pub record: u32,
+}
+
+/// Commits what an opening writes.
+#[derive(Debug)]
+pub struct Upload {
+    requests: Requests,
+    /// The open root.
+    root: Root,
+}
+
+impl Upload {
+    /// For the opening that has made this open root.
+    #[must_use]
+    pub fn new(requests: Requests, root: Root) -> Self {
+        assert_eq!(root.state, State::Open, "no object comes before its open root");
+        Self { requests, root }
+    }
+
+    /// Uploads until the feed is drained, and then closes the volume.
+    ///
+    /// # Errors
+    /// As for [`Feed::stopped`], which has had it.
+    pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
+        let Self { requests, root } = self;
+        let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
+        let requests = heard.with_patience(Patience::Endless);
+        let flights = Flights::new(requests.clone(), &root, Arc::clone(&feed));
+        let ended = match flights.run().await {
+            Ok(committed) => close(&requests, &root, committed).await,
+            Err(error) => Err(error),
+        };
+        ended.inspect_err(|error| feed.stopped(error.clone()))
+    }
+}
+
+/// Makes the closed root.
+async fn close(requests: &Requests, open: &Root, committed: Committed) -> Result<()> {
+    let mut root = open.clone();
+    root.number += 1;
+    root.state = State::Closed;
+    root.committed = committed;
+    root.last.is_closed = true;
+    let key = keys::root(root.number);
+    match requests.create(&key, root.encode().into()).await? {
+        Settled::Mine => Ok(()),
+        Settled::Theirs(_) => Err(fenced(requests, "close", &key)),
+    }
+}
+
+fn fenced(requests: &Requests, op: &'static str, key: &str) -> Error {
+    let why = "another node has taken over the volume; what this one has not uploaded stays in its \
+         journal";
+    requests.error(ErrorKind::Fenced, op, key, why)
+}
+
+/// Hears the store's answers for a feed.
+struct Heard(Arc<dyn Feed>);
+
+impl Listener for Heard {
+    fn store_says(&self, error: Option<&StoreError>) {
+        self.0.store_says(error);
+    }
+}
+
+/// The objects under way.
+struct Flights {
+    requests: Requests,
+    author: Author,
+    feed: Arc<dyn Feed>,
+    committed: Committed,
+    /// In the order of their numbers, without gaps behind the committed ones.
+    flights: VecDeque<Flight>,
+    is_drained: bool,
+}
+
+enum Flight {
+    UnderWay(Pin<Box<dyn Future<Output = Result<Built>> + Send>>),
+    Made(Built),
+}
+
+impl Flights {
+    fn new(requests: Requests, root: &Root, feed: Arc<dyn Feed>) -> Self {
+        let Root { volume, previous, author, committed, .. } = *root;
+        let author =
+            Author { volume, reach: root.reach(), previous, incarnation: author.incarnation };
+        let flights = VecDeque::with_capacity(WINDOW);
+        Self { requests, author, feed, committed, flights, is_drained: false }
+    }
+
+    async fn run(mut self) -> Result<Committed> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Committed>> {
+        loop {
+            self.poll_flights(cx)?;
+            self.commit();
+            if self.is_drained || self.flights.len() >= WINDOW {
+                break;
+            }
+            match self.feed.poll_sealed(cx, BATCH_BYTES_MAX) {
+                Poll::Pending => break,
+                Poll::Ready(Next::Drained) => self.is_drained = true,
+                Poll::Ready(Next::Batch(sealed)) => self.begin(sealed),
+            }
+        }
+        match self.is_drained && self.flights.is_empty() {
+            true => Poll::Ready(Ok(self.committed)),
+            false => Poll::Pending,
+        }
+    }
+
+    fn poll_flights(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        for flight in &mut self.flights {
+            if let Flight::UnderWay(future) = flight
+                && let Poll::Ready(built) = future.as_mut().poll(cx)
+            {
+                *flight = Flight::Made(built?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits the run of objects that are made.
+    fn commit(&mut self) {
+        while let Some(Flight::Made(_)) = self.flights.front() {
+            let Some(Flight::Made(built)) = self.flights.pop_front() else { return };
+            self.committed = Committed { seq: built.header.id.seq, lsn: built.header.lsn_last };
+            self.feed.committed(self.committed, &built.placed);
+        }
+    }
+
+    fn begin(&mut self, sealed: Sealed) {
+        let seq = Seq(self.committed.seq.0 + 1 + self.flights.len() as u64);
+        let (author, feed) = (self.author, Arc::clone(&self.feed));
+        let requests = self.requests.clone();
+        let flight = async move {
+            let share = Share::take(bytes_of(&sealed)).await;
+            let mut built = build(&author, seq, &sealed, &*feed).await?;
+            let key = keys::log(author.reach.epoch, seq);
+            let body = std::mem::take(&mut built.body);
+            match requests.create(&key, body).await? {
+                Settled::Mine => {}
+                Settled::Theirs(_) => return Err(fenced(&requests, "upload", &key)),
+            }
+            drop(share);
+            Ok(built)
+        };
+        self.flights.push_back(Flight::UnderWay(Box::pin(flight)));
+    }
+}
+
+/// Bytes of the frames of a batch.
+fn bytes_of(sealed: &Sealed) -> u64 {
+    let of = |entry: &SealedEntry| match *entry {
+        SealedEntry::Write { blocks, .. } => run_bytes(blocks),
+        SealedEntry::Zero { .. } => 0,
+    };
+    sealed.entries.iter().map(of).sum()
+}
+
+async fn build(author: &Author, seq: Seq, sealed: &Sealed, feed: &dyn Feed) -> Result<Built> {
+    let bytes = bytes_of(sealed) as usize;
+    let mut builder = ObjectBuilder::new(author, seq, sealed.entries.len(), bytes);
+    for entry in &sealed.entries {
+        match *entry {
+            SealedEntry::Zero { lba, blocks } => builder.zero(lba, blocks),
+            SealedEntry::Write { lba, blocks, from } => {
+                builder.write(lba, &feed.read(from, blocks).await?);
+            }
+        }
+    }
+    Ok(builder.finish(sealed.lsn_first, sealed.lsn_last))
+}
+
+/// A share of the budget.
+struct Share {
+    bytes: u64,
+}
+
+struct Budget {
+    left: u64,
+    waiting: Vec<Waker>,
+}
+
+static BUDGET: Mutex<Budget> = Mutex::new(Budget { left: BUDGET_BYTES, waiting: Vec::new() });
+
+impl Share {
+    /// Waits until the budget has room. An object always has: it is shorter than the budget.
+    async fn take(bytes: u64) -> Self {
+        poll_fn(|cx| {
+            let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
+            match budget.left.checked_sub(bytes) {
+                Some(left) => {
+                    budget.left = left;
+                    Poll::Ready(Self { bytes })
+                }
+                None => {
+                    budget.waiting.push(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.left += self.bytes;
+        let waiting = std::mem::take(&mut budget.waiting);
+        drop(budget);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}

@@ -5,10 +5,11 @@ mod code;
 mod frame;
 pub mod keys;
 mod object;
-mod record;
+pub(crate) mod page;
+pub(crate) mod record;
 mod root;
-mod segment;
-mod superblock;
+pub(crate) mod segment;
+pub(crate) mod superblock;
 #[cfg(test)]
 mod tests;
 

@@ -108,8 +108,8 @@ mod tests {
     use super::*;
 
     fn record() -> impl Strategy<Value = Record> {
-        let span = (0..u64::MAX / 2, 0..u64::MAX / 2)
-            .prop_map(|(start, blocks)| Span { start, blocks });
+        let span =
+            (0..u64::MAX / 2, 0..u64::MAX / 2).prop_map(|(start, blocks)| Span { start, blocks });
         let write = (0..u64::MAX / 2, prop::collection::vec(any::<u32>(), 1..256)).prop_map(
             |(start, crcs)| {
                 let span = Span { start, blocks: crcs.len() as u64 };

@@ -94,8 +94,7 @@ mod tests {
         let opening =
             |epoch| Opening { epoch: Epoch(epoch), incarnation: Incarnation([epoch as u8; 16]) };
         let volume = VolumeId([3; 16]);
-        let written =
-            Superblock { volume, current: Some(opening(7)), adopting: Some(opening(8)) };
+        let written = Superblock { volume, current: Some(opening(7)), adopting: Some(opening(8)) };
         written.write(&path).unwrap();
         assert_eq!(Superblock::read(&path).unwrap(), Some(written));
         let text = std::fs::read_to_string(&path).unwrap();

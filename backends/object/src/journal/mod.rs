@@ -23,3 +23,17 @@ impl Adopted {
         Self { opening }
     }
 }
+
+pub use crate::format::superblock::Superblock;
+
+/// What the segments of a journal say about its writes, for messages and for the judgement whether
+/// it is replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// All up to this one was in committed objects of the bucket when the last segment was begun.
+    pub committed: crate::ids::Lsn,
+    /// The first write that it has.
+    pub first: crate::ids::Lsn,
+    /// The last one; before `first` if it has none.
+    pub last: crate::ids::Lsn,
+}

@@ -1,1 +1,192 @@
-//! Opens a volume.
+//! Opens a volume, so that at most one opening can commit anything.
+//!
+//! ```text
+//!  newest root n ─▶ lock the journal ─▶ claim: root n+1 ─▶ list again ─▶ tail, fence ─▶
+//!  the journal is adopted ─▶ open: root n+2 ─▶ first object
+//! ```
+//!
+//! `docs/format.md` has the rules and why they suffice.
+
+mod claim;
+mod enter;
+mod fold;
+#[cfg(test)]
+pub(crate) mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use sheave_core::{ErrorKind, Result};
+
+use crate::fetch::Fetcher;
+use crate::format::{Committed, Root};
+use crate::ids::{Blocks, Incarnation, Opening, VolumeId};
+use crate::journal::{Adopted, Summary, Superblock};
+use crate::map::Map;
+use crate::recover::{self, Verdict};
+use crate::retry::Requests;
+use crate::upload::Upload;
+
+pub(crate) use claim::{Claim, claim, put_above};
+pub use claim::{find, find_any};
+pub(crate) use enter::enter;
+pub(crate) use fold::Fold;
+
+/// How often an opening begins anew when other nodes open the volume at the same time.
+const TRIES_MAX: usize = 8;
+
+/// The opener.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The name of this node, for messages on others.
+    pub node: String,
+    /// Random bytes, new for every opening.
+    pub incarnation: Incarnation,
+    /// Open it although another node has it open, which then cannot write any more.
+    pub take_over: bool,
+}
+
+/// What an opening needs of the journal on this node, which is locked.
+pub trait Journal {
+    /// Whose journal it is; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn superblock(&self) -> Result<Option<Superblock>>;
+
+    /// Which writes it has; `None` if there are none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn summary(&self) -> Result<Option<Summary>>;
+
+    /// Moves it aside, where it is kept.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    fn set_aside(&mut self) -> Result<PathBuf>;
+
+    /// Says in the superblock, on stable storage, that this opening is adopting it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted>;
+}
+
+/// An open volume.
+#[derive(Debug)]
+pub struct Opened<J> {
+    /// Its journal.
+    pub journal: J,
+    /// Whether the journal is replayed above the committed writes. If not, it has none.
+    pub is_replayed: bool,
+    /// What tells it from other volumes.
+    pub volume: VolumeId,
+    /// Its size.
+    pub size: Blocks,
+    /// This opening.
+    pub opening: Opening,
+    /// What is committed. Writes go on behind it.
+    pub committed: Committed,
+    /// Where the committed blocks are.
+    pub map: Map,
+    /// Commits more.
+    pub upload: Upload,
+    /// Reads committed blocks.
+    pub fetcher: Fetcher,
+}
+
+/// Opens a volume. `lock` locks the journal that this node has for it, and makes one if it has none.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open elsewhere,
+/// [`ErrorKind::Corrupt`] when an object is missing or damaged, [`ErrorKind::Invalid`] when the
+/// journal on this node does not fit, and those of the store and of the journal.
+pub async fn open<J: Journal>(
+    requests: &Requests,
+    request: &Request,
+    mut lock: impl FnMut(VolumeId) -> Result<J>,
+) -> Result<Opened<J>> {
+    for _ in 0..TRIES_MAX {
+        let newest = find(requests).await?;
+        let mut journal = lock(newest.volume)?;
+        let superblock = journal.superblock()?;
+        let verdict = recover::judge(newest.volume, &newest.last, superblock.as_ref());
+        check_free(requests, request, &newest, verdict)?;
+        let Some(claim) = claim(requests, request, &newest).await? else { continue };
+        let mut fold = Fold::of_committed(requests, claim.root()).await?;
+        fold.take_tail(requests, &claim).await?;
+        let is_replayed = settle_journal(requests, &mut journal, verdict, fold.committed())?;
+        let adopted = journal.adopt(newest.volume, claim.opening())?;
+        let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
+        let Fold { map, lineage, committed, .. } = fold;
+        let fetcher = Fetcher::new(requests.clone(), root.volume, lineage.with(root.reach()));
+        return Ok(Opened {
+            journal,
+            is_replayed,
+            volume: root.volume,
+            size: root.size,
+            opening: root.author,
+            committed,
+            map,
+            upload: Upload::new(requests.clone(), root),
+            fetcher,
+        });
+    }
+    let why = "other nodes open it at the same time; try again";
+    Err(requests.error(ErrorKind::Busy, "open", "", why))
+}
+
+/// Refuses a volume that is open elsewhere, and one that the journal of this node contradicts.
+fn check_free(
+    requests: &Requests,
+    request: &Request,
+    newest: &Root,
+    verdict: Verdict,
+) -> Result<()> {
+    if let Verdict::Refuse(why) = verdict {
+        return Err(requests.error(ErrorKind::Invalid, "open", "", why));
+    }
+    let last = &newest.last;
+    if last.is_closed || request.take_over || verdict == Verdict::Replay {
+        return Ok(());
+    }
+    let why = format!(
+        "it is open on node {} (root {}); end it there, or use --take-over if that node is gone: \
+         what it has not uploaded is left out then",
+        last.node, newest.number
+    );
+    Err(requests.error(ErrorKind::Busy, "open", "", &why))
+}
+
+/// Keeps aside a journal of writes that do not continue what is committed. Whether it is replayed.
+fn settle_journal(
+    requests: &Requests,
+    journal: &mut impl Journal,
+    verdict: Verdict,
+    committed: Committed,
+) -> Result<bool> {
+    let summary = journal.summary()?;
+    match verdict {
+        Verdict::Replay => {
+            recover::continues(committed, summary.as_ref())
+                .map_err(|why| requests.error(ErrorKind::Invalid, "open", "", why))?;
+            return Ok(true);
+        }
+        Verdict::Refuse(why) => {
+            return Err(requests.error(ErrorKind::Invalid, "open", "", why));
+        }
+        Verdict::Fresh | Verdict::Orphan => {}
+    }
+    if let Some(Summary { first, last, .. }) = summary {
+        let kept = journal.set_aside()?;
+        tracing::warn!(
+            "{}: the volume was written on another node since; the journal of this one, with writes \
+             {first} to {last}, is kept as {}",
+            requests.name(),
+            sheave_core::printable(&kept)
+        );
+    }
+    Ok(false)
+}

@@ -1,0 +1,28 @@
+//! Rules that a simulation takes out, to see that it notices.
+
+use std::cell::Cell;
+
+/// Which rules hold in this thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// A claim comes before the fence.
+    pub(crate) claims_first: bool,
+    /// A claim is void if a higher root exists.
+    pub(crate) lists_again: bool,
+}
+
+impl Rules {
+    pub(crate) const ALL: Self = Self { claims_first: true, lists_again: true };
+}
+
+thread_local! {
+    static RULES: Cell<Rules> = const { Cell::new(Rules::ALL) };
+}
+
+pub(crate) fn get() -> Rules {
+    RULES.get()
+}
+
+pub(crate) fn set(rules: Rules) {
+    RULES.set(rules);
+}

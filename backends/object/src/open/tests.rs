@@ -1,0 +1,352 @@
+//! Opening, committing and closing on a store without faults, and damaged stores.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use sheave_core::Error;
+
+use super::*;
+use crate::extents::Span;
+use crate::format::{Placed, keys};
+use crate::ids::{BLOCK_BYTES, Epoch, Lba, Lsn, Place, Seq};
+use crate::life::{self, NewVolume};
+use crate::memory_store::{Faults, MemoryStore, Random, TurnClock};
+use crate::store::StoreError;
+use crate::threads::block_on;
+use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry};
+
+const SIZE: Blocks = 1000;
+
+struct Bucket {
+    store: Arc<MemoryStore>,
+    requests: Requests,
+}
+
+impl Bucket {
+    fn new() -> Self {
+        let random = Arc::new(Random::new(1));
+        let store = Arc::new(MemoryStore::new(random, Faults::default()));
+        let requests = Requests::new(store.clone(), Arc::new(TurnClock), "dir:///s/v");
+        let bucket = Self { store, requests };
+        block_on(life::create(&bucket.requests, &new_volume())).unwrap();
+        bucket
+    }
+
+    fn open(&self, journal: FakeJournal, take_over: bool) -> Result<Opened<FakeJournal>> {
+        let incarnation = Incarnation(self.store.random.bytes());
+        let request = Request { node: "a".to_owned(), incarnation, take_over };
+        block_on(open(&self.requests, &request, |_| Ok(journal.clone())))
+    }
+
+    /// Opens, writes batches and closes, or does not.
+    fn write(&self, journal: &FakeJournal, batches: &[&[(u64, u64, u8)]], closes: bool) {
+        let opened = self.open(journal.clone(), false).unwrap();
+        commit(opened, batches, closes).unwrap();
+    }
+
+    fn read(&self, opened: &Opened<FakeJournal>, lba: u64, blocks: u64) -> Result<Vec<u8>> {
+        let mut data = Vec::new();
+        for (span, place) in opened.map.cover(Span { start: lba, blocks }) {
+            let place = place.unwrap_or(Place::Zero);
+            data.extend(block_on(opened.fetcher.fetch(Lba(span.start), span.blocks, place))?);
+        }
+        Ok(data)
+    }
+}
+
+fn new_volume() -> NewVolume {
+    NewVolume {
+        volume: VolumeId([7; 16]),
+        incarnation: Incarnation([8; 16]),
+        node: "a".to_owned(),
+        size: SIZE,
+    }
+}
+
+/// A journal's superblock; clones are the same.
+#[derive(Clone, Debug, Default)]
+struct FakeJournal(Arc<Mutex<(Option<Superblock>, Option<Summary>, usize)>>);
+
+impl Journal for FakeJournal {
+    fn superblock(&self) -> Result<Option<Superblock>> {
+        Ok(self.0.lock().unwrap().0)
+    }
+
+    fn summary(&self) -> Result<Option<Summary>> {
+        Ok(self.0.lock().unwrap().1)
+    }
+
+    fn set_aside(&mut self) -> Result<PathBuf> {
+        self.0.lock().unwrap().2 += 1;
+        Ok(PathBuf::from("x.orphan"))
+    }
+
+    fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
+        let superblock = &mut self.0.lock().unwrap().0;
+        let current = superblock.and_then(|superblock| superblock.current);
+        *superblock = Some(Superblock { volume, current, adopting: Some(opening) });
+        Ok(Adopted::without_journal(opening))
+    }
+}
+
+/// Gives batches of blocks that are filled with a byte; zeroes are zero entries.
+struct Batches {
+    next: Mutex<Vec<Sealed>>,
+    closes: bool,
+    committed: Mutex<Vec<(Committed, usize)>>,
+    stopped: Mutex<Option<Error>>,
+}
+
+fn batch(first: u64, entries: &[(u64, u64, u8)]) -> Sealed {
+    let entry = |&(lba, blocks, fill): &(u64, u64, u8)| match fill {
+        0 => SealedEntry::Zero { lba: Lba(lba), blocks },
+        _ => {
+            let from = JournalPlace { segment: u64::from(fill), page: 0, record: 0 };
+            SealedEntry::Write { lba: Lba(lba), blocks, from }
+        }
+    };
+    Sealed {
+        lsn_first: Lsn(first),
+        lsn_last: Lsn(first + entries.len() as u64 - 1),
+        entries: entries.iter().map(entry).collect(),
+    }
+}
+
+impl Feed for Batches {
+    fn poll_sealed(&self, _: &mut Context<'_>, _: u64) -> Poll<Next> {
+        let mut next = self.next.lock().unwrap();
+        match next.is_empty() {
+            false => Poll::Ready(Next::Batch(next.remove(0))),
+            true if self.closes => Poll::Ready(Next::Drained),
+            true => Poll::Pending,
+        }
+    }
+
+    fn read(
+        &self,
+        from: JournalPlace,
+        blocks: Blocks,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>> {
+        let data = vec![from.segment as u8; (blocks * BLOCK_BYTES) as usize];
+        Box::pin(async { Ok(data) })
+    }
+
+    fn committed(&self, committed: Committed, placed: &[Placed]) {
+        self.committed.lock().unwrap().push((committed, placed.len()));
+    }
+
+    fn stopped(&self, error: Error) {
+        *self.stopped.lock().unwrap() = Some(error);
+    }
+
+    fn store_says(&self, _: Option<&StoreError>) {}
+}
+
+/// Commits batches, and closes the volume or lets go of it.
+fn commit(opened: Opened<FakeJournal>, batches: &[&[(u64, u64, u8)]], closes: bool) -> Result<()> {
+    let mut lsn = opened.committed.lsn.0 + 1;
+    let mut next = Vec::new();
+    for entries in batches {
+        next.push(batch(lsn, entries));
+        lsn += entries.len() as u64;
+    }
+    let count = next.len();
+    let (committed, stopped) = (Mutex::default(), Mutex::default());
+    let feed = Arc::new(Batches { next: Mutex::new(next), closes, committed, stopped });
+    let first = opened.committed.seq.0;
+    let mut run = std::pin::pin!(opened.upload.run(feed.clone()));
+    let ended = block_on(std::future::poll_fn(|cx| {
+        let polled = run.as_mut().poll(cx);
+        let all = feed.committed.lock().unwrap().len() == count;
+        if polled.is_pending() && all && !closes { Poll::Ready(Ok(())) } else { polled }
+    }));
+    if ended.is_ok() {
+        let seqs: Vec<_> = feed.committed.lock().unwrap().iter().map(|at| at.0.seq.0).collect();
+        assert_eq!(seqs, (first + 1..=first + count as u64).collect::<Vec<_>>(), "in order");
+    }
+    assert_eq!(ended.is_err(), feed.stopped.lock().unwrap().is_some());
+    ended
+}
+
+fn filled(runs: &[(u64, u8)]) -> Vec<u8> {
+    runs.iter().flat_map(|&(blocks, fill)| vec![fill; (blocks * BLOCK_BYTES) as usize]).collect()
+}
+
+#[test]
+fn what_was_committed_is_found_by_the_next_opening() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    bucket.write(&journal, &[&[(0, 20, 1), (100, 1, 2)], &[(5, 3, 3), (7, 2, 0)]], true);
+    let opened = bucket.open(journal.clone(), false).unwrap();
+    assert_eq!(opened.committed, Committed { seq: Seq(2), lsn: Lsn(4) });
+    assert_eq!((opened.size, opened.is_replayed), (SIZE, true));
+    let want = filled(&[(5, 1), (2, 3), (2, 0), (11, 1), (80, 0), (1, 2), (1, 0)]);
+    assert!(bucket.read(&opened, 0, 102).unwrap() == want);
+    assert!(bucket.read(&opened, 3, 3).unwrap() == filled(&[(2, 1), (1, 3)]), "in the middle");
+    // The next epoch overwrites a part.
+    commit(opened, &[&[(0, 1, 9)]], true).unwrap();
+    let opened = bucket.open(journal, false).unwrap();
+    assert_eq!(opened.committed, Committed { seq: Seq(3), lsn: Lsn(5) });
+    assert!(bucket.read(&opened, 0, 2).unwrap() == filled(&[(1, 9), (1, 1)]));
+}
+
+#[test]
+fn a_volume_lives_through_any_count_of_openings() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    // A root of 4 KiB has no room for a table of so many epochs.
+    for round in 0..300_u64 {
+        let closes = round % 3 != 0;
+        bucket.write(&journal, &[&[(round % 200, 1, round as u8 | 1)]], closes);
+    }
+    let opened = bucket.open(journal, false).unwrap();
+    assert_eq!(opened.committed, Committed { seq: Seq(300), lsn: Lsn(300) });
+    for at in [0, 99, 100, 199] {
+        let last = if at < 100 { at + 200 } else { at };
+        assert!(bucket.read(&opened, at, 1).unwrap() == filled(&[(1, last as u8 | 1)]), "{at}");
+    }
+}
+
+#[test]
+fn a_closed_volume_needs_no_fence_and_an_open_one_gets_one() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    bucket.write(&journal, &[&[(0, 1, 1)]], true);
+    bucket.write(&journal, &[], true);
+    let is_log = |key: &String| key.starts_with(keys::LOGS);
+    assert_eq!(bucket.store.keys().into_iter().filter(is_log).count(), 1);
+    // Not closed: the next opening makes fences, also in epochs without objects.
+    bucket.write(&journal, &[], false);
+    bucket.write(&journal, &[&[(0, 1, 2)]], false);
+    bucket.write(&journal, &[&[(0, 1, 3)]], true);
+    let logs: Vec<_> = bucket.store.keys().into_iter().filter(is_log).collect();
+    let places: Vec<_> = logs.iter().filter_map(|key| keys::log_place(key)).collect();
+    let numbers: Vec<_> = places.iter().map(|(epoch, seq)| (epoch.0, seq.0)).collect();
+    assert_eq!(numbers, [(1, 1), (3, 2), (4, 2), (4, 3), (5, 3)]);
+}
+
+#[test]
+fn a_volume_that_is_open_elsewhere_is_taken_over_on_demand_only() {
+    let bucket = Bucket::new();
+    let here = bucket.open(FakeJournal::default(), false).unwrap();
+    let error = bucket.open(FakeJournal::default(), false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("open on node a (root 2)"), "{error}");
+    let there = bucket.open(FakeJournal::default(), true).unwrap();
+    let error = commit(here, &[&[(0, 1, 1)]], true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced);
+    commit(there, &[&[(0, 1, 2)]], true).unwrap();
+    let opened = bucket.open(FakeJournal::default(), false).unwrap();
+    assert!(bucket.read(&opened, 0, 1).unwrap() == filled(&[(1, 2)]));
+}
+
+#[test]
+fn an_opening_that_wrote_nothing_cannot_close_after_a_takeover() {
+    let bucket = Bucket::new();
+    let here = bucket.open(FakeJournal::default(), false).unwrap();
+    let there = bucket.open(FakeJournal::default(), true).unwrap();
+    assert_eq!(commit(here, &[], true).unwrap_err().kind(), ErrorKind::Fenced);
+    commit(there, &[&[(0, 1, 2)]], true).unwrap();
+}
+
+#[test]
+fn a_journal_is_kept_aside_when_the_volume_was_written_elsewhere() {
+    let bucket = Bucket::new();
+    let (here, there) = (FakeJournal::default(), FakeJournal::default());
+    bucket.write(&here, &[&[(0, 1, 1)]], false);
+    let opened = bucket.open(there.clone(), true).unwrap();
+    commit(opened, &[&[(0, 1, 2)]], true).unwrap();
+    {
+        let (superblock, summary, _) = &mut *here.0.lock().unwrap();
+        let superblock = superblock.as_mut().unwrap();
+        superblock.current = superblock.adopting.take();
+        *summary = Some(Summary { committed: Lsn(0), first: Lsn(1), last: Lsn(9) });
+    }
+    let opened = bucket.open(here.clone(), false).unwrap();
+    assert_eq!((opened.is_replayed, here.0.lock().unwrap().2), (false, 1));
+}
+
+#[test]
+fn a_journal_that_is_newer_than_the_bucket_is_refused() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    bucket.write(&journal, &[&[(0, 1, 1)]], true);
+    let superblock = Superblock {
+        volume: VolumeId([7; 16]),
+        current: Some(Opening { epoch: Epoch(9), incarnation: Incarnation([1; 16]) }),
+        adopting: None,
+    };
+    let before = bucket.store.keys();
+    journal.0.lock().unwrap().0 = Some(superblock);
+    let error = bucket.open(journal, true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert_eq!(bucket.store.keys(), before, "nothing was claimed");
+}
+
+#[test]
+fn a_store_that_lost_or_mixed_up_objects_is_refused() {
+    let journal = FakeJournal::default();
+    let bucket = Bucket::new();
+    bucket.write(&journal, &[&[(0, 1, 1)], &[(1, 1, 2)]], true);
+    bucket.write(&journal, &[&[(2, 1, 3)]], true);
+    let logs: Vec<_> =
+        bucket.store.keys().into_iter().filter(|key| key.starts_with("log/")).collect();
+    let objects: Vec<_> = logs.iter().map(|key| bucket.store.object(key).unwrap()).collect();
+    let check = |index: usize, body: Option<Bytes>| {
+        bucket.store.put(&logs[index], body);
+        let error = bucket.open(journal.clone(), true).unwrap_err();
+        bucket.store.put(&logs[index], Some(objects[index].clone()));
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains(&logs[index]), "{error}");
+    };
+    for index in 0..3 {
+        check(index, None);
+        check(index, Some(objects[(index + 1) % 3].clone()));
+        check(index, Some(objects[index].slice(..100)));
+        let mut changed = objects[index].to_vec();
+        changed[130] ^= 1;
+        check(index, Some(changed.into()));
+    }
+    // Blocks are checked when they are read.
+    let mut changed = objects[0].to_vec();
+    changed[400] ^= 1;
+    bucket.store.put(&logs[0], Some(changed.into()));
+    let opened = bucket.open(journal, true).unwrap();
+    let error = bucket.read(&opened, 0, 1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains(&logs[0]), "{error}");
+    assert!(bucket.read(&opened, 1, 1).is_ok());
+    bucket.store.put(&logs[1], None);
+    let error = bucket.read(&opened, 1, 1).unwrap_err();
+    assert!(error.to_string().contains("the object is missing"), "{error}");
+}
+
+#[test]
+fn a_deleted_volume_is_gone_and_can_be_made_again() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    bucket.write(&journal, &[&[(0, 1, 1)]], true);
+    let author = (Incarnation([3; 16]), "b");
+    assert_eq!(block_on(life::info(&bucket.requests)).unwrap().objects, 1);
+    let exists = block_on(life::create(&bucket.requests, &new_volume())).unwrap_err();
+    assert_eq!(exists.kind(), ErrorKind::Exists);
+    let open = bucket.open(journal, false).unwrap();
+    let busy = block_on(life::delete(&bucket.requests, author, false)).unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    block_on(life::delete(&bucket.requests, author, true)).unwrap();
+    assert_eq!(bucket.store.keys(), [keys::root(6)], "the tombstone stays");
+    assert_eq!(block_on(life::info(&bucket.requests)).unwrap_err().kind(), ErrorKind::NotFound);
+    // The old opening writes where nothing reads, and a second deletion takes that away.
+    let _ = commit(open, &[&[(0, 1, 1)]], true);
+    block_on(life::delete(&bucket.requests, author, false)).unwrap();
+    assert_eq!(bucket.store.keys(), [keys::root(6)]);
+    let volume = VolumeId([9; 16]);
+    block_on(life::create(&bucket.requests, &NewVolume { volume, ..new_volume() })).unwrap();
+    bucket.write(&FakeJournal::default(), &[&[(1, 1, 4)]], true);
+    let opened = bucket.open(FakeJournal::default(), false).unwrap();
+    assert!(bucket.read(&opened, 0, 2).unwrap() == filled(&[(1, 0), (1, 4)]));
+    assert_eq!(opened.volume, volume);
+}
