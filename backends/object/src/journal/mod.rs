@@ -1,6 +1,48 @@
-//! The journal: segments on a local disk.
+//! The journal: what was written and is not yet in the bucket, on a disk of this node.
+//!
+//! A volume's directory has a lock, the directory `journal` with a superblock and segments, and
+//! journals that were set aside (`*.orphan`). docs/format.md draws the files.
 
-use crate::ids::Opening;
+mod log;
+mod place;
+mod recover;
+mod replay;
+mod segment;
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use sheave_core::{Error, ErrorKind, Result, printable};
+
+use crate::format::segment::{NoHeader, SegmentHeader};
+pub use crate::format::superblock::Superblock;
+use crate::ids::{Lsn, Opening, VolumeId};
+
+pub(crate) use log::{Log, Reserved};
+pub(crate) use recover::Recovered;
+pub(crate) use segment::{Segment, SegmentFile};
+
+/// How much room a journal takes.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalSize {
+    /// Bytes of a segment, at least [`JournalSize::SEGMENT_BYTES_MIN`].
+    pub segment_bytes: u64,
+    /// The most segments, at least 2.
+    pub segments_max: usize,
+}
+
+impl JournalSize {
+    /// A segment has room for the longest record.
+    pub const SEGMENT_BYTES_MIN: u64 = 2 << 20;
+}
+
+impl Default for JournalSize {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, segments_max: 16 }
+    }
+}
 
 /// Proof that the journal's superblock names an opening as the one that is adopting it, on stable
 /// storage. Only then may the root say that the volume is open: a crash at any point leaves a
@@ -24,16 +66,204 @@ impl Adopted {
     }
 }
 
-pub use crate::format::superblock::Superblock;
-
 /// What the segments of a journal say about its writes, for messages and for the judgement whether
 /// it is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// All up to this one was in committed objects of the bucket when the last segment was begun.
-    pub committed: crate::ids::Lsn,
+    pub committed: Lsn,
     /// The first write that it has.
-    pub first: crate::ids::Lsn,
+    pub first: Lsn,
     /// The last one; before `first` if it has none.
-    pub last: crate::ids::Lsn,
+    pub last: Lsn,
+}
+
+/// A volume's directory on this node, locked.
+#[derive(Debug)]
+pub struct JournalDir {
+    path: PathBuf,
+    size: JournalSize,
+    superblock: Option<Superblock>,
+    _lock: File,
+}
+
+impl JournalDir {
+    /// Locks the directory, which is made if there is none, and reads the superblock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another process has the volume open, [`ErrorKind::Unsupported`] on
+    /// a network file system or for a newer superblock, [`ErrorKind::Corrupt`] for a damaged one.
+    pub fn open(path: &Path, size: JournalSize) -> Result<Self> {
+        assert!(
+            size.segment_bytes >= JournalSize::SEGMENT_BYTES_MIN && size.segments_max >= 2,
+            "a journal has room for the longest record twice"
+        );
+        let failed = |error| Error::from_io("open", printable(&path).to_string(), error);
+        make_dir(path).map_err(failed)?;
+        place::check_local(path)?;
+        let lock = place::lock(&path.join("lock"))?;
+        let superblock = Superblock::read(&superblock_path(path))?;
+        Ok(Self { path: path.to_owned(), size, superblock, _lock: lock })
+    }
+
+    /// Whose journal it is; `None` if there is none yet.
+    #[must_use]
+    pub fn superblock(&self) -> Option<Superblock> {
+        self.superblock
+    }
+
+    /// What its segments say; `None` if it has none.
+    ///
+    /// # Errors
+    /// Errors of the disk, and [`ErrorKind::Unsupported`] for segments of a newer program.
+    pub fn summary(&self) -> Result<Option<Summary>> {
+        let segments = self.segments()?.chain;
+        let (Some((first, _)), Some((newest, _))) = (segments.first(), segments.last()) else {
+            return Ok(None);
+        };
+        let (first, committed) = (first.first, newest.committed);
+        let mut last = Lsn(first.0.saturating_sub(1));
+        // What is whole counts here, also in front of damage.
+        let _ = replay::replay(&segments, |record| last = record.lsn);
+        Ok(Some(Summary { committed, first, last }))
+    }
+
+    /// Notes that an opening is about to make its root, and is the one that this journal belongs to
+    /// once the root exists.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
+        let dir = journal_path(&self.path);
+        make_dir(&dir)
+            .and_then(|()| sheave_durable::sync_parent(&dir))
+            .map_err(|error| Error::from_io("make", printable(&dir).to_string(), error))?;
+        let current = self.superblock.and_then(|superblock| superblock.current);
+        self.put(Superblock { volume, current, adopting: Some(opening) })?;
+        Ok(Adopted { opening })
+    }
+
+    /// Notes that the root of the adopting opening exists.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(crate) fn settle(&mut self, opened: &Adopted) -> Result<()> {
+        let Some(superblock) = self.superblock else { return Ok(()) };
+        self.put(Superblock { current: Some(opened.opening), adopting: None, ..superblock })
+    }
+
+    /// Keeps the journal under another name, which is returned, and begins without one.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub fn set_aside(&mut self) -> Result<PathBuf> {
+        let failed =
+            |error| Error::from_io("set aside", printable(&self.path).to_string(), error);
+        let epoch = self.superblock.and_then(|superblock| superblock.current);
+        let epoch = epoch.map_or(0, |opening| opening.epoch.0);
+        let summary = self.summary()?;
+        let range = summary.map_or_else(String::new, |Summary { first, last, .. }| {
+            format!("-lsn-{first}-{last}")
+        });
+        let name = |count| match count {
+            0 => format!("epoch-{epoch}{range}.orphan"),
+            _ => format!("epoch-{epoch}{range}.{count}.orphan"),
+        };
+        let paths = (0..u32::MAX).map(|count| self.path.join(name(count)));
+        let mut free = paths.skip_while(|path| path.exists());
+        let to = free.next().ok_or_else(|| failed(io::ErrorKind::AlreadyExists.into()))?;
+        fs::rename(journal_path(&self.path), &to)
+            .and_then(|()| sheave_durable::sync_parent(&to))
+            .map_err(failed)?;
+        self.superblock = None;
+        Ok(to)
+    }
+
+    fn put(&mut self, superblock: Superblock) -> Result<()> {
+        superblock.write(&superblock_path(&self.path))?;
+        self.superblock = Some(superblock);
+        Ok(())
+    }
+
+    /// Makes one more segment, on stable storage.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(crate) fn make_segment(&self) -> Result<SegmentFile> {
+        let dir = journal_path(&self.path);
+        let mut paths = (0..=self.size.segments_max).map(|id| dir.join(format!("segment-{id}")));
+        let Some(path) = paths.find(|path| !path.exists()) else {
+            let why = format!("{}: has all its segments already", printable(&dir));
+            return Err(Error::new(ErrorKind::Exists, "make a segment", why));
+        };
+        SegmentFile::create(&path, self.size.segment_bytes)
+    }
+
+    /// The most segments that it may have.
+    pub(crate) fn segments_max(&self) -> usize {
+        self.size.segments_max
+    }
+
+    fn segments(&self) -> Result<Segments> {
+        let dir = journal_path(&self.path);
+        let failed = |path: &Path, error| {
+            Error::from_io("read", printable(&path).to_string(), error)
+        };
+        let mut segments = Segments::default();
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(segments),
+            entries => entries.map_err(|error| failed(&dir, error))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(|error| failed(&dir, error))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !name.starts_with("segment-") {
+                continue;
+            }
+            if path.extension().is_some_and(|found| found == sheave_durable::UNFINISHED) {
+                fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+                continue;
+            }
+            let file = SegmentFile::open(&path)?;
+            if u64::from(file.pages) * crate::ids::BLOCK_BYTES < JournalSize::SEGMENT_BYTES_MIN {
+                let why = format!("{}: it has been cut off", printable(&path));
+                return Err(Error::new(ErrorKind::Corrupt, "open", why));
+            }
+            let page = file.first_page().map_err(|error| failed(&path, error))?;
+            match SegmentHeader::decode(&page) {
+                Ok(header) => segments.chain.push((header, file)),
+                Err(NoHeader::Unused) => segments.free.push(file),
+                Err(NoHeader::Version(version)) => {
+                    let why = format!(
+                        "{}: its version {version} is unknown here; use a newer program",
+                        printable(&path)
+                    );
+                    return Err(Error::new(ErrorKind::Unsupported, "open", why));
+                }
+            }
+        }
+        segments.chain.sort_by_key(|(header, _)| header.number);
+        Ok(segments)
+    }
+}
+
+/// The files of a journal.
+#[derive(Default)]
+struct Segments {
+    /// Those that were used, in order.
+    chain: Vec<(SegmentHeader, SegmentFile)>,
+    free: Vec<SegmentFile>,
+}
+
+fn journal_path(path: &Path) -> PathBuf {
+    path.join("journal")
+}
+
+fn superblock_path(path: &Path) -> PathBuf {
+    journal_path(path).join("superblock")
+}
+
+/// Makes a directory that only its owner can read.
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -1,0 +1,156 @@
+//! What a journal says after its process has ended: its records in order, up to the first that is
+//! not whole.
+//!
+//! A record that is not whole is the torn tail of what was never flushed, or damage of what was.
+//! Each record, and each header of a segment, states up to which LSN all was on stable storage when
+//! it was written. So a later one can prove that a bad one is damaged; without such a proof the
+//! journal ends there (docs/format.md, "Replay").
+
+use std::io;
+
+use crate::extents::Span;
+use crate::format::page::{PAGE_BYTES, Page};
+use crate::format::record::{Entry, Record};
+use crate::format::segment::{SegmentHeader, Seed};
+use crate::ids::Lsn;
+
+use super::segment::are_whole;
+
+/// The search for later records reads pieces of so many pages.
+const SEARCH_PAGES: u32 = 256;
+
+/// The bytes of a segment.
+pub(crate) trait Pages {
+    /// How many pages it has.
+    fn pages(&self) -> u32;
+
+    /// Reads pages from this one on.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn read(&self, page: u32, into: &mut [u8]) -> io::Result<()>;
+}
+
+/// A record that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Replayed {
+    pub(crate) lsn: Lsn,
+    pub(crate) span: Span,
+    /// The number of its segment.
+    pub(crate) segment: u64,
+    /// Its page, if blocks follow it; else the blocks become zeroes.
+    pub(crate) record: Option<u32>,
+}
+
+/// Why a journal cannot be replayed.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// This record was on stable storage, and is not whole.
+    Damaged { lsn: Lsn, segment: u64, page: u32, proof: Lsn },
+    /// The journal's disk.
+    Unreadable { segment: u64, page: u32, error: io::Error },
+}
+
+/// Calls `take` with the records of segments, which are in the order of their numbers, and returns
+/// the LSN behind the last one.
+///
+/// # Errors
+/// When the journal has lost what was on stable storage, or cannot be read.
+pub(crate) fn replay<P: Pages>(
+    segments: &[(SegmentHeader, P)],
+    mut take: impl FnMut(Replayed),
+) -> Result<Lsn, Unusable> {
+    let Some((first, _)) = segments.first() else { return Ok(Lsn(1)) };
+    let mut next = first.first;
+    for (index, (header, pages)) in segments.iter().enumerate() {
+        let later = &segments[index + 1..];
+        // An earlier recovery has ended the segment there.
+        let limit = later.first().map(|(header, _)| header.first);
+        let mut reader = Reader { header, seed: header.seed(), pages, page: 1 };
+        while limit.is_none_or(|limit| next < limit)
+            && let Some(record) = reader.next(next)?
+        {
+            take(record);
+            next = next.next();
+        }
+        if limit == Some(next) {
+            continue;
+        }
+        let proof = reader.proof()?.max(proof_of(later)?);
+        if proof >= next {
+            let (segment, page) = (header.number, reader.page);
+            return Err(Unusable::Damaged { lsn: next, segment, page, proof });
+        }
+        break;
+    }
+    Ok(next)
+}
+
+/// Up to where all was on stable storage, by these segments.
+fn proof_of<P: Pages>(segments: &[(SegmentHeader, P)]) -> Result<Lsn, Unusable> {
+    segments.iter().try_fold(Lsn(0), |proof, (header, pages)| {
+        let reader = Reader { header, seed: header.seed(), pages, page: 1 };
+        Ok(proof.max(header.durable).max(reader.proof()?))
+    })
+}
+
+/// Reads the records of a segment in order.
+struct Reader<'a, P> {
+    header: &'a SegmentHeader,
+    seed: Seed,
+    pages: &'a P,
+    page: u32,
+}
+
+impl<P: Pages> Reader<'_, P> {
+    /// The next record, if it is whole and has this LSN.
+    fn next(&mut self, lsn: Lsn) -> Result<Option<Replayed>, Unusable> {
+        if self.page >= self.pages.pages() {
+            return Ok(None);
+        }
+        let mut first = [0; PAGE_BYTES];
+        self.read(self.page, &mut first)?;
+        let Some(record) = Record::decode(&first, &self.seed) else { return Ok(None) };
+        let end = u64::from(self.page) + record.entry.pages();
+        if record.lsn != lsn || end > u64::from(self.pages.pages()) {
+            return Ok(None);
+        }
+        let at = match &record.entry {
+            Entry::Zero { .. } => None,
+            Entry::Write { crcs, .. } => {
+                let mut blocks = vec![0; crcs.len() * PAGE_BYTES];
+                self.read(self.page + 1, &mut blocks)?;
+                if !are_whole(&blocks, crcs) {
+                    return Ok(None);
+                }
+                Some(self.page)
+            }
+        };
+        self.page = end as u32;
+        let span = record.entry.span();
+        Ok(Some(Replayed { lsn, span, segment: self.header.number, record: at }))
+    }
+
+    /// Up to where all was on stable storage, by the records behind this point, in whatever state
+    /// those between are.
+    fn proof(&self) -> Result<Lsn, Unusable> {
+        let mut proof = Lsn(0);
+        let mut piece = vec![0; SEARCH_PAGES as usize * PAGE_BYTES];
+        let mut page = self.page;
+        while page < self.pages.pages() {
+            let count = (self.pages.pages() - page).min(SEARCH_PAGES);
+            let piece = &mut piece[..count as usize * PAGE_BYTES];
+            self.read(page, piece)?;
+            let (found, _): (&[Page], _) = piece.as_chunks();
+            let records = found.iter().filter_map(|page| Record::decode(page, &self.seed));
+            proof = records.map(|record| record.durable).fold(proof, Lsn::max);
+            page += count;
+        }
+        Ok(proof)
+    }
+
+    fn read(&self, page: u32, into: &mut [u8]) -> Result<(), Unusable> {
+        let segment = self.header.number;
+        self.pages.read(page, into).map_err(|error| Unusable::Unreadable { segment, page, error })
+    }
+}

@@ -1,0 +1,149 @@
+//! The files of a journal's segments.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use sheave_core::{Error, ErrorKind, Result, printable};
+
+use super::place;
+use super::replay::Pages;
+use crate::format::page::{PAGE_BYTES, Page};
+use crate::format::record::{Entry, Record};
+use crate::format::segment::{SegmentHeader, Seed};
+
+/// Zeroes are written in pieces of this many bytes.
+const ZEROES_BYTES: usize = 1 << 20;
+
+/// A file of a fixed length, which serves as one segment after another.
+#[derive(Debug)]
+pub(crate) struct SegmentFile {
+    /// Through which shards write and sync.
+    pub(crate) file: Arc<File>,
+    /// Through which the worker does. The kernel reports a failed write-back once to each open
+    /// description, so that two that sync at the same time do not share one.
+    pub(crate) worker: Arc<File>,
+    /// Its length.
+    pub(crate) pages: u32,
+}
+
+impl SegmentFile {
+    /// Makes one of zeroes, on stable storage. A file that grows when it is written, or that was
+    /// only allocated, makes every sync slower.
+    ///
+    /// # Errors
+    /// Errors of the file system; nothing is left then.
+    pub(super) fn create(path: &Path, bytes: u64) -> Result<Self> {
+        let unfinished = path.with_extension(sheave_durable::UNFINISHED);
+        let make = || {
+            let mut options = OpenOptions::new();
+            let options = options.create(true).truncate(true).write(true).mode(0o600);
+            let file = options.open(&unfinished)?;
+            let zeroes = vec![0; ZEROES_BYTES];
+            let mut at = 0;
+            while at < bytes {
+                let len = (bytes - at).min(zeroes.len() as u64);
+                file.write_all_at(&zeroes[..len as usize], at)?;
+                at += len;
+            }
+            file.sync_all()?;
+            fs::rename(&unfinished, path)?;
+            sheave_durable::sync_parent(path)
+        };
+        make().map_err(|error| {
+            // It is of no use, and takes room that others may need.
+            let _ = fs::remove_file(&unfinished);
+            Error::from_io("make a segment", printable(&path).to_string(), error)
+        })?;
+        Self::open(path)
+    }
+
+    /// Opens one, when the last write that a killed process has begun is done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when that takes too long, and errors of the file system.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let failed = |error| Error::from_io("open", printable(&path).to_string(), error);
+        let open = || OpenOptions::new().read(true).write(true).open(path).map_err(failed);
+        let (file, worker) = (open()?, open()?);
+        place::wait_for_guards(&file, path)?;
+        place::guard(&file, path)?;
+        place::guard(&worker, path)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        let pages = u32::try_from(bytes / PAGE_BYTES as u64).unwrap_or(u32::MAX);
+        Ok(Self { file: Arc::new(file), worker: Arc::new(worker), pages })
+    }
+
+    /// Its first page.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(super) fn first_page(&self) -> io::Result<Page> {
+        let mut page = [0; PAGE_BYTES];
+        self.worker.read_exact_at(&mut page, 0)?;
+        Ok(page)
+    }
+}
+
+impl Pages for SegmentFile {
+    fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    fn read(&self, page: u32, into: &mut [u8]) -> io::Result<()> {
+        self.worker.read_exact_at(into, u64::from(page) * PAGE_BYTES as u64)
+    }
+}
+
+/// A segment, for as long as its file serves as this one.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) file: SegmentFile,
+    pub(crate) header: SegmentHeader,
+    pub(crate) seed: Seed,
+}
+
+impl Segment {
+    pub(crate) fn new(file: SegmentFile, header: SegmentHeader) -> Arc<Self> {
+        let seed = header.seed();
+        Arc::new(Self { file, header, seed })
+    }
+
+    /// The bytes of some blocks of the write whose record is at that page, checked. May wait for
+    /// the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when they fail their check, and errors of the file system.
+    pub(crate) fn read_blocks(&self, record: u32, page: u32, blocks: u64) -> Result<Vec<u8>> {
+        let number = self.header.number;
+        let failed = |why: &str| {
+            let why = format!("journal segment {number}, page {page}: {why}; look at its disk");
+            Error::new(ErrorKind::Corrupt, "read", why)
+        };
+        let mut bytes = vec![0; (u64::from(page - record) + blocks) as usize * PAGE_BYTES];
+        Pages::read(&self.file, record, &mut bytes).map_err(|error| {
+            Error::from_io("read", format!("journal segment {number}, page {page}"), error)
+        })?;
+        let (first, _) = bytes.split_first_chunk().ok_or_else(|| failed("is behind its end"))?;
+        let decoded = Record::decode(first, &self.seed);
+        let Some(Record { entry: Entry::Write { crcs, .. }, .. }) = decoded else {
+            return Err(failed("its record is damaged"));
+        };
+        let skipped = (page - record) as usize - 1;
+        let blocks_of = bytes.split_off((skipped + 1) * PAGE_BYTES);
+        let wanted = crcs.get(skipped..skipped + blocks as usize);
+        let wanted = wanted.ok_or_else(|| failed("its record is shorter"))?;
+        match are_whole(&blocks_of, wanted) {
+            true => Ok(blocks_of),
+            false => Err(failed("the data is damaged")),
+        }
+    }
+}
+
+/// Whether blocks have these checksums.
+pub(super) fn are_whole(blocks: &[u8], crcs: &[u32]) -> bool {
+    let mut of_blocks = blocks.chunks(PAGE_BYTES).map(crc32fast::hash);
+    crcs.iter().all(|crc| of_blocks.next() == Some(*crc))
+}
