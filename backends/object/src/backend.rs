@@ -1,1 +1,468 @@
-//! The volume's backend in a shard.
+//! One thread's access to an object volume.
+
+mod change;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
+
+use sheave_core::extents::{ExtentList, data, empty_range_outcome, hole};
+use sheave_core::{
+    Backend, Buf, ByteRange, Completion, Destination, Error, ErrorKind, Io, IoDone, IoRequest,
+    IoToken, Nanos, Op, Outcome, Payload, Reply, Result, Segment as Piece, Submitted, Tag,
+    VolumeInfo, memory,
+};
+use slab::Slab;
+
+use crate::BLOCK_BYTES;
+use crate::extents::Span;
+use crate::front::{Mail, News, Sync, Whereabouts};
+use crate::ids::Lsn;
+use crate::journal::Segment;
+use crate::volume::Opened;
+use change::Change;
+
+/// The most ops in progress, those that wait for room in the journal included. Fronts bound theirs
+/// far below, so that reads are not held up by writes that wait.
+const JOBS_MAX: usize = 64 << 10;
+/// When the engine has no room, it is asked again so much later.
+const RETRY_NS: Nanos = 1_000_000;
+/// A block status looks at so many blocks at a time, and at so many runs in all.
+const STATUS_BLOCKS: u64 = 64 << 10;
+const STATUS_RUNS_MAX: usize = 4096;
+
+pub(crate) struct ObjectBackend {
+    opened: Arc<Opened>,
+    user: usize,
+    has_news: Arc<AtomicBool>,
+    jobs: Slab<Job>,
+    /// Requests that the engine has, or will get.
+    requests: Slab<Request>,
+    /// Changes that wait for room in the journal, in order.
+    waiting: VecDeque<usize>,
+    /// Requests for which the engine had no room.
+    stalled: VecDeque<(IoRequest, IoToken)>,
+    retry_at: Option<Nanos>,
+    ready: VecDeque<Completion>,
+    mail: Vec<Mail>,
+}
+
+struct Job {
+    tag: Tag,
+    work: Work,
+}
+
+enum Work {
+    Change(Change),
+    Read {
+        reply: Payload,
+        buf: Buf,
+        /// Parts that are not there yet.
+        left: usize,
+        error: Option<Error>,
+    },
+    Flush,
+}
+
+/// A request in flight.
+enum Request {
+    /// Writes the record of this LSN.
+    Append(Lsn),
+    /// Reads for this job; the segment is kept until then.
+    Read { job: usize, _segment: Arc<Segment> },
+    /// Syncs the last segment of the list.
+    Sync(Sync),
+}
+
+impl ObjectBackend {
+    pub(crate) fn new(opened: Arc<Opened>) -> Self {
+        let has_news = Arc::<AtomicBool>::default();
+        let user = opened.engine.with(|front| front.enter(Arc::clone(&has_news)));
+        Self {
+            opened,
+            user,
+            has_news,
+            jobs: Slab::new(),
+            requests: Slab::new(),
+            waiting: VecDeque::new(),
+            stalled: VecDeque::new(),
+            retry_at: None,
+            ready: VecDeque::new(),
+            mail: Vec::new(),
+        }
+    }
+
+    /// Does something with the state of the volume.
+    fn with<T>(&self, io: &dyn Io, act: impl FnOnce(&mut crate::front::Front) -> T) -> T {
+        self.opened.engine.with(|front| {
+            front.act(self.user, || io.waker());
+            let answer = act(front);
+            front.rest();
+            answer
+        })
+    }
+}
+
+impl Drop for ObjectBackend {
+    fn drop(&mut self) {
+        let of_journal = |(_, request): (usize, &Request)| !matches!(request, Request::Read { .. });
+        let is_lost = self.requests.iter().any(of_journal);
+        let user = self.user;
+        self.opened.engine.with(|front| front.leave(user, is_lost));
+    }
+}
+
+impl Backend for ObjectBackend {
+    fn info(&self) -> &VolumeInfo {
+        &self.opened.engine.info
+    }
+
+    fn submit(&mut self, op: Op, tag: Tag, io: &mut dyn Io) -> Submitted {
+        if let Some(outcome) = empty_range_outcome(&op) {
+            return Submitted::Done(outcome);
+        }
+        if self.jobs.len() >= JOBS_MAX {
+            return Submitted::Full(op);
+        }
+        if let Err(error) = self.make_room() {
+            return Submitted::Done(Err(error));
+        }
+        let begun = match op {
+            Op::Cache { .. } => Some(Ok(Reply::Done)),
+            Op::BlockStatus { range, extents_max } => Some(self.block_status(range, extents_max)),
+            Op::Read { range, .. } => self.read(range, tag, io),
+            Op::Flush => self.flush(tag, io),
+            Op::Write { .. } | Op::Trim { .. } | Op::WriteZeroes { .. } => {
+                self.begin_change(op, tag, io)
+            }
+        };
+        begun.map_or(Submitted::Queued, Submitted::Done)
+    }
+
+    fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
+        let IoDone { token, request, result } = done;
+        let rest = match (&result, &request) {
+            (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => Some(request.clone()),
+            (Ok(count), _) => rest_of(&request, *count),
+            _ => None,
+        };
+        if let Some(rest) = rest {
+            return self.start(rest, token, Destination::Unknown, io);
+        }
+        let Some(of) = self.requests.try_remove(token.0 as usize) else {
+            debug_assert!(false, "a completion of a request that was never started");
+            return;
+        };
+        match of {
+            Request::Append(lsn) => {
+                recycle_page(request, io);
+                self.with(io, |front| match result {
+                    Ok(_) => front.wrote(lsn),
+                    Err(error) => front.not_written(&error.to_string()),
+                });
+            }
+            Request::Read { job, .. } => {
+                drop(request);
+                let outcome = match result {
+                    Ok(0) => Err(Error::new(ErrorKind::Io, "read", "the journal has been cut off")),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(Error::from_io("read", "the journal", error)),
+                };
+                self.read_arrived(job, outcome, io);
+            }
+            Request::Sync(mut sync) => {
+                drop(request);
+                sync.segments.pop();
+                match result {
+                    Ok(_) if !sync.segments.is_empty() => self.start_sync(sync, io),
+                    outcome => {
+                        let outcome = outcome.map(|_| ()).map_err(|error| error.to_string());
+                        let next = self.with(io, |front| {
+                            front.synced(sync.upto, outcome.as_ref().copied().map_err(|why| &**why));
+                            front.begin_sync()
+                        });
+                        if let Some(sync) = next {
+                            self.start_sync(sync, io);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
+        if !self.stalled.is_empty() {
+            self.start_stalled(io);
+        }
+        if self.has_news.swap(false, AcqRel) {
+            self.take_news(io);
+        }
+        self.ready.pop_front()
+    }
+
+    fn deadline(&self) -> Option<Nanos> {
+        self.retry_at
+    }
+}
+
+impl ObjectBackend {
+    /// Makes sure that one more job needs no more memory in these lists.
+    fn make_room(&mut self) -> Result<()> {
+        let count = self.jobs.len() + 1;
+        memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
+        memory::attempt(|| self.ready.try_reserve(count))?;
+        memory::attempt(|| self.waiting.try_reserve(count - self.waiting.len().min(count)))
+    }
+
+    fn read(&mut self, range: ByteRange, tag: Tag, io: &mut dyn Io) -> Option<Outcome> {
+        let span = span_of(range);
+        let parts = self.with(io, |front| front.check_read().map(|()| front.resolve(span)));
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut reply = Payload::new();
+        if parts.iter().all(|(_, whereabouts)| matches!(whereabouts, Whereabouts::Zero)) {
+            reply.push(Piece::Zero(range.len() as usize));
+            return Some(Ok(Reply::Data(reply)));
+        }
+        let made = io.buffer(range.len() as usize).and_then(|buf| {
+            reply.try_reserve(parts.len())?;
+            Ok(buf)
+        });
+        let buf = match made {
+            Ok(buf) => buf,
+            Err(error) => return Some(Err(error)),
+        };
+        let is_zero = |(_, of): &&(Span, Whereabouts)| matches!(of, Whereabouts::Zero);
+        let left = parts.len() - parts.iter().filter(is_zero).count();
+        for (part, whereabouts) in &parts {
+            let (at, len) = place_in(span, *part);
+            reply.push(match whereabouts {
+                Whereabouts::Zero => Piece::Zero(len),
+                _ => Piece::Data(buf.slice(at, len)),
+            });
+        }
+        let work = Work::Read { reply, buf: buf.clone(), left, error: None };
+        let job = self.jobs.insert(Job { tag, work });
+        for (part, whereabouts) in parts {
+            let (at, len) = place_in(span, part);
+            match whereabouts {
+                Whereabouts::Zero => {}
+                Whereabouts::Journal(segment, page) => {
+                    let file = Arc::clone(&segment.file.file);
+                    let from = u64::from(page) * BLOCK_BYTES;
+                    let request = IoRequest::Read { file, at: from, into: buf.slice(at, len) };
+                    self.request(request, Request::Read { job, _segment: segment }, io);
+                }
+                Whereabouts::Bucket(place) => {
+                    let user = self.user;
+                    self.with(io, |front| front.fetch((user, job), at, (part, place)));
+                }
+            }
+        }
+        None
+    }
+
+    /// A part of a read is there, or is not to be had.
+    fn read_arrived(&mut self, key: usize, outcome: Result<()>, io: &mut dyn Io) {
+        let Some(Job { work: Work::Read { left, error, .. }, .. }) = self.jobs.get_mut(key) else {
+            debug_assert!(false, "a read has one answer for each of its parts");
+            return;
+        };
+        *left -= 1;
+        if let Err(why) = outcome {
+            error.get_or_insert(why);
+        }
+        if *left > 0 {
+            return;
+        }
+        let Job { tag, work } = self.jobs.remove(key);
+        let Work::Read { reply, error, .. } = work else { return };
+        let outcome = match error {
+            None => Ok(Reply::Data(reply)),
+            Some(error) => {
+                io.recycle(reply);
+                Err(error)
+            }
+        };
+        self.ready.push_back(Completion { tag, outcome });
+    }
+
+    fn flush(&mut self, tag: Tag, io: &mut dyn Io) -> Option<Outcome> {
+        let job = self.jobs.insert(Job { tag, work: Work::Flush });
+        match self.join_flush("flush", job, None, io) {
+            Ok(false) => None,
+            outcome => {
+                self.jobs.remove(job);
+                Some(outcome.map(|_| Reply::Done))
+            }
+        }
+    }
+
+    /// Has a job wait until all up to a record is durable; true if it is already.
+    fn join_flush(
+        &mut self,
+        op: &'static str,
+        job: usize,
+        needs: Option<Lsn>,
+        io: &mut dyn Io,
+    ) -> Result<bool> {
+        let user = self.user;
+        let (outcome, sync) = self.with(io, |front| {
+            let outcome = front.flush(op, (user, job), needs);
+            (outcome, front.begin_sync())
+        });
+        if let Some(sync) = sync {
+            self.start_sync(sync, io);
+        }
+        outcome
+    }
+
+    fn start_sync(&mut self, sync: Sync, io: &mut dyn Io) {
+        let last = sync.segments.last().expect("a sync has segments");
+        let file = Arc::clone(&last.file.file);
+        self.request(IoRequest::Sync { file }, Request::Sync(sync), io);
+    }
+
+    fn block_status(&self, range: ByteRange, extents_max: usize) -> Outcome {
+        let mut list = ExtentList::new(extents_max);
+        let mut left = span_of(range);
+        let mut runs = 0;
+        while !left.is_empty() && runs < STATUS_RUNS_MAX {
+            let piece = Span { start: left.start, blocks: left.blocks.min(STATUS_BLOCKS) };
+            let parts = self.opened.engine.with(|front| front.resolve(piece));
+            runs += parts.len();
+            for (part, whereabouts) in parts {
+                let is_pushed = list.push(match whereabouts {
+                    Whereabouts::Zero => hole(part.bytes()),
+                    _ => data(part.bytes()),
+                });
+                if !is_pushed {
+                    return list.into_reply();
+                }
+            }
+            left = Span { start: piece.end(), blocks: left.blocks - piece.blocks };
+        }
+        list.into_reply()
+    }
+
+    /// Processes the mail, and goes on with what waits.
+    fn take_news(&mut self, io: &mut dyn Io) {
+        let mut mail = std::mem::take(&mut self.mail);
+        let user = self.user;
+        let sync = self.with(io, |front| {
+            front.take_mail(user, &mut mail);
+            front.begin_sync()
+        });
+        if let Some(sync) = sync {
+            self.start_sync(sync, io);
+        }
+        for Mail { job, news } in mail.drain(..) {
+            self.process(job, news, io);
+        }
+        self.mail = mail;
+        self.go_on(io);
+    }
+
+    fn process(&mut self, key: usize, news: News, io: &mut dyn Io) {
+        match news {
+            News::Fetched(at, outcome) => {
+                let outcome = outcome.map(|bytes| {
+                    if let Some(Job { work: Work::Read { buf, .. }, .. }) = self.jobs.get(key) {
+                        buf.copy_in(at, &bytes);
+                    }
+                });
+                self.read_arrived(key, outcome, io);
+            }
+            News::Written => self.record_ended(key, Ok(()), io),
+            News::Synced => self.complete(key, Ok(Reply::Done), io),
+            News::Failed(error) => match self.jobs.get(key).map(|job| &job.work) {
+                Some(Work::Change(change)) if !change.is_written() => {
+                    self.record_ended(key, Err(error), io);
+                }
+                _ => self.complete(key, Err(error), io),
+            },
+        }
+    }
+
+    /// Ends a job that waits for nothing any more.
+    fn complete(&mut self, key: usize, outcome: Outcome, io: &mut dyn Io) {
+        let Job { tag, work } = self.jobs.remove(key);
+        if let Work::Change(Change { data: Some(data), .. }) = work {
+            io.recycle(data);
+        }
+        self.ready.push_back(Completion { tag, outcome });
+    }
+
+    fn request(&mut self, request: IoRequest, of: Request, io: &mut dyn Io) {
+        self.request_at(request, of, Destination::Unknown, io);
+    }
+
+    fn request_at(&mut self, request: IoRequest, of: Request, to: Destination, io: &mut dyn Io) {
+        let token = IoToken(self.requests.insert(of) as u64);
+        self.start(request, token, to, io);
+    }
+
+    fn start(&mut self, request: IoRequest, token: IoToken, to: Destination, io: &mut dyn Io) {
+        if let Err(request) = io.start(request, token, to) {
+            self.stalled.push_back((request, token));
+            self.retry_at = Some(io.now() + RETRY_NS);
+        }
+    }
+
+    fn start_stalled(&mut self, io: &mut dyn Io) {
+        self.retry_at = None;
+        while let Some((request, token)) = self.stalled.pop_front() {
+            if let Err(request) = io.start(request, token, Destination::Unknown) {
+                self.stalled.push_front((request, token));
+                self.retry_at = Some(io.now() + RETRY_NS);
+                return;
+            }
+        }
+    }
+}
+
+/// What is left of a request that has moved `count` bytes; `None` if nothing is, or nothing moved.
+fn rest_of(request: &IoRequest, count: usize) -> Option<IoRequest> {
+    match request {
+        IoRequest::Read { file, at, into } if count > 0 && count < into.len() => {
+            Some(IoRequest::Read {
+                file: Arc::clone(file),
+                at: at + count as u64,
+                into: into.slice(count, into.len() - count),
+            })
+        }
+        IoRequest::Write { file, at, from, dsync } if count < from.len() => {
+            Some(IoRequest::Write {
+                file: Arc::clone(file),
+                at: at + count as u64,
+                from: from.slice(count, from.len() - count),
+                dsync: *dsync,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Gives the first page of a record back.
+fn recycle_page(request: IoRequest, io: &mut dyn Io) {
+    let IoRequest::Write { from, .. } = request else { return };
+    let mut pieces = from.into_segments();
+    if let Some(Piece::Data(page)) = pieces.next() {
+        drop(pieces);
+        io.recycle(page.into());
+    }
+}
+
+/// The blocks of a range, which begins and ends at blocks.
+fn span_of(range: ByteRange) -> Span {
+    debug_assert!(range.is_aligned(BLOCK_BYTES), "the block-size layer aligns ranges");
+    Span { start: range.start() / BLOCK_BYTES, blocks: range.len() / BLOCK_BYTES }
+}
+
+/// Where a part of a span is in its buffer, in bytes, and how long it is.
+fn place_in(span: Span, part: Span) -> (usize, usize) {
+    (((part.start - span.start) * BLOCK_BYTES) as usize, part.bytes() as usize)
+}

@@ -1,1 +1,474 @@
-//! The state of an open volume: what is written, durable, committed and read where.
+//! The state of an open volume, behind one lock: what is where, and the ops that wait for the
+//! journal. It does no I/O and waits for nothing. Backends and the worker act on it.
+
+mod back;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
+use std::task::Waker;
+
+use sheave_core::{Error, ErrorKind, Result};
+use slab::Slab;
+
+pub(crate) use back::NextBatch;
+
+use crate::extents::Span;
+use crate::format::record::Entry;
+use crate::ids::{Lsn, Place};
+use crate::journal::{Log, Replayed, Reserved, Segment};
+use crate::map::Map;
+use crate::recent::{Fresh, Recent};
+use crate::upload::JournalPlace;
+
+/// Why ops fail from now on.
+#[derive(Clone, Debug)]
+struct Failure {
+    kind: ErrorKind,
+    why: String,
+}
+
+/// A message to a backend, for one of its jobs.
+#[derive(Debug)]
+pub(crate) struct Mail {
+    pub(crate) job: usize,
+    pub(crate) news: News,
+}
+
+/// What has become of something that a job waits for.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A record, and all before it, are written.
+    Written,
+    /// All that it waits for is on stable storage.
+    Synced,
+    /// Its record or sync will not be completed.
+    Failed(Error),
+    /// Bytes of the bucket, for that offset of its buffer.
+    Fetched(usize, Result<Vec<u8>>),
+}
+
+/// A backend.
+#[derive(Default)]
+struct User {
+    waker: Option<Waker>,
+    mail: Vec<Mail>,
+    /// Set while there is mail, or room that it waits for.
+    has_news: Arc<AtomicBool>,
+    wants_room: bool,
+}
+
+/// The journal of a volume.
+pub(crate) type Journal = Log<Pending>;
+
+/// What a record changes, and whose it is.
+pub(crate) struct Pending {
+    /// User and job; the worker's own records have none.
+    owner: Option<(usize, usize)>,
+    span: Span,
+    fresh: Fresh,
+}
+
+/// A flush that waits.
+struct Flush {
+    user: usize,
+    job: usize,
+    needs: Lsn,
+}
+
+/// Where blocks are.
+#[derive(Clone, Debug)]
+pub(crate) enum Whereabouts {
+    /// Nowhere: they are zeroes.
+    Zero,
+    /// In this segment, from this page on.
+    Journal(Arc<Segment>, u32),
+    /// In the bucket.
+    Bucket(Place),
+}
+
+/// Blocks that a read needs from the bucket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetch {
+    /// For [`Front::fetched`].
+    pub(crate) id: usize,
+    pub(crate) span: Span,
+    /// The place of the first one.
+    pub(crate) place: Place,
+}
+
+/// A sync of the journal.
+#[derive(Debug)]
+pub(crate) struct Sync {
+    /// Becomes durable by it.
+    pub(crate) upto: Lsn,
+    /// What is left to sync.
+    pub(crate) segments: Vec<Arc<Segment>>,
+}
+
+/// What is to be done once the lock is released.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub(crate) wakes: Vec<Waker>,
+    /// The worker has something to do.
+    pub(crate) rouse: bool,
+}
+
+/// Limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// A batch with so much data is sealed, in bytes.
+    pub(crate) seal_bytes: u64,
+    /// The most segments of the journal.
+    pub(crate) segments_max: usize,
+}
+
+pub(crate) struct Front {
+    name: Arc<str>,
+    limits: Limits,
+    log: Journal,
+    recent: Recent,
+    map: Map,
+    users: Slab<User>,
+    /// The user that is acting, which takes its mail itself.
+    acting: Option<usize>,
+    flushes: Vec<Flush>,
+    /// A sync of a backend goes on.
+    is_syncing: bool,
+    /// A user waits for room in the journal.
+    is_short: bool,
+    /// Its disk had no room for one more segment, lately.
+    is_disk_full: bool,
+    is_shut: bool,
+    failure: Option<Failure>,
+    /// For whom the worker fetches: user, job, offset in its buffer.
+    fetching: Slab<(usize, usize, usize)>,
+    fetches: Vec<Fetch>,
+    /// The worker sleeps until it is roused: everything is durable and sealed.
+    is_quiet: bool,
+    /// For how many ticks of the worker there have been unsealed writes.
+    unsealed_ticks: u32,
+    /// The uploads wait for a batch.
+    uploads: Option<Waker>,
+    is_closing: bool,
+    pub(crate) effects: Effects,
+}
+
+impl Front {
+    /// The state of a volume just opened, with the writes that its journal had.
+    pub(crate) fn new(
+        name: Arc<str>,
+        limits: Limits,
+        map: Map,
+        (journal, records): (Journal, &[Replayed]),
+    ) -> Self {
+        let mut recent = Recent::new(journal.committed(), limits.seal_bytes);
+        for record in records {
+            recent.add(record.lsn, record.span, fresh(record.segment, record.record));
+        }
+        Self {
+            name,
+            limits,
+            log: journal,
+            recent,
+            map,
+            users: Slab::new(),
+            acting: None,
+            flushes: Vec::new(),
+            is_syncing: false,
+            is_short: false,
+            is_disk_full: false,
+            is_shut: false,
+            failure: None,
+            fetching: Slab::new(),
+            fetches: Vec::new(),
+            is_quiet: true,
+            unsealed_ticks: 0,
+            uploads: None,
+            is_closing: false,
+            effects: Effects::default(),
+        }
+    }
+
+    /// Adds a backend. `has_news` is set whenever [`Self::take_mail`] has something.
+    pub(crate) fn enter(&mut self, has_news: Arc<AtomicBool>) -> usize {
+        self.users.insert(User { has_news, ..User::default() })
+    }
+
+    /// Removes it. `is_lost`: requests of the journal that it has started will not be reported.
+    pub(crate) fn leave(&mut self, user: usize, is_lost: bool) {
+        if is_lost {
+            self.poison("a thread that wrote to the journal has ended");
+        }
+        self.users.remove(user);
+        self.flushes.retain(|flush| flush.user != user);
+        // The others may wait for a sync that it was about to start.
+        self.wake_flushes();
+    }
+
+    /// Sets which user acts, and how to wake it later.
+    pub(crate) fn act(&mut self, user: usize, waker: impl FnOnce() -> Waker) {
+        self.acting = Some(user);
+        let user = &mut self.users[user];
+        if user.waker.is_none() {
+            user.waker = Some(waker());
+        }
+    }
+
+    /// Nothing acts any more.
+    pub(crate) fn rest(&mut self) {
+        self.acting = None;
+    }
+
+    /// Refuses writing ops of a volume that has failed.
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        match &self.failure {
+            None => Ok(()),
+            Some(Failure { kind, why }) => {
+                Err(Error::new(*kind, op, format!("{}: {why}", self.name)))
+            }
+        }
+    }
+
+    /// Refuses reads of a volume that another node has taken over: it has newer data.
+    pub(crate) fn check_read(&self) -> Result<()> {
+        let is_fenced = |failure: &&Failure| failure.kind == ErrorKind::Fenced;
+        self.failure.as_ref().filter(is_fenced).map_or(Ok(()), |_| self.check("read"))
+    }
+
+    /// Whether data that was written may be lost.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// A place in the journal for a record of that job, which must be written and reported to
+    /// [`Self::wrote`]; `None` without room, and the user has news when there may be some.
+    ///
+    /// # Errors
+    /// When the volume has failed.
+    pub(crate) fn append(
+        &mut self,
+        op: &'static str,
+        owner: (usize, usize),
+        entry: &Entry,
+    ) -> Result<Option<Reserved>> {
+        self.check(op)?;
+        let reserved = self.reserve(Some(owner), entry);
+        if reserved.is_none() {
+            self.users[owner.0].wants_room = true;
+            self.is_short = true;
+            self.make_room();
+            self.effects.rouse = true;
+        }
+        Ok(reserved)
+    }
+
+    fn reserve(&mut self, owner: Option<(usize, usize)>, entry: &Entry) -> Option<Reserved> {
+        let reserved = self.log.reserve(entry, |reserved| {
+            let record = matches!(entry, Entry::Write { .. }).then_some(reserved.page);
+            let fresh = fresh(reserved.segment.header.number, record);
+            Pending { owner, span: entry.span(), fresh }
+        })?;
+        if reserved.is_first && self.needs_segment() {
+            self.effects.rouse = true;
+        }
+        Some(reserved)
+    }
+
+    /// Whether writes to the journal's disk wait for a sync of this volume, and so may be slow.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.is_syncing
+    }
+
+    /// A record is written.
+    pub(crate) fn wrote(&mut self, lsn: Lsn) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.log.wrote(lsn);
+        let mut has_sealed = false;
+        while let Some((lsn, Pending { owner, span, fresh })) = self.log.next_written() {
+            has_sealed |= self.recent.add(lsn, span, fresh);
+            if let Some((user, job)) = owner {
+                self.post(user, Mail { job, news: News::Written });
+            }
+        }
+        if has_sealed {
+            self.offer_batch();
+        }
+        self.make_room();
+        if self.is_quiet {
+            self.is_quiet = false;
+            self.effects.rouse = true;
+        }
+    }
+
+    /// A record could not be written.
+    pub(crate) fn not_written(&mut self, why: &str) {
+        self.poison(&format!("the journal could not be written ({why})"));
+    }
+
+    /// All up to this record is to be made durable for a job by a flush: true if it is so already.
+    /// Else the job has news later.
+    ///
+    /// # Errors
+    /// When the volume has failed.
+    pub(crate) fn flush(
+        &mut self,
+        op: &'static str,
+        (user, job): (usize, usize),
+        needs: Option<Lsn>,
+    ) -> Result<bool> {
+        self.check(op)?;
+        let needs = needs.unwrap_or_else(|| self.log.written());
+        if needs <= self.log.durable() {
+            return Ok(true);
+        }
+        self.flushes.push(Flush { user, job, needs });
+        Ok(false)
+    }
+
+    /// A sync to start now, if flushes wait for one and none goes on. One at a time, since the
+    /// kernel reports a failed write-back once to a file description.
+    pub(crate) fn begin_sync(&mut self) -> Option<Sync> {
+        if self.is_syncing || self.flushes.is_empty() || self.failure.is_some() {
+            return None;
+        }
+        self.is_syncing = true;
+        Some(Sync { upto: self.log.written(), segments: self.log.unsynced() })
+    }
+
+    /// A sync that a backend has begun is done, or has failed.
+    pub(crate) fn synced(&mut self, upto: Lsn, outcome: Result<(), &str>) {
+        self.is_syncing = false;
+        self.end_sync(upto, outcome);
+        self.wake_flushes();
+    }
+
+    fn end_sync(&mut self, upto: Lsn, outcome: Result<(), &str>) {
+        if let Err(why) = outcome {
+            return self.poison(&format!("the journal could not be flushed ({why})"));
+        }
+        if self.failure.is_some() {
+            return;
+        }
+        self.log.synced(upto);
+        let durable = self.log.durable();
+        let done: Vec<_> = self.flushes.extract_if(.., |flush| flush.needs <= durable).collect();
+        for Flush { user, job, .. } in done {
+            self.post(user, Mail { job, news: News::Synced });
+        }
+    }
+
+    /// Wakes a user whose flush waits, so that it starts the next sync.
+    fn wake_flushes(&mut self) {
+        if let Some(flush) = self.flushes.first().filter(|_| !self.is_syncing) {
+            let user = flush.user;
+            self.notify(user);
+        }
+    }
+
+    /// Where the blocks of a span are, in order.
+    pub(crate) fn resolve(&self, span: Span) -> Vec<(Span, Whereabouts)> {
+        let mut parts = Vec::new();
+        self.recent.cover(span, &mut |span, fresh| match fresh {
+            Some(Fresh::Zero) => parts.push((span, Whereabouts::Zero)),
+            Some(Fresh::Journal(JournalPlace { segment, page, .. })) => {
+                let segment = self.log.segment(segment).expect("a segment of what is recent");
+                parts.push((span, Whereabouts::Journal(Arc::clone(segment), page)));
+            }
+            None => parts.extend(self.map.cover(span).into_iter().map(|(span, place)| {
+                (span, place.map_or(Whereabouts::Zero, Whereabouts::of))
+            })),
+        });
+        parts
+    }
+
+    /// Has the worker fetch blocks for a job, whose buffer gets them at that offset.
+    pub(crate) fn fetch(
+        &mut self,
+        (user, job): (usize, usize),
+        at: usize,
+        (span, place): (Span, Place),
+    ) {
+        let id = self.fetching.insert((user, job, at));
+        self.fetches.push(Fetch { id, span, place });
+        self.effects.rouse = true;
+    }
+
+    /// Moves a user's mail to the end of `into`.
+    pub(crate) fn take_mail(&mut self, user: usize, into: &mut Vec<Mail>) {
+        into.append(&mut self.users[user].mail);
+    }
+
+    fn post(&mut self, user: usize, mail: Mail) {
+        let Some(to) = self.users.get_mut(user) else { return };
+        to.mail.push(mail);
+        self.notify(user);
+    }
+
+    fn notify(&mut self, user: usize) {
+        let Some(to) = self.users.get_mut(user) else { return };
+        to.has_news.store(true, Release);
+        if self.acting != Some(user) {
+            self.effects.wakes.extend(to.waker.clone());
+        }
+    }
+
+    /// Has the bucket take what is in the journal, if a user waits for that.
+    fn make_room(&mut self) {
+        if self.is_short && !self.recent.has_sealed() {
+            self.seal();
+        }
+    }
+
+    /// There may be room in the journal.
+    fn has_room(&mut self) {
+        self.is_short = false;
+        let wants = |(key, user): (usize, &mut User)| {
+            std::mem::take(&mut user.wants_room).then_some(key)
+        };
+        let waiting: Vec<_> = self.users.iter_mut().filter_map(wants).collect();
+        waiting.into_iter().for_each(|user| self.notify(user));
+    }
+
+    fn poison(&mut self, why: &str) {
+        let why = format!(
+            "{why}, so data written before may be lost; look at the disk, then open the volume \
+             again"
+        );
+        self.fail(ErrorKind::Io, why);
+    }
+
+    /// Ops fail from now on.
+    fn fail(&mut self, kind: ErrorKind, why: String) {
+        if self.failure.is_some() {
+            return;
+        }
+        tracing::error!(volume = &*self.name, "{why}");
+        self.failure = Some(Failure { kind, why });
+        let Err(error) = self.check("write") else { return };
+        let mut owners: Vec<_> = self.log.unwritten().filter_map(|of| of.owner).collect();
+        owners.extend(self.flushes.drain(..).map(|flush| (flush.user, flush.job)));
+        for (user, job) in owners {
+            self.post(user, Mail { job, news: News::Failed(error.clone()) });
+        }
+        self.has_room();
+        self.effects.rouse = true;
+    }
+}
+
+impl Whereabouts {
+    fn of(place: Place) -> Self {
+        match place {
+            Place::Zero => Self::Zero,
+            Place::Object { .. } => Self::Bucket(place),
+        }
+    }
+}
+
+/// Where the blocks of a record are.
+fn fresh(segment: u64, record: Option<u32>) -> Fresh {
+    record.map_or(Fresh::Zero, |record| {
+        Fresh::Journal(JournalPlace { segment, page: record + 1, record })
+    })
+}

@@ -17,7 +17,6 @@
 mod backend;
 pub mod clock;
 pub mod dir_store;
-mod disk;
 mod extents;
 pub mod fetch;
 pub mod format;
@@ -30,6 +29,7 @@ pub mod map;
 #[cfg(test)]
 mod memory_store;
 pub mod open;
+mod recent;
 pub mod recover;
 mod retry;
 #[cfg(test)]
@@ -42,3 +42,5 @@ mod worker;
 
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
 pub use store::{Created, Store, StoreError, StoreErrorKind};
+pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};
+pub use volume::{ObjectVolume, Tuning, close_all};

@@ -1,1 +1,273 @@
-//! An open volume.
+//! Object volumes: opening, and what is open in this process.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sheave_core::{
+    Backend, BlockSizes, Capabilities, Error, ErrorKind, Result, Volume, VolumeInfo,
+};
+
+use crate::BLOCK_BYTES;
+use crate::backend::ObjectBackend;
+use crate::front::{Front, Limits};
+use crate::ids::{Lsn, Opening, VolumeId};
+use crate::journal::{JournalDir, JournalSize, Log, Recovered};
+use crate::map::Map;
+use crate::open::{self, Request};
+use crate::retry::Requests;
+use crate::worker::{self, Rouse};
+
+/// How long an opening waits for the end of an earlier use of the volume in this process.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How a volume uses its node.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Room of the journal.
+    pub journal: JournalSize,
+    /// An object is made of so many bytes.
+    pub object_bytes: u64,
+    /// Writes that no flush covers are synced after so long, and go to the bucket after twice as
+    /// long.
+    pub tick: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        let journal = JournalSize::default();
+        Self { journal, object_bytes: 32 << 20, tick: Duration::from_secs(5) }
+    }
+}
+
+/// An open object volume. It is closed when it and its backends are dropped: a thread of this
+/// process then writes to the bucket what that lacks, and [`close_all`] waits for it.
+pub struct ObjectVolume {
+    opened: Arc<Opened>,
+}
+
+/// The use of an open volume.
+pub(crate) struct Opened {
+    pub(crate) engine: Arc<Engine>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.engine.with(Front::close);
+    }
+}
+
+/// An open volume, as backends and the worker share it.
+pub(crate) struct Engine {
+    /// Where the volume is, for messages.
+    pub(crate) name: Arc<str>,
+    pub(crate) info: VolumeInfo,
+    size: u64,
+    has_lost: AtomicBool,
+    front: Mutex<Front>,
+    pub(crate) rouse: Rouse,
+    /// The journal's directory, until the volume is closed.
+    pub(crate) journal: Mutex<Option<JournalDir>>,
+    pub(crate) tuning: Tuning,
+}
+
+/// The volumes that are open in this process, or closing.
+static OPEN: Mutex<Vec<Arc<Engine>>> = Mutex::new(Vec::new());
+static HAS_CLOSED: Condvar = Condvar::new();
+
+impl ObjectVolume {
+    /// Opens the volume at the place that `name` says. Its journal is in a directory of its id
+    /// below `journals`. Waits for the bucket and the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when it is open, on this node or another one; [`ErrorKind::Corrupt`]
+    /// when its objects or its journal are damaged; and those of the store and the disk.
+    pub fn open(
+        name: &str,
+        requests: &Requests,
+        request: &Request,
+        journals: &Path,
+        tuning: Tuning,
+    ) -> Result<Self> {
+        wait_for_closing(name)?;
+        let lock = |id: VolumeId| JournalDir::open(&journal_dir(journals, id), tuning.journal);
+        let opened = crate::threads::block_on(open::open(requests, request, lock))?;
+        let open::Opened { mut journal, volume: id, size, opening, map, committed, .. } = opened;
+        let (upload, fetcher) = (opened.upload, opened.fetcher);
+        let recovered = recover(&journal, id, committed.lsn)?;
+        journal.settle(opening)?;
+        let engine = Engine::new(name, (id, opening), size * BLOCK_BYTES, Parts {
+            journal,
+            recovered,
+            map,
+            committed: committed.lsn,
+            tuning,
+        })?;
+        worker::start(&engine, upload, fetcher)?;
+        open_volumes().push(Arc::clone(&engine));
+        Ok(Self { opened: Arc::new(Opened { engine }) })
+    }
+}
+
+impl Volume for ObjectVolume {
+    fn info(&self) -> &VolumeInfo {
+        &self.opened.engine.info
+    }
+
+    fn size(&self) -> u64 {
+        self.opened.engine.size
+    }
+
+    fn grow(&self) -> Result<u64> {
+        Ok(self.size())
+    }
+
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(ObjectBackend::new(Arc::clone(&self.opened))))
+    }
+
+    fn below(&self) -> &[Arc<dyn Volume>] {
+        &[]
+    }
+
+    fn has_lost_data_itself(&self) -> bool {
+        self.opened.engine.has_lost.load(Relaxed)
+    }
+}
+
+/// What an engine is made of.
+pub(crate) struct Parts {
+    pub(crate) journal: JournalDir,
+    pub(crate) recovered: Recovered,
+    pub(crate) map: Map,
+    pub(crate) committed: Lsn,
+    pub(crate) tuning: Tuning,
+}
+
+/// What the journal has, with room for more.
+fn recover(journal: &JournalDir, volume: VolumeId, committed: Lsn) -> Result<Recovered> {
+    let mut recovered = journal.recover(volume, committed)?;
+    if recovered.free.is_empty() {
+        recovered.free.push(journal.make_segment()?);
+    }
+    Ok(recovered)
+}
+
+impl Engine {
+    /// An open volume that no worker works for yet.
+    pub(crate) fn new(
+        name: &str,
+        (volume, opening): (VolumeId, Opening),
+        size: u64,
+        parts: Parts,
+    ) -> Result<Arc<Self>> {
+        let Parts { journal, mut recovered, map, committed, tuning } = parts;
+        let records = std::mem::take(&mut recovered.records);
+        let log = Log::new(volume, opening, committed, recovered, worker::salts()?);
+        let limits =
+            Limits { seal_bytes: tuning.object_bytes, segments_max: journal.segments_max() };
+        let name: Arc<str> = name.into();
+        Ok(Arc::new(Self {
+            info: info(volume),
+            size,
+            has_lost: AtomicBool::new(false),
+            front: Mutex::new(Front::new(Arc::clone(&name), limits, map, (log, &records))),
+            rouse: Rouse::default(),
+            journal: Mutex::new(Some(journal)),
+            name,
+            tuning,
+        }))
+    }
+
+    /// Does something with the state, and then what comes of it.
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Front) -> T) -> T {
+        // Released programs abort on a panic; in others it is the test that has failed.
+        let mut front = self.front.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = act(&mut front);
+        let effects = std::mem::take(&mut front.effects);
+        if front.has_lost() {
+            self.has_lost.store(true, Relaxed);
+        }
+        drop(front);
+        effects.wakes.into_iter().for_each(std::task::Waker::wake);
+        if effects.rouse {
+            self.rouse.rouse();
+        }
+        answer
+    }
+
+    /// The volume is closed, or given up: another opening may begin.
+    pub(crate) fn ended(self: &Arc<Self>) {
+        self.with(Front::shut);
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        open_volumes().retain(|other| !Arc::ptr_eq(self, other));
+        HAS_CLOSED.notify_all();
+    }
+}
+
+/// Closes all volumes of this process, and waits until the buckets have everything, for `within` at
+/// most. Returns the names of volumes that are not there yet, with the bytes that their buckets
+/// lack, which stay safe in the journals of this node.
+pub fn close_all(within: Duration) -> Vec<(String, u64)> {
+    let until = Instant::now() + within;
+    let mut open = open_volumes();
+    let engines: Vec<_> = open.clone();
+    drop(open);
+    engines.iter().for_each(|engine| engine.with(Front::close));
+    open = open_volumes();
+    while !open.is_empty()
+        && let Some(left) = until.checked_duration_since(Instant::now())
+    {
+        open = HAS_CLOSED.wait_timeout(open, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    let left = open.clone();
+    drop(open);
+    left.iter().map(|engine| (engine.name.to_string(), engine.with(|front| front.lag_bytes()))).collect()
+}
+
+/// Waits until an earlier use of the volume has ended.
+fn wait_for_closing(name: &str) -> Result<()> {
+    let until = Instant::now() + CLOSING_TIMEOUT;
+    let mut open = open_volumes();
+    while let Some(engine) = open.iter().find(|engine| *engine.name == *name).cloned() {
+        let busy = |why: &str| Err(Error::new(ErrorKind::Busy, "open", format!("{name}: {why}")));
+        drop(open);
+        if !engine.with(|front| front.is_closing()) {
+            return busy("this process has it open already; use its export");
+        }
+        drop(engine);
+        let Some(left) = until.checked_duration_since(Instant::now()) else {
+            return busy("this process is still writing it to its store; try again later");
+        };
+        let poll = left.min(Duration::from_millis(100));
+        open = open_volumes();
+        open = HAS_CLOSED.wait_timeout(open, poll).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    Ok(())
+}
+
+/// The directory of a volume on this node.
+fn journal_dir(journals: &Path, id: VolumeId) -> PathBuf {
+    journals.join(id.to_string())
+}
+
+fn info(id: VolumeId) -> VolumeInfo {
+    VolumeInfo {
+        block: BlockSizes {
+            minimum: BLOCK_BYTES as u32,
+            logical: 512,
+            preferred: BLOCK_BYTES as u32,
+            maximum_payload: 32 << 20,
+        },
+        read_only: false,
+        rotational: false,
+        volatile: false,
+        identity: Some(id.to_string()),
+        can: Capabilities { cache: false, ..Capabilities::ALL },
+    }
+}
+
+fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}

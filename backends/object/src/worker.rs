@@ -1,1 +1,265 @@
-//! The thread that uploads and fetches.
+//! The thread that works for all object volumes of the process, on tokio: it takes batches to the
+//! bucket, fetches blocks from it, syncs the journal, and closes volumes.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use sheave_core::{Error, ErrorKind, Result};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::BLOCK_BYTES;
+use crate::fetch::Fetcher;
+use crate::format::Placed;
+use crate::format::record::Record;
+use crate::front::{Front, NextBatch, Sync};
+use crate::ids::{Blocks, Lba, Lsn, Seq};
+use crate::recent::{Batch, Fresh};
+use crate::threads::{run_read, run_write};
+use crate::upload::{self, Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
+use crate::volume::Engine;
+
+/// Unsealed writes are sealed after so many ticks.
+const SEAL_TICKS: u32 = 2;
+/// The map takes so many runs of a committed object at a time, so that ops wait for a short time.
+const FOLD_RUNS: usize = 256;
+
+/// Rouses the worker for a volume.
+#[derive(Debug, Default)]
+pub(crate) struct Rouse(Notify);
+
+impl Rouse {
+    pub(crate) fn rouse(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Salts for the segments of a journal.
+///
+/// # Errors
+/// When the system has no random bytes.
+pub(crate) fn salts() -> Result<Box<dyn FnMut() -> [u8; 16] + Send>> {
+    let failed = |error| Error::from_io("open", "/dev/urandom", error);
+    let mut file = File::open("/dev/urandom").map_err(failed)?;
+    let mut salt = [0; 16];
+    file.read_exact(&mut salt).map_err(failed)?;
+    Ok(Box::new(move || {
+        // Once it has given bytes, it always does (random(4)).
+        file.read_exact(&mut salt).expect("random bytes");
+        salt
+    }))
+}
+
+/// Begins to work for a volume that has been opened.
+///
+/// # Errors
+/// When there is no thread.
+pub(crate) fn start(engine: &Arc<Engine>, upload: Upload, fetcher: Fetcher) -> Result<()> {
+    let worker = worker()?;
+    let uploads = Arc::clone(engine);
+    let uploads = worker.spawn(async move { upload::run(upload, &BucketFeed(uploads)).await });
+    worker.spawn(keep(Arc::clone(engine), fetcher, uploads));
+    Ok(())
+}
+
+/// The thread's runtime, which is begun when the first volume is opened.
+fn worker() -> Result<Handle> {
+    static WORKER: Mutex<Option<Handle>> = Mutex::new(None);
+    let mut worker = WORKER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(worker) = &*worker {
+        return Ok(worker.clone());
+    }
+    let failed = |error| Error::from_io("open", "the thread of object volumes", error);
+    let runtime = Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    let handle = runtime.handle().clone();
+    let run = move || runtime.block_on(std::future::pending::<()>());
+    std::thread::Builder::new().name("object".to_owned()).spawn(run).map_err(failed)?;
+    *worker = Some(handle.clone());
+    Ok(handle)
+}
+
+/// Does for a volume what is due, until it is closed.
+async fn keep(
+    engine: Arc<Engine>,
+    fetcher: Fetcher,
+    uploads: tokio::task::JoinHandle<Result<()>>,
+) {
+    let mut uploads = std::pin::pin!(uploads);
+    let mut tick: Option<Instant> = None;
+    let mut is_first_look = true;
+    loop {
+        for fetch in engine.with(Front::take_fetches) {
+            let (engine, fetcher) = (Arc::clone(&engine), fetcher.clone());
+            tokio::spawn(async move {
+                let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
+                let outcome = fetcher.fetch(lba, blocks, fetch.place).await;
+                engine.with(|front| front.fetched(fetch.id, outcome));
+            });
+        }
+        if engine.with(|front| front.needs_segment()) {
+            make_segment(&engine).await;
+        }
+        let is_closing = engine.with(|front| front.is_closing());
+        let now = Instant::now();
+        if (is_closing && is_first_look) || tick.is_some_and(|tick| tick <= now) {
+            is_first_look &= !is_closing;
+            tend(&engine).await;
+            engine.with(|front| front.tick(SEAL_TICKS));
+            tick = None;
+        }
+        let is_restless = engine.with(Front::is_restless);
+        if !is_restless {
+            tick = None;
+        } else if tick.is_none() {
+            tick = Some(now + engine.tuning.tick);
+        }
+        let is_due = async {
+            match tick {
+                Some(tick) => sleep_until(tick).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = engine.rouse.0.notified() => {}
+            () = is_due => {}
+            outcome = &mut uploads => return finish(&engine, outcome.ok(), &fetcher).await,
+        }
+    }
+}
+
+/// The uploads have ended: the bucket has everything and its root says "closed", or the volume is
+/// not this process's any more.
+async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fetcher) {
+    match outcome {
+        Some(Ok(())) => {
+            let closing = Arc::clone(engine);
+            let cleared = run_write(move || {
+                closing.with(Front::shut);
+                let journal = closing.journal.lock().unwrap_or_else(PoisonError::into_inner);
+                journal.as_ref().map_or(Ok(()), crate::journal::JournalDir::clear)
+            });
+            if let Err(error) = cleared.await {
+                tracing::warn!(volume = &*engine.name, %error, "the journal is not emptied");
+            }
+        }
+        failed => {
+            let error = failed.and_then(Result::err).unwrap_or_else(|| {
+                Error::new(ErrorKind::Io, "upload", "the task has ended early")
+            });
+            engine.with(|front| front.bucket_failed(&error));
+            // Reads go on until the volume is closed.
+            while !engine.with(|front| front.is_closing()) {
+                for fetch in engine.with(Front::take_fetches) {
+                    let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
+                    let outcome = fetcher.fetch(lba, blocks, fetch.place).await;
+                    engine.with(|front| front.fetched(fetch.id, outcome));
+                }
+                engine.rouse.0.notified().await;
+            }
+        }
+    }
+    engine.ended();
+}
+
+/// Makes one more segment. A full disk is a full journal: writes wait.
+async fn make_segment(engine: &Arc<Engine>) {
+    let making = Arc::clone(engine);
+    let made = run_write(move || {
+        let journal = making.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.as_ref().map(crate::journal::JournalDir::make_segment)
+    });
+    match made.await {
+        None => {}
+        Some(Ok(file)) => engine.with(|front| front.add_segment(file)),
+        Some(Err(error)) => {
+            tracing::warn!(volume = &*engine.name, %error, "the journal has less room");
+            engine.with(Front::no_segment);
+        }
+    }
+}
+
+/// Makes everything durable that is written, and states it in the journal.
+async fn tend(engine: &Arc<Engine>) {
+    sync(engine).await;
+    if let Some((reserved, entry)) = engine.with(Front::begin_statement) {
+        let lsn = reserved.lsn;
+        let written = run_write(move || {
+            let record = Record { lsn, durable: reserved.durable, entry };
+            let segment = &reserved.segment;
+            let mut pages = Vec::new();
+            if reserved.is_first {
+                pages.extend(segment.header.encode());
+            }
+            pages.extend(record.encode(&segment.seed));
+            let at = u64::from(reserved.first_page()) * BLOCK_BYTES;
+            segment.file.worker.write_all_at(&pages, at)
+        });
+        match written.await {
+            Ok(()) => engine.with(|front| front.wrote(lsn)),
+            Err(error) => engine.with(|front| front.not_written(&error.to_string())),
+        }
+        sync(engine).await;
+    }
+}
+
+async fn sync(engine: &Arc<Engine>) {
+    let Some(Sync { upto, segments }) = engine.with(|front| front.unsynced()) else { return };
+    let synced = run_write(move || {
+        segments.iter().try_for_each(|segment| segment.file.worker.sync_data())
+    });
+    let outcome = synced.await.map_err(|error| error.to_string());
+    engine.with(|front| front.worker_synced(upto, outcome.as_ref().copied().map_err(|why| &**why)));
+}
+
+/// A volume, as the uploads see it.
+struct BucketFeed(Arc<Engine>);
+
+impl Feed for BucketFeed {
+    fn poll_sealed(&self, cx: &mut Context<'_>, _: usize) -> Poll<Next> {
+        match self.0.with(|front| front.next_batch(cx.waker())) {
+            NextBatch::Batch(batch) => Poll::Ready(Next::Batch(to_sealed(&batch))),
+            NextBatch::Drained => Poll::Ready(Next::Drained),
+            NextBatch::Later => Poll::Pending,
+        }
+    }
+
+    fn committed(&self, _: Seq, last: Lsn, placed: &[Placed]) {
+        for some in placed.chunks(FOLD_RUNS) {
+            self.0.with(|front| front.fold(some));
+        }
+        drop(self.0.with(|front| front.committed(last)));
+    }
+
+    fn read(
+        &self,
+        from: JournalPlace,
+        blocks: Blocks,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>> {
+        Box::pin(async move {
+            let segment = self.0.with(|front| front.segment(from.segment));
+            let segment = segment.expect("a batch's segments are kept until it is committed");
+            run_read(move || segment.read_blocks(from.record, from.page, blocks)).await
+        })
+    }
+
+    fn fenced(&self, error: Error) {
+        self.0.with(|front| front.bucket_failed(&error));
+    }
+}
+
+fn to_sealed(batch: &Batch) -> Sealed {
+    let entries = batch.extents.iter().map(|(span, fresh)| {
+        let (lba, blocks) = (Lba(span.start), span.blocks);
+        match *fresh {
+            Fresh::Zero => SealedEntry::Zero { lba, blocks },
+            Fresh::Journal(from) => SealedEntry::Write { lba, blocks, from },
+        }
+    });
+    Sealed { lsn_first: batch.first, lsn_last: batch.last, entries: entries.collect() }
+}

@@ -173,6 +173,12 @@ impl<T> Log<T> {
 
     /// Begins a segment.
     fn rotate(&mut self, first: Lsn) -> Option<()> {
+        if !self.has_spare() && self.slots.is_empty() {
+            // The only segment follows itself, if the bucket has all of it.
+            self.is_current = false;
+            self.release();
+            self.is_current = !self.held.is_empty();
+        }
         let file = self.free.pop().or_else(|| {
             let unread = self.freed.iter().position(|segment| Arc::strong_count(segment) == 1)?;
             Arc::into_inner(self.freed.swap_remove(unread)).map(|segment| segment.file)
@@ -209,8 +215,8 @@ impl<T> Log<T> {
         Some((self.written, self.slots.pop_front()?.of))
     }
 
-    /// Takes what is not written, since it never will be.
-    pub(crate) fn abandon(&mut self) -> impl Iterator<Item = &T> {
+    /// What is not written, in order.
+    pub(crate) fn unwritten(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().map(|slot| &slot.of)
     }
 
@@ -230,6 +236,14 @@ impl<T> Log<T> {
     pub(crate) fn commit(&mut self, lsn: Lsn) {
         self.committed = self.committed.max(lsn);
         self.release();
+    }
+
+    /// Closes all files.
+    pub(crate) fn shut(&mut self) {
+        self.held.clear();
+        self.freed.clear();
+        self.free.clear();
+        self.is_current = false;
     }
 
     fn release(&mut self) {

@@ -8,6 +8,8 @@ mod place;
 mod recover;
 mod replay;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -22,6 +24,7 @@ use crate::ids::{Lsn, Opening, VolumeId};
 
 pub(crate) use log::{Log, Reserved};
 pub(crate) use recover::Recovered;
+pub(crate) use replay::Replayed;
 pub(crate) use segment::{Segment, SegmentFile};
 
 /// How much room a journal takes.
@@ -106,77 +109,26 @@ impl JournalDir {
         Ok(Self { path: path.to_owned(), size, superblock, _lock: lock })
     }
 
-    /// Whose journal it is; `None` if there is none yet.
-    #[must_use]
-    pub fn superblock(&self) -> Option<Superblock> {
-        self.superblock
-    }
-
-    /// What its segments say; `None` if it has none.
-    ///
-    /// # Errors
-    /// Errors of the disk, and [`ErrorKind::Unsupported`] for segments of a newer program.
-    pub fn summary(&self) -> Result<Option<Summary>> {
-        let segments = self.segments()?.chain;
-        let (Some((first, _)), Some((newest, _))) = (segments.first(), segments.last()) else {
-            return Ok(None);
-        };
-        let (first, committed) = (first.first, newest.committed);
-        let mut last = Lsn(first.0.saturating_sub(1));
-        // What is whole counts here, also in front of damage.
-        let _ = replay::replay(&segments, |record| last = record.lsn);
-        Ok(Some(Summary { committed, first, last }))
-    }
-
-    /// Notes that an opening is about to make its root, and is the one that this journal belongs to
-    /// once the root exists.
-    ///
-    /// # Errors
-    /// Errors of the file system.
-    pub fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
-        let dir = journal_path(&self.path);
-        make_dir(&dir)
-            .and_then(|()| sheave_durable::sync_parent(&dir))
-            .map_err(|error| Error::from_io("make", printable(&dir).to_string(), error))?;
-        let current = self.superblock.and_then(|superblock| superblock.current);
-        self.put(Superblock { volume, current, adopting: Some(opening) })?;
-        Ok(Adopted { opening })
-    }
-
     /// Notes that the root of the adopting opening exists.
     ///
     /// # Errors
     /// Errors of the file system.
-    pub(crate) fn settle(&mut self, opened: &Adopted) -> Result<()> {
+    pub(crate) fn settle(&mut self, opened: Opening) -> Result<()> {
         let Some(superblock) = self.superblock else { return Ok(()) };
-        self.put(Superblock { current: Some(opened.opening), adopting: None, ..superblock })
+        self.put(Superblock { current: Some(opened), adopting: None, ..superblock })
     }
 
-    /// Keeps the journal under another name, which is returned, and begins without one.
+    /// Empties the journal: the bucket has everything, and its root says "closed".
     ///
     /// # Errors
-    /// Errors of the file system.
-    pub fn set_aside(&mut self) -> Result<PathBuf> {
+    /// Errors of the file system; what is left is replayed, and changes nothing.
+    pub(crate) fn clear(&self) -> Result<()> {
         let failed =
-            |error| Error::from_io("set aside", printable(&self.path).to_string(), error);
-        let epoch = self.superblock.and_then(|superblock| superblock.current);
-        let epoch = epoch.map_or(0, |opening| opening.epoch.0);
-        let summary = self.summary()?;
-        let range = summary.map_or_else(String::new, |Summary { first, last, .. }| {
-            format!("-lsn-{first}-{last}")
-        });
-        let name = |count| match count {
-            0 => format!("epoch-{epoch}{range}.orphan"),
-            _ => format!("epoch-{epoch}{range}.{count}.orphan"),
-        };
-        let paths = (0..u32::MAX).map(|count| self.path.join(name(count)));
-        let mut free = paths.skip_while(|path| path.exists());
-        let to = free.next().ok_or_else(|| failed(io::ErrorKind::AlreadyExists.into()))?;
-        fs::rename(journal_path(&self.path), &to)
-            .and_then(|()| sheave_durable::sync_parent(&to))
-            .map_err(failed)?;
-        self.superblock = None;
-        Ok(to)
+            |error| Error::from_io("clear", printable(&journal_path(&self.path)).to_string(), error);
+        for (_, file) in self.segments()?.chain {
+            file.clear().map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, superblock: Superblock) -> Result<()> {
@@ -244,6 +196,57 @@ impl JournalDir {
         }
         segments.chain.sort_by_key(|(header, _)| header.number);
         Ok(segments)
+    }
+}
+
+impl crate::open::Journal for JournalDir {
+    fn superblock(&self) -> Result<Option<Superblock>> {
+        Ok(self.superblock)
+    }
+
+    fn summary(&self) -> Result<Option<Summary>> {
+        let segments = self.segments()?.chain;
+        let (Some((first, _)), Some((newest, _))) = (segments.first(), segments.last()) else {
+            return Ok(None);
+        };
+        let (first, committed) = (first.first, newest.committed);
+        let mut last = Lsn(first.0.saturating_sub(1));
+        // What is whole counts here, also in front of damage.
+        let _ = replay::replay(&segments, |record| last = record.lsn);
+        Ok(Some(Summary { committed, first, last }))
+    }
+
+    fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
+        let dir = journal_path(&self.path);
+        make_dir(&dir)
+            .and_then(|()| sheave_durable::sync_parent(&dir))
+            .map_err(|error| Error::from_io("make", printable(&dir).to_string(), error))?;
+        let current = self.superblock.and_then(|superblock| superblock.current);
+        self.put(Superblock { volume, current, adopting: Some(opening) })?;
+        Ok(Adopted { opening })
+    }
+
+    fn set_aside(&mut self) -> Result<PathBuf> {
+        let failed =
+            |error| Error::from_io("set aside", printable(&self.path).to_string(), error);
+        let epoch = self.superblock.and_then(|superblock| superblock.current);
+        let epoch = epoch.map_or(0, |opening| opening.epoch.0);
+        let summary = self.summary()?;
+        let range = summary.map_or_else(String::new, |Summary { first, last, .. }| {
+            format!("-lsn-{first}-{last}")
+        });
+        let name = |count| match count {
+            0 => format!("epoch-{epoch}{range}.orphan"),
+            _ => format!("epoch-{epoch}{range}.{count}.orphan"),
+        };
+        let paths = (0..u32::MAX).map(|count| self.path.join(name(count)));
+        let mut free = paths.skip_while(|path| path.exists());
+        let to = free.next().ok_or_else(|| failed(io::ErrorKind::AlreadyExists.into()))?;
+        fs::rename(journal_path(&self.path), &to)
+            .and_then(|()| sheave_durable::sync_parent(&to))
+            .map_err(failed)?;
+        self.superblock = None;
+        Ok(to)
     }
 }
 

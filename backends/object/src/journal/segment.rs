@@ -85,6 +85,15 @@ impl SegmentFile {
         self.worker.read_exact_at(&mut page, 0)?;
         Ok(page)
     }
+
+    /// Makes it a file that no segment uses.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.worker.write_all_at(&[0; PAGE_BYTES], 0)?;
+        self.worker.sync_data()
+    }
 }
 
 impl Pages for SegmentFile {

@@ -1,0 +1,179 @@
+//! What the worker does with the state: batches go to the bucket, blocks come from it.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use sheave_core::{Error, ErrorKind, Result};
+
+use super::{Fetch, Front, Mail, News, Sync};
+use crate::extents::Span;
+use crate::format::Placed;
+use crate::format::record::Entry;
+use crate::ids::Lsn;
+use crate::journal::{Reserved, Segment, SegmentFile};
+use crate::recent::Batch;
+
+/// The next batch for the bucket.
+pub(crate) enum NextBatch {
+    Batch(Arc<Batch>),
+    /// None now; the waker will be called.
+    Later,
+    /// None any more: the volume is closing, and the bucket has everything.
+    Drained,
+}
+
+impl Front {
+    /// The next batch.
+    pub(crate) fn next_batch(&mut self, waker: &Waker) -> NextBatch {
+        if self.is_closing {
+            self.recent.seal();
+        }
+        match self.recent.take() {
+            Some(batch) => NextBatch::Batch(batch),
+            None if self.is_closing && self.recent.is_empty() => NextBatch::Drained,
+            None => {
+                self.uploads = Some(waker.clone());
+                NextBatch::Later
+            }
+        }
+    }
+
+    /// A batch was sealed.
+    pub(super) fn offer_batch(&mut self) {
+        self.unsealed_ticks = 0;
+        self.effects.wakes.extend(self.uploads.take());
+    }
+
+    /// Seals what there is.
+    pub(super) fn seal(&mut self) {
+        if self.recent.seal() {
+            self.offer_batch();
+        }
+    }
+
+    /// Time has passed: what is not sealed after so many ticks is sealed.
+    pub(crate) fn tick(&mut self, ticks_max: u32) {
+        self.is_disk_full = false;
+        self.unsealed_ticks += u32::from(self.recent.has_unsealed());
+        if self.unsealed_ticks >= ticks_max {
+            self.seal();
+        }
+    }
+
+    /// The map takes some runs of an object that is committed.
+    pub(crate) fn fold(&mut self, placed: &[Placed]) {
+        placed.iter().for_each(|placed| self.map.fold(placed));
+    }
+
+    /// The map has all of the batch that ends there, which is returned, to be dropped without the
+    /// lock.
+    pub(crate) fn committed(&mut self, last: Lsn) -> Option<Arc<Batch>> {
+        let batch = self.recent.commit(last);
+        debug_assert!(batch.is_some(), "batches are committed in their order");
+        self.log.commit(last);
+        self.has_room();
+        if self.is_closing {
+            self.offer_batch();
+        }
+        batch
+    }
+
+    /// The segment of a batch that is not committed.
+    pub(crate) fn segment(&self, number: u64) -> Option<Arc<Segment>> {
+        self.log.segment(number).cloned()
+    }
+
+    /// Another node has taken the volume over, or the bucket is of no more use.
+    pub(crate) fn bucket_failed(&mut self, error: &Error) {
+        let kind = if error.kind() == ErrorKind::Fenced { error.kind() } else { ErrorKind::Io };
+        self.fail(kind, error.to_string());
+    }
+
+    /// Takes the blocks that are to be fetched.
+    pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
+        std::mem::take(&mut self.fetches)
+    }
+
+    /// Hands a job what was fetched for it.
+    pub(crate) fn fetched(&mut self, id: usize, outcome: Result<Vec<u8>>) {
+        let (user, job, at) = self.fetching.remove(id);
+        self.post(user, Mail { job, news: News::Fetched(at, outcome) });
+    }
+
+    /// Whether one more segment is to be made.
+    pub(crate) fn needs_segment(&self) -> bool {
+        let is_wanted = !self.log.has_spare() && self.log.segments() < self.limits.segments_max;
+        is_wanted && !self.is_disk_full && !self.is_shut
+    }
+
+    /// There is no room for one more segment.
+    pub(crate) fn no_segment(&mut self) {
+        self.is_disk_full = true;
+    }
+
+    /// One more segment is there.
+    pub(crate) fn add_segment(&mut self, file: SegmentFile) {
+        self.log.add(file);
+        self.has_room();
+    }
+
+    /// Whether the worker has to look again without being roused: something is not durable, not
+    /// stated to be so, or not sealed. If not, it is roused by the next write.
+    pub(crate) fn is_restless(&mut self) -> bool {
+        let is_dirty = self.log.durable() < self.log.written() || self.log.has_unstated();
+        let is_waiting = self.recent.has_unsealed() || self.is_short;
+        let is_restless = self.failure.is_none() && (is_dirty || is_waiting);
+        self.is_quiet = !is_restless;
+        is_restless
+    }
+
+    /// What the worker is to sync, if anything is not durable.
+    pub(crate) fn unsynced(&self) -> Option<Sync> {
+        let is_dirty = self.failure.is_none() && self.log.durable() < self.log.written();
+        is_dirty.then(|| Sync { upto: self.log.written(), segments: self.log.unsynced() })
+    }
+
+    /// The worker's sync is done, or has failed.
+    pub(crate) fn worker_synced(&mut self, upto: Lsn, outcome: Result<(), &str>) {
+        self.end_sync(upto, outcome);
+    }
+
+    /// A place for a record that states what is durable, if no record does yet, and the record.
+    pub(crate) fn begin_statement(&mut self) -> Option<(Reserved, Entry)> {
+        if self.failure.is_some() || !self.log.has_unstated() {
+            return None;
+        }
+        let entry = Entry::Zero { span: Span { start: 0, blocks: 0 } };
+        let reserved = self.reserve(None, &entry)?;
+        Some((reserved, entry))
+    }
+
+    /// The volume is closing: everything goes to the bucket.
+    pub(crate) fn close(&mut self) {
+        self.is_closing = true;
+        self.offer_batch();
+        self.effects.rouse = true;
+    }
+
+    /// Whether it is closing.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing
+    }
+
+    /// Gives the files of the journal up. Only of a volume without users.
+    pub(crate) fn shut(&mut self) {
+        self.is_shut = true;
+        self.log.shut();
+    }
+
+    /// All up to this one is written to the journal.
+    #[cfg(test)]
+    pub(crate) fn written(&self) -> Lsn {
+        self.log.written()
+    }
+
+    /// Bytes that the bucket lacks.
+    pub(crate) fn lag_bytes(&self) -> u64 {
+        self.recent.bytes()
+    }
+}

@@ -1,0 +1,359 @@
+//! Crashes at every point of short histories, on a disk that loses, tears and reorders what was not
+//! synced.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+
+use proptest::prelude::*;
+use sheave_conformance::{Driver, Mishap, PlainEngine, ops};
+use sheave_core::{IoRequest, Op, Reply};
+use tempfile::TempDir;
+
+use super::*;
+use crate::backend::ObjectBackend;
+use crate::extents::Span;
+use crate::format::page::PAGE_BYTES;
+use crate::format::record::{Entry, Record};
+use crate::front::NextBatch;
+use crate::ids::{BLOCK_BYTES, Epoch, Incarnation};
+use crate::map::Map;
+use crate::volume::{Engine, Opened, Parts, Tuning};
+
+const VOLUME: VolumeId = VolumeId([5; 16]);
+const BLOCKS: u64 = 64;
+/// What a disk writes as a whole.
+const SECTOR: usize = 512;
+
+/// What happened, in order.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Bytes went to a file's pages in memory.
+    Wrote { file: u64, at: u64, bytes: Vec<u8> },
+    /// A file was synced.
+    Synced { file: u64 },
+    /// All records up to this one are acknowledged.
+    Acknowledged(Lsn),
+    /// All records up to this one are flushed.
+    Flushed(Lsn),
+    /// All records up to this one are in the bucket.
+    Committed(Lsn),
+}
+
+type Trace = Arc<Mutex<Vec<Event>>>;
+
+fn ino(file: &File) -> u64 {
+    file.metadata().unwrap().ino()
+}
+
+fn watch(trace: &Trace) -> impl FnMut(&IoRequest) -> Mishap + Send + 'static {
+    let trace = Arc::clone(trace);
+    move |request| {
+        let event = match request {
+            IoRequest::Write { file, at, from, .. } => {
+                Event::Wrote { file: ino(file), at: *at, bytes: from.to_vec() }
+            }
+            IoRequest::Sync { file } => Event::Synced { file: ino(file) },
+            _ => return Mishap::None,
+        };
+        trace.lock().unwrap().push(event);
+        Mishap::None
+    }
+}
+
+/// The disk: files by number, as they are on stable storage, and writes that are not.
+#[derive(Clone, Default)]
+struct Disk {
+    names: BTreeMap<u64, PathBuf>,
+    stable: BTreeMap<u64, Vec<u8>>,
+    unsynced: Vec<(u64, u64, Vec<u8>)>,
+}
+
+impl Disk {
+    /// What is in a directory, all of it stable.
+    fn of(dir: &Path) -> Self {
+        let mut disk = Self::default();
+        for entry in fs::read_dir(journal_path(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let number = fs::metadata(&path).unwrap().ino();
+            disk.stable.insert(number, fs::read(&path).unwrap());
+            disk.names.insert(number, path.file_name().unwrap().into());
+        }
+        disk
+    }
+
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Wrote { file, at, bytes } => self.unsynced.push((*file, *at, bytes.clone())),
+            Event::Synced { file } => {
+                let unsynced = std::mem::take(&mut self.unsynced);
+                for (of, at, bytes) in unsynced {
+                    match of == *file {
+                        true => self.put(of, at, &bytes),
+                        false => self.unsynced.push((of, at, bytes)),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn put(&mut self, file: u64, at: u64, bytes: &[u8]) {
+        let stable = self.stable.get_mut(&file).expect("a file that was there from the begin");
+        stable[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The process is killed: all that it has written will be on the disk.
+    fn killed(mut self) -> Self {
+        for (file, at, bytes) in std::mem::take(&mut self.unsynced) {
+            self.put(file, at, &bytes);
+        }
+        self
+    }
+
+    /// The power goes: of what is not synced, each sector may be there or not.
+    fn without_power(mut self, seed: u64) -> Self {
+        let mut random = seed | 1;
+        let mut is_lost = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % 4 < seed % 5
+        };
+        for (file, at, bytes) in std::mem::take(&mut self.unsynced) {
+            let is_whole_lost = is_lost() && is_lost();
+            for (index, sector) in bytes.chunks(SECTOR).enumerate() {
+                if !is_whole_lost && !is_lost() {
+                    self.put(file, at + (index * SECTOR) as u64, sector);
+                }
+            }
+        }
+        self
+    }
+
+    /// Makes the files in a new directory.
+    fn to_dir(&self) -> TempDir {
+        let dir = TempDir::new_in(if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" })
+            .unwrap();
+        make_dir(&journal_path(dir.path())).unwrap();
+        for (number, bytes) in &self.stable {
+            let path = journal_path(dir.path()).join(&self.names[number]);
+            let file = OpenOptions::new().create_new(true).write(true).open(path).unwrap();
+            file.set_len(bytes.len() as u64).unwrap();
+            for (index, page) in bytes.chunks(PAGE_BYTES).enumerate() {
+                if page.iter().any(|byte| *byte != 0) {
+                    file.write_all_at(page, (index * PAGE_BYTES) as u64).unwrap();
+                }
+            }
+        }
+        dir
+    }
+}
+
+/// What each record was when it was written: its blocks, and the first byte of each.
+type Records = BTreeMap<Lsn, (Span, Vec<u8>)>;
+
+/// Adds what a write to the journal says.
+fn note(records: &mut Records, seeds: &mut BTreeMap<u64, crate::format::segment::Seed>, event: &Event) {
+    let Event::Wrote { file, at, bytes } = event else { return };
+    let mut bytes = &bytes[..];
+    if *at == 0 {
+        let header = SegmentHeader::decode(bytes.first_chunk().unwrap()).unwrap();
+        seeds.insert(*file, header.seed());
+        bytes = &bytes[PAGE_BYTES..];
+    }
+    let record = Record::decode(bytes.first_chunk().unwrap(), &seeds[file]).expect("a record");
+    let blocks = bytes[PAGE_BYTES..].chunks(PAGE_BYTES).map(|block| block[0]).collect();
+    records.insert(record.lsn, (record.entry.span(), blocks));
+}
+
+/// A volume without a bucket.
+struct Life {
+    dir: TempDir,
+    trace: Trace,
+    driver: Driver<PlainEngine>,
+    engine: Arc<Engine>,
+}
+
+impl Life {
+    /// Opens what a directory has.
+    fn open(dir: TempDir, epoch: u64, committed: Lsn) -> (Self, Vec<Replayed>, Disk) {
+        let opening = Opening { epoch: Epoch(epoch), incarnation: Incarnation([epoch as u8; 16]) };
+        let size =
+            JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 3 };
+        let journal = JournalDir::open(dir.path(), size).unwrap();
+        make_dir(&journal_path(dir.path())).unwrap();
+        let mut recovered = journal.recover(VOLUME, committed).unwrap();
+        let records = recovered.records.clone();
+        while recovered.held.len() + recovered.free.len() < 3 {
+            recovered.free.push(journal.make_segment().unwrap());
+        }
+        let disk = Disk::of(dir.path());
+        let tuning = Tuning { journal: size, object_bytes: 64 << 10, ..Tuning::default() };
+        let parts = Parts { journal, recovered, map: Map::default(), committed, tuning };
+        let bytes = BLOCKS * BLOCK_BYTES;
+        let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
+        let opened = Arc::new(Opened { engine: Arc::clone(&engine) });
+        let trace = Trace::default();
+        let plain = PlainEngine::new(64).with_mishaps(watch(&trace));
+        let driver = Driver::new(Box::new(ObjectBackend::new(opened)), plain);
+        (Self { dir, trace, driver, engine }, records, disk)
+    }
+
+    fn event(&self, event: Event) {
+        self.trace.lock().unwrap().push(event);
+    }
+
+    fn run(&mut self, steps: &[Step]) {
+        for step in steps {
+            match step {
+                Step::Ops(ops) => {
+                    let outcomes = self.driver.run(ops.clone());
+                    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Reply::Done))));
+                    self.event(Event::Acknowledged(self.engine.with(|front| front.written())));
+                }
+                Step::Flush => {
+                    self.driver.run_one(Op::Flush).unwrap();
+                    self.event(Event::Flushed(self.engine.with(|front| front.written())));
+                }
+                Step::Commit => {
+                    let next = self.engine.with(|front| front.next_batch(Waker::noop()));
+                    let NextBatch::Batch(batch) = next else { continue };
+                    // The bucket has it before the journal gives it up.
+                    self.event(Event::Committed(batch.last));
+                    self.engine.with(|front| front.committed(batch.last));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ops(Vec<Op>),
+    Flush,
+    Commit,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let span = (0..BLOCKS, 1..9u64).prop_map(|(start, count)| (start, count.min(BLOCKS - start)));
+    (span, 0..4u8, any::<u8>(), prop::bool::weighted(0.1)).prop_map(
+        |((start, count), kind, byte, fua)| {
+            let (at, len) = (start * BLOCK_BYTES, count * BLOCK_BYTES);
+            let op = match kind {
+                0 => ops::zeroes(at, len),
+                _ => ops::write(at, &vec![byte; len as usize]),
+            };
+            if fua { ops::with_fua(op) } else { op }
+        },
+    )
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        5 => prop::collection::vec(op(), 1..5).prop_map(Step::Ops),
+        2 => Just(Step::Flush),
+        1 => Just(Step::Commit),
+    ];
+    prop::collection::vec(step, 1..12)
+}
+
+/// What must and what may be found at some point of a history.
+#[derive(Clone, Default)]
+struct Expected {
+    records: Records,
+    acknowledged: Lsn,
+    flushed: Lsn,
+    committed: Lsn,
+}
+
+/// Checks what a journal has after a crash, and returns its last LSN.
+fn check(dir: &Path, expected: &Expected, least: Lsn) -> Lsn {
+    let size = JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 3 };
+    let journal = JournalDir::open(dir, size).unwrap();
+    let recovered = journal.recover(VOLUME, expected.committed).unwrap();
+    let last = Lsn(recovered.next.0 - 1);
+    assert!(last >= least, "up to {last}, not {least}");
+    let mut next = expected.committed.next();
+    for record in &recovered.records {
+        assert_eq!(record.lsn, next, "no gaps");
+        next = next.next();
+        let (span, blocks) = &expected.records[&record.lsn];
+        assert_eq!(record.span, *span);
+        let Some(at) = record.record else {
+            assert!(blocks.is_empty());
+            continue;
+        };
+        let held = recovered.held.iter().find(|(held, _)| held.header.number == record.segment);
+        let segment = &held.expect("the segment is kept").0;
+        let found = segment.read_blocks(at, at + 1, span.blocks).unwrap();
+        let firsts: Vec<u8> = found.chunks(PAGE_BYTES).map(|block| block[0]).collect();
+        assert_eq!(firsts, *blocks);
+    }
+    assert_eq!(next, recovered.next);
+    last
+}
+
+/// Runs a history and crashes at each of its points; calls `crashed` with each disk that may be
+/// there then, what is expected of it, and up to where it must be whole.
+fn crash_everywhere(
+    life: &Life,
+    mut disk: Disk,
+    mut expected: Expected,
+    seed: u64,
+    mut crashed: impl FnMut(Disk, &Expected, Lsn),
+) {
+    let mut seeds = BTreeMap::new();
+    let trace = life.trace.lock().unwrap().clone();
+    for (index, event) in trace.iter().enumerate() {
+        disk.apply(event);
+        note(&mut expected.records, &mut seeds, event);
+        match *event {
+            Event::Acknowledged(lsn) => expected.acknowledged = lsn,
+            Event::Flushed(lsn) => expected.flushed = lsn,
+            Event::Committed(lsn) => expected.committed = lsn,
+            _ => {}
+        }
+        crashed(disk.clone().killed(), &expected, expected.acknowledged.max(expected.flushed));
+        let torn = disk.clone().without_power(seed.wrapping_mul(index as u64 + 7));
+        crashed(torn, &expected, expected.flushed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    /// Nothing acknowledged is lost by a killed process, nothing flushed by the power, and what is
+    /// left is a prefix; also when the volume is opened, written and crashes again.
+    #[test]
+    fn every_crash_leaves_a_prefix(first in steps(), second in steps(), seed in 1..u64::MAX) {
+        let dir = Disk::default().to_dir();
+        let (mut life, _, disk) = Life::open(dir, 1, Lsn(0));
+        life.run(&first);
+        let mut crashes = 0u64;
+        crash_everywhere(&life, disk, Expected::default(), seed, |disk, expected, least| {
+            crashes += 1;
+            let dir = disk.to_dir();
+            let last = check(dir.path(), expected, least);
+            if !(crashes + seed).is_multiple_of(9) {
+                return;
+            }
+            let (mut life, _, disk) = Life::open(dir, 2, expected.committed);
+            life.run(&second);
+            let mut expected = expected.clone();
+            // The opening has made durable what it has found, and forgotten the rest.
+            (expected.acknowledged, expected.flushed) = (last, last);
+            expected.records.retain(|lsn, _| *lsn <= last);
+            let mut again = 0u64;
+            crash_everywhere(&life, disk, expected, seed ^ crashes, |disk, expected, least| {
+                again += 1;
+                if again.is_multiple_of(3) {
+                    check(disk.to_dir().path(), expected, least);
+                }
+            });
+        });
+    }
+}
