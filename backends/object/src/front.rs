@@ -150,6 +150,8 @@ pub(crate) struct Front {
     /// The uploads wait for a batch.
     uploads: Option<Waker>,
     is_closing: bool,
+    /// What the store said last, if it does not do what it is asked.
+    complaint: Option<String>,
     pub(crate) effects: Effects,
 }
 
@@ -185,6 +187,7 @@ impl Front {
             unsealed_ticks: 0,
             uploads: None,
             is_closing: false,
+            complaint: None,
             effects: Effects::default(),
         }
     }

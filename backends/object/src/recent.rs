@@ -5,11 +5,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::extents::{Extents, Piece, Span};
-use crate::ids::Lsn;
-use crate::upload::JournalPlace;
+use crate::ids::{BLOCK_BYTES, Lsn};
+use crate::upload::{BATCH_ENTRIES_MAX, JournalPlace};
 
 /// A batch with more runs is sealed, so that memory and the index of its object stay small.
 const RUNS_MAX: usize = 16 << 10;
+/// A write adds at most so many: itself, and what it cuts off of another one.
+const RUNS_OF_WRITE: usize = 2;
+
+const _: () = assert!(RUNS_MAX <= BATCH_ENTRIES_MAX);
 
 /// Where blocks are that are not in the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +64,7 @@ pub(crate) struct Recent {
     sealed: VecDeque<Arc<Batch>>,
     /// How many of the sealed ones are on their way to the bucket.
     taken: usize,
-    /// A batch with so much data is sealed.
+    /// A batch has at most so much data.
     seal_bytes: u64,
 }
 
@@ -72,14 +76,16 @@ impl Recent {
     /// Adds the next write. True: a batch was sealed.
     pub(crate) fn add(&mut self, lsn: Lsn, span: Span, fresh: Fresh) -> bool {
         debug_assert_eq!(lsn, self.open.last.next(), "writes are added in their order");
+        // What later writes cover counts too, which keeps a batch's part of the journal small.
+        let data_blocks = if fresh == Fresh::Zero { 0 } else { span.blocks };
+        let bytes = (self.open.data_blocks + data_blocks) * BLOCK_BYTES;
+        let is_full = bytes > self.seal_bytes
+            || self.open.extents.len() + RUNS_OF_WRITE > RUNS_MAX;
+        let has_sealed = is_full && self.seal();
         self.open.last = lsn;
         self.open.extents.insert(span, fresh);
-        if let Fresh::Journal(_) = fresh {
-            // What later writes cover counts too, which keeps a batch's part of the journal small.
-            self.open.data_blocks += span.blocks;
-        }
-        let bytes = Span { start: 0, blocks: self.open.data_blocks }.bytes();
-        (bytes >= self.seal_bytes || self.open.extents.len() >= RUNS_MAX) && self.seal()
+        self.open.data_blocks += data_blocks;
+        has_sealed
     }
 
     /// Seals what there is. True if it is anything.
@@ -123,7 +129,7 @@ impl Recent {
 
     /// Bytes that the bucket lacks.
     pub(crate) fn bytes(&self) -> u64 {
-        self.batches().map(|batch| batch.extents.blocks()).sum::<u64>() * crate::BLOCK_BYTES
+        self.batches().map(|batch| batch.extents.blocks()).sum::<u64>() * BLOCK_BYTES
     }
 
     /// Calls `take` with the parts of `span` in order: where they are, or `None` for those that no
@@ -192,7 +198,7 @@ mod tests {
         fn the_newest_batch_with_a_block_has_its_data(
             steps in prop::collection::vec(step(), 1..40),
         ) {
-            let mut recent = Recent::new(Lsn(0), 200 * crate::BLOCK_BYTES);
+            let mut recent = Recent::new(Lsn(0), 200 * BLOCK_BYTES);
             // By block: the LSN of its last write that is not committed, and where it is.
             let mut model: Vec<Option<(Lsn, Fresh)>> = vec![None; BLOCKS as usize];
             let (mut lsn, mut taken) = (Lsn(0), VecDeque::new());

@@ -16,13 +16,14 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::BLOCK_BYTES;
 use crate::fetch::Fetcher;
-use crate::format::Placed;
+use crate::format::{Committed, Placed};
 use crate::format::record::Record;
 use crate::front::{Front, NextBatch, Sync};
-use crate::ids::{Blocks, Lba, Lsn, Seq};
+use crate::ids::{Blocks, Lba};
 use crate::recent::{Batch, Fresh};
+use crate::store::StoreError;
 use crate::threads::{run_read, run_write};
-use crate::upload::{self, Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
+use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
 use crate::volume::Engine;
 
 /// Unsealed writes are sealed after so many ticks.
@@ -62,8 +63,7 @@ pub(crate) fn salts() -> Result<Box<dyn FnMut() -> [u8; 16] + Send>> {
 /// When there is no thread.
 pub(crate) fn start(engine: &Arc<Engine>, upload: Upload, fetcher: Fetcher) -> Result<()> {
     let worker = worker()?;
-    let uploads = Arc::clone(engine);
-    let uploads = worker.spawn(async move { upload::run(upload, &BucketFeed(uploads)).await });
+    let uploads = worker.spawn(upload.run(Arc::new(BucketFeed(Arc::clone(engine)))));
     worker.spawn(keep(Arc::clone(engine), fetcher, uploads));
     Ok(())
 }
@@ -221,7 +221,7 @@ async fn sync(engine: &Arc<Engine>) {
 struct BucketFeed(Arc<Engine>);
 
 impl Feed for BucketFeed {
-    fn poll_sealed(&self, cx: &mut Context<'_>, _: usize) -> Poll<Next> {
+    fn poll_sealed(&self, cx: &mut Context<'_>, _: u64) -> Poll<Next> {
         match self.0.with(|front| front.next_batch(cx.waker())) {
             NextBatch::Batch(batch) => Poll::Ready(Next::Batch(to_sealed(&batch))),
             NextBatch::Drained => Poll::Ready(Next::Drained),
@@ -229,11 +229,11 @@ impl Feed for BucketFeed {
         }
     }
 
-    fn committed(&self, _: Seq, last: Lsn, placed: &[Placed]) {
+    fn committed(&self, committed: Committed, placed: &[Placed]) {
         for some in placed.chunks(FOLD_RUNS) {
             self.0.with(|front| front.fold(some));
         }
-        drop(self.0.with(|front| front.committed(last)));
+        drop(self.0.with(|front| front.committed(committed.lsn)));
     }
 
     fn read(
@@ -248,8 +248,12 @@ impl Feed for BucketFeed {
         })
     }
 
-    fn fenced(&self, error: Error) {
+    fn stopped(&self, error: Error) {
         self.0.with(|front| front.bucket_failed(&error));
+    }
+
+    fn store_says(&self, error: Option<&StoreError>) {
+        self.0.with(|front| front.store_says(error.map(ToString::to_string)));
     }
 }
 

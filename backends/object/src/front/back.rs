@@ -89,6 +89,17 @@ impl Front {
         self.fail(kind, error.to_string());
     }
 
+    /// Notes the last word of the store, and logs when it changes: `None` if all is well.
+    pub(crate) fn store_says(&mut self, complaint: Option<String>) {
+        if self.complaint.is_some() != complaint.is_some() {
+            match &complaint {
+                Some(why) => tracing::warn!(volume = &*self.name, "the store is away: {why}"),
+                None => tracing::info!(volume = &*self.name, "the store is back"),
+            }
+        }
+        self.complaint = complaint;
+    }
+
     /// Takes the blocks that are to be fetched.
     pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
         std::mem::take(&mut self.fetches)
