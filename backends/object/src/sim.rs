@@ -1,1 +1,101 @@
-//! Simulations of the protocol.
+//! Simulations of the protocol: many openers and writers on a store that delays, loses answers, and
+//! lets old requests happen at any later time. A seed determines everything.
+//!
+//! Each run checks that no object is acknowledged which a later opening's prefix lacks, and that no
+//! two openings acknowledge one number. The openers are the real ones ([`crate::open`]). The writers
+//! make roots in between and delete what is committed, as checkpoints and garbage collection will.
+
+mod actors;
+mod executor;
+
+use std::sync::Arc;
+
+use crate::memory_store::{Faults, MemoryStore, Random};
+use crate::open::rules::{self, Rules};
+
+use actors::World;
+use executor::Executor;
+
+/// What a run was.
+#[derive(Debug, Default)]
+struct Seen {
+    openings: usize,
+    acknowledged: usize,
+}
+
+/// A run of so many turns. The violation that it found, if any.
+fn run(seed: u64, turns: u64, rules: Rules) -> Result<Seen, String> {
+    rules::set(rules);
+    let random = Arc::new(Random::new(seed));
+    let faults = Faults { late: 12, unanswered: 13, busy: 3 };
+    let store = Arc::new(MemoryStore::new(Arc::clone(&random), faults));
+    let world = World::new(store, Arc::clone(&random));
+    let mut executor = Executor::new(Arc::clone(&random));
+    let mut openers = 0;
+    let openers_max = 6;
+    for turn in 0..turns {
+        if random.percent(5) {
+            world.store.land_one();
+        }
+        let is_due = turn == 0 || executor.is_empty() || random.percent(2);
+        if is_due && (openers < openers_max || executor.is_empty()) {
+            openers += 1;
+            executor.spawn(World::opener(Arc::clone(&world), openers));
+        }
+        executor.turn();
+        if let Some(violation) = world.violation() {
+            rules::set(Rules::ALL);
+            return Err(format!("seed {seed}, turn {turn}: {violation}"));
+        }
+    }
+    rules::set(Rules::ALL);
+    Ok(world.seen())
+}
+
+/// Runs of consecutive seeds; the violations that they found.
+fn runs(seeds: std::ops::Range<u64>, turns: u64, rules: Rules) -> (Seen, Vec<String>) {
+    let (mut all, mut violations) = (Seen::default(), Vec::new());
+    for seed in seeds {
+        match run(seed, turns, rules) {
+            Ok(seen) => {
+                all.openings += seen.openings;
+                all.acknowledged += seen.acknowledged;
+            }
+            Err(violation) => violations.push(violation),
+        }
+    }
+    (all, violations)
+}
+
+/// `SHEAVE_SIM_SEEDS=FROM..TO` runs others.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("SHEAVE_SIM_SEEDS") else { return 0..count };
+    let (from, to) = text.split_once("..").expect("SHEAVE_SIM_SEEDS=FROM..TO");
+    from.parse().expect("a seed")..to.parse().expect("a seed")
+}
+
+#[test]
+fn one_opening_at_most_commits() {
+    let (seen, violations) = runs(seeds(200), 3000, Rules::ALL);
+    assert!(violations.is_empty(), "{violations:?}");
+    let is_busy = seen.openings > 400 && seen.acknowledged > 2000;
+    assert!(is_busy || std::env::var_os("SHEAVE_SIM_SEEDS").is_some(), "{seen:?}");
+}
+
+#[test]
+fn without_claiming_first_it_is_noticed() {
+    let (_, violations) = runs(0..200, 3000, Rules { claims_first: false, ..Rules::ALL });
+    assert!(violations.iter().any(|why| why.contains("acknowledge") || why.contains("cut off")));
+}
+
+#[test]
+fn without_the_second_listing_it_is_noticed() {
+    let (_, violations) = runs(0..200, 3000, Rules { lists_again: false, ..Rules::ALL });
+    assert!(violations.iter().any(|why| why.contains("acknowledge") || why.contains("cut off")));
+}
+
+#[test]
+fn with_claims_that_are_deleted_it_is_noticed() {
+    let (_, violations) = runs(0..200, 3000, Rules { keeps_claims: false, ..Rules::ALL });
+    assert!(violations.iter().any(|why| why.contains("acknowledge") || why.contains("cut off")));
+}

@@ -92,17 +92,40 @@ pub(crate) async fn put_above(requests: &Requests, newest: &Root, root: &Root) -
         Settled::Theirs(_) => Ok(false),
         // The place may have been free because its root, of which this process did not know, was
         // deleted: then a higher one exists.
-        Settled::Mine => is_newest(requests, &key).await,
+        Settled::Mine => {
+            #[cfg(test)]
+            if !super::rules::get().lists_again {
+                return Ok(true);
+            }
+            is_newest(requests, &key).await
+        }
     }
 }
 
 async fn is_newest(requests: &Requests, key: &str) -> Result<bool> {
-    #[cfg(test)]
-    if !super::rules::get().lists_again {
-        return Ok(true);
-    }
     let listed = requests.list(keys::ROOTS, "", 1).await?;
     Ok(listed.first().is_some_and(|first| first.key == key))
+}
+
+/// What an opening found in the log. `None` if it found damage because another opener has claimed the
+/// volume since, and has deleted what it no longer needs.
+///
+/// # Errors
+/// The error of the opening, and those of the store.
+pub(crate) async fn unless_overtaken<T>(
+    requests: &Requests,
+    claim: &Claim,
+    found: Result<T>,
+) -> Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            match is_newest(requests, &keys::root(claim.root.number)).await? {
+                true => Err(error),
+                false => Ok(None),
+            }
+        }
+        other => other.map(Some),
+    }
 }
 
 /// Claims the volume whose newest root this is. `None` if another opener was faster.

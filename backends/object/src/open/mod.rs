@@ -28,7 +28,7 @@ use crate::recover::{self, Verdict};
 use crate::retry::Requests;
 use crate::upload::Upload;
 
-pub(crate) use claim::{Claim, claim, put_above};
+pub(crate) use claim::{Claim, claim, put_above, unless_overtaken};
 pub use claim::{find, find_any};
 pub(crate) use enter::enter;
 pub(crate) use fold::Fold;
@@ -115,8 +115,8 @@ pub async fn open<J: Journal>(
         let verdict = recover::judge(newest.volume, &newest.last, superblock.as_ref());
         check_free(requests, request, &newest, verdict)?;
         let Some(claim) = claim(requests, request, &newest).await? else { continue };
-        let mut fold = Fold::of_committed(requests, claim.root()).await?;
-        fold.take_tail(requests, &claim).await?;
+        let fold = fold_log(requests, &claim).await;
+        let Some(fold) = unless_overtaken(requests, &claim, fold).await? else { continue };
         let is_replayed = settle_journal(requests, &mut journal, verdict, fold.committed())?;
         let adopted = journal.adopt(newest.volume, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
@@ -136,6 +136,12 @@ pub async fn open<J: Journal>(
     }
     let why = "other nodes open it at the same time; try again";
     Err(requests.error(ErrorKind::Busy, "open", "", why))
+}
+
+async fn fold_log(requests: &Requests, claim: &Claim) -> Result<Fold> {
+    let mut fold = Fold::of_committed(requests, claim.root()).await?;
+    fold.take_tail(requests, claim).await?;
+    Ok(fold)
 }
 
 /// Refuses a volume that is open elsewhere, and one that the journal of this node contradicts.

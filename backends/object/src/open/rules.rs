@@ -9,10 +9,12 @@ pub(crate) struct Rules {
     pub(crate) claims_first: bool,
     /// A claim is void if a higher root exists.
     pub(crate) lists_again: bool,
+    /// Claims are never deleted.
+    pub(crate) keeps_claims: bool,
 }
 
 impl Rules {
-    pub(crate) const ALL: Self = Self { claims_first: true, lists_again: true };
+    pub(crate) const ALL: Self = Self { claims_first: true, lists_again: true, keeps_claims: true };
 }
 
 thread_local! {
