@@ -12,7 +12,6 @@ mod pool_calls;
 mod process;
 mod serve;
 mod startup_taint;
-mod state_dir;
 mod systemd;
 mod telemetry;
 mod volumes_api;

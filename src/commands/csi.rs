@@ -21,7 +21,6 @@ use crate::log;
 use crate::pool_calls::PoolCalls;
 use crate::process::{HangUp, Signals, runtime};
 use crate::startup_taint;
-use crate::state_dir::state_dir;
 use crate::telemetry::{RuntimeDir, listen_alone};
 use crate::volumes_api::VolumesService;
 

@@ -21,7 +21,6 @@ use crate::control_api::{self, ControlSocket};
 use crate::log;
 use crate::pool_calls::{PoolCalls, may_write, warn_of_missing_pools};
 use crate::process::{HangUp, Signals, default_shards, runtime};
-use crate::state_dir::state_dir;
 use crate::systemd::{Notify, passed_socket};
 use crate::telemetry::{MetricsServer, RuntimeDir, StatsSocket, listen_at};
 

@@ -20,7 +20,6 @@ use super::node_name;
 use crate::control_api::control_socket;
 use crate::log;
 use crate::process::{HangUp, Signals, runtime};
-use crate::state_dir::state_dir;
 use crate::systemd::passed_socket;
 use crate::telemetry::{RuntimeDir, listen_alone};
 

@@ -22,7 +22,6 @@ use tokio::task::spawn_blocking;
 use super::{attach, node_name};
 use crate::USAGE;
 use crate::process::runtime;
-use crate::state_dir::state_dir;
 
 /// The configuration, unless one is beside the installed driver.
 const CONFIG: &str = "/etc/sheave/flexvolume.toml";

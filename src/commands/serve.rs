@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Refuse all writes
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Open object volumes although another node has them open, which then cannot write any more
+    #[arg(long)]
+    pub(crate) take_over: bool,
     /// Certificate chain (PEM or DER); with it clients must use TLS
     #[arg(long, value_name = "F")]
     pub(crate) tls_cert: Option<PathBuf>,
@@ -119,6 +122,9 @@ one that is started for the volume (nbd+exec:?command=COMMAND; in a URL a space 
   request-timeout=60        seconds until a silent server is asked again over a new connection
   replay-bytes=64M          the most bytes of writes that are kept until a flush
   directory=DIR             nbd+exec: where to run the command
+
+Of an object volume (dir:///store/name, made by `sheave volume create`):
+  cache-dir=DIR             where the journal is [default: $SHEAVE_STATE_DIR/volumes]
 
 A path is taken as it is, up to '?'. In file:///… a byte may be written %E9, and '?' as %3F. A file
 whose name is no UTF-8 has an export name with such escapes.
@@ -183,6 +189,7 @@ impl Args {
             spec: spec.clone(),
             description: self.descriptions.get(index).cloned().unwrap_or_default(),
             read_only: self.read_only,
+            take_over: self.take_over,
             limits: None,
             access: Access::default(),
             connections_max: None,

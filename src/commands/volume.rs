@@ -1,5 +1,6 @@
 //! `sheave volume`: changes volumes, with or without a device.
 
+mod object;
 mod pool;
 
 use anyhow::{Context as _, Result, bail};
@@ -26,13 +27,13 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum VolumeCommand {
-    /// Make a volume in a pool
+    /// Make a volume in a pool, or an object volume
     Create(pool::CreateArgs),
-    /// Tell what is known of a volume of a pool
+    /// Tell what is known of a volume of a pool, or of an object volume
     Info(pool::InfoArgs),
     /// List the volumes of pools
     Ls(pool::LsArgs),
-    /// Delete a volume of a pool, with its data
+    /// Delete a volume of a pool, or an object volume, with its data
     Delete(pool::DeleteArgs),
     /// Take a volume of a pool from a node that is gone
     Unpublish(pool::UnpublishArgs),

@@ -155,6 +155,7 @@ impl File<'_> {
             spec,
             description,
             read_only: self.value(keys.read_only, switch, Value::as_bool)?.unwrap_or(false),
+            take_over: false,
             limits: Some(RateLimits {
                 bytes_per_second: self.rate(keys.limit_bps)?,
                 ops_per_second: self.rate(keys.limit_iops)?,

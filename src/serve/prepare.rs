@@ -25,6 +25,8 @@ pub(crate) struct Wanted {
     pub(crate) spec: VolumeSpec,
     pub(crate) description: String,
     pub(crate) read_only: bool,
+    /// Whether an object volume is taken from another node.
+    pub(crate) take_over: bool,
     /// The limits of the file, which may change; those of the volume's text do not.
     pub(crate) limits: Option<RateLimits>,
     pub(crate) access: Access,
@@ -108,6 +110,7 @@ impl Wanted {
         let limits = self.limits.map(|limits| Arc::new(Limits::new(limits)));
         let options = OpenOptions {
             read_only: self.read_only,
+            take_over: self.take_over,
             limits: limits.clone(),
             ..OpenOptions::default()
         };
@@ -232,6 +235,7 @@ mod tests {
             spec: volume.parse().unwrap(),
             description: String::new(),
             read_only: false,
+            take_over: false,
             limits: None,
             access: Access::default(),
             connections_max: None,

@@ -38,7 +38,11 @@ impl Settings {
         exports.extend(
             file.exports
                 .into_iter()
-                .map(|export| Wanted { read_only: export.read_only || args.read_only, ..export }),
+                .map(|export| Wanted {
+                    read_only: export.read_only || args.read_only,
+                    take_over: args.take_over,
+                    ..export
+                }),
         );
         let fixed = Fixed {
             addresses: ListenAddresses {

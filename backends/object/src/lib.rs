@@ -17,6 +17,8 @@
 mod backend;
 pub mod clock;
 pub mod dir_store;
+mod directory;
+mod disk;
 mod extents;
 pub mod fetch;
 pub mod format;
@@ -40,6 +42,9 @@ pub mod upload;
 mod volume;
 mod worker;
 
+pub use directory::DirVolume;
+pub use format::State;
+pub use life::Info;
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
 pub use store::{Created, Store, StoreError, StoreErrorKind};
 pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};

@@ -5,15 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
+use sheave_object::DirVolume;
 
 use crate::parse::{Parameters, invalid};
 use crate::schemes::nbd::NbdServer;
-use crate::schemes::{exec, file, memory, nbd, null, object};
+use crate::schemes::{dir, exec, file, memory, nbd, null, s3};
 use crate::spec::OpenOptions;
 
 /// All schemes. To add one, add a file in `schemes/` and a line here.
-const SCHEMES: [&Scheme; 6] =
-    [&memory::SCHEME, &null::SCHEME, &file::SCHEME, &nbd::SCHEME, &exec::SCHEME, &object::SCHEME];
+const SCHEMES: [&Scheme; 7] = [
+    &memory::SCHEME,
+    &null::SCHEME,
+    &file::SCHEME,
+    &nbd::SCHEME,
+    &exec::SCHEME,
+    &dir::SCHEME,
+    &s3::SCHEME,
+];
 
 /// A kind of volume, by the name before the colon of its URL.
 pub(crate) struct Scheme {
@@ -80,6 +88,11 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
 
     /// The same volume in another file, if it is kept in a file.
     fn with_file_path(&self, _: PathBuf) -> Option<Arc<dyn Source>> {
+        None
+    }
+
+    /// The object volume that it is.
+    fn object_volume(&self) -> Option<Result<DirVolume>> {
         None
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sheave_core::{Error, Result, Volume, parse_count, parse_digits};
+use sheave_object::DirVolume;
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
 
 use crate::parse::Parameters;
@@ -54,6 +55,9 @@ pub struct OpenOptions {
     pub away_max: Option<Duration>,
     /// Connections to a server that allows several, unless the text says it; by default 1.
     pub connections: Option<usize>,
+    /// Open an object volume although another node has it open, which then cannot write to it any
+    /// more.
+    pub take_over: bool,
 }
 
 /// Parses and opens a VOLUME.
@@ -172,6 +176,14 @@ impl VolumeSpec {
     /// When the program cannot be started.
     pub fn nbd_server(&self) -> Result<Option<NbdServer>> {
         self.source.server().transpose()
+    }
+
+    /// The object volume that it is, if it is one, without its layers.
+    ///
+    /// # Errors
+    /// When this node has no directory for its journal.
+    pub fn object_volume(&self) -> Result<Option<DirVolume>> {
+        self.source.object_volume().transpose()
     }
 
     /// The memory that it takes when it is full, in bytes, unless its text allows overcommitment.

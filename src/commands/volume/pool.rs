@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use sheave_bench::output;
@@ -11,21 +11,26 @@ use sheave_control::v1::get_volume_request::Key;
 use sheave_core::{parse_size, printable};
 use sheave_pools::SIZE_UNIT;
 
-use super::{parse_limit_bps, parse_limit_iops};
+use super::{object, parse_limit_bps, parse_limit_iops};
 use crate::commands::attach::{call, limits_text, volumes};
+use crate::commands::volume_parser;
 use crate::process::runtime;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   sheave volume create fast/disk1 --size 10G && sheave attach fast/disk1
+  sheave volume create dir:///store/disk1 --size 10G
 
-The pool is one of the daemon's configuration (docs/volumes.md). It prints the volume's name. The
+An object volume (dir:///…) is made of files in a directory, which is made; the one above it exists.
+A pool is one of the daemon's configuration (docs/volumes.md). It prints the volume's name. The
 same command again does nothing; a volume of that name with another size is an error.")]
 pub(super) struct CreateArgs {
-    /// POOL/NAME
+    /// POOL/NAME, or the URL of an object volume
+    #[arg(value_parser = volume_parser())]
     volume: String,
-    /// How long, such as 10G [default: as the pool's configuration says, else 1G]
+    /// How long, such as 10G [default: as the pool's configuration says, else 1G; of an object
+    /// volume none]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text))]
     size: Option<u64>,
     /// Bytes read and written per second, such as 100M; 0 or none is no limit
@@ -38,7 +43,8 @@ pub(super) struct CreateArgs {
 
 #[derive(clap::Args)]
 pub(super) struct InfoArgs {
-    /// POOL/NAME or POOL/UUID
+    /// POOL/NAME or POOL/UUID, or the URL of an object volume
+    #[arg(value_parser = volume_parser())]
     volume: String,
     /// Print JSON
     #[arg(long)]
@@ -59,8 +65,12 @@ pub(super) struct LsArgs {
 Its data is gone then. A volume that is a device, or published to a node, is refused. One that does
 not exist is an error here.")]
 pub(super) struct DeleteArgs {
-    /// POOL/NAME or POOL/UUID
+    /// POOL/NAME or POOL/UUID, or the URL of an object volume
+    #[arg(value_parser = volume_parser())]
     volume: String,
+    /// Delete an object volume although a node has it open, which then cannot use it any more
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(clap::Args)]
@@ -80,6 +90,12 @@ pub(super) struct UnpublishArgs {
 
 pub(super) fn create(args: CreateArgs) -> Result<()> {
     let CreateArgs { volume, size, limit_bps, limit_iops } = args;
+    if let Some(object) = object::named(&volume)? {
+        if limit_bps.or(limit_iops).is_some() {
+            bail!("create: an object volume has no limits of its own; add ?limit-bps= to its URL");
+        }
+        return object::create(&object, size);
+    }
     let wrong = || anyhow!("create: {}: write POOL/NAME", printable(&volume));
     let (pool, name) = volume.split_once('/').ok_or_else(wrong)?;
     let request = api::CreateVolumeRequest {
@@ -97,8 +113,10 @@ pub(super) fn create(args: CreateArgs) -> Result<()> {
 }
 
 pub(super) fn info(args: InfoArgs) -> Result<()> {
-    let volume = runtime()?.block_on(find(&args.volume))?;
-    let json = json(&volume);
+    let json = match object::named(&args.volume)? {
+        Some(object) => object::info(&object)?,
+        None => json(&runtime()?.block_on(find(&args.volume))?),
+    };
     let text = match &json {
         Value::Object(fields) if !args.json => {
             let line = |(key, value): (&String, &Value)| match value {
@@ -150,6 +168,12 @@ fn of_pool(pool: &str, why: &str) -> String {
 }
 
 pub(super) fn delete(args: DeleteArgs) -> Result<()> {
+    if let Some(object) = object::named(&args.volume)? {
+        return Ok(object.delete(args.take_over)?);
+    }
+    if args.take_over {
+        bail!("delete: --take-over is for object volumes");
+    }
     runtime()?.block_on(async {
         let id = find(&args.volume).await?.id;
         call(volumes().await?.delete_volume(api::DeleteVolumeRequest { id })).await

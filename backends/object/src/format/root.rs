@@ -1,7 +1,7 @@
 //! Roots: the numbered states of a volume.
 
 use super::code::{Reader, Wrong, put_kind, take_kind};
-use crate::ids::{Blocks, Epoch, Incarnation, Lsn, Opening, Seq, VolumeId};
+use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lsn, Opening, Seq, VolumeId};
 
 /// The most bytes of a root.
 pub const ROOT_BYTES_MAX: u64 = 4096;
@@ -196,6 +196,12 @@ impl Root {
         }
     }
 
+    /// The size of the volume in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size * BLOCK_BYTES
+    }
+
     /// The part of the log that its last opening has.
     #[must_use]
     pub fn reach(&self) -> Reach {
@@ -204,7 +210,7 @@ impl Root {
 }
 
 /// The most blocks of a volume: its bytes are an offset in a file.
-pub const SIZE_MAX: Blocks = i64::MAX as u64 / crate::ids::BLOCK_BYTES;
+pub const SIZE_MAX: Blocks = i64::MAX as u64 / BLOCK_BYTES;
 
 /// No count of openings, objects or writes reaches it.
 pub(super) const NUMBER_MAX: u64 = u64::MAX >> 1;

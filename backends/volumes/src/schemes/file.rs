@@ -27,7 +27,13 @@ struct File {
 }
 
 fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> {
-    file(url_path(url.location, url.rest)?, parameters)
+    let Some(path) = url_path(url.rest)? else {
+        let location = url.location;
+        let why =
+            format!("{location}: a file URL is file:// and an absolute path, file:///images/a.img");
+        return Err(invalid("parse volume", why));
+    };
+    file(path, parameters)
 }
 
 /// A bare path, taken literally.
@@ -35,18 +41,17 @@ pub(crate) fn parse_path(path: &str, parameters: &mut Parameters) -> Result<Arc<
     file(PathBuf::from(path), parameters)
 }
 
-/// The path of a file URL. Not normalized: only the kernel can resolve `..` behind a symbolic link.
-fn url_path(location: &str, rest: &str) -> Result<PathBuf> {
+/// The path of a file URL, if it is absolute. Not normalized: only the kernel can resolve `..` behind
+/// a symbolic link.
+pub(super) fn url_path(rest: &str) -> Result<Option<PathBuf>> {
     let path = match rest.strip_prefix("//") {
         Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
         None => rest,
     };
     if !path.starts_with('/') || path.starts_with("//") {
-        let why =
-            format!("{location}: a file URL is file:// and an absolute path, file:///images/a.img");
-        return Err(invalid("parse volume", why));
+        return Ok(None);
     }
-    Ok(PathBuf::from(OsStr::from_bytes(&percent_decode_bytes(path)?)))
+    Ok(Some(PathBuf::from(OsStr::from_bytes(&percent_decode_bytes(path)?))))
 }
 
 fn file(path: PathBuf, parameters: &mut Parameters) -> Result<Arc<dyn Source>> {

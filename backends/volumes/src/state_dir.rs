@@ -1,10 +1,10 @@
-//! The directory of state that survives a daemon.
+//! The directory of state that survives a process.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{self, Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use sheave_core::{Error, ErrorKind, Result};
 
 const OVERRIDE: &str = "SHEAVE_STATE_DIR";
 
@@ -13,11 +13,13 @@ const OVERRIDE: &str = "SHEAVE_STATE_DIR";
 ///
 /// # Errors
 /// When none of them is known.
-pub(crate) fn state_dir() -> Result<PathBuf> {
+pub fn state_dir() -> Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty());
     let uid = rustix::process::geteuid().as_raw();
-    choose(uid, set(OVERRIDE), set("XDG_STATE_HOME"), set("HOME"))
-        .with_context(|| format!("no directory for device records; set {OVERRIDE}"))
+    choose(uid, set(OVERRIDE), set("XDG_STATE_HOME"), set("HOME")).ok_or_else(|| {
+        let why = format!("no directory for what must survive this process; set {OVERRIDE}");
+        Error::new(ErrorKind::NotFound, "find", why)
+    })
 }
 
 fn choose(

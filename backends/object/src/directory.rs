@@ -1,0 +1,119 @@
+//! Volumes in a directory, by their place.
+
+use std::fs::{DirBuilder, File};
+use std::io::Read as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sheave_core::{Error, ErrorKind, Result, printable};
+use uuid::Uuid;
+
+use crate::clock::SystemClock;
+use crate::dir_store::DirStore;
+use crate::format::NODE_BYTES_MAX;
+use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
+use crate::life::{self, Info, NewVolume};
+use crate::open::{Request, find};
+use crate::retry::Requests;
+use crate::threads::block_on;
+use crate::volume::{ObjectVolume, Tuning};
+
+/// A volume in a directory, which may not exist.
+#[derive(Clone, Debug)]
+pub struct DirVolume {
+    /// Its name in messages.
+    pub name: String,
+    /// Where its objects are.
+    pub dir: PathBuf,
+    /// Where this node keeps journals; each volume's is in a directory of its id.
+    pub journals: PathBuf,
+}
+
+impl DirVolume {
+    /// Makes it. A size is whole blocks of 4 KiB.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be,
+    /// and those of the file system.
+    pub fn create(&self, size_bytes: u64) -> Result<()> {
+        if !size_bytes.is_multiple_of(BLOCK_BYTES) {
+            let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
+            return Err(self.requests().error(ErrorKind::Invalid, "create", "", &why));
+        }
+        self.store().make()?;
+        let new = NewVolume {
+            volume: VolumeId(Uuid::now_v7().into_bytes()),
+            incarnation: incarnation()?,
+            node: node(),
+            size: size_bytes / BLOCK_BYTES,
+        };
+        block_on(life::create(&self.requests(), &new)).map(drop)
+    }
+
+    /// Describes it; it may be open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, and those of the file system.
+    pub fn describe(&self) -> Result<Info> {
+        block_on(life::info(&self.requests()))
+    }
+
+    /// What tells it from all other volumes.
+    ///
+    /// # Errors
+    /// As for [`DirVolume::describe`].
+    pub fn identity(&self) -> Result<VolumeId> {
+        block_on(find(&self.requests())).map(|root| root.volume)
+    }
+
+    /// Deletes it. A small file stays in the directory, by which programs that have it open learn
+    /// that it is gone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open and that use
+    /// is not to be ended (`take_over`), and those of the file system.
+    pub fn delete(&self, take_over: bool) -> Result<()> {
+        let author = (incarnation()?, node());
+        self.store().sweep()?;
+        block_on(life::delete(&self.requests(), (author.0, &author.1), take_over))
+    }
+
+    /// Opens it. It can be open once, also for reading.
+    ///
+    /// # Errors
+    /// As for [`open`](crate::open::open), and those of the journal.
+    pub fn open(&self, take_over: bool) -> Result<ObjectVolume> {
+        let failed = |error| Error::from_io("make", printable(&self.journals).to_string(), error);
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.journals).map_err(failed)?;
+        self.store().sweep()?;
+        let request = Request { node: node(), incarnation: incarnation()?, take_over };
+        let tuning = Tuning::default();
+        ObjectVolume::open(&self.name, &self.requests(), &request, &self.journals, tuning)
+    }
+
+    fn store(&self) -> DirStore {
+        DirStore::new(&self.dir)
+    }
+
+    fn requests(&self) -> Requests {
+        Requests::new(Arc::new(self.store()), Arc::new(SystemClock), &self.name)
+    }
+}
+
+/// Random bytes that no other opening has.
+fn incarnation() -> Result<Incarnation> {
+    let mut bytes = [0; 16];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(|error| Error::from_io("read", "/dev/urandom", error))?;
+    Ok(Incarnation(bytes))
+}
+
+/// The name of this node, for messages on others.
+fn node() -> String {
+    let mut name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    while name.len() > NODE_BYTES_MAX {
+        name.pop();
+    }
+    name
+}
