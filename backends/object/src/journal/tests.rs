@@ -17,7 +17,8 @@ use super::*;
 use crate::backend::ObjectBackend;
 use crate::extents::Span;
 use crate::format::page::PAGE_BYTES;
-use crate::format::record::{Entry, Record};
+use crate::format::record::Record;
+use crate::format::segment::Seed;
 use crate::front::NextBatch;
 use crate::ids::{BLOCK_BYTES, Epoch, Incarnation};
 use crate::map::Map;
@@ -156,23 +157,29 @@ impl Disk {
 /// What each record was when it was written: its blocks, and the first byte of each.
 type Records = BTreeMap<Lsn, (Span, Vec<u8>)>;
 
+/// The seeds of all segments that a history begins. Requests complete in any order, so a segment's
+/// first record may be written after others.
+fn seeds(trace: &[Event]) -> Vec<Seed> {
+    let begins = trace.iter().filter_map(|event| match event {
+        Event::Wrote { at: 0, bytes, .. } => bytes.first_chunk(),
+        _ => None,
+    });
+    begins.map(|page| SegmentHeader::decode(page).unwrap().seed()).collect()
+}
+
 /// Adds what a write to the journal says.
-fn note(records: &mut Records, seeds: &mut BTreeMap<u64, crate::format::segment::Seed>, event: &Event) {
-    let Event::Wrote { file, at, bytes } = event else { return };
-    let mut bytes = &bytes[..];
-    if *at == 0 {
-        let header = SegmentHeader::decode(bytes.first_chunk().unwrap()).unwrap();
-        seeds.insert(*file, header.seed());
-        bytes = &bytes[PAGE_BYTES..];
-    }
-    let record = Record::decode(bytes.first_chunk().unwrap(), &seeds[file]).expect("a record");
+fn note(records: &mut Records, seeds: &[Seed], event: &Event) {
+    let Event::Wrote { at, bytes, .. } = event else { return };
+    let bytes = if *at == 0 { &bytes[PAGE_BYTES..] } else { bytes };
+    let page = bytes.first_chunk().unwrap();
+    let record = seeds.iter().find_map(|seed| Record::decode(page, seed)).expect("a record");
     let blocks = bytes[PAGE_BYTES..].chunks(PAGE_BYTES).map(|block| block[0]).collect();
     records.insert(record.lsn, (record.entry.span(), blocks));
 }
 
 /// A volume without a bucket.
 struct Life {
-    dir: TempDir,
+    _dir: TempDir,
     trace: Trace,
     driver: Driver<PlainEngine>,
     engine: Arc<Engine>,
@@ -200,7 +207,7 @@ impl Life {
         let trace = Trace::default();
         let plain = PlainEngine::new(64).with_mishaps(watch(&trace));
         let driver = Driver::new(Box::new(ObjectBackend::new(opened)), plain);
-        (Self { dir, trace, driver, engine }, records, disk)
+        (Self { _dir: dir, trace, driver, engine }, records, disk)
     }
 
     fn event(&self, event: Event) {
@@ -306,11 +313,11 @@ fn crash_everywhere(
     seed: u64,
     mut crashed: impl FnMut(Disk, &Expected, Lsn),
 ) {
-    let mut seeds = BTreeMap::new();
     let trace = life.trace.lock().unwrap().clone();
+    let seeds = seeds(&trace);
     for (index, event) in trace.iter().enumerate() {
         disk.apply(event);
-        note(&mut expected.records, &mut seeds, event);
+        note(&mut expected.records, &seeds, event);
         match *event {
             Event::Acknowledged(lsn) => expected.acknowledged = lsn,
             Event::Flushed(lsn) => expected.flushed = lsn,
