@@ -18,11 +18,14 @@ mod volumes_api;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
 use sheave_bench::{output, signals};
 
+/// How long the end of the process waits for the stores of object volumes.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// clap's exit code for wrong arguments.
 const USAGE: u8 = 2;
 
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let outcome = match cli::Cli::try_parse() {
         Ok(cli) => {
             let outcome = commands::run(cli.command);
+            close_object_volumes();
             // Without destructors: open volumes are of no more use.
             sheave_exec::end_all();
             outcome
@@ -56,6 +60,16 @@ fn main() -> ExitCode {
     // One line: what, on what, why, what to do.
     log::last_line(&format!("sheave: {error:#}"));
     if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
+}
+
+/// Writes to their stores what object volumes have in journals. What finds no time stays there.
+fn close_object_volumes() {
+    for (name, bytes) in sheave_object::close_all(DRAIN_TIMEOUT) {
+        log::last_line(&format!(
+            "sheave: {name}: {bytes} bytes are not in its store yet; they are safe in the journal \
+             of this node, which the next opening of the volume here takes up"
+        ));
+    }
 }
 
 /// Prints the requested help or version.

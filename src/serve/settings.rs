@@ -35,15 +35,11 @@ impl Settings {
         let file = args.config.as_deref().map(ServeConfig::load).transpose()?.unwrap_or_default();
         let tls = tls_files(args, &file)?;
         let mut exports = args.wanted();
-        exports.extend(
-            file.exports
-                .into_iter()
-                .map(|export| Wanted {
-                    read_only: export.read_only || args.read_only,
-                    take_over: args.take_over,
-                    ..export
-                }),
-        );
+        exports.extend(file.exports.into_iter().map(|export| Wanted {
+            read_only: export.read_only || args.read_only,
+            take_over: args.take_over,
+            ..export
+        }));
         let fixed = Fixed {
             addresses: ListenAddresses {
                 listen: [args.listen.clone(), file.listen].concat(),

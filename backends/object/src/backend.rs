@@ -179,7 +179,8 @@ impl Backend for ObjectBackend {
                     outcome => {
                         let outcome = outcome.map(|_| ()).map_err(|error| error.to_string());
                         let next = self.with(io, |front| {
-                            front.synced(sync.upto, outcome.as_ref().copied().map_err(|why| &**why));
+                            front
+                                .synced(sync.upto, outcome.as_ref().copied().map_err(|why| &**why));
                             front.begin_sync()
                         });
                         if let Some(sync) = next {

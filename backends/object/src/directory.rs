@@ -84,11 +84,18 @@ impl DirVolume {
     /// # Errors
     /// As for [`open`](crate::open::open), and those of the journal.
     pub fn open(&self, take_over: bool) -> Result<ObjectVolume> {
+        self.open_tuned(take_over, Tuning::default())
+    }
+
+    /// As [`DirVolume::open`], with another use of this node.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_tuned(&self, take_over: bool, tuning: Tuning) -> Result<ObjectVolume> {
         let failed = |error| Error::from_io("make", printable(&self.journals).to_string(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.journals).map_err(failed)?;
         self.store().sweep()?;
         let request = Request { node: node(), incarnation: incarnation()?, take_over };
-        let tuning = Tuning::default();
         ObjectVolume::open(&self.name, &self.requests(), &request, &self.journals, tuning)
     }
 

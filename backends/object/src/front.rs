@@ -225,6 +225,10 @@ impl Front {
     /// Refuses writing ops of a volume that has failed.
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
         match &self.failure {
+            None if self.is_closing => {
+                let why = format!("{}: is being closed; open it again", self.name);
+                Err(Error::new(ErrorKind::Shutdown, op, why))
+            }
             None => Ok(()),
             Some(Failure { kind, why }) => {
                 Err(Error::new(*kind, op, format!("{}: {why}", self.name)))
@@ -299,6 +303,9 @@ impl Front {
             self.offer_batch();
         }
         self.make_room();
+        if self.is_closing {
+            self.offer_batch();
+        }
         if self.is_quiet {
             self.is_quiet = false;
             self.effects.rouse = true;
@@ -379,9 +386,12 @@ impl Front {
                 let segment = self.log.segment(segment).expect("a segment of what is recent");
                 parts.push((span, Whereabouts::Journal(Arc::clone(segment), page)));
             }
-            None => parts.extend(self.map.cover(span).into_iter().map(|(span, place)| {
-                (span, place.map_or(Whereabouts::Zero, Whereabouts::of))
-            })),
+            None => parts.extend(
+                self.map
+                    .cover(span)
+                    .into_iter()
+                    .map(|(span, place)| (span, place.map_or(Whereabouts::Zero, Whereabouts::of))),
+            ),
         });
         parts
     }
@@ -427,9 +437,8 @@ impl Front {
     /// There may be room in the journal.
     fn has_room(&mut self) {
         self.is_short = false;
-        let wants = |(key, user): (usize, &mut User)| {
-            std::mem::take(&mut user.wants_room).then_some(key)
-        };
+        let wants =
+            |(key, user): (usize, &mut User)| std::mem::take(&mut user.wants_room).then_some(key);
         let waiting: Vec<_> = self.users.iter_mut().filter_map(wants).collect();
         waiting.into_iter().for_each(|user| self.notify(user));
     }

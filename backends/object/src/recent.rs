@@ -79,8 +79,7 @@ impl Recent {
         // What later writes cover counts too, which keeps a batch's part of the journal small.
         let data_blocks = if fresh == Fresh::Zero { 0 } else { span.blocks };
         let bytes = (self.open.data_blocks + data_blocks) * BLOCK_BYTES;
-        let is_full = bytes > self.seal_bytes
-            || self.open.extents.len() + RUNS_OF_WRITE > RUNS_MAX;
+        let is_full = bytes > self.seal_bytes || self.open.extents.len() + RUNS_OF_WRITE > RUNS_MAX;
         let has_sealed = is_full && self.seal();
         self.open.last = lsn;
         self.open.extents.insert(span, fresh);

@@ -17,6 +17,7 @@ use crate::journal::{JournalDir, JournalSize, Log, Recovered};
 use crate::map::Map;
 use crate::open::{self, Request};
 use crate::retry::Requests;
+use crate::upload::BATCH_BYTES_MAX;
 use crate::worker::{self, Rouse};
 
 /// How long an opening waits for the end of an earlier use of the volume in this process.
@@ -27,7 +28,7 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Tuning {
     /// Room of the journal.
     pub journal: JournalSize,
-    /// An object is made of so many bytes.
+    /// An object is made of so many bytes, at most 32 MiB.
     pub object_bytes: u64,
     /// Writes that no flush covers are synced after so long, and go to the bucket after twice as
     /// long.
@@ -97,13 +98,12 @@ impl ObjectVolume {
         let (upload, fetcher) = (opened.upload, opened.fetcher);
         let recovered = recover(&journal, id, committed.lsn)?;
         journal.settle(opening)?;
-        let engine = Engine::new(name, (id, opening), size * BLOCK_BYTES, Parts {
-            journal,
-            recovered,
-            map,
-            committed: committed.lsn,
-            tuning,
-        })?;
+        let engine = Engine::new(
+            name,
+            (id, opening),
+            size * BLOCK_BYTES,
+            Parts { journal, recovered, map, committed: committed.lsn, tuning },
+        )?;
         worker::start(&engine, upload, fetcher)?;
         open_volumes().push(Arc::clone(&engine));
         Ok(Self { opened: Arc::new(Opened { engine }) })
@@ -165,8 +165,8 @@ impl Engine {
         let Parts { journal, mut recovered, map, committed, tuning } = parts;
         let records = std::mem::take(&mut recovered.records);
         let log = Log::new(volume, opening, committed, recovered, worker::salts()?);
-        let limits =
-            Limits { seal_bytes: tuning.object_bytes, segments_max: journal.segments_max() };
+        let seal_bytes = tuning.object_bytes.min(BATCH_BYTES_MAX);
+        let limits = Limits { seal_bytes, segments_max: journal.segments_max() };
         let name: Arc<str> = name.into();
         Ok(Arc::new(Self {
             info: info(volume),
@@ -223,7 +223,9 @@ pub fn close_all(within: Duration) -> Vec<(String, u64)> {
     }
     let left = open.clone();
     drop(open);
-    left.iter().map(|engine| (engine.name.to_string(), engine.with(|front| front.lag_bytes()))).collect()
+    left.iter()
+        .map(|engine| (engine.name.to_string(), engine.with(|front| front.lag_bytes())))
+        .collect()
 }
 
 /// Waits until an earlier use of the volume has ended.

@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::BLOCK_BYTES;
 use crate::fetch::Fetcher;
-use crate::format::{Committed, Placed};
 use crate::format::record::Record;
+use crate::format::{Committed, Placed};
 use crate::front::{Front, NextBatch, Sync};
 use crate::ids::{Blocks, Lba};
 use crate::recent::{Batch, Fresh};
@@ -85,11 +85,7 @@ fn worker() -> Result<Handle> {
 }
 
 /// Does for a volume what is due, until it is closed.
-async fn keep(
-    engine: Arc<Engine>,
-    fetcher: Fetcher,
-    uploads: tokio::task::JoinHandle<Result<()>>,
-) {
+async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinHandle<Result<()>>) {
     let mut uploads = std::pin::pin!(uploads);
     let mut tick: Option<Instant> = None;
     let mut is_first_look = true;
@@ -149,9 +145,9 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fet
             }
         }
         failed => {
-            let error = failed.and_then(Result::err).unwrap_or_else(|| {
-                Error::new(ErrorKind::Io, "upload", "the task has ended early")
-            });
+            let error = failed
+                .and_then(Result::err)
+                .unwrap_or_else(|| Error::new(ErrorKind::Io, "upload", "the task has ended early"));
             engine.with(|front| front.bucket_failed(&error));
             // Reads go on until the volume is closed.
             while !engine.with(|front| front.is_closing()) {
@@ -210,9 +206,8 @@ async fn tend(engine: &Arc<Engine>) {
 
 async fn sync(engine: &Arc<Engine>) {
     let Some(Sync { upto, segments }) = engine.with(|front| front.unsynced()) else { return };
-    let synced = run_write(move || {
-        segments.iter().try_for_each(|segment| segment.file.worker.sync_data())
-    });
+    let synced =
+        run_write(move || segments.iter().try_for_each(|segment| segment.file.worker.sync_data()));
     let outcome = synced.await.map_err(|error| error.to_string());
     engine.with(|front| front.worker_synced(upto, outcome.as_ref().copied().map_err(|why| &**why)));
 }

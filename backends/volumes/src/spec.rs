@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sheave_core::{Error, Result, Volume, parse_count, parse_digits};
-use sheave_object::DirVolume;
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
+use sheave_object::DirVolume;
 
 use crate::parse::Parameters;
 use crate::schemes::nbd::NbdServer;

@@ -218,12 +218,7 @@ fn storable(data: Payload) -> Result<Payload> {
 }
 
 /// Writes a record to its place, and the header of its segment if it is the first one.
-fn to_request(
-    reserved: &Reserved,
-    entry: Entry,
-    data: Option<Payload>,
-    pages: &Buf,
-) -> IoRequest {
+fn to_request(reserved: &Reserved, entry: Entry, data: Option<Payload>, pages: &Buf) -> IoRequest {
     let record = Record { lsn: reserved.lsn, durable: reserved.durable, entry };
     let segment = &reserved.segment;
     pages.copy_in(PAGE_BYTES, &record.encode(&segment.seed));

@@ -30,12 +30,19 @@ impl Front {
         }
         match self.recent.take() {
             Some(batch) => NextBatch::Batch(batch),
-            None if self.is_closing && self.recent.is_empty() => NextBatch::Drained,
+            None if self.is_drained() => NextBatch::Drained,
             None => {
                 self.uploads = Some(waker.clone());
                 NextBatch::Later
             }
         }
+    }
+
+    /// The bucket has everything, and no more will be written. What is in flight may still be
+    /// acknowledged, unless the volume has failed.
+    fn is_drained(&self) -> bool {
+        let is_done = self.failure.is_some() || self.log.unwritten().next().is_none();
+        self.is_closing && is_done && self.recent.is_empty()
     }
 
     /// A batch was sealed.
@@ -162,6 +169,8 @@ impl Front {
     /// The volume is closing: everything goes to the bucket.
     pub(crate) fn close(&mut self) {
         self.is_closing = true;
+        // Those that wait for room are refused.
+        self.has_room();
         self.offer_batch();
         self.effects.rouse = true;
     }

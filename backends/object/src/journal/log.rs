@@ -1,7 +1,6 @@
 //! Where the next record goes, and which records are written, durable and committed. No I/O.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::Arc;
 
 use crate::format::record::Entry;
@@ -119,11 +118,6 @@ impl<T> Log<T> {
     /// The number of segments, used or not.
     pub(crate) fn segments(&self) -> usize {
         self.held.len() + self.freed.len() + self.free.len()
-    }
-
-    /// Segments that hold records, the current one included.
-    pub(crate) fn held(&self) -> usize {
-        self.held.len()
     }
 
     /// Whether a segment is ready for when the current one is full.
@@ -258,11 +252,6 @@ impl<T> Log<T> {
 }
 
 impl Reserved {
-    /// The file to write to.
-    pub(crate) fn file(&self) -> &Arc<File> {
-        &self.segment.file.file
-    }
-
     /// The first page to write.
     pub(crate) fn first_page(&self) -> u32 {
         if self.is_first { 0 } else { self.page }

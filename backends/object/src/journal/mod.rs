@@ -123,8 +123,9 @@ impl JournalDir {
     /// # Errors
     /// Errors of the file system; what is left is replayed, and changes nothing.
     pub(crate) fn clear(&self) -> Result<()> {
-        let failed =
-            |error| Error::from_io("clear", printable(&journal_path(&self.path)).to_string(), error);
+        let failed = |error| {
+            Error::from_io("clear", printable(&journal_path(&self.path)).to_string(), error)
+        };
         for (_, file) in self.segments()?.chain {
             file.clear().map_err(failed)?;
         }
@@ -158,9 +159,8 @@ impl JournalDir {
 
     fn segments(&self) -> Result<Segments> {
         let dir = journal_path(&self.path);
-        let failed = |path: &Path, error| {
-            Error::from_io("read", printable(&path).to_string(), error)
-        };
+        let failed =
+            |path: &Path, error| Error::from_io("read", printable(&path).to_string(), error);
         let mut segments = Segments::default();
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(segments),
@@ -227,14 +227,12 @@ impl crate::open::Journal for JournalDir {
     }
 
     fn set_aside(&mut self) -> Result<PathBuf> {
-        let failed =
-            |error| Error::from_io("set aside", printable(&self.path).to_string(), error);
+        let failed = |error| Error::from_io("set aside", printable(&self.path).to_string(), error);
         let epoch = self.superblock.and_then(|superblock| superblock.current);
         let epoch = epoch.map_or(0, |opening| opening.epoch.0);
         let summary = self.summary()?;
-        let range = summary.map_or_else(String::new, |Summary { first, last, .. }| {
-            format!("-lsn-{first}-{last}")
-        });
+        let range = summary
+            .map_or_else(String::new, |Summary { first, last, .. }| format!("-lsn-{first}-{last}"));
         let name = |count| match count {
             0 => format!("epoch-{epoch}{range}.orphan"),
             _ => format!("epoch-{epoch}{range}.{count}.orphan"),

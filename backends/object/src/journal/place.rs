@@ -102,7 +102,8 @@ pub(super) fn wait_for_guards(file: &File, path: &Path) -> Result<()> {
     loop {
         let mut found = range(F_WRLCK, GUARD, 1);
         let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut found));
-        asked.map_err(|errno| Error::from_io("lock", printable(&path).to_string(), errno.into()))?;
+        asked
+            .map_err(|errno| Error::from_io("lock", printable(&path).to_string(), errno.into()))?;
         if c_int::from(found.l_type) == F_UNLCK {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use std::io;
 use crate::extents::Span;
 use crate::format::page::{PAGE_BYTES, Page};
 use crate::format::record::{Entry, Record};
-use crate::format::segment::{SegmentHeader, Seed};
+use crate::format::segment::{Seed, SegmentHeader};
 use crate::ids::Lsn;
 
 use super::segment::are_whole;

@@ -12,7 +12,7 @@ use super::place;
 use super::replay::Pages;
 use crate::format::page::{PAGE_BYTES, Page};
 use crate::format::record::{Entry, Record};
-use crate::format::segment::{SegmentHeader, Seed};
+use crate::format::segment::{Seed, SegmentHeader};
 
 /// Zeroes are written in pieces of this many bytes.
 const ZEROES_BYTES: usize = 1 << 20;

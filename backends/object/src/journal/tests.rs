@@ -189,8 +189,7 @@ impl Life {
     /// Opens what a directory has.
     fn open(dir: TempDir, epoch: u64, committed: Lsn) -> (Self, Vec<Replayed>, Disk) {
         let opening = Opening { epoch: Epoch(epoch), incarnation: Incarnation([epoch as u8; 16]) };
-        let size =
-            JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 3 };
+        let size = JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 3 };
         let journal = JournalDir::open(dir.path(), size).unwrap();
         make_dir(&journal_path(dir.path())).unwrap();
         let mut recovered = journal.recover(VOLUME, committed).unwrap();
