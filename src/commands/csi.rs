@@ -11,6 +11,7 @@ use sheave_control::{ControlClient, VolumesClient, channel, in_process};
 use sheave_core::printable;
 use sheave_csi::{NodeService, Plugin, Registration, Serving, check_node_id, registration_socket};
 use sheave_pools::{Pools, Site};
+use sheave_volumes::state_dir;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tonic::transport::Server;

@@ -14,6 +14,7 @@ use sheave_daemon::{DeadLinks, Devices, DevicesConfig, HandOver, Taken, protect}
 use sheave_pools::{Judge, Pools, Site};
 use sheave_shard::{Clock, Engine, EngineChoice, EngineConfig};
 use sheave_telemetry::Registry;
+use sheave_volumes::state_dir;
 use tokio::sync::{Notify as Event, oneshot};
 
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};

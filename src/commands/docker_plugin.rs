@@ -12,6 +12,7 @@ use sheave_control::{ControlClient, VolumesClient, channel};
 use sheave_core::printable;
 use sheave_docker::{Plugin, Scope, Settings, TlsAcceptor, TlsListener};
 use sheave_tls::{TlsFiles, server_tls};
+use sheave_volumes::state_dir;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;

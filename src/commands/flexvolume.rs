@@ -16,6 +16,7 @@ use sheave_bench::output;
 use sheave_client::Daemon;
 use sheave_core::printable;
 use sheave_flexvolume::{Answer, Call, Driver, NotACall};
+use sheave_volumes::state_dir;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 

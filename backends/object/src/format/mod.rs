@@ -14,7 +14,6 @@ pub(crate) mod superblock;
 mod tests;
 
 pub use build::{Author, Built, ObjectBuilder, Placed, fence};
-pub(crate) use code::Reader;
 pub use code::Wrong;
 pub use frame::{FRAME_BLOCKS, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
 pub use object::{
