@@ -92,6 +92,8 @@ impl DirVolume {
     /// # Errors
     /// As there.
     pub fn open_tuned(&self, take_over: bool, tuning: Tuning) -> Result<ObjectVolume> {
+        // Nothing is made for a volume that does not exist.
+        self.identity()?;
         let failed = |error| Error::from_io("make", printable(&self.journals).to_string(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.journals).map_err(failed)?;
         self.store().sweep()?;

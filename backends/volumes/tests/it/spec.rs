@@ -52,7 +52,10 @@ fn wrong_volumes_say_what_is_wrong_and_what_to_do() {
         ("nbd://host/e?reconnect-timeout=x", Invalid, "write seconds"),
         ("nbd://host/e?size=1M", Invalid, "unknown parameter \"size\""),
         ("s3://bucket/name", Unsupported, "not exist in this version"),
-        ("dir:///store/name", Unsupported, "not exist in this version"),
+        ("dir:///no/store/name?cache-dir=/nowhere", NotFound, "there is no volume; make it with"),
+        ("dir://store/name", Invalid, "dir:///store/name"),
+        ("dir:///", Invalid, "dir:///store/name"),
+        ("dir:///a?size=1G", Invalid, "unknown parameter \"size\""),
     ];
     for (text, kind, want) in cases {
         let (got, message) = error(text);
