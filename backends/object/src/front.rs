@@ -138,6 +138,8 @@ pub(crate) struct Front {
     is_short: bool,
     /// Its disk had no room for one more segment, lately.
     is_disk_full: bool,
+    /// One more is being made.
+    is_making: bool,
     is_shut: bool,
     failure: Option<Failure>,
     /// For whom the worker fetches: user, job, offset in its buffer.
@@ -179,6 +181,7 @@ impl Front {
             is_syncing: false,
             is_short: false,
             is_disk_full: false,
+            is_making: false,
             is_shut: false,
             failure: None,
             fetching: Slab::new(),
@@ -343,8 +346,14 @@ impl Front {
         if self.is_syncing || self.flushes.is_empty() || self.failure.is_some() {
             return None;
         }
+        let (upto, segments) = (self.log.written(), self.log.unsynced());
+        if segments.is_empty() {
+            // The bucket has what is not synced, and no segment holds it any more.
+            self.end_sync(upto, Ok(()));
+            return None;
+        }
         self.is_syncing = true;
-        Some(Sync { upto: self.log.written(), segments: self.log.unsynced() })
+        Some(Sync { upto, segments })
     }
 
     /// A sync that a backend has begun is done, or has failed.

@@ -20,6 +20,7 @@ use crate::format::record::Record;
 use crate::format::{Committed, Placed};
 use crate::front::{Front, NextBatch, Sync};
 use crate::ids::{Blocks, Lba};
+use crate::journal::JournalDir;
 use crate::recent::{Batch, Fresh};
 use crate::store::StoreError;
 use crate::threads::{run_read, run_write};
@@ -98,8 +99,8 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinH
                 engine.with(|front| front.fetched(fetch.id, outcome));
             });
         }
-        if engine.with(|front| front.needs_segment()) {
-            make_segment(&engine).await;
+        if engine.with(Front::begin_segment) {
+            tokio::spawn(make_segment(Arc::clone(&engine)));
         }
         let is_closing = engine.with(|front| front.is_closing());
         let now = Instant::now();
@@ -138,7 +139,7 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fet
             let cleared = run_write(move || {
                 closing.with(Front::shut);
                 let journal = closing.journal.lock().unwrap_or_else(PoisonError::into_inner);
-                journal.as_ref().map_or(Ok(()), crate::journal::JournalDir::clear)
+                journal.as_ref().map_or(Ok(()), JournalDir::clear)
             });
             if let Err(error) = cleared.await {
                 tracing::warn!(volume = &*engine.name, %error, "the journal is not emptied");
@@ -164,20 +165,17 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fet
 }
 
 /// Makes one more segment. A full disk is a full journal: writes wait.
-async fn make_segment(engine: &Arc<Engine>) {
-    let making = Arc::clone(engine);
+async fn make_segment(engine: Arc<Engine>) {
+    let making = Arc::clone(&engine);
     let made = run_write(move || {
         let journal = making.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.as_ref().map(crate::journal::JournalDir::make_segment)
+        journal.as_ref().map(JournalDir::make_segment).transpose()
     });
-    match made.await {
-        None => {}
-        Some(Ok(file)) => engine.with(|front| front.add_segment(file)),
-        Some(Err(error)) => {
-            tracing::warn!(volume = &*engine.name, %error, "the journal has less room");
-            engine.with(Front::no_segment);
-        }
-    }
+    let made = made.await.unwrap_or_else(|error| {
+        tracing::warn!(volume = &*engine.name, %error, "the journal has less room");
+        None
+    });
+    engine.with(|front| front.made_segment(made));
 }
 
 /// Makes everything durable that is written, and states it in the journal.

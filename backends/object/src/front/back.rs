@@ -119,20 +119,31 @@ impl Front {
     }
 
     /// Whether one more segment is to be made.
-    pub(crate) fn needs_segment(&self) -> bool {
+    pub(super) fn needs_segment(&self) -> bool {
         let is_wanted = !self.log.has_spare() && self.log.segments() < self.limits.segments_max;
-        is_wanted && !self.is_disk_full && !self.is_shut
+        is_wanted && !self.is_making && !self.is_disk_full && !self.is_shut
     }
 
-    /// There is no room for one more segment.
-    pub(crate) fn no_segment(&mut self) {
-        self.is_disk_full = true;
+    /// Whether the worker is to make one more segment now, which it then reports to
+    /// [`Self::made_segment`].
+    pub(crate) fn begin_segment(&mut self) -> bool {
+        let is_needed = self.needs_segment();
+        self.is_making |= is_needed;
+        is_needed
     }
 
-    /// One more segment is there.
-    pub(crate) fn add_segment(&mut self, file: SegmentFile) {
-        self.log.add(file);
-        self.has_room();
+    /// One more segment is there; `None` if there is no room for it.
+    pub(crate) fn made_segment(&mut self, file: Option<SegmentFile>) {
+        self.is_making = false;
+        match file {
+            // It would be of no use, and keep its lock.
+            Some(_) if self.is_shut => {}
+            Some(file) => {
+                self.log.add(file);
+                self.has_room();
+            }
+            None => self.is_disk_full = true,
+        }
     }
 
     /// Whether the worker has to look again without being roused: something is not durable, not

@@ -38,7 +38,7 @@ pub struct JournalSize {
 
 impl JournalSize {
     /// A segment has room for the longest record.
-    pub const SEGMENT_BYTES_MIN: u64 = 2 << 20;
+    pub const SEGMENT_BYTES_MIN: u64 = if cfg!(test) { 96 << 10 } else { 2 << 20 };
 }
 
 impl Default for JournalSize {
@@ -212,7 +212,7 @@ impl crate::open::Journal for JournalDir {
         let (first, committed) = (first.first, newest.committed);
         let mut last = Lsn(first.0.saturating_sub(1));
         // What is whole counts here, also in front of damage.
-        let _ = replay::replay(&segments, |record| last = record.lsn);
+        let _ = replay::replay(&segments, last, |record| last = record.lsn);
         Ok(Some(Summary { committed, first, last }))
     }
 

@@ -54,16 +54,8 @@ impl JournalDir {
         // Those that the bucket has altogether.
         let needed = chain.iter().rposition(|(header, _)| header.first <= committed.next());
         free.extend(chain.drain(..needed.unwrap_or(0)).map(|(_, file)| file));
-        if let Some((header, _)) = chain.first().filter(|_| needed.is_none()) {
-            let (first, has) = (header.first, committed);
-            let why = format!(
-                "the journal begins with LSN {first}, and the bucket has LSNs up to {has}: a \
-                 segment or objects are missing; restore them"
-            );
-            return Err(refused(why));
-        }
         let mut records = Vec::new();
-        let replayed = replay(&chain, |record| records.push(record));
+        let replayed = replay(&chain, committed, |record| records.push(record));
         let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
         // Whatever a killed process has written and not flushed, is flushed now: a sync of later
         // segments will not reach it.
@@ -93,9 +85,9 @@ impl JournalDir {
         match why {
             Unusable::Damaged { lsn, segment, page, proof } => {
                 let why = format!(
-                    "{dir}: LSN {lsn} (journal segment {segment}, page {page}) is damaged, and all \
-                     up to LSN {proof} was flushed; restore the journal, or move it away to open \
-                     the volume without what the bucket lacks"
+                    "{dir}: LSN {lsn} (journal segment {segment}, page {page}) is damaged or \
+                     missing, and all up to LSN {proof} was flushed; restore the journal, or move \
+                     it away to open the volume without what its store lacks"
                 );
                 Error::new(ErrorKind::Corrupt, "open", why)
             }

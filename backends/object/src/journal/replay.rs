@@ -52,15 +52,25 @@ pub(crate) enum Unusable {
 }
 
 /// Calls `take` with the records of segments, which are in the order of their numbers, and returns
-/// the LSN behind the last one.
+/// the LSN behind the last one. Records up to `committed` are of no use any more: a segment that has
+/// no others is not synced before it is used anew, so they may be torn without being damage.
 ///
 /// # Errors
 /// When the journal has lost what was on stable storage, or cannot be read.
 pub(crate) fn replay<P: Pages>(
     segments: &[(SegmentHeader, P)],
+    committed: Lsn,
     mut take: impl FnMut(Replayed),
 ) -> Result<Lsn, Unusable> {
-    let Some((first, _)) = segments.first() else { return Ok(Lsn(1)) };
+    let Some((first, _)) = segments.first() else { return Ok(committed.next()) };
+    if first.first > committed.next() {
+        // The segments before have never been on stable storage, or are gone.
+        let (lsn, segment, proof) = (committed.next(), first.number, proof_of(segments)?);
+        return match proof > committed {
+            true => Err(Unusable::Damaged { lsn, segment, page: 0, proof }),
+            false => Ok(lsn),
+        };
+    }
     let mut next = first.first;
     for (index, (header, pages)) in segments.iter().enumerate() {
         let later = &segments[index + 1..];
@@ -77,7 +87,7 @@ pub(crate) fn replay<P: Pages>(
             continue;
         }
         let proof = reader.proof()?.max(proof_of(later)?);
-        if proof >= next {
+        if proof >= next.max(committed.next()) {
             let (segment, page) = (header.number, reader.page);
             return Err(Unusable::Damaged { lsn: next, segment, page, proof });
         }

@@ -26,6 +26,11 @@ use crate::volume::{Engine, Opened, Parts, Tuning};
 
 const VOLUME: VolumeId = VolumeId([5; 16]);
 const BLOCKS: u64 = 64;
+/// Segments of 24 pages, so that even short histories fill them.
+const SIZE: JournalSize =
+    JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 4 };
+/// Pages that surely find room in an empty journal.
+const ROOM_PAGES: u64 = 40;
 /// What a disk writes as a whole.
 const SECTOR: usize = 512;
 
@@ -194,11 +199,11 @@ impl Life {
         make_dir(&journal_path(dir.path())).unwrap();
         let mut recovered = journal.recover(VOLUME, committed).unwrap();
         let records = recovered.records.clone();
-        while recovered.held.len() + recovered.free.len() < 3 {
+        while recovered.held.len() + recovered.free.len() < SIZE.segments_max {
             recovered.free.push(journal.make_segment().unwrap());
         }
         let disk = Disk::of(dir.path());
-        let tuning = Tuning { journal: size, object_bytes: 64 << 10, ..Tuning::default() };
+        let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
         let parts = Parts { journal, recovered, map: Map::default(), committed, tuning };
         let bytes = BLOCKS * BLOCK_BYTES;
         let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
@@ -214,9 +219,19 @@ impl Life {
     }
 
     fn run(&mut self, steps: &[Step]) {
+        // There may be some already.
+        let mut pages = ROOM_PAGES;
         for step in steps {
             match step {
                 Step::Ops(ops) => {
+                    let blocks = |op: &Op| op.range().map_or(0, |range| range.len() / BLOCK_BYTES);
+                    let more: u64 = ops.iter().map(|op| 1 + blocks(op)).sum();
+                    if pages + more > ROOM_PAGES {
+                        self.engine.with(|front| front.tick(0));
+                        while self.commit() {}
+                        pages = 0;
+                    }
+                    pages += more;
                     let outcomes = self.driver.run(ops.clone());
                     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Reply::Done))));
                     self.event(Event::Acknowledged(self.engine.with(|front| front.written())));
@@ -225,15 +240,19 @@ impl Life {
                     self.driver.run_one(Op::Flush).unwrap();
                     self.event(Event::Flushed(self.engine.with(|front| front.written())));
                 }
-                Step::Commit => {
-                    let next = self.engine.with(|front| front.next_batch(Waker::noop()));
-                    let NextBatch::Batch(batch) = next else { continue };
-                    // The bucket has it before the journal gives it up.
-                    self.event(Event::Committed(batch.last));
-                    self.engine.with(|front| front.committed(batch.last));
-                }
+                Step::Commit => drop(self.commit()),
             }
         }
+    }
+
+    /// Puts the next batch into the bucket, if there is one.
+    fn commit(&mut self) -> bool {
+        let next = self.engine.with(|front| front.next_batch(Waker::noop()));
+        let NextBatch::Batch(batch) = next else { return false };
+        // The bucket has it before the journal gives it up.
+        self.event(Event::Committed(batch.last));
+        self.engine.with(|front| front.committed(batch.last));
+        true
     }
 }
 
@@ -264,7 +283,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Flush),
         1 => Just(Step::Commit),
     ];
-    prop::collection::vec(step, 1..12)
+    prop::collection::vec(step, 1..14)
 }
 
 /// What must and what may be found at some point of a history.
@@ -278,8 +297,7 @@ struct Expected {
 
 /// Checks what a journal has after a crash, and returns its last LSN.
 fn check(dir: &Path, expected: &Expected, least: Lsn) -> Lsn {
-    let size = JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 3 };
-    let journal = JournalDir::open(dir, size).unwrap();
+    let journal = JournalDir::open(dir, SIZE).unwrap();
     let recovered = journal.recover(VOLUME, expected.committed).unwrap();
     let last = Lsn(recovered.next.0 - 1);
     assert!(last >= least, "up to {last}, not {least}");
@@ -362,4 +380,120 @@ proptest! {
             });
         });
     }
+}
+
+/// A journal in which three records are flushed, and its disk.
+fn flushed(states: bool) -> Disk {
+    let (mut life, _, mut disk) = Life::open(Disk::default().to_dir(), 1, Lsn(0));
+    for block in 0..3 {
+        let bytes = vec![block as u8 + 1; BLOCK_BYTES as usize];
+        life.driver.run_one(ops::write(block * BLOCK_BYTES, &bytes)).unwrap();
+    }
+    life.driver.run_one(Op::Flush).unwrap();
+    if states {
+        life.driver.run_one(ops::zeroes(0, BLOCK_BYTES)).unwrap();
+    }
+    life.trace.lock().unwrap().iter().for_each(|event| disk.apply(event));
+    disk.killed()
+}
+
+impl Disk {
+    /// Flips a bit of a page of the only segment that is used.
+    fn damage(&mut self, page: usize) {
+        let used = self.stable.values_mut().find(|bytes| bytes[..8] == *b"SHEAVEJS").unwrap();
+        used[page * PAGE_BYTES + 100] ^= 1;
+    }
+
+    fn recover(&self, committed: Lsn) -> Result<Recovered> {
+        JournalDir::open(self.to_dir().path(), SIZE)?.recover(VOLUME, committed)
+    }
+}
+
+#[test]
+fn damage_of_what_was_flushed_is_refused() {
+    // Header, then pages 1 and 2, 3 and 4, 5 and 6, and the record at page 7.
+    let whole = flushed(true);
+    assert_eq!(whole.recover(Lsn(0)).unwrap().next, Lsn(5));
+    for page in 1..7 {
+        let mut disk = whole.clone();
+        disk.damage(page);
+        let error = disk.recover(Lsn(0)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        let lsn = format!("LSN {} ", page.div_ceil(2));
+        assert!(error.to_string().contains(&lsn), "page {page}: {error}");
+    }
+    // The record behind them was not flushed.
+    let mut disk = whole;
+    disk.damage(7);
+    assert_eq!(disk.recover(Lsn(0)).unwrap().next, Lsn(4));
+}
+
+#[test]
+fn without_a_later_record_the_last_one_may_be_the_torn_tail() {
+    let mut disk = flushed(false);
+    disk.damage(5);
+    assert_eq!(disk.recover(Lsn(0)).unwrap().next, Lsn(3));
+}
+
+#[test]
+fn a_journal_that_does_not_fit_the_bucket_is_refused() {
+    let (mut life, _, mut disk) = Life::open(Disk::default().to_dir(), 1, Lsn(0));
+    // A segment has room for two of these.
+    let fill = |life: &mut Life, count| {
+        for _ in 0..count {
+            let bytes = vec![7; 8 * BLOCK_BYTES as usize];
+            life.driver.run_one(ops::write(0, &bytes)).unwrap();
+        }
+    };
+    fill(&mut life, 4);
+    life.engine.with(|front| front.tick(0));
+    while life.commit() {}
+    // The next segment states that the first ones are committed.
+    fill(&mut life, 2);
+    life.driver.run_one(Op::Flush).unwrap();
+    fill(&mut life, 2);
+    life.trace.lock().unwrap().iter().for_each(|event| disk.apply(event));
+    let disk = disk.killed();
+    assert_eq!(disk.recover(Lsn(4)).unwrap().next, Lsn(9));
+    let refused = |committed| {
+        let error = disk.recover(Lsn(committed)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        error.to_string()
+    };
+    assert!(refused(3).contains("rolled back"), "{}", refused(3));
+    let dir = disk.to_dir();
+    let journal = JournalDir::open(dir.path(), SIZE).unwrap();
+    let other = journal.recover(VolumeId([6; 16]), Lsn(4)).unwrap_err();
+    assert!(other.to_string().contains("another volume"), "{other}");
+    // A segment in between is gone, and was flushed.
+    let chain = journal.segments().unwrap().chain;
+    let gone = chain.iter().position(|(header, _)| header.first > Lsn(4)).unwrap();
+    chain[gone].1.clear().unwrap();
+    drop((chain, journal));
+    let journal = JournalDir::open(dir.path(), SIZE).unwrap();
+    assert_eq!(journal.recover(VOLUME, Lsn(4)).unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn a_journal_is_open_once_and_is_kept_when_it_is_set_aside() {
+    use crate::open::Journal as _;
+    let dir = flushed(true).to_dir();
+    let mut journal = JournalDir::open(dir.path(), SIZE).unwrap();
+    let busy = JournalDir::open(dir.path(), SIZE).unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    let [first, committed, last] = [1, 0, 4].map(Lsn);
+    assert_eq!(journal.summary().unwrap(), Some(Summary { committed, first, last }));
+    let aside = journal.set_aside().unwrap();
+    assert!(aside.to_str().unwrap().ends_with("epoch-0-lsn-1-4.orphan"), "{aside:?}");
+    assert!(aside.join("segment-0").is_file());
+    assert_eq!(journal.summary().unwrap(), None);
+    let opening = Opening { epoch: Epoch(3), incarnation: Incarnation([3; 16]) };
+    journal.adopt(VOLUME, opening).unwrap();
+    drop(journal);
+    let mut journal = JournalDir::open(dir.path(), SIZE).unwrap();
+    let adopting = Superblock { volume: VOLUME, current: None, adopting: Some(opening) };
+    assert_eq!(journal.superblock().unwrap(), Some(adopting));
+    journal.settle(opening).unwrap();
+    let settled = Superblock { volume: VOLUME, current: Some(opening), adopting: None };
+    assert_eq!(journal.superblock().unwrap(), Some(settled));
 }
