@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use sheave_conformance::stacks::for_any_two;
 use sheave_conformance::{Options, PlainEngine, check};
 use sheave_core::{
     Backend, Completion, Io, IoDone, Nanos, Op, Reply, Result, Submitted, Tag, Volume, VolumeInfo,
 };
+use sheave_layers::BlockSize;
 use sheave_local::{FileOptions, FileVolume};
+use sheave_object::{BLOCK_BYTES, DirVolume, JournalSize, Tuning};
 use sheave_shard::EngineChoice;
 use sheave_volumes::{OpenOptions, open};
 
@@ -133,6 +136,30 @@ both_engines! {
             let options = Options { cases: 2, unaligned: true };
             check(options, || Arc::new(Served::new(engine, make())), || PlainEngine::new(1));
         });
+    }
+
+    fn object_volume(engine) {
+        let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+        let made = AtomicUsize::new(0);
+        let make = || -> Arc<dyn Volume> {
+            let name = format!("volume-{}", made.fetch_add(1, Relaxed));
+            let volume = DirVolume {
+                dir: dir.path().join(&name),
+                name,
+                journals: dir.path().join("journals"),
+            };
+            volume.create(64 * BLOCK_BYTES).unwrap();
+            // So small that the suite fills objects and the journal.
+            let segment_bytes = JournalSize::SEGMENT_BYTES_MIN;
+            let tuning = Tuning {
+                journal: JournalSize { segment_bytes, segments_max: 2 },
+                object_bytes: 64 << 10,
+                tick: Duration::from_millis(50),
+            };
+            let volume = volume.open_tuned(false, tuning).unwrap();
+            Arc::new(Served::new(engine, Arc::new(BlockSize::new(Arc::new(volume)))))
+        };
+        check(Options { cases: 10, unaligned: true }, make, || PlainEngine::new(1));
     }
 
     fn file_under_all_layers(engine) {
