@@ -53,7 +53,13 @@ impl DirStore {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => sheave_durable::sync_parent(&self.dir),
         };
-        made.map_err(|error| Error::from_io("make", printable(&*self.dir).to_string(), error))
+        made.map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => ": the directory above it must exist",
+                _ => "",
+            };
+            Error::from_io("make", format!("{}{hint}", printable(&*self.dir)), error)
+        })
     }
 
     /// Removes files that killed processes have left unfinished.

@@ -68,24 +68,31 @@ fn new_volume() -> NewVolume {
 
 /// A journal's superblock; clones are the same.
 #[derive(Clone, Debug, Default)]
-struct FakeJournal(Arc<Mutex<(Option<Superblock>, Option<Summary>, usize)>>);
+struct FakeJournal(Arc<Mutex<Fake>>);
+
+#[derive(Debug, Default)]
+struct Fake {
+    superblock: Option<Superblock>,
+    summary: Option<Summary>,
+    set_aside: usize,
+}
 
 impl Journal for FakeJournal {
     fn superblock(&self) -> Result<Option<Superblock>> {
-        Ok(self.0.lock().unwrap().0)
+        Ok(self.0.lock().unwrap().superblock)
     }
 
     fn summary(&self) -> Result<Option<Summary>> {
-        Ok(self.0.lock().unwrap().1)
+        Ok(self.0.lock().unwrap().summary)
     }
 
     fn set_aside(&mut self) -> Result<PathBuf> {
-        self.0.lock().unwrap().2 += 1;
+        self.0.lock().unwrap().set_aside += 1;
         Ok(PathBuf::from("x.orphan"))
     }
 
     fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
-        let superblock = &mut self.0.lock().unwrap().0;
+        let superblock = &mut self.0.lock().unwrap().superblock;
         let current = superblock.and_then(|superblock| superblock.current);
         *superblock = Some(Superblock { volume, current, adopting: Some(opening) });
         Ok(Adopted::without_journal(opening))
@@ -260,13 +267,13 @@ fn a_journal_is_kept_aside_when_the_volume_was_written_elsewhere() {
     let opened = bucket.open(there.clone(), true).unwrap();
     commit(opened, &[&[(0, 1, 2)]], true).unwrap();
     {
-        let (superblock, summary, _) = &mut *here.0.lock().unwrap();
+        let Fake { superblock, summary, .. } = &mut *here.0.lock().unwrap();
         let superblock = superblock.as_mut().unwrap();
         superblock.current = superblock.adopting.take();
         *summary = Some(Summary { committed: Lsn(0), first: Lsn(1), last: Lsn(9) });
     }
     let opened = bucket.open(here.clone(), false).unwrap();
-    assert_eq!((opened.is_replayed, here.0.lock().unwrap().2), (false, 1));
+    assert_eq!((opened.is_replayed, here.0.lock().unwrap().set_aside), (false, 1));
 }
 
 #[test]
@@ -280,7 +287,7 @@ fn a_journal_that_is_newer_than_the_bucket_is_refused() {
         adopting: None,
     };
     let before = bucket.store.keys();
-    journal.0.lock().unwrap().0 = Some(superblock);
+    journal.0.lock().unwrap().superblock = Some(superblock);
     let error = bucket.open(journal, true).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     assert_eq!(bucket.store.keys(), before, "nothing was claimed");

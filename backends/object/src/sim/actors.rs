@@ -108,7 +108,7 @@ impl World {
                 Ok(None) => {}
                 // Without a rule, a store can look damaged, which is a violation of its own.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    self.truth().violation.get_or_insert(error.to_string());
+                    self.truth().violation.get_or_insert_with(|| error.to_string());
                     return;
                 }
                 Err(_) => return,
@@ -279,10 +279,9 @@ impl Writer {
         }
         let oldest_kept = self.root.number.saturating_sub(ROOTS_KEPT);
         for key in self.world.store.keys() {
-            let Some(number) = keys::root_number(&key).filter(|number| *number < oldest_kept)
-            else {
+            if keys::root_number(&key).is_none_or(|number| number >= oldest_kept) {
                 continue;
-            };
+            }
             let root = self.world.store.object(&key).and_then(|body| Root::decode(&body).ok());
             if root.is_some_and(|root| !is_kept(&root)) {
                 let _ = self.requests.delete(&key).await;
