@@ -273,3 +273,6 @@ fn info(id: VolumeId) -> VolumeInfo {
 fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use sheave_conformance::stacks::for_any_two;
 use sheave_conformance::{Options, PlainEngine, check, ops};
-use sheave_core::{ErrorKind, Op, Reply, Volume};
-use sheave_layers::BlockSize;
-use sheave_object::{BLOCK_BYTES, DirVolume, JournalSize, ObjectVolume, Tuning, close_all};
+use sheave_core::Volume;
+use sheave_object::{BLOCK_BYTES, DirVolume, JournalSize, ObjectVolume, Tuning};
 use tempfile::TempDir;
 
 const SIZE: u64 = 96 * BLOCK_BYTES;
@@ -75,40 +74,4 @@ fn a_volume_under_layers_answers_as_the_model_does() {
         let options = Options { cases: 1, unaligned: name.starts_with("block size") };
         check(options, make, || PlainEngine::new(8));
     });
-}
-
-#[test]
-fn what_was_written_is_there_after_closing_and_opening() {
-    let place = Place::new();
-    let volume = place.make();
-    let byte_of = |block: u64, round: u64| (block * 7 + round * 31 + 1) as u8;
-    for round in 0..4 {
-        let open: Arc<dyn Volume> = Arc::new(BlockSize::new(Arc::new(open(&volume))));
-        let mut driver = ops::driver(&*open);
-        for block in 0..96 {
-            let read = driver.run_one(ops::read(block * BLOCK_BYTES, BLOCK_BYTES));
-            let want = match round {
-                0 => 0,
-                // Only every second block was written in the last round.
-                _ if block % 2 == 0 => byte_of(block, round - 1),
-                _ => 0,
-            };
-            assert_eq!(ops::bytes(read), vec![want; BLOCK_BYTES as usize], "{round}: {block}");
-        }
-        for block in (0..96).step_by(2) {
-            let bytes = vec![byte_of(block, round); BLOCK_BYTES as usize];
-            assert!(driver.run_one(ops::write(block * BLOCK_BYTES, &bytes)).is_ok());
-        }
-        // Busy as long as it is in use.
-        let busy = volume.open_tuned(false, tuning()).map(drop).unwrap_err();
-        assert_eq!(busy.kind(), ErrorKind::Busy, "{busy}");
-        drop((driver, open));
-    }
-    assert_eq!(close_all(Duration::from_secs(60)), []);
-    // The journal is empty, so an opening on another node leaves nothing behind.
-    let elsewhere = DirVolume { journals: place.dir.path().join("elsewhere"), ..volume.clone() };
-    let open = open(&elsewhere);
-    let mut driver = ops::driver(&open);
-    assert!(matches!(driver.run_one(Op::Flush), Ok(Reply::Done)));
-    drop((driver, open));
 }
