@@ -233,7 +233,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_answers_like_an_array(steps in prop::collection::vec(step(), 1..40), asked in span()) {
+        fn a_list_answers_like_an_array(
+            steps in prop::collection::vec(step(), 1..40),
+            asked in span(),
+        ) {
             let mut extents = Extents::default();
             let mut model: Vec<Option<At>> = vec![None; BLOCKS as usize];
             for (write, step) in steps.into_iter().enumerate() {

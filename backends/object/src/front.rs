@@ -142,7 +142,7 @@ pub(crate) struct Front {
     is_making: bool,
     is_shut: bool,
     failure: Option<Failure>,
-    /// For whom the worker fetches: user, job, offset in its buffer.
+    /// What the worker fetches blocks for: user, job, offset in its buffer.
     fetching: Slab<(usize, usize, usize)>,
     fetches: Vec<Fetch>,
     /// The worker sleeps until it is roused: everything is durable and sealed.
@@ -320,7 +320,7 @@ impl Front {
         self.poison(&format!("the journal could not be written ({why})"));
     }
 
-    /// All up to this record is to be made durable for a job by a flush: true if it is so already.
+    /// All up to this record is to be made durable for a job by a flush: true if it already is.
     /// Else the job has news later.
     ///
     /// # Errors

@@ -102,8 +102,8 @@ pub async fn info(requests: &Requests) -> Result<Info> {
     }
 }
 
-/// Deletes a volume. Its tombstone stays, so that no opener of before can go on. Of a volume that is
-/// deleted already, it deletes what has come since.
+/// Deletes a volume. Its tombstone stays, so that no opener of before can go on. Of a volume that
+/// is deleted already, it deletes what has come since.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open and that is not

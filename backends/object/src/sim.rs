@@ -2,8 +2,9 @@
 //! lets old requests happen at any later time. A seed determines everything.
 //!
 //! Each run checks that no object is acknowledged which a later opening's prefix lacks, and that no
-//! two openings acknowledge one number. The openers are the real ones ([`crate::open`]). The writers
-//! make roots in between and delete what is committed, as checkpoints and garbage collection will.
+//! two openings acknowledge one number. The openers are the real ones ([`crate::open`]). The
+//! writers make roots in between and delete what is committed, as checkpoints and garbage
+//! collection will.
 
 mod actors;
 mod executor;

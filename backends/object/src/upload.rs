@@ -30,8 +30,8 @@ const BUDGET_BYTES: u64 = 256 << 20;
 
 /// What the shard's side of a volume gives and takes.
 pub trait Feed: Send + Sync {
-    /// The next batch. It has at most `bytes_max` bytes of blocks and [`BATCH_ENTRIES_MAX`] entries;
-    /// it ends at an LSN, and the next one begins behind it.
+    /// The next batch. It has at most `bytes_max` bytes of blocks and [`BATCH_ENTRIES_MAX`]
+    /// entries; it ends at an LSN, and the next one begins behind it.
     fn poll_sealed(&self, cx: &mut Context<'_>, bytes_max: u64) -> Poll<Next>;
 
     /// The blocks of an entry of a batch that is not committed, checked.

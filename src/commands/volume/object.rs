@@ -18,8 +18,8 @@ pub(super) fn named(text: &str) -> Result<Option<DirVolume>> {
     match VolumeSpec::of_operator(text)?.object_volume()? {
         Some(volume) => Ok(Some(volume)),
         None => bail!(
-            "{}: volumes of this kind are not made, described or deleted by sheave; it does that for \
-             POOL/NAME and dir:///…",
+            "{}: volumes of this kind are not made, described or deleted by sheave; it does that \
+             for POOL/NAME and dir:///…",
             printable(text)
         ),
     }

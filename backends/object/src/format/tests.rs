@@ -172,7 +172,10 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_object_is_refused(at in 0_usize..HEADER_BYTES + 3 * ENTRY_BYTES, change in 1_u8..) {
+    fn a_changed_object_is_refused(
+        at in 0_usize..HEADER_BYTES + 3 * ENTRY_BYTES,
+        change in 1_u8..,
+    ) {
         let built = object();
         let mut bytes = built.body.to_vec();
         bytes[at] ^= change;

@@ -107,8 +107,8 @@ async fn is_newest(requests: &Requests, key: &str) -> Result<bool> {
     Ok(listed.first().is_some_and(|first| first.key == key))
 }
 
-/// What an opening found in the log. `None` if it found damage because another opener has claimed the
-/// volume since, and has deleted what it no longer needs.
+/// What an opening found in the log. `None` if it found damage because another opener has claimed
+/// the volume since, and has deleted what it no longer needs.
 ///
 /// # Errors
 /// The error of the opening, and those of the store.

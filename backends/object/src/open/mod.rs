@@ -97,7 +97,8 @@ pub struct Opened<J> {
     pub fetcher: Fetcher,
 }
 
-/// Opens a volume. `lock` locks the journal that this node has for it, and makes one if it has none.
+/// Opens a volume. `lock` locks the journal that this node has for it, and makes one if it has
+/// none.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open elsewhere,
@@ -188,8 +189,8 @@ fn settle_journal(
     if let Some(Summary { first, last, .. }) = summary {
         let kept = journal.set_aside()?;
         tracing::warn!(
-            "{}: the volume was written on another node since; the journal of this one, with writes \
-             {first} to {last}, is kept as {}",
+            "{}: the volume was written on another node since; the journal of this one, with \
+             writes {first} to {last}, is kept as {}",
             requests.name(),
             sheave_core::printable(&kept)
         );

@@ -290,7 +290,8 @@ impl Writer {
     }
 }
 
-/// Whether a root is never deleted. Where openings do not claim, their first roots are their claims.
+/// Whether a root is never deleted. Where openings do not claim, their first roots are their
+/// claims.
 fn is_kept(root: &Root) -> bool {
     let rules = rules::get();
     let is_claim = match rules.claims_first {

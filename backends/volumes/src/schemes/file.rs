@@ -41,8 +41,8 @@ pub(crate) fn parse_path(path: &str, parameters: &mut Parameters) -> Result<Arc<
     file(PathBuf::from(path), parameters)
 }
 
-/// The path of a file URL, if it is absolute. Not normalized: only the kernel can resolve `..` behind
-/// a symbolic link.
+/// The path of a file URL, if it is absolute. Not normalized: only the kernel can resolve `..`
+/// behind a symbolic link.
 pub(super) fn url_path(rest: &str) -> Result<Option<PathBuf>> {
     let path = match rest.strip_prefix("//") {
         Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
