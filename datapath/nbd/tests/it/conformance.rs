@@ -142,10 +142,11 @@ both_engines! {
         let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
         let made = AtomicUsize::new(0);
         let make = || -> Arc<dyn Volume> {
-            let name = format!("volume-{}", made.fetch_add(1, Relaxed));
+            let place = dir.path().join(format!("volume-{}", made.fetch_add(1, Relaxed)));
+            // A process has at most one open volume of a name.
             let volume = DirVolume {
-                dir: dir.path().join(&name),
-                name,
+                name: place.display().to_string(),
+                dir: place,
                 journals: dir.path().join("journals"),
             };
             volume.create(64 * BLOCK_BYTES).unwrap();
