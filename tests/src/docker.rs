@@ -1,7 +1,7 @@
 //! Calls a volume plugin as Docker does: HTTP/1.1 on its socket, a JSON object each way.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -172,18 +172,17 @@ impl DockerPlugin {
 
     /// Begins a mount. The caller leaves when what is returned is dropped.
     ///
-    /// # Panics
+    /// # Errors
     /// When the plugin does not take the call.
-    #[must_use]
-    pub fn begin_mount(&self, name: &str, id: &str) -> UnixStream {
+    pub fn begin_mount(&self, name: &str, id: &str) -> io::Result<UnixStream> {
         let body = json!({ "Name": name, "ID": id }).to_string();
         let len = body.len();
         let head = format!(
             "POST /VolumeDriver.Mount HTTP/1.1\r\nHost: plugin\r\nContent-Length: {len}\r\n\r\n"
         );
-        let mut stream = UnixStream::connect(&self.socket).expect("it listens");
-        stream.write_all((head + &body).as_bytes()).expect("it takes the call");
-        stream
+        let mut stream = UnixStream::connect(&self.socket)?;
+        stream.write_all((head + &body).as_bytes())?;
+        Ok(stream)
     }
 
     /// A call, as Docker takes its answer.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::{Run, sheave};
+use crate::{Daemon, Mounts, PoolNode, Run, sheave};
 
 const VENDOR: &str = "sheave.dev";
 const DRIVER: &str = "sheave";
@@ -247,6 +247,69 @@ impl FlexVolume {
             fs::remove_dir(&dir).expect("an empty directory");
         }
         Ok(())
+    }
+}
+
+/// A node with a daemon, a volume `fast/db` and the driver.
+pub struct FlexSite {
+    /// What is mounted.
+    pub mounts: Mounts,
+    /// The driver.
+    pub flex: FlexVolume,
+    /// The daemon.
+    pub daemon: Daemon,
+    /// The node.
+    pub node: PoolNode,
+}
+
+impl FlexSite {
+    /// A node whose driver has this configuration.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn new(config: &str) -> Self {
+        let node = PoolNode::with_block_devices();
+        let daemon = node.daemon();
+        daemon.sheave("volume create fast/db --size 32M").ok();
+        let flex = FlexVolume::install(node.dir(), config);
+        Self { mounts: Mounts::below(node.dir()), flex, daemon, node }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.node.dir()
+    }
+
+    /// What is known of `fast/db`.
+    #[must_use]
+    pub fn record(&self) -> Value {
+        self.daemon.volume("fast/db")
+    }
+
+    /// To how many nodes it is published.
+    ///
+    /// # Panics
+    /// When it is gone.
+    #[must_use]
+    pub fn publications(&self) -> usize {
+        self.record()["publications"].as_array().expect("publications").len()
+    }
+
+    /// Checks that nothing is left of any call.
+    ///
+    /// # Panics
+    /// When something is.
+    #[track_caller]
+    pub fn check_bare(&self) {
+        assert_eq!(self.mounts.targets(), [] as [PathBuf; 0]);
+        assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
+        assert_eq!(self.publications(), 0);
+        for dir in ["node", "flexvolume"] {
+            let left: Vec<_> = fs::read_dir(self.dir().join(dir)).into_iter().flatten().collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
     }
 }
 

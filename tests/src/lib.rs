@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bystander;
+mod calls;
 mod certs;
 pub mod co;
 mod command;
@@ -34,6 +35,7 @@ mod wait;
 mod wire;
 
 pub use bystander::Bystander;
+pub use calls::Calls;
 pub use certs::Certificates;
 pub use command::{Output, Run, have, python, sheave};
 pub use daemon::Daemon;
@@ -42,7 +44,7 @@ pub use docker_engine::{DockerEngine, on_docker};
 pub use docker_site::DockerSite;
 pub use fake_kernel::{Call, FakeKernel, Moment};
 pub use files::{Scratch, compare, pattern};
-pub use flexvolume::{FlexSpec, FlexVolume};
+pub use flexvolume::{FlexSite, FlexSpec, FlexVolume};
 pub use foreign::Foreign;
 pub use go::{go_module, go_tool};
 pub use hanging::{Hang, HangingDisk};

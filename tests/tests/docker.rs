@@ -1,11 +1,8 @@
 //! `sheave docker-plugin`, as Docker calls it.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use sheave_tests::{
@@ -156,79 +153,6 @@ fn rule_35_a_lock_that_a_killed_plugin_has_left_goes_away() {
         fs::write(site.dir().join(format!("node/{id}.lock")), "").expect("written");
         site.plugin.remove("db").expect("removed");
         site.check_unmounted();
-    });
-}
-
-/// Of any calls, in any order, with a plugin that is killed in some of them: nothing is left in the
-/// end, and a container that has its volume has its data. `SHEAVE_CALLS` is how many.
-#[test]
-fn rule_35_calls_in_any_order_leave_nothing_when_the_plugin_is_killed() {
-    let test = "rule_35_calls_in_any_order_leave_nothing_when_the_plugin_is_killed";
-    on_devices(test, || {
-        let count = std::env::var("SHEAVE_CALLS").map_or(60, |count| count.parse().expect("calls"));
-        let mut site = DockerSite::new();
-        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut choose = |most: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % most
-        };
-        let mut running = BTreeSet::new();
-        for _ in 0..count {
-            let name = ["a", "b"][choose(2) as usize];
-            let id = ["1", "2", "3"][choose(3) as usize];
-            let killer = (choose(4) == 0).then(|| {
-                let (pid, after) = (site.plugin.pid(), Duration::from_millis(choose(60)));
-                thread::spawn(move || {
-                    thread::sleep(after);
-                    Run::new("kill").args(&format!("-KILL {pid}")).output()
-                })
-            });
-            let daemon_lives_for = (choose(10) == 0).then(|| Duration::from_millis(choose(60)));
-            let (plugin, call) = (&site.plugin, choose(7));
-            let step = || match call {
-                0 => drop(plugin.create(name, &[FAST, ("size", "32M")])),
-                1 => {
-                    let is_removed = plugin.remove(name).is_ok();
-                    let is_used = running.iter().any(|(of, _)| *of == name);
-                    assert!(!is_removed || !is_used, "{name} was removed in use");
-                }
-                2..4 => {
-                    running.remove(&(name, id));
-                    drop(plugin.unmount(name, id));
-                }
-                _ => {
-                    if let Ok(at) = plugin.mount(name, id) {
-                        let file = at.join(id);
-                        if !running.insert((name, id)) {
-                            assert_eq!(fs::read_to_string(&file).expect("the file"), id);
-                        }
-                        fs::write(file, id).expect("written");
-                    }
-                }
-            };
-            site.node.beside_kill(&mut site.daemon, daemon_lives_for, step);
-            if let Some(killer) = killer {
-                killer.join().expect("the killer ends");
-                site.plugin.restart();
-            }
-        }
-        for name in ["a", "b"] {
-            site.plugin.create(name, &[FAST, ("size", "32M")]).expect("created");
-            // What a killed plugin has left may still be going on.
-            site.plugin.mount(name, "4").expect("mounted");
-            for id in ["1", "2", "3", "4"] {
-                site.plugin.unmount(name, id).expect("unmounted");
-            }
-            site.plugin.remove(name).expect("removed");
-        }
-        site.check_unmounted();
-        assert_eq!(site.node.files("fast"), [] as [&str; 0]);
-        let left = fs::read_dir(site.dir().join("docker/volumes")).expect("the records");
-        let left = left.map(|entry| entry.expect("an entry").file_name());
-        let left: Vec<_> = left.filter(|name| name != "lock" && name != ".sheave-spare").collect();
-        assert!(left.is_empty(), "records are left: {left:?}");
     });
 }
 

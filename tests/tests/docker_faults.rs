@@ -111,9 +111,9 @@ fn a_mount_whose_caller_has_left_is_undone() {
             }
             let lock = File::options().create(true).append(true).open(&path).expect("a file");
             flock(&lock, FlockOperation::LockExclusive).expect("a free lock");
-            let call = site.plugin.begin_mount("db", "c2");
+            let call = site.plugin.begin_mount("db", "c2").expect("it takes the call");
             // One that waits for the other, and leaves, too.
-            let other = site.plugin.begin_mount("db", "c3");
+            let other = site.plugin.begin_mount("db", "c3").expect("it takes the call");
             thread::sleep(Duration::from_millis(300));
             drop((call, other));
             thread::sleep(Duration::from_millis(300));

@@ -1,69 +1,23 @@
 //! `sheave flexvolume`, as Kubernetes calls it.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
-use sheave_tests::{
-    Daemon, FlexSpec, FlexVolume, Mounts, PoolNode, Run, check_failed, eventually, on_devices,
-    sheave,
-};
+use sheave_tests::{FlexSite, FlexSpec, FlexVolume, Run, check_failed, on_devices, sheave};
 
 const NODE: &str = "n1";
 const WITH_ATTACH: &str = "node = \"n1\"\nattach = true\n";
 const WITHOUT: &str = "node = \"n1\"\n";
 
-/// A node with a daemon, a volume `fast/db` and the driver.
-struct Site {
-    mounts: Mounts,
-    flex: FlexVolume,
-    daemon: Daemon,
-    node: PoolNode,
-}
-
-impl Site {
-    fn new(config: &str) -> Self {
-        let node = PoolNode::with_block_devices();
-        let daemon = node.daemon();
-        daemon.sheave("volume create fast/db --size 32M").ok();
-        let flex = FlexVolume::install(node.dir(), config);
-        Self { mounts: Mounts::below(node.dir()), flex, daemon, node }
-    }
-
-    fn dir(&self) -> &Path {
-        self.node.dir()
-    }
-
-    fn record(&self) -> Value {
-        self.daemon.volume("fast/db")
-    }
-
-    fn publications(&self) -> usize {
-        self.record()["publications"].as_array().expect("publications").len()
-    }
-
-    /// Checks that nothing is left of any call.
-    #[track_caller]
-    fn check_bare(&self) {
-        assert_eq!(self.mounts.targets(), [] as [PathBuf; 0]);
-        assert_eq!(self.node.node.kernel.devices(), [] as [PathBuf; 0]);
-        assert_eq!(self.publications(), 0);
-        for dir in ["node", "flexvolume"] {
-            let left: Vec<_> = fs::read_dir(self.dir().join(dir)).into_iter().flatten().collect();
-            assert!(left.is_empty(), "{dir}: {left:?}");
-        }
-    }
-}
-
 #[test]
 fn a_pod_has_its_volume_without_attach_and_leaves_nothing() {
     on_devices("a_pod_has_its_volume_without_attach_and_leaves_nothing", || {
-        let site = Site::new(WITHOUT);
+        let site = FlexSite::new(WITHOUT);
         let flex = &site.flex;
         let init = flex.call(&["init"]).expect("init");
         assert_eq!(init["capabilities"]["attach"], false);
@@ -106,7 +60,7 @@ fn a_pod_has_its_volume_without_attach_and_leaves_nothing() {
 #[test]
 fn a_pod_has_its_volume_by_attach_and_leaves_nothing() {
     on_devices("a_pod_has_its_volume_by_attach_and_leaves_nothing", || {
-        let site = Site::new(WITH_ATTACH);
+        let site = FlexSite::new(WITH_ATTACH);
         let flex = &site.flex;
         let init = flex.call(&["init"]).expect("init");
         assert_eq!(init["capabilities"]["attach"], true);
@@ -145,7 +99,7 @@ fn a_pod_has_its_volume_by_attach_and_leaves_nothing() {
 #[test]
 fn what_is_not_this_drivers_is_left_as_it_is() {
     on_devices("what_is_not_this_drivers_is_left_as_it_is", || {
-        let site = Site::new(WITH_ATTACH);
+        let site = FlexSite::new(WITH_ATTACH);
         let flex = &site.flex;
         site.daemon.sheave("volume create fast/other --size 32M").ok();
         let spec = FlexSpec::new("data", "fast/db");
@@ -201,7 +155,7 @@ fn what_is_not_this_drivers_is_left_as_it_is() {
 #[test]
 fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
     on_devices("rule_35_a_lock_that_a_killed_call_has_left_goes_away", || {
-        let site = Site::new(WITHOUT);
+        let site = FlexSite::new(WITHOUT);
         let record = site.record();
         let id = record["id"].as_str().expect("an id");
         // It was killed before it has written a state.
@@ -219,7 +173,7 @@ fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
 #[test]
 fn rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount() {
     on_devices("rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount", || {
-        let site = Site::new(WITHOUT);
+        let site = FlexSite::new(WITHOUT);
         let mut ids = Vec::new();
         for name in ["hangs", "left", "pods"] {
             site.daemon.sheave(&format!("volume create fast/{name} --size 32M")).ok();
@@ -261,7 +215,7 @@ fn rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount() {
 #[test]
 fn what_can_never_be_mounted_is_refused_before_it_is_attached() {
     on_devices("what_can_never_be_mounted_is_refused_before_it_is_attached", || {
-        let site = Site::new(WITH_ATTACH);
+        let site = FlexSite::new(WITH_ATTACH);
         let mut small = FlexSpec::new("data", "fast/db");
         small.fs_type = "btrfs".to_owned();
         let mut option = FlexSpec::new("data", "fast/db");
@@ -281,72 +235,6 @@ fn what_can_never_be_mounted_is_refused_before_it_is_attached() {
         site.check_bare();
         let log = site.daemon.log();
         assert!(!log.contains("attached"), "{log}");
-    });
-}
-
-/// Of any calls, in any order, some of them killed, and the daemon, too: nothing is left in the
-/// end, and a pod that has its volume has its data. `SHEAVE_CALLS` is how many.
-#[test]
-fn rule_35_calls_in_any_order_leave_nothing_when_some_are_killed() {
-    on_devices("rule_35_calls_in_any_order_leave_nothing_when_some_are_killed", || {
-        let count = std::env::var("SHEAVE_CALLS").map_or(40, |count| count.parse().expect("calls"));
-        let mut site = Site::new(WITHOUT);
-        site.daemon.sheave("volume create fast/other --size 32M").ok();
-        let specs = [FlexSpec::new("a", "fast/db"), FlexSpec::new("b", "fast/other")];
-        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut choose = |most: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % most
-        };
-        let (mut written, mut made, mut killed) = (BTreeSet::new(), 0, 0);
-        // More of them if each has ended before it was to be killed.
-        while made < count || (killed == 0 && made < 20 * count) {
-            made += 1;
-            let (pod, which, call) =
-                (["p", "q"][choose(2) as usize], choose(2) as usize, choose(4));
-            let spec = &specs[which];
-            let is_killed = choose(3) == 0;
-            // Most calls take 10 to 60 ms.
-            let after = Duration::from_micros(500 << choose(8));
-            site.flex.killed_after = is_killed.then_some(after);
-            let daemon_lives_for = (choose(10) == 0).then(|| Duration::from_millis(choose(120)));
-            let flex = &site.flex;
-            let dir = flex.pod_dir(pod, spec);
-            let step = || {
-                let done = match call {
-                    0 => flex.set_up(pod, spec).map(|_| {
-                        let file = dir.join(pod);
-                        if !written.insert((pod, which)) {
-                            assert_eq!(fs::read_to_string(&file).expect("the file"), pod);
-                        }
-                        fs::write(file, pod).expect("written");
-                    }),
-                    1 => flex.tear_down(pod, spec).map(drop),
-                    2 => {
-                        let _ = fs::create_dir_all(&dir);
-                        let args = ["mount", dir.to_str().expect("UTF-8"), &spec.json(&[])];
-                        flex.call(&args).map(drop)
-                    }
-                    _ => flex.call(&["unmount", dir.to_str().expect("UTF-8")]).map(drop),
-                };
-                killed += u32::from(done == Err("killed".to_owned()));
-            };
-            site.node.beside_kill(&mut site.daemon, daemon_lives_for, step);
-        }
-        assert!(killed > 0, "no call was killed");
-        site.flex.killed_after = None;
-        for spec in &specs {
-            // What an interrupted mkfs has left may still be going on.
-            assert!(eventually(|| site.flex.set_up("r", spec).is_ok()));
-            for pod in ["p", "q", "r"] {
-                let dir = site.flex.pod_dir(pod, spec);
-                site.flex.call(&["unmount", dir.to_str().expect("UTF-8")]).expect("unmounted");
-                site.flex.tear_down(pod, spec).expect("unmounted");
-            }
-        }
-        site.check_bare();
     });
 }
 

@@ -118,9 +118,22 @@ impl Driver {
     /// What this driver has not published is left as it is.
     fn detach(&self, claim: &str, node: &str) -> Result<Answer> {
         for id in self.daemon.published_as(claim, node)? {
+            if node == self.node_id {
+                self.finish(&id)?;
+            }
             self.daemon.unpublish_here(&id, node, claim)?;
         }
         Ok(Answer::success())
+    }
+
+    /// Takes away a volume of this node that calls which were killed have left: kubelet does not
+    /// repeat them once nothing is mounted.
+    fn finish(&self, volume: &str) -> Result<()> {
+        let engine = self.engine()?;
+        match engine.unfinished(USER)?.into_iter().find(|known| known.volume == volume) {
+            Some(known) => engine.unstage(volume, &known.staging),
+            None => Ok(()),
+        }
     }
 
     fn is_attached(&self, options: &Options, node: &str) -> Result<Answer> {
@@ -170,6 +183,7 @@ impl Driver {
         if let Some(known) = own_at(&engine, dir)? {
             engine.unstage(&known.volume, dir)?;
         }
+        let _ = self.tidy(TIDY_WITHIN);
         Ok(Answer::success())
     }
 
@@ -300,13 +314,15 @@ impl Driver {
     fn tidy(&self, within: Duration) -> Result<()> {
         let begun = Instant::now();
         let (sender, released) = channel();
-        for volume in self.left_behind()?.into_iter().take(TIDIED_MAX) {
+        for (volume, staging) in self.left_behind()?.into_iter().take(TIDIED_MAX) {
             let (driver, sender) = (self.clone(), sender.clone());
+            let take_away = move || match driver.own_staging(&volume) == staging {
+                true => driver.release(&driver.engine()?, &volume),
+                false => driver.engine()?.unstage(&volume, &staging),
+            };
             // Without a thread it is left to a later call, too.
-            let _ = thread::Builder::new().name("tidy".to_owned()).spawn(move || {
-                let release = || driver.release(&driver.engine()?, &volume);
-                let _ = sender.send(release());
-            });
+            let thread = thread::Builder::new().name("tidy".to_owned());
+            let _ = thread.spawn(move || drop(sender.send(take_away())));
         }
         drop(sender);
         let mut failure = None;
@@ -318,14 +334,18 @@ impl Driver {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Volumes that are staged for this driver, or were to be, and that no pod has.
-    fn left_behind(&self) -> Result<Vec<String>> {
+    /// Volumes that calls which were killed have left, with where they are staged: those of
+    /// unfinished work, and those in our own directory that no pod has.
+    fn left_behind(&self) -> Result<Vec<(String, PathBuf)>> {
+        let engine = self.engine()?;
+        let unfinished = engine.unfinished(USER)?.into_iter();
+        let mut left: Vec<_> = unfinished.map(|known| (known.volume, known.staging)).collect();
+        left.retain(|(volume, staging)| self.own_staging(volume) != *staging);
         let fail = |error| Error::of_io(printable(&self.own_dir), &error);
         let entries = match fs::read_dir(&self.own_dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(left),
             entries => entries.map_err(fail)?,
         };
-        let (engine, mut left) = (self.engine()?, Vec::new());
         for entry in entries {
             let name = entry.map_err(fail)?.file_name();
             let Some(volume) = name.to_str().and_then(of_own_staging) else { continue };
@@ -333,7 +353,8 @@ impl Driver {
             if let Ok(known) = engine.known(&volume)
                 && !known.is_some_and(|known| self.is_used(&known))
             {
-                left.push(volume);
+                let staging = self.own_staging(&volume);
+                left.push((volume, staging));
             }
         }
         Ok(left)

@@ -56,6 +56,19 @@ impl Node {
         Ok(self.engine.states.load(volume)?.map(Known::from))
     }
 
+    /// Volumes that calls of a user were staging or unstaging, and that no pod has. What still goes
+    /// on has their locks.
+    ///
+    /// # Errors
+    /// When the directory of states cannot be read.
+    pub fn unfinished(&self, user: &str) -> Result<Vec<Known>> {
+        let is_unfinished = |state: &State| {
+            state.user == user && state.phase != Phase::Staged && state.targets.is_empty()
+        };
+        let states = self.engine.states.all()?.0;
+        Ok(states.into_iter().filter(is_unfinished).map(Known::from).collect())
+    }
+
     /// The volume that is staged or published at this path.
     ///
     /// # Errors
