@@ -120,7 +120,7 @@ impl PoolCalls {
 
     /// The volume that is called so: POOL/UUID, or POOL/NAME.
     pub(crate) async fn find(&self, target: &str) -> Result<Listed, Status> {
-        let pool = target.split_once('/').map_or(target, |(pool, _)| pool);
+        let (pool, _) = self.pools.split(target).map_err(status)?;
         let target = target.to_owned();
         self.call(pool, None, move |pools| pools.by_name(&target)).await
     }

@@ -139,6 +139,10 @@ fn what_is_not_this_drivers_is_left_as_it_is() {
             let why = flex.set_up("a", &spec).expect_err("there is none");
             assert!(why.contains("the daemon: "), "{volume}: {why}");
         }
+        for volume in ["/tmp/x.img", "./x.img", "file:///tmp/x.img", "x.img"] {
+            let why = "is no volume of a pool: write POOL/NAME; the pools are: fast, small";
+            check_failed(flex.set_up("a", &FlexSpec::new("wrong", volume)), why);
+        }
         assert_eq!(fs::read_to_string(pod.join("file")).expect("the file"), "data");
         flex.tear_down("a", &spec).expect("unmounted");
         flex.unmount_device(&spec).expect("unmounted");
@@ -250,7 +254,8 @@ fn an_installed_driver_is_replaced_as_a_whole() {
         let answer = Run::new(place.join("driver")).arg("init").ok();
         serde_json::from_str(&answer).expect("JSON")
     };
-    install("--node n1").ok();
+    let said = install("--node n1").ok();
+    assert!(said.contains(place.join("driver").to_str().expect("UTF-8")), "{said}");
     assert_eq!(init()["capabilities"]["attach"], false);
     // While it runs, which forbids to write to it.
     let driver = place.join("driver");
@@ -270,6 +275,10 @@ fn an_installed_driver_is_replaced_as_a_whole() {
         .collect();
     names.sort();
     assert_eq!(names, ["driver", "flexvolume.toml"]);
+    let missing = dir.path().join("missing");
+    let error = Run::new(sheave()).args("flexvolume install").arg(&missing).fails();
+    assert!(error.contains("is kubelet's directory of volume plugins elsewhere?"), "{error}");
+    assert!(!missing.exists());
     for wrong in ["--driver a", "--driver ../x/y", "--node a\"b"] {
         let output = Run::new(sheave()).args("flexvolume install").arg(dir.path()).args(wrong);
         assert_eq!(output.output().status.code(), Some(2), "{wrong}");

@@ -162,11 +162,16 @@ impl Pools {
     /// [`ErrorKind::NotFound`], with the names that there are.
     pub fn pool(&self, name: &str) -> Result<&Arc<dyn Pool>> {
         self.pools.get(name).ok_or_else(|| {
-            let known: Vec<_> = self.pools.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let known = self.names();
             let why = format!("there is no pool {}; there are: {known}", printable(name));
             Error::new(ErrorKind::NotFound, "find", why)
         })
+    }
+
+    /// For messages.
+    fn names(&self) -> String {
+        let known: Vec<_> = self.pools.keys().map(String::as_str).collect();
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
     }
 
     /// The volume that is called POOL/UUID or POOL/NAME; an id comes before a name.
@@ -174,10 +179,7 @@ impl Pools {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, and what the pool's storage says.
     pub fn by_name(&self, text: &str) -> Result<Listed> {
-        let (pool, name) = text.split_once('/').ok_or_else(|| {
-            let why = format!("{} is no volume of a pool: write POOL/NAME", printable(text));
-            Error::new(ErrorKind::NotFound, "find", why)
-        })?;
+        let (pool, name) = self.split(text)?;
         if let Ok(id) = text.parse::<VolumeId>() {
             match self.by_id(&id) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -187,6 +189,20 @@ impl Pools {
         let pool = Arc::clone(self.pool(pool)?);
         let found = pool.get(Key::Name(name))?;
         Ok(Listed { pool, found })
+    }
+
+    /// The pool and the name, or the UUID, of what is called POOL/NAME.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for a path, a URL or another text.
+    pub fn split<'a>(&self, text: &'a str) -> Result<(&'a str, &'a str)> {
+        let named = text.split_once('/');
+        let named = named.filter(|(pool, _)| !pool.is_empty() && !pool.contains(['.', ':']));
+        named.ok_or_else(|| {
+            let why = format!("{} is no volume of a pool: write POOL/NAME", printable(text));
+            let known = self.names();
+            Error::new(ErrorKind::NotFound, "find", format!("{why}; the pools are: {known}"))
+        })
     }
 
     /// The volume with this id.

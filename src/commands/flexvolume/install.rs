@@ -7,8 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use sheave_bench::output;
 use sheave_core::printable;
 
 use super::CONFIG_BESIDE;
@@ -66,6 +67,13 @@ pub(super) fn run(args: &[OsString]) -> ExitCode {
 }
 
 fn install(args: &Args) -> Result<()> {
+    if !args.dir.is_dir() {
+        bail!(
+            "there is no directory {}; is kubelet's directory of volume plugins elsewhere? see its \
+             --volume-plugin-dir, or make it if kubelet was never started",
+            printable(&args.dir)
+        );
+    }
     let (vendor, driver) = &args.driver;
     let dir = args.dir.join(format!("{vendor}~{driver}"));
     fs::create_dir_all(&dir).with_context(|| printable(&dir).to_string())?;
@@ -76,7 +84,13 @@ fn install(args: &Args) -> Result<()> {
     // Before the driver, which reads it.
     put(&dir, CONFIG_BESIDE, 0o644, |file| file.write_all(config.as_bytes()))?;
     let mut program = File::open("/proc/self/exe").context("/proc/self/exe")?;
-    put(&dir, driver, 0o755, |file| io::copy(&mut program, file).map(drop))
+    put(&dir, driver, 0o755, |file| io::copy(&mut program, file).map(drop))?;
+    let (driver, path) = (format!("{vendor}/{driver}"), dir.join(driver));
+    let attach = if args.attach { "with attach" } else { "without attach" };
+    let done = format!("{}: the driver {driver}, {attach}\n", printable(&path));
+    // It is installed, whether or not there is a reader.
+    let _ = output::to_stdout(done);
+    Ok(())
 }
 
 /// Puts a file in place of one that may be in use.
