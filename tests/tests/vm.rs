@@ -130,6 +130,11 @@ fn rule_34_claims_are_staged_again_after_a_loss_of_power() {
 }
 
 #[test]
+fn csi_flexvolume_and_docker_keep_what_is_written() {
+    case("three_ways.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };
@@ -195,15 +200,25 @@ fn kept_case(
     run.arg("--copy").arg(vm.join("harness.sh")).arg("--copy").arg(cases.join("common.sh"));
     // Its units say what a daemon is allowed.
     run.arg("--copy").arg(vm.join("../../deploy"));
-    if name.starts_with("claims") {
-        run.arg("--copy").arg(cases.join("claims.sh"));
-        run.arg("--copy").arg(env!("CARGO_BIN_EXE_claim"));
+    for copy in more_for(name) {
+        run.arg("--copy").arg(copy);
     }
     run.arg("--copy").arg(cases.join(name)).args(["--", "env"]).args(env);
     let output = run.args(["bash", "harness.sh", name]).output().expect("tests/vm/run runs");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     let said = format!("{}\n{}", text(&output.stdout), text(&output.stderr));
     Some((output.status, said))
+}
+
+/// What some cases need beside themselves.
+fn more_for(name: &str) -> Vec<PathBuf> {
+    let cases = vm().join("cases");
+    let (claims, claim) = (cases.join("claims.sh"), env!("CARGO_BIN_EXE_claim").into());
+    match name {
+        "three_ways.sh" => vec![claims, cases.join("ways.sh"), claim],
+        _ if name.starts_with("claims") => vec![claims, claim],
+        _ => Vec::new(),
+    }
 }
 
 /// What makes guests.

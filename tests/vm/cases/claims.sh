@@ -1,8 +1,9 @@
 # Sourced by the cases of claims after common.sh: a node with a pool and a plugin, and a client that
 # takes the steps of the sidecars and of kubelet (tests/src/bin/claim.rs).
 
+# plugin_is_ready LOG: $plugin says so in its log.
 plugin_is_ready() {
-    grep -q ' ready ' csi.log && return
+    grep -q ' ready ' "$1" && return
     ! has_ended $plugin || fail 'the plugin ended'
     return 1
 }
@@ -11,7 +12,7 @@ start_plugin() {
     [ ! -f csi.log ] || cat csi.log >>csi.all
     sheave csi --mode all --node-id guest --endpoint "unix://$PWD/csi.sock" >csi.log 2>&1 &
     plugin=$!
-    wait_for 'the plugin starts' plugin_is_ready
+    wait_for 'the plugin starts' plugin_is_ready csi.log
 }
 
 kill_plugin() {
@@ -44,7 +45,7 @@ stop_node() {
 fail() {
     echo "FAILED: $*" >&2
     local log
-    for log in daemon csi; do
+    for log in daemon csi docker; do
         [ ! -f $log.log ] || tail -n 60 $log.log | sed "s/^/$log: /" >&2
     done
     exit 1
