@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct DockerPlugin {
     socket: PathBuf,
     dir: PathBuf,
     args: Vec<String>,
+    /// The socket that a service manager has, and passes to it.
+    passed: Option<UnixListener>,
 }
 
 impl DockerPlugin {
@@ -43,10 +46,24 @@ impl DockerPlugin {
     pub fn start_at(sockets: &Path, dir: &Path, args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
         let socket = sockets.join("sheave.sock");
-        let child = spawn(dir, &socket, &args);
-        let mut plugin = Self { child, socket, dir: dir.to_owned(), args };
+        let child = spawn(dir, &socket, &args, None);
+        let mut plugin = Self { child, socket, dir: dir.to_owned(), args, passed: None };
         plugin.wait_until_ready();
         plugin
+    }
+
+    /// Starts one with the socket `sheave.sock` of a service manager. Calls wait for it.
+    ///
+    /// # Panics
+    /// When the socket cannot be made.
+    #[must_use]
+    pub fn start_passed(dir: &Path, args: &[&str]) -> Self {
+        let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let socket = dir.join("sheave.sock");
+        let passed = Some(UnixListener::bind(&socket).expect("a socket"));
+        // It would be made there otherwise.
+        let child = spawn(dir, &dir.join("not-passed.sock"), &args, passed.as_ref());
+        Self { child, socket, dir: dir.to_owned(), args, passed }
     }
 
     /// A plugin of another node, which reaches the same pools.
@@ -73,8 +90,8 @@ impl DockerPlugin {
         let mut args = args.to_owned();
         args.extend(["--listen", "127.0.0.1:0"].map(str::to_owned));
         let socket = dir.join("sheave.sock");
-        let child = spawn(dir, &socket, &args);
-        let plugin = Self { child, socket, dir: dir.to_owned(), args };
+        let child = spawn(dir, &socket, &args, None);
+        let plugin = Self { child, socket, dir: dir.to_owned(), args, passed: None };
         let mut port = None;
         let is_ready = eventually(|| {
             let log = plugin.log();
@@ -94,7 +111,16 @@ impl DockerPlugin {
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill();
-        self.child = spawn(&self.dir, &self.socket, &self.args);
+        self.start_again();
+    }
+
+    /// Starts it again after [`Self::kill`].
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.child = spawn(&self.dir, &self.socket, &self.args, self.passed.as_ref());
         self.wait_until_ready();
     }
 
@@ -141,7 +167,16 @@ impl DockerPlugin {
     /// A call without checks: the status and the body of the answer, if there is one.
     #[must_use]
     pub fn post(&self, path: &str, body: &str) -> Option<(u16, String)> {
-        let mut stream = UnixStream::connect(&self.socket).ok()?;
+        Self::post_to(&self.socket, path, body)
+    }
+
+    /// The same to a plugin that listens there.
+    ///
+    /// # Panics
+    /// When this process has no sockets.
+    #[must_use]
+    pub fn post_to(socket: &Path, path: &str, body: &str) -> Option<(u16, String)> {
+        let mut stream = UnixStream::connect(socket).ok()?;
         stream.set_read_timeout(Some(TIMEOUT)).expect("a time limit");
         let len = body.len();
         let head = format!(
@@ -261,12 +296,18 @@ impl Drop for DockerPlugin {
     }
 }
 
-fn spawn(dir: &Path, socket: &Path, args: &[String]) -> Child {
+fn spawn(dir: &Path, socket: &Path, args: &[String], passed: Option<&UnixListener>) -> Child {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(sheave()).arg("docker-plugin");
-    command.arg("--socket").arg(socket).args(args);
+    command.args(["--pdeathsig", "KILL", "--"]).stdin(Stdio::null());
+    if let Some(listener) = passed {
+        // The first socket that a manager passes is number 3.
+        let pass = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+        command.args(["sh", "-c", pass]);
+        command.stdin(OwnedFd::from(listener.try_clone().expect("a descriptor")));
+    }
+    command.arg(sheave()).arg("docker-plugin").arg("--socket").arg(socket).args(args);
     command.env("SHEAVE_RUNTIME_DIR", dir).env("SHEAVE_STATE_DIR", dir);
-    command.env("SHEAVE_LOG", "trace").stdin(Stdio::null());
+    command.env("SHEAVE_LOG", "trace");
     command.stderr(File::create(dir.join("docker.log")).expect("log file"));
     command.spawn().expect("setpriv (util-linux)")
 }
