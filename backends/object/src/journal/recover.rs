@@ -60,7 +60,7 @@ impl JournalDir {
         // Whatever a killed process has written and not flushed, is flushed now: a sync of later
         // segments will not reach it.
         for (_, file) in &chain {
-            file.worker.sync_data().map_err(|error| {
+            file.sync().map_err(|error| {
                 Error::from_io("flush", printable(&self.path).to_string(), error)
             })?;
         }

@@ -86,13 +86,23 @@ impl SegmentFile {
         Ok(page)
     }
 
+    /// Makes everything durable that is in it, also what another process has written.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::tests::note_sync(&self.worker);
+        self.worker.sync_data()
+    }
+
     /// Makes it a file that no segment uses.
     ///
     /// # Errors
     /// Errors of the file system.
     pub(super) fn clear(&self) -> io::Result<()> {
         self.worker.write_all_at(&[0; PAGE_BYTES], 0)?;
-        self.worker.sync_data()
+        self.sync()
     }
 }
 
