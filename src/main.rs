@@ -37,8 +37,10 @@ fn main() -> ExitCode {
     }
     let outcome = match cli::Cli::try_parse() {
         Ok(cli) => {
+            // Its devices are left to the next daemon, which opens their volumes.
+            let has_successor = matches!(cli.command, cli::Command::Daemon(_));
             let outcome = commands::run(cli.command);
-            close_object_volumes();
+            close_object_volumes(has_successor);
             // Without destructors: open volumes are of no more use.
             sheave_exec::end_all();
             outcome
@@ -63,8 +65,12 @@ fn main() -> ExitCode {
 }
 
 /// Writes to their stores what object volumes have in journals. What finds no time stays there.
-fn close_object_volumes() {
-    for (name, bytes) in sheave_object::close_all(DRAIN_TIMEOUT) {
+fn close_object_volumes(has_successor: bool) {
+    let left = match has_successor {
+        true => sheave_object::finish_closing(DRAIN_TIMEOUT),
+        false => sheave_object::close_all(DRAIN_TIMEOUT),
+    };
+    for (name, bytes) in left {
         log::last_line(&format!(
             "sheave: {name}: {bytes} bytes are not in its store yet; they are safe in the journal \
              of this node, which the next opening of the volume here takes up"

@@ -48,4 +48,4 @@ pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place,
 pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};
 pub use life::Info;
 pub use store::{Created, Store, StoreError, StoreErrorKind};
-pub use volume::{ObjectVolume, Tuning, close_all};
+pub use volume::{ObjectVolume, Tuning, close_all, finish_closing};

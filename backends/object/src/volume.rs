@@ -210,22 +210,27 @@ impl Engine {
 /// most. Returns the names of volumes that are not there yet, with the bytes that their buckets
 /// lack, which stay safe in the journals of this node.
 pub fn close_all(within: Duration) -> Vec<(String, u64)> {
-    let until = Instant::now() + within;
-    let mut open = open_volumes();
-    let engines: Vec<_> = open.clone();
-    drop(open);
+    // Not with the list locked: a volume may end by this.
+    let engines = open_volumes().clone();
     engines.iter().for_each(|engine| engine.with(Front::close));
-    open = open_volumes();
-    while !open.is_empty()
+    finish_closing(within)
+}
+
+/// As [`close_all`], but leaves those open that are still in use, as a killed process does: a
+/// successor of this process goes on with them at once.
+pub fn finish_closing(within: Duration) -> Vec<(String, u64)> {
+    let until = Instant::now() + within;
+    let is_closing = |engine: &&Arc<Engine>| engine.with(|front| front.is_closing());
+    let mut open = open_volumes();
+    while open.iter().any(|engine| is_closing(&engine))
         && let Some(left) = until.checked_duration_since(Instant::now())
     {
         open = HAS_CLOSED.wait_timeout(open, left).unwrap_or_else(PoisonError::into_inner).0;
     }
-    let left = open.clone();
+    let left: Vec<_> = open.iter().filter(is_closing).cloned().collect();
     drop(open);
-    left.iter()
-        .map(|engine| (engine.name.to_string(), engine.with(|front| front.lag_bytes())))
-        .collect()
+    let lag = |engine: &Arc<Engine>| engine.with(|front| front.lag_bytes());
+    left.iter().map(|engine| (engine.name.to_string(), lag(engine))).collect()
 }
 
 /// Waits until an earlier use of the volume has ended.
