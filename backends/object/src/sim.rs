@@ -54,10 +54,10 @@ fn run(seed: u64, turns: u64, rules: Rules) -> Result<Seen, String> {
 }
 
 /// Runs of consecutive seeds; the violations that they found.
-fn runs(seeds: std::ops::Range<u64>, turns: u64, rules: Rules) -> (Seen, Vec<String>) {
+fn runs(seeds: std::ops::Range<u64>, turns: u64) -> (Seen, Vec<String>) {
     let (mut all, mut violations) = (Seen::default(), Vec::new());
     for seed in seeds {
-        match run(seed, turns, rules) {
+        match run(seed, turns, Rules::ALL) {
             Ok(seen) => {
                 all.openings += seen.openings;
                 all.acknowledged += seen.acknowledged;
@@ -77,26 +77,29 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn one_opening_at_most_commits() {
-    let (seen, violations) = runs(seeds(200), 3000, Rules::ALL);
+    let (seen, violations) = runs(seeds(100), 3000);
     assert!(violations.is_empty(), "{violations:?}");
-    let is_busy = seen.openings > 400 && seen.acknowledged > 2000;
+    let is_busy = seen.openings > 200 && seen.acknowledged > 1000;
     assert!(is_busy || std::env::var_os("SHEAVE_SIM_SEEDS").is_some(), "{seen:?}");
+}
+
+/// Whether one of the runs sees two openings that commit.
+fn is_noticed(rules: Rules) -> bool {
+    let is_meant = |why: String| why.contains("acknowledge") || why.contains("cut off");
+    (0..400).any(|seed| run(seed, 3000, rules).is_err_and(is_meant))
 }
 
 #[test]
 fn without_claiming_first_it_is_noticed() {
-    let (_, violations) = runs(0..200, 3000, Rules { claims_first: false, ..Rules::ALL });
-    assert!(violations.iter().any(|why| why.contains("acknowledge") || why.contains("cut off")));
+    assert!(is_noticed(Rules { claims_first: false, ..Rules::ALL }));
 }
 
 #[test]
 fn without_the_second_listing_it_is_noticed() {
-    let (_, violations) = runs(0..200, 3000, Rules { lists_again: false, ..Rules::ALL });
-    assert!(violations.iter().any(|why| why.contains("acknowledge") || why.contains("cut off")));
+    assert!(is_noticed(Rules { lists_again: false, ..Rules::ALL }));
 }
 
 #[test]
 fn with_claims_that_are_deleted_it_is_noticed() {
-    let (_, violations) = runs(0..200, 3000, Rules { keeps_claims: false, ..Rules::ALL });
-    assert!(violations.iter().any(|why| why.contains("acknowledge") || why.contains("cut off")));
+    assert!(is_noticed(Rules { keeps_claims: false, ..Rules::ALL }));
 }
