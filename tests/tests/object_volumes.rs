@@ -120,7 +120,7 @@ fn a_volume_is_made_described_and_deleted() {
     }
     store.create("vol", "2G");
     assert_ne!(store.info("vol")["uuid"], info["uuid"]);
-    assert_eq!(store.info("vol")["size_bytes"], 2 << 30);
+    assert_eq!(store.info("vol")["size_bytes"], 2_u64 << 30);
 }
 
 #[test]

@@ -37,10 +37,13 @@ impl DirVolume {
     /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be,
     /// and those of the file system.
     pub fn create(&self, size_bytes: u64) -> Result<()> {
+        let requests = self.requests();
         if !size_bytes.is_multiple_of(BLOCK_BYTES) {
             let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
-            return Err(self.requests().error(ErrorKind::Invalid, "create", "", &why));
+            return Err(requests.error(ErrorKind::Invalid, "create", "", &why));
         }
+        // Before anything is made.
+        life::check_size(&requests, size_bytes / BLOCK_BYTES)?;
         self.store().make()?;
         let new = NewVolume {
             volume: VolumeId(Uuid::now_v7().into_bytes()),
@@ -48,7 +51,7 @@ impl DirVolume {
             node: node(),
             size: size_bytes / BLOCK_BYTES,
         };
-        block_on(life::create(&self.requests(), &new)).map(drop)
+        block_on(life::create(&requests, &new)).map(drop)
     }
 
     /// Describes it; it may be open.

@@ -31,10 +31,7 @@ pub struct NewVolume {
 /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be, and
 /// those of the store.
 pub async fn create(requests: &Requests, new: &NewVolume) -> Result<Root> {
-    if !(1..=SIZE_MAX).contains(&new.size) {
-        let why = format!("a size of {} blocks cannot be; write --size 10G", new.size);
-        return Err(requests.error(ErrorKind::Invalid, "create", "", &why));
-    }
+    check_size(requests, new.size)?;
     let exists = || {
         let why = "there is a volume already; delete it, or choose another name";
         requests.error(ErrorKind::Exists, "create", "", why)
@@ -53,6 +50,15 @@ pub async fn create(requests: &Requests, new: &NewVolume) -> Result<Root> {
         Some(_) => None,
     };
     is_made.ok_or_else(exists)
+}
+
+/// Refuses a size that cannot be.
+pub(crate) fn check_size(requests: &Requests, size: Blocks) -> Result<()> {
+    if (1..=SIZE_MAX).contains(&size) {
+        return Ok(());
+    }
+    let why = format!("a size of {size} blocks cannot be; write --size 10G");
+    Err(requests.error(ErrorKind::Invalid, "create", "", &why))
 }
 
 /// A volume that was closed and never written.
