@@ -1,5 +1,5 @@
-//! Object volumes as devices of `sheave daemon`, on a stand-in for a kernel: a daemon that is killed
-//! or gives way leaves them to the next one, with all that was written.
+//! Object volumes as devices of `sheave daemon`, on a stand-in for a kernel: a daemon that is
+//! killed or gives way leaves them to the next one, with all that was written.
 
 use std::time::Duration;
 

@@ -50,7 +50,9 @@ impl Store {
     /// The log objects of a volume, in order.
     fn objects(&self, name: &str) -> Vec<PathBuf> {
         let entries = |dir: &Path| {
-            let found = fs::read_dir(dir).expect("a directory").map(|entry| entry.unwrap().path());
+            let found = fs::read_dir(dir)
+                .expect("a directory")
+                .map(|entry| entry.expect("an entry").path());
             let mut found: Vec<_> = found.collect();
             found.sort();
             found
