@@ -54,6 +54,15 @@ impl Trace {
         Self::attach(pid, &[&format!("--trace={STEPS}")], dir)
     }
 
+    /// The same, and the programs that it starts.
+    ///
+    /// # Panics
+    /// When strace cannot be attached.
+    #[must_use]
+    pub fn record_programs(pid: u32, dir: &Path) -> Self {
+        Self::attach(pid, &[&format!("--trace=execve,{STEPS}")], dir)
+    }
+
     fn attach(pid: u32, args: &[&str], dir: &Path) -> Self {
         let (output, errors) = (dir.join("strace"), dir.join("strace.err"));
         let strace = Command::new("setpriv")
