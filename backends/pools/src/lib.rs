@@ -11,6 +11,7 @@ mod nbd;
 mod pool;
 mod record;
 mod sharing;
+mod unrecorded;
 
 pub use catalog::{Listed, PoolConfig, Pools, Site, VolumeId};
 pub use file::{FilePool, Limits};

@@ -1,8 +1,7 @@
 //! A pool that is a list: volumes that the configuration names one by one, wherever they are.
 //!
-//! They were there before, and nothing keeps records of them, so they are as the exports of an NBD
-//! server: never formatted, and which node may use one is left to the orchestrator
-//! (docs/decisions/0017). The id of a volume is made from its name, so it stays the same.
+//! They were there before, and nothing keeps records of them. The id of a volume is made from its
+//! name, so it stays the same.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -16,10 +15,8 @@ use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_volumes::VolumeSpec;
 use uuid::Uuid;
 
-use crate::pool::{
-    Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange,
-};
-use crate::record::{Publication, Record};
+use crate::pool::{Found, Key, NewVolume, PoolInfo};
+use crate::unrecorded::{self, Unrecorded};
 
 /// What ids are made with.
 const LISTED: Uuid = Uuid::from_u128(0x91d6_2c0e_5b7a_4e0b_9a55_06f3_c2d8_1b4e);
@@ -42,8 +39,7 @@ struct Entry {
 
 impl ListPool {
     /// The volumes with these names and VOLUME texts, which the operator of this node has written.
-    /// With `trusts_attacher` they may be written for an orchestrator: then it alone keeps two
-    /// nodes from doing it at once.
+    /// With `trusts_attacher` they may be written for an orchestrator.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] with what is wrong with one of them.
@@ -75,23 +71,7 @@ impl ListPool {
             let (name, text) = (name.clone(), text.clone());
             volumes.insert(uuid, Entry { name, text, spec, starts_program });
         }
-        let exclusion = match trusts_attacher {
-            true => Exclusion::Attacher,
-            false => Exclusion::Readers,
-        };
-        let info = PoolInfo {
-            name: pool.to_owned(),
-            is_local: false,
-            can_create: false,
-            can_share_writers: false,
-            exclusion,
-            default_size: 0,
-        };
-        Ok(Self { info, volumes })
-    }
-
-    fn find(&self, uuid: Uuid) -> Result<&Entry> {
-        self.volumes.get(&uuid).ok_or_else(|| self.not_found(&uuid.to_string()))
+        Ok(Self { info: unrecorded::info(pool, trusts_attacher), volumes })
     }
 
     fn not_found(&self, what: &str) -> Error {
@@ -102,35 +82,22 @@ impl ListPool {
         );
         Error::new(ErrorKind::NotFound, "find", why)
     }
-
-    fn elsewhere<T>(&self, op: &'static str) -> Result<T> {
-        let why = format!(
-            "the configuration lists the volumes of pool {}: they are made, changed and deleted \
-             where they are",
-            self.info.name
-        );
-        Err(Error::new(ErrorKind::Unsupported, op, why))
-    }
 }
 
-impl Pool for ListPool {
+impl Unrecorded for ListPool {
     fn info(&self) -> &PoolInfo {
         &self.info
     }
 
-    fn capacity(&self) -> Result<Capacity> {
-        Ok(Capacity { available: Some(0), size_max: SIZE_MAX, size_min: SIZE_MIN })
+    fn elsewhere(&self) -> String {
+        format!(
+            "the configuration lists the volumes of pool {}: they are made, changed and deleted \
+             where they are",
+            self.info.name
+        )
     }
 
-    fn create(&self, _: &NewVolume) -> Result<Found> {
-        self.elsewhere("create")
-    }
-
-    fn delete(&self, _: Uuid) -> Result<()> {
-        self.elsewhere("delete")
-    }
-
-    fn get(&self, key: Key<'_>) -> Result<Found> {
+    fn find(&self, key: Key<'_>) -> Result<Found> {
         let uuid = match key {
             Key::Uuid(uuid) => uuid,
             Key::Name(name) => Uuid::new_v5(&LISTED, name.as_bytes()),
@@ -142,60 +109,26 @@ impl Pool for ListPool {
         }
     }
 
-    fn list(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>> {
+    fn page(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>> {
         let page = self.volumes.iter().filter(|(uuid, _)| behind.is_none_or(|of| **uuid > of));
         Ok(page.take(max).map(|(uuid, entry)| entry.found(*uuid)).collect())
     }
 
-    fn resize(&self, uuid: Uuid, wanted: SizeRange) -> Result<Found> {
-        let found = self.find(uuid)?.found(uuid);
-        if wanted.has(found.size) { Ok(found) } else { self.elsewhere("resize") }
-    }
-
-    fn update(&self, _: Uuid, _: &mut dyn FnMut(&mut Record) -> Result<()>) -> Result<Found> {
-        self.elsewhere("set")
-    }
-
-    fn publish(&self, uuid: Uuid, wanted: &Publication, _: bool) -> Result<u64> {
-        self.find(uuid)?;
-        self.info.check_writer("publish", wanted.read_only)?;
-        Ok(0)
-    }
-
-    fn unpublish(&self, _: Uuid, _: Option<&str>, _: bool) -> Result<()> {
-        Ok(())
-    }
-
-    fn check_blank(&self, _: Uuid) -> Result<()> {
-        self.elsewhere("format")
-    }
-
-    fn begin_writing(&self, _: Uuid) -> Result<()> {
-        Ok(())
-    }
-
-    fn check_writer(&self, _: Uuid) -> Result<()> {
-        Ok(())
-    }
-
-    fn text(&self, uuid: Uuid) -> String {
+    fn text_of(&self, uuid: Uuid) -> String {
         self.volumes.get(&uuid).map_or_else(|| uuid.to_string(), |entry| entry.text.clone())
     }
 
-    fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
+    fn uuid_of(&self, text: &str) -> Option<Uuid> {
         self.volumes.iter().find(|(_, entry)| entry.text == text).map(|(uuid, _)| *uuid)
     }
 }
 
 impl Entry {
     fn found(&self, uuid: Uuid) -> Found {
-        let record = Record { never_format: true, ..Record::new(uuid, &self.name) };
+        let record = unrecorded::record(uuid, &self.name);
         match self.size() {
             Ok(size) => Found { record, size, trouble: None },
-            Err(error) => {
-                let trouble = Some(format!("its size is not known: {error}"));
-                Found { record, size: 0, trouble }
-            }
+            Err(error) => unrecorded::without_size(record, &error),
         }
     }
 
@@ -222,6 +155,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Pool as _;
 
     fn pool(volumes: &[(&str, &str)], trusts_attacher: bool) -> Result<ListPool> {
         let volumes = volumes.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));

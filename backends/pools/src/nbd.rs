@@ -1,9 +1,8 @@
 //! A pool that is an NBD server: its exports are volumes, which are made, deleted and made longer
 //! there.
 //!
-//! A server keeps nothing for us, so such volumes have no records: they are never formatted, and
-//! which node may use one is left to the orchestrator (docs/decisions/0017). The id of a volume is
-//! made from the name of its export, so it stays the same.
+//! A server keeps nothing for us, so such volumes have no records. The id of a volume is made from
+//! the name of its export, so it stays the same.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,10 +12,9 @@ use sheave_core::{Error, ErrorKind, Result, percent_decode, percent_encode, prin
 use sheave_volumes::{NbdServer, VolumeSpec};
 use uuid::Uuid;
 
-use crate::pool::{
-    Capacity, Exclusion, Found, Key, NewVolume, Pool, PoolInfo, SIZE_MAX, SIZE_MIN, SizeRange,
-};
-use crate::record::{Publication, Record};
+use crate::pool::{Found, Key, PoolInfo};
+use crate::record::Record;
+use crate::unrecorded::{self, Unrecorded};
 
 /// What ids are made with.
 const EXPORTS: Uuid = Uuid::from_u128(0x4c1f_83d6_02be_4f57_a6a9_7d10_3be8_52c7);
@@ -35,8 +33,8 @@ pub struct NbdPool {
 }
 
 impl NbdPool {
-    /// The server of this URL, which names no export. With `trusts_attacher` pods may write: then
-    /// the orchestrator alone keeps two nodes from doing it at once.
+    /// The server of this URL, which names no export. With `trusts_attacher` its exports may be
+    /// written for an orchestrator.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] with what is wrong with the URL.
@@ -50,19 +48,8 @@ impl NbdPool {
         let location = location.trim_end_matches('/');
         // `nbd+unix:` has no host.
         let slashes = if location.ends_with(':') { "///" } else { "/" };
-        let info = PoolInfo {
-            name: name.to_owned(),
-            is_local: false,
-            can_create: false,
-            can_share_writers: false,
-            exclusion: match trusts_attacher {
-                true => Exclusion::Attacher,
-                false => Exclusion::Readers,
-            },
-            default_size: 0,
-        };
         Ok(Self {
-            info,
+            info: unrecorded::info(name, trusts_attacher),
             location: format!("{location}{slashes}"),
             query: query.to_owned(),
             server,
@@ -87,7 +74,7 @@ impl NbdPool {
     }
 
     fn record(&self, name: &str) -> Record {
-        Record { never_format: true, ..Record::new(self.seen(name), name) }
+        unrecorded::record(self.seen(name), name)
     }
 
     /// The exports that have names.
@@ -105,34 +92,21 @@ impl NbdPool {
         );
         Error::new(ErrorKind::NotFound, "find", why)
     }
-
-    fn elsewhere<T>(&self, op: &'static str) -> Result<T> {
-        let why = format!(
-            "pool {} is an NBD server: its exports are made, changed and deleted there",
-            self.info.name
-        );
-        Err(Error::new(ErrorKind::Unsupported, op, why))
-    }
 }
 
-impl Pool for NbdPool {
+impl Unrecorded for NbdPool {
     fn info(&self) -> &PoolInfo {
         &self.info
     }
 
-    fn capacity(&self) -> Result<Capacity> {
-        Ok(Capacity { available: Some(0), size_max: SIZE_MAX, size_min: SIZE_MIN })
+    fn elsewhere(&self) -> String {
+        format!(
+            "pool {} is an NBD server: its exports are made, changed and deleted there",
+            self.info.name
+        )
     }
 
-    fn create(&self, _: &NewVolume) -> Result<Found> {
-        self.elsewhere("create")
-    }
-
-    fn delete(&self, _: Uuid) -> Result<()> {
-        self.elsewhere("delete")
-    }
-
-    fn get(&self, key: Key<'_>) -> Result<Found> {
+    fn find(&self, key: Key<'_>) -> Result<Found> {
         let name = match key {
             Key::Name(name) if !name.is_empty() => name.to_owned(),
             Key::Name(name) => return Err(self.not_found(name)),
@@ -148,72 +122,38 @@ impl Pool for NbdPool {
         self.found(&name, ANSWER_MAX)
     }
 
-    fn list(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>> {
+    fn page(&self, behind: Option<Uuid>, max: usize) -> Result<Vec<Found>> {
         let begun = Instant::now();
         let names = self.exports()?.into_iter().map(|name| (self.seen(&name), name));
         let names: BTreeMap<_, _> = names.collect();
         let page = names.iter().filter(|(uuid, _)| behind.is_none_or(|behind| **uuid > behind));
         let found = |name: &String| {
             let left = ANSWER_MAX.saturating_sub(begun.elapsed());
-            let unknown = |error| Found {
-                record: self.record(name),
-                size: 0,
-                trouble: Some(format!("its size is not known: {error}")),
-            };
-            self.found(name, left).unwrap_or_else(unknown)
+            let found = self.found(name, left);
+            found.unwrap_or_else(|error| unrecorded::without_size(self.record(name), &error))
         };
         Ok(page.take(max).map(|(_, name)| found(name)).collect())
     }
 
-    fn resize(&self, uuid: Uuid, wanted: SizeRange) -> Result<Found> {
-        let found = self.get(Key::Uuid(uuid))?;
-        if wanted.has(found.size) { Ok(found) } else { self.elsewhere("resize") }
-    }
-
-    fn update(&self, _: Uuid, _: &mut dyn FnMut(&mut Record) -> Result<()>) -> Result<Found> {
-        self.elsewhere("set")
-    }
-
-    fn publish(&self, uuid: Uuid, wanted: &Publication, _: bool) -> Result<u64> {
-        self.get(Key::Uuid(uuid))?;
-        self.info.check_writer("publish", wanted.read_only)?;
-        Ok(0)
-    }
-
-    fn unpublish(&self, _: Uuid, _: Option<&str>, _: bool) -> Result<()> {
-        Ok(())
-    }
-
-    fn check_blank(&self, _: Uuid) -> Result<()> {
-        self.elsewhere("format")
-    }
-
-    fn begin_writing(&self, _: Uuid) -> Result<()> {
-        Ok(())
-    }
-
-    fn check_writer(&self, _: Uuid) -> Result<()> {
-        Ok(())
-    }
-
-    fn text(&self, uuid: Uuid) -> String {
+    fn text_of(&self, uuid: Uuid) -> String {
         let name = self.names().get(&uuid).cloned().unwrap_or_else(|| uuid.to_string());
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '~');
         let name = percent_encode(name.as_bytes(), is_plain);
         format!("{}{name}{}", self.location, self.query)
     }
 
-    fn uuid_of_text(&self, text: &str) -> Option<Uuid> {
+    fn uuid_of(&self, text: &str) -> Option<Uuid> {
         let name = text.strip_prefix(&self.location)?.strip_suffix(&self.query)?;
         let name = percent_decode(name)?;
         let uuid = self.seen(std::str::from_utf8(&name).ok()?);
-        (self.text(uuid) == text).then_some(uuid)
+        (self.text_of(uuid) == text).then_some(uuid)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::{NewVolume, Pool as _, SizeRange};
 
     fn pool(url: &str) -> NbdPool {
         NbdPool::new("remote", url, false).unwrap()
