@@ -156,13 +156,15 @@ impl Daemon {
         self.publish(volume, node, read_only, claim)
     }
 
-    /// Ends the publication to a node that has this claim. One of another claim is left.
+    /// Ends the publication to a node that has this claim. Done if there is none; one of another
+    /// claim is left.
     ///
     /// # Errors
-    /// As for [`Self::unpublish`].
+    /// [`Kind::Refused`] while the volume is a device of that node.
     pub fn unpublish_here(&self, id: &str, node: &str, claim: &str) -> Result<()> {
         let (id, node, claim) = (id.to_owned(), node.to_owned(), Some(claim.to_owned()));
-        self.end(UnpublishVolumeRequest { id, node, claim })
+        let request = UnpublishVolumeRequest { id, node, claim };
+        self.wait(CALL_TIMEOUT, self.volumes().unpublish_volume(request)).map(drop)
     }
 
     /// The name of the only pool.
@@ -203,19 +205,6 @@ impl Daemon {
         let mut pools = self.pools()?.into_iter().filter(|of| of.name == pool);
         let can_share = pools.any(|of| of.mount_modes.contains(&shared.into()));
         Ok(if can_share { shared } else { AccessMode::SingleNodeReaderOnly })
-    }
-
-    /// Ends the publication to a node. Done if there is none.
-    ///
-    /// # Errors
-    /// [`Kind::Refused`] while the volume is a device of that node.
-    pub fn unpublish(&self, id: &str, node: &str) -> Result<()> {
-        let (id, node) = (id.to_owned(), node.to_owned());
-        self.end(UnpublishVolumeRequest { id, node, claim: None })
-    }
-
-    fn end(&self, publication: UnpublishVolumeRequest) -> Result<()> {
-        self.wait(CALL_TIMEOUT, self.volumes().unpublish_volume(publication)).map(drop)
     }
 
     /// The ids of volumes that are published to a node by this claim.
