@@ -134,8 +134,8 @@ pub async fn delete(
             is_made = put_above(requests, &newest, &tombstone).await?;
         }
         if is_made {
-            delete_below(requests, keys::LOGS, "").await?;
-            return delete_below(requests, keys::ROOTS, &keys::root(tombstone.number)).await;
+            delete_epochs(requests, tombstone.author.epoch).await?;
+            return delete_roots(requests, &keys::root(tombstone.number)).await;
         }
     }
     let why = "others open it at the same time; try again";
@@ -153,11 +153,32 @@ fn check_closed(requests: &Requests, newest: &Root, take_over: bool) -> Result<(
     Err(requests.error(ErrorKind::Busy, "delete", "", &why))
 }
 
-/// Deletes all objects of a prefix behind a key.
-async fn delete_below(requests: &Requests, prefix: &str, after: &str) -> Result<()> {
-    let mut after = after.to_owned();
+/// Deletes the log objects of epochs up to one. Those of later ones are of a volume that was made
+/// at this place since: this deletion may have been stopped for long.
+async fn delete_epochs(requests: &Requests, last: Epoch) -> Result<()> {
+    let mut after = String::new();
     loop {
-        let listed = requests.list(prefix, &after, LISTED_MAX).await?;
+        let listed = requests.list(keys::LOGS, &after, LISTED_MAX).await?;
+        for object in &listed {
+            match keys::log_place(&object.key) {
+                Some((epoch, _)) if epoch > last => return Ok(()),
+                Some(_) => requests.delete(&object.key).await?,
+                // It is no log object.
+                None => {}
+            }
+        }
+        match listed.into_iter().next_back() {
+            Some(last) => after = last.key,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Deletes the roots that are older than one.
+async fn delete_roots(requests: &Requests, newest: &str) -> Result<()> {
+    let mut after = newest.to_owned();
+    loop {
+        let listed = requests.list(keys::ROOTS, &after, LISTED_MAX).await?;
         for object in &listed {
             requests.delete(&object.key).await?;
         }

@@ -357,3 +357,27 @@ fn a_deleted_volume_is_gone_and_can_be_made_again() {
     assert!(bucket.read(&opened, 0, 2).unwrap() == filled(&[(1, 0), (1, 4)]));
     assert_eq!(opened.volume, volume);
 }
+
+#[test]
+fn a_deletion_that_was_stopped_leaves_a_volume_made_since_alone() {
+    let bucket = Bucket::new();
+    bucket.write(&FakeJournal::default(), &[&[(0, 1, 1)], &[(1, 1, 1)]], true);
+    let mut deletion =
+        std::pin::pin!(life::delete(&bucket.requests, (Incarnation([3; 16]), "b"), false));
+    let is_deleted = || {
+        let newest = block_on(find_any(&bucket.requests)).unwrap().unwrap();
+        newest.state == crate::format::State::Deleted
+    };
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    while !is_deleted() {
+        assert!(deletion.as_mut().poll(&mut cx).is_pending());
+    }
+    let volume = VolumeId([9; 16]);
+    block_on(life::create(&bucket.requests, &NewVolume { volume, ..new_volume() })).unwrap();
+    bucket.write(&FakeJournal::default(), &[&[(1, 1, 4)]], true);
+    block_on(deletion).unwrap();
+    let opened = bucket.open(FakeJournal::default(), false).unwrap();
+    assert!(bucket.read(&opened, 0, 2).unwrap() == filled(&[(1, 0), (1, 4)]));
+    let logs = bucket.store.keys().into_iter().filter(|key| key.starts_with(keys::LOGS));
+    assert_eq!(logs.count(), 1, "those of the deleted volume are gone");
+}
