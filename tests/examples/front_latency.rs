@@ -1,5 +1,6 @@
-//! How long calls of Docker's plugin and of the FlexVolume driver take, with devices of the stand-in
-//! for a kernel: `SHEAVE_BIN=target/release/sheave cargo run -p sheave-tests --example front_latency`.
+//! How long calls of Docker's plugin and of the FlexVolume driver take, with devices of the
+//! stand-in for a kernel: `SHEAVE_BIN=target/release/sheave cargo run -p sheave-tests --example
+//! front_latency`.
 
 use std::env;
 use std::process::{Command, ExitCode};
