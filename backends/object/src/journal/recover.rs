@@ -53,7 +53,7 @@ impl JournalDir {
         }
         // Those that the bucket has altogether.
         let needed = chain.iter().rposition(|(header, _)| header.first <= committed.next());
-        free.extend(chain.drain(..needed.unwrap_or(0)).map(|(_, file)| file));
+        let mut done: Vec<_> = chain.drain(..needed.unwrap_or(0)).map(|(_, file)| file).collect();
         let mut records = Vec::new();
         let replayed = replay(&chain, committed, |record| records.push(record));
         let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
@@ -72,8 +72,16 @@ impl JournalDir {
         for (header, file) in chain {
             match last_of(header.number).filter(|last| *last > committed) {
                 Some(last) => held.push((Segment::new(file, header), last)),
-                None => free.push(file),
+                None => done.push(file),
             }
+        }
+        // Records behind the end of this journal must never count, whatever becomes of the segments
+        // that are begun now: LSNs go on where the journal ends.
+        for file in done {
+            file.clear().map_err(|error| {
+                Error::from_io("clear", printable(&self.path).to_string(), error)
+            })?;
+            free.push(file);
         }
         records.retain(|record| record.lsn > committed);
         let next = next.max(committed.next());

@@ -2,6 +2,7 @@
 //! synced.
 
 mod damage;
+mod tails;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

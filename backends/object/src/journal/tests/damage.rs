@@ -24,7 +24,7 @@ impl Disk {
         used[page * PAGE_BYTES + 100] ^= 1;
     }
 
-    fn recover(&self, committed: Lsn) -> Result<Recovered> {
+    pub(super) fn recover(&self, committed: Lsn) -> Result<Recovered> {
         JournalDir::open(self.to_dir().path(), SIZE)?.recover(VOLUME, committed)
     }
 }
