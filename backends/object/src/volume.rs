@@ -145,11 +145,18 @@ pub(crate) struct Parts {
     pub(crate) tuning: Tuning,
 }
 
-/// What the journal has, with room for more.
-fn recover(journal: &JournalDir, volume: VolumeId, committed: Lsn) -> Result<Recovered> {
+/// What the journal has, with room for more. Without such room writes wait until the bucket has
+/// what is in the journal, as they do later.
+pub(crate) fn recover(journal: &JournalDir, volume: VolumeId, committed: Lsn) -> Result<Recovered> {
     let mut recovered = journal.recover(volume, committed)?;
-    if recovered.free.is_empty() {
-        recovered.free.push(journal.make_segment()?);
+    if recovered.free.is_empty() && recovered.held.len() < journal.segments_max() {
+        match journal.make_segment() {
+            Ok(file) => recovered.free.push(file),
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "the journal has no room, so writes wait");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(recovered)
 }
