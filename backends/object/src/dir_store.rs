@@ -29,6 +29,8 @@ use crate::threads::{run_read, run_write};
 
 /// Where files are until they have their names. No key begins with it.
 const UNFINISHED: &str = "tmp";
+/// What a directory of a volume always has: its newest root is never deleted.
+const MARK: &str = "root";
 
 /// A directory of objects.
 #[derive(Clone, Debug)]
@@ -49,17 +51,33 @@ impl DirStore {
     /// # Errors
     /// What the file system says.
     pub fn make(&self) -> Result<()> {
-        let made = match fs::create_dir(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => sheave_durable::sync_parent(&self.dir),
+        let make = || {
+            make_dir(&self.dir)?;
+            make_dir(&self.dir.join(MARK))
         };
-        made.map_err(|error| {
+        make().map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::NotFound => ": the directory above it must exist",
                 _ => "",
             };
             Error::from_io("make", format!("{}{hint}", printable(&*self.dir)), error)
         })
+    }
+
+    /// Checks that this is the directory that [`Self::make`] has made. Another one may be there: the
+    /// mount point of its file system, which is gone for now. What was made there would be lost.
+    fn check_there(&self) -> io::Result<()> {
+        match self.dir.join(MARK).symlink_metadata() {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let why = format!(
+                    "{} has no volume now; if its file system is not mounted, mount it",
+                    printable(&*self.dir)
+                );
+                Err(io::Error::other(why))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes files that killed processes have left unfinished.
@@ -92,7 +110,7 @@ impl DirStore {
     /// # Errors
     /// What the file system says.
     pub fn remove_if_empty(&self) -> Result<()> {
-        for name in [UNFINISHED, "log", "root"] {
+        for name in [UNFINISHED, "log", MARK] {
             let _ = fs::remove_dir(self.dir.join(name));
         }
         match fs::remove_dir(&self.dir) {
@@ -111,8 +129,11 @@ impl DirStore {
         };
         let made = made.map_err(|error| failed(key, &error))?;
         step();
-        // Of one that exists, another process may not have done it.
-        sheave_durable::sync_parent(&path).map_err(|error| {
+        // Of one that exists, another process may not have done it. Opening may fail in passing; a
+        // flush that failed does not, since the next one would succeed without the name.
+        let parent = path.parent().unwrap_or(&self.dir);
+        let parent = File::open(parent).map_err(|error| failed(key, &error))?;
+        parent.sync_all().map_err(|error| {
             let why = format!("cannot flush the directory of {key}: {error}");
             StoreError::new(StoreErrorKind::Broken, why)
         })?;
@@ -156,6 +177,7 @@ impl DirStore {
             let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
             let file = match made {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.check_there()?;
                     make_dir(&dir)?;
                     continue;
                 }
@@ -170,6 +192,7 @@ impl DirStore {
 
     /// Makes the directories between the store's, which must exist, and a file's.
     fn make_parents(&self, path: &Path) -> io::Result<()> {
+        self.check_there()?;
         let below = path.parent().and_then(|parent| parent.strip_prefix(&self.dir).ok());
         let mut dir = self.dir.to_path_buf();
         for name in below.into_iter().flatten() {
@@ -189,7 +212,14 @@ impl DirStore {
             Ok(data.into())
         };
         read().map_err(|error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError::new(StoreErrorKind::NotFound, key),
+            io::ErrorKind::NotFound => match self.check_there() {
+                Ok(()) => StoreError::new(StoreErrorKind::NotFound, key),
+                Err(error) => failed(key, &error),
+            },
+            // The disk has lost it: no try will bring it back.
+            _ if Errno::from_io_error(&error) == Some(Errno::IO) => {
+                StoreError::new(StoreErrorKind::Broken, format!("{key}: {error}"))
+            }
             _ => failed(key, &error),
         })
     }
@@ -200,14 +230,13 @@ impl DirStore {
         self.collect(below, &mut keys).map_err(|error| failed(prefix, &error))?;
         keys.retain(|key| key.starts_with(prefix) && key.as_str() > after);
         keys.sort_unstable();
-        keys.truncate(max);
         let len = |key: &String| self.path(key).metadata().ok().map(|found| found.len());
         // One that is gone by now was deleted.
         let found = keys.into_iter().filter_map(|key| {
             let bytes = len(&key)?;
             Some(Listed { key, bytes })
         });
-        Ok(found.collect())
+        Ok(found.take(max).collect())
     }
 
     /// All keys below a directory, which are on stable storage then.
@@ -228,6 +257,10 @@ impl DirStore {
                 continue;
             }
             let key = if below.is_empty() { name } else { format!("{below}/{name}") };
+            // Something else has made it, under a name that no object has.
+            if self.path(&key) != entry.path() {
+                continue;
+            }
             let is_dir = entry.file_type()?.is_dir();
             if is_dir { dirs.push(key) } else { keys.push(key) }
         }
@@ -331,138 +364,4 @@ fn failed(key: &str, error: &io::Error) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::env;
-    use std::os::unix::process::ExitStatusExt as _;
-    use std::process::Command;
-
-    use super::*;
-    use crate::threads::block_on;
-
-    /// Names the step and the directory of a child that dies.
-    const CHILD: &str = "SHEAVE_DIR_STORE_CHILD";
-    const SIGABRT: i32 = 6;
-
-    fn store(dir: &Path) -> DirStore {
-        let store = DirStore::new(&dir.join("v"));
-        store.make().unwrap();
-        store
-    }
-
-    fn keys(store: &DirStore, prefix: &str, after: &str, max: usize) -> Vec<String> {
-        let listed = block_on(store.list(prefix, after, max)).unwrap();
-        listed.into_iter().map(|listed| listed.key).collect()
-    }
-
-    #[test]
-    fn an_object_is_made_once_and_read_in_ranges() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        let create = |body: &'static str| block_on(store.create("log/1/2", body.into())).unwrap();
-        assert_eq!(create("hello"), Created::Made);
-        assert_eq!(create("other"), Created::Exists);
-        let get = |range| block_on(store.get("log/1/2", range)).unwrap();
-        assert_eq!((get(0..5), get(1..3), get(3..99)), ("hello".into(), "el".into(), "lo".into()));
-        assert_eq!(get(7..9), "");
-        let missing = block_on(store.get("log/1/3", 0..1)).unwrap_err();
-        assert_eq!(missing.kind, StoreErrorKind::NotFound);
-        block_on(store.delete("log/1/2")).unwrap();
-        block_on(store.delete("log/1/2")).unwrap();
-        assert_eq!(create("again"), Created::Made, "its directory was deleted with it");
-        assert_eq!(fs::read_dir(dir.path().join("v/tmp")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn listings_are_sorted_by_the_bytes_of_keys() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        let mut all = ["b/1", "a/2", "a/1", "a-b/1", "a/10", "c/.x", "c/ä %", "c/d/e"];
-        for key in all {
-            assert_eq!(block_on(store.create(key, key.into())), Ok(Created::Made), "{key}");
-        }
-        all.sort_unstable();
-        assert_eq!(keys(&store, "", "", 99), all);
-        assert_eq!(keys(&store, "", "a/10", 3), all[3..6]);
-        assert_eq!(keys(&store, "a/", "", 99), ["a/1", "a/10", "a/2"]);
-        assert_eq!(keys(&store, "a/1", "a/1", 99), ["a/10"]);
-        assert_eq!(keys(&store, "x/", "", 99), [""; 0]);
-        let listed = block_on(store.list("c/ä", "", 1)).unwrap();
-        assert_eq!(listed, [Listed { key: "c/ä %".to_owned(), bytes: 6 }]);
-        assert!(dir.path().join("v/c/%2Ex").exists());
-    }
-
-    #[test]
-    fn of_many_creations_of_one_name_exactly_one_succeeds() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        for round in 0..50 {
-            let key = format!("root/{round}");
-            let bodies: Vec<_> = (0..8).map(|body: u8| Bytes::from(vec![body; 9])).collect();
-            let tries: Vec<_> =
-                bodies.iter().map(|body| store.create(&key, body.clone())).collect();
-            let made: Vec<_> = tries.into_iter().map(|made| block_on(made).unwrap()).collect();
-            let winners: Vec<_> = (0..8).filter(|at| made[*at] == Created::Made).collect();
-            assert_eq!(winners.len(), 1, "{made:?}");
-            assert_eq!(block_on(store.get(&key, 0..99)).unwrap(), bodies[winners[0]]);
-        }
-    }
-
-    #[test]
-    fn a_directory_that_is_gone_is_not_made_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        fs::remove_dir_all(dir.path().join("v")).unwrap();
-        let error = block_on(store.create("root/1", "x".into())).unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::Busy, "it may be mounted again");
-        assert!(!dir.path().join("v").exists());
-        let nowhere = DirStore::new(&dir.path().join("x/y")).make().unwrap_err();
-        assert_eq!(nowhere.kind(), sheave_core::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_sweep_leaves_what_is_being_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        let (path, file) = store.unfinished().unwrap();
-        store.sweep().unwrap();
-        assert!(path.exists());
-        drop(file);
-        store.sweep().unwrap();
-        assert!(!path.exists());
-    }
-
-    /// Not a test by itself: what the next test runs as a process of its own.
-    #[test]
-    fn child_of_the_crash_test() {
-        let Ok(task) = env::var(CHILD) else { return };
-        let (step, dir) = task.split_once(':').unwrap();
-        sheave_durable::on_step(step.parse().unwrap(), process::abort);
-        let store = DirStore::new(Path::new(dir));
-        store.create_now("log/1/1", &[7; 100]).unwrap();
-    }
-
-    #[test]
-    fn an_object_is_whole_or_absent_after_its_writer_was_killed_at_any_step() {
-        let mut found = Vec::new();
-        for step in 0.. {
-            let dir = tempfile::tempdir().unwrap();
-            let store = store(dir.path());
-            let mut child = Command::new(env::current_exe().unwrap());
-            child.args(["--exact", "dir_store::tests::child_of_the_crash_test"]);
-            let place = dir.path().join("v");
-            let output = child.env(CHILD, format!("{step}:{}", place.display())).output().unwrap();
-            let is_killed = output.status.signal() == Some(SIGABRT);
-            assert!(output.status.success() || is_killed, "{output:?}");
-            store.sweep().unwrap();
-            assert!(fs::read_dir(place.join(UNFINISHED)).map_or(0, Iterator::count) == 0);
-            let body = block_on(store.get("log/1/1", 0..999)).ok();
-            assert_eq!(keys(&store, "", "", 9).len(), usize::from(body.is_some()));
-            found.push(body.map(|body| body.len()));
-            if output.status.success() {
-                break;
-            }
-        }
-        let whole = Some(100);
-        assert_eq!(found, [None, None, whole, whole, whole, whole]);
-    }
-}
+mod tests;
