@@ -25,24 +25,31 @@ use sheave_core::{Error, Result, percent_decode, percent_encode, printable};
 use sheave_durable::step;
 
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
-use crate::threads::{run_read, run_write};
+use crate::threads::Threads;
 
 /// Where files are until they have their names. No key begins with it.
 const UNFINISHED: &str = "tmp";
 /// What a directory of a volume always has: its newest root is never deleted.
 const MARK: &str = "root";
+/// Threads for reads, and for writes.
+const THREADS_MAX: usize = 4;
 
 /// A directory of objects.
 #[derive(Clone, Debug)]
 pub struct DirStore {
     dir: Arc<Path>,
+    /// Reads do not wait for writes, which wait for the disk.
+    reads: Arc<Threads>,
+    writes: Arc<Threads>,
 }
 
 impl DirStore {
     /// A directory that exists, or will be made by [`DirStore::make`].
     #[must_use]
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.into() }
+        let [reads, writes] =
+            ["object-read", "object-write"].map(|name| Threads::new(name, THREADS_MAX));
+        Self { dir: dir.into(), reads, writes }
     }
 
     /// Makes the directory, if there is none, on stable storage. The one above it must exist, since
@@ -303,22 +310,22 @@ impl DirStore {
 impl Store for DirStore {
     fn create<'a>(&'a self, key: &'a str, body: Bytes) -> Answer<'a, Created> {
         let (store, key) = (self.clone(), key.to_owned());
-        Box::pin(run_write(move || store.create_now(&key, &body)))
+        Box::pin(self.writes.run(move || store.create_now(&key, &body)))
     }
 
     fn get<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         let (store, key) = (self.clone(), key.to_owned());
-        Box::pin(run_read(move || store.get_now(&key, range)))
+        Box::pin(self.reads.run(move || store.get_now(&key, range)))
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, max: usize) -> Answer<'a, Vec<Listed>> {
         let (store, prefix, after) = (self.clone(), prefix.to_owned(), after.to_owned());
-        Box::pin(run_read(move || store.list_now(&prefix, &after, max)))
+        Box::pin(self.reads.run(move || store.list_now(&prefix, &after, max)))
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
         let (store, key) = (self.clone(), key.to_owned());
-        Box::pin(run_write(move || store.delete_now(&key)))
+        Box::pin(self.writes.run(move || store.delete_now(&key)))
     }
 }
 

@@ -1,15 +1,22 @@
 //! Threads for calls that wait, such as those of a directory's files: their ends wake futures of
 //! any executor.
+//!
+//! A store that hangs keeps its threads. So each store has its own, and journals have others.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
-/// Threads of one kind, made when they are needed, which then stay.
-struct Threads {
+/// How long a thread waits for another call before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Threads of one kind, made when they are needed.
+pub(crate) struct Threads {
     name: &'static str,
     max: usize,
     queue: Mutex<Queue>,
@@ -23,41 +30,32 @@ struct Queue {
     all: usize,
 }
 
-/// Reads do not wait for writes, which wait for the disk.
-static READS: Threads = Threads::new("object-read", 4);
-static WRITES: Threads = Threads::new("object-write", 4);
-static WAITS: Threads = Threads::new("object-wait", 64);
-
-/// Runs a call that reads.
-pub(crate) fn run_read<T: Send + 'static>(
+/// Runs a call that reads, writes or syncs a journal.
+pub(crate) fn run_journal<T: Send + 'static>(
     call: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> + Send {
-    READS.run(call)
-}
-
-/// Runs a call that writes or deletes.
-pub(crate) fn run_write<T: Send + 'static>(
-    call: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = T> + Send {
-    WRITES.run(call)
+    static JOURNALS: LazyLock<Arc<Threads>> = LazyLock::new(|| Threads::new("object-journal", 4));
+    JOURNALS.run(call)
 }
 
 /// Runs a call that does nothing but wait.
 pub(crate) fn run_wait<T: Send + 'static>(
     call: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = T> + Send {
+    static WAITS: LazyLock<Arc<Threads>> = LazyLock::new(|| Threads::new("object-wait", 64));
     WAITS.run(call)
 }
 
 impl Threads {
-    const fn new(name: &'static str, max: usize) -> Self {
+    /// Up to `max` threads of that name.
+    pub(crate) fn new(name: &'static str, max: usize) -> Arc<Self> {
         let queue = Queue { calls: VecDeque::new(), idle: 0, all: 0 };
-        Self { name, max, queue: Mutex::new(queue), is_wanted: Condvar::new() }
+        Arc::new(Self { name, max, queue: Mutex::new(queue), is_wanted: Condvar::new() })
     }
 
     /// Runs the call in one of the threads, also if the future is dropped.
-    fn run<T: Send + 'static>(
-        &'static self,
+    pub(crate) fn run<T: Send + 'static>(
+        self: &Arc<Self>,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = T> + Send {
         let end = Arc::new(Mutex::new(End { value: None, waker: None }));
@@ -82,11 +80,13 @@ impl Threads {
         })
     }
 
-    fn push(&'static self, call: Box<dyn FnOnce() + Send>) {
+    fn push(self: &Arc<Self>, call: Box<dyn FnOnce() + Send>) {
         let mut queue = lock(&self.queue);
         queue.calls.push_back(call);
         if queue.idle < queue.calls.len() && queue.all < self.max {
-            let begun = thread::Builder::new().name(self.name.to_owned()).spawn(|| self.work());
+            let threads = Arc::clone(self);
+            let thread = thread::Builder::new().name(self.name.to_owned());
+            let begun = thread.spawn(move || threads.work());
             match begun {
                 Ok(_) => queue.all += 1,
                 // The threads that there are do it.
@@ -112,9 +112,21 @@ impl Threads {
                 queue = lock(&self.queue);
             }
             queue.idle += 1;
-            queue = self.is_wanted.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.is_wanted.wait_timeout(queue, IDLE);
+            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = woken;
             queue.idle -= 1;
+            if timeout.timed_out() && queue.calls.is_empty() {
+                queue.all -= 1;
+                return;
+            }
         }
+    }
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Threads").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -153,16 +165,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_run_at_the_same_time_and_a_read_does_not_wait_for_writes() {
-        let all = Arc::new(Barrier::new(WRITES.max + 1));
+    fn threads_that_hang_hold_up_no_others() {
+        let hung = Threads::new("hung", 4);
+        let all = Arc::new(Barrier::new(hung.max + 1));
         let wait = |all: &Arc<Barrier>| {
             let all = Arc::clone(all);
-            run_write(move || all.wait().is_leader())
+            hung.run(move || all.wait().is_leader())
         };
-        let writes: Vec<_> = (0..WRITES.max).map(|_| wait(&all)).collect();
-        assert_eq!(block_on(run_read(|| 7)), 7);
+        let waiting: Vec<_> = (0..hung.max).map(|_| wait(&all)).collect();
+        let behind = hung.run(|| 8);
+        assert_eq!(block_on(Threads::new("other", 1).run(|| 7)), 7);
+        assert_eq!(block_on(run_journal(|| 9)), 9);
         all.wait();
-        let leaders = writes.into_iter().map(block_on).filter(|is_leader| *is_leader).count();
+        let leaders = waiting.into_iter().map(block_on).filter(|is_leader| *is_leader).count();
         assert!(leaders <= 1);
+        assert_eq!(block_on(behind), 8);
     }
 }

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use sheave_core::{Error, ErrorKind, Result};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::BLOCK_BYTES;
@@ -23,7 +24,7 @@ use crate::ids::{Blocks, Lba};
 use crate::journal::JournalDir;
 use crate::recent::{Batch, Fresh};
 use crate::store::StoreError;
-use crate::threads::{run_read, run_write};
+use crate::threads::run_journal;
 use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
 use crate::volume::Engine;
 
@@ -90,15 +91,9 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinH
     let mut uploads = std::pin::pin!(uploads);
     let mut tick: Option<Instant> = None;
     let mut is_first_look = true;
+    let mut fetches = Fetches { fetcher, tasks: JoinSet::new() };
     loop {
-        for fetch in engine.with(Front::take_fetches) {
-            let (engine, fetcher) = (Arc::clone(&engine), fetcher.clone());
-            tokio::spawn(async move {
-                let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
-                let outcome = fetcher.fetch(lba, blocks, fetch.place).await;
-                engine.with(|front| front.fetched(fetch.id, outcome));
-            });
-        }
+        fetches.begin(&engine);
         if engine.with(Front::begin_segment) {
             tokio::spawn(make_segment(Arc::clone(&engine)));
         }
@@ -125,18 +120,39 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinH
         tokio::select! {
             () = engine.rouse.0.notified() => {}
             () = is_due => {}
-            outcome = &mut uploads => return finish(&engine, outcome.ok(), &fetcher).await,
+            outcome = &mut uploads => return finish(&engine, outcome.ok(), &mut fetches).await,
+        }
+    }
+}
+
+/// Reads of the bucket, which end with the volume: they wait for a store that is away.
+struct Fetches {
+    fetcher: Fetcher,
+    tasks: JoinSet<()>,
+}
+
+impl Fetches {
+    /// Begins those that backends want.
+    fn begin(&mut self, engine: &Arc<Engine>) {
+        while self.tasks.try_join_next().is_some() {}
+        for fetch in engine.with(Front::take_fetches) {
+            let (engine, fetcher) = (Arc::clone(engine), self.fetcher.clone());
+            self.tasks.spawn(async move {
+                let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
+                let outcome = fetcher.fetch(lba, blocks, fetch.place).await;
+                engine.with(|front| front.fetched(fetch.id, outcome));
+            });
         }
     }
 }
 
 /// The uploads have ended: the bucket has everything and its root says "closed", or the volume is
 /// not this process's any more.
-async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fetcher) {
+async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetches: &mut Fetches) {
     match outcome {
         Some(Ok(())) => {
             let closing = Arc::clone(engine);
-            let cleared = run_write(move || {
+            let cleared = run_journal(move || {
                 closing.with(Front::shut);
                 let journal = closing.journal.lock().unwrap_or_else(PoisonError::into_inner);
                 journal.as_ref().map_or(Ok(()), JournalDir::clear)
@@ -152,11 +168,7 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fet
             engine.with(|front| front.bucket_failed(&error));
             // Reads go on until the volume is closed.
             while !engine.with(|front| front.is_closing()) {
-                for fetch in engine.with(Front::take_fetches) {
-                    let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
-                    let outcome = fetcher.fetch(lba, blocks, fetch.place).await;
-                    engine.with(|front| front.fetched(fetch.id, outcome));
-                }
+                fetches.begin(engine);
                 engine.rouse.0.notified().await;
             }
         }
@@ -167,7 +179,7 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetcher: &Fet
 /// Makes one more segment. A full disk is a full journal: writes wait.
 async fn make_segment(engine: Arc<Engine>) {
     let making = Arc::clone(&engine);
-    let made = run_write(move || {
+    let made = run_journal(move || {
         let journal = making.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.as_ref().map(JournalDir::make_segment).transpose()
     });
@@ -183,7 +195,7 @@ async fn tend(engine: &Arc<Engine>) {
     sync(engine).await;
     if let Some((reserved, entry)) = engine.with(Front::begin_statement) {
         let lsn = reserved.lsn;
-        let written = run_write(move || {
+        let written = run_journal(move || {
             let record = Record { lsn, durable: reserved.durable, entry };
             let segment = &reserved.segment;
             let mut pages = Vec::new();
@@ -204,8 +216,9 @@ async fn tend(engine: &Arc<Engine>) {
 
 async fn sync(engine: &Arc<Engine>) {
     let Some(Sync { upto, segments }) = engine.with(|front| front.unsynced()) else { return };
-    let synced =
-        run_write(move || segments.iter().try_for_each(|segment| segment.file.worker.sync_data()));
+    let synced = run_journal(move || {
+        segments.iter().try_for_each(|segment| segment.file.worker.sync_data())
+    });
     let outcome = synced.await.map_err(|error| error.to_string());
     engine.with(|front| front.worker_synced(upto, outcome.as_ref().copied().map_err(|why| &**why)));
 }
@@ -237,7 +250,7 @@ impl Feed for BucketFeed {
         Box::pin(async move {
             let segment = self.0.with(|front| front.segment(from.segment));
             let segment = segment.expect("a batch's segments are kept until it is committed");
-            run_read(move || segment.read_blocks(from.record, from.page, blocks)).await
+            run_journal(move || segment.read_blocks(from.record, from.page, blocks)).await
         })
     }
 
