@@ -122,7 +122,7 @@ pub async fn open<J: Journal>(
         let adopted = journal.adopt(newest.volume, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
         let Fold { map, lineage, committed, .. } = fold;
-        let fetcher = Fetcher::new(requests.clone(), root.volume, lineage.with(root.reach()));
+        let fetcher = Fetcher::new(requests, root.volume, lineage.with(root.reach()));
         return Ok(Opened {
             journal,
             is_replayed,
