@@ -3,6 +3,7 @@
 
 mod back;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::task::Waker;
@@ -19,6 +20,8 @@ use crate::journal::{Log, Replayed, Reserved, Segment};
 use crate::map::Map;
 use crate::recent::{Fresh, Recent};
 use crate::upload::JournalPlace;
+
+const ENTERED: &str = "a user that has entered and not left";
 
 /// Why ops fail from now on.
 #[derive(Clone, Debug)]
@@ -128,7 +131,9 @@ pub(crate) struct Front {
     log: Journal,
     recent: Recent,
     map: Map,
-    users: Slab<User>,
+    /// By numbers that are not used again: news may come for a user that is gone.
+    users: BTreeMap<usize, User>,
+    next_user: usize,
     /// The user that is acting, which takes its mail itself.
     acting: Option<usize>,
     flushes: Vec<Flush>,
@@ -175,7 +180,8 @@ impl Front {
             log: journal,
             recent,
             map,
-            users: Slab::new(),
+            users: BTreeMap::new(),
+            next_user: 0,
             acting: None,
             flushes: Vec::new(),
             is_syncing: false,
@@ -197,7 +203,10 @@ impl Front {
 
     /// Adds a backend. `has_news` is set whenever [`Self::take_mail`] has something.
     pub(crate) fn enter(&mut self, has_news: Arc<AtomicBool>) -> usize {
-        self.users.insert(User { has_news, ..User::default() })
+        let user = self.next_user;
+        self.next_user += 1;
+        self.users.insert(user, User { has_news, ..User::default() });
+        user
     }
 
     /// Removes it. `is_lost`: requests of the journal that it has started will not be reported.
@@ -205,7 +214,7 @@ impl Front {
         if is_lost {
             self.poison("a thread that wrote to the journal has ended");
         }
-        self.users.remove(user);
+        self.users.remove(&user);
         self.flushes.retain(|flush| flush.user != user);
         // The others may wait for a sync that it was about to start.
         self.wake_flushes();
@@ -214,7 +223,7 @@ impl Front {
     /// Sets which user acts, and how to wake it later.
     pub(crate) fn act(&mut self, user: usize, waker: impl FnOnce() -> Waker) {
         self.acting = Some(user);
-        let user = &mut self.users[user];
+        let user = self.users.get_mut(&user).expect(ENTERED);
         if user.waker.is_none() {
             user.waker = Some(waker());
         }
@@ -264,7 +273,7 @@ impl Front {
         self.check(op)?;
         let reserved = self.reserve(Some(owner), entry);
         if reserved.is_none() {
-            self.users[owner.0].wants_room = true;
+            self.users.get_mut(&owner.0).expect(ENTERED).wants_room = true;
             self.is_short = true;
             self.make_room();
             self.effects.rouse = true;
@@ -419,17 +428,17 @@ impl Front {
 
     /// Moves a user's mail to the end of `into`.
     pub(crate) fn take_mail(&mut self, user: usize, into: &mut Vec<Mail>) {
-        into.append(&mut self.users[user].mail);
+        into.append(&mut self.users.get_mut(&user).expect(ENTERED).mail);
     }
 
     fn post(&mut self, user: usize, mail: Mail) {
-        let Some(to) = self.users.get_mut(user) else { return };
+        let Some(to) = self.users.get_mut(&user) else { return };
         to.mail.push(mail);
         self.notify(user);
     }
 
     fn notify(&mut self, user: usize) {
-        let Some(to) = self.users.get_mut(user) else { return };
+        let Some(to) = self.users.get_mut(&user) else { return };
         to.has_news.store(true, Release);
         if self.acting != Some(user) {
             self.effects.wakes.extend(to.waker.clone());

@@ -149,7 +149,8 @@ impl Front {
     /// Whether the worker has to look again without being roused: something is not durable, not
     /// stated to be so, or not sealed. If not, it is roused by the next write.
     pub(crate) fn is_restless(&mut self) -> bool {
-        let is_dirty = self.log.durable() < self.log.written() || self.log.has_unstated();
+        let has_unstated = self.log.has_unstated() && self.log.segments() > 1;
+        let is_dirty = self.log.durable() < self.log.written() || has_unstated;
         let is_waiting = self.recent.has_unsealed() || self.is_short;
         let is_restless = self.failure.is_none() && (is_dirty || is_waiting);
         self.is_quiet = !is_restless;
@@ -169,7 +170,9 @@ impl Front {
 
     /// A place for a record that states what is durable, if no record does yet, and the record.
     pub(crate) fn begin_statement(&mut self) -> Option<(Reserved, Entry)> {
-        if self.failure.is_some() || !self.log.has_unstated() {
+        // In the only segment it would keep that from being written anew.
+        let is_alone = self.log.segments() < 2;
+        if self.failure.is_some() || is_alone || !self.log.has_unstated() {
             return None;
         }
         let entry = Entry::Zero { span: Span { start: 0, blocks: 0 } };

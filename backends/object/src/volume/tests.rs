@@ -306,6 +306,34 @@ fn a_writer_that_was_overtaken_serves_nothing_any_more() {
     assert_eq!(kept.filter(|entry| is_orphan(entry.as_ref().unwrap().path())).count(), 1);
 }
 
+#[test]
+fn what_was_fetched_for_a_backend_that_is_gone_reaches_no_other() {
+    let place = Place::new();
+    let volume = place.open("a", false);
+    let mut driver = ops::driver(&volume);
+    driver
+        .run(vec![write(1, 1), write(2, 2)])
+        .into_iter()
+        .for_each(|outcome| drop(outcome.unwrap()));
+    drop(driver);
+    let by = Instant::now() + Duration::from_secs(20);
+    while volume.opened.engine.with(|front| front.lag_bytes()) > 0 && Instant::now() < by {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    place.is_away.store(true, Relaxed);
+    let begin = |block| {
+        let (backend, engine) = (volume.backend().unwrap(), PlainEngine::new(64));
+        let mut steps = Steps { backend, engine, ended: Vec::new() };
+        steps.submit(read(block), block);
+        steps
+    };
+    drop(begin(1));
+    let mut steps = begin(2);
+    place.is_away.store(false, Relaxed);
+    assert!(steps.until(|ended| !ended.is_empty()));
+    assert_eq!(ops::bytes(steps.ended.remove(0).outcome)[0], 2);
+}
+
 /// Copies a store as it is found, while others write to it.
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
