@@ -196,7 +196,8 @@ impl Backend for ObjectBackend {
         if !self.stalled.is_empty() {
             self.start_stalled(io);
         }
-        if self.has_news.swap(false, AcqRel) {
+        // What it does may be news for itself.
+        while self.has_news.swap(false, AcqRel) {
             self.take_news(io);
         }
         self.ready.pop_front()
@@ -218,7 +219,7 @@ impl ObjectBackend {
 
     fn read(&mut self, range: ByteRange, tag: Tag, io: &mut dyn Io) -> Option<Outcome> {
         let span = span_of(range);
-        let parts = self.with(io, |front| front.check_read().map(|()| front.resolve(span)));
+        let parts = self.with(io, |front| front.check_read("read").map(|()| front.resolve(span)));
         let parts = match parts {
             Ok(parts) => parts,
             Err(error) => return Some(Err(error)),
@@ -333,7 +334,10 @@ impl ObjectBackend {
         let mut runs = 0;
         while !left.is_empty() && runs < STATUS_RUNS_MAX {
             let piece = Span { start: left.start, blocks: left.blocks.min(STATUS_BLOCKS) };
-            let parts = self.opened.engine.with(|front| front.resolve(piece));
+            let parts = self
+                .opened
+                .engine
+                .with(|front| front.check_read("block_status").map(|()| front.resolve(piece)))?;
             runs += parts.len();
             for (part, whereabouts) in parts {
                 let is_pushed = list.push(match whereabouts {

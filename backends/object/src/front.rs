@@ -2,6 +2,7 @@
 //! journal. It does no I/O and waits for nothing. Backends and the worker act on it.
 
 mod back;
+mod parts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +13,13 @@ use sheave_core::{Error, ErrorKind, Result};
 use slab::Slab;
 
 pub(crate) use back::NextBatch;
+pub(crate) use parts::{Effects, Fetch, Journal, Limits, Mail, News, Sync, Whereabouts};
+use parts::{Flush, Pending, User};
 
 use crate::extents::Span;
 use crate::format::record::Entry;
 use crate::ids::{Lsn, Place};
-use crate::journal::{Log, Replayed, Reserved, Segment};
+use crate::journal::{Replayed, Reserved};
 use crate::map::Map;
 use crate::recent::{Fresh, Recent};
 use crate::upload::JournalPlace;
@@ -28,101 +31,6 @@ const ENTERED: &str = "a user that has entered and not left";
 struct Failure {
     kind: ErrorKind,
     why: String,
-}
-
-/// A message to a backend, for one of its jobs.
-#[derive(Debug)]
-pub(crate) struct Mail {
-    pub(crate) job: usize,
-    pub(crate) news: News,
-}
-
-/// What has become of something that a job waits for.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// A record, and all before it, are written.
-    Written,
-    /// All that it waits for is on stable storage.
-    Synced,
-    /// Its record or sync will not be completed.
-    Failed(Error),
-    /// Bytes of the bucket, for that offset of its buffer.
-    Fetched(usize, Result<Vec<u8>>),
-}
-
-/// A backend.
-#[derive(Default)]
-struct User {
-    waker: Option<Waker>,
-    mail: Vec<Mail>,
-    /// Set while there is mail, or room that it waits for.
-    has_news: Arc<AtomicBool>,
-    wants_room: bool,
-}
-
-/// The journal of a volume.
-pub(crate) type Journal = Log<Pending>;
-
-/// What a record changes, and whose it is.
-pub(crate) struct Pending {
-    /// User and job; the worker's own records have none.
-    owner: Option<(usize, usize)>,
-    span: Span,
-    fresh: Fresh,
-}
-
-/// A flush that waits.
-struct Flush {
-    user: usize,
-    job: usize,
-    needs: Lsn,
-}
-
-/// Where blocks are.
-#[derive(Clone, Debug)]
-pub(crate) enum Whereabouts {
-    /// Nowhere: they are zeroes.
-    Zero,
-    /// In this segment, from this page on.
-    Journal(Arc<Segment>, u32),
-    /// In the bucket.
-    Bucket(Place),
-}
-
-/// Blocks that a read needs from the bucket.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fetch {
-    /// For [`Front::fetched`].
-    pub(crate) id: usize,
-    pub(crate) span: Span,
-    /// The place of the first one.
-    pub(crate) place: Place,
-}
-
-/// A sync of the journal.
-#[derive(Debug)]
-pub(crate) struct Sync {
-    /// Becomes durable by it.
-    pub(crate) upto: Lsn,
-    /// What is left to sync.
-    pub(crate) segments: Vec<Arc<Segment>>,
-}
-
-/// What is to be done once the lock is released.
-#[derive(Default)]
-pub(crate) struct Effects {
-    pub(crate) wakes: Vec<Waker>,
-    /// The worker has something to do.
-    pub(crate) rouse: bool,
-}
-
-/// Limits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// A batch with so much data is sealed, in bytes.
-    pub(crate) seal_bytes: u64,
-    /// The most segments of the journal.
-    pub(crate) segments_max: usize,
 }
 
 pub(crate) struct Front {
@@ -237,10 +145,7 @@ impl Front {
     /// Refuses writing ops of a volume that has failed.
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
         match &self.failure {
-            None if self.is_closing => {
-                let why = format!("{}: is being closed; open it again", self.name);
-                Err(Error::new(ErrorKind::Shutdown, op, why))
-            }
+            None if self.is_closing => Err(self.closed(op)),
             None => Ok(()),
             Some(Failure { kind, why }) => {
                 Err(Error::new(*kind, op, format!("{}: {why}", self.name)))
@@ -248,10 +153,19 @@ impl Front {
         }
     }
 
-    /// Refuses reads of a volume that another node has taken over: it has newer data.
-    pub(crate) fn check_read(&self) -> Result<()> {
+    /// Refuses reads of a volume that another node has taken over: it has newer data. And of one
+    /// that is closed, whose journal is given up.
+    pub(crate) fn check_read(&self, op: &'static str) -> Result<()> {
+        if self.is_shut {
+            return Err(self.closed(op));
+        }
         let is_fenced = |failure: &&Failure| failure.kind == ErrorKind::Fenced;
-        self.failure.as_ref().filter(is_fenced).map_or(Ok(()), |_| self.check("read"))
+        self.failure.as_ref().filter(is_fenced).map_or(Ok(()), |_| self.check(op))
+    }
+
+    fn closed(&self, op: &'static str) -> Error {
+        let why = format!("{}: is being closed; open it again", self.name);
+        Error::new(ErrorKind::Shutdown, op, why)
     }
 
     /// Whether data that was written may be lost.
@@ -424,6 +338,9 @@ impl Front {
         let id = self.fetching.insert((user, job, at));
         self.fetches.push(Fetch { id, span, place });
         self.effects.rouse = true;
+        if self.is_shut {
+            self.refuse_fetches();
+        }
     }
 
     /// Moves a user's mail to the end of `into`.
@@ -456,7 +373,7 @@ impl Front {
     fn has_room(&mut self) {
         self.is_short = false;
         let wants =
-            |(key, user): (usize, &mut User)| std::mem::take(&mut user.wants_room).then_some(key);
+            |(&key, user): (&usize, &mut User)| std::mem::take(&mut user.wants_room).then_some(key);
         let waiting: Vec<_> = self.users.iter_mut().filter_map(wants).collect();
         waiting.into_iter().for_each(|user| self.notify(user));
     }
@@ -484,15 +401,6 @@ impl Front {
         }
         self.has_room();
         self.effects.rouse = true;
-    }
-}
-
-impl Whereabouts {
-    fn of(place: Place) -> Self {
-        match place {
-            Place::Zero => Self::Zero,
-            Place::Object { .. } => Self::Bucket(place),
-        }
     }
 }
 

@@ -57,6 +57,15 @@ fn what_was_written_is_there_after_closing_and_opening() {
         assert_eq!(close_all(Duration::from_secs(60)), []);
         let late = driver.run_one(ops::write(0, &[2; BLOCK_BYTES as usize])).unwrap_err();
         assert_eq!(late.kind(), ErrorKind::Shutdown);
+        let all = ops::range(0, BLOCKS * BLOCK_BYTES);
+        for late in [
+            ops::read(0, BLOCK_BYTES),
+            ops::read(2 * BLOCK_BYTES, BLOCK_BYTES),
+            Op::BlockStatus { range: all, extents_max: 9 },
+            Op::Flush,
+        ] {
+            assert_eq!(driver.run_one(late).unwrap_err().kind(), ErrorKind::Shutdown);
+        }
         drop((driver, opened));
     }
     let id = volume.identity().unwrap().to_string();

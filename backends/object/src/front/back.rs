@@ -194,10 +194,18 @@ impl Front {
         self.is_closing
     }
 
-    /// Gives the files of the journal up. Only of a volume without users.
+    /// The worker fetches nothing any more.
+    pub(super) fn refuse_fetches(&mut self) {
+        for fetch in self.take_fetches() {
+            self.fetched(fetch.id, Err(self.closed("read")));
+        }
+    }
+
+    /// Gives the files of the journal up.
     pub(crate) fn shut(&mut self) {
         self.is_shut = true;
         self.log.shut();
+        self.refuse_fetches();
     }
 
     /// All up to this one is written to the journal.

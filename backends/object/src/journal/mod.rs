@@ -103,6 +103,10 @@ impl JournalDir {
         );
         let failed = |error| Error::from_io("open", printable(&path).to_string(), error);
         make_dir(path).map_err(failed)?;
+        // Their names are to be there after a power loss, as what is in them.
+        for dir in path.ancestors().take(2) {
+            sheave_durable::sync_parent(dir).map_err(failed)?;
+        }
         place::check_local(path)?;
         let lock = place::lock(&path.join("lock"))?;
         let superblock = Superblock::read(&superblock_path(path))?;
