@@ -1,7 +1,7 @@
 //! The first page of a journal record (docs/format.md, "Record"). The blocks of a write follow it.
 
 use crate::extents::Span;
-use crate::ids::Lsn;
+use crate::ids::{Lsn, VolumeId};
 
 use super::page::{self, PAGE_BYTES, Page};
 use super::segment::Seed;
@@ -9,7 +9,7 @@ use super::segment::Seed;
 const MAGIC: &[u8; 8] = b"SHEAVEJR";
 const WRITE: u32 = 1;
 const ZERO: u32 = 2;
-const CRCS_AT: usize = 64;
+const CRCS_AT: usize = 80;
 /// The most blocks of a write in one record. Longer writes become several records.
 pub(crate) const WRITE_BLOCKS_MAX: u64 = 256;
 
@@ -76,9 +76,20 @@ impl Record {
             }
         };
         page::put_u32(&mut page, 12, kind);
+        page[48..64].copy_from_slice(&seed.salt);
+        page::put_u64(&mut page, 64, seed.number);
         let crc = seed.crc(&page[12..]);
         page::put_u32(&mut page, 8, crc);
         page
+    }
+
+    /// The record whose first page this is, of whatever segment of the volume.
+    pub(crate) fn decode_any(page: &Page, volume: VolumeId) -> Option<Self> {
+        if &page[..8] != MAGIC {
+            return None;
+        }
+        let seed = Seed::new(volume, page::bytes_at(page, 48), page::u64_at(page, 64));
+        Self::decode(page, &seed)
     }
 
     /// The record whose first page this is; `None` if it is none of this segment.
@@ -107,6 +118,8 @@ mod tests {
 
     use super::*;
 
+    const VOLUME: VolumeId = VolumeId([1; 16]);
+
     fn record() -> impl Strategy<Value = Record> {
         let span =
             (0..u64::MAX / 2, 0..u64::MAX / 2).prop_map(|(start, blocks)| Span { start, blocks });
@@ -130,12 +143,15 @@ mod tests {
             record in record(),
             bit in 0..PAGE_BYTES * 8,
         ) {
-            let seed = Seed::new([7; 16], 3);
+            let seed = Seed::new(VOLUME, [7; 16], 3);
             let mut page = record.encode(&seed);
-            prop_assert_eq!(Record::decode(&page, &seed), Some(record));
-            prop_assert_eq!(Record::decode(&page, &Seed::new([7; 16], 4)), None);
+            prop_assert_eq!(Record::decode(&page, &seed), Some(record.clone()));
+            prop_assert_eq!(Record::decode_any(&page, VOLUME), Some(record));
+            prop_assert_eq!(Record::decode_any(&page, VolumeId([2; 16])), None);
+            prop_assert_eq!(Record::decode(&page, &Seed::new(VOLUME, [7; 16], 4)), None);
             page[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(Record::decode(&page, &seed), None);
+            prop_assert_eq!(Record::decode_any(&page, VOLUME), None);
         }
 
         #[test]
@@ -151,7 +167,7 @@ mod tests {
                 page::put_u64(&mut page, 16 + 8 * index, field);
             }
             page[48..].copy_from_slice(&garbage);
-            let seed = Seed::new([0; 16], 0);
+            let seed = Seed::new(VOLUME, [0; 16], 0);
             let crc = seed.crc(&page[12..]);
             page::put_u32(&mut page, 8, crc);
             let decoded = Record::decode(&page, &seed);

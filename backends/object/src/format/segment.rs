@@ -38,7 +38,7 @@ pub(crate) enum NoHeader {
 impl SegmentHeader {
     /// What the checksums of the segment's records begin with.
     pub(crate) fn seed(&self) -> Seed {
-        Seed::new(self.salt, self.number)
+        Seed::new(self.volume, self.salt, self.number)
     }
 
     /// The page.
@@ -85,21 +85,26 @@ impl SegmentHeader {
 }
 
 /// The begin of all checksums of a segment's records, so that records of earlier uses of its file
-/// fail them.
+/// fail them, and those of other volumes.
 #[derive(Clone, Debug)]
-pub(crate) struct Seed(crc32fast::Hasher);
+pub(crate) struct Seed {
+    pub(super) salt: [u8; 16],
+    pub(super) number: u64,
+    hasher: crc32fast::Hasher,
+}
 
 impl Seed {
-    pub(crate) fn new(salt: [u8; 16], number: u64) -> Self {
+    pub(crate) fn new(volume: VolumeId, salt: [u8; 16], number: u64) -> Self {
         let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&volume.0);
         hasher.update(&salt);
         hasher.update(&number.to_le_bytes());
-        Self(hasher)
+        Self { salt, number, hasher }
     }
 
     /// The checksum of some bytes.
     pub(crate) fn crc(&self, bytes: &[u8]) -> u32 {
-        let mut hasher = self.0.clone();
+        let mut hasher = self.hasher.clone();
         hasher.update(bytes);
         hasher.finalize()
     }
@@ -151,10 +156,12 @@ mod tests {
     }
 
     #[test]
-    fn another_salt_or_number_makes_another_checksum() {
-        let crc = Seed::new([1; 16], 5).crc(b"abc");
-        assert_eq!(crc, Seed::new([1; 16], 5).crc(b"abc"));
-        assert_ne!(crc, Seed::new([2; 16], 5).crc(b"abc"));
-        assert_ne!(crc, Seed::new([1; 16], 6).crc(b"abc"));
+    fn another_volume_salt_or_number_makes_another_checksum() {
+        let crc = |volume, salt, number| {
+            Seed::new(VolumeId([volume; 16]), [salt; 16], number).crc(b"abc")
+        };
+        let same = crc(1, 1, 5);
+        assert_eq!(crc(1, 1, 5), same);
+        assert!([crc(2, 1, 5), crc(1, 2, 5), crc(1, 1, 6)].iter().all(|other| *other != same));
     }
 }

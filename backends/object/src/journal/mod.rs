@@ -188,7 +188,10 @@ impl JournalDir {
             let page = file.first_page().map_err(|error| failed(&path, error))?;
             match SegmentHeader::decode(&page) {
                 Ok(header) => segments.chain.push((header, file)),
-                Err(NoHeader::Unused) => segments.free.push(file),
+                Err(NoHeader::Unused) if page.iter().all(|byte| *byte == 0) => {
+                    segments.free.push(file);
+                }
+                Err(NoHeader::Unused) => segments.headless.push(file),
                 Err(NoHeader::Version(version)) => {
                     let why = format!(
                         "{}: its version {version} is unknown here; use a newer program",
@@ -216,7 +219,7 @@ impl crate::open::Journal for JournalDir {
         let (first, committed) = (first.first, newest.committed);
         let mut last = Lsn(first.0.saturating_sub(1));
         // What is whole counts here, also in front of damage.
-        let _ = replay::replay(&segments, last, |record| last = record.lsn);
+        let _ = replay::replay(&segments, last, Lsn(0), |record| last = record.lsn);
         Ok(Some(Summary { committed, first, last }))
     }
 
@@ -257,6 +260,8 @@ impl crate::open::Journal for JournalDir {
 struct Segments {
     /// Those that were used, in order.
     chain: Vec<(SegmentHeader, SegmentFile)>,
+    /// Those whose header is torn or damaged.
+    headless: Vec<SegmentFile>,
     free: Vec<SegmentFile>,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
-use super::replay::{Replayed, Unusable, replay};
+use super::replay::{Replayed, Unusable, proof_of_headless, replay};
 use super::{JournalDir, Segment, SegmentFile};
 use crate::ids::{Lsn, VolumeId};
 
@@ -34,7 +34,7 @@ impl JournalDir {
             let why = format!("{}: {why}", printable(&self.path));
             Error::new(ErrorKind::Corrupt, "open", why)
         };
-        let super::Segments { mut chain, mut free } = self.segments()?;
+        let super::Segments { mut chain, headless, mut free } = self.segments()?;
         if chain.iter().any(|(header, _)| header.volume != volume) {
             return Err(refused("this journal is of another volume; move it away".to_owned()));
         }
@@ -55,7 +55,15 @@ impl JournalDir {
         let needed = chain.iter().rposition(|(header, _)| header.first <= committed.next());
         let mut done: Vec<_> = chain.drain(..needed.unwrap_or(0)).map(|(_, file)| file).collect();
         let mut records = Vec::new();
-        let replayed = replay(&chain, committed, |record| records.push(record));
+        let mut proof = Lsn(0);
+        for file in &headless {
+            let found = proof_of_headless(file, volume);
+            proof = proof.max(found.map_err(|error| {
+                Error::from_io("read", printable(&self.path).to_string(), error)
+            })?);
+        }
+        done.extend(headless);
+        let replayed = replay(&chain, committed, proof, |record| records.push(record));
         let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
         // Whatever a killed process has written and not flushed, is flushed now: a sync of later
         // segments will not reach it.

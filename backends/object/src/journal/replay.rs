@@ -12,7 +12,7 @@ use crate::extents::Span;
 use crate::format::page::{PAGE_BYTES, Page};
 use crate::format::record::{Entry, Record};
 use crate::format::segment::{Seed, SegmentHeader};
-use crate::ids::Lsn;
+use crate::ids::{Lsn, VolumeId};
 
 use super::segment::are_whole;
 
@@ -54,23 +54,26 @@ pub(crate) enum Unusable {
 /// Calls `take` with the records of segments, which are in the order of their numbers, and returns
 /// the LSN behind the last one. Records up to `committed` are of no use any more: a segment that
 /// has no others is not synced before it is used anew, so they may be torn without being damage.
+/// `headless` is what files without a header prove ([`proof_of_headless`]).
 ///
 /// # Errors
 /// When the journal has lost what was on stable storage, or cannot be read.
 pub(crate) fn replay<P: Pages>(
     segments: &[(SegmentHeader, P)],
     committed: Lsn,
+    headless: Lsn,
     mut take: impl FnMut(Replayed),
 ) -> Result<Lsn, Unusable> {
-    let Some((first, _)) = segments.first() else { return Ok(committed.next()) };
-    if first.first > committed.next() {
+    let begins_there = |(header, _): &&(SegmentHeader, P)| header.first <= committed.next();
+    let Some((first, _)) = segments.first().filter(begins_there) else {
         // The segments before have never been on stable storage, or are gone.
-        let (lsn, segment, proof) = (committed.next(), first.number, proof_of(segments)?);
+        let segment = segments.first().map_or(0, |(header, _)| header.number);
+        let (lsn, proof) = (committed.next(), proof_of(segments)?.max(headless));
         return match proof > committed {
             true => Err(Unusable::Damaged { lsn, segment, page: 0, proof }),
             false => Ok(lsn),
         };
-    }
+    };
     let mut next = first.first;
     for (index, (header, pages)) in segments.iter().enumerate() {
         let later = &segments[index + 1..];
@@ -86,7 +89,7 @@ pub(crate) fn replay<P: Pages>(
         if limit == Some(next) {
             continue;
         }
-        let proof = reader.proof()?.max(proof_of(later)?);
+        let proof = reader.proof()?.max(proof_of(later)?).max(headless);
         if proof >= next.max(committed.next()) {
             let (segment, page) = (header.number, reader.page);
             return Err(Unusable::Damaged { lsn: next, segment, page, proof });
@@ -102,6 +105,33 @@ fn proof_of<P: Pages>(segments: &[(SegmentHeader, P)]) -> Result<Lsn, Unusable> 
         let reader = Reader { header, seed: header.seed(), pages, page: 1 };
         Ok(proof.max(header.durable).max(reader.proof()?))
     })
+}
+
+/// Up to where all was on stable storage, by the records of a file whose header is damaged.
+///
+/// # Errors
+/// What the disk says.
+pub(crate) fn proof_of_headless(file: &impl Pages, volume: VolumeId) -> io::Result<Lsn> {
+    search(file, 1, |page| Record::decode_any(page, volume)).map_err(|(_, error)| error)
+}
+
+/// The highest durable LSN that pages from this one on state.
+fn search(
+    pages: &impl Pages,
+    from: u32,
+    decode: impl Fn(&Page) -> Option<Record>,
+) -> Result<Lsn, (u32, io::Error)> {
+    let (mut proof, mut page) = (Lsn(0), from);
+    let mut piece = vec![0; SEARCH_PAGES as usize * PAGE_BYTES];
+    while page < pages.pages() {
+        let count = (pages.pages() - page).min(SEARCH_PAGES);
+        let piece = &mut piece[..count as usize * PAGE_BYTES];
+        pages.read(page, piece).map_err(|error| (page, error))?;
+        let (found, _): (&[Page], _) = piece.as_chunks();
+        proof = found.iter().filter_map(&decode).map(|record| record.durable).fold(proof, Lsn::max);
+        page += count;
+    }
+    Ok(proof)
 }
 
 /// Reads the records of a segment in order.
@@ -144,19 +174,9 @@ impl<P: Pages> Reader<'_, P> {
     /// Up to where all was on stable storage, by the records behind this point, in whatever state
     /// those between are.
     fn proof(&self) -> Result<Lsn, Unusable> {
-        let mut proof = Lsn(0);
-        let mut piece = vec![0; SEARCH_PAGES as usize * PAGE_BYTES];
-        let mut page = self.page;
-        while page < self.pages.pages() {
-            let count = (self.pages.pages() - page).min(SEARCH_PAGES);
-            let piece = &mut piece[..count as usize * PAGE_BYTES];
-            self.read(page, piece)?;
-            let (found, _): (&[Page], _) = piece.as_chunks();
-            let records = found.iter().filter_map(|page| Record::decode(page, &self.seed));
-            proof = records.map(|record| record.durable).fold(proof, Lsn::max);
-            page += count;
-        }
-        Ok(proof)
+        let segment = self.header.number;
+        search(self.pages, self.page, |page| Record::decode(page, &self.seed))
+            .map_err(|(page, error)| Unusable::Unreadable { segment, page, error })
     }
 
     fn read(&self, page: u32, into: &mut [u8]) -> Result<(), Unusable> {

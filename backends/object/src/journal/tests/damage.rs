@@ -49,6 +49,18 @@ fn damage_of_what_was_flushed_is_refused() {
 }
 
 #[test]
+fn a_damaged_header_hides_nothing_that_was_flushed() {
+    let mut disk = flushed(true);
+    disk.damage(0);
+    let error = disk.recover(Lsn(0)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("up to LSN 3 was flushed"), "{error}");
+    // The bucket has it, so it is of no use any more, and its file is used anew.
+    let recovered = disk.recover(Lsn(4)).unwrap();
+    assert_eq!((recovered.next, recovered.free.len()), (Lsn(5), SIZE.segments_max));
+}
+
+#[test]
 fn without_a_later_record_the_last_one_may_be_the_torn_tail() {
     let mut disk = flushed(false);
     disk.damage(5);
