@@ -116,7 +116,12 @@ fn a_volume_is_made_described_and_deleted() {
     let place = store.place("vol");
     let told = volume("create").arg(&place).args("--size 1G").fails();
     assert!(told.contains("there is a volume already; delete it"), "{told}");
-    volume("delete").arg(&place).ok();
+    // A node's journal goes too.
+    drop(store.serve("vol", "a"));
+    let journals = || fs::read_dir(store.scratch.file("a")).expect("a directory").count();
+    assert_eq!(journals(), 1);
+    volume("delete").arg(store.on_node("vol", "a")).ok();
+    assert_eq!(journals(), 0);
     for told in [volume("info").arg(&place).fails(), open_error(&store.on_node("vol", "a"))] {
         assert!(told.contains("the volume is deleted"), "{told}");
     }

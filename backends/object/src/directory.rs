@@ -13,6 +13,7 @@ use crate::clock::SystemClock;
 use crate::dir_store::DirStore;
 use crate::format::NODE_BYTES_MAX;
 use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
+use crate::journal::{JournalDir, JournalSize};
 use crate::life::{self, Info, NewVolume};
 use crate::open::{Request, find};
 use crate::retry::Requests;
@@ -70,8 +71,8 @@ impl DirVolume {
         block_on(find(&self.requests())).map(|root| root.volume)
     }
 
-    /// Deletes it. A small file stays in the directory, by which programs that have it open learn
-    /// that it is gone.
+    /// Deletes it, with the journal that this node has for it. A small file stays in the directory,
+    /// by which programs that have it open learn that it is gone.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open and that use
@@ -79,7 +80,16 @@ impl DirVolume {
     pub fn delete(&self, take_over: bool) -> Result<()> {
         let author = (incarnation()?, node());
         self.store().sweep()?;
-        block_on(life::delete(&self.requests(), (author.0, &author.1), take_over))
+        let journal = self.identity().ok().map(|id| self.journals.join(id.to_string()));
+        block_on(life::delete(&self.requests(), (author.0, &author.1), take_over))?;
+        let Some(journal) = journal.filter(|journal| journal.exists()) else { return Ok(()) };
+        // It is locked by a process here that had the volume, which learns that it is deleted.
+        let removed =
+            JournalDir::open(&journal, JournalSize::default()).and_then(|dir| dir.remove());
+        if let Err(error) = removed {
+            tracing::warn!("{}: its journal on this node stays: {error}", self.name);
+        }
+        Ok(())
     }
 
     /// Opens it. It can be open once, also for reading.

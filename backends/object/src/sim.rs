@@ -8,6 +8,7 @@
 
 mod actors;
 mod executor;
+mod nodes;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::open::rules::{self, Rules};
 
 use actors::World;
 use executor::Executor;
+use nodes::Nodes;
 
 /// What a run was.
 #[derive(Debug, Default)]
@@ -102,4 +104,40 @@ fn without_the_second_listing_it_is_noticed() {
 #[test]
 fn with_claims_that_are_deleted_it_is_noticed() {
     assert!(is_noticed(Rules { keeps_claims: false, ..Rules::ALL }));
+}
+
+/// A run of nodes with journals: their openings, replays and takeovers.
+fn run_nodes(seed: u64, turns: u64) -> Result<[usize; 3], String> {
+    let random = Arc::new(Random::new(seed));
+    let faults = Faults { late: 8, unanswered: 8, busy: 3 };
+    let store = Arc::new(MemoryStore::new(Arc::clone(&random), faults));
+    let nodes = Nodes::new(store, Arc::clone(&random));
+    let mut executor = Executor::new(Arc::clone(&random));
+    for turn in 0..turns {
+        if random.percent(5) {
+            nodes.store.land_one();
+        }
+        if (executor.is_empty() || random.percent(1))
+            && let Some(node) = nodes.idle_node()
+        {
+            executor.spawn(nodes.clone().process(node));
+        }
+        executor.turn();
+        if let Some(violation) = nodes.violation() {
+            return Err(format!("seed {seed}, turn {turn}: {violation}"));
+        }
+    }
+    Ok(nodes.seen())
+}
+
+#[test]
+fn nodes_lose_nothing_acknowledged_and_leave_prefixes() {
+    let mut all = [0; 3];
+    for seed in seeds(60) {
+        let seen = run_nodes(seed, 6000).unwrap_or_else(|violation| panic!("{violation}"));
+        all.iter_mut().zip(seen).for_each(|(all, seen)| *all += seen);
+    }
+    let [openings, replays, takeovers] = all;
+    let is_busy = openings > 150 && replays > 30 && takeovers > 30;
+    assert!(is_busy || std::env::var_os("SHEAVE_SIM_SEEDS").is_some(), "{all:?}");
 }

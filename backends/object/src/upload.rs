@@ -2,11 +2,12 @@
 //!
 //! An object is built once and tried with the same bytes until its creation is known. Up to
 //! [`WINDOW`] of them are under way; what is committed is the run without gaps. All volumes of a
-//! process share one budget of bytes.
+//! process share one budget of bytes, beside which each may have one object under way.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -178,9 +179,11 @@ struct Flights {
 }
 
 enum Flight {
-    UnderWay(Pin<Box<dyn Future<Output = Result<Built>> + Send>>),
+    UnderWay { future: InFlight, is_oldest: Arc<AtomicBool> },
     Made(Built),
 }
+
+type InFlight = Pin<Box<dyn Future<Output = Result<Built>> + Send>>;
 
 impl Flights {
     fn new(requests: Requests, root: &Root, feed: Arc<dyn Feed>) -> Self {
@@ -215,10 +218,10 @@ impl Flights {
     }
 
     fn poll_flights(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        for flight in &mut self.flights {
-            if let Flight::UnderWay(future) = flight
-                && let Poll::Ready(built) = future.as_mut().poll(cx)
-            {
+        for (index, flight) in self.flights.iter_mut().enumerate() {
+            let Flight::UnderWay { future, is_oldest } = flight else { continue };
+            is_oldest.store(index == 0, Relaxed);
+            if let Poll::Ready(built) = future.as_mut().poll(cx) {
                 *flight = Flight::Made(built?);
             }
         }
@@ -238,8 +241,10 @@ impl Flights {
         let seq = Seq(self.committed.seq.0 + 1 + self.flights.len() as u64);
         let (author, feed) = (self.author, Arc::clone(&self.feed));
         let requests = self.requests.clone();
+        let is_oldest = Arc::new(AtomicBool::new(false));
+        let needs_no_share = Arc::clone(&is_oldest);
         let flight = async move {
-            let share = Share::take(bytes_of(&sealed)).await;
+            let share = Share::take(bytes_of(&sealed), &needs_no_share).await;
             let mut built = build(&author, seq, &sealed, &*feed).await?;
             let key = keys::log(author.reach.epoch, seq);
             let body = std::mem::take(&mut built.body);
@@ -250,7 +255,7 @@ impl Flights {
             drop(share);
             Ok(built)
         };
-        self.flights.push_back(Flight::UnderWay(Box::pin(flight)));
+        self.flights.push_back(Flight::UnderWay { future: Box::pin(flight), is_oldest });
     }
 }
 
@@ -290,9 +295,13 @@ struct Budget {
 static BUDGET: Mutex<Budget> = Mutex::new(Budget { left: BUDGET_BYTES, waiting: Vec::new() });
 
 impl Share {
-    /// Waits until the budget has room. An object always has: it is shorter than the budget.
-    async fn take(bytes: u64) -> Self {
+    /// Waits until the budget has room, or the object is the oldest of its volume. That one takes no
+    /// share, since other volumes may have all of it, whose stores are away.
+    async fn take(bytes: u64, is_oldest: &AtomicBool) -> Self {
         poll_fn(|cx| {
+            if is_oldest.load(Relaxed) {
+                return Poll::Ready(Self { bytes: 0 });
+            }
             let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
             match budget.left.checked_sub(bytes) {
                 Some(left) => {
@@ -307,6 +316,12 @@ impl Share {
         })
         .await
     }
+}
+
+/// Leaves nothing of the budget until it is dropped, as volumes do whose stores are away.
+#[cfg(test)]
+pub(crate) async fn take_whole_budget() -> impl Drop {
+    Share::take(BUDGET_BYTES, &AtomicBool::new(false)).await
 }
 
 impl Drop for Share {

@@ -136,6 +136,26 @@ impl JournalDir {
         Ok(())
     }
 
+    /// Deletes the journal of a volume that is deleted. What was set aside stays.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub(crate) fn remove(self) -> Result<()> {
+        let dir = journal_path(&self.path);
+        let failed = |error| Error::from_io("delete", printable(&dir).to_string(), error);
+        // The superblock is first: without it what is left is no journal.
+        sheave_durable::remove(&superblock_path(&self.path))?;
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+        }
+        fs::remove_dir(&dir).map_err(failed)?;
+        fs::remove_file(self.path.join("lock")).map_err(failed)?;
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
     fn put(&mut self, superblock: Superblock) -> Result<()> {
         superblock.write(&superblock_path(&self.path))?;
         self.superblock = Some(superblock);
@@ -223,12 +243,16 @@ impl crate::open::Journal for JournalDir {
         Ok(Some(Summary { committed, first, last }))
     }
 
-    fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
+    fn adopt(
+        &mut self,
+        volume: VolumeId,
+        current: Option<Opening>,
+        opening: Opening,
+    ) -> Result<Adopted> {
         let dir = journal_path(&self.path);
         make_dir(&dir)
             .and_then(|()| sheave_durable::sync_parent(&dir))
             .map_err(|error| Error::from_io("make", printable(&dir).to_string(), error))?;
-        let current = self.superblock.and_then(|superblock| superblock.current);
         self.put(Superblock { volume, current, adopting: Some(opening) })?;
         Ok(Adopted { opening })
     }

@@ -8,6 +8,9 @@ use crate::format::{ROOT_BYTES_MAX, Root, State, keys};
 use crate::ids::{Epoch, Opening};
 use crate::retry::{Requests, Settled};
 
+/// How often the newest root may be gone when it is read.
+const FINDS_MAX: usize = 16;
+
 /// A claim that is valid: when it was made, no root was above it. From then on the opening before
 /// it can make no root.
 #[derive(Debug)]
@@ -40,13 +43,18 @@ impl Claim {
 /// [`ErrorKind::Corrupt`] when it is damaged, [`ErrorKind::Unsupported`] when a newer program has
 /// written it, and those of the store.
 pub async fn find_any(requests: &Requests) -> Result<Option<Root>> {
-    loop {
+    let mut key = String::new();
+    for _ in 0..FINDS_MAX {
         let listed = requests.list(keys::ROOTS, "", 1).await?;
-        let Some(key) = listed.into_iter().next().map(|first| first.key) else { return Ok(None) };
+        let Some(first) = listed.into_iter().next() else { return Ok(None) };
+        key = first.key;
         // One that is gone again has a newer one above it.
-        let Some(bytes) = requests.get(&key, 0..ROOT_BYTES_MAX + 1).await? else { continue };
-        return decode(requests, &key, &bytes).map(Some);
+        if let Some(bytes) = requests.get(&key, 0..ROOT_BYTES_MAX + 1).await? {
+            return decode(requests, &key, &bytes).map(Some);
+        }
     }
+    let why = "the store lists it and does not have it";
+    Err(requests.error(ErrorKind::Corrupt, "open", &key, why))
 }
 
 /// The newest root of a volume that exists.

@@ -91,10 +91,14 @@ impl Journal for FakeJournal {
         Ok(PathBuf::from("x.orphan"))
     }
 
-    fn adopt(&mut self, volume: VolumeId, opening: Opening) -> Result<Adopted> {
-        let superblock = &mut self.0.lock().unwrap().superblock;
-        let current = superblock.and_then(|superblock| superblock.current);
-        *superblock = Some(Superblock { volume, current, adopting: Some(opening) });
+    fn adopt(
+        &mut self,
+        volume: VolumeId,
+        current: Option<Opening>,
+        opening: Opening,
+    ) -> Result<Adopted> {
+        let superblock = Superblock { volume, current, adopting: Some(opening) };
+        self.0.lock().unwrap().superblock = Some(superblock);
         Ok(Adopted::without_journal(opening))
     }
 }
@@ -201,6 +205,19 @@ fn what_was_committed_is_found_by_the_next_opening() {
 }
 
 #[test]
+fn a_volume_commits_although_others_have_the_whole_budget() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _whole = block_on(crate::upload::take_whole_budget());
+        let bucket = Bucket::new();
+        let batches: [&[_]; 3] = [&[(0, 20, 1)], &[(5, 3, 3)], &[(9, 1, 4)]];
+        bucket.write(&FakeJournal::default(), &batches, true);
+        done.send(()).expect("the test waits");
+    });
+    is_done.recv_timeout(std::time::Duration::from_secs(60)).expect("it is committed");
+}
+
+#[test]
 fn a_volume_lives_through_any_count_of_openings() {
     let bucket = Bucket::new();
     let journal = FakeJournal::default();
@@ -257,6 +274,41 @@ fn an_opening_that_wrote_nothing_cannot_close_after_a_takeover() {
     let there = bucket.open(FakeJournal::default(), true).unwrap();
     assert_eq!(commit(here, &[], true).unwrap_err().kind(), ErrorKind::Fenced);
     commit(there, &[&[(0, 1, 2)]], true).unwrap();
+}
+
+/// Killed behind its open root, and the next opening before its own: the journal still names the
+/// opening that its writes are of.
+#[test]
+fn a_node_recognises_its_volume_after_two_kills_in_a_row() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    let killed = bucket.open(journal.clone(), false).unwrap();
+    let newest = block_on(find(&bucket.requests)).unwrap();
+    assert_eq!(newest.author, killed.opening);
+    let request =
+        Request { node: "a".to_owned(), incarnation: Incarnation([5; 16]), take_over: false };
+    let next = block_on(open_until_adopted(&bucket, &request, journal.clone()));
+    assert_ne!(next, killed.opening);
+    let opened = bucket.open(journal, false).unwrap();
+    assert!(opened.is_replayed);
+}
+
+/// An opening that dies before its open root.
+async fn open_until_adopted(bucket: &Bucket, request: &Request, journal: FakeJournal) -> Opening {
+    let adopting = || {
+        let superblock = journal.0.lock().unwrap().superblock;
+        superblock.and_then(|superblock| superblock.adopting)
+    };
+    let before = adopting();
+    let mut opening = std::pin::pin!(open(&bucket.requests, request, |_| Ok(journal.clone())));
+    std::future::poll_fn(|cx| match adopting() {
+        now if now != before => Poll::Ready(now.expect("an opening")),
+        _ => {
+            assert!(opening.as_mut().poll(cx).is_pending(), "it adopts before it is open");
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 #[test]

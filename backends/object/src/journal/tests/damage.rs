@@ -120,7 +120,7 @@ fn a_journal_is_open_once_and_is_kept_when_it_is_set_aside() {
     assert!(aside.join("segment-0").is_file());
     assert_eq!(journal.summary().unwrap(), None);
     let opening = Opening { epoch: Epoch(3), incarnation: Incarnation([3; 16]) };
-    journal.adopt(VOLUME, opening).unwrap();
+    journal.adopt(VOLUME, None, opening).unwrap();
     drop(journal);
     let mut journal = JournalDir::open(dir.path(), SIZE).unwrap();
     let adopting = Superblock { volume: VOLUME, current: None, adopting: Some(opening) };

@@ -1,0 +1,460 @@
+//! Nodes with journals that open one volume, write, upload, are killed, come back and take the volume
+//! from one another. The openings, folds and uploads are the real ones; a journal is a list of
+//! writes that survives a kill, and its superblock.
+//!
+//! Each opening is checked: on the node of the last opening it has every acknowledged write, elsewhere
+//! a prefix of them that has all that was committed; and the blocks in the store are those of the
+//! prefix.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::extents::Span;
+use crate::format::{Committed, Placed, Root, State, keys};
+use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, VolumeId};
+use crate::journal::{Adopted, Summary, Superblock};
+use crate::life::{self, NewVolume};
+use crate::memory_store::{MemoryStore, Random, TurnClock, yield_now};
+use crate::open::{self, Journal, Opened, Request};
+use crate::retry::{Patience, Requests};
+use crate::store::StoreError;
+use crate::threads::block_on;
+use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry};
+
+const BLOCKS: u64 = 8;
+const NODES: usize = 3;
+
+/// A write of a number to a block; 0 makes zeroes of it.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    lba: u64,
+    number: u64,
+}
+
+/// The disk of a node.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    superblock: Option<Superblock>,
+    writes: BTreeMap<u64, Write>,
+    is_locked: bool,
+}
+
+#[derive(Default)]
+struct Truth {
+    disks: [Disk; NODES],
+    /// All writes of the volume that count: those of the last opening go on behind its prefix.
+    writes: BTreeMap<u64, Write>,
+    /// The last opening, and its node.
+    last: Option<(Opening, usize)>,
+    /// The last write that a commit was reported for.
+    committed: u64,
+    next_number: u64,
+    openings: usize,
+    replays: usize,
+    takeovers: usize,
+    violation: Option<String>,
+}
+
+impl Truth {
+    fn acknowledged(&self) -> u64 {
+        self.writes.keys().next_back().copied().unwrap_or_default()
+    }
+
+    /// An opening begins: on another node than the last one it leaves out what is not committed.
+    fn begin(&mut self, root: &Root) -> Result<(), String> {
+        let (epoch, prefix) = (root.author.epoch, root.committed.lsn.0);
+        if prefix < self.committed || prefix > self.acknowledged() {
+            let [committed, acknowledged] = [self.committed, self.acknowledged()];
+            return Err(format!(
+                "epoch {epoch} has prefix {prefix}; {committed} committed, {acknowledged} acknowledged"
+            ));
+        }
+        let node = (0..NODES).find(|node| node_name(*node) == root.node).expect("a node");
+        if self.last.is_none_or(|(_, last)| last != node) {
+            self.writes.retain(|lsn, _| *lsn <= prefix);
+            self.takeovers += 1;
+        }
+        self.last = Some((root.author, node));
+        Ok(())
+    }
+}
+
+fn node_name(node: usize) -> String {
+    format!("n{node}")
+}
+
+/// What all nodes share.
+#[derive(Clone)]
+pub(super) struct Nodes {
+    pub(super) store: Arc<MemoryStore>,
+    random: Arc<Random>,
+    requests: Requests,
+    truth: Arc<Mutex<Truth>>,
+}
+
+impl Nodes {
+    pub(super) fn new(store: Arc<MemoryStore>, random: Arc<Random>) -> Self {
+        let requests = Requests::new(store.clone(), Arc::new(TurnClock), "simulated");
+        let requests = requests.with_patience(Patience::Endless);
+        let new = NewVolume {
+            volume: VolumeId([1; 16]),
+            incarnation: Incarnation([1; 16]),
+            node: "n0".to_owned(),
+            size: BLOCKS,
+        };
+        block_on(life::create(&requests, &new)).expect("a new volume");
+        Self { store, random, requests, truth: Arc::default() }
+    }
+
+    fn truth(&self) -> MutexGuard<'_, Truth> {
+        self.truth.lock().expect("no panic with the lock")
+    }
+
+    pub(super) fn violation(&self) -> Option<String> {
+        self.truth().violation.clone()
+    }
+
+    /// Openings, those with a replay, and those of another node's volume.
+    pub(super) fn seen(&self) -> [usize; 3] {
+        let truth = self.truth();
+        [truth.openings, truth.replays, truth.takeovers]
+    }
+
+    fn violated(&self, why: String) {
+        self.truth().violation.get_or_insert(why);
+    }
+
+    /// A node on which no process has the volume.
+    pub(super) fn idle_node(&self) -> Option<usize> {
+        let node = self.random.below(NODES as u64) as usize;
+        (!self.truth().disks[node].is_locked).then_some(node)
+    }
+
+    /// A process on a node: opens the volume, writes, and is killed or closes it.
+    pub(super) async fn process(self, node: usize) {
+        let lock = NodeLock::take(&self, node);
+        let request = Request {
+            node: node_name(node),
+            incarnation: Incarnation(self.random.bytes()),
+            take_over: self.random.percent(12),
+        };
+        // It may be killed while it opens, at any step.
+        let life = if self.random.percent(20) { self.random.below(120) } else { u64::MAX };
+        let journal = NodeJournal { nodes: self.clone(), node };
+        let opening = open::open(&self.requests, &request, |_| Ok(journal.clone()));
+        let Some(opened) = killed_after(life, opening).await else { return };
+        match opened {
+            Ok(opened) => self.use_volume(node, opened).await,
+            Err(error) => self.check_refusal(node, &request, &error),
+        }
+        drop(lock);
+    }
+
+    /// The last opening's own node is never refused.
+    fn check_refusal(&self, node: usize, request: &Request, error: &Error) {
+        let is_own = self.open_roots().last().is_some_and(|last| last.node == node_name(node));
+        let is_race = error.to_string().contains("at the same time");
+        match error.kind() {
+            ErrorKind::Busy if is_race => {}
+            ErrorKind::Busy if !is_own && !request.take_over => {}
+            _ => self.violated(format!("node {node} is refused: {error}")),
+        }
+    }
+
+    async fn use_volume(&self, node: usize, opened: Opened<NodeJournal>) {
+        if let Err(why) = self.check_opening(node, &opened) {
+            return self.violated(why);
+        }
+        if let Err(why) = self.check_blocks(&opened).await {
+            return self.violated(why);
+        }
+        // Killed before the journal says that this opening is its current one?
+        if self.random.percent(10) {
+            return;
+        }
+        let opening = opened.opening;
+        self.truth().disks[node].superblock =
+            Some(Superblock { volume: opened.volume, current: Some(opening), adopting: None });
+        let first = opened.committed.lsn.0 + 1;
+        let feed = Arc::new(NodeFeed {
+            nodes: self.clone(),
+            node,
+            opening,
+            state: Mutex::new(FeedState { next: first, ..FeedState::default() }),
+        });
+        let ended = {
+            let mut upload = pin!(opened.upload.run(feed.clone()));
+            let life = self.random.below(600);
+            let mut turns = 0;
+            poll_fn(|cx| {
+                turns += 1;
+                feed.act();
+                cx.waker().wake_by_ref();
+                match upload.as_mut().poll(cx) {
+                    Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                    Poll::Pending if turns >= life => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
+            })
+            .await
+        };
+        // A clean end empties the journal.
+        if let Some(Ok(())) = ended {
+            self.truth().disks[node].writes.clear();
+        }
+    }
+
+    /// The roots by which openings began, in order. None is deleted here.
+    fn open_roots(&self) -> Vec<Root> {
+        let roots = self.store.keys().into_iter().filter(|key| key.starts_with(keys::ROOTS));
+        let roots = roots.filter_map(|key| Root::decode(&self.store.object(&key)?).ok());
+        let mut open: Vec<_> = roots.filter(|root| root.state == State::Open).collect();
+        open.sort_by_key(|root| root.number);
+        open
+    }
+
+    /// Compares an opening with what was acknowledged and committed before. Openings between it and
+    /// the last one that was seen were killed before they knew that they had the volume.
+    fn check_opening(&self, node: usize, opened: &Opened<NodeJournal>) -> Result<(), String> {
+        let open = self.open_roots();
+        let mut truth = self.truth();
+        let seen = truth.last.map_or(Epoch(0), |(last, _)| last.epoch);
+        let mine = opened.opening;
+        for root in open.iter().filter(|root| root.author.epoch > seen) {
+            if root.author.epoch > mine.epoch {
+                break;
+            }
+            truth.begin(root)?;
+        }
+        let what = format!("epoch {} on node {node}", mine.epoch);
+        if truth.last != Some((mine, node)) {
+            return Err(format!("{what}: it is not the last one: {:?}", truth.last));
+        }
+        // The journal goes on behind the prefix.
+        let prefix = opened.committed.lsn.0;
+        truth.disks[node].writes.retain(|lsn, _| *lsn > prefix);
+        let replayed = truth.disks[node].writes.keys().next_back().copied().unwrap_or(prefix);
+        if replayed != truth.acknowledged() || (replayed > prefix && !opened.is_replayed) {
+            let want = truth.acknowledged();
+            return Err(format!("{what}: {replayed} behind {prefix}, and {want} acknowledged"));
+        }
+        truth.openings += 1;
+        truth.replays += usize::from(replayed > prefix);
+        Ok(())
+    }
+
+    /// Compares the blocks in the store with the prefix.
+    async fn check_blocks(&self, opened: &Opened<NodeJournal>) -> Result<(), String> {
+        let prefix = opened.committed.lsn.0;
+        let writes: Vec<_> =
+            self.truth().writes.range(..=prefix).map(|(_, write)| *write).collect();
+        for lba in 0..BLOCKS {
+            let last = writes.iter().rev().find(|write| write.lba == lba);
+            let want = last.map_or(0, |write| write.number);
+            let (_, place) = opened.map.cover(Span { start: lba, blocks: 1 })[0];
+            let data = opened.fetcher.fetch(Lba(lba), 1, place.unwrap_or(Place::Zero)).await;
+            let data = data.map_err(|error| error.to_string())?;
+            if data != block(want) {
+                return Err(format!("block {lba} of prefix {prefix} is not {want}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn block(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(BLOCK_BYTES as usize / 8)
+}
+
+/// Lets a future go on for so many turns. `None` if it has not ended then.
+async fn killed_after<T>(turns: u64, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut left = turns;
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+/// The lock on a node's journal, which a killed process leaves.
+struct NodeLock {
+    nodes: Nodes,
+    node: usize,
+}
+
+impl NodeLock {
+    fn take(nodes: &Nodes, node: usize) -> Self {
+        nodes.truth().disks[node].is_locked = true;
+        Self { nodes: nodes.clone(), node }
+    }
+}
+
+impl Drop for NodeLock {
+    fn drop(&mut self) {
+        self.nodes.truth().disks[self.node].is_locked = false;
+    }
+}
+
+#[derive(Clone)]
+struct NodeJournal {
+    nodes: Nodes,
+    node: usize,
+}
+
+impl Journal for NodeJournal {
+    fn superblock(&self) -> Result<Option<Superblock>> {
+        Ok(self.nodes.truth().disks[self.node].superblock)
+    }
+
+    fn summary(&self) -> Result<Option<Summary>> {
+        let truth = self.nodes.truth();
+        let writes = &truth.disks[self.node].writes;
+        let ends = writes.keys().next().zip(writes.keys().next_back());
+        Ok(ends.map(|(&first, &last)| Summary {
+            committed: Lsn(first - 1),
+            first: Lsn(first),
+            last: Lsn(last),
+        }))
+    }
+
+    fn set_aside(&mut self) -> Result<PathBuf> {
+        self.nodes.truth().disks[self.node] = Disk { is_locked: true, ..Disk::default() };
+        Ok(PathBuf::from("x.orphan"))
+    }
+
+    fn adopt(
+        &mut self,
+        volume: VolumeId,
+        current: Option<Opening>,
+        opening: Opening,
+    ) -> Result<Adopted> {
+        let superblock = Superblock { volume, current, adopting: Some(opening) };
+        self.nodes.truth().disks[self.node].superblock = Some(superblock);
+        Ok(Adopted::without_journal(opening))
+    }
+}
+
+/// Writes of a process, and their way to the store.
+struct NodeFeed {
+    nodes: Nodes,
+    node: usize,
+    opening: Opening,
+    state: Mutex<FeedState>,
+}
+
+#[derive(Default)]
+struct FeedState {
+    /// The first write that is in no batch.
+    next: u64,
+    closes: bool,
+}
+
+impl NodeFeed {
+    fn state(&self) -> MutexGuard<'_, FeedState> {
+        self.state.lock().expect("no panic with the lock")
+    }
+
+    fn closes(&self) -> bool {
+        self.state().closes
+    }
+
+    /// Acknowledges a write, or begins to close, or does nothing.
+    fn act(&self) {
+        let random = &self.nodes.random;
+        match random.below(100) {
+            _ if self.closes() => {}
+            0..30 => self.write(),
+            30 if random.percent(20) => self.state().closes = true,
+            _ => {}
+        }
+    }
+
+    fn write(&self) {
+        let random = &self.nodes.random;
+        let next = self.state().next;
+        let mut truth = self.nodes.truth();
+        truth.next_number += 1;
+        let number = if random.percent(15) { 0 } else { truth.next_number };
+        let write = Write { lba: random.below(BLOCKS), number };
+        let last = truth.disks[self.node].writes.keys().next_back().copied();
+        let lsn = last.map_or(next, |last| last + 1).max(next);
+        truth.disks[self.node].writes.insert(lsn, write);
+        // What a node acknowledges after another has taken over does not count.
+        if truth.last.is_some_and(|(last, _)| last == self.opening) {
+            truth.writes.insert(lsn, write);
+        }
+    }
+}
+
+impl Feed for NodeFeed {
+    fn poll_sealed(&self, _: &mut Context<'_>, _: u64) -> Poll<Next> {
+        let mut state = self.state();
+        let truth = self.nodes.truth();
+        let unsealed = truth.disks[self.node].writes.range(state.next..);
+        let count = 1 + self.nodes.random.below(5) as usize;
+        let writes: Vec<_> = unsealed.take(count).map(|(&lsn, &write)| (lsn, write)).collect();
+        let (Some(first), Some(last)) = (writes.first(), writes.last()) else {
+            return if state.closes { Poll::Ready(Next::Drained) } else { Poll::Pending };
+        };
+        if !state.closes && !self.nodes.random.percent(20) {
+            return Poll::Pending;
+        }
+        state.next = last.0 + 1;
+        let entry = |&(_, Write { lba, number }): &(u64, Write)| match number {
+            0 => SealedEntry::Zero { lba: Lba(lba), blocks: 1 },
+            _ => {
+                let from = JournalPlace { segment: number, page: 0, record: 0 };
+                SealedEntry::Write { lba: Lba(lba), blocks: 1, from }
+            }
+        };
+        Poll::Ready(Next::Batch(Sealed {
+            lsn_first: Lsn(first.0),
+            lsn_last: Lsn(last.0),
+            entries: writes.iter().map(entry).collect(),
+        }))
+    }
+
+    fn read(
+        &self,
+        from: JournalPlace,
+        _: Blocks,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>> {
+        Box::pin(async move {
+            yield_now().await;
+            Ok(block(from.segment))
+        })
+    }
+
+    fn committed(&self, committed: Committed, _: &[Placed]) {
+        let Epoch(epoch) = self.opening.epoch;
+        let lsn = committed.lsn.0;
+        // A commit whose answer comes late is in the successor's prefix.
+        let open = self.nodes.open_roots();
+        let mut later = open.iter().filter(|root| root.author.epoch > self.opening.epoch);
+        if later.any(|root| root.committed.lsn < committed.lsn) {
+            self.nodes.violated(format!("epoch {epoch} commits {lsn} after a takeover"));
+        }
+        let mut truth = self.nodes.truth();
+        truth.committed = truth.committed.max(lsn);
+        truth.disks[self.node].writes.retain(|written, _| *written > lsn);
+    }
+
+    fn stopped(&self, error: Error) {
+        if error.kind() != ErrorKind::Fenced {
+            self.nodes.violated(format!("uploads stop: {error}"));
+        }
+    }
+
+    fn store_says(&self, _: Option<&StoreError>) {}
+}
