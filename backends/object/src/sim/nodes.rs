@@ -137,8 +137,12 @@ impl Nodes {
     }
 
     /// A process on a node: opens the volume, writes, and is killed or closes it.
-    pub(super) async fn process(self, node: usize) {
+    pub(super) fn process(self, node: usize) -> impl Future<Output = ()> {
         let lock = NodeLock::take(&self, node);
+        self.run(node, lock)
+    }
+
+    async fn run(self, node: usize, _lock: NodeLock) {
         let request = Request {
             node: node_name(node),
             incarnation: Incarnation(self.random.bytes()),
@@ -153,7 +157,6 @@ impl Nodes {
             Ok(opened) => self.use_volume(node, opened).await,
             Err(error) => self.check_refusal(node, &request, &error),
         }
-        drop(lock);
     }
 
     /// The last opening's own node is never refused.
@@ -163,7 +166,15 @@ impl Nodes {
         match error.kind() {
             ErrorKind::Busy if is_race => {}
             ErrorKind::Busy if !is_own && !request.take_over => {}
-            _ => self.violated(format!("node {node} is refused: {error}")),
+            _ => {
+                let superblock = self.truth().disks[node].superblock;
+                let roots = self.roots();
+                let root = |root: &Root| (root.number, root.state, root.author, root.last.opening);
+                let roots: Vec<_> = roots.iter().map(root).collect();
+                self.violated(format!(
+                    "node {node} is refused: {error}; {superblock:?}; {roots:?}"
+                ));
+            }
         }
     }
 
@@ -212,11 +223,15 @@ impl Nodes {
 
     /// The roots by which openings began, in order. None is deleted here.
     fn open_roots(&self) -> Vec<Root> {
+        self.roots().into_iter().filter(|root| root.state == State::Open).collect()
+    }
+
+    fn roots(&self) -> Vec<Root> {
         let roots = self.store.keys().into_iter().filter(|key| key.starts_with(keys::ROOTS));
         let roots = roots.filter_map(|key| Root::decode(&self.store.object(&key)?).ok());
-        let mut open: Vec<_> = roots.filter(|root| root.state == State::Open).collect();
-        open.sort_by_key(|root| root.number);
-        open
+        let mut roots: Vec<_> = roots.collect();
+        roots.sort_by_key(|root| root.number);
+        roots
     }
 
     /// Compares an opening with what was acknowledged and committed before. Openings between it and
