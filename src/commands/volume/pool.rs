@@ -22,9 +22,10 @@ Examples:
   sheave volume create fast/disk1 --size 10G && sheave attach fast/disk1
   sheave volume create dir:///store/disk1 --size 10G
 
-An object volume (dir:///…) is made of files in a directory, which is made; the one above it exists.
-A pool is one of the daemon's configuration (docs/volumes.md). It prints the volume's name. The
-same command again does nothing; a volume of that name with another size is an error.")]
+A pool is one of the daemon's configuration (docs/volumes.md). The same command again does nothing;
+a volume of that name with another size is an error. An object volume (dir:///…) is made of files in
+a directory, which is made; the one above it must exist, and a volume there is an error. The
+command prints the volume's name.")]
 pub(super) struct CreateArgs {
     /// POOL/NAME, or the URL of an object volume
     #[arg(value_parser = volume_parser())]
