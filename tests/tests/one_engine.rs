@@ -4,6 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
@@ -188,8 +189,15 @@ fn check_lock(site: &Site, spec: &FlexSpec, id: &str) {
     let open = lock();
     thread::scope(|scope| {
         let mounting = scope.spawn(|| docker.mount("db", "c1"));
+        // The directory is made right before the plugin meets the lock.
+        let mount_point = site.dir().join("docker/mounts/db");
+        let has_begun = eventually(|| mount_point.exists() || mounting.is_finished());
+        assert!(has_begun, "{}", docker.log());
+        thread::sleep(Duration::from_millis(300));
+        let has_ended = mounting.is_finished();
         drop(open);
         mounting.join().expect("it ends").expect("mounted");
+        assert!(!has_ended, "it was mounted while another process worked on it");
     });
     docker.unmount("db", "c1").expect("unmounted");
 }
