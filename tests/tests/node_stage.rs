@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use sheave_node::{Fs, Kind, Severity};
+use sheave_node::{Error, Fs, Kind, Severity};
 use sheave_tests::{
     Run, Site, fs_types, has_fs, in_namespace, may_grow, refused, skip, system_path,
 };
@@ -72,6 +72,32 @@ fn rule_16_what_cannot_be_read_is_not_formatted() {
         site.volumes.strike_no_more();
         fs::File::options().write(true).open(&image).and_then(|f| f.set_len(SIZE)).expect("whole");
         site.node().stage(site.stage_request(Some(Fs::Ext4))).expect("staged");
+    });
+}
+
+/// A call that looked unfinished may have ended before its volume is taken away as such.
+#[test]
+fn rule_35_only_what_a_call_has_left_in_the_middle_is_taken_away_as_unfinished() {
+    let test = "rule_35_only_what_a_call_has_left_in_the_middle_is_taken_away_as_unfinished";
+    in_namespace(test, || {
+        let site = Site::new();
+        site.volumes.create("v", SIZE);
+        let node = site.node();
+        node.unstage_unfinished("v", "csi").expect("there is nothing");
+        node.stage(site.stage_request(Some(Fs::Ext4))).expect("staged");
+        node.unstage_unfinished("v", "csi").expect("it is finished");
+        node.publish(site.publish_request("a", Some(Fs::Ext4))).expect("it is still staged");
+        node.unpublish("v", &site.target("a")).expect("unpublished");
+        node.unstage("v", &site.staging()).expect("unstaged");
+        let away = || Err(Error::new(Kind::Unavailable, "away"));
+        site.volumes.strike("attached", Box::new(away));
+        node.stage(site.stage_request(Some(Fs::Ext4))).expect_err("it ends in the middle");
+        site.volumes.strike_no_more();
+        assert_eq!(node.unfinished("csi").expect("the states").len(), 1);
+        node.unstage_unfinished("v", "docker").expect("it is of another user");
+        assert!(site.volumes.loop_device("v").is_some());
+        node.unstage_unfinished("v", "csi").expect("taken away");
+        site.check_bare();
     });
 }
 

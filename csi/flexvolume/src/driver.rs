@@ -130,9 +130,9 @@ impl Driver {
     /// repeat them once nothing is mounted.
     fn finish(&self, volume: &str) -> Result<()> {
         let engine = self.engine()?;
-        match engine.unfinished(USER)?.into_iter().find(|known| known.volume == volume) {
-            Some(known) => engine.unstage(volume, &known.staging),
-            None => Ok(()),
+        match engine.unfinished(USER)?.iter().any(|known| known.volume == volume) {
+            true => engine.unstage_unfinished(volume, USER),
+            false => Ok(()),
         }
     }
 
@@ -318,7 +318,7 @@ impl Driver {
             let (driver, sender) = (self.clone(), sender.clone());
             let take_away = move || match driver.own_staging(&volume) == staging {
                 true => driver.release(&driver.engine()?, &volume),
-                false => driver.engine()?.unstage(&volume, &staging),
+                false => driver.engine()?.unstage_unfinished(&volume, USER),
             };
             // Without a thread it is left to a later call, too.
             let thread = thread::Builder::new().name("tidy".to_owned());

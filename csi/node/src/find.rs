@@ -57,16 +57,14 @@ impl Node {
     }
 
     /// Volumes that calls of a user were staging or unstaging, and that no pod has. What still goes
-    /// on has their locks.
+    /// on has their locks; what has ended by then, [`Node::unstage_unfinished`] leaves.
     ///
     /// # Errors
     /// When the directory of states cannot be read.
     pub fn unfinished(&self, user: &str) -> Result<Vec<Known>> {
-        let is_unfinished = |state: &State| {
-            state.user == user && state.phase != Phase::Staged && state.targets.is_empty()
-        };
+        let unfinished = |state: &State| state.is_unfinished_of(user);
         let states = self.engine.states.all()?.0;
-        Ok(states.into_iter().filter(is_unfinished).map(Known::from).collect())
+        Ok(states.into_iter().filter(unfinished).map(Known::from).collect())
     }
 
     /// The volume that is staged or published at this path.

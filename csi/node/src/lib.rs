@@ -201,6 +201,17 @@ impl Node {
         })
     }
 
+    /// The same for a volume of [`Node::unfinished`], if it still is one.
+    ///
+    /// # Errors
+    /// As for [`Node::unstage`].
+    pub fn unstage_unfinished(&self, volume: &str, user: &'static str) -> Result<()> {
+        let id = volume.to_owned();
+        self.run(volume, "unstaging", format!("unstage unfinished of {user}"), move |engine| {
+            engine.unstage_unfinished(&id, user)
+        })
+    }
+
     /// Shows a staged volume at a place.
     ///
     /// # Errors

@@ -339,10 +339,25 @@ impl Engine {
             );
             return Err(refused(why));
         }
-        if !state.is_stale() {
-            self.check_unused(&state)?;
+        self.unstage_known(&state)
+    }
+
+    /// Unstages what a call of this user has left in the middle. Another call may have ended since
+    /// that was seen, so it is looked at again under the lock.
+    pub(crate) fn unstage_unfinished(&self, volume: &str, user: &str) -> Result<()> {
+        let _lock = self.lock(volume)?;
+        match self.states.load(volume)? {
+            Some(state) if state.is_unfinished_of(user) => self.unstage_known(&state),
+            _ => Ok(()),
         }
-        match self.take_down(&state)? {
+    }
+
+    fn unstage_known(&self, state: &State) -> Result<()> {
+        let volume = &state.volume;
+        if !state.is_stale() {
+            self.check_unused(state)?;
+        }
+        match self.take_down(state)? {
             None => {
                 self.problems.clear(volume);
                 Ok(())

@@ -111,6 +111,11 @@ impl State {
         Some(Duration::from_secs(end.saturating_sub(uptime_s())))
     }
 
+    /// Whether calls of this user were staging or unstaging it, and no pod has it.
+    pub(crate) fn is_unfinished_of(&self, user: &str) -> bool {
+        self.user == user && self.phase != Phase::Staged && self.targets.is_empty()
+    }
+
     /// Whether the node was started anew since it was written.
     pub(crate) fn is_stale(&self) -> bool {
         self.boot != boot_id()
