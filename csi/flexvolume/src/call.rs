@@ -107,7 +107,8 @@ impl Call {
             "unmount" => Self::Unmount { dir: dir(0)? },
             "expandvolume" => Self::ExpandVolume { options: options(0)?, bytes: bytes(2)? },
             "expandfs" => Self::ExpandFs { options: options(0)?, bytes: bytes(3)? },
-            _ => Self::Init,
+            "init" => Self::Init,
+            _ => return Err(NotACall::Unknown),
         })
     }
 }
