@@ -91,6 +91,8 @@ impl Answering {
         Body::new(body)
     }
 
+    /// A method, so that the body's closure owns all of this and not the field alone: it is dropped
+    /// with the body, and not before.
     fn note_delivered(&mut self) {
         self.is_delivered = true;
     }

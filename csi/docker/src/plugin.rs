@@ -187,7 +187,7 @@ impl Plugin {
         self.locked(&name, || call(&name))
     }
 
-    fn locked(&self, name: &str, call: impl FnOnce() -> Result<Value>) -> Result<Value> {
+    fn locked<T>(&self, name: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
         check_name(name)?;
         let held = self.names.of(name);
         let _held = lock(&held);

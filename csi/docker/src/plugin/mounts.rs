@@ -57,7 +57,7 @@ impl Plugin {
     pub(crate) fn answered(&self, mounted: &Mounted, is_delivered: bool) {
         let Mounted { name, id, call } = mounted;
         let ended = self.locked(name, || {
-            let Some(mut record) = self.records.load(name)? else { return Ok(Value::Null) };
+            let Some(mut record) = self.records.load(name)? else { return Ok(()) };
             match record.references.get_mut(id) {
                 // A later call about the same is not touched.
                 Some(reference) if reference.unanswered == Some(*call) && is_delivered => {
@@ -70,7 +70,7 @@ impl Plugin {
                 }
                 _ => {}
             }
-            Ok(Value::Null)
+            Ok(())
         });
         if let Err(error) = ended {
             tracing::warn!(name, id, "its reference is not settled: {error}");
@@ -189,7 +189,7 @@ impl Plugin {
                         self.release(&record)?;
                     }
                 }
-                Ok(Value::Null)
+                Ok(())
             });
             if let Err(error) = tidied {
                 tracing::warn!(name = record.name, "it is still staged: {error}");
