@@ -1,9 +1,10 @@
 //! The options of `docker volume create -o`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use sheave_core::{parse_digits, parse_size};
-use sheave_node::{Access, Error, FORCE_UNSTAGE_AFTER_S, Fs, Kind, Result};
+use sheave_node::{Access, Error, Fs, Kind, Result, parse_force_unstage_after};
 
 const POOL: &str = "pool";
 const VOLUME: &str = "volume";
@@ -28,7 +29,7 @@ pub(crate) const KNOWN: [(&str, &str); 11] = [
     (LIMIT_IOPS, "requests per second, such as 5000"),
     (FRONT, "auto, ublk or nbd"),
     (MOUNT_OPTIONS, "as for mount(8), such as noatime,discard"),
-    (FORCE_UNSTAGE_AFTER, "seconds, from 10 to 86400"),
+    (FORCE_UNSTAGE_AFTER, sheave_node::FORCE_UNSTAGE_AFTER_FORM),
 ];
 
 /// As they were given.
@@ -50,8 +51,7 @@ pub(crate) struct Options {
     pub(crate) limit_iops: u64,
     pub(crate) front: Option<String>,
     pub(crate) mount_options: Vec<String>,
-    /// Seconds.
-    pub(crate) force_unstage_after: Option<u64>,
+    pub(crate) force_unstage_after: Option<Duration>,
 }
 
 impl Options {
@@ -104,9 +104,7 @@ impl Options {
             }
             MOUNT_OPTIONS => self.mount_options = text().into_iter().collect(),
             FORCE_UNSTAGE_AFTER => {
-                let seconds = parse_digits(&text()?);
-                let seconds = seconds.filter(|seconds| FORCE_UNSTAGE_AFTER_S.contains(seconds));
-                self.force_unstage_after = Some(seconds?);
+                self.force_unstage_after = Some(parse_force_unstage_after(value)?);
             }
             _ => return None,
         }

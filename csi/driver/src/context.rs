@@ -14,12 +14,6 @@ pub(crate) const FRONT: &str = "front";
 /// Key of the volume context: seconds of unstaging after which hanging storage is given up.
 pub(crate) const FORCE_UNSTAGE_AFTER: &str = "force-unstage-after";
 
-/// Reads a number of seconds after which hanging storage is given up.
-pub(crate) fn parse_force_after(text: &str) -> Option<u64> {
-    sheave_core::parse_digits(text)
-        .filter(|seconds| sheave_node::FORCE_UNSTAGE_AFTER_S.contains(seconds))
-}
-
 /// What the context of a publication says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Publication {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sheave_node::{Access, Error, FORCE_UNSTAGE_AFTER_S, Fs, Kind, Result};
+use sheave_node::{Access, Error, Fs, Kind, Result, parse_force_unstage_after};
 
 /// The volume: POOL/NAME or POOL/UUID.
 const VOLUME: &str = "volume";
@@ -97,14 +97,9 @@ fn parse_texts(json: &str) -> Result<BTreeMap<String, String>> {
 }
 
 fn force_after(text: String) -> Result<Duration> {
-    let seconds = sheave_core::parse_digits(&text);
-    match seconds.filter(|seconds| FORCE_UNSTAGE_AFTER_S.contains(seconds)) {
-        Some(seconds) => Ok(Duration::from_secs(seconds)),
-        None => {
-            let why = "write seconds, from 10 to 86400";
-            invalid(format!("option {FORCE_UNSTAGE_AFTER}: {why}"))
-        }
-    }
+    let form = sheave_node::FORCE_UNSTAGE_AFTER_FORM;
+    let wrong = || invalid(format!("option {FORCE_UNSTAGE_AFTER}: write {form}"));
+    parse_force_unstage_after(&text).map_or_else(wrong, Ok)
 }
 
 #[cfg(test)]

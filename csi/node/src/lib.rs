@@ -63,7 +63,17 @@ use state::{Phase, State, States, fingerprint, is_plain_path};
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 
 /// The least and the most seconds of [`StageRequest::force_unstage_after`].
-pub const FORCE_UNSTAGE_AFTER_S: RangeInclusive<u64> = 10..=86400;
+const FORCE_UNSTAGE_AFTER_S: RangeInclusive<u64> = 10..=86400;
+/// How they are written, for messages.
+pub const FORCE_UNSTAGE_AFTER_FORM: &str = "seconds, from 10 to 86400";
+
+/// Reads [`StageRequest::force_unstage_after`]; `None` for anything but
+/// [`FORCE_UNSTAGE_AFTER_FORM`].
+#[must_use]
+pub fn parse_force_unstage_after(text: &str) -> Option<Duration> {
+    let seconds = sheave_core::parse_digits(text)?;
+    FORCE_UNSTAGE_AFTER_S.contains(&seconds).then(|| Duration::from_secs(seconds))
+}
 
 /// How a volume is used. Its `Debug` leaves the options out, so that they do not get into a log.
 #[derive(Clone, PartialEq, Eq, Hash)]

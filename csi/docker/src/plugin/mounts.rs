@@ -96,7 +96,7 @@ impl Plugin {
             access: options.access(),
             may_format: options.may_format,
             attach: Attach { read_only, epoch: Some(epoch), front: options.front },
-            force_unstage_after: options.force_unstage_after.map(Duration::from_secs),
+            force_unstage_after: options.force_unstage_after,
             user: USER,
         };
         let staged = patiently(|| self.engine.stage(request.clone()));

@@ -1,12 +1,14 @@
 //! The parameters of classes: `pool`, `front`, `limit-bps`, `limit-iops`, `force-unstage-after`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use sheave_control::v1 as api;
 use sheave_core::{parse_digits, parse_size};
+use sheave_node::parse_force_unstage_after;
 use tonic::Status;
 
-use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, parse_force_after};
+use crate::context::{FORCE_UNSTAGE_AFTER, FRONT};
 
 const POOL: &str = "pool";
 const LIMIT_BPS: &str = "limit-bps";
@@ -26,8 +28,7 @@ pub(super) struct Parameters {
     pub(super) limit_bps: Option<u64>,
     /// Ops per second; 0 is no limit.
     pub(super) limit_iops: Option<u64>,
-    /// Seconds.
-    pub(super) force_unstage_after: Option<u64>,
+    pub(super) force_unstage_after: Option<Duration>,
 }
 
 impl Parameters {
@@ -66,9 +67,11 @@ impl Parameters {
             POOL => self.pool = Some(value.to_owned()),
             FRONT if FRONTS.contains(&value) => self.front = Some(value.to_owned()),
             FRONT => return invalid("write auto, ublk or nbd"),
-            FORCE_UNSTAGE_AFTER => match parse_force_after(value) {
-                Some(seconds) => self.force_unstage_after = Some(seconds),
-                None => return invalid("write seconds, from 10 to 86400"),
+            FORCE_UNSTAGE_AFTER => match parse_force_unstage_after(value) {
+                Some(after) => self.force_unstage_after = Some(after),
+                None => {
+                    return invalid(&format!("write {}", sheave_node::FORCE_UNSTAGE_AFTER_FORM));
+                }
             },
             _ if key.starts_with(OF_SIDECARS) => {}
             _ => {
@@ -108,7 +111,7 @@ impl Parameters {
             (FRONT, self.front.clone()),
             (LIMIT_BPS, self.limit_bps.map(number)),
             (LIMIT_IOPS, self.limit_iops.map(number)),
-            (FORCE_UNSTAGE_AFTER, self.force_unstage_after.map(number)),
+            (FORCE_UNSTAGE_AFTER, self.force_unstage_after.map(|after| number(after.as_secs()))),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value?)))

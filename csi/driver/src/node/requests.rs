@@ -11,13 +11,13 @@ use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::{
     NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability,
 };
-use sheave_node::{Attach, PublishRequest, StageRequest};
+use sheave_node::{Attach, PublishRequest, StageRequest, parse_force_unstage_after};
 use tonic::Status;
 
 use super::USER;
 use crate::capability::Capability;
 use crate::checks;
-use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, Publication, parse_force_after};
+use crate::context::{FORCE_UNSTAGE_AFTER, FRONT, Publication};
 use crate::sizes::SizeRange;
 
 /// Paths are longer than other texts (the specification, "Size Limits"); PATH_MAX of Linux.
@@ -125,11 +125,11 @@ fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, Statu
 
 fn force_after(context: &HashMap<String, String>) -> Result<Option<Duration>, Status> {
     let Some(text) = context.get(FORCE_UNSTAGE_AFTER) else { return Ok(None) };
-    let seconds = parse_force_after(text).ok_or_else(|| {
-        let why = format!("volume_context {FORCE_UNSTAGE_AFTER}: write seconds, from 10 to 86400");
-        Status::invalid_argument(why)
+    let parsed = parse_force_unstage_after(text).ok_or_else(|| {
+        let form = sheave_node::FORCE_UNSTAGE_AFTER_FORM;
+        Status::invalid_argument(format!("volume_context {FORCE_UNSTAGE_AFTER}: write {form}"))
     })?;
-    Ok(Some(Duration::from_secs(seconds)))
+    Ok(Some(parsed))
 }
 
 /// Modes in which a volume may be published at a second place (the specification,
