@@ -135,6 +135,11 @@ fn csi_flexvolume_and_docker_keep_what_is_written() {
 }
 
 #[test]
+fn containers_of_docker_keep_their_volumes_when_all_is_killed() {
+    case("docker_engine.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };
@@ -200,7 +205,7 @@ fn kept_case(
     run.arg("--copy").arg(vm.join("harness.sh")).arg("--copy").arg(cases.join("common.sh"));
     // Its units say what a daemon is allowed.
     run.arg("--copy").arg(vm.join("../../deploy"));
-    for copy in more_for(name) {
+    for copy in more_for(name)? {
         run.arg("--copy").arg(copy);
     }
     run.arg("--copy").arg(cases.join(name)).args(["--", "env"]).args(env);
@@ -210,15 +215,27 @@ fn kept_case(
     Some((output.status, said))
 }
 
-/// What some cases need beside themselves.
-fn more_for(name: &str) -> Vec<PathBuf> {
+/// What some cases need beside themselves; nothing if it cannot be had here.
+fn more_for(name: &str) -> Option<Vec<PathBuf>> {
     let cases = vm().join("cases");
     let (claims, claim) = (cases.join("claims.sh"), env!("CARGO_BIN_EXE_claim").into());
-    match name {
+    Some(match name {
         "three_ways.sh" => vec![claims, cases.join("ways.sh"), claim],
+        "docker_engine.sh" => vec![claims, docker(name)?],
         _ if name.starts_with("claims") => vec![claims, claim],
         _ => Vec::new(),
+    })
+}
+
+/// The programs of Docker for a guest, if they can be fetched.
+fn docker(name: &str) -> Option<PathBuf> {
+    let made = Command::new(vm().join("docker")).output().expect("tests/vm/docker runs");
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    if made.status.success() {
+        return Some(text(&made.stdout).into());
     }
+    skip(name, &format!("no Docker: {}", text(&made.stderr).replace('\n', "; ")));
+    None
 }
 
 /// What makes guests.

@@ -38,28 +38,33 @@ as_group() {
     wait $pid
 }
 
+# remove_group DIRECTORY: with those that a case has made in it, if no process is left in any.
+remove_group() { find "$1" -depth -type d -exec rmdir {} + 2>/dev/null; }
+
 # end_group NAME: kills what is left of it. Fails if the kernel does not let all of it end soon.
 end_group() {
     local group=$groups/$1 tries
     [ -d "$group" ] || return 0
     echo 1 >"$group/cgroup.kill"
     for tries in $(seq 50); do
-        ! rmdir "$group" 2>/dev/null || return 0
+        ! remove_group "$group" || return 0
         sleep 0.1
     done
     return 1
 }
+
+processes() { find $groups/case -name cgroup.procs -exec cat {} +; }
 
 # What a case must not leave behind.
 findings() {
     grep -E "$mounts" /proc/mounts
     ls -d /sys/block/nbd*/pid /sys/block/loop*/loop /sys/block/{ublkb,dm-}* /dev/ublkc[0-9]*
     find /etc/{systemd/system,udev/rules.d,modprobe.d,sheave} \
-        /var/lib/sheave/{devices,node,pools} ! -type d ! -name '*lock'
+        /var/lib/sheave/{devices,node,pools,docker,flexvolume} ! -type d ! -name '*lock'
     cat /etc/fstab
     systemctl list-units --all --no-legend --plain 'sheave*'
     [ ! -d $groups/case ] ||
-        echo "processes: $(ps -o args= -p "$(paste -sd, $groups/case/cgroup.procs)")"
+        echo "processes: $(ps -o args= -p "$(processes | paste -sd,)")"
 } 2>/dev/null
 
 is_clean() { findings | cmp -s - $known; }
@@ -68,7 +73,7 @@ is_clean() { findings | cmp -s - $known; }
 soon_clean() {
     local tries
     for tries in $(seq 50); do
-        rmdir $groups/case 2>/dev/null
+        remove_group $groups/case
         ! is_clean || return 0
         sleep 0.1
     done
@@ -116,7 +121,7 @@ clean() {
     losetup --detach-all
     kill $daemon
     wait $daemon
-    rm -rf /var/lib/sheave/{devices,node}/*.json /var/lib/sheave/pools
+    rm -rf /var/lib/sheave/{devices,node}/*.json /var/lib/sheave/{pools,docker,flexvolume}
 }
 
 modprobe -qa loop nbd ublk_drv
