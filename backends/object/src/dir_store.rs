@@ -71,8 +71,9 @@ impl DirStore {
         })
     }
 
-    /// Checks that this is the directory that [`Self::make`] has made. Another one may be there: the
-    /// mount point of its file system, which is gone for now. What was made there would be lost.
+    /// Checks that this is the directory that [`Self::make`] has made. Another one may be there:
+    /// the mount point of its file system, which is gone for now. What was made there would be
+    /// lost.
     fn check_there(&self) -> io::Result<()> {
         match self.dir.join(MARK).symlink_metadata() {
             Ok(_) => Ok(()),

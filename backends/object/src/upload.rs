@@ -295,8 +295,8 @@ struct Budget {
 static BUDGET: Mutex<Budget> = Mutex::new(Budget { left: BUDGET_BYTES, waiting: Vec::new() });
 
 impl Share {
-    /// Waits until the budget has room, or the object is the oldest of its volume. That one takes no
-    /// share, since other volumes may have all of it, whose stores are away.
+    /// Waits until the budget has room, or the object is the oldest of its volume. That one takes
+    /// no share, since other volumes may have all of it, whose stores are away.
     async fn take(bytes: u64, is_oldest: &AtomicBool) -> Self {
         poll_fn(|cx| {
             if is_oldest.load(Relaxed) {

@@ -67,8 +67,8 @@ pub trait Journal {
     /// When it cannot be moved.
     fn set_aside(&mut self) -> Result<PathBuf>;
 
-    /// Says in the superblock, on stable storage, of which opening its writes are, if it has any, and
-    /// that this opening is adopting it.
+    /// Says in the superblock, on stable storage, of which opening its writes are, if it has any,
+    /// and that this opening is adopting it.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -125,8 +125,8 @@ pub async fn open<J: Journal>(
         let fold = fold_log(requests, &claim).await;
         let Some(fold) = unless_overtaken(requests, &claim, fold).await? else { continue };
         let is_replayed = settle_journal(requests, &mut journal, verdict, fold.committed())?;
-        // The journal may name the last opening only as one that was adopting it. From now on it must
-        // name it as its own, since this opening may also die before its open root.
+        // The journal may name the last opening only as one that was adopting it. From now on it
+        // must name it as its own, since this opening may also die before its open root.
         let current = is_replayed.then_some(newest.last.opening);
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };

@@ -1,10 +1,10 @@
-//! Nodes with journals that open one volume, write, upload, are killed, come back and take the volume
-//! from one another. The openings, folds and uploads are the real ones; a journal is a list of
-//! writes that survives a kill, and its superblock.
+//! Nodes with journals that open one volume, write, upload, are killed, come back and take the
+//! volume from one another. The openings, folds and uploads are the real ones; a journal is a list
+//! of writes that survives a kill, and its superblock.
 //!
-//! Each opening is checked: on the node of the last opening it has every acknowledged write, elsewhere
-//! a prefix of them that has all that was committed; and the blocks in the store are those of the
-//! prefix.
+//! Each opening is checked: on the node of the last opening it has every acknowledged write,
+//! elsewhere a prefix of them that has all that was committed; and the blocks in the store are
+//! those of the prefix.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -72,7 +72,8 @@ impl Truth {
         if prefix < self.committed || prefix > self.acknowledged() {
             let [committed, acknowledged] = [self.committed, self.acknowledged()];
             return Err(format!(
-                "epoch {epoch} has prefix {prefix}; {committed} committed, {acknowledged} acknowledged"
+                "epoch {epoch} has prefix {prefix}; {committed} committed, \
+                 {acknowledged} acknowledged"
             ));
         }
         let node = (0..NODES).find(|node| node_name(*node) == root.node).expect("a node");
