@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use sheave_core::{Error, ErrorKind, Result};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::BLOCK_BYTES;
@@ -87,11 +87,13 @@ fn worker() -> Result<Handle> {
 }
 
 /// Does for a volume what is due, until it is closed.
-async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinHandle<Result<()>>) {
+async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: JoinHandle<Result<()>>) {
     let mut uploads = std::pin::pin!(uploads);
     let mut tick: Option<Instant> = None;
     let mut is_first_look = true;
     let mut fetches = Fetches { fetcher, tasks: JoinSet::new() };
+    // Reads of the bucket do not wait for the journal's disk.
+    let mut tending: Option<JoinHandle<()>> = None;
     loop {
         fetches.begin(&engine);
         if engine.with(Front::begin_segment) {
@@ -99,10 +101,10 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinH
         }
         let is_closing = engine.with(|front| front.is_closing());
         let now = Instant::now();
-        if (is_closing && is_first_look) || tick.is_some_and(|tick| tick <= now) {
+        let is_due = (is_closing && is_first_look) || tick.is_some_and(|tick| tick <= now);
+        if is_due && tending.is_none() {
             is_first_look &= !is_closing;
-            tend(&engine).await;
-            engine.with(|front| front.tick(SEAL_TICKS));
+            tending = Some(tokio::spawn(tend(Arc::clone(&engine))));
             tick = None;
         }
         let is_restless = engine.with(Front::is_restless);
@@ -112,15 +114,22 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: tokio::task::JoinH
             tick = Some(now + engine.tuning.tick);
         }
         let is_due = async {
-            match tick {
-                Some(tick) => sleep_until(tick).await,
-                None => std::future::pending().await,
+            match (&mut tending, tick) {
+                (Some(task), _) => drop(task.await),
+                (None, Some(tick)) => return sleep_until(tick).await,
+                (None, None) => std::future::pending().await,
             }
+            tending = None;
         };
         tokio::select! {
             () = engine.rouse.0.notified() => {}
             () = is_due => {}
-            outcome = &mut uploads => return finish(&engine, outcome.ok(), &mut fetches).await,
+            outcome = &mut uploads => {
+                if let Some(task) = tending {
+                    drop(task.await);
+                }
+                return finish(&engine, outcome.ok(), &mut fetches).await;
+            }
         }
     }
 }
@@ -190,8 +199,13 @@ async fn make_segment(engine: Arc<Engine>) {
     engine.with(|front| front.made_segment(made));
 }
 
-/// Makes everything durable that is written, and states it in the journal.
-async fn tend(engine: &Arc<Engine>) {
+/// Makes everything durable that is written, and states it in the journal; then a tick has passed.
+async fn tend(engine: Arc<Engine>) {
+    make_durable(&engine).await;
+    engine.with(|front| front.tick(SEAL_TICKS));
+}
+
+async fn make_durable(engine: &Arc<Engine>) {
     sync(engine).await;
     if let Some((reserved, entry)) = engine.with(Front::begin_statement) {
         let lsn = reserved.lsn;

@@ -334,6 +334,35 @@ fn what_was_fetched_for_a_backend_that_is_gone_reaches_no_other() {
     assert_eq!(ops::bytes(steps.ended.remove(0).outcome)[0], 2);
 }
 
+#[test]
+fn a_read_of_the_store_does_not_wait_for_the_disk_of_the_journal() {
+    let place = Place::new();
+    let volume = place.open("a", false);
+    let mut driver = ops::driver(&volume);
+    driver.run_one(write(1, 1)).unwrap();
+    let by = Instant::now() + Duration::from_secs(20);
+    while volume.opened.engine.with(|front| front.lag_bytes()) > 0 && Instant::now() < by {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // All threads for journals hang, as they do if their disk does.
+    let (release, is_released) = std::sync::mpsc::channel::<()>();
+    let is_released = Arc::new(Mutex::new(is_released));
+    for _ in 0..8 {
+        let is_released = Arc::clone(&is_released);
+        let wait = move || drop(is_released.lock().map(|released| released.recv()));
+        drop(crate::threads::run_journal(wait));
+    }
+    driver.run_one(write(2, 2)).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let (backend, engine) = (volume.backend().unwrap(), PlainEngine::new(64));
+    let mut steps = Steps { backend, engine, ended: Vec::new() };
+    steps.submit(read(1), 1);
+    let has_ended = steps.until(|ended| !ended.is_empty());
+    drop(release);
+    assert!(has_ended);
+    assert_eq!(ops::bytes(steps.ended.remove(0).outcome)[0], 1);
+}
+
 /// Copies a store as it is found, while others write to it.
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
