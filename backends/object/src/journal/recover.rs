@@ -63,15 +63,16 @@ impl JournalDir {
             })?);
         }
         done.extend(headless);
-        let replayed = replay(&chain, committed, proof, |record| records.push(record));
-        let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
         // Whatever a killed process has written and not flushed, is flushed now: a sync of later
-        // segments will not reach it.
+        // segments will not reach it. Then the disk is read and not memory, which may have what a
+        // write-back that failed has not brought to the disk.
         for (_, file) in &chain {
-            file.sync().map_err(|error| {
+            file.sync().and_then(|()| file.forget()).map_err(|error| {
                 Error::from_io("flush", printable(&self.path).to_string(), error)
             })?;
         }
+        let replayed = replay(&chain, committed, proof, |record| records.push(record));
+        let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
         let last_of = |number| {
             let of = records.iter().filter(move |record: &&Replayed| record.segment == number);
             of.map(|record| record.lsn).max()

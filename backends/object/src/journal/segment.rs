@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{Advice, fadvise};
 use sheave_core::{Error, ErrorKind, Result, printable};
 
 use super::place;
@@ -94,6 +95,15 @@ impl SegmentFile {
         #[cfg(test)]
         super::tests::note_sync(&self.worker);
         self.worker.sync_data()
+    }
+
+    /// Has the next read come from the disk. Only of a file that is synced.
+    ///
+    /// # Errors
+    /// Errors of the system.
+    pub(super) fn forget(&self) -> io::Result<()> {
+        fadvise(&*self.worker, 0, None, Advice::DontNeed)?;
+        Ok(())
     }
 
     /// Makes it a file that no segment uses.
