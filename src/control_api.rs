@@ -159,8 +159,9 @@ impl Control for Service {
         &self,
         request: Request<AttachRequest>,
     ) -> Result<Response<AttachResponse>, Status> {
-        let AttachRequest { volume, front, read_only, from_operator, epoch, node, can_grow } =
-            request.into_inner();
+        let request = request.into_inner();
+        let AttachRequest { volume, front, read_only, from_operator, epoch, node, .. } = request;
+        let AttachRequest { can_grow, take_over, .. } = request;
         let front = match Front::try_from(front) {
             Ok(Front::Unspecified) if can_grow => Choice::Growing,
             Ok(Front::Unspecified) => Choice::Fastest,
@@ -177,7 +178,8 @@ impl Control for Service {
             return Err(Status::failed_precondition(why));
         } else {
             check_volume(&volume, from_operator).map_err(status)?;
-            let options = AttachOptions { read_only, front, published: false, pool: None };
+            let options =
+                AttachOptions { read_only, take_over, front, published: false, pool: None };
             self.blocking(move |devices| devices.attach(&volume, options)).await?
         };
         Ok(Response::new(AttachResponse { device: Some(self.message(attached)) }))
@@ -309,7 +311,8 @@ impl Service {
                 node: epoch.map(|_| node.clone()).unwrap_or_default(),
             };
             let published = epoch.is_some();
-            let options = AttachOptions { read_only, front, published, pool: Some(pool) };
+            let pool = Some(pool);
+            let options = AttachOptions { read_only, take_over: false, front, published, pool };
             // Not before it is known that it can be a device: a volume is formatted no more then.
             let begin = || if published || read_only { Ok(()) } else { mark_raw(&found) };
             let attached = devices.attach_after(&text, options, &begin)?;

@@ -68,6 +68,9 @@ pub type Begin<'a> = dyn Fn() -> Result<()> + 'a;
 pub struct AttachOptions {
     /// The kernel does not write to it.
     pub read_only: bool,
+    /// An object volume is opened although another node has it open. It is not recorded: a recovery
+    /// takes nothing from another node.
+    pub take_over: bool,
     /// How the device is made.
     pub front: Choice,
     /// For a publication, by an orchestrator: only [`Devices::detach`] ends the device.
@@ -228,10 +231,10 @@ impl Devices {
         entry: &mut Held<'_>,
         begin: &Begin<'_>,
     ) -> Result<()> {
-        let AttachOptions { read_only, front, .. } = *options;
+        let AttachOptions { read_only, take_over, front, .. } = *options;
         let seen = entry.seen;
         let limits = Arc::<Limits>::default();
-        let volume = open_volume(name, read_only, &limits)?;
+        let volume = open_volume(name, read_only, take_over, &limits)?;
         let info = volume.info();
         let size = volume.size();
         let block = info.block.logical;
@@ -310,11 +313,17 @@ impl Devices {
 
 /// Opens the volume of a device, with these `limits`. Names that a request may not use have been
 /// refused before; records are the daemon's own.
-fn open_volume(name: &str, read_only: bool, limits: &Arc<Limits>) -> Result<Arc<dyn Volume>> {
+fn open_volume(
+    name: &str,
+    read_only: bool,
+    take_over: bool,
+    limits: &Arc<Limits>,
+) -> Result<Arc<dyn Volume>> {
     let spec = VolumeSpec::of_operator(name)?;
     check_memory(name, &spec)?;
     spec.open(&OpenOptions {
         read_only,
+        take_over,
         limits: Some(Arc::clone(limits)),
         ..OpenOptions::default()
     })

@@ -355,6 +355,7 @@ pub(crate) mod tests {
     fn a_device_stays_that_of_a_publication() {
         let attached_as = |published, id: Option<&str>| AttachOptions {
             read_only: false,
+            take_over: false,
             front: Choice::Fastest,
             published,
             pool: id.map(|id| PoolVolume {

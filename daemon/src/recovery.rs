@@ -260,7 +260,7 @@ impl Devices {
     }
 
     fn serve_again(&self, device: &Device, record: &Record, limits: &Arc<Limits>) -> Result<Again> {
-        let volume = open_volume(&record.volume, record.read_only, limits)?;
+        let volume = open_volume(&record.volume, record.read_only, false, limits)?;
         let info = volume.info();
         if info.volatile {
             return Ok(Again::Volatile);

@@ -45,6 +45,9 @@ pub(crate) struct AttachArgs {
     /// Make it read-only, in the kernel too
     #[arg(long)]
     read_only: bool,
+    /// Open an object volume although another node has it open, which then cannot write any more
+    #[arg(long)]
+    take_over: bool,
 }
 
 /// End a block device.
@@ -95,6 +98,7 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
             volume: target(&args.volume).await.context("attach")?,
             front: front.into(),
             read_only: args.read_only,
+            take_over: args.take_over,
             // It is an argument of this command.
             from_operator: true,
             ..AttachRequest::default()

@@ -1,9 +1,10 @@
 //! Object volumes as devices of `sheave daemon`, on a stand-in for a kernel: a daemon that is
 //! killed or gives way leaves them to the next one, with all that was written.
 
+use std::path::Path;
 use std::time::Duration;
 
-use sheave_tests::{Load, Node, Run, Wire, cmd, pattern, sheave};
+use sheave_tests::{Load, Node, Run, Serve, Wire, cmd, pattern, sheave};
 
 /// Makes a volume and returns its text. Its journals are in the node's state directory.
 fn volume(node: &Node) -> String {
@@ -63,4 +64,30 @@ fn a_daemon_gives_way_while_its_object_volume_is_busy() {
     }
     let longest = load.end();
     assert!(longest < Duration::from_secs(60), "a pause of {longest:?}");
+}
+
+#[test]
+fn a_device_takes_a_volume_over_and_does_not_take_it_back() {
+    let node = Node::new();
+    let volume = volume(&node);
+    let elsewhere = Serve::new(format!("{volume}?cache-dir={}", node.file("elsewhere").display()));
+    let mut first = elsewhere.unix();
+    let mut daemon = node.daemon();
+    let told = daemon.sheave("attach").arg(&volume).fails();
+    assert!(told.contains("it is open on node") && told.contains("--take-over"), "{told}");
+    let device = daemon.sheave("attach --take-over").arg(&volume).ok();
+    let mut wire = Wire::unix(Path::new(device.trim_end())).expect("the device");
+    assert_eq!(wire.write(0, &pattern(64 << 10, 5)).expect("a reply"), 0);
+    drop(wire);
+    first.kill();
+    daemon.kill();
+    // While the daemon is away, another node takes the volume.
+    let second = elsewhere.args("--take-over").unix();
+    let mut daemon = node.daemon();
+    daemon.wait_for_log("it is open on node");
+    let mut wire = Wire::ready(&second).expect("a client");
+    assert_eq!(wire.write(0, &pattern(64 << 10, 6)).expect("a reply"), 0);
+    wire.request(cmd::FLUSH, 0, 0, 0).expect("sent");
+    assert_eq!(wire.simple_reply(0).expect("a reply"), 0, "it still has the volume");
+    daemon.kill();
 }

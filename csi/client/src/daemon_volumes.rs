@@ -59,6 +59,7 @@ impl Volumes for DaemonVolumes {
             node: self.node_id.clone(),
             // The driver announces that volumes grow while they are used.
             can_grow: true,
+            take_over: false,
         };
         let mut devices = self.daemon.devices();
         let answer = self.daemon.wait(DEVICE_TIMEOUT, devices.attach(request))?;
