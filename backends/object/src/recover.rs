@@ -13,32 +13,36 @@ pub enum Verdict {
     Replay,
     /// The volume was written elsewhere since: it is kept aside.
     Orphan,
-    /// It knows of more than the bucket has.
-    Refuse(&'static str),
 }
 
 const ROLLED_BACK: &str = "the journal on this node is newer than the volume in the store, which \
     may be an old copy; restore the newer one, or move the journal away";
 
 /// Judges by the last opening of the newest root, before anything is changed.
-#[must_use]
-pub fn judge(volume: VolumeId, last: &LastOpening, journal: Option<&Superblock>) -> Verdict {
-    let Some(journal) = journal else { return Verdict::Fresh };
+///
+/// # Errors
+/// Why it cannot be a journal of the volume as the bucket has it.
+pub fn judge(
+    volume: VolumeId,
+    last: &LastOpening,
+    journal: Option<&Superblock>,
+) -> Result<Verdict, &'static str> {
+    let Some(journal) = journal else { return Ok(Verdict::Fresh) };
     if journal.volume != volume {
-        return Verdict::Refuse(
+        return Err(
             "the journal on this node is that of another volume; give it another cache-dir",
         );
     }
     let openings = [journal.current, journal.adopting].into_iter().flatten();
     if openings.clone().any(|opening| opening == last.opening) {
-        return Verdict::Replay;
+        return Ok(Verdict::Replay);
     }
     // An opening that was adopting it may have claimed, and not have become the last one.
     match journal.current {
-        None => Verdict::Fresh,
-        Some(current) if current.epoch < last.opening.epoch => Verdict::Orphan,
+        None => Ok(Verdict::Fresh),
+        Some(current) if current.epoch < last.opening.epoch => Ok(Verdict::Orphan),
         // The same epoch of another incarnation is a copy that went on by itself.
-        Some(_) => Verdict::Refuse(ROLLED_BACK),
+        Some(_) => Err(ROLLED_BACK),
     }
 }
 
@@ -74,22 +78,26 @@ mod tests {
         let judge = |current, adopting| {
             judge(VOLUME, &last, Some(&Superblock { volume: VOLUME, current, adopting }))
         };
-        let is_refused = |verdict| matches!(verdict, Verdict::Refuse(_));
-        assert_eq!(judge(None, None), Verdict::Fresh);
-        assert_eq!(judge(Some(opening(5, 1)), None), Verdict::Replay);
-        assert_eq!(judge(Some(opening(4, 7)), Some(opening(5, 1))), Verdict::Replay, "adopted");
-        assert_eq!(judge(Some(opening(5, 1)), Some(opening(6, 7))), Verdict::Replay, "not opened");
-        assert_eq!(judge(None, Some(opening(5, 1))), Verdict::Replay, "its first opening");
-        assert_eq!(judge(None, Some(opening(4, 7))), Verdict::Fresh, "never opened");
-        assert_eq!(judge(Some(opening(4, 7)), None), Verdict::Orphan);
-        assert_eq!(judge(Some(opening(3, 7)), Some(opening(4, 7))), Verdict::Orphan);
-        assert_eq!(judge(Some(opening(3, 7)), Some(opening(6, 7))), Verdict::Orphan);
+        let is_refused = |verdict: Result<_, _>| verdict.is_err();
+        assert_eq!(judge(None, None), Ok(Verdict::Fresh));
+        assert_eq!(judge(Some(opening(5, 1)), None), Ok(Verdict::Replay));
+        assert_eq!(judge(Some(opening(4, 7)), Some(opening(5, 1))), Ok(Verdict::Replay), "adopted");
+        assert_eq!(
+            judge(Some(opening(5, 1)), Some(opening(6, 7))),
+            Ok(Verdict::Replay),
+            "not opened"
+        );
+        assert_eq!(judge(None, Some(opening(5, 1))), Ok(Verdict::Replay), "its first opening");
+        assert_eq!(judge(None, Some(opening(4, 7))), Ok(Verdict::Fresh), "never opened");
+        assert_eq!(judge(Some(opening(4, 7)), None), Ok(Verdict::Orphan));
+        assert_eq!(judge(Some(opening(3, 7)), Some(opening(4, 7))), Ok(Verdict::Orphan));
+        assert_eq!(judge(Some(opening(3, 7)), Some(opening(6, 7))), Ok(Verdict::Orphan));
         assert!(is_refused(judge(Some(opening(6, 7)), None)), "the bucket was rolled back");
         assert!(is_refused(judge(Some(opening(5, 2)), None)), "a copy went on");
         let other = VolumeId([2; 16]);
         let journal = Superblock { volume: VOLUME, current: None, adopting: None };
         assert!(is_refused(super::judge(other, &last, Some(&journal))));
-        assert_eq!(super::judge(other, &last, None), Verdict::Fresh);
+        assert_eq!(super::judge(other, &last, None), Ok(Verdict::Fresh));
     }
 
     #[test]

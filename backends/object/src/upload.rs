@@ -31,9 +31,9 @@ const BUDGET_BYTES: u64 = 256 << 20;
 
 /// What the shard's side of a volume gives and takes.
 pub trait Feed: Send + Sync {
-    /// The next batch. It has at most `bytes_max` bytes of blocks and [`BATCH_ENTRIES_MAX`]
+    /// The next batch. It has at most [`BATCH_BYTES_MAX`] bytes of blocks and [`BATCH_ENTRIES_MAX`]
     /// entries; it ends at an LSN, and the next one begins behind it.
-    fn poll_sealed(&self, cx: &mut Context<'_>, bytes_max: u64) -> Poll<Next>;
+    fn poll_sealed(&self, cx: &mut Context<'_>) -> Poll<Next>;
 
     /// The blocks of an entry of a batch that is not committed, checked.
     fn read(
@@ -205,7 +205,7 @@ impl Flights {
             if self.is_drained || self.flights.len() >= WINDOW {
                 break;
             }
-            match self.feed.poll_sealed(cx, BATCH_BYTES_MAX) {
+            match self.feed.poll_sealed(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Next::Drained) => self.is_drained = true,
                 Poll::Ready(Next::Batch(sealed)) => self.begin(sealed),

@@ -241,7 +241,7 @@ async fn sync(engine: &Arc<Engine>) {
 struct BucketFeed(Arc<Engine>);
 
 impl Feed for BucketFeed {
-    fn poll_sealed(&self, cx: &mut Context<'_>, _: u64) -> Poll<Next> {
+    fn poll_sealed(&self, cx: &mut Context<'_>) -> Poll<Next> {
         match self.0.with(|front| front.next_batch(cx.waker())) {
             NextBatch::Batch(batch) => Poll::Ready(Next::Batch(to_sealed(&batch))),
             NextBatch::Drained => Poll::Ready(Next::Drained),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::code::Wrong;
+use super::code::{Reader, Wrong};
 use super::object::ObjectId;
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, VolumeId};
 
@@ -123,11 +123,14 @@ fn decode(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
         return Err(Wrong::Damaged("the checksum of a frame is wrong"));
     }
     let (header, data) = rest.split_at(FRAME_HEADER_BYTES as usize - 4);
-    let (codec, blocks) = (header[4], u64::from(header[5]));
+    let mut reader = Reader::new(header);
+    let (stored, codec, blocks) = (reader.u32()?, reader.u8()?, reader.u8()?);
     if codec != PLAIN {
         return Err(Wrong::Newer("a frame has an unknown codec"));
     }
-    match blocks * BLOCK_BYTES == data.len() as u64 {
+    reader.zeroes(6)?;
+    let len = data.len() as u64;
+    match u64::from(blocks) * BLOCK_BYTES == len && u64::from(stored) == len {
         true => Ok(data),
         false => Err(Wrong::Damaged("a frame has another length than its run")),
     }

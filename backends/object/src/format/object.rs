@@ -104,6 +104,7 @@ impl Header {
     /// # Errors
     /// What is wrong with it.
     pub fn decode(bytes: &[u8]) -> Result<Self, Wrong> {
+        check_header(bytes)?;
         let mut reader = Reader::new(bytes);
         take_kind(&mut reader, MAGIC)?;
         let volume = VolumeId(reader.array()?);
@@ -114,10 +115,6 @@ impl Header {
         let previous = take_previous(&mut reader)?;
         let [entries, len, index_crc] = [reader.u32()?, reader.u32()?, reader.u32()?];
         reader.zeroes(8)?;
-        let crc = reader.u32()?;
-        if crc32fast::hash(&bytes[..HEADER_BYTES - 4]) != crc {
-            return Err(Wrong::Damaged("the checksum of its header is wrong"));
-        }
         let numbers = [id.epoch.0, id.seq.0, lsn_first.0, lsn_last.0, epoch_first.0];
         let before_first = Lsn(lsn_first.0.saturating_sub(1));
         let is_right = numbers.iter().all(|number| *number <= NUMBER_MAX)
@@ -197,6 +194,20 @@ impl Header {
     }
 }
 
+/// Checks that these are the bytes of a header of any version.
+fn check_header(bytes: &[u8]) -> Result<(), Wrong> {
+    let header = bytes.first_chunk::<HEADER_BYTES>();
+    let header = header.ok_or(Wrong::Damaged("it ends too early"))?;
+    let (body, crc) = header.split_at(HEADER_BYTES - 4);
+    if !body.starts_with(&MAGIC) {
+        return Err(Wrong::Damaged("it does not begin as it must"));
+    }
+    match crc32fast::hash(body).to_le_bytes() == crc {
+        true => Ok(()),
+        false => Err(Wrong::Damaged("the checksum of its header is wrong")),
+    }
+}
+
 impl Entry {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         let (kind, frame, lba, blocks) = match *self {
@@ -222,8 +233,9 @@ impl Entry {
                 let blocks = blocks.ok_or(Wrong::Damaged("a run is too long"))?;
                 Ok(Self::Write { lba, blocks, frame })
             }
-            ZERO => Ok(Self::Zero { lba, blocks }),
-            FENCE => Ok(Self::Fence),
+            ZERO if frame == 0 => Ok(Self::Zero { lba, blocks }),
+            FENCE if (frame, lba, blocks) == (0, Lba(0), 0) => Ok(Self::Fence),
+            ZERO | FENCE => Err(Wrong::Damaged("an entry has numbers that it must not have")),
             _ => Err(Wrong::Newer("it has entries of an unknown kind")),
         }
     }

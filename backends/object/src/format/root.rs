@@ -142,15 +142,10 @@ impl Root {
     /// # Errors
     /// What is wrong with them.
     pub fn decode(bytes: &[u8]) -> Result<Self, Wrong> {
+        check_bytes(bytes)?;
         let mut reader = Reader::new(bytes);
         take_kind(&mut reader, MAGIC)?;
-        if u64::from(reader.u32()?) != bytes.len() as u64 || bytes.len() as u64 > ROOT_BYTES_MAX {
-            return Err(Wrong::Damaged("its length is wrong"));
-        }
-        let (body, crc) = bytes.split_last_chunk().ok_or(Wrong::Damaged("it ends too early"))?;
-        if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
-            return Err(Wrong::Damaged("its checksum is wrong"));
-        }
+        reader.u32()?;
         let state = State::of(reader.u8()?)?;
         let is_closed = reader.u8()? == 1;
         reader.zeroes(2)?;
@@ -214,6 +209,23 @@ pub const SIZE_MAX: Blocks = i64::MAX as u64 / BLOCK_BYTES;
 
 /// No count of openings, objects or writes reaches it.
 pub(super) const NUMBER_MAX: u64 = u64::MAX >> 1;
+
+/// Checks that these are the bytes of a root of any version.
+fn check_bytes(bytes: &[u8]) -> Result<(), Wrong> {
+    if !bytes.starts_with(&MAGIC) {
+        return Err(Wrong::Damaged("it does not begin as it must"));
+    }
+    let len = bytes.get(LEN_AT..).and_then(|rest| rest.first_chunk());
+    let len = len.map(|len| u64::from(u32::from_le_bytes(*len)));
+    if len != Some(bytes.len() as u64) || bytes.len() as u64 > ROOT_BYTES_MAX {
+        return Err(Wrong::Damaged("its length is wrong"));
+    }
+    let (body, crc) = bytes.split_last_chunk().ok_or(Wrong::Damaged("it ends too early"))?;
+    match crc32fast::hash(body) == u32::from_le_bytes(*crc) {
+        true => Ok(()),
+        false => Err(Wrong::Damaged("its checksum is wrong")),
+    }
+}
 
 fn put_opening(out: &mut Vec<u8>, opening: Opening) {
     out.extend(opening.epoch.0.to_le_bytes());

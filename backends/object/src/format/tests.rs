@@ -91,9 +91,17 @@ fn newer_bytes_are_told_from_damaged_ones() {
         let found = Root::decode(&bytes).unwrap_err();
         assert!(matches!(found, Wrong::Newer(_)), "byte {at}: {found}");
     }
-    let mut bytes = object().body.to_vec();
-    bytes[12] = 1;
-    assert!(matches!(Header::decode(&bytes), Err(Wrong::Newer(_))));
+    let body = object().body.to_vec();
+    for at in [8, 12] {
+        let newer = with_right_checksum(body.clone(), at, 4);
+        assert!(matches!(Header::decode(&newer), Err(Wrong::Newer(_))), "byte {at}");
+        let mut damaged = body.clone();
+        damaged[at] ^= 4;
+        assert!(matches!(Header::decode(&damaged), Err(Wrong::Damaged(_))), "byte {at}");
+        let mut damaged = root().encode();
+        damaged[at] ^= 4;
+        assert!(matches!(Root::decode(&damaged), Err(Wrong::Damaged(_))), "byte {at}");
+    }
 }
 
 #[test]

@@ -85,8 +85,6 @@ pub trait Journal {
 pub struct Opened<J> {
     /// Its journal.
     pub journal: J,
-    /// Whether the journal is replayed above the committed writes. If not, it has none.
-    pub is_replayed: bool,
     /// What tells it from other volumes.
     pub volume: VolumeId,
     /// Its size.
@@ -119,22 +117,22 @@ pub async fn open<J: Journal>(
         let newest = find(requests).await?;
         let mut journal = lock(newest.volume)?;
         let superblock = journal.superblock()?;
-        let verdict = recover::judge(newest.volume, &newest.last, superblock.as_ref());
+        let verdict = recover::judge(newest.volume, &newest.last, superblock.as_ref())
+            .map_err(|why| requests.error(ErrorKind::Invalid, "open", "", why))?;
         check_free(requests, request, &newest, verdict)?;
         let Some(claim) = claim(requests, request, &newest).await? else { continue };
         let fold = fold_log(requests, &claim).await;
         let Some(fold) = unless_overtaken(requests, &claim, fold).await? else { continue };
-        let is_replayed = settle_journal(requests, &mut journal, verdict, fold.committed())?;
+        settle_journal(requests, &mut journal, verdict, fold.committed())?;
         // The journal may name the last opening only as one that was adopting it. From now on it
         // must name it as its own, since this opening may also die before its open root.
-        let current = is_replayed.then_some(newest.last.opening);
+        let current = (verdict == Verdict::Replay).then_some(newest.last.opening);
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
         let Fold { map, lineage, committed, .. } = fold;
         let fetcher = Fetcher::new(requests, root.volume, lineage.with(root.reach()));
         return Ok(Opened {
             journal,
-            is_replayed,
             volume: root.volume,
             size: root.size,
             opening: root.author,
@@ -154,16 +152,13 @@ async fn fold_log(requests: &Requests, claim: &Claim) -> Result<Fold> {
     Ok(fold)
 }
 
-/// Refuses a volume that is open elsewhere, and one that the journal of this node contradicts.
+/// Refuses a volume that is open elsewhere.
 fn check_free(
     requests: &Requests,
     request: &Request,
     newest: &Root,
     verdict: Verdict,
 ) -> Result<()> {
-    if let Verdict::Refuse(why) = verdict {
-        return Err(requests.error(ErrorKind::Invalid, "open", "", why));
-    }
     let last = &newest.last;
     if last.is_closed || request.take_over || verdict == Verdict::Replay {
         return Ok(());
@@ -176,24 +171,17 @@ fn check_free(
     Err(requests.error(ErrorKind::Busy, "open", "", &why))
 }
 
-/// Keeps aside a journal of writes that do not continue what is committed. Whether it is replayed.
+/// Keeps aside a journal of writes that do not continue what is committed.
 fn settle_journal(
     requests: &Requests,
     journal: &mut impl Journal,
     verdict: Verdict,
     committed: Committed,
-) -> Result<bool> {
+) -> Result<()> {
     let summary = journal.summary()?;
-    match verdict {
-        Verdict::Replay => {
-            recover::continues(committed, summary.as_ref())
-                .map_err(|why| requests.error(ErrorKind::Invalid, "open", "", why))?;
-            return Ok(true);
-        }
-        Verdict::Refuse(why) => {
-            return Err(requests.error(ErrorKind::Invalid, "open", "", why));
-        }
-        Verdict::Fresh | Verdict::Orphan => {}
+    if verdict == Verdict::Replay {
+        return recover::continues(committed, summary.as_ref())
+            .map_err(|why| requests.error(ErrorKind::Invalid, "open", "", why));
     }
     if let Some(Summary { first, last, .. }) = summary {
         let kept = journal.set_aside()?;
@@ -204,5 +192,5 @@ fn settle_journal(
             sheave_core::printable(&kept)
         );
     }
-    Ok(false)
+    Ok(())
 }

@@ -127,7 +127,7 @@ fn batch(first: u64, entries: &[(u64, u64, u8)]) -> Sealed {
 }
 
 impl Feed for Batches {
-    fn poll_sealed(&self, _: &mut Context<'_>, _: u64) -> Poll<Next> {
+    fn poll_sealed(&self, _: &mut Context<'_>) -> Poll<Next> {
         let mut next = self.next.lock().unwrap();
         match next.is_empty() {
             false => Poll::Ready(Next::Batch(next.remove(0))),
@@ -193,7 +193,8 @@ fn what_was_committed_is_found_by_the_next_opening() {
     bucket.write(&journal, &[&[(0, 20, 1), (100, 1, 2)], &[(5, 3, 3), (7, 2, 0)]], true);
     let opened = bucket.open(journal.clone(), false).unwrap();
     assert_eq!(opened.committed, Committed { seq: Seq(2), lsn: Lsn(4) });
-    assert_eq!((opened.size, opened.is_replayed), (SIZE, true));
+    assert_eq!(opened.size, SIZE);
+    assert_eq!(journal.0.lock().unwrap().superblock.unwrap().adopting, Some(opened.opening));
     let want = filled(&[(5, 1), (2, 3), (2, 0), (11, 1), (80, 0), (1, 2), (1, 0)]);
     assert!(bucket.read(&opened, 0, 102).unwrap() == want);
     assert!(bucket.read(&opened, 3, 3).unwrap() == filled(&[(2, 1), (1, 3)]), "in the middle");
@@ -289,8 +290,8 @@ fn a_node_recognises_its_volume_after_two_kills_in_a_row() {
         Request { node: "a".to_owned(), incarnation: Incarnation([5; 16]), take_over: false };
     let next = block_on(open_until_adopted(&bucket, &request, journal.clone()));
     assert_ne!(next, killed.opening);
-    let opened = bucket.open(journal, false).unwrap();
-    assert!(opened.is_replayed);
+    bucket.open(journal.clone(), false).unwrap();
+    assert_eq!(journal.0.lock().unwrap().superblock.unwrap().current, Some(killed.opening));
 }
 
 /// An opening that dies before its open root.
@@ -324,8 +325,9 @@ fn a_journal_is_kept_aside_when_the_volume_was_written_elsewhere() {
         superblock.current = superblock.adopting.take();
         *summary = Some(Summary { committed: Lsn(0), first: Lsn(1), last: Lsn(9) });
     }
-    let opened = bucket.open(here.clone(), false).unwrap();
-    assert_eq!((opened.is_replayed, here.0.lock().unwrap().set_aside), (false, 1));
+    bucket.open(here.clone(), false).unwrap();
+    let journal = here.0.lock().unwrap();
+    assert_eq!((journal.superblock.unwrap().current, journal.set_aside), (None, 1));
 }
 
 #[test]
