@@ -1,5 +1,6 @@
 //! Calls of the control API that block, with deadlines.
 
+use std::path::Path;
 use std::time::Duration;
 
 use sheave_control::v1::{
@@ -8,7 +9,7 @@ use sheave_control::v1::{
     UnpublishVolumeRequest, Volume, get_volume_request::Key,
 };
 use sheave_control::{ControlClient, VolumesClient};
-use sheave_node::{Error, Kind, Result};
+use sheave_node::{Error, Kind, Result, make_dir, remove_dir};
 use tokio::runtime::Handle;
 use tonic::{Code, Response, Status};
 
@@ -137,12 +138,29 @@ impl Daemon {
         Ok(self.wait(CALL_TIMEOUT, self.volumes().publish_volume(request))?.epoch)
     }
 
-    /// The same for this node, without a controller. A publication of this claim that is read-only
-    /// and should not be, or the other way, is replaced.
+    /// The same for this node, without a controller, and makes the directory for the mount. A
+    /// publication of this claim that is read-only and should not be, or the other way, is
+    /// replaced.
     ///
     /// # Errors
-    /// As for [`Self::publish`], and while the volume is a device.
-    pub fn publish_here(
+    /// As for [`Self::publish`], while the volume is a device, and errors of the file system.
+    pub fn publish_at(
+        &self,
+        mount_point: &Path,
+        volume: &Volume,
+        node: &str,
+        read_only: bool,
+        claim: &str,
+    ) -> Result<u64> {
+        // Before it is published, so that a caller that is killed leaves a trace.
+        make_dir(mount_point)?;
+        self.publish_here(volume, node, read_only, claim).inspect_err(|_| {
+            // It is empty, unless the volume is mounted there.
+            let _ = remove_dir(mount_point);
+        })
+    }
+
+    fn publish_here(
         &self,
         volume: &Volume,
         node: &str,
@@ -151,9 +169,24 @@ impl Daemon {
     ) -> Result<u64> {
         let mut all = volume.publications.iter();
         if all.any(|has| is_of(has, node, claim) && has.read_only != read_only) {
-            self.unpublish_here(&volume.id, node, claim)?;
+            self.unpublish_as(&volume.id, node, claim)?;
         }
         self.publish(volume, node, read_only, claim)
+    }
+
+    /// Undoes [`Self::publish_at`] for a volume that is not mounted any more.
+    ///
+    /// # Errors
+    /// As for [`Self::unpublish_as`], and errors of the file system.
+    pub fn unpublish_at(
+        &self,
+        mount_point: &Path,
+        id: &str,
+        node: &str,
+        claim: &str,
+    ) -> Result<()> {
+        self.unpublish_as(id, node, claim)?;
+        remove_dir(mount_point)
     }
 
     /// Ends the publication to a node that has this claim. Done if there is none; one of another
@@ -161,7 +194,7 @@ impl Daemon {
     ///
     /// # Errors
     /// [`Kind::Refused`] while the volume is a device of that node.
-    pub fn unpublish_here(&self, id: &str, node: &str, claim: &str) -> Result<()> {
+    pub fn unpublish_as(&self, id: &str, node: &str, claim: &str) -> Result<()> {
         let (id, node, claim) = (id.to_owned(), node.to_owned(), Some(claim.to_owned()));
         let request = UnpublishVolumeRequest { id, node, claim };
         self.wait(CALL_TIMEOUT, self.volumes().unpublish_volume(request)).map(drop)

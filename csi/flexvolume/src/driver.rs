@@ -121,7 +121,7 @@ impl Driver {
             if node == self.node_id {
                 self.finish(&id)?;
             }
-            self.daemon.unpublish_here(&id, node, claim)?;
+            self.daemon.unpublish_as(&id, node, claim)?;
         }
         Ok(Answer::success())
     }
@@ -248,20 +248,15 @@ impl Driver {
         if !is_staged {
             check_mountable(volume, &options.access, true, read_only)?;
         }
-        // Before it is published, so that a call that is killed leaves a trace.
-        make_dir(&staging)?;
-        let published = self.daemon.publish_here(volume, &self.node_id, read_only, CLAIM);
-        let epoch = published.inspect_err(|_| {
-            // It is empty, unless the volume is mounted there.
-            let _ = fs::remove_dir(&staging);
-        })?;
+        let node = &self.node_id;
+        let epoch = self.daemon.publish_at(&staging, volume, node, read_only, CLAIM)?;
         let id = volume.id.clone();
         let staged = engine.stage(stage(id, staging.clone(), read_only, epoch, options));
         if let Err(error) = staged {
             // Kubernetes does not unmount what was not mounted. What is being staged is left to
             // the next call.
             if engine.known(&volume.id)?.is_none_or(|known| known.staging != staging) {
-                self.forget(&volume.id, &staging)?;
+                self.daemon.unpublish_at(&staging, &volume.id, &self.node_id, CLAIM)?;
             }
             return Err(error);
         }
@@ -302,7 +297,7 @@ impl Driver {
                 unstaged => unstaged?,
             },
         }
-        self.forget(volume, &own)
+        self.daemon.unpublish_at(&own, volume, &self.node_id, CLAIM)
     }
 
     /// Releases volumes that calls which were killed have left, all at once and in bounded time.
@@ -363,16 +358,6 @@ impl Driver {
     /// Whether a pod has a volume, or another caller of the engine.
     fn is_used(&self, known: &Known) -> bool {
         known.staging != self.own_staging(&known.volume) || !known.targets.is_empty()
-    }
-
-    fn forget(&self, volume: &str, staging: &Path) -> Result<()> {
-        self.daemon.unpublish_here(volume, &self.node_id, CLAIM)?;
-        match fs::remove_dir(staging) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::of_io(format!("remove {}", printable(staging)), &error))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn expand(&self, options: &Options, bytes: u64) -> Result<Answer> {

@@ -47,7 +47,7 @@ pub use find::Known;
 pub use fs::Fs;
 pub use health::{Problem, Severity};
 pub use mountable::Wanted;
-pub use mounts::make_dir;
+pub use mounts::{make_dir, remove_dir};
 pub use state::boot_id;
 pub use stats::{FilesystemStats, Stats};
 pub use tools::Tools;

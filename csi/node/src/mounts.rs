@@ -31,6 +31,19 @@ pub fn make_dir(dir: &Path) -> Result<()> {
     made.map_err(|error| Error::of_io(format!("make {}", printable(dir)), &error))
 }
 
+/// Removes a directory, which must be empty. Done if it is not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::of_io(format!("remove {}", printable(dir)), &error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A path as the kernel lists it, if its directory exists: without links, but for its last part.
 ///
 /// # Errors

@@ -1,16 +1,13 @@
 //! Volumes become mount points of Docker, and are released.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sheave_core::printable;
 use sheave_node::{Attach, Error, Kind, Result, StageRequest, boot_id};
 
-use super::{ANSWER_WITHIN, Plugin, claim, make_dir, text};
+use super::{ANSWER_WITHIN, Plugin, claim, text};
 use crate::answering::{Call, Mounted};
 use crate::options::Options;
 use crate::record::{Record, Reference, check_id};
@@ -82,14 +79,8 @@ impl Plugin {
         let options = Options::parse(&record.options)?;
         let volume = self.daemon.volume(&record.volume)?;
         let read_only = options.read_only;
-        // Before it is published, so that a plugin that is killed leaves a trace.
-        make_dir(staging)?;
         let (node, claim) = (&self.settings.node_id, claim(&record.name));
-        let published = self.daemon.publish_here(&volume, node, read_only, &claim);
-        let epoch = published.inspect_err(|_| {
-            // It is empty, unless the volume is mounted there.
-            let _ = fs::remove_dir(staging);
-        })?;
+        let epoch = self.daemon.publish_at(staging, &volume, node, read_only, &claim)?;
         let request = StageRequest {
             volume: volume.id,
             staging: staging.to_owned(),
@@ -136,13 +127,8 @@ impl Plugin {
         if known.map_or_else(|| staging.exists(), |known| known.staging == staging) {
             patiently(|| self.engine.unstage(&record.volume, &staging))?;
         }
-        self.daemon.unpublish_here(&record.volume, &self.settings.node_id, &claim(&record.name))?;
-        match fs::remove_dir(&staging) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::of_io(format!("remove {}", printable(&staging)), &error))
-            }
-            _ => Ok(()),
-        }
+        let (node, claim) = (&self.settings.node_id, claim(&record.name));
+        self.daemon.unpublish_at(&staging, &record.volume, node, &claim)
     }
 
     /// Forgets references that are of no use any more if no container has the volume: those of
