@@ -367,6 +367,9 @@ impl Driver {
             let why = format!("volume {} is not mounted on this node", volume.id);
             Error::new(Kind::NotFound, why)
         })?;
+        // Kubernetes takes a FlexVolume for one that only kubelet grows, and calls expandvolume
+        // for none (noop_expandable_plugin.go).
+        self.daemon.grow(&volume.id, bytes)?;
         Ok(Answer::size(engine.expand(&volume.id, &known.staging, Some(bytes))?))
     }
 

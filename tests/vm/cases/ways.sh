@@ -11,6 +11,7 @@ start_way() {
             local mode=()
             [ $way = flexvolume ] || mode=(--attach --node guest)
             # No process is left: each call is one.
+            mkdir -p exec
             sheave flexvolume install "$PWD/exec" "${mode[@]}" >/dev/null
             flex init
             ;;
@@ -81,8 +82,8 @@ flexvolume_close() {
     flex unmount "$place"
     [ ! -d "$place" ] || rmdir "$place"
 }
+# The controller of Kubernetes leaves it to kubelet (noop_expandable_plugin.go).
 flexvolume_grow() {
-    flex expandvolume "$(flex_options)" "$place" $(($1 << 20)) 0
     flex expandfs "$(flex_options)" "$device" "$place" $(($1 << 20)) 0
 }
 flexvolume_delete() { sheave volume delete "fast/$name" >/dev/null; }
