@@ -216,6 +216,25 @@ fn rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount() {
     });
 }
 
+/// Such as by a container that was started meanwhile, and has a copy of the mount.
+#[test]
+fn a_volume_that_is_mounted_elsewhere_for_a_moment_is_released_by_the_next_call() {
+    let test = "a_volume_that_is_mounted_elsewhere_for_a_moment_is_released_by_the_next_call";
+    on_devices(test, || {
+        let site = FlexSite::new(WITHOUT);
+        let spec = FlexSpec::new("data", "fast/db");
+        site.flex.set_up("a", &spec).expect("mounted");
+        let volume = site.daemon.volume("fast/db");
+        let device = volume["device"].as_str().expect("a device");
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        Run::new("mount").arg(device).arg(elsewhere.path()).ok();
+        site.flex.tear_down("a", &spec).expect_err("it is mounted elsewhere");
+        Run::new("umount").arg(elsewhere.path()).ok();
+        site.flex.tear_down("a", &spec).expect("unmounted");
+        site.check_bare();
+    });
+}
+
 #[test]
 fn what_can_never_be_mounted_is_refused_before_it_is_attached() {
     on_devices("what_can_never_be_mounted_is_refused_before_it_is_attached", || {

@@ -270,7 +270,12 @@ impl Driver {
         match own_at(&engine, dir)? {
             Some(known) => {
                 engine.unpublish(&known.volume, dir)?;
-                self.release(&engine, &known.volume)?;
+                if let Err(error) = self.release(&engine, &known.volume) {
+                    // Kubelet calls again only while the directory is there. Without it the next
+                    // call about any volume releases this one.
+                    let _ = make_dir(dir);
+                    return Err(error);
+                }
                 // That of others is not this pod's.
                 let _ = self.tidy(TIDY_WITHIN);
             }
