@@ -18,7 +18,6 @@ mod backend;
 pub mod clock;
 pub mod dir_store;
 mod directory;
-mod disk;
 pub mod extents;
 pub mod fetch;
 pub mod format;

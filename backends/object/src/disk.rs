@@ -1,1 +1,0 @@
-//! The worker's files: a trait, and the real ones.
