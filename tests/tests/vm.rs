@@ -131,12 +131,12 @@ fn rule_34_claims_are_staged_again_after_a_loss_of_power() {
 
 #[test]
 fn csi_flexvolume_and_docker_keep_what_is_written() {
-    long_case("three_ways.sh");
+    case("three_ways.sh");
 }
 
 #[test]
 fn containers_of_docker_keep_their_volumes_when_all_is_killed() {
-    long_case("docker_engine.sh");
+    case("docker_engine.sh");
 }
 
 #[test]
@@ -165,15 +165,6 @@ fn case(name: &str) {
     if let Some((status, said)) = run_case(name, &[]) {
         assert!(status.success(), "{name}: {status}\n{said}");
     }
-}
-
-/// A case that takes many minutes, where `SHEAVE_VM_LONG` asks for it.
-fn long_case(name: &str) {
-    if env::var_os("SHEAVE_VM_LONG").is_none() {
-        skip(name, "it takes many minutes; ask for it with SHEAVE_VM_LONG=1");
-        return;
-    }
-    case(name);
 }
 
 /// No other case runs in a guest meanwhile.

@@ -190,4 +190,5 @@ for way in $ways; do
     stop_way
     stop_daemon
 done
-rm -r /var/lib/sheave/pools
+expect '' "$(find /var/lib/sheave/docker/{volumes,mounts} -mindepth 1 ! -name '.sheave*' ! -name lock)"
+rm -r /var/lib/sheave/{pools,docker}
