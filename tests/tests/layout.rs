@@ -61,6 +61,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-object", &["sheave-core", "sheave-durable"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core", "sheave-layers"]),
+    ("sheave-emulator", &[]),
     ("sheave-pools", &["sheave-core", "sheave-durable", "sheave-volumes"]),
     (
         "sheave-volumes",
