@@ -21,14 +21,20 @@ pub fn go_tool(test: &str, module: &Path, package: &str) -> Option<PathBuf> {
         skip(test, &format!("no Go, which builds {}", name.display()));
         return None;
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let dir = cache.or(home).unwrap_or_else(std::env::temp_dir).join("sheave-tests/bin");
-    fs::create_dir_all(&dir).expect("a cache");
+    let dir = cache_dir().join("bin");
     // Go builds what has changed only.
     let build = Run::new("go").arg("install").arg(package).env("GOBIN", &dir).in_dir(module);
     build.timeout(BUILD_TIMEOUT).ok();
     Some(dir.join(name))
+}
+
+/// Where programs for tests are kept, outside of the repository: another clone finds them.
+pub(crate) fn cache_dir() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let dir = cache.or(home).unwrap_or_else(std::env::temp_dir).join("sheave-tests");
+    fs::create_dir_all(&dir).expect("a cache");
+    dir
 }
 
 /// Where Go keeps the source of a module in this version.

@@ -4,6 +4,7 @@
 //! Everything here panics on failure: it runs only inside tests.
 #![forbid(unsafe_code)]
 
+mod bucket;
 mod bystander;
 mod calls;
 mod certs;
@@ -26,6 +27,7 @@ mod plugin;
 mod pool_node;
 pub mod requests;
 mod runtime;
+mod s3_server;
 mod server;
 mod site;
 mod skip;
@@ -34,6 +36,7 @@ mod targets;
 mod wait;
 mod wire;
 
+pub use bucket::Bucket;
 pub use bystander::Bystander;
 pub use calls::Calls;
 pub use certs::Certificates;
@@ -54,6 +57,7 @@ pub use node::{Load, Node, check_failed};
 pub use plugin::Plugin;
 pub use pool_node::PoolNode;
 pub use runtime::start_runtime;
+pub use s3_server::S3Server;
 pub use server::{Serve, Server};
 pub use site::{Site, fs_types, has_fs, may_grow, refused, system_path};
 pub(crate) use skip::note;

@@ -29,6 +29,7 @@ pub struct Serve {
     wrapper: Vec<String>,
     log_level: String,
     log_to: Option<Arc<OwnedFd>>,
+    env: Vec<(String, OsString)>,
 }
 
 /// A server on a unix socket or a TCP port. Dropping it ends it and checks that it ended well.
@@ -57,14 +58,14 @@ impl Serve {
             wrapper: Vec::new(),
             log_level: String::new(),
             log_to: None,
+            env: Vec::new(),
         }
     }
 
     /// Serves what a configuration file says.
     #[must_use]
     pub fn configured(config: &str) -> Self {
-        let args = vec!["--config".into(), config.into()];
-        Self { args, wrapper: Vec::new(), log_level: String::new(), log_to: None }
+        Self { args: vec!["--config".into(), config.into()], ..Self::new("") }
     }
 
     /// Adds arguments, divided at white space.
@@ -114,6 +115,13 @@ impl Serve {
         Self { log_to: Some(Arc::new(fd.into())), ..self }
     }
 
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
     /// Starts it on a unix socket and waits until it accepts.
     #[must_use]
     pub fn unix(&self) -> Server {
@@ -157,6 +165,7 @@ impl Serve {
             .args(listen)
             .env(RUNTIME_DIR, scratch.path())
             .env("SHEAVE_LOG", &self.log_level)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)
