@@ -25,6 +25,7 @@ use sheave_core::{Error, Result, percent_decode, percent_encode, printable};
 use sheave_durable::step;
 
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
+use crate::stored::VolumeStore;
 use crate::threads::Threads;
 
 /// Where files are until they have their names. No key begins with it.
@@ -44,7 +45,7 @@ pub struct DirStore {
 }
 
 impl DirStore {
-    /// A directory that exists, or will be made by [`DirStore::make`].
+    /// A directory that exists, or will be made by [`VolumeStore::make`].
     #[must_use]
     pub fn new(dir: &Path) -> Self {
         let [reads, writes] =
@@ -52,28 +53,9 @@ impl DirStore {
         Self { dir: dir.into(), reads, writes }
     }
 
-    /// Makes the directory, if there is none, on stable storage. The one above it must exist, since
-    /// it may be the mount point of a file system.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn make(&self) -> Result<()> {
-        let make = || {
-            make_dir(&self.dir)?;
-            make_dir(&self.dir.join(MARK))
-        };
-        make().map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::NotFound => ": the directory above it must exist",
-                _ => "",
-            };
-            Error::from_io("make", format!("{}{hint}", printable(&*self.dir)), error)
-        })
-    }
-
-    /// Checks that this is the directory that [`Self::make`] has made. Another one may be there:
-    /// the mount point of its file system, which is gone for now. What was made there would be
-    /// lost.
+    /// Checks that this is the directory that [`VolumeStore::make`] has made. Another one may be
+    /// there: the mount point of its file system, which is gone for now. What was made there would
+    /// be lost.
     fn check_there(&self) -> io::Result<()> {
         match self.dir.join(MARK).symlink_metadata() {
             Ok(_) => Ok(()),
@@ -86,15 +68,6 @@ impl DirStore {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Removes files that killed processes have left unfinished.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn sweep(&self) -> Result<()> {
-        self.sweep_unfinished()
-            .map_err(|error| Error::from_io("sweep", printable(&*self.dir).to_string(), error))
     }
 
     fn sweep_unfinished(&self) -> io::Result<()> {
@@ -111,22 +84,6 @@ impl DirStore {
             }
         }
         Ok(())
-    }
-
-    /// Removes the directory, if it is empty but for what was never an object.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn remove_if_empty(&self) -> Result<()> {
-        for name in [UNFINISHED, "log", MARK] {
-            let _ = fs::remove_dir(self.dir.join(name));
-        }
-        match fs::remove_dir(&self.dir) {
-            Err(error) if is_full_or_absent(&error) => Ok(()),
-            other => other.map_err(|error| {
-                Error::from_io("remove", printable(&*self.dir).to_string(), error)
-            }),
-        }
     }
 
     fn create_now(&self, key: &str, body: &[u8]) -> Result<Created, StoreError> {
@@ -330,6 +287,34 @@ impl Store for DirStore {
     }
 }
 
+impl VolumeStore for DirStore {
+    fn place(&self) -> Option<String> {
+        let path = fs::canonicalize(&self.dir).ok()?;
+        Some(format!("objects in {path:?}"))
+    }
+
+    /// Makes the directory, if there is none, on stable storage. The one above it must exist, since
+    /// it may be the mount point of a file system.
+    fn make(&self) -> Result<()> {
+        let make = || {
+            make_dir(&self.dir)?;
+            make_dir(&self.dir.join(MARK))
+        };
+        make().map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => ": the directory above it must exist",
+                _ => "",
+            };
+            Error::from_io("make", format!("{}{hint}", printable(&*self.dir)), error)
+        })
+    }
+
+    fn sweep(&self) -> Result<()> {
+        self.sweep_unfinished()
+            .map_err(|error| Error::from_io("sweep", printable(&*self.dir).to_string(), error))
+    }
+}
+
 /// Gives a file a name that is not taken. Some file systems have no links, but such a rename.
 fn link_or_rename(unfinished: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(unfinished, path) {
@@ -353,10 +338,6 @@ fn make_dir(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => sheave_durable::sync_parent(dir),
     }
-}
-
-fn is_full_or_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound)
 }
 
 /// What the file system says of an object. A full disk, or one that is gone, may come back.

@@ -16,8 +16,7 @@
 
 mod backend;
 pub mod clock;
-pub mod dir_store;
-mod directory;
+mod dir_store;
 pub mod extents;
 pub mod fetch;
 pub mod format;
@@ -36,15 +35,17 @@ mod retry;
 #[cfg(test)]
 mod sim;
 pub mod store;
+mod stored;
 pub mod threads;
 pub mod upload;
 mod volume;
 mod worker;
 
-pub use directory::DirVolume;
+pub use dir_store::DirStore;
 pub use format::State;
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
 pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};
 pub use life::Info;
 pub use store::{Created, Store, StoreError, StoreErrorKind};
+pub use stored::{StoredVolume, VolumeStore};
 pub use volume::{ObjectVolume, Tuning, close_all, finish_closing};

@@ -6,16 +6,16 @@ use std::time::Duration;
 use sheave_conformance::ops;
 use sheave_core::{ErrorKind, Op, Reply, Volume};
 use sheave_layers::BlockSize;
-use sheave_object::{BLOCK_BYTES, DirVolume, JournalSize, Tuning, close_all};
+use sheave_object::{BLOCK_BYTES, DirStore, JournalSize, StoredVolume, Tuning, close_all};
 
 const BLOCKS: u64 = 96;
 
 #[test]
 fn what_was_written_is_there_after_closing_and_opening() {
     let dir = ops::disk_dir();
-    let volume = DirVolume {
+    let volume = StoredVolume {
         name: "dir:///v".to_owned(),
-        dir: dir.path().join("volume"),
+        store: Arc::new(DirStore::new(&dir.path().join("volume"))),
         journals: dir.path().join("journals"),
     };
     volume.create(BLOCKS * BLOCK_BYTES).unwrap();
@@ -47,7 +47,7 @@ fn what_was_written_is_there_after_closing_and_opening() {
     }
     assert_eq!(close_all(Duration::from_secs(60)), []);
     // The journal is empty, so an opening on another node leaves nothing behind here.
-    let elsewhere = DirVolume { journals: dir.path().join("elsewhere"), ..volume.clone() };
+    let elsewhere = StoredVolume { journals: dir.path().join("elsewhere"), ..volume.clone() };
     for node in [&elsewhere, &volume] {
         let opened = node.open_tuned(false, tuning).unwrap();
         let mut driver = ops::driver(&opened);

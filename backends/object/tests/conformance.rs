@@ -8,7 +8,7 @@ use std::time::Duration;
 use sheave_conformance::stacks::for_any_two;
 use sheave_conformance::{Options, PlainEngine, check, ops};
 use sheave_core::Volume;
-use sheave_object::{BLOCK_BYTES, DirVolume, JournalSize, ObjectVolume, Tuning};
+use sheave_object::{BLOCK_BYTES, DirStore, JournalSize, ObjectVolume, StoredVolume, Tuning};
 use tempfile::TempDir;
 
 const SIZE: u64 = 96 * BLOCK_BYTES;
@@ -24,13 +24,14 @@ impl Place {
         Self { dir: ops::disk_dir(), made: AtomicUsize::new(0) }
     }
 
-    fn volume(&self, index: usize) -> DirVolume {
+    fn volume(&self, index: usize) -> StoredVolume {
         let dir = self.dir.path().join(format!("volume-{index}"));
         let journals = self.dir.path().join("journals");
-        DirVolume { name: format!("dir://{}", dir.display()), dir, journals }
+        let store = Arc::new(DirStore::new(&dir));
+        StoredVolume { name: format!("dir://{}", dir.display()), store, journals }
     }
 
-    fn make(&self) -> DirVolume {
+    fn make(&self) -> StoredVolume {
         let volume = self.volume(self.made.fetch_add(1, Relaxed));
         volume.create(SIZE).expect("a new volume");
         volume
@@ -43,7 +44,7 @@ fn tuning() -> Tuning {
     Tuning { journal, object_bytes: 64 << 10, tick: Duration::from_millis(20) }
 }
 
-fn open(volume: &DirVolume) -> ObjectVolume {
+fn open(volume: &StoredVolume) -> ObjectVolume {
     volume.open_tuned(false, tuning()).expect("a volume")
 }
 

@@ -6,4 +6,5 @@ pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod nbd;
 pub(crate) mod null;
+mod objects;
 pub(crate) mod s3;

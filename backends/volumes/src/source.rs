@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, Volume};
-use sheave_object::DirVolume;
+use sheave_object::StoredVolume;
 
 use crate::parse::{Parameters, invalid};
 use crate::schemes::nbd::NbdServer;
@@ -92,7 +92,7 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     }
 
     /// The object volume that it is.
-    fn object_volume(&self) -> Option<Result<DirVolume>> {
+    fn object_volume(&self) -> Option<Result<StoredVolume>> {
         None
     }
 

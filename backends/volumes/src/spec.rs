@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sheave_core::{Error, Result, Volume, parse_count, parse_digits};
 use sheave_layers::{BlockSize, FaultRule, Faults, Limits, RateLimit, RateLimits, ReadOnly};
-use sheave_object::DirVolume;
+use sheave_object::StoredVolume;
 
 use crate::parse::Parameters;
 use crate::schemes::nbd::NbdServer;
@@ -182,7 +182,7 @@ impl VolumeSpec {
     ///
     /// # Errors
     /// When this node has no directory for its journal.
-    pub fn object_volume(&self) -> Result<Option<DirVolume>> {
+    pub fn object_volume(&self) -> Result<Option<StoredVolume>> {
         self.source.object_volume().transpose()
     }
 

@@ -11,7 +11,7 @@ use sheave_core::{
 };
 use sheave_layers::BlockSize;
 use sheave_local::{FileOptions, FileVolume};
-use sheave_object::{BLOCK_BYTES, DirVolume, JournalSize, Tuning};
+use sheave_object::{BLOCK_BYTES, DirStore, JournalSize, StoredVolume, Tuning};
 use sheave_shard::EngineChoice;
 use sheave_volumes::{OpenOptions, open};
 
@@ -144,9 +144,9 @@ both_engines! {
         let make = || -> Arc<dyn Volume> {
             let place = dir.path().join(format!("volume-{}", made.fetch_add(1, Relaxed)));
             // A process has at most one open volume of a name.
-            let volume = DirVolume {
+            let volume = StoredVolume {
                 name: place.display().to_string(),
-                dir: place,
+                store: Arc::new(DirStore::new(&place)),
                 journals: dir.path().join("journals"),
             };
             volume.create(64 * BLOCK_BYTES).unwrap();

@@ -1,4 +1,4 @@
-//! Volumes in a directory, by their place.
+//! Volumes by the stores that they are in.
 
 use std::fs::{DirBuilder, File};
 use std::io::Read as _;
@@ -10,33 +10,55 @@ use sheave_core::{Error, ErrorKind, Result, printable};
 use uuid::Uuid;
 
 use crate::clock::SystemClock;
-use crate::dir_store::DirStore;
 use crate::format::NODE_BYTES_MAX;
 use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
 use crate::journal::{JournalDir, JournalSize};
 use crate::life::{self, Info, NewVolume};
 use crate::open::{Request, find};
 use crate::retry::Requests;
+use crate::store::Store;
 use crate::threads::block_on;
 use crate::volume::{ObjectVolume, Tuning};
 
-/// A volume in a directory, which may not exist.
+/// A store that has the objects of one volume, or will have them.
+pub trait VolumeStore: Store {
+    /// What tells its place from others, however it is written; `None` if that is not known.
+    fn place(&self) -> Option<String>;
+
+    /// Makes it ready for the first object of a volume.
+    ///
+    /// # Errors
+    /// When it cannot have a volume.
+    fn make(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Removes what killed processes have left unfinished.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn sweep(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A volume in a store, which may not exist.
 #[derive(Clone, Debug)]
-pub struct DirVolume {
-    /// Its name in messages.
+pub struct StoredVolume {
+    /// Its name in messages. No other volume has it.
     pub name: String,
     /// Where its objects are.
-    pub dir: PathBuf,
+    pub store: Arc<dyn VolumeStore>,
     /// Where this node keeps journals; each volume's is in a directory of its id.
     pub journals: PathBuf,
 }
 
-impl DirVolume {
+impl StoredVolume {
     /// Makes it. A size is whole blocks of 4 KiB.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be,
-    /// and those of the file system.
+    /// and those of the store.
     pub fn create(&self, size_bytes: u64) -> Result<()> {
         let requests = self.requests();
         if !size_bytes.is_multiple_of(BLOCK_BYTES) {
@@ -45,7 +67,7 @@ impl DirVolume {
         }
         // Before anything is made.
         life::check_size(&requests, size_bytes / BLOCK_BYTES)?;
-        self.store().make()?;
+        self.store.make()?;
         let new = NewVolume {
             volume: VolumeId(Uuid::now_v7().into_bytes()),
             incarnation: incarnation()?,
@@ -58,7 +80,7 @@ impl DirVolume {
     /// Describes it; it may be open.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when there is none, and those of the file system.
+    /// [`ErrorKind::NotFound`] when there is none, and those of the store.
     pub fn describe(&self) -> Result<Info> {
         block_on(life::info(&self.requests()))
     }
@@ -66,20 +88,20 @@ impl DirVolume {
     /// What tells it from all other volumes.
     ///
     /// # Errors
-    /// As for [`DirVolume::describe`].
+    /// As for [`StoredVolume::describe`].
     pub fn identity(&self) -> Result<VolumeId> {
         block_on(find(&self.requests())).map(|root| root.volume)
     }
 
-    /// Deletes it, with the journal that this node has for it. A small file stays in the directory,
+    /// Deletes it, with the journal that this node has for it. A small object stays in the store,
     /// by which programs that have it open learn that it is gone.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open and that use
-    /// is not to be ended (`take_over`), and those of the file system.
+    /// is not to be ended (`take_over`), and those of the store.
     pub fn delete(&self, take_over: bool) -> Result<()> {
         let author = (incarnation()?, node());
-        self.store().sweep()?;
+        self.store.sweep()?;
         let journal = self.identity().ok().map(|id| self.journals.join(id.to_string()));
         block_on(life::delete(&self.requests(), (author.0, &author.1), take_over))?;
         let Some(journal) = journal.filter(|journal| journal.exists()) else { return Ok(()) };
@@ -100,7 +122,7 @@ impl DirVolume {
         self.open_tuned(take_over, Tuning::default())
     }
 
-    /// As [`DirVolume::open`], with another use of this node.
+    /// As [`StoredVolume::open`], with another use of this node.
     ///
     /// # Errors
     /// As there.
@@ -109,17 +131,13 @@ impl DirVolume {
         self.identity()?;
         let failed = |error| Error::from_io("make", printable(&self.journals).to_string(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.journals).map_err(failed)?;
-        self.store().sweep()?;
+        self.store.sweep()?;
         let request = Request { node: node(), incarnation: incarnation()?, take_over };
         ObjectVolume::open(&self.name, &self.requests(), &request, &self.journals, tuning)
     }
 
-    fn store(&self) -> DirStore {
-        DirStore::new(&self.dir)
-    }
-
     fn requests(&self) -> Requests {
-        Requests::new(Arc::new(self.store()), Arc::new(SystemClock), &self.name)
+        Requests::new(Arc::clone(&self.store) as _, Arc::new(SystemClock), &self.name)
     }
 }
 
