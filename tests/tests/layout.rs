@@ -59,6 +59,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sheave-remote", &["sheave-core", "sheave-proto", "sheave-tls"]),
     ("sheave-exec", &["sheave-core", "sheave-local"]),
     ("sheave-object", &["sheave-core", "sheave-durable"]),
+    ("sheave-s3", &["sheave-core", "sheave-object"]),
     // For tests only.
     ("sheave-conformance", &["sheave-core", "sheave-layers"]),
     ("sheave-emulator", &[]),
@@ -73,6 +74,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "sheave-object",
             "sheave-proto",
             "sheave-remote",
+            "sheave-s3",
         ],
     ),
 ];

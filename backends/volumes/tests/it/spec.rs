@@ -51,7 +51,6 @@ fn wrong_volumes_say_what_is_wrong_and_what_to_do() {
         ("nbd://host/e?connections=99", Invalid, "the most is"),
         ("nbd://host/e?reconnect-timeout=x", Invalid, "write seconds"),
         ("nbd://host/e?size=1M", Invalid, "unknown parameter \"size\""),
-        ("s3://bucket/name", Unsupported, "not exist in this version"),
         ("dir:///no/store/name?cache-dir=/nowhere", NotFound, "there is no volume; make it with"),
         ("dir://store/name", Invalid, "dir:///store/name"),
         ("dir:///", Invalid, "dir:///store/name"),
@@ -62,6 +61,58 @@ fn wrong_volumes_say_what_is_wrong_and_what_to_do() {
         assert_eq!(got, kind, "{text}: {message}");
         assert!(message.contains(want), "{text}: {message}");
     }
+}
+
+#[cfg(not(feature = "s3"))]
+#[test]
+fn a_program_without_buckets_says_so() {
+    let (kind, message) = error("s3://bucket/name");
+    assert_eq!(kind, ErrorKind::Unsupported, "{message}");
+    assert!(message.contains("feature s3"), "{message}");
+}
+
+#[cfg(feature = "s3")]
+#[test]
+fn bad_places_in_buckets_are_refused() {
+    let long = format!("s3://bucket/{}", "x".repeat(901));
+    let cases = [
+        ("s3:", "s3://bucket/prefix/name"),
+        ("s3://bucket", "s3://bucket/prefix/name"),
+        ("s3://b/name", "at least 3"),
+        ("s3://bu:cket/name", "at least 3"),
+        ("s3://disks--use1-az4--x-s3/name", "directory buckets"),
+        ("s3://bucket/", "no empty part"),
+        ("s3://bucket//name", "no empty part"),
+        ("s3://bucket/name/", "no empty part"),
+        ("s3://bucket/a/../name", "no empty part"),
+        ("s3://bucket/a%0Ab", "printable"),
+        ("s3://bucket/%ff", "no UTF-8"),
+        (&long, "900 bytes"),
+        ("s3://bucket/a/root", "cannot be named"),
+        ("s3://bucket/name?endpoint=localhost:9000", "endpoint= is a URL"),
+        ("s3://bucket/name?endpoint=http://", "endpoint= is a URL"),
+        ("s3://bucket/name?endpoint=http://user:word@host", "endpoint= is a URL"),
+        ("s3://bucket/name?path-style=maybe", "write true or false"),
+        ("s3://bucket/name?size=1G", "unknown parameter \"size\""),
+    ];
+    for (text, want) in cases {
+        let (kind, message) = error(text);
+        assert_eq!(kind, ErrorKind::Invalid, "{text}: {message}");
+        assert!(message.contains(want), "{text}: {message}");
+    }
+}
+
+#[cfg(feature = "s3")]
+#[test]
+fn a_place_in_a_bucket_is_the_same_under_any_spelling() {
+    let spec = |text: &str| text.parse::<VolumeSpec>().unwrap();
+    let volume = spec("s3://bucket/a%20b/c?endpoint=http://host:9000&region=x");
+    assert_eq!(volume.name(), "c");
+    assert!(volume.is_same_place(&spec("s3://bucket/a b/c?endpoint=http://host:9000/")));
+    assert!(!volume.is_same_place(&spec("s3://bucket/a b/c")), "that is another store");
+    assert!(!volume.is_same_place(&spec("s3://bucket/a b/d?endpoint=http://host:9000")));
+    let named = volume.object_volume().unwrap().unwrap().name;
+    assert_eq!(named, "s3://bucket/a%20b/c?endpoint=http://host:9000");
 }
 
 #[test]
