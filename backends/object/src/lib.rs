@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod checkpoint;
 pub mod clock;
 mod dir_store;
 pub mod extents;

@@ -75,6 +75,7 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
         committed: Committed::default(),
         last: LastOpening { opening: author, node, first: Seq(1), is_closed: true },
         previous: None,
+        directory: None,
     }
 }
 
@@ -119,11 +120,16 @@ pub async fn delete(
     author: (Incarnation, &str),
     take_over: bool,
 ) -> Result<()> {
+    let mut tried: Option<Root> = None;
     for _ in 0..TRIES_MAX {
         let newest = match find_any(requests).await? {
             Some(newest) => newest,
             None => find(requests).await?,
         };
+        // A volume that was made here since stays: the one that was meant is deleted.
+        if let Some(tombstone) = tried.take_if(|tried| tried.volume != newest.volume) {
+            return delete_all_before(requests, &tombstone).await;
+        }
         let (mut is_made, mut tombstone) = (true, newest.clone());
         if newest.state != State::Deleted {
             check_closed(requests, &newest, take_over)?;
@@ -134,12 +140,18 @@ pub async fn delete(
             is_made = put_above(requests, &newest, &tombstone).await?;
         }
         if is_made {
-            delete_epochs(requests, tombstone.author.epoch).await?;
-            return delete_roots(requests, &keys::root(tombstone.number)).await;
+            return delete_all_before(requests, &tombstone).await;
         }
+        tried = Some(tombstone);
     }
     let why = "others open it at the same time; try again";
     Err(requests.error(ErrorKind::Busy, "delete", "", why))
+}
+
+/// Deletes what a deleted volume has left, but for this tombstone.
+async fn delete_all_before(requests: &Requests, tombstone: &Root) -> Result<()> {
+    delete_epochs(requests, tombstone.author.epoch).await?;
+    delete_roots(requests, &keys::root(tombstone.number)).await
 }
 
 fn check_closed(requests: &Requests, newest: &Root, take_over: bool) -> Result<()> {

@@ -32,15 +32,26 @@ impl Lineage {
     /// The epoch of an object, if it is not before all.
     #[must_use]
     pub fn epoch_of(&self, seq: Seq) -> Option<Epoch> {
-        let after = self.reaches.partition_point(|reach| reach.first <= seq);
-        after.checked_sub(1).map(|at| self.reaches[at].epoch)
+        self.reach_of(seq).map(|reach| reach.epoch)
     }
 
-    /// Each epoch with its objects: from the first to before the first of the next one; the last
-    /// epoch's go on to `end`, which is not included.
-    pub fn runs(&self, end: Seq) -> impl Iterator<Item = (Epoch, std::ops::Range<u64>)> {
-        let ends = self.reaches.iter().skip(1).map(|next| next.first).chain([end]);
-        self.reaches.iter().zip(ends).map(|(reach, end)| (reach.epoch, reach.first.0..end.0))
+    /// The epoch of an object and its first one.
+    #[must_use]
+    pub fn reach_of(&self, seq: Seq) -> Option<Reach> {
+        let after = self.reaches.partition_point(|reach| reach.first <= seq);
+        after.checked_sub(1).map(|at| self.reaches[at])
+    }
+
+    /// The epochs that have objects up to this one, in order.
+    #[must_use]
+    pub fn up_to(&self, last: Seq) -> Vec<Reach> {
+        self.reaches.iter().take_while(|reach| reach.first <= last).copied().collect()
+    }
+
+    /// The newest epoch before one.
+    #[must_use]
+    pub fn before(&self, epoch: Epoch) -> Option<Reach> {
+        self.reaches.iter().rev().find(|reach| reach.epoch < epoch).copied()
     }
 
     /// The newest epoch.
@@ -70,8 +81,10 @@ mod tests {
         let found: Vec<_> = (0..10).map(|seq| lineage.epoch_of(Seq(seq)).map(|e| e.0)).collect();
         let (a, b, c) = (Some(1), Some(4), Some(9));
         assert_eq!(found, [None, a, a, b, b, b, b, b, c, c]);
-        let runs: Vec<_> = lineage.runs(Seq(10)).collect();
-        assert_eq!(runs, [(Epoch(1), 1..3), (Epoch(4), 3..8), (Epoch(9), 8..10)]);
+        assert_eq!(lineage.up_to(Seq(7)), [(1, 1), (4, 3)].map(reach));
+        assert_eq!(lineage.up_to(Seq(8)).len(), 3);
+        assert_eq!(lineage.before(Epoch(9)), Some(reach((4, 3))));
+        assert_eq!(lineage.before(Epoch(1)), None);
         assert_eq!(lineage.with(reach((11, 10))).epoch_of(Seq(10)), Some(Epoch(11)));
         assert_eq!(Lineage::default().epoch_of(Seq(1)), None);
     }

@@ -64,10 +64,20 @@ pub(crate) struct MemoryStore {
     faults: Faults,
 }
 
+/// Requests of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) creates: u64,
+    pub(crate) gets: u64,
+    pub(crate) lists: u64,
+    pub(crate) deletes: u64,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     objects: BTreeMap<String, Bytes>,
     late: Vec<Change>,
+    counts: Counts,
 }
 
 #[derive(Debug)]
@@ -90,6 +100,11 @@ impl MemoryStore {
         let at = self.random.below(inner.late.len() as u64) as usize;
         let change = inner.late.swap_remove(at);
         inner.apply(change);
+    }
+
+    /// The requests since it was last asked.
+    pub(crate) fn take_counts(&self) -> Counts {
+        std::mem::take(&mut self.inner().counts)
     }
 
     pub(crate) fn object(&self, key: &str) -> Option<Bytes> {
@@ -168,10 +183,12 @@ impl Inner {
 
 impl Store for MemoryStore {
     fn create<'a>(&'a self, key: &'a str, body: Bytes) -> Answer<'a, Created> {
+        self.inner().counts.creates += 1;
         Box::pin(self.change(Change::Create(key.to_owned(), body)))
     }
 
     fn get<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        self.inner().counts.gets += 1;
         Box::pin(self.look(move |inner| {
             let found = inner.objects.get(key);
             let found = found.ok_or_else(|| StoreError::new(StoreErrorKind::NotFound, key))?;
@@ -181,6 +198,7 @@ impl Store for MemoryStore {
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, max: usize) -> Answer<'a, Vec<Listed>> {
+        self.inner().counts.lists += 1;
         Box::pin(self.look(move |inner| {
             let found = inner.objects.iter();
             let found = found.filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
@@ -193,6 +211,7 @@ impl Store for MemoryStore {
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
+        self.inner().counts.deletes += 1;
         Box::pin(async move { self.change(Change::Delete(key.to_owned())).await.map(drop) })
     }
 }

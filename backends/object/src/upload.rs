@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, Result};
 
+use crate::checkpoint::{self, Checkpoints, fenced};
 use crate::format::{
-    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, Placed, Root, State, keys, run_bytes,
+    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, Placed, Root, Run, State, keys, run_bytes,
 };
 use crate::ids::{Blocks, Lba, Lsn, Seq};
+use crate::lineage::Lineage;
+use crate::map::Frozen;
 use crate::retry::{Listener, Patience, Requests, Settled};
 use crate::store::StoreError;
 
@@ -45,8 +48,15 @@ pub trait Feed: Send + Sync {
     /// All up to an object is committed: its last write, and where its blocks are.
     fn committed(&self, committed: Committed, placed: &[Placed]);
 
-    /// Nothing will be committed any more: [`ErrorKind::Fenced`] when another opener has the
-    /// volume, [`ErrorKind::Corrupt`] when the journal is damaged, and those of the store.
+    /// The map of all that was reported as committed, and of nothing else. It ends with
+    /// [`Feed::settle`].
+    fn freeze(&self) -> Frozen;
+
+    /// What was frozen is merged to this.
+    fn settle(&self, merged: Vec<Run>);
+
+    /// Nothing will be committed any more: `Fenced` when another opener has the volume, `Corrupt`
+    /// when the journal is damaged, and the errors of the store.
     fn stopped(&self, error: Error);
 
     /// The last word of the store: `None` if it has done what it was asked.
@@ -111,14 +121,25 @@ pub struct Upload {
     requests: Requests,
     /// The open root.
     root: Root,
+    /// The checkpoint that it names has all up to this object.
+    covered: Seq,
+    /// With the opening itself.
+    lineage: Lineage,
+    checkpoint_interval: u64,
 }
 
 impl Upload {
-    /// For the opening that has made this open root.
+    /// For the opening that has made this open root. Its checkpoint has all up to an object.
     #[must_use]
-    pub fn new(requests: Requests, root: Root) -> Self {
+    pub fn new(requests: Requests, root: Root, covered: Seq, lineage: Lineage) -> Self {
         assert_eq!(root.state, State::Open, "no object comes before its open root");
-        Self { requests, root }
+        Self { requests, root, covered, lineage, checkpoint_interval: checkpoint::INTERVAL }
+    }
+
+    /// The same with a checkpoint after so many objects.
+    #[cfg(test)]
+    pub(crate) fn with_checkpoint_interval(self, checkpoint_interval: u64) -> Self {
+        Self { checkpoint_interval, ..self }
     }
 
     /// Uploads until the feed is drained, and then closes the volume.
@@ -126,36 +147,18 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, root } = self;
+        let Self { requests, root, covered, lineage, checkpoint_interval } = self;
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
-        let flights = Flights::new(requests.clone(), &root, Arc::clone(&feed));
+        let checkpoints = Checkpoints::new(requests.clone(), root.clone(), covered, lineage)
+            .every(checkpoint_interval);
+        let flights = Flights::new(requests, &root, Arc::clone(&feed), checkpoints);
         let ended = match flights.run().await {
-            Ok(committed) => close(&requests, &root, committed).await,
+            Ok((checkpoints, committed)) => checkpoints.close(committed).await,
             Err(error) => Err(error),
         };
         ended.inspect_err(|error| feed.stopped(error.clone()))
     }
-}
-
-/// Makes the closed root.
-async fn close(requests: &Requests, open: &Root, committed: Committed) -> Result<()> {
-    let mut root = open.clone();
-    root.number += 1;
-    root.state = State::Closed;
-    root.committed = committed;
-    root.last.is_closed = true;
-    let key = keys::root(root.number);
-    match requests.create(&key, root.encode().into()).await? {
-        Settled::Mine => Ok(()),
-        Settled::Theirs(_) => Err(fenced(requests, "close", &key)),
-    }
-}
-
-fn fenced(requests: &Requests, op: &'static str, key: &str) -> Error {
-    let why = "another node has taken over the volume; what this one has not uploaded stays in its \
-         journal";
-    requests.error(ErrorKind::Fenced, op, key, why)
 }
 
 /// Hears the store's answers for a feed.
@@ -175,7 +178,10 @@ struct Flights {
     committed: Committed,
     /// In the order of their numbers, without gaps behind the committed ones.
     flights: VecDeque<Flight>,
+    /// The last write that is in an object, committed or under way.
+    begun: Lsn,
     is_drained: bool,
+    checkpoints: Checkpoints,
 }
 
 enum Flight {
@@ -186,23 +192,32 @@ enum Flight {
 type InFlight = Pin<Box<dyn Future<Output = Result<Built>> + Send>>;
 
 impl Flights {
-    fn new(requests: Requests, root: &Root, feed: Arc<dyn Feed>) -> Self {
+    fn new(requests: Requests, root: &Root, feed: Arc<dyn Feed>, checkpoints: Checkpoints) -> Self {
         let Root { volume, previous, author, committed, .. } = *root;
         let author =
             Author { volume, reach: root.reach(), previous, incarnation: author.incarnation };
         let flights = VecDeque::with_capacity(WINDOW);
-        Self { requests, author, feed, committed, flights, is_drained: false }
+        let begun = committed.lsn;
+        Self { requests, author, feed, committed, flights, begun, is_drained: false, checkpoints }
     }
 
-    async fn run(mut self) -> Result<Committed> {
-        poll_fn(|cx| self.poll(cx)).await
+    /// Runs until the feed is drained and all is committed, with a checkpoint of it.
+    async fn run(mut self) -> Result<(Checkpoints, Committed)> {
+        poll_fn(|cx| self.poll(cx)).await?;
+        Ok((self.checkpoints, self.committed))
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Committed>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         loop {
             self.poll_flights(cx)?;
             self.commit();
-            if self.is_drained || self.flights.len() >= WINDOW {
+            self.checkpoints.poll(cx)?;
+            if self.is_checkpoint_due() {
+                self.begin_checkpoint();
+                continue;
+            }
+            let may_begin = self.flights.len() < WINDOW && self.checkpoints.allows(self.next_seq());
+            if self.is_drained || !may_begin {
                 break;
             }
             match self.feed.poll_sealed(cx) {
@@ -211,10 +226,43 @@ impl Flights {
                 Poll::Ready(Next::Batch(sealed)) => self.begin(sealed),
             }
         }
-        match self.is_drained && self.flights.is_empty() {
-            true => Poll::Ready(Ok(self.committed)),
+        match self.is_drained && self.flights.is_empty() && self.checkpoints.is_idle() {
+            true => Poll::Ready(Ok(())),
             false => Poll::Pending,
         }
+    }
+
+    /// The number of the next object.
+    fn next_seq(&self) -> Seq {
+        Seq(self.committed.seq.0 + 1 + self.flights.len() as u64)
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let committed = self.committed.seq;
+        match self.is_drained && self.flights.is_empty() {
+            true => self.checkpoints.is_due_at_end(committed),
+            false => {
+                let has_room = self.flights.len() < WINDOW;
+                has_room && self.checkpoints.is_due(committed, self.next_seq())
+            }
+        }
+    }
+
+    /// The next object is a checkpoint of what is committed.
+    fn begin_checkpoint(&mut self) {
+        let at = (self.next_seq(), self.begun);
+        let made = self.checkpoints.begin(&self.author, self.committed, at, &*self.feed);
+        let Some(mut built) = made else { return };
+        let key = keys::log(built.header.id.epoch, built.header.id.seq);
+        let body = std::mem::take(&mut built.body);
+        let requests = self.requests.clone();
+        let future = Box::pin(async move {
+            match requests.create(&key, body).await? {
+                Settled::Mine => Ok(built),
+                Settled::Theirs(_) => Err(fenced(&requests, "checkpoint", &key)),
+            }
+        });
+        self.flights.push_back(Flight::UnderWay { future, is_oldest: Arc::default() });
     }
 
     fn poll_flights(&mut self, cx: &mut Context<'_>) -> Result<()> {
@@ -233,12 +281,16 @@ impl Flights {
         while let Some(Flight::Made(_)) = self.flights.front() {
             let Some(Flight::Made(built)) = self.flights.pop_front() else { return };
             self.committed = Committed { seq: built.header.id.seq, lsn: built.header.lsn_last };
-            self.feed.committed(self.committed, &built.placed);
+            match self.checkpoints.is_making(self.committed.seq) {
+                true => self.checkpoints.made(self.committed, self.is_drained),
+                false => self.feed.committed(self.committed, &built.placed),
+            }
         }
     }
 
     fn begin(&mut self, sealed: Sealed) {
-        let seq = Seq(self.committed.seq.0 + 1 + self.flights.len() as u64);
+        let seq = self.next_seq();
+        self.begun = sealed.lsn_last;
         let (author, feed) = (self.author, Arc::clone(&self.feed));
         let requests = self.requests.clone();
         let is_oldest = Arc::new(AtomicBool::new(false));

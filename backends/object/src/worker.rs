@@ -18,10 +18,11 @@ use tokio::time::{Instant, sleep_until};
 use crate::BLOCK_BYTES;
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
-use crate::format::{Committed, Placed};
+use crate::format::{Committed, Placed, Run};
 use crate::front::{Front, NextBatch, Sync};
 use crate::ids::{Blocks, Lba};
 use crate::journal::JournalDir;
+use crate::map::Frozen;
 use crate::recent::{Batch, Fresh};
 use crate::store::StoreError;
 use crate::threads::run_journal;
@@ -266,6 +267,14 @@ impl Feed for BucketFeed {
             let segment = segment.expect("a batch's segments are kept until it is committed");
             run_journal(move || segment.read_blocks(from.record, from.page, blocks)).await
         })
+    }
+
+    fn freeze(&self) -> Frozen {
+        self.0.with(Front::freeze)
+    }
+
+    fn settle(&self, merged: Vec<Run>) {
+        drop(self.0.with(|front| front.settle(merged)));
     }
 
     fn stopped(&self, error: Error) {

@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 
-use super::frame::{self, FRAME_BLOCKS, FrameId};
+use super::code::Wrong;
+use super::directory::Directory;
+use super::frame::{self, FRAME_BLOCKS, FRAME_HEADER_BYTES, FrameId};
 use super::object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, OBJECT_BYTES_MAX, ObjectId,
 };
-use super::root::Reach;
+use super::root::{DirectoryPlace, Reach};
 use crate::ids::{BLOCK_BYTES, Blocks, Incarnation, Lba, Lsn, Place, Seq, VolumeId};
 
 /// What all objects of an opening have in common.
@@ -132,4 +134,48 @@ pub fn fence(closed: &Author, seq: Seq, committed: Lsn) -> Built {
     let mut builder = ObjectBuilder::new(closed, seq, 1, 0);
     builder.entries.push(Entry::Fence);
     builder.finish(committed.next(), committed)
+}
+
+/// A checkpoint: an object that is a directory, and the place of its directory.
+///
+/// # Panics
+/// When the directory has objects from this one on.
+#[must_use]
+pub fn checkpoint(
+    author: &Author,
+    seq: Seq,
+    before: Lsn,
+    directory: &Directory,
+) -> Option<(Built, DirectoryPlace)> {
+    assert!(directory.covered.seq < seq, "a checkpoint has objects before it");
+    let content = directory.encode();
+    let mut builder = ObjectBuilder::new(author, seq, 1, content.len());
+    let at = builder.out.len() as u32;
+    let bytes = content.len() as u64 + FRAME_HEADER_BYTES;
+    if u64::from(at) + bytes > OBJECT_BYTES_MAX {
+        return None;
+    }
+    let id = FrameId { volume: author.volume, object: builder.header.id, at, lba: Lba(0) };
+    frame::put_directory(&mut builder.out, id, &content);
+    let bytes = bytes as u32;
+    builder.entries.push(Entry::Directory { covered: directory.covered.seq, frame: at, bytes });
+    Some((builder.finish(before.next(), before), DirectoryPlace { seq, at, bytes }))
+}
+
+/// The directory of a checkpoint, from the bytes of its frame.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn decode_checkpoint(
+    volume: VolumeId,
+    object: ObjectId,
+    at: u32,
+    stored: &[u8],
+) -> Result<Directory, Wrong> {
+    let content = frame::decode_directory(FrameId { volume, object, at, lba: Lba(0) }, stored)?;
+    let directory = Directory::decode(content)?;
+    match directory.covered.seq < object.seq {
+        true => Ok(directory),
+        false => Err(Wrong::Damaged("its directory has objects that come later")),
+    }
 }

@@ -60,6 +60,31 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    /// Takes a number that [`put_number`] has written.
+    pub(crate) fn number(&mut self) -> Result<u64, Wrong> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let digit = u64::from(byte & 0x7f);
+            let is_last = byte & 0x80 == 0;
+            let is_short =
+                digit << shift >> shift == digit && (digit > 0 || !is_last || shift == 0);
+            if !is_short {
+                break;
+            }
+            number |= digit << shift;
+            if is_last {
+                return Ok(number);
+            }
+        }
+        Err(Wrong::Damaged("a number is written as none is"))
+    }
+
+    /// Takes all that is left.
+    pub(crate) fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+
     /// Takes bytes that must be zero.
     pub(crate) fn zeroes(&mut self, count: usize) -> Result<(), Wrong> {
         match self.bytes(count)?.iter().all(|byte| *byte == 0) {
@@ -74,6 +99,16 @@ impl<'a> Reader<'a> {
 }
 
 const TOO_SHORT: Wrong = Wrong::Damaged("it ends too early");
+
+/// Appends a number in as few bytes as it needs: 7 bits in each, the low ones first; all but the last
+/// byte have their high bit set.
+pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number > 0x7f {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
 
 /// The begin of every stored header: what it is, its version, and the features that its reader must
 /// know.

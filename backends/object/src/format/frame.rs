@@ -101,38 +101,63 @@ impl RunPart {
 
 /// Appends a frame of these blocks.
 pub(super) fn put(out: &mut Vec<u8>, id: FrameId, data: &[u8]) {
-    let begin = out.len();
     let blocks = data.len() as u64 / BLOCK_BYTES;
     assert!(
         (1..=FRAME_BLOCKS).contains(&blocks) && data.len() as u64 == blocks * BLOCK_BYTES,
         "a frame of {} bytes",
         data.len()
     );
+    put_any(out, id, blocks as u8, data);
+}
+
+/// Appends the frame of a directory.
+pub(super) fn put_directory(out: &mut Vec<u8>, id: FrameId, content: &[u8]) {
+    put_any(out, id, 0, content);
+}
+
+fn put_any(out: &mut Vec<u8>, id: FrameId, blocks: u8, content: &[u8]) {
+    let begin = out.len();
     out.extend([0; 4]);
-    out.extend((data.len() as u32).to_le_bytes());
-    out.extend([PLAIN, blocks as u8, 0, 0, 0, 0, 0, 0]);
-    out.extend(data);
+    out.extend((content.len() as u32).to_le_bytes());
+    out.extend([PLAIN, blocks, 0, 0, 0, 0, 0, 0]);
+    out.extend(content);
     let crc = checksum(id, &out[begin + 4..]);
     out[begin..begin + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// What the frame of a directory has.
+pub(super) fn decode_directory(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
+    match decode_any(id, frame)? {
+        (0, content) => Ok(content),
+        _ => Err(Wrong::Damaged("it has blocks in the place of a directory")),
+    }
+}
+
 /// The blocks of a frame.
 fn decode(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
+    let (blocks, data) = decode_any(id, frame)?;
+    match u64::from(blocks) * BLOCK_BYTES == data.len() as u64 {
+        true => Ok(data),
+        false => Err(Wrong::Damaged("a frame has another length than its run")),
+    }
+}
+
+/// The count of blocks that a frame states, and its content.
+fn decode_any(id: FrameId, frame: &[u8]) -> Result<(u8, &[u8]), Wrong> {
     let (crc, rest) = frame.split_first_chunk().ok_or(Wrong::Damaged("a frame ends too early"))?;
     if checksum(id, rest) != u32::from_le_bytes(*crc) {
         return Err(Wrong::Damaged("the checksum of a frame is wrong"));
     }
-    let (header, data) = rest.split_at(FRAME_HEADER_BYTES as usize - 4);
-    let mut reader = Reader::new(header);
+    let mut reader = Reader::new(rest);
     let (stored, codec, blocks) = (reader.u32()?, reader.u8()?, reader.u8()?);
     if codec != PLAIN {
         return Err(Wrong::Newer("a frame has an unknown codec"));
     }
     reader.zeroes(6)?;
-    let len = data.len() as u64;
-    match u64::from(blocks) * BLOCK_BYTES == len && u64::from(stored) == len {
-        true => Ok(data),
-        false => Err(Wrong::Damaged("a frame has another length than its run")),
+    let data = reader.rest();
+    match stored as usize == data.len() {
+        true => Ok((blocks, data)),
+        false => Err(Wrong::Damaged("a frame has another length than it states")),
     }
 }
 

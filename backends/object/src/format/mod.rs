@@ -2,6 +2,7 @@
 
 mod build;
 mod code;
+mod directory;
 mod frame;
 pub mod keys;
 mod object;
@@ -13,12 +14,14 @@ pub(crate) mod superblock;
 #[cfg(test)]
 mod tests;
 
-pub use build::{Author, Built, ObjectBuilder, Placed, fence};
+pub use build::{Author, Built, ObjectBuilder, Placed, checkpoint, decode_checkpoint, fence};
 pub use code::Wrong;
+pub use directory::{Directory, Run};
 pub use frame::{FRAME_BLOCKS, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
 pub use object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, OBJECT_BYTES_MAX, ObjectId,
 };
 pub use root::{
-    Committed, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX, State,
+    Committed, DirectoryPlace, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX,
+    State,
 };

@@ -69,12 +69,22 @@ pub enum Entry {
     },
     /// The end of its epoch, whose objects are below this one. It is the only entry.
     Fence,
+    /// A directory: where all blocks are that objects up to one have. It is the only entry.
+    Directory {
+        /// All objects up to this one are in it.
+        covered: Seq,
+        /// Where its frame begins in the object, in bytes.
+        frame: u32,
+        /// The length of the frame in bytes.
+        bytes: u32,
+    },
 }
 
-// Numbers of later entries: 4 move, 5 leaf, 6 directory.
+// Numbers of later entries: 4 move, 5 leaf.
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
 const FENCE: u8 = 3;
+const DIRECTORY: u8 = 6;
 
 impl Header {
     /// Its bytes.
@@ -172,6 +182,11 @@ impl Header {
             self.check_entry(&entry)?;
             entries.push(entry);
         }
+        let is_alone = |entry: &Entry| matches!(entry, Entry::Fence | Entry::Directory { .. });
+        let has_writes = self.lsn_last >= self.lsn_first;
+        if entries.iter().any(is_alone) && (entries.len() > 1 || has_writes) {
+            return Err(Wrong::Damaged("its index has a fence or a directory and something else"));
+        }
         Ok(entries)
     }
 
@@ -179,6 +194,11 @@ impl Header {
     fn check_entry(&self, entry: &Entry) -> Result<(), Wrong> {
         let (is_right, lba, blocks) = match *entry {
             Entry::Fence => return Ok(()),
+            Entry::Directory { covered, frame, bytes } => {
+                let end = u64::from(frame) + u64::from(bytes);
+                let is_inside = frame as usize >= self.index_end() && end <= u64::from(self.bytes);
+                (is_inside && covered < self.id.seq, Lba(0), 1)
+            }
             Entry::Zero { lba, blocks } => (true, lba, blocks),
             Entry::Write { lba, blocks, frame } => {
                 let end = u64::from(frame) + super::frame::run_bytes(u64::from(blocks));
@@ -214,6 +234,9 @@ impl Entry {
             Self::Write { lba, blocks, frame } => (WRITE, frame, lba, u64::from(blocks)),
             Self::Zero { lba, blocks } => (ZERO, 0, lba, blocks),
             Self::Fence => (FENCE, 0, Lba(0), 0),
+            Self::Directory { covered, frame, bytes } => {
+                (DIRECTORY, frame, Lba(covered.0), u64::from(bytes))
+            }
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(frame.to_le_bytes());
@@ -235,6 +258,11 @@ impl Entry {
             }
             ZERO if frame == 0 => Ok(Self::Zero { lba, blocks }),
             FENCE if (frame, lba, blocks) == (0, Lba(0), 0) => Ok(Self::Fence),
+            DIRECTORY => {
+                let bytes = u32::try_from(blocks);
+                let bytes = bytes.map_err(|_| Wrong::Damaged("a directory is too long"))?;
+                Ok(Self::Directory { covered: Seq(lba.0), frame, bytes })
+            }
             ZERO | FENCE => Err(Wrong::Damaged("an entry has numbers that it must not have")),
             _ => Err(Wrong::Newer("it has entries of an unknown kind")),
         }

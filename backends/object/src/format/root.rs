@@ -1,6 +1,8 @@
 //! Roots: the numbered states of a volume.
 
 use super::code::{Reader, Wrong, put_kind, take_kind};
+use super::frame::FRAME_HEADER_BYTES;
+use super::object::OBJECT_BYTES_MAX;
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lsn, Opening, Seq, VolumeId};
 
 /// The most bytes of a root.
@@ -31,6 +33,19 @@ pub struct Root {
     pub last: LastOpening,
     /// The newest epoch before that one which has objects.
     pub previous: Option<Reach>,
+    /// The newest checkpoint that is known to be committed.
+    pub directory: Option<DirectoryPlace>,
+}
+
+/// Where a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryPlace {
+    /// Its object.
+    pub seq: Seq,
+    /// Where its frame begins in the object, in bytes.
+    pub at: u32,
+    /// The length of the frame in bytes.
+    pub bytes: u32,
 }
 
 /// The state of a volume.
@@ -123,8 +138,7 @@ impl Root {
         put_opening(&mut out, self.last.opening);
         out.extend(self.last.first.0.to_le_bytes());
         put_previous(&mut out, self.previous);
-        // The place of the directory: there is none in this version.
-        out.extend([0; 16]);
+        put_directory(&mut out, self.directory);
         for node in [&self.node, &self.last.node] {
             assert!(node.len() <= NODE_BYTES_MAX, "the name of a node has {} bytes", node.len());
             out.extend((node.len() as u16).to_le_bytes());
@@ -157,20 +171,29 @@ impl Root {
         let opening = take_opening(&mut reader)?;
         let first = Seq(reader.u64()?);
         let previous = take_previous(&mut reader)?;
-        if reader.zeroes(16).is_err() {
-            return Err(Wrong::Newer("it has a directory"));
-        }
+        let directory = take_directory(&mut reader)?;
         let node = take_node(&mut reader)?;
         let last = LastOpening { opening, node: take_node(&mut reader)?, first, is_closed };
         // What follows are fields of later versions that this one need not know.
-        let root = Self { volume, number, state, author, node, size, committed, last, previous };
+        let root = Self {
+            volume,
+            number,
+            state,
+            author,
+            node,
+            size,
+            committed,
+            last,
+            previous,
+            directory,
+        };
         root.check()?;
         Ok(root)
     }
 
     /// Checks what its fields say of one another.
     fn check(&self) -> Result<(), Wrong> {
-        let Self { state, author, last, committed, previous, .. } = self;
+        let Self { state, author, last, committed, previous, directory, .. } = self;
         let is_authors = match state {
             State::Open => last.opening == *author && !last.is_closed,
             State::Closed => last.opening == *author && last.is_closed,
@@ -184,7 +207,8 @@ impl Root {
             && last.first.0 > 0
             && previous.is_none_or(|previous| {
                 previous.epoch < last.opening.epoch && previous.first < last.first
-            });
+            })
+            && directory.is_none_or(|directory| directory.seq <= committed.seq);
         match is_authors && follows && self.size <= SIZE_MAX {
             true => Ok(()),
             false => Err(Wrong::Damaged("its fields contradict one another")),
@@ -250,6 +274,28 @@ pub(super) fn take_previous(reader: &mut Reader<'_>) -> Result<Option<Reach>, Wr
         (0, 0) => Ok(None),
         (_, 0) => Err(Wrong::Damaged("an epoch begins with object 0")),
         _ => Ok(Some(reach)),
+    }
+}
+
+/// Zeroes if there is none.
+fn put_directory(out: &mut Vec<u8>, directory: Option<DirectoryPlace>) {
+    let none = DirectoryPlace { seq: Seq(0), at: 0, bytes: 0 };
+    let DirectoryPlace { seq, at, bytes } = directory.unwrap_or(none);
+    out.extend(seq.0.to_le_bytes());
+    out.extend(at.to_le_bytes());
+    out.extend(bytes.to_le_bytes());
+}
+
+fn take_directory(reader: &mut Reader<'_>) -> Result<Option<DirectoryPlace>, Wrong> {
+    let (seq, at, bytes) = (reader.u64()?, reader.u32()?, reader.u32()?);
+    let end = u64::from(at) + u64::from(bytes);
+    match (seq, at, bytes) {
+        (0, 0, 0) => Ok(None),
+        (0, ..) => Err(Wrong::Damaged("a directory is in object 0")),
+        _ if u64::from(bytes) < FRAME_HEADER_BYTES || end > OBJECT_BYTES_MAX => {
+            Err(Wrong::Damaged("the place of its directory leads outside"))
+        }
+        _ => Ok(Some(DirectoryPlace { seq: Seq(seq), at, bytes })),
     }
 }
 

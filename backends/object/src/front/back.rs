@@ -7,10 +7,11 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use super::{Fetch, Front, Mail, News, Sync};
 use crate::extents::Span;
-use crate::format::Placed;
 use crate::format::record::Entry;
+use crate::format::{Placed, Run};
 use crate::ids::Lsn;
 use crate::journal::{Reserved, Segment, SegmentFile};
+use crate::map::Frozen;
 use crate::recent::Batch;
 
 /// The next batch for the bucket.
@@ -70,6 +71,16 @@ impl Front {
     /// The map takes some runs of an object that is committed.
     pub(crate) fn fold(&mut self, placed: &[Placed]) {
         placed.iter().for_each(|placed| self.map.fold(placed));
+    }
+
+    /// The map as it is, for a checkpoint.
+    pub(crate) fn freeze(&mut self) -> Frozen {
+        self.map.freeze()
+    }
+
+    /// The checkpoint has merged it. Returns what is to be dropped without the lock.
+    pub(crate) fn settle(&mut self, merged: Vec<Run>) -> Frozen {
+        self.map.settle(merged)
     }
 
     /// The map has all of the batch that ends there, which is returned, to be dropped without the

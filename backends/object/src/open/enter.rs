@@ -32,6 +32,7 @@ pub(crate) async fn enter(
         committed: fold.committed(),
         last: LastOpening { opening: author, node, first, is_closed: false },
         previous: fold.newest_reach(),
+        directory: fold.directory,
         ..claim.root().clone()
     };
     let settled = requests.create(&keys::root(root.number), root.encode().into()).await?;

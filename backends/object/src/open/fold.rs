@@ -1,21 +1,27 @@
-//! Folds the log: the committed objects, then the tail, which a fence ends.
+//! Folds the log: the checkpoint that a root names, the committed objects behind it, then the tail,
+//! which a fence ends.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::ops::Range;
 
-use bytes::Bytes;
 use sheave_core::{ErrorKind, Result};
 
 use super::Claim;
-use crate::format::{Author, Committed, Entry, Header, ObjectId, Reach, Root, Wrong, fence, keys};
+use super::read::{Object, corrupt, missing, parse, read, read_all, read_directory};
+use crate::checkpoint::{INTERVAL, tail_max};
+use crate::format::{
+    Author, Committed, Directory, DirectoryPlace, Entry, Header, ObjectId, Reach, Root, fence, keys,
+};
 use crate::ids::{Seq, VolumeId};
 use crate::lineage::Lineage;
 use crate::map::Map;
 use crate::retry::{Requests, Settled};
+use crate::upload::WINDOW;
 
-/// What the first request for an object asks for: its header, and an index of usual length.
-const HEAD_BYTES: u64 = 64 << 10;
-/// Keys of a listing.
-const LISTED_MAX: usize = 1000;
+/// Objects that are read at the same time. A volume whose last opening made checkpoints has no more
+/// of them to read.
+const READS: u64 = tail_max(INTERVAL);
+const MIXED_UP: &str = "it is not the object that belongs there";
 
 /// The log up to an object, folded.
 #[derive(Debug)]
@@ -23,8 +29,13 @@ pub(crate) struct Fold {
     pub(super) volume: VolumeId,
     pub(super) map: Map,
     /// The epochs that have objects.
-    pub(super) lineage: Lineage,
-    pub(super) committed: Committed,
+    pub(crate) lineage: Lineage,
+    pub(crate) committed: Committed,
+    /// The newest checkpoint, and up to which object it has all.
+    pub(crate) directory: Option<DirectoryPlace>,
+    pub(crate) covered: Seq,
+    /// Objects that have been read and not been folded.
+    found: BTreeMap<Seq, Object>,
 }
 
 impl Fold {
@@ -33,16 +44,22 @@ impl Fold {
     /// # Errors
     /// [`ErrorKind::Corrupt`] when one is missing or damaged, and those of the store.
     pub(crate) async fn of_committed(requests: &Requests, root: &Root) -> Result<Self> {
-        let lineage = chain(requests, root).await?;
-        let begin = Committed::default();
-        let mut fold = Self { volume: root.volume, map: Map::default(), lineage, committed: begin };
-        let runs: Vec<_> = fold.lineage.runs(root.committed.seq.next()).collect();
-        for (epoch, seqs) in runs {
-            let first = Seq(seqs.start);
-            for seq in seqs {
-                let id = ObjectId { epoch, seq: Seq(seq) };
-                let object = read(requests, id).await?.ok_or_else(|| missing(requests, id))?;
-                fold.take(requests, id, first, &object)?;
+        let mut fold = Self::of_checkpoint(requests, root).await?;
+        let end = root.committed.seq.next();
+        while fold.committed.seq < root.committed.seq {
+            let from = fold.committed.seq.next();
+            let some = from.0..end.0.min(from.0 + READS);
+            fold.read_ahead(requests, some.clone()).await?;
+            for seq in some.map(Seq) {
+                match fold.found.remove(&seq) {
+                    Some(object) => {
+                        let reach = fold.reach_of(seq);
+                        let id = ObjectId { epoch: reach.epoch, seq };
+                        fold.take(requests, id, reach.first, &object)?;
+                    }
+                    // The checkpoint that the root names. It has no writes.
+                    None => fold.committed.seq = seq,
+                }
             }
         }
         if fold.committed != root.committed {
@@ -53,17 +70,48 @@ impl Fold {
         Ok(fold)
     }
 
-    /// A fold that has nothing to begin with, for a simulation that deletes what is committed.
-    #[cfg(test)]
-    pub(crate) fn of_root(root: &Root) -> Self {
-        let has_objects = root.committed.seq >= root.last.first;
-        let chain = has_objects.then(|| root.reach()).into_iter().chain(root.previous);
-        Self {
-            volume: root.volume,
-            map: Map::default(),
-            lineage: Lineage::of_chain(chain.collect()),
-            committed: root.committed,
+    /// The checkpoint that a root names, and the epochs behind it.
+    async fn of_checkpoint(requests: &Requests, root: &Root) -> Result<Self> {
+        let Chain { reaches, found } = chain(requests, root).await?;
+        let Some(place) = root.directory else {
+            return Ok(Self {
+                volume: root.volume,
+                map: Map::default(),
+                lineage: Lineage::of_chain(reaches),
+                committed: Committed::default(),
+                directory: None,
+                covered: Seq(0),
+                found,
+            });
+        };
+        let reach = reaches.last().copied().filter(|reach| reach.first <= place.seq);
+        let Some(reach) = reach else {
+            let why = "it names a checkpoint before the first object";
+            return Err(requests.error(ErrorKind::Corrupt, "open", &keys::root(root.number), why));
+        };
+        let id = ObjectId { epoch: reach.epoch, seq: place.seq };
+        let Directory { covered, mut epochs, runs } =
+            read_directory(requests, root.volume, id, place).await?;
+        // What a checkpoint lacks is of its own epoch.
+        let is_in = epochs.last().is_some_and(|last| *last == reach);
+        let is_before = covered.seq.next() == reach.first
+            && epochs.last().is_none_or(|last| last.epoch < reach.epoch);
+        if !is_in && !is_before {
+            return Err(corrupt(requests, id, "its directory contradicts its root"));
         }
+        let known = epochs.len() - usize::from(is_in);
+        epochs.truncate(known);
+        epochs.extend(reaches.into_iter().rev());
+        epochs.reverse();
+        Ok(Self {
+            volume: root.volume,
+            map: Map::of_runs(runs),
+            lineage: Lineage::of_chain(epochs),
+            committed: covered,
+            directory: Some(place),
+            covered: covered.seq,
+            found,
+        })
     }
 
     /// Goes on with what the last opening has committed behind that, and ends its epoch. The claim
@@ -78,25 +126,38 @@ impl Fold {
             return Ok(());
         }
         let reach = claim.root().reach();
-        let listed = list_tail(requests, reach, self.committed.seq).await?;
+        // The last opening has begun no object above this one, unless it made no checkpoints.
+        let mut bound = self.covered.0 + READS;
+        let mut probed = self.committed.seq.next().0;
         loop {
-            let id = ObjectId { epoch: reach.epoch, seq: self.committed.seq.next() };
-            // Only the creation of the fence proves that there is no object; a listing does not.
-            let found = match listed.contains(&id.seq) {
-                true => read(requests, id).await?.ok_or_else(|| missing(requests, id))?,
-                false => match self.put_fence(requests, claim, id.seq).await? {
-                    None => return Ok(()),
+            let seq = self.committed.seq.next();
+            if seq.0 == probed && seq.0 <= bound {
+                probed = (bound + 1).min(seq.0 + WINDOW as u64);
+                self.probe(requests, reach, seq.0..probed).await?;
+            }
+            // Only the creation of the fence proves that there is no object.
+            let found = match self.found.remove(&seq) {
+                Some(found) => found,
+                None => match self.put_fence(requests, claim, seq).await? {
+                    None => break,
                     Some(found) => found,
                 },
             };
+            let id = ObjectId { epoch: reach.epoch, seq };
             if found.entries == [Entry::Fence] {
-                return self.check(requests, id, reach.first, &found.header);
-            }
-            if id.seq == reach.first {
-                self.lineage = self.lineage.with(reach);
+                self.check(requests, id, reach.first, &found.header)?;
+                break;
             }
             self.take(requests, id, reach.first, &found)?;
+            if seq == reach.first {
+                self.lineage = self.lineage.with(reach);
+            }
+            if seq.0 > bound {
+                (probed, bound) = (seq.0 + 1, seq.0 + WINDOW as u64);
+            }
         }
+        self.found.clear();
+        Ok(())
     }
 
     /// What is committed.
@@ -107,6 +168,36 @@ impl Fold {
     /// The newest epoch that has objects.
     pub(crate) fn newest_reach(&self) -> Option<Reach> {
         self.lineage.newest()
+    }
+
+    /// Reads objects that are committed.
+    async fn read_ahead(&mut self, requests: &Requests, seqs: Range<u64>) -> Result<()> {
+        let directory = self.directory.map(|directory| directory.seq);
+        let is_wanted = |seq: &Seq| !self.found.contains_key(seq) && directory != Some(*seq);
+        let ids = seqs.map(Seq).filter(is_wanted);
+        let id = |seq| ObjectId { epoch: self.reach_of(seq).epoch, seq };
+        let ids: Vec<_> = ids.map(id).collect();
+        let outcomes = read_all(requests, &ids).await;
+        for (id, outcome) in ids.into_iter().zip(outcomes) {
+            self.found.insert(id.seq, outcome?.ok_or_else(|| missing(requests, id))?);
+        }
+        Ok(())
+    }
+
+    /// Reads objects that may exist, up to the first one that does not.
+    async fn probe(&mut self, requests: &Requests, reach: Reach, seqs: Range<u64>) -> Result<()> {
+        let id = |seq| ObjectId { epoch: reach.epoch, seq: Seq(seq) };
+        let ids: Vec<_> = seqs.map(id).collect();
+        for (id, outcome) in ids.iter().zip(read_all(requests, &ids).await) {
+            let Some(object) = outcome? else { break };
+            self.found.insert(id.seq, object);
+        }
+        Ok(())
+    }
+
+    /// The epoch of a committed object.
+    fn reach_of(&self, seq: Seq) -> Reach {
+        self.lineage.reach_of(seq).expect("the epochs of all committed objects")
     }
 
     /// Makes the fence. If there is an object of that number already, it is that.
@@ -130,7 +221,7 @@ impl Fold {
         }
     }
 
-    /// Takes the next object.
+    /// Takes the next object, of an epoch with that first one.
     fn take(
         &mut self,
         requests: &Requests,
@@ -139,11 +230,22 @@ impl Fold {
         object: &Object,
     ) -> Result<()> {
         self.check(requests, id, first, &object.header)?;
-        if object.entries.contains(&Entry::Fence) {
-            let why = "it is a fence, where the root says that an object is; the store has lost it";
-            return Err(corrupt(requests, id, why));
+        match object.entries[..] {
+            [Entry::Fence] => {
+                let why =
+                    "it is a fence, where the root says that an object is; the store has lost it";
+                return Err(corrupt(requests, id, why));
+            }
+            // It may be newer than the one that the root names.
+            [Entry::Directory { covered, frame: at, bytes }] => {
+                if covered < self.covered || covered.next() < first {
+                    return Err(corrupt(requests, id, MIXED_UP));
+                }
+                self.directory = Some(DirectoryPlace { seq: id.seq, at, bytes });
+                self.covered = covered;
+            }
+            _ => self.map.fold_object(id.seq, &object.entries),
         }
-        self.map.fold_object(id.seq, &object.entries);
         self.committed = Committed { seq: id.seq, lsn: object.header.lsn_last };
         Ok(())
     }
@@ -153,96 +255,48 @@ impl Fold {
         let is_right = header.volume == self.volume
             && header.id == id
             && header.lsn_first == self.committed.lsn.next()
-            && header.epoch_first == first;
+            && header.epoch_first == first
+            && header.previous == self.lineage.before(id.epoch);
         match is_right {
             true => Ok(()),
-            false => Err(corrupt(requests, id, "it is not the object that belongs there")),
+            false => Err(corrupt(requests, id, MIXED_UP)),
         }
     }
 }
 
+/// The epochs behind the checkpoint that a root names, and its own, from the last one on.
+struct Chain {
+    reaches: Vec<Reach>,
+    /// The first objects of those behind it.
+    found: BTreeMap<Seq, Object>,
+}
+
 /// The epochs that have committed objects, by the header of the first object of each.
-async fn chain(requests: &Requests, root: &Root) -> Result<Lineage> {
-    let mut found = Vec::new();
+async fn chain(requests: &Requests, root: &Root) -> Result<Chain> {
+    let (mut reaches, mut found) = (Vec::new(), BTreeMap::new());
     let mut next = match root.committed.seq >= root.last.first {
         true => Some(root.reach()),
         false => root.previous,
     };
+    let checkpoint = root.directory.map_or(Seq(0), |directory| directory.seq);
     while let Some(reach) = next {
+        reaches.push(reach);
+        if reach.first <= checkpoint {
+            return Ok(Chain { reaches, found });
+        }
         let id = ObjectId { epoch: reach.epoch, seq: reach.first };
         let object = read(requests, id).await?.ok_or_else(|| missing(requests, id))?;
         let Header { volume, id: is, epoch_first, previous, .. } = object.header;
         if (volume, is, epoch_first) != (root.volume, id, reach.first) {
-            return Err(corrupt(requests, id, "it is not the object that belongs there"));
+            return Err(corrupt(requests, id, MIXED_UP));
         }
-        found.push(reach);
+        found.insert(reach.first, object);
         // The header has been checked: epochs and numbers become less, so this ends.
         next = previous;
     }
-    if found.last().is_some_and(|oldest| oldest.first != Seq(1)) {
+    if reaches.last().is_some_and(|oldest| oldest.first != Seq(1)) {
         let why = "the first objects of the volume are missing";
         return Err(requests.error(ErrorKind::Corrupt, "open", "", why));
     }
-    Ok(Lineage::of_chain(found))
-}
-
-/// The numbers of the objects of an epoch above one, as far as a listing knows them.
-async fn list_tail(requests: &Requests, reach: Reach, above: Seq) -> Result<BTreeSet<Seq>> {
-    let prefix = keys::epoch(reach.epoch);
-    let mut after = keys::log(reach.epoch, above);
-    let mut found = BTreeSet::new();
-    loop {
-        let listed = requests.list(&prefix, &after, LISTED_MAX).await?;
-        let is_all = listed.len() < LISTED_MAX;
-        found
-            .extend(listed.iter().filter_map(|listed| keys::log_place(&listed.key)).map(|at| at.1));
-        match listed.into_iter().next_back() {
-            Some(last) if !is_all => after = last.key,
-            _ => return Ok(found),
-        }
-    }
-}
-
-/// Header and index of an object.
-struct Object {
-    header: Header,
-    entries: Vec<Entry>,
-}
-
-async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Object>> {
-    let key = keys::log(id.epoch, id.seq);
-    match requests.get(&key, 0..HEAD_BYTES).await? {
-        None => Ok(None),
-        Some(begin) => parse(requests, id, begin).await.map(Some),
-    }
-}
-
-/// Reads an object, of which the begin is there.
-async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Result<Object> {
-    let wrong = |wrong: Wrong| match wrong {
-        Wrong::Damaged(why) => corrupt(requests, id, why),
-        Wrong::Newer(_) => {
-            let key = keys::log(id.epoch, id.seq);
-            requests.error(ErrorKind::Unsupported, "open", &key, &wrong.to_string())
-        }
-    };
-    let header = Header::decode(&begin).map_err(wrong)?;
-    let index = crate::format::HEADER_BYTES..header.index_end();
-    let entries = match begin.get(index.clone()) {
-        Some(index) => header.decode_index(index),
-        None => {
-            let key = keys::log(id.epoch, id.seq);
-            let index = requests.get(&key, index.start as u64..index.end as u64).await?;
-            header.decode_index(&index.ok_or_else(|| missing(requests, id))?)
-        }
-    };
-    Ok(Object { header, entries: entries.map_err(wrong)? })
-}
-
-fn missing(requests: &Requests, id: ObjectId) -> sheave_core::Error {
-    corrupt(requests, id, "the object is missing; something else has deleted it")
-}
-
-fn corrupt(requests: &Requests, id: ObjectId, why: &str) -> sheave_core::Error {
-    requests.error(ErrorKind::Corrupt, "open", &keys::log(id.epoch, id.seq), why)
+    Ok(Chain { reaches, found })
 }

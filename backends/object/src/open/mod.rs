@@ -10,6 +10,7 @@
 mod claim;
 mod enter;
 mod fold;
+mod read;
 #[cfg(test)]
 pub(crate) mod rules;
 #[cfg(test)]
@@ -129,8 +130,9 @@ pub async fn open<J: Journal>(
         let current = (verdict == Verdict::Replay).then_some(newest.last.opening);
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
-        let Fold { map, lineage, committed, .. } = fold;
-        let fetcher = Fetcher::new(requests, root.volume, lineage.with(root.reach()));
+        let Fold { map, lineage, committed, covered, .. } = fold;
+        let lineage = lineage.with(root.reach());
+        let fetcher = Fetcher::new(requests, root.volume, lineage.clone());
         return Ok(Opened {
             journal,
             volume: root.volume,
@@ -138,7 +140,7 @@ pub async fn open<J: Journal>(
             opening: root.author,
             committed,
             map,
-            upload: Upload::new(requests.clone(), root),
+            upload: Upload::new(requests.clone(), root, covered, lineage),
             fetcher,
         });
     }

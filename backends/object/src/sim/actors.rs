@@ -9,9 +9,13 @@ use std::task::Poll;
 use sheave_core::{Error, ErrorKind};
 
 use super::Seen;
-use crate::format::{Author, Committed, LastOpening, ObjectBuilder, Root, State, keys};
+use crate::format::{
+    Author, Committed, Directory, DirectoryPlace, LastOpening, ObjectBuilder, Root, State,
+    checkpoint, keys,
+};
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, Opening, Seq, VolumeId};
 use crate::journal::Adopted;
+use crate::lineage::Lineage;
 use crate::memory_store::{MemoryStore, Random, TurnClock, yield_now};
 use crate::open::{Fold, Request, claim, enter, find_any, rules, unless_overtaken};
 use crate::retry::{Patience, Requests, Settled};
@@ -20,6 +24,8 @@ use crate::retry::{Patience, Requests, Settled};
 const ROOTS_KEPT: u64 = 1;
 /// Objects under way.
 const WINDOW: usize = 3;
+/// Every object of a number that this divides is a checkpoint; the others have a write each.
+const CHECKPOINT_EVERY: u64 = 4;
 
 /// What all actors share.
 pub(super) struct World {
@@ -46,8 +52,13 @@ struct Writer {
     requests: Requests,
     root: Root,
     committed: Seq,
-    /// The epochs of objects, as the opening knows them: first number and epoch.
-    lineage: Vec<(u64, u64)>,
+    lineage: Lineage,
+    /// The newest checkpoint that is committed, and up to which object it has all.
+    checkpoint: Option<(DirectoryPlace, Seq)>,
+    /// The checkpoint that the newest root names has all up to this object.
+    covered: Seq,
+    /// Checkpoints that are under way.
+    checkpoints: BTreeMap<u64, (DirectoryPlace, Seq)>,
     under_way: BTreeMap<u64, Option<InFlight>>,
 }
 
@@ -66,6 +77,7 @@ impl World {
             committed: Committed::default(),
             last: LastOpening { opening, node: "n0".to_owned(), first: Seq(1), is_closed: true },
             previous: None,
+            directory: None,
         };
         store.put(&keys::root(0), Some(root.encode().into()));
         Arc::new(Self { store, random, requests, truth: Mutex::default() })
@@ -116,7 +128,7 @@ impl World {
         }
     }
 
-    /// As [`crate::open::open`], but for the fold of what is committed, which is deleted here.
+    /// As [`crate::open::open`], with pauses.
     async fn try_open(
         self: &Arc<Self>,
         request: &Request,
@@ -125,19 +137,22 @@ impl World {
         let requests = &self.requests;
         let Some(claim) = claim(requests, request, newest).await? else { return Ok(None) };
         self.stall(40).await;
-        let mut fold = Fold::of_root(claim.root());
-        let found = fold.take_tail(requests, &claim).await;
-        if unless_overtaken(requests, &claim, found).await?.is_none() {
-            return Ok(None);
-        }
+        let fold = async {
+            let mut fold = Fold::of_committed(requests, claim.root()).await?;
+            self.stall(20).await;
+            fold.take_tail(requests, &claim).await?;
+            Ok(fold)
+        };
+        let fold = fold.await;
+        let Some(fold) = unless_overtaken(requests, &claim, fold).await? else { return Ok(None) };
         self.stall(40).await;
         let adopted = Adopted::without_journal(claim.opening());
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { return Ok(None) };
-        Ok(Some(self.opened(root)))
+        Ok(Some(self.opened(root, &fold)))
     }
 
     /// An opening has its open root: what was acknowledged before must be in its prefix.
-    fn opened(self: &Arc<Self>, root: Root) -> Writer {
+    fn opened(self: &Arc<Self>, root: Root, fold: &Fold) -> Writer {
         let mut truth = self.truth();
         let (epoch, first) = (root.author.epoch.0, root.last.first.0);
         for (&seq, &of) in &truth.acknowledged {
@@ -148,14 +163,16 @@ impl World {
             }
         }
         truth.opened.insert(epoch, first);
-        let lineage = truth.opened.iter().map(|(&epoch, &first)| (first, epoch)).collect();
         drop(truth);
         Writer {
             world: Arc::clone(self),
             requests: self.requests.clone(),
             committed: root.committed.seq,
+            lineage: fold.lineage.with(root.reach()),
+            checkpoint: fold.directory.map(|place| (place, fold.covered)),
+            covered: fold.covered,
+            checkpoints: BTreeMap::new(),
             root,
-            lineage,
             under_way: BTreeMap::new(),
         }
     }
@@ -235,22 +252,38 @@ impl Writer {
             self.committed = self.committed.next();
             self.under_way.remove(&self.committed.0);
             self.world.acknowledge(self.committed.0, self.root.author.epoch.0);
+            let checkpoint = self.checkpoints.remove(&self.committed.0);
+            self.checkpoint = checkpoint.or(self.checkpoint);
         }
         true
     }
 
-    /// The creation of an object of one write.
-    fn create(&self, seq: Seq) -> InFlight {
+    /// The creation of an object of one write, or of a checkpoint of what is committed.
+    fn create(&mut self, seq: Seq) -> InFlight {
         let Root { volume, previous, author, .. } = self.root;
         let reach = self.root.reach();
         let author = Author { volume, reach, previous, incarnation: author.incarnation };
-        let mut builder = ObjectBuilder::new(&author, seq, 1, 0);
-        builder.zero(Lba(seq.0 % 100), 1);
-        let built = builder.finish(Lsn(seq.0), Lsn(seq.0));
+        let body = match seq.0.is_multiple_of(CHECKPOINT_EVERY) {
+            true => {
+                let epochs = self.lineage.up_to(self.committed);
+                let covered = committed(self.committed);
+                let directory = Directory { covered, epochs, runs: Vec::new() };
+                let (built, place) =
+                    checkpoint(&author, seq, committed(seq).lsn, &directory).expect("a short one");
+                self.checkpoints.insert(seq.0, (place, self.committed));
+                built.body
+            }
+            false => {
+                let mut builder = ObjectBuilder::new(&author, seq, 1, 0);
+                builder.zero(Lba(seq.0 % 100), 1);
+                let Committed { lsn, .. } = committed(seq);
+                builder.finish(lsn, lsn).body
+            }
+        };
         let requests = self.requests.clone();
         Box::pin(async move {
             let key = keys::log(author.reach.epoch, seq);
-            requests.create(&key, built.body).await
+            requests.create(&key, body).await
         })
     }
 
@@ -258,23 +291,27 @@ impl Writer {
         let mut root = self.root.clone();
         root.number += 1;
         root.state = state;
-        root.committed = Committed { seq: self.committed, lsn: Lsn(self.committed.0) };
+        root.committed = committed(self.committed);
+        root.directory = self.checkpoint.map(|(place, _)| place);
         root.last.is_closed = state == State::Closed;
         let body = root.encode().into();
         let made = self.requests.create(&keys::root(root.number), body).await;
         self.root = root;
-        made.is_ok_and(|made| made == Settled::Mine)
+        let is_mine = made.is_ok_and(|made| made == Settled::Mine);
+        if is_mine && let Some((_, covered)) = self.checkpoint {
+            self.covered = covered;
+        }
+        is_mine
     }
 
-    /// Deletes objects that are committed, as if they were dead, and old roots.
+    /// Deletes objects that the named checkpoint has, as if they were dead, and old roots.
     async fn collect_garbage(&self) {
-        let committed = self.root.committed.seq.0;
-        for seq in committed.saturating_sub(4).max(1)..=committed {
-            let epoch = self.lineage.iter().rev().find(|(first, _)| *first <= seq);
-            if let Some((_, epoch)) = epoch
+        let covered = self.covered.0;
+        for seq in covered.saturating_sub(6).max(1)..=covered {
+            if let Some(epoch) = self.lineage.epoch_of(Seq(seq))
                 && self.world.random.percent(60)
             {
-                let _ = self.requests.delete(&keys::log(Epoch(*epoch), Seq(seq))).await;
+                let _ = self.requests.delete(&keys::log(epoch, Seq(seq))).await;
             }
         }
         let oldest_kept = self.root.number.saturating_sub(ROOTS_KEPT);
@@ -288,6 +325,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// The log up to an object: all but the checkpoints have a write each.
+fn committed(seq: Seq) -> Committed {
+    Committed { seq, lsn: Lsn(seq.0 - seq.0 / CHECKPOINT_EVERY) }
 }
 
 /// Whether a root is never deleted. Where openings do not claim, their first roots are their

@@ -16,10 +16,11 @@ use std::task::{Context, Poll};
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::extents::Span;
-use crate::format::{Committed, Placed, Root, State, keys};
+use crate::format::{Committed, Placed, Root, Run, State, keys};
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, VolumeId};
 use crate::journal::{Adopted, Summary, Superblock};
 use crate::life::{self, NewVolume};
+use crate::map::{Frozen, Map};
 use crate::memory_store::{MemoryStore, Random, TurnClock, yield_now};
 use crate::open::{self, Journal, Opened, Request};
 use crate::retry::{Patience, Requests};
@@ -58,6 +59,7 @@ struct Truth {
     openings: usize,
     replays: usize,
     takeovers: usize,
+    checkpoints: usize,
     violation: Option<String>,
 }
 
@@ -120,10 +122,10 @@ impl Nodes {
         self.truth().violation.clone()
     }
 
-    /// Openings, those with a replay, and those of another node's volume.
-    pub(super) fn seen(&self) -> [usize; 3] {
+    /// Openings, those with a replay, those of another node's volume, and checkpoints.
+    pub(super) fn seen(&self) -> [usize; 4] {
         let truth = self.truth();
-        [truth.openings, truth.replays, truth.takeovers]
+        [truth.openings, truth.replays, truth.takeovers, truth.checkpoints]
     }
 
     fn violated(&self, why: String) {
@@ -197,10 +199,13 @@ impl Nodes {
             nodes: self.clone(),
             node,
             opening,
-            state: Mutex::new(FeedState { next: first, ..FeedState::default() }),
+            state: Mutex::new(FeedState { next: first, closes: false, map: opened.map }),
         });
+        // So that some are made in a short life.
+        let interval = 1 + self.random.below(6);
+        let upload = opened.upload.with_checkpoint_interval(interval);
         let ended = {
-            let mut upload = pin!(opened.upload.run(feed.clone()));
+            let mut upload = pin!(upload.run(feed.clone()));
             let life = self.random.below(600);
             let mut turns = 0;
             poll_fn(|cx| {
@@ -221,9 +226,12 @@ impl Nodes {
         }
     }
 
-    /// The roots by which openings began, in order. None is deleted here.
+    /// The roots by which openings began, in order. None is deleted here. Later roots of an opening
+    /// name checkpoints.
     fn open_roots(&self) -> Vec<Root> {
-        self.roots().into_iter().filter(|root| root.state == State::Open).collect()
+        let begins = |root: &Root| root.committed.seq.next() == root.last.first;
+        let is_first = |root: &Root| root.state == State::Open && begins(root);
+        self.roots().into_iter().filter(is_first).collect()
     }
 
     fn roots(&self) -> Vec<Root> {
@@ -368,11 +376,12 @@ struct NodeFeed {
     state: Mutex<FeedState>,
 }
 
-#[derive(Default)]
 struct FeedState {
     /// The first write that is in no batch.
     next: u64,
     closes: bool,
+    /// What was reported as committed.
+    map: Map,
 }
 
 impl NodeFeed {
@@ -451,7 +460,17 @@ impl Feed for NodeFeed {
         })
     }
 
-    fn committed(&self, committed: Committed, _: &[Placed]) {
+    fn freeze(&self) -> Frozen {
+        self.nodes.truth().checkpoints += 1;
+        self.state().map.freeze()
+    }
+
+    fn settle(&self, merged: Vec<Run>) {
+        drop(self.state().map.settle(merged));
+    }
+
+    fn committed(&self, committed: Committed, placed: &[Placed]) {
+        placed.iter().for_each(|placed| self.state().map.fold(placed));
         let Epoch(epoch) = self.opening.epoch;
         let lsn = committed.lsn.0;
         // A commit whose answer comes late is in the successor's prefix.

@@ -364,10 +364,12 @@ fn a_read_of_the_store_does_not_wait_for_the_disk_of_the_journal() {
 }
 
 /// Copies a store as it is found, while others write to it.
+/// Copies a store that is in use: the roots before the objects that they name.
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+    let mut entries: Vec<_> = std::fs::read_dir(from).unwrap().map(Result::unwrap).collect();
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.file_name()));
+    for entry in entries {
         let (name, kind) = (entry.file_name(), entry.file_type().unwrap());
         match (name == "tmp", kind.is_dir()) {
             (true, _) => {}

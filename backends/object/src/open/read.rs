@@ -1,0 +1,104 @@
+//! Reads headers and indexes of log objects, and directories.
+
+use std::pin::Pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use sheave_core::{Error, ErrorKind, Result};
+
+use crate::format::{
+    Directory, DirectoryPlace, Entry, HEADER_BYTES, Header, ObjectId, Wrong, decode_checkpoint,
+    keys,
+};
+use crate::ids::VolumeId;
+use crate::retry::Requests;
+
+/// What the first request for an object asks for: its header, and an index of usual length.
+const HEAD_BYTES: u64 = 512 << 10;
+
+/// Header and index of an object.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) header: Header,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// Reads an object; `None` if there is none.
+pub(super) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Object>> {
+    let key = keys::log(id.epoch, id.seq);
+    match requests.get(&key, 0..HEAD_BYTES).await? {
+        None => Ok(None),
+        Some(begin) => parse(requests, id, begin).await.map(Some),
+    }
+}
+
+/// Reads objects at the same time. Each has an outcome of its own, in their order.
+pub(super) async fn read_all(requests: &Requests, ids: &[ObjectId]) -> Vec<Result<Option<Object>>> {
+    type Reading<'a> = Pin<Box<dyn Future<Output = Result<Option<Object>>> + Send + 'a>>;
+    let begin = |id: &ObjectId| -> Reading<'_> { Box::pin(read(requests, *id)) };
+    let mut reading: Vec<_> = ids.iter().map(begin).collect();
+    let mut outcomes: Vec<_> = reading.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        for (outcome, reading) in outcomes.iter_mut().zip(&mut reading) {
+            if outcome.is_none()
+                && let Poll::Ready(found) = reading.as_mut().poll(cx)
+            {
+                *outcome = Some(found);
+            }
+        }
+        match outcomes.iter().all(Option::is_some) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    outcomes.into_iter().flatten().collect()
+}
+
+/// Reads an object, of which the begin is there.
+pub(super) async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Result<Object> {
+    let header = Header::decode(&begin).map_err(|why| wrong(requests, id, why))?;
+    let index = HEADER_BYTES..header.index_end();
+    let entries = match begin.get(index.clone()) {
+        Some(index) => header.decode_index(index),
+        None => {
+            let key = keys::log(id.epoch, id.seq);
+            let index = requests.get(&key, index.start as u64..index.end as u64).await?;
+            header.decode_index(&index.ok_or_else(|| missing(requests, id))?)
+        }
+    };
+    Ok(Object { header, entries: entries.map_err(|why| wrong(requests, id, why))? })
+}
+
+/// Reads the directory of a checkpoint.
+pub(super) async fn read_directory(
+    requests: &Requests,
+    volume: VolumeId,
+    id: ObjectId,
+    place: DirectoryPlace,
+) -> Result<Directory> {
+    let key = keys::log(id.epoch, id.seq);
+    let begin = u64::from(place.at);
+    let stored = requests.get(&key, begin..begin + u64::from(place.bytes)).await?;
+    let stored = stored.ok_or_else(|| missing(requests, id))?;
+    let found = decode_checkpoint(volume, id, place.at, &stored);
+    found.map_err(|why| wrong(requests, id, why))
+}
+
+fn wrong(requests: &Requests, id: ObjectId, wrong: Wrong) -> Error {
+    match wrong {
+        Wrong::Damaged(why) => corrupt(requests, id, why),
+        Wrong::Newer(_) => {
+            let key = keys::log(id.epoch, id.seq);
+            requests.error(ErrorKind::Unsupported, "open", &key, &wrong.to_string())
+        }
+    }
+}
+
+pub(super) fn missing(requests: &Requests, id: ObjectId) -> Error {
+    corrupt(requests, id, "the object is missing; something else has deleted it")
+}
+
+pub(super) fn corrupt(requests: &Requests, id: ObjectId, why: &str) -> Error {
+    requests.error(ErrorKind::Corrupt, "open", &keys::log(id.epoch, id.seq), why)
+}
