@@ -83,13 +83,15 @@ impl Record {
         page
     }
 
-    /// The record whose first page this is, of whatever segment of the volume.
-    pub(crate) fn decode_any(page: &Page, volume: VolumeId) -> Option<Self> {
+    /// The record whose first page this is, of whatever segment of the volume, and the number of
+    /// that.
+    pub(crate) fn decode_any(page: &Page, volume: VolumeId) -> Option<(u64, Self)> {
         if &page[..8] != MAGIC {
             return None;
         }
-        let seed = Seed::new(volume, page::bytes_at(page, 48), page::u64_at(page, 64));
-        Self::decode(page, &seed)
+        let number = page::u64_at(page, 64);
+        let seed = Seed::new(volume, page::bytes_at(page, 48), number);
+        Some((number, Self::decode(page, &seed)?))
     }
 
     /// The record whose first page this is; `None` if it is none of this segment.
@@ -146,7 +148,7 @@ mod tests {
             let seed = Seed::new(VOLUME, [7; 16], 3);
             let mut page = record.encode(&seed);
             prop_assert_eq!(Record::decode(&page, &seed), Some(record.clone()));
-            prop_assert_eq!(Record::decode_any(&page, VOLUME), Some(record));
+            prop_assert_eq!(Record::decode_any(&page, VOLUME), Some((3, record)));
             prop_assert_eq!(Record::decode_any(&page, VolumeId([2; 16])), None);
             prop_assert_eq!(Record::decode(&page, &Seed::new(VOLUME, [7; 16], 4)), None);
             page[bit / 8] ^= 1 << (bit % 8);

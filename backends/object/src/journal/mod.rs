@@ -232,15 +232,26 @@ impl crate::open::Journal for JournalDir {
     }
 
     fn summary(&self) -> Result<Option<Summary>> {
-        let segments = self.segments()?.chain;
-        let (Some((first, _)), Some((newest, _))) = (segments.first(), segments.last()) else {
-            return Ok(None);
-        };
-        let (first, committed) = (first.first, newest.committed);
-        let mut last = Lsn(first.0.saturating_sub(1));
-        // What is whole counts here, also in front of damage.
-        let _ = replay::replay(&segments, last, Lsn(0), |record| last = record.lsn);
-        Ok(Some(Summary { committed, first, last }))
+        let Segments { chain, headless, .. } = self.segments()?;
+        let mut summary = None;
+        if let (Some((first, _)), Some((newest, _))) = (chain.first(), chain.last()) {
+            let (first, committed) = (first.first, newest.committed);
+            let mut last = Lsn(first.0.saturating_sub(1));
+            // What is whole counts here, also in front of damage.
+            let _ = replay::replay(&chain, last, Lsn(0), |record| last = record.lsn);
+            summary = Some(Summary { committed, first, last });
+        }
+        let Some(Superblock { volume, .. }) = self.superblock else { return Ok(summary) };
+        for file in &headless {
+            let read = replay::read_headless(file, volume);
+            let read = read.map_err(|error| {
+                Error::from_io("read", printable(&self.path).to_string(), error)
+            })?;
+            let Some((first, last)) = read.records else { continue };
+            let known = summary.get_or_insert(Summary { committed: Lsn(0), first, last });
+            known.last = known.last.max(last);
+        }
+        Ok(summary)
     }
 
     fn adopt(

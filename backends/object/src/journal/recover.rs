@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
-use super::replay::{Replayed, Unusable, proof_of_headless, replay};
+use super::replay::{Replayed, Unusable, read_headless, replay};
 use super::{JournalDir, Segment, SegmentFile};
 use crate::ids::{Lsn, VolumeId};
 
@@ -57,10 +57,10 @@ impl JournalDir {
         let mut records = Vec::new();
         let mut proof = Lsn(0);
         for file in &headless {
-            let found = proof_of_headless(file, volume);
-            proof = proof.max(found.map_err(|error| {
+            let found = read_headless(file, volume).map_err(|error| {
                 Error::from_io("read", printable(&self.path).to_string(), error)
-            })?);
+            })?;
+            proof = proof.max(found.proof);
         }
         done.extend(headless);
         // Whatever a killed process has written and not flushed, is flushed now: a sync of later

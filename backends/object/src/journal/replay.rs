@@ -54,7 +54,7 @@ pub(crate) enum Unusable {
 /// Calls `take` with the records of segments, which are in the order of their numbers, and returns
 /// the LSN behind the last one. Records up to `committed` are of no use any more: a segment that
 /// has no others is not synced before it is used anew, so they may be torn without being damage.
-/// `headless` is what files without a header prove ([`proof_of_headless`]).
+/// `headless` is what files without a header prove ([`read_headless`]).
 ///
 /// # Errors
 /// When the journal has lost what was on stable storage, or cannot be read.
@@ -107,31 +107,53 @@ fn proof_of<P: Pages>(segments: &[(SegmentHeader, P)]) -> Result<Lsn, Unusable> 
     })
 }
 
-/// Up to where all was on stable storage, by the records of a file whose header is damaged.
+/// What a file whose header is damaged has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Headless {
+    /// Up to here all was on stable storage.
+    pub(crate) proof: Lsn,
+    /// The first and the last record of its last use; `None` without records.
+    pub(crate) records: Option<(Lsn, Lsn)>,
+}
+
+/// Looks for records in a file whose header is damaged.
 ///
 /// # Errors
 /// What the disk says.
-pub(crate) fn proof_of_headless(file: &impl Pages, volume: VolumeId) -> io::Result<Lsn> {
-    search(file, 1, |page| Record::decode_any(page, volume)).map_err(|(_, error)| error)
+pub(crate) fn read_headless(file: &impl Pages, volume: VolumeId) -> io::Result<Headless> {
+    let (mut found, mut newest) = (Headless::default(), 0);
+    let decode = |page: &Page| Record::decode_any(page, volume);
+    let searched = search(file, 1, decode, |(number, Record { lsn, durable, .. })| {
+        found.proof = found.proof.max(durable);
+        // Earlier uses of the file have left records behind those of the last one.
+        let before = found.records.filter(|_| number == newest);
+        if number >= newest {
+            let (first, last) = before.unwrap_or((lsn, lsn));
+            found.records = Some((first.min(lsn), last.max(lsn)));
+            newest = number;
+        }
+    });
+    searched.map(|()| found).map_err(|(_, error)| error)
 }
 
-/// The highest durable LSN that pages from this one on state.
-fn search(
+/// Calls `take` with what is found in pages from this one on.
+fn search<T>(
     pages: &impl Pages,
     from: u32,
-    decode: impl Fn(&Page) -> Option<Record>,
-) -> Result<Lsn, (u32, io::Error)> {
-    let (mut proof, mut page) = (Lsn(0), from);
+    decode: impl Fn(&Page) -> Option<T>,
+    take: impl FnMut(T),
+) -> Result<(), (u32, io::Error)> {
+    let (mut page, mut take) = (from, take);
     let mut piece = vec![0; SEARCH_PAGES as usize * PAGE_BYTES];
     while page < pages.pages() {
         let count = (pages.pages() - page).min(SEARCH_PAGES);
         let piece = &mut piece[..count as usize * PAGE_BYTES];
         pages.read(page, piece).map_err(|error| (page, error))?;
         let (found, _): (&[Page], _) = piece.as_chunks();
-        proof = found.iter().filter_map(&decode).map(|record| record.durable).fold(proof, Lsn::max);
+        found.iter().filter_map(&decode).for_each(&mut take);
         page += count;
     }
-    Ok(proof)
+    Ok(())
 }
 
 /// Reads the records of a segment in order.
@@ -175,8 +197,11 @@ impl<P: Pages> Reader<'_, P> {
     /// those between are.
     fn proof(&self) -> Result<Lsn, Unusable> {
         let segment = self.header.number;
-        search(self.pages, self.page, |page| Record::decode(page, &self.seed))
-            .map_err(|(page, error)| Unusable::Unreadable { segment, page, error })
+        let mut proof = Lsn(0);
+        let decode = |page: &Page| Record::decode(page, &self.seed);
+        search(self.pages, self.page, decode, |record| proof = proof.max(record.durable))
+            .map_err(|(page, error)| Unusable::Unreadable { segment, page, error })?;
+        Ok(proof)
     }
 
     fn read(&self, page: u32, into: &mut [u8]) -> Result<(), Unusable> {

@@ -129,3 +129,20 @@ fn a_journal_is_open_once_and_is_kept_when_it_is_set_aside() {
     let settled = Superblock { volume: VOLUME, current: Some(opening), adopting: None };
     assert_eq!(journal.superblock().unwrap(), Some(settled));
 }
+
+#[test]
+fn a_journal_with_nothing_but_a_damaged_header_is_set_aside_too() {
+    use crate::open::Journal as _;
+    let mut disk = flushed(true);
+    disk.damage(0);
+    let dir = disk.to_dir();
+    let opening = Opening { epoch: Epoch(1), incarnation: Incarnation([1; 16]) };
+    let superblock = Superblock { volume: VOLUME, current: Some(opening), adopting: None };
+    superblock.write(&superblock_path(dir.path())).unwrap();
+    let mut journal = JournalDir::open(dir.path(), SIZE).unwrap();
+    let [committed, first, last] = [0, 1, 4].map(Lsn);
+    assert_eq!(journal.summary().unwrap(), Some(Summary { committed, first, last }));
+    let aside = journal.set_aside().unwrap();
+    assert!(aside.to_str().unwrap().ends_with("epoch-1-lsn-1-4.orphan"), "{aside:?}");
+    assert_eq!(journal.recover(VOLUME, Lsn(7)).unwrap().next, Lsn(8));
+}
