@@ -96,7 +96,7 @@ impl ObjectVolume {
         let opened = crate::threads::block_on(open::open(requests, request, lock))?;
         let open::Opened { mut journal, volume: id, size, opening, map, committed, .. } = opened;
         let (upload, fetcher) = (opened.upload, opened.fetcher);
-        let recovered = recover(&journal, id, committed.lsn)?;
+        let recovered = journal.recover(id, committed.lsn)?;
         journal.settle(opening)?;
         let engine = Engine::new(
             name,
@@ -143,22 +143,6 @@ pub(crate) struct Parts {
     pub(crate) map: Map,
     pub(crate) committed: Lsn,
     pub(crate) tuning: Tuning,
-}
-
-/// What the journal has, with room for more. Without such room writes wait until the bucket has
-/// what is in the journal, as they do later.
-pub(crate) fn recover(journal: &JournalDir, volume: VolumeId, committed: Lsn) -> Result<Recovered> {
-    let mut recovered = journal.recover(volume, committed)?;
-    if recovered.free.is_empty() && recovered.held.len() < journal.segments_max() {
-        match journal.make_segment() {
-            Ok(file) => recovered.free.push(file),
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
-                tracing::warn!(%error, "the journal has no room, so writes wait");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(recovered)
 }
 
 impl Engine {

@@ -164,11 +164,12 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetches: &mut
             let closing = Arc::clone(engine);
             let cleared = run_journal(move || {
                 closing.with(Front::shut);
-                let journal = closing.journal.lock().unwrap_or_else(PoisonError::into_inner);
-                journal.as_ref().map_or(Ok(()), JournalDir::clear)
+                // No segment is made behind this.
+                let mut journal = closing.journal.lock().unwrap_or_else(PoisonError::into_inner);
+                journal.take().map_or(Ok(()), |journal| journal.clear())
             });
             if let Err(error) = cleared.await {
-                tracing::warn!(volume = &*engine.name, %error, "the journal is not emptied");
+                tracing::warn!(volume = &*engine.name, %error, "the journal keeps its room");
             }
         }
         failed => {

@@ -1,5 +1,6 @@
 //! Closing and opening. A file of its own, since it closes all volumes of its process.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,8 +70,13 @@ fn what_was_written_is_there_after_closing_and_opening() {
         drop((driver, opened));
     }
     let id = volume.identity().unwrap().to_string();
-    let names = std::fs::read_dir(volume.journals.join(id)).unwrap();
-    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["journal", "lock"]);
+    let names_in = |dir: &Path| {
+        let names = std::fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let journal = volume.journals.join(id);
+    assert_eq!(names_in(&journal), ["journal", "lock"]);
+    assert_eq!(names_in(&journal.join("journal")), ["superblock"], "its room is given back");
 }

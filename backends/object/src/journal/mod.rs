@@ -122,18 +122,18 @@ impl JournalDir {
         self.put(Superblock { current: Some(opened), adopting: None, ..superblock })
     }
 
-    /// Empties the journal: the bucket has everything, and its root says "closed".
+    /// Gives the room of its segments back: the bucket has everything, and its root says "closed".
+    /// The superblock stays, by which this node recognises the journal.
     ///
     /// # Errors
     /// Errors of the file system; what is left is replayed, and changes nothing.
     pub(crate) fn clear(&self) -> Result<()> {
-        let failed = |error| {
-            Error::from_io("clear", printable(&journal_path(&self.path)).to_string(), error)
-        };
-        for (_, file) in self.segments()?.chain {
-            file.clear().map_err(failed)?;
+        let dir = journal_path(&self.path);
+        let failed = |error| Error::from_io("clear", printable(&dir).to_string(), error);
+        for path in self.segment_paths()? {
+            fs::remove_file(&path).map_err(failed)?;
         }
-        Ok(())
+        sheave_durable::settle(&superblock_path(&self.path))
     }
 
     /// Deletes the journal of a volume that is deleted. What was set aside stays.
@@ -181,21 +181,30 @@ impl JournalDir {
         self.size.segments_max
     }
 
-    fn segments(&self) -> Result<Segments> {
+    /// The files of segments, also unfinished ones.
+    fn segment_paths(&self) -> Result<Vec<PathBuf>> {
         let dir = journal_path(&self.path);
+        let failed = |error| Error::from_io("read", printable(&dir).to_string(), error);
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let is_segment = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("segment-"))
+        };
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        paths
+            .filter(|path| path.as_ref().map_or(true, is_segment))
+            .collect::<io::Result<_>>()
+            .map_err(failed)
+    }
+
+    fn segments(&self) -> Result<Segments> {
         let failed =
             |path: &Path, error| Error::from_io("read", printable(&path).to_string(), error);
         let mut segments = Segments::default();
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(segments),
-            entries => entries.map_err(|error| failed(&dir, error))?,
-        };
-        for entry in entries {
-            let path = entry.map_err(|error| failed(&dir, error))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if !name.starts_with("segment-") {
-                continue;
-            }
+        for path in self.segment_paths()? {
             if path.extension().is_some_and(|found| found == sheave_durable::UNFINISHED) {
                 fs::remove_file(&path).map_err(|error| failed(&path, error))?;
                 continue;

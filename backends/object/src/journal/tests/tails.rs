@@ -62,12 +62,35 @@ fn what_was_lost_does_not_come_back() {
 }
 
 #[test]
+fn a_crash_while_its_room_is_given_back_leaves_a_journal_that_fits() {
+    let (mut life, _, disk) = Life::open(Disk::default().to_dir(), 1, Lsn(0));
+    fill(&mut life, 1, 5);
+    life.driver.run_one(Op::Flush).unwrap();
+    life.engine.with(|front| front.tick(0));
+    while life.commit() {}
+    let disk = killed(&life, disk);
+    let files: Vec<_> = disk.stable.keys().copied().collect();
+    for gone in 0..1u32 << files.len() {
+        let mut disk = disk.clone();
+        disk.stable.retain(|file, _| {
+            let index = files.iter().position(|other| other == file).unwrap();
+            gone >> index & 1 == 0
+        });
+        let recovered = disk.recover(Lsn(5)).unwrap();
+        assert_eq!((recovered.next, recovered.records.len()), (Lsn(6), 0), "{gone:b}");
+    }
+    let dir = disk.to_dir();
+    JournalDir::open(dir.path(), SIZE).unwrap().clear().unwrap();
+    assert_eq!(fs::read_dir(journal_path(dir.path())).unwrap().count(), 0);
+}
+
+#[test]
 fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
     let (mut life, _, disk) = Life::open(Disk::default().to_dir(), 1, Lsn(0));
     fill(&mut life, 1, 2 * SIZE.segments_max);
     let dir = killed(&life, disk).to_dir();
     let journal = JournalDir::open(dir.path(), SIZE).unwrap();
-    let recovered = crate::volume::recover(&journal, VOLUME, Lsn(0)).unwrap();
+    let recovered = journal.recover(VOLUME, Lsn(0)).unwrap();
     assert_eq!((recovered.held.len(), recovered.free.len()), (SIZE.segments_max, 0));
     let opening = Opening { epoch: Epoch(2), incarnation: Incarnation([2; 16]) };
     let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
