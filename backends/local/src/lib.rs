@@ -14,8 +14,3 @@ pub use file::{
 };
 pub use memory::Memory;
 pub use null::Null;
-
-use sheave_core::Nanos;
-
-/// How long until a request is started again for which an engine had no room.
-const RETRY_NS: Nanos = 100_000;

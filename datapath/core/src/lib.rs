@@ -17,6 +17,7 @@ mod payload;
 mod percent;
 mod printable;
 mod range;
+mod stalled;
 mod text;
 
 pub use backend::{Backend, BlockSizes, Capabilities, Layer, Submitted, Volume, VolumeInfo};
@@ -30,4 +31,5 @@ pub use payload::{Payload, Segment};
 pub use percent::{percent_decode, percent_encode};
 pub use printable::{Printable, is_plain, printable};
 pub use range::{ByteRange, RangeError};
+pub use stalled::Stalled;
 pub use text::{parse_count, parse_digits, parse_duration_ns, parse_size};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{Advice, fadvise};
 use sheave_core::{
     Backend, ByteRange, Completion, Destination, Error, Io, IoDone, IoRequest, IoToken, Nanos,
-    OWN_BITS, Op, Outcome, Reply, Result, Submitted, Tag, VolumeInfo, memory,
+    OWN_BITS, Op, Outcome, Reply, Result, Stalled, Submitted, Tag, VolumeInfo, memory,
 };
 use slab::Slab;
 
@@ -16,7 +16,6 @@ use super::disk::Share;
 use super::sync::{GroupSync, Turn};
 use super::work::{Step, Work};
 use super::{Handle, Image, seek};
-use crate::RETRY_NS;
 use sheave_core::extents::empty_range_outcome;
 
 /// The most ops in progress.
@@ -38,9 +37,7 @@ pub(super) struct FileBackend {
     /// The sync that this backend waits for, while one of another backend runs on the description.
     awaited_sync: Option<u64>,
     /// Later requests of ops in progress, for which the engine had no room.
-    stalled: VecDeque<(IoRequest, IoToken)>,
-    /// Set while a request is stalled.
-    retry_at: Option<Nanos>,
+    stalled: Stalled,
     ready: VecDeque<Completion>,
     /// What it has in flight at the disk, and whether a sync of it runs on the description.
     share: Share,
@@ -62,8 +59,7 @@ impl FileBackend {
             sync: GroupSync::default(),
             sync_interruptions: 0,
             awaited_sync: None,
-            stalled: VecDeque::new(),
-            retry_at: None,
+            stalled: Stalled::default(),
             ready: VecDeque::new(),
             share,
         }
@@ -152,7 +148,7 @@ impl Backend for FileBackend {
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        self.retry_at
+        self.stalled.deadline()
     }
 }
 
@@ -198,7 +194,7 @@ impl FileBackend {
         memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
         memory::attempt(|| self.ready.try_reserve(count))?;
         // The sync may be stalled, too.
-        memory::attempt(|| self.stalled.try_reserve((count + 1) - self.stalled.len()))?;
+        self.stalled.reserve(count + 1)?;
         self.sync.make_room(count)
     }
 
@@ -212,22 +208,13 @@ impl FileBackend {
 
     fn start(&mut self, request: IoRequest, token: IoToken, io: &mut dyn Io) {
         let to = self.now_at(Destination::Unknown);
-        if let Err(request) = io.start(request, token, to) {
-            self.stalled.push_back((request, token));
-            self.retry_at = Some(io.now() + RETRY_NS);
-        }
+        self.stalled.start(request, token, to, io);
     }
 
     fn start_stalled(&mut self, io: &mut dyn Io) {
-        self.retry_at = None;
-        while let Some((request, token)) = self.stalled.pop_front() {
-            let to = self.now_at(Destination::Unknown);
-            if let Err(request) = io.start(request, token, to) {
-                self.stalled.push_front((request, token));
-                self.retry_at = Some(io.now() + RETRY_NS);
-                return;
-            }
-        }
+        let mut stalled = std::mem::take(&mut self.stalled);
+        stalled.start_again(io, |_| self.now_at(Destination::Unknown));
+        self.stalled = stalled;
     }
 
     /// Makes a job wait for the next sync.
