@@ -1,7 +1,8 @@
 //! Threads for calls that wait, such as those of a directory's files: their ends wake futures of
 //! any executor.
 //!
-//! A store that hangs keeps its threads. So each store has its own, and journals have others.
+//! A store that hangs keeps its threads, as a journal's disk does. So each store has its own, and each
+//! journal.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,14 +29,6 @@ struct Queue {
     /// Threads that wait for a call.
     idle: usize,
     all: usize,
-}
-
-/// Runs a call that reads, writes or syncs a journal.
-pub(crate) fn run_journal<T: Send + 'static>(
-    call: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = T> + Send {
-    static JOURNALS: LazyLock<Arc<Threads>> = LazyLock::new(|| Threads::new("object-journal", 4));
-    JOURNALS.run(call)
 }
 
 /// Runs a call that does nothing but wait.
@@ -175,7 +168,6 @@ mod tests {
         let waiting: Vec<_> = (0..hung.max).map(|_| wait(&all)).collect();
         let behind = hung.run(|| 8);
         assert_eq!(block_on(Threads::new("other", 1).run(|| 7)), 7);
-        assert_eq!(block_on(run_journal(|| 9)), 9);
         all.wait();
         let leaders = waiting.into_iter().map(block_on).filter(|is_leader| *is_leader).count();
         assert!(leaders <= 1);

@@ -17,11 +17,15 @@ use crate::journal::{JournalDir, JournalSize, Log, Recovered};
 use crate::map::Map;
 use crate::open::{self, Request};
 use crate::retry::Requests;
+use crate::threads::Threads;
 use crate::upload::BATCH_BYTES_MAX;
 use crate::worker::{self, Rouse};
 
 /// How long an opening waits for the end of an earlier use of the volume in this process.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Threads for the journal of a volume: for its sync, a new segment, and reads for the store.
+const JOURNAL_THREADS_MAX: usize = 4;
 
 /// How a volume uses its node.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +74,8 @@ pub(crate) struct Engine {
     pub(crate) rouse: Rouse,
     /// The journal's directory, until the volume is closed.
     pub(crate) journal: Mutex<Option<JournalDir>>,
+    /// For calls that read, write or sync the journal.
+    pub(crate) journal_threads: Arc<Threads>,
     pub(crate) tuning: Tuning,
 }
 
@@ -166,6 +172,7 @@ impl Engine {
             front: Mutex::new(Front::new(Arc::clone(&name), limits, map, (log, &records))),
             rouse: Rouse::default(),
             journal: Mutex::new(Some(journal)),
+            journal_threads: Threads::new("object-journal", JOURNAL_THREADS_MAX),
             name,
             tuning,
         }))

@@ -25,7 +25,6 @@ use crate::journal::JournalDir;
 use crate::map::Frozen;
 use crate::recent::{Batch, Fresh};
 use crate::store::StoreError;
-use crate::threads::run_journal;
 use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
 use crate::volume::Engine;
 
@@ -162,7 +161,7 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetches: &mut
     match outcome {
         Some(Ok(())) => {
             let closing = Arc::clone(engine);
-            let cleared = run_journal(move || {
+            let cleared = engine.journal_threads.run(move || {
                 closing.with(Front::shut);
                 // No segment is made behind this.
                 let mut journal = closing.journal.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,7 +189,7 @@ async fn finish(engine: &Arc<Engine>, outcome: Option<Result<()>>, fetches: &mut
 /// Makes one more segment. A full disk is a full journal: writes wait.
 async fn make_segment(engine: Arc<Engine>) {
     let making = Arc::clone(&engine);
-    let made = run_journal(move || {
+    let made = engine.journal_threads.run(move || {
         let journal = making.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.as_ref().map(JournalDir::make_segment).transpose()
     });
@@ -211,7 +210,7 @@ async fn make_durable(engine: &Arc<Engine>) {
     sync(engine).await;
     if let Some((reserved, entry)) = engine.with(Front::begin_statement) {
         let lsn = reserved.lsn;
-        let written = run_journal(move || {
+        let written = engine.journal_threads.run(move || {
             let record = Record { lsn, durable: reserved.durable, entry };
             let segment = &reserved.segment;
             let mut pages = Vec::new();
@@ -232,9 +231,9 @@ async fn make_durable(engine: &Arc<Engine>) {
 
 async fn sync(engine: &Arc<Engine>) {
     let Some(Sync { upto, segments }) = engine.with(|front| front.unsynced()) else { return };
-    let synced = run_journal(move || {
-        segments.iter().try_for_each(|segment| segment.file.worker.sync_data())
-    });
+    let synced = engine
+        .journal_threads
+        .run(move || segments.iter().try_for_each(|segment| segment.file.worker.sync_data()));
     let outcome = synced.await.map_err(|error| error.to_string());
     engine.with(|front| front.worker_synced(upto, outcome.as_ref().copied().map_err(|why| &**why)));
 }
@@ -266,7 +265,10 @@ impl Feed for BucketFeed {
         Box::pin(async move {
             let segment = self.0.with(|front| front.segment(from.segment));
             let segment = segment.expect("a batch's segments are kept until it is committed");
-            run_journal(move || segment.read_blocks(from.record, from.page, blocks)).await
+            self.0
+                .journal_threads
+                .run(move || segment.read_blocks(from.record, from.page, blocks))
+                .await
         })
     }
 
