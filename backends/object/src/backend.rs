@@ -1,6 +1,7 @@
 //! One thread's access to an object volume.
 
 mod change;
+mod journal_read;
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use sheave_core::extents::{ExtentList, data, empty_range_outcome, hole};
 use sheave_core::{
     Backend, Buf, ByteRange, Completion, Destination, Error, ErrorKind, Io, IoDone, IoRequest,
-    IoToken, Nanos, Op, Outcome, Payload, Reply, Result, Segment as Piece, Submitted, Tag,
+    IoToken, Nanos, Op, Outcome, Payload, Reply, Result, Segment as Piece, Stalled, Submitted, Tag,
     VolumeInfo, memory,
 };
 use slab::Slab;
@@ -19,15 +20,15 @@ use crate::BLOCK_BYTES;
 use crate::extents::Span;
 use crate::front::{Mail, News, Sync, Whereabouts};
 use crate::ids::Lsn;
-use crate::journal::Segment;
 use crate::volume::Opened;
 use change::Change;
+use journal_read::JournalRead;
 
 /// The most ops in progress, those that wait for room in the journal included. Fronts bound theirs
 /// far below, so that reads are not held up by writes that wait.
 const JOBS_MAX: usize = 64 << 10;
-/// When the engine has no room, it is asked again so much later.
-const RETRY_NS: Nanos = 1_000_000;
+/// The most times that one request is started again after a signal, or without progress.
+const TRIES_MAX: u8 = 100;
 /// A block status looks at so many blocks at a time, and at so many runs in all.
 const STATUS_BLOCKS: u64 = 64 << 10;
 const STATUS_RUNS_MAX: usize = 4096;
@@ -38,12 +39,11 @@ pub(crate) struct ObjectBackend {
     has_news: Arc<AtomicBool>,
     jobs: Slab<Job>,
     /// Requests that the engine has, or will get.
-    requests: Slab<Request>,
+    requests: Slab<InFlight>,
     /// Changes that wait for room in the journal, in order.
     waiting: VecDeque<usize>,
     /// Requests for which the engine had no room.
-    stalled: VecDeque<(IoRequest, IoToken)>,
-    retry_at: Option<Nanos>,
+    stalled: Stalled,
     ready: VecDeque<Completion>,
     mail: Vec<Mail>,
 }
@@ -70,9 +70,15 @@ enum Request {
     /// Writes the record of this LSN.
     Append(Lsn),
     /// Reads for this job; the segment is kept until then.
-    Read { job: usize, _segment: Arc<Segment> },
+    Read(JournalRead),
     /// Syncs the last segment of the list.
     Sync(Sync),
+}
+
+struct InFlight {
+    of: Request,
+    /// How often it was started again in vain.
+    tries: u8,
 }
 
 impl ObjectBackend {
@@ -86,8 +92,7 @@ impl ObjectBackend {
             jobs: Slab::new(),
             requests: Slab::new(),
             waiting: VecDeque::new(),
-            stalled: VecDeque::new(),
-            retry_at: None,
+            stalled: Stalled::default(),
             ready: VecDeque::new(),
             mail: Vec::new(),
         }
@@ -106,7 +111,7 @@ impl ObjectBackend {
 
 impl Drop for ObjectBackend {
     fn drop(&mut self) {
-        let of_journal = |(_, request): (usize, &Request)| !matches!(request, Request::Read { .. });
+        let of_journal = |(_, request): (usize, &InFlight)| !matches!(request.of, Request::Read(_));
         let is_lost = self.requests.iter().any(of_journal);
         let user = self.user;
         self.opened.engine.with(|front| front.leave(user, is_lost));
@@ -142,19 +147,28 @@ impl Backend for ObjectBackend {
 
     fn io_done(&mut self, done: IoDone, io: &mut dyn Io) {
         let IoDone { token, request, result } = done;
-        let rest = match (&result, &request) {
-            (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => Some(request.clone()),
-            (Ok(count), _) => rest_of(&request, *count),
-            _ => None,
-        };
-        if let Some(rest) = rest {
-            return self.start(rest, token, Destination::Unknown, io);
-        }
-        let Some(of) = self.requests.try_remove(token.0 as usize) else {
+        let key = token.0 as usize;
+        let Some(in_flight) = self.requests.get_mut(key) else {
             debug_assert!(false, "a completion of a request that was never started");
             return;
         };
-        match of {
+        let rest = match &result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(request.clone()),
+            Ok(count) => rest_of(&request, *count),
+            _ => None,
+        };
+        in_flight.tries = match result {
+            Ok(1..) => 0,
+            _ => in_flight.tries + 1,
+        };
+        if let Some(rest) = rest.filter(|_| in_flight.tries < TRIES_MAX) {
+            return self.stalled.start(rest, token, Destination::Unknown, io);
+        }
+        let result = match (result, &request) {
+            (Ok(0), IoRequest::Write { .. }) => Err(io::ErrorKind::WriteZero.into()),
+            (result, _) => result,
+        };
+        match self.requests.remove(key).of {
             Request::Append(lsn) => {
                 recycle_page(request, io);
                 self.with(io, |front| match result {
@@ -162,14 +176,14 @@ impl Backend for ObjectBackend {
                     Err(error) => front.not_written(&error.to_string()),
                 });
             }
-            Request::Read { job, .. } => {
+            Request::Read(read) => {
                 drop(request);
                 let outcome = match result {
                     Ok(0) => Err(Error::new(ErrorKind::Io, "read", "the journal has been cut off")),
-                    Ok(_) => Ok(()),
+                    Ok(_) => read.check(),
                     Err(error) => Err(Error::from_io("read", "the journal", error)),
                 };
-                self.read_arrived(job, outcome, io);
+                self.read_arrived(read.job, outcome, io);
             }
             Request::Sync(mut sync) => {
                 drop(request);
@@ -194,7 +208,7 @@ impl Backend for ObjectBackend {
 
     fn reap(&mut self, io: &mut dyn Io) -> Option<Completion> {
         if !self.stalled.is_empty() {
-            self.start_stalled(io);
+            self.stalled.start_again(io, |to| to);
         }
         // What it does may be news for itself.
         while self.has_news.swap(false, AcqRel) {
@@ -204,12 +218,13 @@ impl Backend for ObjectBackend {
     }
 
     fn deadline(&self) -> Option<Nanos> {
-        self.retry_at
+        self.stalled.deadline()
     }
 }
 
 impl ObjectBackend {
-    /// Makes sure that one more job needs no more memory in these lists.
+    /// Makes sure that one more job needs no more memory in these lists. Those of requests grow by
+    /// some ten bytes for each 64 KiB of a job's buffers, which are allocated before.
     fn make_room(&mut self) -> Result<()> {
         let count = self.jobs.len() + 1;
         memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
@@ -253,10 +268,7 @@ impl ObjectBackend {
             match whereabouts {
                 Whereabouts::Zero => {}
                 Whereabouts::Journal(segment, page) => {
-                    let file = Arc::clone(&segment.file.file);
-                    let from = u64::from(page) * BLOCK_BYTES;
-                    let request = IoRequest::Read { file, at: from, into: buf.slice(at, len) };
-                    self.request(request, Request::Read { job, _segment: segment }, io);
+                    self.read_journal(job, (segment, page), buf.slice(at, len), io);
                 }
                 Whereabouts::Bucket(place) => {
                     let user = self.user;
@@ -406,26 +418,8 @@ impl ObjectBackend {
     }
 
     fn request_at(&mut self, request: IoRequest, of: Request, to: Destination, io: &mut dyn Io) {
-        let token = IoToken(self.requests.insert(of) as u64);
-        self.start(request, token, to, io);
-    }
-
-    fn start(&mut self, request: IoRequest, token: IoToken, to: Destination, io: &mut dyn Io) {
-        if let Err(request) = io.start(request, token, to) {
-            self.stalled.push_back((request, token));
-            self.retry_at = Some(io.now() + RETRY_NS);
-        }
-    }
-
-    fn start_stalled(&mut self, io: &mut dyn Io) {
-        self.retry_at = None;
-        while let Some((request, token)) = self.stalled.pop_front() {
-            if let Err(request) = io.start(request, token, Destination::Unknown) {
-                self.stalled.push_front((request, token));
-                self.retry_at = Some(io.now() + RETRY_NS);
-                return;
-            }
-        }
+        let token = IoToken(self.requests.insert(InFlight { of, tries: 0 }) as u64);
+        self.stalled.start(request, token, to, io);
     }
 }
 

@@ -117,6 +117,9 @@ impl ObjectBackend {
             }
         };
         let (lsn, blocks) = (reserved.lsn, entry.span().blocks);
+        if let Entry::Write { crcs, .. } = &entry {
+            reserved.segment.note_crcs(reserved.page, crcs);
+        }
         if let Some(Job { work: Work::Change(change), .. }) = self.jobs.get_mut(key) {
             change.in_flight += 1;
             change.last = lsn;

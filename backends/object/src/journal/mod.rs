@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
+use crate::format::record::WRITE_BLOCKS_MAX;
 use crate::format::segment::{NoHeader, SegmentHeader};
 pub use crate::format::superblock::Superblock;
-use crate::ids::{Lsn, Opening, VolumeId};
+use crate::ids::{BLOCK_BYTES, Lsn, Opening, VolumeId};
 
 pub(crate) use log::{Log, Reserved};
 pub(crate) use recover::Recovered;
@@ -40,6 +41,9 @@ impl JournalSize {
     /// A segment has room for the longest record.
     pub const SEGMENT_BYTES_MIN: u64 = if cfg!(test) { 96 << 10 } else { 2 << 20 };
 }
+
+/// Its header, and a record with its blocks.
+const _: () = assert!(JournalSize::SEGMENT_BYTES_MIN >= (2 + WRITE_BLOCKS_MAX) * BLOCK_BYTES);
 
 impl Default for JournalSize {
     fn default() -> Self {
@@ -210,7 +214,7 @@ impl JournalDir {
                 continue;
             }
             let file = SegmentFile::open(&path)?;
-            if u64::from(file.pages) * crate::ids::BLOCK_BYTES < JournalSize::SEGMENT_BYTES_MIN {
+            if u64::from(file.pages) * BLOCK_BYTES < JournalSize::SEGMENT_BYTES_MIN {
                 let why = format!("{}: it has been cut off", printable(&path));
                 return Err(Error::new(ErrorKind::Corrupt, "open", why));
             }
@@ -247,7 +251,7 @@ impl crate::open::Journal for JournalDir {
             let (first, committed) = (first.first, newest.committed);
             let mut last = Lsn(first.0.saturating_sub(1));
             // What is whole counts here, also in front of damage.
-            let _ = replay::replay(&chain, last, Lsn(0), |record| last = record.lsn);
+            let _ = replay::replay(&chain, last, Lsn(0), |record, _| last = record.lsn);
             summary = Some(Summary { committed, first, last });
         }
         let Some(Superblock { volume, .. }) = self.superblock else { return Ok(summary) };

@@ -55,13 +55,7 @@ impl JournalDir {
         let needed = chain.iter().rposition(|(header, _)| header.first <= committed.next());
         let mut done: Vec<_> = chain.drain(..needed.unwrap_or(0)).map(|(_, file)| file).collect();
         let mut records = Vec::new();
-        let mut proof = Lsn(0);
-        for file in &headless {
-            let found = read_headless(file, volume).map_err(|error| {
-                Error::from_io("read", printable(&self.path).to_string(), error)
-            })?;
-            proof = proof.max(found.proof);
-        }
+        let proof = self.proof_of(&headless, volume)?;
         done.extend(headless);
         // Whatever a killed process has written and not flushed, is flushed now: a sync of later
         // segments will not reach it. Then the disk is read and not memory, which may have what a
@@ -71,7 +65,12 @@ impl JournalDir {
                 Error::from_io("flush", printable(&self.path).to_string(), error)
             })?;
         }
-        let replayed = replay(&chain, committed, proof, |record| records.push(record));
+        // The checksums of their blocks, one after another.
+        let mut crcs = Vec::new();
+        let replayed = replay(&chain, committed, proof, |record, of_blocks| {
+            records.push(record);
+            crcs.extend(of_blocks);
+        });
         let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
         let last_of = |number| {
             let of = records.iter().filter(move |record: &&Replayed| record.segment == number);
@@ -84,6 +83,7 @@ impl JournalDir {
                 None => done.push(file),
             }
         }
+        note_crcs(&held, &records, &crcs);
         // Records behind the end of this journal must never count, whatever becomes of the segments
         // that are begun now: LSNs go on where the journal ends.
         for file in done {
@@ -95,6 +95,16 @@ impl JournalDir {
         records.retain(|record| record.lsn > committed);
         let next = next.max(committed.next());
         Ok(Recovered { held, free, records, next, number_next })
+    }
+
+    /// Up to where all was on stable storage, by files whose header is damaged.
+    fn proof_of(&self, headless: &[SegmentFile], volume: VolumeId) -> Result<Lsn> {
+        headless.iter().try_fold(Lsn(0), |proof, file| {
+            let found = read_headless(file, volume).map_err(|error| {
+                Error::from_io("read", printable(&self.path).to_string(), error)
+            })?;
+            Ok(proof.max(found.proof))
+        })
     }
 
     fn unusable(&self, why: &Unusable) -> Error {
@@ -113,6 +123,20 @@ impl JournalDir {
                 let error = std::io::Error::new(error.kind(), error.to_string());
                 Error::from_io("read", why, error)
             }
+        }
+    }
+}
+
+/// Has segments know the checksums of their blocks, which are in the order of the records.
+fn note_crcs(held: &[(Arc<Segment>, Lsn)], records: &[Replayed], crcs: &[u32]) {
+    let mut rest = crcs;
+    for record in records {
+        let Some(page) = record.record else { continue };
+        let (of_record, behind) = rest.split_at(record.span.blocks as usize);
+        rest = behind;
+        let mut held = held.iter().map(|(segment, _)| segment);
+        if let Some(segment) = held.find(|segment| segment.header.number == record.segment) {
+            segment.note_crcs(page, of_record);
         }
     }
 }

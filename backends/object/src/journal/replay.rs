@@ -51,8 +51,8 @@ pub(crate) enum Unusable {
     Unreadable { segment: u64, page: u32, error: io::Error },
 }
 
-/// Calls `take` with the records of segments, which are in the order of their numbers, and returns
-/// the LSN behind the last one. Records up to `committed` are of no use any more: a segment that
+/// Calls `take` with the records of segments, which are in the order of their numbers, and the
+/// checksums of their blocks, and returns the LSN behind the last one. Records up to `committed` are of no use any more: a segment that
 /// has no others is not synced before it is used anew, so they may be torn without being damage.
 /// `headless` is what files without a header prove ([`read_headless`]).
 ///
@@ -62,7 +62,7 @@ pub(crate) fn replay<P: Pages>(
     segments: &[(SegmentHeader, P)],
     committed: Lsn,
     headless: Lsn,
-    mut take: impl FnMut(Replayed),
+    mut take: impl FnMut(Replayed, &[u32]),
 ) -> Result<Lsn, Unusable> {
     let begins_there = |(header, _): &&(SegmentHeader, P)| header.first <= committed.next();
     let Some((first, _)) = segments.first().filter(begins_there) else {
@@ -81,9 +81,9 @@ pub(crate) fn replay<P: Pages>(
         let limit = later.first().map(|(header, _)| header.first);
         let mut reader = Reader { header, seed: header.seed(), pages, page: 1 };
         while limit.is_none_or(|limit| next < limit)
-            && let Some(record) = reader.next(next)?
+            && let Some((record, crcs)) = reader.next(next)?
         {
-            take(record);
+            take(record, &crcs);
             next = next.next();
         }
         if limit == Some(next) {
@@ -166,7 +166,7 @@ struct Reader<'a, P> {
 
 impl<P: Pages> Reader<'_, P> {
     /// The next record, if it is whole and has this LSN.
-    fn next(&mut self, lsn: Lsn) -> Result<Option<Replayed>, Unusable> {
+    fn next(&mut self, lsn: Lsn) -> Result<Option<(Replayed, Vec<u32>)>, Unusable> {
         if self.page >= self.pages.pages() {
             return Ok(None);
         }
@@ -177,20 +177,20 @@ impl<P: Pages> Reader<'_, P> {
         if record.lsn != lsn || end > u64::from(self.pages.pages()) {
             return Ok(None);
         }
-        let at = match &record.entry {
-            Entry::Zero { .. } => None,
+        let span = record.entry.span();
+        let (at, crcs) = match record.entry {
+            Entry::Zero { .. } => (None, Vec::new()),
             Entry::Write { crcs, .. } => {
                 let mut blocks = vec![0; crcs.len() * PAGE_BYTES];
                 self.read(self.page + 1, &mut blocks)?;
-                if !are_whole(&blocks, crcs) {
+                if !are_whole(&blocks, &crcs) {
                     return Ok(None);
                 }
-                Some(self.page)
+                (Some(self.page), crcs)
             }
         };
         self.page = end as u32;
-        let span = record.entry.span();
-        Ok(Some(Replayed { lsn, span, segment: self.header.number, record: at }))
+        Ok(Some((Replayed { lsn, span, segment: self.header.number, record: at }, crcs)))
     }
 
     /// Up to where all was on stable storage, by the records behind this point, in whatever state

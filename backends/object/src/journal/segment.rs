@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::fs::{Advice, fadvise};
 use sheave_core::{Error, ErrorKind, Result, printable};
@@ -132,12 +133,27 @@ pub(crate) struct Segment {
     pub(crate) file: SegmentFile,
     pub(crate) header: SegmentHeader,
     pub(crate) seed: Seed,
+    /// By page: the CRC-32 of the block in it, if it has one.
+    crcs: Box<[AtomicU32]>,
 }
 
 impl Segment {
     pub(crate) fn new(file: SegmentFile, header: SegmentHeader) -> Arc<Self> {
         let seed = header.seed();
-        Arc::new(Self { file, header, seed })
+        let crcs = (0..file.pages).map(|_| AtomicU32::new(0)).collect();
+        Arc::new(Self { file, header, seed, crcs })
+    }
+
+    /// Notes the checksums of the blocks behind the record at that page.
+    pub(crate) fn note_crcs(&self, record: u32, crcs: &[u32]) {
+        for (noted, crc) in self.crcs[record as usize + 1..].iter().zip(crcs) {
+            noted.store(*crc, Relaxed);
+        }
+    }
+
+    /// The checksum of the block in a page.
+    pub(crate) fn crc(&self, page: u32) -> u32 {
+        self.crcs[page as usize].load(Relaxed)
     }
 
     /// The bytes of some blocks of the write whose record is at that page, checked. May wait for

@@ -198,7 +198,7 @@ fn note(records: &mut Records, seeds: &[Seed], event: &Event) {
 
 /// A volume without a bucket.
 struct Life {
-    _dir: TempDir,
+    dir: TempDir,
     trace: Trace,
     driver: Driver<PlainEngine>,
     engine: Arc<Engine>,
@@ -225,7 +225,7 @@ impl Life {
         let trace = Trace::default();
         let plain = PlainEngine::new(64).with_mishaps(watch(&trace));
         let driver = Driver::new(Box::new(ObjectBackend::new(opened)), plain);
-        (Self { _dir: dir, trace, driver, engine }, records, disk)
+        (Self { dir, trace, driver, engine }, records, disk)
     }
 
     fn event(&self, event: Event) {

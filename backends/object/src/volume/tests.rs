@@ -1,5 +1,7 @@
 //! Volumes whose store or disk fails.
 
+mod bounds;
+
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -344,13 +346,13 @@ fn a_read_of_the_store_does_not_wait_for_the_disk_of_the_journal() {
     while volume.opened.engine.with(|front| front.lag_bytes()) > 0 && Instant::now() < by {
         std::thread::sleep(Duration::from_millis(5));
     }
-    // All threads for journals hang, as they do if their disk does.
+    // All threads of the journal hang, as they do if its disk does.
     let (release, is_released) = std::sync::mpsc::channel::<()>();
     let is_released = Arc::new(Mutex::new(is_released));
     for _ in 0..8 {
         let is_released = Arc::clone(&is_released);
         let wait = move || drop(is_released.lock().map(|released| released.recv()));
-        drop(crate::threads::run_journal(wait));
+        drop(volume.opened.engine.journal_threads.run(wait));
     }
     driver.run_one(write(2, 2)).unwrap();
     std::thread::sleep(Duration::from_millis(200));

@@ -146,3 +146,33 @@ fn a_journal_with_nothing_but_a_damaged_header_is_set_aside_too() {
     assert!(aside.to_str().unwrap().ends_with("epoch-1-lsn-1-4.orphan"), "{aside:?}");
     assert_eq!(journal.recover(VOLUME, Lsn(7)).unwrap().next, Lsn(8));
 }
+
+#[test]
+fn reads_of_the_journal_are_checked() {
+    let written = flushed(true);
+    let (mut life, _, _) = Life::open(written.to_dir(), 2, Lsn(0));
+    let new = vec![9; BLOCK_BYTES as usize];
+    life.driver.run_one(ops::write(9 * BLOCK_BYTES, &new)).unwrap();
+    let read = |life: &mut Life, block: u64| {
+        life.driver.run_one(ops::read(block * BLOCK_BYTES, BLOCK_BYTES))
+    };
+    assert_eq!(ops::bytes(read(&mut life, 9)), new);
+    assert_eq!(ops::bytes(read(&mut life, 2))[0], 3);
+    // A bit of each block: one was found in the journal, one is written now.
+    for entry in fs::read_dir(journal_path(life.dir.path())).unwrap() {
+        let file = File::options().read(true).write(true).open(entry.unwrap().path()).unwrap();
+        let mut page = [0; PAGE_BYTES];
+        for at in (0..file.metadata().unwrap().len()).step_by(PAGE_BYTES) {
+            file.read_exact_at(&mut page, at).unwrap();
+            if page == [9; PAGE_BYTES] || page == [3; PAGE_BYTES] {
+                file.write_all_at(&[page[7] ^ 1], at + 7).unwrap();
+            }
+        }
+    }
+    for block in [2, 9] {
+        let error = read(&mut life, block).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("the data is damaged"), "{error}");
+    }
+    assert_eq!(ops::bytes(read(&mut life, 1))[0], 2);
+}
