@@ -87,21 +87,13 @@ impl Refusal {
                 "The provided 'x-amz-content-sha256' header does not match what was computed.",
             ),
             Self::BadRequest(why) => (400, "InvalidRequest", why),
-            Self::BucketExists => (
-                409,
-                "BucketAlreadyOwnedByYou",
-                "Your previous request to create the named bucket succeeded and you already own \
-                 it.",
-            ),
+            Self::BucketExists => (409, "BucketAlreadyOwnedByYou", "You already own this bucket"),
             Self::BucketNotEmpty => {
                 (409, "BucketNotEmpty", "The bucket you tried to delete is not empty")
             }
-            Self::Conflict => (
-                409,
-                "ConditionalRequestConflict",
-                "The conditional request cannot succeed due to a conflicting operation against \
-                 this resource.",
-            ),
+            Self::Conflict => {
+                (409, "ConditionalRequestConflict", "Another operation on this key goes on")
+            }
             Self::InternalError => {
                 (500, "InternalError", "We encountered an internal error. Please try again.")
             }

@@ -106,7 +106,7 @@ impl Fault {
         let strikes = match self.when {
             When::Always => true,
             When::Nth(number) => self.seen == number,
-            When::Every(count) => self.seen % count == 0,
+            When::Every(count) => self.seen.is_multiple_of(count),
             When::Share(share) => random.share() < share,
         };
         self.times -= u64::from(strikes);

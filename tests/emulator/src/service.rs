@@ -67,7 +67,7 @@ pub(crate) async fn serve(
     };
     logged.0.bytes_in = body.as_ref().map_or(0, |body| body.len() as u64);
     let job = Job { shared: shared.clone(), asked, parts, settings };
-    let refusal = body.as_ref().err().cloned().or(refusal_of(&job.settings, effect));
+    let refusal = body.as_ref().err().cloned().or_else(|| refusal_of(&job.settings, effect));
     let refusal = refusal.or_else(|| early.err().filter(|_| job.asked.kind == Kind::Put));
     let refusal = refusal.or_else(|| length.is_none().then_some(Refusal::NoLength));
     let body = body.unwrap_or_default();

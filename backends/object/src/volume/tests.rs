@@ -17,6 +17,7 @@ use crate::dir_store::DirStore;
 use crate::ids::Incarnation;
 use crate::life::{self, NewVolume};
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
+use crate::stored::VolumeStore as _;
 use crate::threads::block_on;
 
 const BLOCKS: u64 = 64;

@@ -13,7 +13,7 @@ fn error(text: &str) -> (ErrorKind, String) {
 
 #[test]
 fn wrong_volumes_say_what_is_wrong_and_what_to_do() {
-    use ErrorKind::{Invalid, Io, NotFound, TooLarge, Unsupported};
+    use ErrorKind::{Invalid, Io, NotFound, TooLarge};
     let cases = [
         ("", Invalid, "path is missing"),
         ("?size=1G", Invalid, "path is missing"),
