@@ -21,8 +21,8 @@ use crate::upload::{Feed, WINDOW};
 /// A checkpoint is made after so many objects.
 pub(crate) const INTERVAL: u64 = 16;
 
-/// The most objects behind what the newest checkpoint has, that one included, where checkpoints come
-/// after so many objects.
+/// The most objects behind what the newest checkpoint has, that one included, where checkpoints
+/// come after so many objects.
 pub(crate) const fn tail_max(interval: u64) -> u64 {
     interval + WINDOW as u64 + 1
 }
@@ -57,8 +57,8 @@ struct Made {
 }
 
 impl Checkpoints {
-    /// For the opening that has made this root, whose checkpoint has all up to an object. The lineage
-    /// has the opening itself.
+    /// For the opening that has made this root, whose checkpoint has all up to an object. The
+    /// lineage has the opening itself.
     pub(crate) fn new(requests: Requests, root: Root, covered: Seq, lineage: Lineage) -> Self {
         let (step, interval) = (Step::Idle, INTERVAL);
         Self { requests, root, lineage, interval, covered, step, is_impossible: false }
@@ -69,14 +69,14 @@ impl Checkpoints {
         Self { interval, ..self }
     }
 
-    /// Whether an object of this number may be begun now: else it would have to be read by an opening
-    /// that comes before the next checkpoint.
+    /// Whether an object of this number may be begun now: else it would have to be read by an
+    /// opening that comes before the next checkpoint.
     pub(crate) fn allows(&self, seq: Seq) -> bool {
         self.is_impossible || seq.0 <= self.covered.0 + tail_max(self.interval)
     }
 
-    /// Whether the object of this number is to be a checkpoint of what is committed. It waits for most
-    /// of what is under way, since it cannot have that.
+    /// Whether the object of this number is to be a checkpoint of what is committed. It waits for
+    /// most of what is under way, since it cannot have that.
     pub(crate) fn is_due(&self, committed: Seq, next: Seq) -> bool {
         let is_far = next.0 > self.covered.0 + self.interval;
         let is_worth_it = committed.0 >= self.covered.0 + self.interval * 3 / 4;
@@ -125,8 +125,8 @@ impl Checkpoints {
         matches!(&self.step, Step::Making(made) if made.place.seq == seq)
     }
 
-    /// The checkpoint is committed, and all before it. A root names it; if the volume is closing, that
-    /// is the closed one.
+    /// The checkpoint is committed, and all before it. A root names it; if the volume is closing,
+    /// that is the closed one.
     pub(crate) fn made(&mut self, committed: Committed, is_closing: bool) {
         let Step::Making(made) = std::mem::replace(&mut self.step, Step::Idle) else { return };
         assert!(committed.seq >= made.place.seq, "only what is committed is named");

@@ -1,8 +1,8 @@
 //! The map of committed blocks: a fold of the log objects in the order of their numbers.
 //!
-//! It has three layers. What is committed goes to the upper one. A checkpoint takes that one as it is,
-//! without a copy, merges it with the lower one while ops go on, and puts the result in the place of
-//! both.
+//! It has three layers. What is committed goes to the upper one. A checkpoint takes that one as it
+//! is, without a copy, merges it with the lower one while ops go on, and puts the result in the
+//! place of both.
 
 use std::sync::Arc;
 

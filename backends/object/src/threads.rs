@@ -1,8 +1,8 @@
 //! Threads for calls that wait, such as those of a directory's files: their ends wake futures of
 //! any executor.
 //!
-//! A store that hangs keeps its threads, as a journal's disk does. So each store has its own, and each
-//! journal.
+//! A store that hangs keeps its threads, as a journal's disk does. So each store has its own, and
+//! each journal.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,9 +1,9 @@
 //! What went wrong with a request, and what the caller can do.
 //!
-//! A request that may succeed later without a change is [`StoreErrorKind::Busy`]. What a person has
-//! to mend, such as credentials, is [`StoreErrorKind::Denied`]: an open volume goes on trying, since
-//! giving up would lose it, and a command ends at once. So is an answer that this module does not
-//! know: something on the way, such as a proxy, may have given it.
+//! A request that may succeed later without a change is [`StoreErrorKind::Busy`]. What a person
+//! has to mend, such as credentials, is [`StoreErrorKind::Denied`]: an open volume goes on trying,
+//! since giving up would lose it, and a command ends at once. So is an answer that this module
+//! does not know: something on the way, such as a proxy, may have given it.
 
 use std::error::Error;
 
@@ -73,8 +73,8 @@ pub(crate) fn of_no_answer(error: &(dyn Error + 'static)) -> StoreError {
     }
     if words.contains("certificate") {
         let why = format!(
-            "{words}; if the store's certificate has an authority of its own, name the file of that \
-             in SSL_CERT_FILE"
+            "{words}; if the store's certificate has an authority of its own, name its file in \
+             SSL_CERT_FILE"
         );
         return StoreError::new(StoreErrorKind::Denied, why);
     }
@@ -93,7 +93,7 @@ pub(crate) fn of_refusal(bucket: &str, refusal: Refusal<'_>) -> StoreError {
         }
         (_, "RequestTimeTooSkewed") => (
             Denied,
-            "the clock of this node differs from the store's by too much; set it, for example by NTP"
+            "the clock of this node differs from the store's by too much; set it, as by NTP"
                 .to_owned(),
         ),
         (_, "ExpiredToken" | "TokenRefreshRequired" | "InvalidToken") => {
@@ -105,13 +105,12 @@ pub(crate) fn of_refusal(bucket: &str, refusal: Refusal<'_>) -> StoreError {
              profile"
                 .to_owned(),
         ),
-        (
-            300..400,
-            _,
-        )
+        (300..400, _)
         | (
             _,
-            "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException",
+            "PermanentRedirect"
+            | "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException",
         ) => {
             let is_in = match region {
                 Some(region) => format!("it is in {region}: add ?region={region}"),

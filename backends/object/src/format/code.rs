@@ -100,8 +100,8 @@ impl<'a> Reader<'a> {
 
 const TOO_SHORT: Wrong = Wrong::Damaged("it ends too early");
 
-/// Appends a number in as few bytes as it needs: 7 bits in each, the low ones first; all but the last
-/// byte have their high bit set.
+/// Appends a number in as few bytes as it needs: 7 bits in each, the low ones first; all but the
+/// last byte have their high bit set.
 pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number > 0x7f {
         out.push(number as u8 | 0x80);

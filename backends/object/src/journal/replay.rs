@@ -52,9 +52,10 @@ pub(crate) enum Unusable {
 }
 
 /// Calls `take` with the records of segments, which are in the order of their numbers, and the
-/// checksums of their blocks, and returns the LSN behind the last one. Records up to `committed` are of no use any more: a segment that
-/// has no others is not synced before it is used anew, so they may be torn without being damage.
-/// `headless` is what files without a header prove ([`read_headless`]).
+/// checksums of their blocks, and returns the LSN behind the last one. Records up to `committed`
+/// are of no use any more: a segment that has no others is not synced before it is used anew, so
+/// they may be torn without being damage. `headless` is what files without a header prove
+/// ([`read_headless`]).
 ///
 /// # Errors
 /// When the journal has lost what was on stable storage, or cannot be read.
