@@ -1,6 +1,7 @@
 //! Where the next record goes, and which records are written, durable and committed. No I/O.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 
 use crate::format::record::Entry;
@@ -168,10 +169,11 @@ impl<T> Log<T> {
     /// Begins a segment.
     fn rotate(&mut self, first: Lsn) -> Option<()> {
         if !self.has_spare() && self.slots.is_empty() {
-            // The only segment follows itself, if the bucket has all of it.
-            self.is_current = false;
+            // The only segment follows itself, if the bucket has all of it. One that was recovered
+            // is never written again.
+            let was_current = mem::take(&mut self.is_current);
             self.release();
-            self.is_current = !self.held.is_empty();
+            self.is_current = was_current && !self.held.is_empty();
         }
         let file = self.free.pop().or_else(|| {
             let unread = self.freed.iter().position(|segment| Arc::strong_count(segment) == 1)?;

@@ -4,6 +4,7 @@ use sheave_conformance::Engine as _;
 use sheave_core::{Backend as _, Submitted, Tag};
 
 use super::*;
+use crate::format::record::Entry;
 
 /// Writes records of eight blocks, of which a segment has room for two.
 fn fill(life: &mut Life, byte: u8, count: usize) {
@@ -114,4 +115,26 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
         done.drain(..).for_each(|done| backend.io_done(done, plain.io()));
     };
     assert!(matches!(completion.outcome, Ok(Reply::Done)));
+}
+
+#[test]
+fn a_recovered_segment_is_not_written_again() {
+    let (mut life, _, disk) = Life::open(Disk::default().to_dir(), 1, Lsn(0));
+    fill(&mut life, 1, 5);
+    let dir = killed(&life, disk).to_dir();
+    let journal = JournalDir::open(dir.path(), SIZE).unwrap();
+    let mut recovered = journal.recover(VOLUME, Lsn(0)).unwrap();
+    recovered.free.clear();
+    let number_next = recovered.number_next;
+    assert!(!recovered.held.is_empty());
+    let opening = Opening { epoch: Epoch(2), incarnation: Incarnation([2; 16]) };
+    let mut log = Log::new(VOLUME, opening, Lsn(0), recovered, Box::new(|| [7; 16]));
+    let entry = Entry::Zero { span: Span { start: 0, blocks: 1 } };
+    // However often a write asks for a place, until there is a segment.
+    for _ in 0..3 {
+        assert!(log.reserve(&entry, |_| ()).is_none());
+    }
+    log.add(journal.make_segment().unwrap());
+    let reserved = log.reserve(&entry, |_| ()).unwrap();
+    assert_eq!((reserved.segment.header.number, reserved.page), (number_next, 1));
 }
