@@ -196,6 +196,26 @@ fn a_volume_is_open_once_and_taken_over_on_demand() {
     assert!(read.iter().all(|byte| *byte == 2));
 }
 
+/// Damages an object in several ways: what `fails` says names it. `want`: of another object.
+fn check_damage(object: &Path, other: &Path, want: &str, fails: impl Fn() -> String) {
+    let name = object.file_name().expect("a name").to_string_lossy().into_owned();
+    let whole = fs::read(object).expect("an object");
+    let other = fs::read(other).expect("an object");
+    for (body, want) in [
+        (None, "the object is missing"),
+        (Some(&whole[..100]), "ends too early"),
+        (Some(&other[..]), want),
+    ] {
+        match body {
+            Some(body) => fs::write(object, body).expect("write"),
+            None => fs::remove_file(object).expect("remove"),
+        }
+        let told = fails();
+        assert!(told.contains(want) && told.contains(&name), "{told}");
+    }
+    fs::write(object, &whole).expect("write");
+}
+
 #[test]
 fn damaged_objects_are_named_and_never_served() {
     let store = Store::new();
@@ -214,19 +234,15 @@ fn damaged_objects_are_named_and_never_served() {
     let failed = Run::new("nbdcopy").arg(server.uri()).arg(store.scratch.file("out")).fails();
     assert!(failed.contains("Input/output error"), "{failed}");
     drop(server);
-    let name = objects[0].file_name().expect("a name").to_string_lossy().into_owned();
-    for (body, want) in [
-        (None, "the object is missing"),
-        (Some(&whole[..100]), "ends too early"),
-        (Some(&fs::read(&objects[1]).expect("an object")[..]), "not the object that belongs there"),
-    ] {
-        match body {
-            Some(body) => fs::write(&objects[0], body).expect("write"),
-            None => fs::remove_file(&objects[0]).expect("remove"),
-        }
-        let told = open_error(&store.on_node("vol", "a"));
-        assert!(told.contains(want) && told.contains(&name), "{told}");
-    }
+    // An object is named when its blocks are read, and a checkpoint by an opening, which needs it.
+    let copy = || {
+        let copy = Run::new(sheave()).args("copy").arg(store.on_node("vol", "a"));
+        copy.arg(store.scratch.file("out")).fails()
+    };
+    let checkpoint = objects.last().expect("objects");
+    let open = || open_error(&store.on_node("vol", "a"));
+    check_damage(&objects[0], &objects[1], "the checksum of a frame is wrong", copy);
+    check_damage(checkpoint, &objects[0], "the checksum of a frame is wrong", open);
     fs::write(&objects[0], &whole).expect("write");
     let server = store.serve("vol", "a");
     nbdcopy(server.uri(), store.scratch.file("out"));
