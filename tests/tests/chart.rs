@@ -27,7 +27,9 @@ const SETTINGS: &[&str] = &[
     "monitoring.serviceMonitor.enabled=true,monitoring.dashboard.enabled=true",
     "node.startupTaint=csi.sheave.dev/agent-not-ready",
     "flexvolume.enabled=true,flexvolume.attach=true,flexvolume.driver=example.org/disk",
+    "pools.own.trust_attacher=true,pools.own.volumes.db=nbd://server/db",
     "mode=controller,pools.fast.shared=true,node.startupTaint=csi.sheave.dev/agent-not-ready",
+    "mode=controller,pools.fast.shared=true,pools.own.volumes.db=nbd://server/db",
     "mode=controller,pools.fast.url=nbd://server:10809,sidecars.healthMonitor.enabled=true",
     "mode=controller,pools.fast.shared=true,volumeAttributesClasses[0].name=slow,\
      volumeAttributesClasses[0].parameters.limit-iops=500,createNamespace=true",
@@ -40,6 +42,9 @@ const WRONG: &[(&str, &str)] = &[
     ("pools.Fast.url=file:///x", "Fast"),
     ("pools.fast.url=/var/lib/images", "url"),
     ("pools.fast.max-size=1G", "max-size"),
+    ("pools.own.trust_attacher=true", "url"),
+    ("pools.fast.volumes.db=nbd://server/db", "oneOf"),
+    ("pools.own.volumes.db=5", "db"),
     ("storageClasses[0].name=a,storageClasses[0].pool=slow", "no pool slow"),
     ("storageClasses[0].fsType=ntfs", "fsType"),
     ("flexvolume.driver=sheave", "driver"),
@@ -214,7 +219,8 @@ fn the_programs_take_their_arguments_and_their_configuration() {
     let pool = node.file("pool");
     fs::create_dir(&pool).expect("a directory");
     let settings = format!(
-        "pools.fast.url=file://{},pools.fast.capacity=100G,daemon.shards=1",
+        "pools.fast.url=file://{},pools.fast.capacity=100G,daemon.shards=1,\
+         pools.own.volumes.a b=null:?size=1M,pools.own.trust_attacher=true",
         pool.display()
     );
     let rendered = template(&helm, &settings).args("-s templates/configmap.yaml").ok();
@@ -225,6 +231,7 @@ fn the_programs_take_their_arguments_and_their_configuration() {
     let daemon = node.start(&["daemon", "--config", config.to_str().expect("UTF-8")]);
     daemon.wait_for_log(" ready ");
     daemon.sheave("volume create fast/a").ok();
+    assert_eq!(daemon.volume("own/a b")["size_bytes"], 1 << 20);
 }
 
 /// The arguments of each container.

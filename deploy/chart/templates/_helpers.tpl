@@ -28,8 +28,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- range $name, $pool := .Values.pools }}
 {{- printf "[pools.%s]\n" $name }}
-{{- range $key, $value := omit $pool "create" }}
+{{- range $key, $value := omit $pool "create" "volumes" }}
 {{- printf "%s = %s\n" $key (kindIs "float64" $value | ternary (printf "%d" (int64 $value)) (toJson $value)) }}
+{{- end }}
+{{- with $pool.volumes }}
+{{- printf "[pools.%s.volumes]\n" $name }}
+{{- range $key, $value := . }}
+{{- printf "%s = %s\n" (toJson $key) (toJson $value) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -37,7 +43,7 @@ app.kubernetes.io/component: {{ .component }}
 {{/* The directories of pools, as volumes of a pod. */}}
 {{- define "sheave.poolVolumes" -}}
 {{- range $name, $pool := .Values.pools }}
-{{- if hasPrefix "file://" $pool.url }}
+{{- if hasPrefix "file://" (default "" $pool.url) }}
 - name: pool-{{ $name }}
   hostPath:
     path: {{ trimPrefix "file://" $pool.url }}
@@ -48,7 +54,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "sheave.poolMounts" -}}
 {{- range $name, $pool := .Values.pools }}
-{{- if hasPrefix "file://" $pool.url }}
+{{- if hasPrefix "file://" (default "" $pool.url) }}
 - name: pool-{{ $name }}
   mountPath: {{ trimPrefix "file://" $pool.url }}
   # What is mounted below it later is seen, too.
@@ -107,7 +113,7 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 {{- if and (eq .Values.mode "controller") (gt (int .Values.controller.replicas) 0) }}
 {{- range $name, $pool := .Values.pools }}
-{{- if and (hasPrefix "file://" $pool.url) (not $pool.shared) }}
+{{- if and (hasPrefix "file://" (default "" $pool.url)) (not $pool.shared) }}
 {{- fail (printf "pool %s is a directory of one node: use mode node, or shared: true if it is the same on all nodes" $name) }}
 {{- end }}
 {{- end }}
