@@ -38,23 +38,28 @@ impl VolumesService {
     }
 
     /// The devices of this node that are volumes of pools, by their volumes.
-    fn devices(&self) -> BTreeMap<VolumeId, String> {
+    fn devices(&self) -> BTreeMap<VolumeId, Attached> {
         let devices = self.devices.as_ref().map(|devices| devices.list()).unwrap_or_default();
         let with_id = |device: Attached| {
             let id = self.calls.pools.id_of_text(&device.volume)?;
-            Some((id, printable(&device.path).to_string()))
+            Some((id, device))
         };
         devices.into_iter().filter_map(with_id).collect()
     }
 }
 
-fn message(of: &Listed, devices: &BTreeMap<VolumeId, String>) -> api::Volume {
+fn message(of: &Listed, devices: &BTreeMap<VolumeId, Attached>) -> api::Volume {
     let (id, info, record) = (of.id(), of.pool.info(), &of.found.record);
+    let device = devices.get(&id);
     api::Volume {
         id: id.to_string(),
         name: record.name.clone(),
         pool: info.name.clone(),
-        size_bytes: of.found.size,
+        size_bytes: match of.found.size {
+            // The pool does not know, or cannot say now.
+            0 => device.map_or(0, |device| device.size),
+            size => size,
+        },
         formatted: record.formatted.clone().unwrap_or_default(),
         formatting: record.formatting,
         never_format: record.never_format,
@@ -64,7 +69,7 @@ fn message(of: &Listed, devices: &BTreeMap<VolumeId, String>) -> api::Volume {
         limit_bytes_per_second: record.limit_bps,
         limit_ops_per_second: record.limit_iops,
         parameters: record.parameters.clone().into_iter().collect(),
-        device: devices.get(&id).cloned().unwrap_or_default(),
+        device: device.map(|device| printable(&device.path).to_string()).unwrap_or_default(),
         local: info.is_local,
         trouble: of.found.trouble.clone().unwrap_or_default(),
         unrecorded: info.exclusion != Exclusion::Recorded,

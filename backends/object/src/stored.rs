@@ -85,6 +85,14 @@ impl StoredVolume {
         block_on(life::info(&self.requests()))
     }
 
+    /// Its size in bytes; it may be open.
+    ///
+    /// # Errors
+    /// As for [`Self::describe`].
+    pub fn size(&self) -> Result<u64> {
+        block_on(find(&self.requests())).map(|root| root.size_bytes())
+    }
+
     /// What tells it from all other volumes.
     ///
     /// # Errors

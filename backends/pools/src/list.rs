@@ -145,6 +145,12 @@ impl Entry {
         if self.starts_program {
             return Ok(0);
         }
+        if let Some(size) = self.spec.stated_size() {
+            return Ok(size);
+        }
+        if let Some(volume) = self.spec.object_volume()? {
+            return volume.size();
+        }
         match self.spec.nbd_server()? {
             Some(server) => server.export_size(&server.uri.export, ANSWER_MAX),
             None => Ok(0),
@@ -168,7 +174,12 @@ mod tests {
         let image = dir.path().join("a.img");
         let image = image.to_str().unwrap();
         let exec = "nbd+exec:?command=true";
-        let pool = pool(&[("db", image), ("old", exec)], false).unwrap();
+        let of_volume = |name: &str| dir.path().join(name).display().to_string();
+        let (store, journals) = (of_volume("objects"), of_volume("journals"));
+        let objects = format!("dir://{store}?cache-dir={journals}");
+        let memory = "memory:?size=5M";
+        let listed = [("db", image), ("old", exec), ("ram", memory), ("objects", &*objects)];
+        let pool = pool(&listed, false).unwrap();
         let missing = pool.get(Key::Name("db")).unwrap();
         assert!(missing.trouble.unwrap().contains("a.img"), "it is known, and is not there");
         std::fs::write(image, [0; 8192]).unwrap();
@@ -180,8 +191,15 @@ mod tests {
         assert_eq!(pool.get(Key::Uuid(uuid)).unwrap().record.name, "db");
         let old = pool.get(Key::Name("old")).unwrap();
         assert_eq!((old.size, old.trouble), (0, None), "no program is started for its size");
-        assert_eq!(pool.list(None, 9).unwrap().len(), 2);
-        assert_eq!(pool.list(pool.volumes.keys().next().copied(), 9).unwrap().len(), 1);
+        assert_eq!(pool.get(Key::Name("ram")).unwrap().size, 5 << 20);
+        let made = objects.parse::<VolumeSpec>().unwrap().object_volume().unwrap().unwrap();
+        let missing = pool.get(Key::Name("objects")).unwrap();
+        assert!(missing.trouble.unwrap().contains("there is no volume"));
+        made.create(6 << 20).unwrap();
+        let found = pool.get(Key::Name("objects")).unwrap();
+        assert_eq!((found.size, found.trouble), (6 << 20, None));
+        assert_eq!(pool.list(None, 9).unwrap().len(), 4);
+        assert_eq!(pool.list(pool.volumes.keys().next().copied(), 9).unwrap().len(), 3);
         assert_eq!(pool.get(Key::Name("c")).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(pool.delete(uuid).unwrap_err().kind(), ErrorKind::Unsupported);
     }

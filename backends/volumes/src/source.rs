@@ -96,6 +96,11 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Its size in bytes, where its text states that.
+    fn stated_size(&self) -> Option<u64> {
+        None
+    }
+
     /// The memory that it takes when it is full, in bytes, unless its text allows overcommitment.
     fn memory_wanted(&self) -> Option<u64> {
         None

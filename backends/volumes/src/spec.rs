@@ -186,6 +186,12 @@ impl VolumeSpec {
         self.source.object_volume().transpose()
     }
 
+    /// Its size in bytes, if its text states that, as of a volume in memory.
+    #[must_use]
+    pub fn stated_size(&self) -> Option<u64> {
+        self.source.stated_size()
+    }
+
     /// The memory that it takes when it is full, in bytes, unless its text allows overcommitment.
     #[must_use]
     pub fn memory_wanted(&self) -> Option<u64> {

@@ -35,6 +35,10 @@ impl Source for InMemory {
         "memory".to_owned()
     }
 
+    fn stated_size(&self) -> Option<u64> {
+        Some(self.size)
+    }
+
     fn memory_wanted(&self) -> Option<u64> {
         (!self.overcommit).then_some(self.size)
     }

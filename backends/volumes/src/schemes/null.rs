@@ -28,4 +28,8 @@ impl Source for Null {
     fn name(&self) -> String {
         "null".to_owned()
     }
+
+    fn stated_size(&self) -> Option<u64> {
+        Some(self.size)
+    }
 }
