@@ -123,14 +123,7 @@ impl Plugin {
     }
 
     fn forget_the_past(&self, record: &mut Record) -> Result<()> {
-        let is_present = match &record.boot {
-            // What wrote it noted no start. Another user may have staged it since.
-            boot if boot.is_empty() => self.engine.known(&record.volume)?.is_some_and(|known| {
-                known.is_staged && known.staging == self.staging(&record.name)
-            }),
-            boot => *boot == boot_id(),
-        };
-        if is_present {
+        if record.boot == boot_id() {
             return Ok(());
         }
         tracing::info!(name = record.name, "no container has it since the node's start");

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
 use sheave_core::printable;
 use sheave_durable as durable;
@@ -37,8 +38,9 @@ pub(crate) struct Record {
     /// The ids by which Docker mounts it.
     pub(crate) references: BTreeMap<String, Reference>,
     /// Which start of the node the references are from: no container outlives it.
-    #[serde(default)]
     pub(crate) boot: String,
+    /// When Docker got it, as in RFC 3339; empty if that is not known.
+    pub(crate) created: String,
 }
 
 /// An id by which Docker mounts a volume.
@@ -48,7 +50,6 @@ pub(crate) struct Reference {
     #[serde(flatten)]
     pub(crate) caller: Caller,
     /// The number of the call whose answer is still on its way; none once Docker has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unanswered: Option<u64>,
 }
 
@@ -63,8 +64,14 @@ impl Record {
             options,
             references: BTreeMap::new(),
             boot: boot_id(),
+            created: now(),
         }
     }
+}
+
+/// The present time, as in RFC 3339.
+pub(crate) fn now() -> String {
+    Timestamp { nanos: 0, ..SystemTime::now().into() }.to_string()
 }
 
 impl Reference {
@@ -230,9 +237,6 @@ mod tests {
         assert!(!is_stale(Some(4), DOUBT - Duration::from_secs(1)), "it may be about to start");
         assert!(!is_stale(Some(5), DOUBT), "a call of this plugin");
         assert!(!is_stale(None, DOUBT));
-        // What older programs wrote.
-        let old: Reference = serde_json::from_str(r#"{"pid":1,"started":2}"#).expect("JSON");
-        assert_eq!(old.unanswered, None);
     }
 
     #[test]

@@ -8,10 +8,12 @@ use sheave_node::{Error, Format, Kind, Record as VolumeRecord, Result, Wanted};
 
 use super::{Plugin, Scope, claim};
 use crate::options::{Given, Options};
-use crate::record::Record;
+use crate::record::{Record, now};
 
 /// Parameter of a volume that was made for Docker: the node that made it.
 const MADE_BY: &str = "docker.node";
+/// And when, as in RFC 3339.
+const CREATED: &str = "docker.created";
 /// Before the name of an option, in the parameters of such a volume.
 const OPTION: &str = "docker.option.";
 
@@ -57,8 +59,10 @@ impl Plugin {
         };
         let made = made.filter(is_ours);
         let record = |volume: Volume| {
-            let options = options_of(&volume);
-            Record::new(&volume.name, volume.id, false, options)
+            let (options, created) = (options_of(&volume), created(&volume));
+            let mut record = Record::new(&volume.name, volume.id, false, options);
+            record.created = created;
+            record
         };
         Ok(made.map(record).collect())
     }
@@ -98,8 +102,11 @@ impl Plugin {
             );
             return Err(Error::new(Kind::Exists, why));
         }
-        let saved = self.records.save(&Record::new(name, volume.id.clone(), adopted, given));
-        saved.inspect_err(|_| {
+        let mut record = Record::new(name, volume.id.clone(), adopted, given);
+        if !adopted {
+            record.created = created(&volume);
+        }
+        self.records.save(&record).inspect_err(|_| {
             // Docker does not know it, and nothing was ever on it.
             if !adopted && volume.epoch == 0 {
                 let _ = self.daemon.delete(&volume.id);
@@ -136,6 +143,7 @@ impl Plugin {
         let mut parameters: HashMap<_, _> =
             given.iter().map(|(key, value)| (format!("{OPTION}{key}"), value.clone())).collect();
         parameters.insert(MADE_BY.to_owned(), self.settings.node_id.clone());
+        parameters.insert(CREATED.to_owned(), now());
         let wanted = CreateVolumeRequest {
             pool,
             name: name.to_owned(),
@@ -225,17 +233,24 @@ impl Plugin {
         match self.daemon.volume(&record.volume) {
             Ok(volume) => {
                 status["deleted_by_rm"] = self.kept_for(&record, &volume)?.is_none().into();
-                status["size"] = volume.size_bytes.into();
+                status["size"] = Some(volume.size_bytes).filter(|bytes| *bytes > 0).into();
                 status["filesystem"] = volume.formatted.into();
                 status["device"] = volume.device.into();
                 status["trouble"] = volume.trouble.into();
             }
             Err(error) => status["trouble"] = error.to_string().into(),
         }
-        let mountpoint = self.mountpoint(&record);
-        Ok(json!({
-            "Volume": { "Name": record.name, "Mountpoint": mountpoint, "Status": status }
-        }))
+        let mut volume = self.shown(&record);
+        volume["Status"] = status;
+        Ok(json!({ "Volume": volume }))
+    }
+
+    fn shown(&self, record: &Record) -> Value {
+        let mut volume = json!({ "Name": record.name, "Mountpoint": self.mountpoint(record) });
+        if !record.created.is_empty() {
+            volume["CreatedAt"] = record.created.as_str().into();
+        }
+        volume
     }
 
     pub(super) fn list(&self) -> Result<Value> {
@@ -250,9 +265,7 @@ impl Plugin {
                 }
             }
         }
-        let volume =
-            |record: &Record| json!({ "Name": record.name, "Mountpoint": self.mountpoint(record) });
-        let volumes: Vec<_> = records.iter().map(volume).collect();
+        let volumes: Vec<_> = records.iter().map(|record| self.shown(record)).collect();
         Ok(json!({ "Volumes": volumes }))
     }
 }
@@ -262,6 +275,11 @@ fn is_only_of(volume: &Volume, name: &str) -> bool {
     let own = claim(name);
     let is_known = volume.epoch == 0 || !volume.users.is_empty();
     is_known && volume.users.iter().all(|user| *user == own)
+}
+
+/// When it was made for Docker; empty if it was not.
+fn created(volume: &Volume) -> String {
+    volume.parameters.get(CREATED).cloned().unwrap_or_default()
 }
 
 /// Those by which a volume was made for Docker.
