@@ -1,10 +1,12 @@
 //! What the node engine needs of the daemon, by the control API.
 
 use sheave_control::v1::{
-    self as control, AttachRequest, DetachRequest, Front, ListDevicesRequest, MarkFormattedRequest,
+    self as control, AttachRequest, DetachRequest, ListDevicesRequest, MarkFormattedRequest,
     ResizeRequest,
 };
-use sheave_node::{Access, Attach, Device, Error, Format, Kind, Record, Result, Volumes, Wanted};
+use sheave_node::{
+    Access, Attach, Device, Error, Format, Front, Kind, Record, Result, Volumes, Wanted,
+};
 
 use crate::Daemon;
 use crate::daemon::{CALL_TIMEOUT, DEVICE_TIMEOUT};
@@ -39,14 +41,10 @@ impl DaemonVolumes {
 
 impl Volumes for DaemonVolumes {
     fn attach(&self, volume: &str, options: &Attach) -> Result<Device> {
-        let front = match options.front.as_deref() {
-            None | Some("" | "auto") => Front::Unspecified,
-            Some("ublk") => Front::Ublk,
-            Some("nbd") => Front::Nbd,
-            Some(other) => {
-                let why = format!("front {other:?} is unknown; use auto, ublk or nbd");
-                return Err(Error::new(Kind::Invalid, why));
-            }
+        let front = match options.front {
+            Front::Auto => control::Front::Unspecified,
+            Front::Ublk => control::Front::Ublk,
+            Front::Nbd => control::Front::Nbd,
         };
         let publication = self.publication(volume, options)?;
         let request = AttachRequest {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sheave_core::{parse_digits, parse_size};
-use sheave_node::{Access, Error, Fs, Kind, Result, parse_force_unstage_after};
+use sheave_node::{Access, Error, Front, Fs, Kind, Result, parse_force_unstage_after};
 
 const POOL: &str = "pool";
 const VOLUME: &str = "volume";
@@ -27,7 +27,7 @@ pub(crate) const KNOWN: [(&str, &str); 11] = [
     (READ_ONLY, "true or false"),
     (LIMIT_BPS, "bytes per second, such as 100M"),
     (LIMIT_IOPS, "requests per second, such as 5000"),
-    (FRONT, "auto, ublk or nbd"),
+    (FRONT, Front::FORM),
     (MOUNT_OPTIONS, "as for mount(8), such as noatime,discard"),
     (FORCE_UNSTAGE_AFTER, sheave_node::FORCE_UNSTAGE_AFTER_FORM),
 ];
@@ -49,7 +49,7 @@ pub(crate) struct Options {
     pub(crate) limit_bps: u64,
     /// Requests per second; 0 is no limit.
     pub(crate) limit_iops: u64,
-    pub(crate) front: Option<String>,
+    pub(crate) front: Front,
     pub(crate) mount_options: Vec<String>,
     pub(crate) force_unstage_after: Option<Duration>,
 }
@@ -67,7 +67,7 @@ impl Options {
             read_only: false,
             limit_bps: 0,
             limit_iops: 0,
-            front: None,
+            front: Front::Auto,
             mount_options: Vec::new(),
             force_unstage_after: None,
         };
@@ -99,9 +99,7 @@ impl Options {
             READ_ONLY => self.read_only = truth(value)?,
             LIMIT_BPS => self.limit_bps = parse_size(value).ok()?,
             LIMIT_IOPS => self.limit_iops = parse_digits(&text()?)?,
-            FRONT => {
-                self.front = Some(text().filter(|of| ["auto", "ublk", "nbd"].contains(&&**of))?)
-            }
+            FRONT => self.front = Front::of_name(value)?,
             MOUNT_OPTIONS => self.mount_options = text().into_iter().collect(),
             FORCE_UNSTAGE_AFTER => {
                 self.force_unstage_after = Some(parse_force_unstage_after(value)?);
@@ -158,6 +156,7 @@ mod tests {
         assert_eq!((options.pool.as_deref(), options.size), (Some("fast"), Some(10 << 30)));
         assert_eq!((options.fs, options.may_format, options.read_only), (Fs::Xfs, false, true));
         assert_eq!((options.limit_iops, options.limit_bps), (500, 100 << 20));
+        assert_eq!(options.front, Front::Nbd);
         assert!(parse(&[]).expect("good").may_format);
         assert!(parse(&[("volume", "fast/db")]).is_ok());
     }
@@ -168,6 +167,7 @@ mod tests {
             ("size", "0", "option size: write bytes"),
             ("size", "much", "option size: write bytes"),
             ("fstype", "ntfs", "option fstype: write ext4"),
+            ("front", "scsi", "option front: write auto, ublk or nbd"),
             ("mkfs", "no", "option mkfs: write true"),
             ("pool", "a/b", "option pool"),
             ("volume", "db", "option volume: write POOL/NAME"),

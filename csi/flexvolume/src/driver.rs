@@ -409,7 +409,7 @@ fn stage(
     epoch: u64,
     options: &Options,
 ) -> StageRequest {
-    let attach = Attach { read_only, epoch: Some(epoch), front: options.front.clone() };
+    let attach = Attach { read_only, epoch: Some(epoch), front: options.front };
     let (access, force_unstage_after) = (options.access.clone(), options.force_unstage_after);
     StageRequest {
         volume,

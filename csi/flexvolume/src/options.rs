@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sheave_node::{Access, Error, Fs, Kind, Result, parse_force_unstage_after};
+use sheave_node::{Access, Error, Front, Fs, Kind, Result, parse_force_unstage_after};
 
 /// The volume: POOL/NAME or POOL/UUID.
 const VOLUME: &str = "volume";
@@ -29,7 +29,7 @@ pub(crate) struct Options {
     pub(crate) volume: String,
     pub(crate) access: Access,
     pub(crate) read_only: bool,
-    pub(crate) front: Option<String>,
+    pub(crate) front: Front,
     pub(crate) force_unstage_after: Option<Duration>,
     pub(crate) claim: String,
 }
@@ -62,7 +62,7 @@ impl Options {
             volume,
             access: Access::Mount { fs, options },
             read_only,
-            front: all.remove(FRONT),
+            front: all.remove(FRONT).map_or(Ok(Front::Auto), |name| front(&name))?,
             force_unstage_after: all.remove(FORCE_UNSTAGE_AFTER).map(force_after).transpose()?,
             claim: all.remove(CLAIM).unwrap_or_default(),
         })
@@ -96,6 +96,11 @@ fn parse_texts(json: &str) -> Result<BTreeMap<String, String>> {
     }
 }
 
+fn front(name: &str) -> Result<Front> {
+    let wrong = || invalid(format!("option {FRONT}: write {}", Front::FORM));
+    Front::of_name(name).map_or_else(wrong, Ok)
+}
+
 fn force_after(text: String) -> Result<Duration> {
     let form = sheave_node::FORCE_UNSTAGE_AFTER_FORM;
     let wrong = || invalid(format!("option {FORCE_UNSTAGE_AFTER}: write {form}"));
@@ -125,7 +130,7 @@ mod tests {
         let given = vec!["noatime,discard".to_owned()];
         assert_eq!(options.access, Access::Mount { fs: Fs::Xfs, options: given });
         assert!(options.read_only);
-        assert_eq!(options.front.as_deref(), Some("nbd"));
+        assert_eq!(options.front, Front::Nbd);
         assert_eq!(options.force_unstage_after, Some(Duration::from_secs(60)));
         assert_eq!(options.claim, "pv1");
         let least = Options::parse(r#"{"volume":"fast/db"}"#).expect("good");
@@ -143,6 +148,7 @@ mod tests {
         refused(r#"{"volume":"fast/db","fstype":"xfs"}"#, "known: volume, front, mount-options");
         refused(r#"{"volume":"fast/db","kubernetes.io/fsType":"hunter2"}"#, "ext4, xfs, btrfs");
         refused(r#"{"volume":"fast/db","kubernetes.io/readwrite":"hunter2"}"#, "neither");
+        refused(r#"{"volume":"fast/db","front":"hunter2"}"#, "write auto, ublk or nbd");
         refused(r#"{"volume":"fast/db","force-unstage-after":"9"}"#, "from 10 to 86400");
     }
 }

@@ -51,7 +51,7 @@ pub use mounts::{make_dir, remove_dir};
 pub use state::boot_id;
 pub use stats::{FilesystemStats, Stats};
 pub use tools::Tools;
-pub use volumes::{Attach, Device, Format, RAW, Record, Volumes};
+pub use volumes::{Attach, Device, Format, Front, RAW, Record, Volumes};
 
 use error::invalid;
 use health::Problems;

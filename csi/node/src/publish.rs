@@ -106,7 +106,8 @@ impl Engine {
         else {
             return Ok(None);
         };
-        let attach = Attach { read_only: device.read_only, epoch: request.epoch, front: None };
+        let (read_only, epoch) = (device.read_only, request.epoch);
+        let attach = Attach { read_only, epoch, ..Attach::default() };
         let staged = StageRequest {
             volume: volume.clone(),
             staging,

@@ -58,8 +58,42 @@ pub struct Attach {
     pub read_only: bool,
     /// Of the publication to this node: older ones are refused.
     pub epoch: Option<u64>,
-    /// The kernel driver that makes the device, if it was asked for: a word of the daemon.
-    pub front: Option<String>,
+    /// Which driver makes it.
+    pub front: Front,
+}
+
+/// The driver of the kernel that makes a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Front {
+    /// The better of those that work on the node.
+    #[default]
+    Auto,
+    /// `/dev/ublkbN`.
+    Ublk,
+    /// `/dev/nbdN`.
+    Nbd,
+}
+
+impl Front {
+    /// How they are written, for messages.
+    pub const FORM: &str = "auto, ublk or nbd";
+    const ALL: [Self; 3] = [Self::Auto, Self::Ublk, Self::Nbd];
+
+    /// Its name in options and parameters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+        }
+    }
+
+    /// The one of this name; `None` for anything but [`Self::FORM`].
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|front| front.name() == name)
+    }
 }
 
 /// A device of this node.

@@ -188,9 +188,14 @@ impl Plugin {
 /// left: Docker does not ask again.
 fn patiently(work: impl Fn() -> Result<()>) -> Result<()> {
     let begun = Instant::now();
+    let mut is_waiting = false;
     loop {
         match work() {
             Err(error) if error.kind() == Kind::Pending && begun.elapsed() < ANSWER_WITHIN => {
+                if !is_waiting {
+                    is_waiting = true;
+                    tracing::info!("waiting: {error}");
+                }
                 thread::sleep(PENDING_POLL);
             }
             done => return done,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sheave_control::v1 as api;
 use sheave_core::{parse_digits, parse_size};
-use sheave_node::parse_force_unstage_after;
+use sheave_node::{Front, parse_force_unstage_after};
 use tonic::Status;
 
 use crate::context::{FORCE_UNSTAGE_AFTER, FRONT};
@@ -13,7 +13,6 @@ use crate::context::{FORCE_UNSTAGE_AFTER, FRONT};
 const POOL: &str = "pool";
 const LIMIT_BPS: &str = "limit-bps";
 const LIMIT_IOPS: &str = "limit-iops";
-const FRONTS: [&str; 3] = ["auto", "ublk", "nbd"];
 /// What lifts a limit, beside 0.
 const NO_LIMIT: &str = "none";
 /// Sidecars add what they know of the claim.
@@ -23,7 +22,7 @@ const OF_SIDECARS: &str = "csi.storage.k8s.io/";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Parameters {
     pub(super) pool: Option<String>,
-    pub(super) front: Option<String>,
+    pub(super) front: Option<Front>,
     /// Bytes per second; 0 is no limit.
     pub(super) limit_bps: Option<u64>,
     /// Ops per second; 0 is no limit.
@@ -65,8 +64,10 @@ impl Parameters {
                 return invalid("it cannot be changed; make another class");
             }
             POOL => self.pool = Some(value.to_owned()),
-            FRONT if FRONTS.contains(&value) => self.front = Some(value.to_owned()),
-            FRONT => return invalid("write auto, ublk or nbd"),
+            FRONT => match Front::of_name(value) {
+                Some(front) => self.front = Some(front),
+                None => return invalid(&format!("write {}", Front::FORM)),
+            },
             FORCE_UNSTAGE_AFTER => match parse_force_unstage_after(value) {
                 Some(after) => self.force_unstage_after = Some(after),
                 None => {
@@ -108,7 +109,7 @@ impl Parameters {
     pub(super) fn kept(&self) -> HashMap<String, String> {
         let number = |number: u64| number.to_string();
         [
-            (FRONT, self.front.clone()),
+            (FRONT, self.front.map(|front| front.name().to_owned())),
             (LIMIT_BPS, self.limit_bps.map(number)),
             (LIMIT_IOPS, self.limit_iops.map(number)),
             (FORCE_UNSTAGE_AFTER, self.force_unstage_after.map(|after| number(after.as_secs()))),

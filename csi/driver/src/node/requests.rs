@@ -11,7 +11,7 @@ use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_csi_proto::v1::{
     NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability,
 };
-use sheave_node::{Attach, PublishRequest, StageRequest, parse_force_unstage_after};
+use sheave_node::{Attach, Front, PublishRequest, StageRequest, parse_force_unstage_after};
 use tonic::Status;
 
 use super::USER;
@@ -33,7 +33,7 @@ pub(super) fn stage(request: NodeStageVolumeRequest) -> Result<(StageRequest, Ca
     checks::map("secrets", &request.secrets)?;
     let publication = Publication::of(&request.publish_context)?;
     let read_only = publication.read_only || capability.is_reader_only();
-    let front = request.volume_context.get(FRONT).cloned();
+    let front = front(&request.volume_context)?;
     let attach = Attach { read_only, epoch: publication.epoch, front };
     let force_unstage_after = force_after(&request.volume_context)?;
     let request = StageRequest {
@@ -121,6 +121,14 @@ fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, Statu
         ));
     }
     Ok(capability)
+}
+
+fn front(context: &HashMap<String, String>) -> Result<Front, Status> {
+    let Some(name) = context.get(FRONT) else { return Ok(Front::default()) };
+    Front::of_name(name).ok_or_else(|| {
+        let form = Front::FORM;
+        Status::invalid_argument(format!("volume_context {FRONT}: write {form}"))
+    })
 }
 
 fn force_after(context: &HashMap<String, String>) -> Result<Option<Duration>, Status> {
