@@ -197,9 +197,17 @@ impl DockerPlugin {
     /// # Panics
     /// When that fails.
     pub fn mount_by_another(&self, name: &str, id: &str) -> PathBuf {
+        Self::mount_at_by_another(&self.socket, name, id)
+    }
+
+    /// The same by a plugin that listens there.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn mount_at_by_another(socket: &Path, name: &str, id: &str) -> PathBuf {
         let call = json!({ "Name": name, "ID": id }).to_string();
         let curl = Run::new("curl").args("--silent --fail --max-time 120 --unix-socket");
-        let curl = curl.arg(&self.socket).arg("--data").arg(call);
+        let curl = curl.arg(socket).arg("--data").arg(call);
         let answer = curl.arg("http://plugin/VolumeDriver.Mount").ok();
         let answer: Value = serde_json::from_str(&answer).expect("JSON");
         answer["Mountpoint"].as_str().expect("a path").into()

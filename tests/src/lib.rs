@@ -46,7 +46,7 @@ pub use docker::DockerPlugin;
 pub use docker_engine::{DockerEngine, on_docker};
 pub use docker_site::DockerSite;
 pub use fake_kernel::{Call, FakeKernel, Moment};
-pub use files::{Scratch, compare, pattern};
+pub use files::{Scratch, append_line, compare, pattern};
 pub use flexvolume::{FlexSite, FlexSpec, FlexVolume};
 pub use foreign::Foreign;
 pub use go::{go_module, go_tool};

@@ -1,13 +1,14 @@
 //! A node whose daemon has pools.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
-use crate::{Daemon, FakeKernel, Node};
+use crate::{Daemon, FakeKernel, Node, eventually};
 
 /// A node with a pool `fast`, a directory without a limit, and a pool `small` of 10 MiB.
 pub struct PoolNode {
@@ -109,6 +110,31 @@ impl PoolNode {
         });
     }
 
+    /// The file of this kind, `lock` or `json`, that the node engine has for the volume with this
+    /// id.
+    ///
+    /// # Panics
+    /// When its directory cannot be made.
+    #[must_use]
+    pub fn engine_file(&self, id: &str, kind: &str) -> PathBuf {
+        let dir = self.dir().join("node");
+        fs::create_dir_all(&dir).expect("a directory");
+        dir.join(format!("{}.{kind}", id.replace('/', "%2f")))
+    }
+
+    /// Takes the lock that all users of the node engine have for the volume with this id. It stands
+    /// for a call that hangs, or a mkfs that takes long, until the file is dropped.
+    ///
+    /// # Panics
+    /// When it is taken.
+    #[must_use]
+    pub fn lock_volume(&self, id: &str) -> File {
+        let file = File::options().create(true).append(true).open(self.engine_file(id, "lock"));
+        let file = file.expect("a file");
+        flock(&file, FlockOperation::NonBlockingLockExclusive).expect("a free lock");
+        file
+    }
+
     /// The files of a pool, without those about the pool itself.
     ///
     /// # Panics
@@ -128,6 +154,26 @@ impl PoolNode {
 }
 
 impl Daemon {
+    /// The id of a volume of a pool.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    #[must_use]
+    pub fn volume_id(&self, name: &str) -> String {
+        self.volume(name)["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Waits until no volume is a device.
+    ///
+    /// # Panics
+    /// When one stays one.
+    #[track_caller]
+    pub fn wait_for_no_devices(&self) {
+        let is_unused = || self.sheave("ls").ok() == "no devices\n";
+        assert!(eventually(is_unused), "{}", self.sheave("ls").ok());
+    }
+
     /// What is known of a volume of a pool.
     ///
     /// # Panics

@@ -320,7 +320,7 @@ fn rule_14_whatever_is_asked_no_answer_or_log_has_a_secret_and_nothing_panics() 
     let seed = std::env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or(14);
     let create = |name: &str| {
         daemon.sheave("volume create --size 4M").arg(format!("fast/{name}")).ok();
-        daemon.volume(&format!("fast/{name}"))["id"].as_str().expect("an id").to_owned()
+        daemon.volume_id(&format!("fast/{name}"))
     };
     let ids = vec![create("v0"), create("v1"), create("v2")];
     let dir = dir.to_str().expect("UTF-8").to_owned();

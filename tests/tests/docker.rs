@@ -61,7 +61,10 @@ fn a_container_has_its_volume_and_leaves_nothing() {
             assert_eq!(site.publications("fast/db"), 0);
         }
         let listed = site.plugin.call("/VolumeDriver.List", &json!({})).expect("a list");
-        assert_eq!(listed["Volumes"], json!([{ "Name": "db", "Mountpoint": "" }]));
+        let created = &got["CreatedAt"];
+        let listed_as = json!([{ "Name": "db", "Mountpoint": "", "CreatedAt": created }]);
+        assert_eq!(listed["Volumes"], listed_as);
+        assert!(created.as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')));
         site.plugin.remove("db").expect("removed");
         check_failed(site.plugin.remove("db"), "no volume is called db");
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
@@ -147,10 +150,10 @@ fn rule_35_a_lock_that_a_killed_plugin_has_left_goes_away() {
     on_devices("rule_35_a_lock_that_a_killed_plugin_has_left_goes_away", || {
         let site = DockerSite::new();
         site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
-        let id = site.daemon.volume("fast/db")["id"].as_str().expect("an id").replace('/', "%2f");
+        let lock = site.node.engine_file(&site.daemon.volume_id("fast/db"), "lock");
         // It was killed before it has written a state.
         fs::create_dir(site.dir().join("docker/mounts/db")).expect("a directory");
-        fs::write(site.dir().join(format!("node/{id}.lock")), "").expect("written");
+        fs::write(lock, "").expect("written");
         site.plugin.remove("db").expect("removed");
         site.check_unmounted();
     });
@@ -200,6 +203,8 @@ fn with_a_global_scope_a_volume_is_on_one_node_at_a_time() {
         let options = [FAST, ("size", "32M"), ("mount-options", "noatime")];
         site.plugin.create("db", &options).expect("created");
         assert_eq!(other.get("db").expect("it is there, too")["Status"]["options"]["size"], "32M");
+        let created = |plugin: &DockerPlugin| plugin.get("db").expect("it")["CreatedAt"].clone();
+        assert!(created(&other).is_string() && created(&other) == created(&site.plugin));
         other.create("db", &options).expect("Swarm does so");
         check_failed(other.create("db", &[FAST]), "other options");
         let at = site.plugin.mount("db", "c1").expect("mounted");
@@ -249,8 +254,7 @@ fn a_damaged_state_keeps_no_other_volume_from_being_served() {
             site.plugin.create(name, &[FAST, ("size", "32M")]).expect("created");
         }
         site.plugin.mount("a", "c1").expect("mounted");
-        let id = site.daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
-        let state = site.dir().join("node").join(format!("{}.json", id.replace('/', "%2f")));
+        let state = site.node.engine_file(&site.daemon.volume_id("fast/a"), "json");
         let text = fs::read(&state).expect("a state");
         fs::write(&state, "{").expect("written");
         site.plugin.restart();

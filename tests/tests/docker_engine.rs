@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sheave_tests::{Daemon, DockerEngine, DockerPlugin, PoolNode, Run, eventually, on_docker};
+use sheave_tests::{Daemon, DockerEngine, DockerPlugin, PoolNode, Run, on_docker};
 
 struct Site {
     engine: DockerEngine,
@@ -29,13 +29,6 @@ impl Site {
     fn docker(&self, args: &str) -> Run {
         self.engine.docker(args)
     }
-
-    /// Waits until no volume is a device.
-    #[track_caller]
-    fn check_released(&self) {
-        let is_unused = || self.daemon.sheave("ls").ok() == "no devices\n";
-        assert!(eventually(is_unused), "{}\n{}", self.daemon.sheave("ls").ok(), self.plugin.log());
-    }
 }
 
 #[test]
@@ -51,6 +44,7 @@ fn containers_keep_their_volumes_when_plugin_daemon_and_docker_are_killed() {
         let shown: Value =
             serde_json::from_str(&site.docker("volume inspect db").ok()).expect("JSON");
         assert_eq!(shown[0]["Status"]["filesystem"], "ext4", "{shown}");
+        assert!(shown[0]["CreatedAt"].as_str().is_some_and(|at| at.starts_with("20")), "{shown}");
         site.engine.start_writer("db");
         site.docker("volume rm db").fails();
         site.plugin.restart();
@@ -65,7 +59,7 @@ fn containers_keep_their_volumes_when_plugin_daemon_and_docker_are_killed() {
         site.engine.run("db", "busybox test -s /data/log");
         site.engine.goes_on("writer");
         site.docker("rm --force writer").ok();
-        site.check_released();
+        site.daemon.wait_for_no_devices();
         assert_eq!(site.engine.run("db", "busybox cat /data/file"), "first\n");
         site.docker("volume rm db").ok();
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
@@ -94,7 +88,7 @@ fn a_volume_is_released_when_docker_is_killed_at_any_step() {
         }
         // It looks at once.
         site.plugin.restart();
-        site.check_released();
+        site.daemon.wait_for_no_devices();
         assert_eq!(site.engine.run("db", "busybox cat /data/file"), "first\n");
         site.docker("volume rm db").ok();
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
@@ -128,7 +122,7 @@ volumes:
         site.engine.goes_on("app_db_1");
         assert_eq!(site.daemon.volume("fast/app_db")["size_bytes"], 32 << 20);
         compose("down --volumes").ok();
-        site.check_released();
+        site.daemon.wait_for_no_devices();
         assert_eq!(site.node.files("fast"), [] as [&str; 0]);
     });
 }

@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use sheave_tests::{
     DockerPlugin, DockerSite, Run, check_failed, eventually, have, on_devices, sheave, skip,
 };
@@ -100,8 +99,7 @@ fn a_mount_whose_caller_has_left_is_undone() {
     on_devices("a_mount_whose_caller_has_left_is_undone", || {
         let mut site = DockerSite::new();
         site.plugin.create("db", &[FAST, ("size", "32M")]).expect("created");
-        let id = site.daemon.volume("fast/db")["id"].as_str().expect("an id").replace('/', "%2f");
-        let path = site.dir().join(format!("node/{id}.lock"));
+        let id = site.daemon.volume_id("fast/db");
         let count = |site: &DockerSite| {
             site.plugin.get("db").expect("a volume")["Status"]["references"].clone()
         };
@@ -109,13 +107,15 @@ fn a_mount_whose_caller_has_left_is_undone() {
             if is_in_use {
                 site.plugin.mount("db", "c1").expect("mounted");
             }
-            let lock = File::options().create(true).append(true).open(&path).expect("a file");
-            flock(&lock, FlockOperation::LockExclusive).expect("a free lock");
+            let lock = site.node.lock_volume(&id);
+            let waiting = || site.plugin.log().matches("waiting: ").count();
+            let before = waiting();
             let call = site.plugin.begin_mount("db", "c2").expect("it takes the call");
             // One that waits for the other, and leaves, too.
             let other = site.plugin.begin_mount("db", "c3").expect("it takes the call");
-            thread::sleep(Duration::from_millis(300));
+            assert!(eventually(|| waiting() > before), "{}", site.plugin.log());
             drop((call, other));
+            // If it does not notice within that, the mount is undone as one without an answer.
             thread::sleep(Duration::from_millis(300));
             drop(lock);
             if is_in_use {

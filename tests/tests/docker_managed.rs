@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sheave_node::Fs;
 use sheave_tests::{
-    Daemon, DockerEngine, PoolNode, Run, eventually, have, may_grow, on_docker, sheave, skip,
+    Daemon, DockerEngine, DockerPlugin, PoolNode, Run, eventually, have, may_grow, on_docker,
+    sheave, skip,
 };
 
 /// A program that is built for tests is large.
@@ -103,11 +104,10 @@ impl Site {
         })
     }
 
-    /// Waits until no volume is a device.
+    /// Waits until no volume is a device, and checks that none has a state.
     #[track_caller]
     fn check_released(&self) {
-        let is_unused = || self.daemon.sheave("ls").ok() == "no devices\n";
-        assert!(eventually(is_unused), "{}", self.daemon.sheave("ls").ok());
+        self.daemon.wait_for_no_devices();
         let staged = fs::read_dir(self.node.dir().join("node")).expect("a directory").count();
         assert_eq!(staged, 0, "volumes with a state");
     }
@@ -159,10 +159,7 @@ fn references_of_a_killed_docker_are_forgotten_by_a_managed_plugin() {
         let site = Site::new();
         site.docker("volume create --driver sheave --opt pool=fast --opt size=32M db").ok();
         // It stands for a Docker that is killed before it starts the container.
-        let call = json!({ "Name": "db", "ID": "c1" }).to_string();
-        let curl = Run::new("curl").args("--silent --fail --max-time 120 --unix-socket");
-        let curl = curl.arg(site.socket()).arg("--data").arg(call);
-        curl.arg("http://plugin/VolumeDriver.Mount").ok();
+        DockerPlugin::mount_at_by_another(&site.socket(), "db", "c1");
         site.kill_plugin();
         site.check_released();
         assert_eq!(site.engine.run("db", "busybox ls /data"), "lost+found\n");

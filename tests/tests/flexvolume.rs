@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use sheave_tests::{FlexSite, FlexSpec, FlexVolume, Run, check_failed, on_devices, sheave};
 
@@ -160,14 +159,11 @@ fn what_is_not_this_drivers_is_left_as_it_is() {
 fn rule_35_a_lock_that_a_killed_call_has_left_goes_away() {
     on_devices("rule_35_a_lock_that_a_killed_call_has_left_goes_away", || {
         let site = FlexSite::new(WITHOUT);
-        let record = site.record();
-        let id = record["id"].as_str().expect("an id");
+        let id = site.daemon.volume_id("fast/db");
         // It was killed before it has written a state.
         let staging = site.dir().join("flexvolume").join(id.replace('/', "_"));
         fs::create_dir_all(staging).expect("a directory");
-        let lock = format!("node/{}.lock", id.replace('/', "%2f"));
-        fs::create_dir_all(site.dir().join("node")).expect("a directory");
-        fs::write(site.dir().join(lock), "").expect("written");
+        fs::write(site.node.engine_file(&id, "lock"), "").expect("written");
         site.flex.call(&["unmount", "/no/such/directory"]).expect("there is nothing to do");
         site.check_bare();
     });
@@ -181,8 +177,7 @@ fn rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount() {
         let mut ids = Vec::new();
         for name in ["hangs", "left", "pods"] {
             site.daemon.sheave(&format!("volume create fast/{name} --size 32M")).ok();
-            let info = site.daemon.volume(&format!("fast/{name}"));
-            ids.push(info["id"].as_str().expect("an id").to_owned());
+            ids.push(site.daemon.volume_id(&format!("fast/{name}")));
         }
         // What killed calls have left.
         let own = site.dir().join("flexvolume");
@@ -193,10 +188,7 @@ fn rule_35_a_volume_that_hangs_holds_up_no_other_ones_unmount() {
             let all = fs::read_dir(&own).expect("a directory");
             all.map(|entry| entry.expect("an entry").file_name()).collect()
         };
-        let lock = site.dir().join(format!("node/{}.lock", ids[0].replace('/', "%2f")));
-        fs::create_dir_all(site.dir().join("node")).expect("a directory");
-        let lock = fs::File::create(lock).expect("a file");
-        flock(&lock, FlockOperation::LockExclusive).expect("a free lock");
+        let lock = site.node.lock_volume(&ids[0]);
         let hanging = [OsString::from(ids[0].replace('/', "_"))];
         for id in &ids[..2] {
             leave(id);

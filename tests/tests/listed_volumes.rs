@@ -2,11 +2,11 @@
 //! lists, and no others.
 
 use std::fs;
-use std::path::Path;
 
 use sheave_core::percent_encode;
 use sheave_tests::{
-    DockerPlugin, FlexSpec, FlexVolume, Mounts, PoolNode, Run, check_failed, have, on_devices, skip,
+    DockerPlugin, FlexSpec, FlexVolume, Mounts, PoolNode, Run, append_line, check_failed, have,
+    on_devices, skip,
 };
 
 const SIZE: u64 = 32 << 20;
@@ -19,13 +19,6 @@ fn image(node: &PoolNode, name: &str, has_fs: bool) -> String {
         Run::new("mkfs.ext4").args("-q").arg(&path).env("PATH", "/usr/sbin:/sbin:/usr/bin").ok();
     }
     path.to_str().expect("UTF-8").to_owned()
-}
-
-fn write_line(at: &Path, line: &str) -> String {
-    let file = at.join("lines");
-    let text = fs::read_to_string(&file).unwrap_or_default() + line + "\n";
-    fs::write(&file, &text).expect("written");
-    text
 }
 
 #[test]
@@ -57,12 +50,12 @@ fn containers_use_the_volumes_that_the_configuration_lists_and_no_others() {
             let volume = format!("own/{name}");
             docker.create(name, &[("volume", &volume)]).expect("created");
             let at = docker.mount(name, "c1").expect("mounted");
-            assert_eq!(write_line(&at, "docker"), "docker\n");
+            assert_eq!(append_line(&at, "docker"), "docker\n");
             let spec = FlexSpec::new("data", &volume);
             check_failed(flex.set_up("a", &spec), "in use on this node by CSI or Docker");
             docker.unmount(name, "c1").expect("unmounted");
             let at = flex.set_up("a", &spec).expect("mounted");
-            assert_eq!(write_line(&at, "flexvolume"), "docker\nflexvolume\n");
+            assert_eq!(append_line(&at, "flexvolume"), "docker\nflexvolume\n");
             flex.tear_down("a", &spec).expect("unmounted");
             docker.remove(name).expect("forgotten");
         }

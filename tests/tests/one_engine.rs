@@ -1,20 +1,18 @@
 //! A volume that CSI, FlexVolume and Docker use in turn on one node: they have the same lock, the
 //! same state and the same record of what was formatted.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use sheave_csi_proto::v1::node_client::NodeClient;
 use sheave_csi_proto::v1::volume_capability::access_mode::Mode;
 use sheave_durable as durable;
 use sheave_tests::requests::{VolumeRequests, filesystem, node_unpublish, node_unstage};
 use sheave_tests::{
-    Daemon, DockerPlugin, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, check_failed, eventually,
-    on_devices,
+    Daemon, DockerPlugin, FlexSpec, FlexVolume, Mounts, Plugin, PoolNode, append_line,
+    check_failed, eventually, on_devices,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
@@ -85,13 +83,8 @@ fn rule_43_a_volume_moves_between_csi_flexvolume_and_docker() {
         let (docker, flex) = (&site.docker, &site.flex);
         let spec = FlexSpec::new("data", "fast/db");
         docker.create("db", &[("pool", "fast"), ("size", "32M")]).expect("created");
-        let id = site.daemon.volume("fast/db")["id"].as_str().expect("an id").to_owned();
-        let line = |at: &Path, caller: &str| {
-            let file = at.join("lines");
-            let text = fs::read_to_string(&file).unwrap_or_default() + caller + "\n";
-            fs::write(&file, &text).expect("written");
-            text.lines().count()
-        };
+        let id = site.daemon.volume_id("fast/db");
+        let line = |at: &Path, caller: &str| append_line(at, caller).lines().count();
         for round in 0..2 {
             let at = docker.mount("db", "c1").expect("mounted");
             assert_eq!(line(&at, "docker"), round * 4 + 1);
@@ -172,32 +165,21 @@ fn references_of_before_a_reboot_are_forgotten_also_when_a_pod_has_the_volume() 
 /// One lock: that of the test stands for a mkfs that another of the three has started.
 fn check_lock(site: &Site, spec: &FlexSpec, id: &str) {
     let docker = &site.docker;
-    let path = site.dir().join("node").join(format!("{}.lock", id.replace('/', "%2f")));
-    let lock = || {
-        let open = OpenOptions::new().create(true).append(true).open(&path).expect("a file");
-        flock(&open, FlockOperation::NonBlockingLockExclusive).expect("a free lock");
-        open
-    };
-    let open = lock();
+    let lock = site.node.lock_volume(id);
     check_failed(site.flex.set_up("a", spec), "another process works on it");
     let status = site.csi_mount(id).expect_err("it is locked");
     assert_eq!(status.code(), Code::Aborted, "{status}");
-    drop(open);
+    drop(lock);
     // kubelet has what it has begun undone.
     site.csi_unmount(id);
     // Docker does not ask again, so its plugin waits.
-    let open = lock();
+    let lock = site.node.lock_volume(id);
     thread::scope(|scope| {
         let mounting = scope.spawn(|| docker.mount("db", "c1"));
-        // The directory is made right before the plugin meets the lock.
-        let mount_point = site.dir().join("docker/mounts/db");
-        let has_begun = eventually(|| mount_point.exists() || mounting.is_finished());
-        assert!(has_begun, "{}", docker.log());
-        thread::sleep(Duration::from_millis(300));
-        let has_ended = mounting.is_finished();
-        drop(open);
+        assert!(eventually(|| docker.log().contains("waiting: ")), "{}", docker.log());
+        assert!(!mounting.is_finished(), "it does not wait");
+        drop(lock);
         mounting.join().expect("it ends").expect("mounted");
-        assert!(!has_ended, "it was mounted while another process worked on it");
     });
     docker.unmount("db", "c1").expect("unmounted");
 }

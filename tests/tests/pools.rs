@@ -242,7 +242,7 @@ fn a_volume_with_a_damaged_record_is_listed_with_its_trouble() {
     let node = PoolNode::new();
     let daemon = node.daemon();
     daemon.sheave("volume create fast/a").ok();
-    let id = daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
+    let id = daemon.volume_id("fast/a");
     let uuid = id.strip_prefix("fast/").expect("a pool");
     fs::write(node.node.file("fast").join(format!("{uuid}.json")), "{}").expect("written");
     let listed = daemon.sheave("volume ls").ok();

@@ -64,7 +64,7 @@ fn what_could_not_be_flushed_is_not_answered_as_done() {
     let node = PoolNode::new();
     let daemon = node.daemon();
     daemon.sheave("volume create fast/a").ok();
-    let id = daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
+    let id = daemon.volume_id("fast/a");
     let client = Client::of(&daemon);
     let scratch = node.node.kernel.scratch().path();
     let failing = |nth| Trace::fail_flushes(daemon.pid(), &node.node.file("fast"), nth, scratch);
@@ -153,7 +153,7 @@ fn a_device_outlives_a_call_that_fails_wherever_its_pool_does() {
     let node = PoolNode::new();
     let mut daemon = node.daemon();
     daemon.sheave("volume create fast/a").ok();
-    let id = daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
+    let id = daemon.volume_id("fast/a");
     // The next one does not change the pool, so it does not look for what others have left there.
     daemon.kill();
     let daemon = node.daemon();

@@ -175,7 +175,7 @@ fn a_reader_keeps_its_publication_while_it_has_the_device() {
     let a = nodes.daemon(0);
     let controller = Controller::beside(&nodes.nodes[0]);
     a.sheave("volume create shared/x").ok();
-    let id = a.volume("shared/x")["id"].as_str().expect("an id").to_owned();
+    let id = a.volume_id("shared/x");
     let publish = |node: &str| controller.publish_as(&id, node, Mode::MultiNodeReaderOnly);
     let epoch = publish("a").expect("published");
     publish("b").expect("published");
@@ -196,7 +196,7 @@ fn rule_38_a_volume_is_taken_from_a_dead_node_in_time_and_never_from_a_live_one(
     let (mut a, b) = (nodes.daemon(0), nodes.daemon(1));
     let controller = Controller::beside(&nodes.nodes[1]);
     a.sheave("volume create shared/x").ok();
-    let id = a.volume("shared/x")["id"].as_str().expect("an id").to_owned();
+    let id = a.volume_id("shared/x");
     let epoch = controller.publish(&id, "a").expect("published");
     let device = controller.attach(&a, &id, "a", epoch);
     write(&device, 1);
