@@ -343,9 +343,10 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 /// What the file system says of an object. A full disk, or one that is gone, may come back.
 fn failed(key: &str, error: &io::Error) -> StoreError {
     let kind = match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            StoreErrorKind::Denied
-        }
+        // A file is where a directory must be.
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory => StoreErrorKind::Denied,
         io::ErrorKind::InvalidFilename | io::ErrorKind::Unsupported => StoreErrorKind::Broken,
         _ => StoreErrorKind::Busy,
     };

@@ -155,3 +155,18 @@ fn a_listing_leaves_out_what_is_no_object() {
     std::os::unix::fs::symlink("nowhere", root.join("a")).unwrap();
     assert_eq!(keys(&store, "root/", "", 1), ["root/f1"]);
 }
+
+#[test]
+fn a_file_where_a_directory_must_be_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("v"), "").unwrap();
+    let store = DirStore::new(&dir.path().join("v"));
+    let refused = [
+        block_on(store.list("root/", "", 1)).map(drop),
+        block_on(store.get("root/1", 0..1)).map(drop),
+        block_on(store.create("log/1/1", "x".into())).map(drop),
+    ];
+    for refused in refused {
+        assert_eq!(refused.unwrap_err().kind, StoreErrorKind::Denied);
+    }
+}
