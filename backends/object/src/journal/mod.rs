@@ -180,6 +180,14 @@ impl JournalDir {
         SegmentFile::create(&path, self.size.segment_bytes)
     }
 
+    /// Makes the directory of superblock and segments, on stable storage.
+    fn make_journal(&self) -> Result<()> {
+        let dir = journal_path(&self.path);
+        make_dir(&dir)
+            .and_then(|()| sheave_durable::sync_parent(&dir))
+            .map_err(|error| Error::from_io("make", printable(&dir).to_string(), error))
+    }
+
     /// The most segments that it may have.
     pub(crate) fn segments_max(&self) -> usize {
         self.size.segments_max
@@ -244,6 +252,17 @@ impl crate::open::Journal for JournalDir {
         Ok(self.superblock)
     }
 
+    fn prepare(&mut self, volume: VolumeId) -> Result<()> {
+        self.make_journal()?;
+        if self.superblock.is_none() {
+            self.put(Superblock { volume, current: None, adopting: None })?;
+        }
+        let dir = journal_path(&self.path);
+        sheave_durable::keep_spare(&dir).map_err(|error| {
+            Error::from_io("make a spare file in", printable(&dir).to_string(), error)
+        })
+    }
+
     fn summary(&self) -> Result<Option<Summary>> {
         let Segments { chain, headless, .. } = self.segments()?;
         let mut summary = None;
@@ -273,10 +292,7 @@ impl crate::open::Journal for JournalDir {
         current: Option<Opening>,
         opening: Opening,
     ) -> Result<Adopted> {
-        let dir = journal_path(&self.path);
-        make_dir(&dir)
-            .and_then(|()| sheave_durable::sync_parent(&dir))
-            .map_err(|error| Error::from_io("make", printable(&dir).to_string(), error))?;
+        self.make_journal()?;
         self.put(Superblock { volume, current, adopting: Some(opening) })?;
         Ok(Adopted { opening })
     }

@@ -56,6 +56,13 @@ pub trait Journal {
     /// When it cannot be read.
     fn superblock(&self) -> Result<Option<Superblock>>;
 
+    /// Takes the room that [`Journal::adopt`] needs. Comes before the claim, which a full disk
+    /// would leave behind.
+    ///
+    /// # Errors
+    /// When there is no room.
+    fn prepare(&mut self, volume: VolumeId) -> Result<()>;
+
     /// Which writes it has; `None` if there are none.
     ///
     /// # Errors
@@ -121,6 +128,7 @@ pub async fn open<J: Journal>(
         let verdict = recover::judge(newest.volume, &newest.last, superblock.as_ref())
             .map_err(|why| requests.error(ErrorKind::Invalid, "open", "", why))?;
         check_free(requests, request, &newest, verdict)?;
+        journal.prepare(newest.volume)?;
         let Some(claim) = claim(requests, request, &newest).await? else { continue };
         let fold = fold_log(requests, &claim).await;
         let Some(fold) = unless_overtaken(requests, &claim, fold).await? else { continue };

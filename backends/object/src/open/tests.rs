@@ -83,6 +83,10 @@ struct Fake {
 }
 
 impl Journal for FakeJournal {
+    fn prepare(&mut self, _: VolumeId) -> Result<()> {
+        Ok(())
+    }
+
     fn superblock(&self) -> Result<Option<Superblock>> {
         Ok(self.0.lock().unwrap().superblock)
     }

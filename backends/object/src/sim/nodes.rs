@@ -336,6 +336,10 @@ struct NodeJournal {
 }
 
 impl Journal for NodeJournal {
+    fn prepare(&mut self, _: VolumeId) -> Result<()> {
+        Ok(())
+    }
+
     fn superblock(&self) -> Result<Option<Superblock>> {
         Ok(self.nodes.truth().disks[self.node].superblock)
     }
