@@ -173,6 +173,39 @@ impl Front {
         self.failure.is_some()
     }
 
+    /// The journal.
+    pub(crate) fn log(&self) -> &Journal {
+        &self.log
+    }
+
+    /// What the bucket lacks.
+    pub(crate) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// What ops wait for, or why they fail.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        let room = || {
+            let of_disk = "the disk of the journal is full, so writes wait for the store";
+            let of_journal = "the journal is full, so writes wait for the store";
+            self.is_short.then_some(if self.is_disk_full { of_disk } else { of_journal })
+        };
+        let store = || self.complaint.as_ref().map(|why| format!("the store is away: {why}"));
+        match &self.failure {
+            Some(Failure { why, .. }) => Some(why.clone()),
+            None => match (room(), store()) {
+                (Some(room), Some(store)) => Some(format!("{room}; {store}")),
+                (Some(room), None) => Some(room.to_owned()),
+                (None, store) => store,
+            },
+        }
+    }
+
+    /// Whether the store has been asked for something.
+    pub(crate) fn has_asked_store(&self) -> bool {
+        self.recent.has_sealed() || !self.fetching.is_empty()
+    }
+
     /// A place in the journal for a record of that job, which must be written and reported to
     /// [`Self::wrote`]; `None` without room, and the user has news when there may be some.
     ///

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::extents::{Extents, Piece, Span};
 use crate::ids::{BLOCK_BYTES, Lsn};
@@ -49,11 +50,13 @@ pub(crate) struct Batch {
     pub(crate) extents: Extents<Fresh>,
     /// Blocks that are in the journal.
     data_blocks: u64,
+    /// When the first write came.
+    since: Option<Instant>,
 }
 
 impl Batch {
     fn behind(last: Lsn) -> Self {
-        Self { first: last.next(), last, extents: Extents::default(), data_blocks: 0 }
+        Self { first: last.next(), last, extents: Extents::default(), data_blocks: 0, since: None }
     }
 }
 
@@ -82,6 +85,7 @@ impl Recent {
         let is_full = bytes > self.seal_bytes || self.open.extents.len() + RUNS_OF_WRITE > RUNS_MAX;
         let has_sealed = is_full && self.seal();
         self.open.last = lsn;
+        self.open.since.get_or_insert_with(Instant::now);
         self.open.extents.insert(span, fresh);
         self.open.data_blocks += data_blocks;
         has_sealed
@@ -129,6 +133,12 @@ impl Recent {
     /// Bytes that the bucket lacks.
     pub(crate) fn bytes(&self) -> u64 {
         self.batches().map(|batch| batch.extents.blocks()).sum::<u64>() * BLOCK_BYTES
+    }
+
+    /// Since when the oldest write waits that the bucket lacks.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        let oldest = self.sealed.front().map_or(&self.open, |batch| batch);
+        oldest.since.filter(|_| !self.is_empty())
     }
 
     /// Calls `take` with the parts of `span` in order: where they are, or `None` for those that no

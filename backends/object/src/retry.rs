@@ -1,6 +1,7 @@
 //! Requests to a store that are tried again until their answer is known.
 
 use std::fmt;
+use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use crate::clock::Clock;
 use crate::store::{Created, Listed, Store, StoreError, StoreErrorKind};
+use crate::traffic::{Asked, RequestKind, Traffic};
 
 /// The first pause before another try, and the longest.
 const PAUSE_MS_MIN: u64 = 20;
@@ -45,6 +47,7 @@ pub struct Requests {
     name: Arc<str>,
     patience: Patience,
     listener: Option<Arc<dyn Listener>>,
+    traffic: Arc<Traffic>,
 }
 
 /// Hears what the store answers.
@@ -58,7 +61,8 @@ impl Requests {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, name: &str) -> Self {
         let patience = Patience::Ms(30_000);
-        Self { store, clock, name: name.into(), patience, listener: None }
+        let traffic = Arc::default();
+        Self { store, clock, name: name.into(), patience, listener: None, traffic }
     }
 
     /// The same with other patience.
@@ -79,6 +83,11 @@ impl Requests {
         &self.name
     }
 
+    /// What it and its clones have asked of the store.
+    pub(crate) fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
     /// An error about an object of this volume, or about the volume if there is no key.
     #[must_use]
     pub fn error(&self, kind: ErrorKind, op: &'static str, key: &str, why: &str) -> Error {
@@ -92,24 +101,32 @@ impl Requests {
     /// When the store cannot, or the patience ends: then it may be made later nevertheless.
     pub async fn create(&self, key: &str, body: Bytes) -> Result<Settled> {
         let compared = COMPARED_BYTES_MAX.min(body.len() as u64);
+        let asked = self.ask();
         let mut pauses = Pauses::new(self);
         loop {
-            match self.store.create(key, body.clone()).await {
+            let made = self.store.create(key, body.clone());
+            match self.try_once(&asked, RequestKind::Create, made, |_| body.len()).await {
                 Ok(Created::Made) => {
                     self.hear(None);
                     return Ok(Settled::Mine);
                 }
                 // An earlier try may have made it.
-                Ok(Created::Exists) => match self.store.get(key, 0..COMPARED_BYTES_MAX).await {
-                    Ok(found) => {
-                        self.hear(None);
-                        let is_mine = found.get(..compared as usize)
-                            == body.get(..compared as usize)
-                            && (compared == COMPARED_BYTES_MAX || found.len() == body.len());
-                        return Ok(if is_mine { Settled::Mine } else { Settled::Theirs(found) });
+                Ok(Created::Exists) => {
+                    match self.get_once(&asked, key, 0..COMPARED_BYTES_MAX).await {
+                        Ok(found) => {
+                            self.hear(None);
+                            let is_mine = found.get(..compared as usize)
+                                == body.get(..compared as usize)
+                                && (compared == COMPARED_BYTES_MAX || found.len() == body.len());
+                            return Ok(if is_mine {
+                                Settled::Mine
+                            } else {
+                                Settled::Theirs(found)
+                            });
+                        }
+                        Err(error) => pauses.after(error, "create", key, true).await?,
                     }
-                    Err(error) => pauses.after(error, "create", key, true).await?,
-                },
+                }
                 Err(error) => pauses.after(error, "create", key, true).await?,
             }
         }
@@ -120,9 +137,9 @@ impl Requests {
     /// # Errors
     /// When the store cannot, or the patience ends.
     pub async fn get(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>> {
-        let mut pauses = Pauses::new(self);
+        let (asked, mut pauses) = (self.ask(), Pauses::new(self));
         loop {
-            match self.store.get(key, range.clone()).await {
+            match self.get_once(&asked, key, range.clone()).await {
                 Ok(found) => {
                     self.hear(None);
                     return Ok(Some(found));
@@ -138,9 +155,10 @@ impl Requests {
     /// # Errors
     /// When the store cannot, or the patience ends.
     pub async fn list(&self, prefix: &str, after: &str, max: usize) -> Result<Vec<Listed>> {
-        let mut pauses = Pauses::new(self);
+        let (asked, mut pauses) = (self.ask(), Pauses::new(self));
         loop {
-            match self.store.list(prefix, after, max).await {
+            let found = self.store.list(prefix, after, max);
+            match self.try_once(&asked, RequestKind::List, found, |_| 0).await {
                 Ok(found) => {
                     self.hear(None);
                     return Ok(found);
@@ -155,9 +173,10 @@ impl Requests {
     /// # Errors
     /// When the store cannot, or the patience ends.
     pub async fn delete(&self, key: &str) -> Result<()> {
-        let mut pauses = Pauses::new(self);
+        let (asked, mut pauses) = (self.ask(), Pauses::new(self));
         loop {
-            match self.store.delete(key).await {
+            let gone = self.store.delete(key);
+            match self.try_once(&asked, RequestKind::Delete, gone, |()| 0).await {
                 Ok(()) => {
                     self.hear(None);
                     return Ok(());
@@ -166,6 +185,40 @@ impl Requests {
                 Err(error) => pauses.after(error, "delete", key, true).await?,
             }
         }
+    }
+
+    fn ask(&self) -> Asked {
+        self.traffic.ask(self.clock.now_ms())
+    }
+
+    /// Waits for the answer to one try, which is counted.
+    async fn try_once<T>(
+        &self,
+        asked: &Asked,
+        kind: RequestKind,
+        answer: impl Future<Output = Result<T, StoreError>>,
+        bytes_of: impl FnOnce(&T) -> usize,
+    ) -> Result<T, StoreError> {
+        asked.tried(self.clock.now_ms());
+        let answer = answer.await;
+        let is_answer = |error: &StoreError| error.kind == StoreErrorKind::NotFound;
+        asked.answered(
+            kind,
+            match &answer {
+                Ok(answer) => Some(bytes_of(answer)),
+                Err(error) => is_answer(error).then_some(0),
+            },
+        );
+        answer
+    }
+
+    async fn get_once(
+        &self,
+        asked: &Asked,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Bytes, StoreError> {
+        self.try_once(asked, RequestKind::Get, self.store.get(key, range), Bytes::len).await
     }
 
     fn hear(&self, error: Option<&StoreError>) {

@@ -18,6 +18,7 @@ use crate::map::Map;
 use crate::open::{self, Request};
 use crate::retry::Requests;
 use crate::threads::Threads;
+use crate::traffic::Traffic;
 use crate::upload::BATCH_BYTES_MAX;
 use crate::worker::{self, Rouse};
 
@@ -69,6 +70,9 @@ pub(crate) struct Engine {
     pub(crate) name: Arc<str>,
     pub(crate) info: VolumeInfo,
     size: u64,
+    pub(crate) opening: Opening,
+    /// What is asked of the store.
+    pub(crate) traffic: Arc<Traffic>,
     has_lost: AtomicBool,
     front: Mutex<Front>,
     pub(crate) rouse: Rouse,
@@ -104,11 +108,12 @@ impl ObjectVolume {
         let (upload, fetcher) = (opened.upload, opened.fetcher);
         let recovered = journal.recover(id, committed.lsn)?;
         journal.settle(opening)?;
+        let traffic = Arc::clone(requests.traffic());
         let engine = Engine::new(
             name,
             (id, opening),
             size * BLOCK_BYTES,
-            Parts { journal, recovered, map, committed: committed.lsn, tuning },
+            Parts { journal, recovered, map, committed: committed.lsn, traffic, tuning },
         )?;
         worker::start(&engine, upload, fetcher)?;
         open_volumes().push(Arc::clone(&engine));
@@ -148,6 +153,7 @@ pub(crate) struct Parts {
     pub(crate) recovered: Recovered,
     pub(crate) map: Map,
     pub(crate) committed: Lsn,
+    pub(crate) traffic: Arc<Traffic>,
     pub(crate) tuning: Tuning,
 }
 
@@ -159,7 +165,7 @@ impl Engine {
         size: u64,
         parts: Parts,
     ) -> Result<Arc<Self>> {
-        let Parts { journal, mut recovered, map, committed, tuning } = parts;
+        let Parts { journal, mut recovered, map, committed, traffic, tuning } = parts;
         let records = std::mem::take(&mut recovered.records);
         let log = Log::new(volume, opening, committed, recovered, worker::salts()?);
         let seal_bytes = tuning.object_bytes.min(BATCH_BYTES_MAX);
@@ -168,6 +174,8 @@ impl Engine {
         Ok(Arc::new(Self {
             info: info(volume),
             size,
+            opening,
+            traffic,
             has_lost: AtomicBool::new(false),
             front: Mutex::new(Front::new(Arc::clone(&name), limits, map, (log, &records))),
             rouse: Rouse::default(),
@@ -273,7 +281,7 @@ fn info(id: VolumeId) -> VolumeInfo {
     }
 }
 
-fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
+pub(crate) fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

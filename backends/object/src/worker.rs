@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::BLOCK_BYTES;
+use crate::clock::{Clock as _, SystemClock};
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
 use crate::format::{Committed, Placed, Run};
@@ -24,6 +25,7 @@ use crate::ids::{Blocks, Lba};
 use crate::journal::JournalDir;
 use crate::map::Frozen;
 use crate::recent::{Batch, Fresh};
+use crate::status::SILENT_MS;
 use crate::store::StoreError;
 use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
 use crate::volume::Engine;
@@ -94,8 +96,10 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: JoinHandle<Result<
     let mut fetches = Fetches { fetcher, tasks: JoinSet::new() };
     // Reads of the bucket do not wait for the journal's disk.
     let mut tending: Option<JoinHandle<()>> = None;
+    let mut is_silent = false;
     loop {
         fetches.begin(&engine);
+        note_silence(&engine, SystemClock.now_ms(), &mut is_silent);
         if engine.with(Front::begin_segment) {
             tokio::spawn(make_segment(Arc::clone(&engine)));
         }
@@ -131,6 +135,21 @@ async fn keep(engine: Arc<Engine>, fetcher: Fetcher, uploads: JoinHandle<Result<
                 return finish(&engine, outcome.ok(), &mut fetches).await;
             }
         }
+    }
+}
+
+/// Says in the log when the store does not answer, and when it does again.
+pub(crate) fn note_silence(engine: &Engine, now_ms: u64, is_silent: &mut bool) {
+    let silent_ms = engine.traffic.silent_ms(now_ms);
+    let was_silent = std::mem::replace(is_silent, silent_ms.is_some_and(|ms| ms >= SILENT_MS));
+    let volume = &*engine.name;
+    match (was_silent, silent_ms.filter(|_| *is_silent)) {
+        (false, Some(ms)) => {
+            let seconds = ms / 1000;
+            tracing::warn!(volume, "the store has not answered a request for {seconds} seconds");
+        }
+        (true, None) => tracing::info!(volume, "the store answers again"),
+        _ => {}
     }
 }
 

@@ -158,11 +158,13 @@ impl Front {
     }
 
     /// Whether the worker has to look again without being roused: something is not durable, not
-    /// stated to be so, or not sealed. If not, it is roused by the next write.
+    /// stated to be so, or not sealed, or the store is asked for something. If not, it is roused by
+    /// the next write or fetch.
     pub(crate) fn is_restless(&mut self) -> bool {
         let has_unstated = self.log.has_unstated() && self.log.segments() > 1;
         let is_dirty = self.log.durable() < self.log.written() || has_unstated;
         let is_waiting = self.recent.has_unsealed() || self.is_short;
+        let is_waiting = is_waiting || self.has_asked_store();
         let is_restless = self.failure.is_none() && (is_dirty || is_waiting);
         self.is_quiet = !is_restless;
         is_restless

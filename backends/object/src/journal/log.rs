@@ -121,6 +121,11 @@ impl<T> Log<T> {
         self.held.len() + self.freed.len() + self.free.len()
     }
 
+    /// The number of those that records need, and the one that is written.
+    pub(crate) fn segments_held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Whether a segment is ready for when the current one is full.
     pub(crate) fn has_spare(&self) -> bool {
         !self.free.is_empty() || !self.freed.is_empty()

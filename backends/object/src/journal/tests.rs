@@ -218,7 +218,14 @@ impl Life {
         }
         let disk = Disk::of(dir.path());
         let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
-        let parts = Parts { journal, recovered, map: Map::default(), committed, tuning };
+        let parts = Parts {
+            journal,
+            recovered,
+            map: Map::default(),
+            committed,
+            traffic: Arc::default(),
+            tuning,
+        };
         let bytes = BLOCKS * BLOCK_BYTES;
         let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
         let opened = Arc::new(Opened { engine: Arc::clone(&engine) });

@@ -1,6 +1,7 @@
 //! Volumes whose store or disk fails.
 
 mod bounds;
+mod status;
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,7 +13,7 @@ use sheave_core::{Completion, IoRequest, Op, Reply, Submitted, Tag};
 use tempfile::TempDir;
 
 use super::*;
-use crate::clock::SystemClock;
+use crate::clock::{Clock as _, SystemClock};
 use crate::dir_store::DirStore;
 use crate::ids::Incarnation;
 use crate::life::{self, NewVolume};
@@ -22,11 +23,12 @@ use crate::threads::block_on;
 
 const BLOCKS: u64 = 64;
 
-/// A directory that does not answer for some time.
+/// A directory that refuses to answer for some time, or does not answer.
 #[derive(Debug)]
 struct AwayStore {
     dir: DirStore,
     is_away: Arc<AtomicBool>,
+    is_hung: Arc<AtomicBool>,
 }
 
 impl AwayStore {
@@ -41,6 +43,9 @@ impl AwayStore {
 impl Store for AwayStore {
     fn create<'a>(&'a self, key: &'a str, body: Bytes) -> Answer<'a, Created> {
         Box::pin(async move {
+            while self.is_hung.load(Relaxed) {
+                SystemClock.sleep(5).await;
+            }
             self.check()?;
             self.dir.create(key, body).await
         })
@@ -66,11 +71,16 @@ impl Store for AwayStore {
 struct Place {
     dir: TempDir,
     is_away: Arc<AtomicBool>,
+    is_hung: Arc<AtomicBool>,
 }
 
 impl Place {
+    fn empty() -> Self {
+        Self { dir: ops::disk_dir(), is_away: Arc::default(), is_hung: Arc::default() }
+    }
+
     fn new() -> Self {
-        let place = Self { dir: ops::disk_dir(), is_away: Arc::default() };
+        let place = Self::empty();
         let new = NewVolume {
             volume: VolumeId(place.random()),
             incarnation: Incarnation(place.random()),
@@ -88,7 +98,8 @@ impl Place {
     fn requests(&self) -> Requests {
         let dir = DirStore::new(&self.dir.path().join("store"));
         dir.make().unwrap();
-        let store = AwayStore { dir, is_away: Arc::clone(&self.is_away) };
+        let [is_away, is_hung] = [&self.is_away, &self.is_hung].map(Arc::clone);
+        let store = AwayStore { dir, is_away, is_hung };
         let name = self.dir.path().display().to_string();
         Requests::new(Arc::new(store), Arc::new(SystemClock), &name)
     }
@@ -413,7 +424,7 @@ fn without_the_journal_the_store_has_all_up_to_some_write() {
             driver.run_one(op).unwrap();
         }
         // The node is lost with its journal: another one opens what the store has.
-        let copy = Place { dir: ops::disk_dir(), is_away: Arc::default() };
+        let copy = Place::empty();
         copy_dir(&place.dir.path().join("store"), &copy.dir.path().join("store"));
         let other = copy.open("b", true);
         let mut reader = ops::driver(&other);

@@ -95,7 +95,14 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
     assert_eq!((recovered.held.len(), recovered.free.len()), (SIZE.segments_max, 0));
     let opening = Opening { epoch: Epoch(2), incarnation: Incarnation([2; 16]) };
     let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
-    let parts = Parts { journal, recovered, map: Map::default(), committed: Lsn(0), tuning };
+    let parts = Parts {
+        journal,
+        recovered,
+        map: Map::default(),
+        committed: Lsn(0),
+        traffic: Arc::default(),
+        tuning,
+    };
     let bytes = BLOCKS * BLOCK_BYTES;
     let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
     let mut backend = ObjectBackend::new(Arc::new(Opened { engine: Arc::clone(&engine) }));
