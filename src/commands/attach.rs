@@ -21,7 +21,7 @@ use tonic::{Code, Response, Status};
 use super::volume_parser;
 use crate::control_api::control_socket;
 use crate::process::runtime;
-use crate::telemetry::RuntimeDir;
+use crate::telemetry::{RuntimeDir, Servers};
 
 /// How long a client waits before it prints what it waits for.
 const HINT_AFTER: Duration = Duration::from_secs(10);
@@ -125,7 +125,14 @@ pub(crate) fn ls(args: LsArgs) -> Result<()> {
         let answer = call(connect().await?.list_devices(ListDevicesRequest {})).await?;
         Ok::<_, anyhow::Error>(answer.devices)
     })?;
-    let text = if args.json { json(&devices) } else { table(&devices) };
+    // What an object volume waits for is in the statistics of its process.
+    let servers = Servers::read().unwrap_or_default();
+    let waits_for = |device: &Device| {
+        let location = device.volume.split('?').next().unwrap_or_default();
+        let object = servers.objects().find(|object| object.name == location)?;
+        object.waits_for.clone()
+    };
+    let text = if args.json { json(&devices, waits_for) } else { table(&devices, waits_for) };
     output::to_stdout(text).context("ls")
 }
 
@@ -213,7 +220,7 @@ fn absolute(volume: &str) -> Result<String> {
     Ok(VolumeSpec::of_operator(volume)?.absolute()?)
 }
 
-fn table(devices: &[Device]) -> String {
+fn table(devices: &[Device], waits_for: impl Fn(&Device) -> Option<String>) -> String {
     if devices.is_empty() {
         return "no devices\n".to_owned();
     }
@@ -235,13 +242,16 @@ fn table(devices: &[Device]) -> String {
         let limits = limits_text(device.limit_bytes_per_second, device.limit_ops_per_second);
         let is_of_pool = !device.volume_id.is_empty();
         let volume = if is_of_pool { &device.volume_id } else { &device.volume };
-        let volume = printable(volume).to_string();
+        let mut volume = printable(volume).to_string();
+        if let Some(why) = waits_for(device) {
+            volume += &format!(" ({})", printable(&why));
+        }
         table.add_row([&device.path, front(device), &bytes, &held, mode, &limits, &volume]);
     }
     format!("{table}\n")
 }
 
-fn json(devices: &[Device]) -> String {
+fn json(devices: &[Device], waits_for: impl Fn(&Device) -> Option<String>) -> String {
     let list: Vec<_> = devices
         .iter()
         .map(|device| {
@@ -256,6 +266,7 @@ fn json(devices: &[Device]) -> String {
                 "limit_bps": limit(device.limit_bytes_per_second),
                 "limit_iops": limit(device.limit_ops_per_second),
                 "waiting": (!device.waiting.is_empty()).then_some(&device.waiting),
+                "storage_waits_for": waits_for(device),
             })
         })
         .collect();

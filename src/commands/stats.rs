@@ -15,7 +15,7 @@ use sheave_core::printable;
 use sheave_telemetry::{LastFailure, Stage, VolumeSnapshot, write_hgrm};
 use sheave_volumes::export_name;
 
-use crate::telemetry::{COLUMNS, ServerSnapshot, Servers, stage_rows};
+use crate::telemetry::{COLUMNS, ServerSnapshot, Servers, object_line, stage_rows};
 
 /// Columns that are names; the others are numbers.
 const NAME_COLUMNS: usize = 2;
@@ -112,6 +112,7 @@ fn tables(servers: &[ServerSnapshot]) -> String {
                 text.push_str(&storage_errors(volume, last));
             }
         }
+        text.extend(server.objects.iter().map(object_line));
         let _ = writeln!(text, "{}", table(server).trim_fmt());
     }
     text

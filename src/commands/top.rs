@@ -17,7 +17,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Table};
 use sheave_bench::output;
 use sheave_bench::signals::Interrupt;
-use sheave_core::LinkState;
+use sheave_core::{LinkState, printable};
 
 use crate::telemetry::{COLUMNS, Row, ServerSnapshot, Servers, op_rows};
 
@@ -111,6 +111,12 @@ impl Watch {
                         row[0] = format!("{} [{}]", row[0], server.pid);
                     }
                 }
+            }
+            for object in &server.objects {
+                let Some(why) = &object.waits_for else { continue };
+                let mut row: Row = Default::default();
+                row[0] = format!("{}: {}", printable(&object.name), printable(why));
+                rows.push(row);
             }
             self.seen.insert(server.pid, server);
         }

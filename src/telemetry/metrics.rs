@@ -128,7 +128,8 @@ impl Collector for VolumeCollector {
         counter("sheave_op_errors", "Requests that failed", None, |op| op.errors)?;
         counter("sheave_op", "Payload bytes of requests", Some(&Unit::Bytes), |op| op.bytes)?;
         encode_failures(&mut encoder, &volumes)?;
-        encode_latencies(&mut encoder, &volumes)
+        encode_latencies(&mut encoder, &volumes)?;
+        super::objects::encode(&mut encoder, &sheave_volumes::object_statuses())
     }
 }
 

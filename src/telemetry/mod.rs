@@ -3,6 +3,7 @@
 mod exports;
 mod listener;
 mod metrics;
+mod objects;
 mod rates;
 mod runtime_dir;
 mod servers;
@@ -10,6 +11,7 @@ mod socket;
 
 pub(crate) use exports::{ClientEntry, ExportEntry};
 pub(crate) use metrics::MetricsServer;
+pub(crate) use objects::line as object_line;
 pub(crate) use rates::{COLUMNS, Row, op_rows, stage_rows};
 pub(crate) use runtime_dir::{RuntimeDir, listen_alone, listen_at};
 pub(crate) use servers::{ServerSnapshot, Servers};

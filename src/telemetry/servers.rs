@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde::{Deserialize, Serialize};
 use sheave_core::printable;
 use sheave_telemetry::{Registry, VolumeSnapshot};
+use sheave_volumes::{ObjectStatus, object_statuses};
 
 use super::exports::ExportEntry;
 use super::runtime_dir::RuntimeDir;
@@ -39,6 +40,9 @@ pub(crate) struct ServerSnapshot {
     /// Its exports; older releases do not send them.
     #[serde(default)]
     pub(crate) exports: Vec<ExportEntry>,
+    /// Its object volumes; older releases do not send them.
+    #[serde(default)]
+    pub(crate) objects: Vec<ObjectStatus>,
 }
 
 impl ServerSnapshot {
@@ -51,6 +55,7 @@ impl ServerSnapshot {
             uptime_ms: uptime.as_millis().try_into().unwrap_or(u64::MAX),
             volumes: registry.snapshot(),
             exports: Vec::new(),
+            objects: object_statuses(),
         }
     }
 
@@ -127,6 +132,11 @@ impl Servers {
         }))
     }
 
+    /// The object volumes of all of them.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &ObjectStatus> {
+        self.snapshots.iter().flat_map(|server| &server.objects)
+    }
+
     /// Keeps one volume; servers without it disappear.
     ///
     /// # Errors
@@ -137,6 +147,8 @@ impl Servers {
         for server in &mut self.snapshots {
             server.volumes.retain(|volume| volume.name == name);
             server.exports.retain(|export| export.name == name);
+            // Their names are not those of exports.
+            server.objects.clear();
         }
         self.snapshots.retain(|server| !server.volumes.is_empty());
         if !self.snapshots.is_empty() {

@@ -45,7 +45,7 @@ mod volume;
 mod worker;
 
 pub use dir_store::DirStore;
-pub use format::State;
+pub use format::{Root, State};
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
 pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};
 pub use life::Info;
