@@ -2,6 +2,7 @@
 
 mod change;
 mod journal_read;
+mod read;
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 
 use sheave_core::extents::{ExtentList, data, empty_range_outcome, hole};
 use sheave_core::{
-    Backend, Buf, ByteRange, Completion, Destination, Error, ErrorKind, Io, IoDone, IoRequest,
-    IoToken, Nanos, Op, Outcome, Payload, Reply, Result, Segment as Piece, Stalled, Submitted, Tag,
-    VolumeInfo, memory,
+    Backend, ByteRange, Completion, Destination, Error, ErrorKind, Io, IoDone, IoRequest, IoToken,
+    Nanos, Op, Outcome, Reply, Result, Segment as Piece, Stalled, Submitted, Tag, VolumeInfo,
+    memory,
 };
 use slab::Slab;
 
@@ -23,6 +24,7 @@ use crate::ids::Lsn;
 use crate::volume::Opened;
 use change::Change;
 use journal_read::JournalRead;
+use read::{CachedRead, Read};
 
 /// The most ops in progress, those that wait for room in the journal included. Fronts bound theirs
 /// far below, so that reads are not held up by writes that wait.
@@ -40,6 +42,7 @@ pub(crate) struct ObjectBackend {
     jobs: Slab<Job>,
     /// Requests that the engine has, or will get.
     requests: Slab<InFlight>,
+    cached: Slab<CachedRead>,
     /// Changes that wait for room in the journal, in order.
     waiting: VecDeque<usize>,
     /// Requests for which the engine had no room.
@@ -55,13 +58,7 @@ struct Job {
 
 enum Work {
     Change(Change),
-    Read {
-        reply: Payload,
-        buf: Buf,
-        /// Parts that are not there yet.
-        left: usize,
-        error: Option<Error>,
-    },
+    Read(Read),
     Flush,
 }
 
@@ -71,6 +68,8 @@ enum Request {
     Append(Lsn),
     /// Reads for this job; the segment is kept until then.
     Read(JournalRead),
+    /// Reads a chunk for this reading of the cache.
+    Cached(usize),
     /// Syncs the last segment of the list.
     Sync(Sync),
 }
@@ -91,6 +90,7 @@ impl ObjectBackend {
             has_news,
             jobs: Slab::new(),
             requests: Slab::new(),
+            cached: Slab::new(),
             waiting: VecDeque::new(),
             stalled: Stalled::default(),
             ready: VecDeque::new(),
@@ -111,7 +111,9 @@ impl ObjectBackend {
 
 impl Drop for ObjectBackend {
     fn drop(&mut self) {
-        let of_journal = |(_, request): (usize, &InFlight)| !matches!(request.of, Request::Read(_));
+        let of_journal = |(_, request): (usize, &InFlight)| {
+            !matches!(request.of, Request::Read(_) | Request::Cached(_))
+        };
         let is_lost = self.requests.iter().any(of_journal);
         let user = self.user;
         self.opened.engine.with(|front| front.leave(user, is_lost));
@@ -185,6 +187,10 @@ impl Backend for ObjectBackend {
                 };
                 self.read_arrived(read.job, outcome, io);
             }
+            Request::Cached(key) => {
+                drop(request);
+                self.chunk_read(key, result.is_ok_and(|count| count > 0), io);
+            }
             Request::Sync(mut sync) => {
                 drop(request);
                 sync.segments.pop();
@@ -230,78 +236,6 @@ impl ObjectBackend {
         memory::check_growth::<Job>(self.jobs.len(), self.jobs.capacity())?;
         memory::attempt(|| self.ready.try_reserve(count))?;
         memory::attempt(|| self.waiting.try_reserve(count - self.waiting.len().min(count)))
-    }
-
-    fn read(&mut self, range: ByteRange, tag: Tag, io: &mut dyn Io) -> Option<Outcome> {
-        let span = span_of(range);
-        let parts = self.with(io, |front| front.check_read("read").map(|()| front.resolve(span)));
-        let parts = match parts {
-            Ok(parts) => parts,
-            Err(error) => return Some(Err(error)),
-        };
-        let mut reply = Payload::new();
-        if parts.iter().all(|(_, whereabouts)| matches!(whereabouts, Whereabouts::Zero)) {
-            reply.push(Piece::Zero(range.len() as usize));
-            return Some(Ok(Reply::Data(reply)));
-        }
-        let made = io.buffer(range.len() as usize).and_then(|buf| {
-            reply.try_reserve(parts.len())?;
-            Ok(buf)
-        });
-        let buf = match made {
-            Ok(buf) => buf,
-            Err(error) => return Some(Err(error)),
-        };
-        let is_zero = |(_, of): &&(Span, Whereabouts)| matches!(of, Whereabouts::Zero);
-        let left = parts.len() - parts.iter().filter(is_zero).count();
-        for (part, whereabouts) in &parts {
-            let (at, len) = place_in(span, *part);
-            reply.push(match whereabouts {
-                Whereabouts::Zero => Piece::Zero(len),
-                _ => Piece::Data(buf.slice(at, len)),
-            });
-        }
-        let work = Work::Read { reply, buf: buf.clone(), left, error: None };
-        let job = self.jobs.insert(Job { tag, work });
-        for (part, whereabouts) in parts {
-            let (at, len) = place_in(span, part);
-            match whereabouts {
-                Whereabouts::Zero => {}
-                Whereabouts::Journal(segment, page) => {
-                    self.read_journal(job, (segment, page), buf.slice(at, len), io);
-                }
-                Whereabouts::Bucket(place) => {
-                    let user = self.user;
-                    self.with(io, |front| front.fetch((user, job), at, (part, place)));
-                }
-            }
-        }
-        None
-    }
-
-    /// A part of a read is there, or is not to be had.
-    fn read_arrived(&mut self, key: usize, outcome: Result<()>, io: &mut dyn Io) {
-        let Some(Job { work: Work::Read { left, error, .. }, .. }) = self.jobs.get_mut(key) else {
-            debug_assert!(false, "a read has one answer for each of its parts");
-            return;
-        };
-        *left -= 1;
-        if let Err(why) = outcome {
-            error.get_or_insert(why);
-        }
-        if *left > 0 {
-            return;
-        }
-        let Job { tag, work } = self.jobs.remove(key);
-        let Work::Read { reply, error, .. } = work else { return };
-        let outcome = match error {
-            None => Ok(Reply::Data(reply)),
-            Some(error) => {
-                io.recycle(reply);
-                Err(error)
-            }
-        };
-        self.ready.push_back(Completion { tag, outcome });
     }
 
     fn flush(&mut self, tag: Tag, io: &mut dyn Io) -> Option<Outcome> {
@@ -387,8 +321,8 @@ impl ObjectBackend {
         match news {
             News::Fetched(at, outcome) => {
                 let outcome = outcome.map(|bytes| {
-                    if let Some(Job { work: Work::Read { buf, .. }, .. }) = self.jobs.get(key) {
-                        buf.copy_in(at, &bytes);
+                    if let Some(Job { work: Work::Read(read), .. }) = self.jobs.get(key) {
+                        read.buf.copy_in(at, &bytes);
                     }
                 });
                 self.read_arrived(key, outcome, io);

@@ -1,23 +1,28 @@
 //! Reads committed blocks from log objects.
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use sheave_core::{ErrorKind, Result};
 
-use crate::format::{ObjectId, RunPart, keys};
+use crate::cache::{CHUNK_BYTES, Cache, Found};
+use crate::chunks::{self, Chunks, REQUEST_CHUNKS};
+use crate::extents::Span;
+use crate::format::{FRAME_BYTES, ObjectId, RunPart, keys};
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place, VolumeId};
 use crate::lineage::Lineage;
 use crate::retry::{Listener, Patience, Requests};
 use crate::store::StoreError;
 
-/// Reads from the objects of a volume. Clones share nothing that changes.
+/// Reads from the objects of a volume. Clones share what is under way.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     requests: Requests,
     volume: VolumeId,
     lineage: Arc<Lineage>,
+    chunks: Option<Arc<Chunks>>,
 }
 
 impl Fetcher {
@@ -27,7 +32,18 @@ impl Fetcher {
     pub fn new(requests: &Requests, volume: VolumeId, lineage: Lineage) -> Self {
         let log = Log { volume: requests.name().to_owned(), is_away: AtomicBool::new(false) };
         let requests = requests.with_patience(Patience::Endless).heard_by(Arc::new(log));
-        Self { requests, volume, lineage: lineage.into() }
+        Self { requests, volume, lineage: lineage.into(), chunks: None }
+    }
+
+    /// The same with a cache, for a volume of that history.
+    pub(crate) fn with_cache(self, cache: Arc<Cache>, history: u64) -> Self {
+        Self { chunks: Some(Chunks::new(cache, history)), ..self }
+    }
+
+    /// What a backend needs to read from the cache itself.
+    pub(crate) fn cached(&self) -> Option<Cached> {
+        let chunks = Arc::clone(self.chunks.as_ref()?);
+        Some(Cached { chunks, volume: self.volume, lineage: Arc::clone(&self.lineage) })
     }
 
     /// The blocks from an address on, which are at a place. They are checked.
@@ -42,16 +58,9 @@ impl Fetcher {
     ) -> impl Future<Output = Result<Vec<u8>>> + Send + 'static {
         let fetcher = self.clone();
         async move {
-            match place {
-                Place::Zero => Ok(vec![0; (blocks * BLOCK_BYTES) as usize]),
-                Place::Object { seq, frame, skip, run } => {
-                    let blocks = u32::try_from(blocks).ok().filter(|blocks| *blocks <= run - skip);
-                    let blocks = blocks.expect("a map's piece is within its run");
-                    let part = RunPart { frame, run, skip, blocks };
-                    let epoch = fetcher.lineage.epoch_of(seq);
-                    let epoch = epoch.expect("a map has objects of known epochs only");
-                    fetcher.fetch_part(lba, part, ObjectId { epoch, seq }).await
-                }
+            match part_of(&fetcher.lineage, place, blocks) {
+                None => Ok(vec![0; (blocks * BLOCK_BYTES) as usize]),
+                Some((object, part)) => fetcher.fetch_part(lba, part, object).await,
             }
         }
     }
@@ -62,9 +71,160 @@ impl Fetcher {
             let why = format!("{why} (block {lba}); the data is lost unless a copy of it exists");
             self.requests.error(ErrorKind::Corrupt, "read", &key, &why)
         };
+        if let Some(chunks) = &self.chunks {
+            let (stored, is_cached) = chunks.get(&self.requests, object, part.bytes()).await?;
+            let stored = stored.ok_or_else(|| damaged("the object is missing"))?;
+            match part.decode(self.volume, object, lba, &stored) {
+                Err(_) if is_cached => chunks.forget(object, &part.bytes()),
+                decoded => return decoded.map_err(|wrong| damaged(&wrong.to_string())),
+            }
+        }
         let stored = self.requests.get(&key, part.bytes()).await?;
         let stored = stored.ok_or_else(|| damaged("the object is missing"))?;
         part.decode(self.volume, object, lba, &stored).map_err(|wrong| damaged(&wrong.to_string()))
+    }
+
+    /// Requests that get blocks into the cache which may be read soon.
+    pub(crate) fn fetch_ahead(
+        &self,
+        pieces: &[(Span, Place)],
+    ) -> Vec<impl Future<Output = ()> + Send + 'static> {
+        let Some(chunks) = &self.chunks else { return Vec::new() };
+        // Pieces that follow one another in an object are got together.
+        let mut runs = Vec::<(ObjectId, Range<u32>)>::new();
+        for (span, place) in pieces {
+            let Some((object, part)) = part_of(&self.lineage, *place, span.blocks) else {
+                continue;
+            };
+            let indexes = chunks::indexes(&part.bytes());
+            match runs.last_mut() {
+                Some((of, run))
+                    if *of == object && (run.start..=run.end).contains(&indexes.start) =>
+                {
+                    run.end = run.end.max(indexes.end);
+                }
+                _ => runs.push((object, indexes)),
+            }
+        }
+        let mut out = Vec::new();
+        for (object, indexes) in runs {
+            let mut begin = indexes.start;
+            while begin < indexes.end {
+                // At multiples, so that two runs of an object do not cut it in small pieces.
+                let end = (begin + 1).next_multiple_of(REQUEST_CHUNKS).min(indexes.end);
+                out.push(Arc::clone(chunks).get_ahead(self.requests.clone(), object, begin..end));
+                begin = end;
+            }
+        }
+        out
+    }
+}
+
+/// What of which object has blocks; `None` if they are zeroes.
+fn part_of(lineage: &Lineage, place: Place, blocks: Blocks) -> Option<(ObjectId, RunPart)> {
+    let Place::Object { seq, frame, skip, run } = place else { return None };
+    let blocks = u32::try_from(blocks).ok().filter(|blocks| *blocks <= run - skip);
+    let blocks = blocks.expect("a map's piece is within its run");
+    let epoch = lineage.epoch_of(seq).expect("a map has objects of known epochs only");
+    Some((ObjectId { epoch, seq }, RunPart { frame, run, skip, blocks }))
+}
+
+/// The cache, as a backend sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Cached {
+    pub(crate) chunks: Arc<Chunks>,
+    volume: VolumeId,
+    lineage: Arc<Lineage>,
+}
+
+/// Blocks that follow one another at a place.
+#[derive(Debug)]
+pub(crate) struct CachedRun {
+    pub(crate) part: RunPart,
+    pub(crate) object: ObjectId,
+    /// The chunks that have them; none if one of them is not in the cache.
+    pub(crate) found: Vec<Found>,
+}
+
+impl Cached {
+    /// The runs of blocks at a place that the cache has, and of those that it does not have.
+    pub(crate) fn runs(&self, place: Place, blocks: Blocks) -> Vec<CachedRun> {
+        let mut runs = Vec::<CachedRun>::new();
+        let Some((object, part)) = part_of(&self.lineage, place, blocks) else { return runs };
+        let indexes = chunks::indexes(&part.bytes());
+        let found: Vec<_> =
+            indexes.clone().map(|index| self.find(object, index, &part.bytes())).collect();
+        for skip in part.skip..part.skip + part.blocks {
+            let block = RunPart { skip, blocks: 1, ..part };
+            let of_block = chunks::indexes(&block.bytes());
+            let [begin, end] = [of_block.start, of_block.end].map(|at| at - indexes.start);
+            let of_block = &found[begin as usize..end as usize];
+            let is_cached = of_block.iter().all(Option::is_some);
+            let last = runs.last_mut().filter(|run| run.found.is_empty() != is_cached);
+            let run = match last {
+                Some(run) => {
+                    run.part.blocks += 1;
+                    run
+                }
+                None => {
+                    runs.push(CachedRun { part: block, object, found: Vec::new() });
+                    let Some(run) = runs.last_mut() else { continue };
+                    run
+                }
+            };
+            for found in of_block.iter().flatten().filter(|_| is_cached) {
+                if run.found.last() != Some(found) {
+                    run.found.push(*found);
+                }
+            }
+        }
+        runs
+    }
+
+    /// Finds a chunk for a reading of these bytes.
+    fn find(&self, object: ObjectId, index: u32, bytes: &Range<u64>) -> Option<Found> {
+        let begin = u64::from(index) * CHUNK_BYTES;
+        let cache = self.chunks.cache();
+        let key = self.chunks.key(object, index);
+        let skip = bytes.start.saturating_sub(begin);
+        let end = (bytes.end - begin).min(CHUNK_BYTES);
+        // The end of a block is no reading of the chunk in which the next block begins.
+        let found = match skip == 0 && end < BLOCK_BYTES {
+            true => cache.has(&key),
+            false => cache.find(&key, skip),
+        };
+        found.filter(|found| end <= found.len())
+    }
+
+    /// Takes the chunks of a run out of the cache, if they are there: they are of no use.
+    pub(crate) fn forget(&self, run: &CachedRun) {
+        run.found.iter().for_each(|found| self.chunks.cache().remove(found));
+    }
+
+    /// Takes the blocks of a run that was read from the cache out of their frames, if all is as it
+    /// was stored. `frame` copies that many bytes from there on, `take` gets each block.
+    pub(crate) fn decode(
+        &self,
+        run: &CachedRun,
+        lba: Lba,
+        mut copy_out: impl FnMut(usize, &mut [u8]),
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> bool {
+        let cache = self.chunks.cache();
+        if !run.found.iter().all(|found| cache.is_still(found)) {
+            return false;
+        }
+        let mut frame = [0; FRAME_BYTES as usize];
+        for index in 0..run.part.blocks {
+            copy_out(index as usize * frame.len(), &mut frame);
+            let part = RunPart { skip: run.part.skip + index, blocks: 1, ..run.part };
+            let lba = Lba(lba.0 + u64::from(index));
+            match part.check(self.volume, run.object, lba, &frame) {
+                Ok(block) => take(index as usize * BLOCK_BYTES as usize, block),
+                Err(_) => return false,
+            }
+        }
+        true
     }
 }
 
@@ -88,7 +248,6 @@ impl Listener for Log {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
     use std::pin::Pin;
     use std::sync::atomic::AtomicU64;
 

@@ -3,6 +3,7 @@
 
 mod back;
 mod parts;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use slab::Slab;
 pub(crate) use back::NextBatch;
 pub(crate) use parts::{Effects, Fetch, Journal, Limits, Mail, News, Sync, Whereabouts};
 use parts::{Flush, Pending, User};
+use streams::Streams;
 
 use crate::extents::Span;
 use crate::format::record::Entry;
@@ -24,6 +26,10 @@ use crate::map::Map;
 use crate::recent::{Fresh, Recent};
 use crate::upload::JournalPlace;
 
+/// Nothing is fetched ahead whose pieces are shorter on average, in blocks.
+const PIECE_BLOCKS_MIN: u64 = 8;
+/// Nothing more is asked to be fetched ahead while so many pieces wait for the worker.
+const AHEAD_MAX: usize = 1024;
 const ENTERED: &str = "a user that has entered and not left";
 
 /// Why ops fail from now on.
@@ -58,6 +64,9 @@ pub(crate) struct Front {
     /// What the worker fetches blocks for: user, job, offset in its buffer.
     fetching: Slab<(usize, usize, usize)>,
     fetches: Vec<Fetch>,
+    streams: Streams,
+    /// What is to be in the cache soon.
+    ahead: Vec<(Span, Place)>,
     /// The worker sleeps until it is roused: everything is durable and sealed.
     is_quiet: bool,
     /// For how many ticks of the worker there have been unsealed writes.
@@ -100,6 +109,8 @@ impl Front {
             failure: None,
             fetching: Slab::new(),
             fetches: Vec::new(),
+            streams: Streams::new(limits.ahead_blocks_max),
+            ahead: Vec::new(),
             is_quiet: true,
             unsealed_ticks: 0,
             uploads: None,
@@ -359,6 +370,25 @@ impl Front {
             ),
         });
         parts
+    }
+
+    /// A user reads a span. The worker fetches ahead of a stream of such readings.
+    pub(crate) fn note_reading(&mut self, span: Span) {
+        let Some(wanted) = self.streams.read(span) else { return };
+        let pieces = self.map.cover(wanted);
+        let in_bucket = pieces.into_iter().filter_map(|(span, place)| match place? {
+            Place::Zero => None,
+            place @ Place::Object { .. } => Some((span, place)),
+        });
+        let wanted_pieces: Vec<_> = in_bucket.collect();
+        let blocks: u64 = wanted_pieces.iter().map(|(span, _)| span.blocks).sum();
+        if blocks < wanted_pieces.len() as u64 * PIECE_BLOCKS_MIN {
+            return self.streams.is_scattered(wanted);
+        }
+        if !wanted_pieces.is_empty() && self.ahead.len() < AHEAD_MAX {
+            self.ahead.extend(wanted_pieces);
+            self.effects.rouse = true;
+        }
     }
 
     /// Has the worker fetch blocks for a job, whose buffer gets them at that offset.

@@ -10,18 +10,21 @@
 //! ```
 //!
 //! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], [`upload`],
-//! [`fetch`], [`map`]. The journal and the shard: `journal`, `front`, `backend`, `volume`,
+//! [`fetch`], [`map`]; in front of it `chunks` and the file of `cache`, which a shard reads itself. The journal and the shard: `journal`, `front`, `backend`, `volume`,
 //! `worker`. Only `worker` knows tokio.
 #![forbid(unsafe_code)]
 
 mod backend;
+mod cache;
 mod checkpoint;
+mod chunks;
 pub mod clock;
 mod dir_store;
 pub mod extents;
 pub mod fetch;
 pub mod format;
 mod front;
+mod gate;
 mod ids;
 mod journal;
 pub mod life;
@@ -44,6 +47,7 @@ pub mod upload;
 mod volume;
 mod worker;
 
+pub use cache::{CACHE_BYTES_DEFAULT, CacheStats, cache_stats};
 pub use dir_store::DirStore;
 pub use format::{Root, State};
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};

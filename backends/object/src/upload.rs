@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use sheave_core::{Error, Result};
 
 use crate::checkpoint::{self, Checkpoints, fenced};
 use crate::format::{
-    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, Placed, Root, Run, State, keys, run_bytes,
+    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Run, State, keys,
+    run_bytes,
 };
 use crate::ids::{Blocks, Lba, Lsn, Seq};
 use crate::lineage::Lineage;
@@ -38,12 +40,15 @@ pub trait Feed: Send + Sync {
     /// entries; it ends at an LSN, and the next one begins behind it.
     fn poll_sealed(&self, cx: &mut Context<'_>) -> Poll<Next>;
 
-    /// The blocks of an entry of a batch that is not committed, checked.
-    fn read(
-        &self,
-        from: JournalPlace,
-        blocks: Blocks,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>>;
+    /// Makes the object of a batch that is not committed. Its blocks are read from the journal and
+    /// checked, which takes a while: not on a thread that others wait for.
+    fn build(&self, plan: Plan) -> Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>>;
+
+    /// An object is made, and on its way to the store. Its upload ends when this has ended, too.
+    fn made(&self, id: ObjectId, body: Bytes) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let _ = (id, body);
+        Box::pin(async {})
+    }
 
     /// All up to an object is committed: its last write, and where its blocks are.
     fn committed(&self, committed: Committed, placed: &[Placed]);
@@ -102,6 +107,41 @@ pub enum SealedEntry {
         /// Their count.
         blocks: Blocks,
     },
+}
+
+/// An object to be made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its opening.
+    pub author: Author,
+    /// Its number.
+    pub seq: Seq,
+    /// What it is made of.
+    pub sealed: Sealed,
+}
+
+impl Plan {
+    /// The object. `read` gets the blocks of an entry from the journal, checked.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn build(
+        &self,
+        mut read: impl FnMut(JournalPlace, Blocks) -> Result<Vec<u8>>,
+    ) -> Result<Built> {
+        let Self { author, seq, sealed } = self;
+        let bytes = bytes_of(sealed) as usize;
+        let mut builder = ObjectBuilder::new(author, *seq, sealed.entries.len(), bytes);
+        for entry in &sealed.entries {
+            match *entry {
+                SealedEntry::Zero { lba, blocks } => builder.zero(lba, blocks),
+                SealedEntry::Write { lba, blocks, from } => {
+                    builder.write(lba, &read(from, blocks)?);
+                }
+            }
+        }
+        Ok(builder.finish(sealed.lsn_first, sealed.lsn_last))
+    }
 }
 
 /// Where blocks are in the journal.
@@ -297,13 +337,15 @@ impl Flights {
         let needs_no_share = Arc::clone(&is_oldest);
         let flight = async move {
             let share = Share::take(bytes_of(&sealed), &needs_no_share).await;
-            let mut built = build(&author, seq, &sealed, &*feed).await?;
+            let mut built = feed.build(Plan { author, seq, sealed }).await?;
             let key = keys::log(author.reach.epoch, seq);
             let body = std::mem::take(&mut built.body);
+            let kept = feed.made(built.header.id, body.clone());
             match requests.create(&key, body).await? {
                 Settled::Mine => {}
                 Settled::Theirs(_) => return Err(fenced(&requests, "upload", &key)),
             }
+            kept.await;
             drop(share);
             Ok(built)
         };
@@ -318,20 +360,6 @@ fn bytes_of(sealed: &Sealed) -> u64 {
         SealedEntry::Zero { .. } => 0,
     };
     sealed.entries.iter().map(of).sum()
-}
-
-async fn build(author: &Author, seq: Seq, sealed: &Sealed, feed: &dyn Feed) -> Result<Built> {
-    let bytes = bytes_of(sealed) as usize;
-    let mut builder = ObjectBuilder::new(author, seq, sealed.entries.len(), bytes);
-    for entry in &sealed.entries {
-        match *entry {
-            SealedEntry::Zero { lba, blocks } => builder.zero(lba, blocks),
-            SealedEntry::Write { lba, blocks, from } => {
-                builder.write(lba, &feed.read(from, blocks).await?);
-            }
-        }
-    }
-    Ok(builder.finish(sealed.lsn_first, sealed.lsn_last))
 }
 
 /// A share of the budget.

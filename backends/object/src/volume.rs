@@ -11,6 +11,8 @@ use sheave_core::{
 
 use crate::BLOCK_BYTES;
 use crate::backend::ObjectBackend;
+use crate::cache::{CACHE_BYTES_DEFAULT, Cache};
+use crate::fetch::Cached;
 use crate::front::{Front, Limits};
 use crate::ids::{Lsn, Opening, VolumeId};
 use crate::journal::{JournalDir, JournalSize, Log, Recovered};
@@ -27,6 +29,10 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Threads for the journal of a volume: for its sync, a new segment, and reads for the store.
 const JOURNAL_THREADS_MAX: usize = 4;
+/// Threads that make objects of what the journal has.
+const BUILD_THREADS_MAX: usize = 2;
+/// The most bytes that are fetched ahead of readings in a row: what sixteen requests get.
+const AHEAD_BYTES_MAX: u64 = 64 << 20;
 
 /// How a volume uses its node.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +44,20 @@ pub struct Tuning {
     /// Writes that no flush covers are synced after so long, and go to the bucket after twice as
     /// long.
     pub tick: Duration,
+    /// The read cache of all volumes with journals in one directory may have so many bytes there,
+    /// if this volume is the first one. 0: this volume has none.
+    pub cache_bytes: u64,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         let journal = JournalSize::default();
-        Self { journal, object_bytes: 32 << 20, tick: Duration::from_secs(5) }
+        Self {
+            journal,
+            object_bytes: 32 << 20,
+            tick: Duration::from_secs(5),
+            cache_bytes: CACHE_BYTES_DEFAULT,
+        }
     }
 }
 
@@ -80,6 +94,10 @@ pub(crate) struct Engine {
     pub(crate) journal: Mutex<Option<JournalDir>>,
     /// For calls that read, write or sync the journal.
     pub(crate) journal_threads: Arc<Threads>,
+    /// For calls that make objects, which take many milliseconds.
+    pub(crate) build_threads: Arc<Threads>,
+    /// What shards read from, if there is a cache.
+    pub(crate) cached: Option<Cached>,
     pub(crate) tuning: Tuning,
 }
 
@@ -105,15 +123,27 @@ impl ObjectVolume {
         let lock = |id: VolumeId| JournalDir::open(&journal_dir(journals, id), tuning.journal);
         let opened = crate::threads::block_on(open::open(requests, request, lock))?;
         let open::Opened { mut journal, volume: id, size, opening, map, committed, .. } = opened;
-        let (upload, fetcher) = (opened.upload, opened.fetcher);
+        let (upload, mut fetcher) = (opened.upload, opened.fetcher);
         let recovered = journal.recover(id, committed.lsn)?;
         journal.settle(opening)?;
         let traffic = Arc::clone(requests.traffic());
+        if let Some(cache) = Cache::in_dir(journals, tuning.cache_bytes) {
+            let history = cache.history(id, opened.before, opening);
+            fetcher = fetcher.with_cache(cache, history);
+        }
         let engine = Engine::new(
             name,
             (id, opening),
             size * BLOCK_BYTES,
-            Parts { journal, recovered, map, committed: committed.lsn, traffic, tuning },
+            Parts {
+                journal,
+                recovered,
+                map,
+                committed: committed.lsn,
+                traffic,
+                cached: fetcher.cached(),
+                tuning,
+            },
         )?;
         worker::start(&engine, upload, fetcher)?;
         open_volumes().push(Arc::clone(&engine));
@@ -154,6 +184,7 @@ pub(crate) struct Parts {
     pub(crate) map: Map,
     pub(crate) committed: Lsn,
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) cached: Option<Cached>,
     pub(crate) tuning: Tuning,
 }
 
@@ -165,11 +196,17 @@ impl Engine {
         size: u64,
         parts: Parts,
     ) -> Result<Arc<Self>> {
-        let Parts { journal, mut recovered, map, committed, traffic, tuning } = parts;
+        let Parts { journal, mut recovered, map, committed, traffic, cached, tuning } = parts;
         let records = std::mem::take(&mut recovered.records);
         let log = Log::new(volume, opening, committed, recovered, worker::salts()?);
         let seal_bytes = tuning.object_bytes.min(BATCH_BYTES_MAX);
-        let limits = Limits { seal_bytes, segments_max: journal.segments_max() };
+        let cache_bytes = cached.as_ref().map_or(0, |cached| cached.chunks.cache().bytes_max());
+        let limits = Limits {
+            seal_bytes,
+            segments_max: journal.segments_max(),
+            // What is fetched ahead is on probation in the cache until it is read.
+            ahead_blocks_max: AHEAD_BYTES_MAX.min(cache_bytes / 32) / BLOCK_BYTES,
+        };
         let name: Arc<str> = name.into();
         Ok(Arc::new(Self {
             info: info(volume),
@@ -181,7 +218,9 @@ impl Engine {
             rouse: Rouse::default(),
             journal: Mutex::new(Some(journal)),
             journal_threads: Threads::new("object-journal", JOURNAL_THREADS_MAX),
+            build_threads: Threads::new("object-build", BUILD_THREADS_MAX),
             name,
+            cached,
             tuning,
         }))
     }
@@ -285,5 +324,7 @@ pub(crate) fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[cfg(test)]
+mod cache_tests;
 #[cfg(test)]
 mod tests;

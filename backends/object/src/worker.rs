@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
@@ -19,15 +20,15 @@ use crate::BLOCK_BYTES;
 use crate::clock::{Clock as _, SystemClock};
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
-use crate::format::{Committed, Placed, Run};
+use crate::format::{Built, Committed, ObjectId, Placed, Run};
 use crate::front::{Front, NextBatch, Sync};
-use crate::ids::{Blocks, Lba};
-use crate::journal::JournalDir;
+use crate::ids::Lba;
+use crate::journal::{JournalDir, Segment, SegmentFile};
 use crate::map::Frozen;
 use crate::recent::{Batch, Fresh};
 use crate::status::SILENT_MS;
 use crate::store::StoreError;
-use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry, Upload};
+use crate::upload::{Feed, Next, Plan, Sealed, SealedEntry, Upload};
 use crate::volume::Engine;
 
 /// Unsealed writes are sealed after so many ticks.
@@ -171,6 +172,9 @@ impl Fetches {
                 engine.with(|front| front.fetched(fetch.id, outcome));
             });
         }
+        for ahead in self.fetcher.fetch_ahead(&engine.with(Front::take_ahead)) {
+            self.tasks.spawn(ahead);
+        }
     }
 }
 
@@ -210,13 +214,26 @@ async fn make_segment(engine: Arc<Engine>) {
     let making = Arc::clone(&engine);
     let made = engine.journal_threads.run(move || {
         let journal = making.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.as_ref().map(JournalDir::make_segment).transpose()
+        journal.as_ref().map(|journal| make_room_for_segment(&making, journal)).transpose()
     });
     let made = made.await.unwrap_or_else(|error| {
         tracing::warn!(volume = &*engine.name, %error, "the journal has less room");
         None
     });
     engine.with(|front| front.made_segment(made));
+}
+
+/// Makes one more segment. The cache gives way to it.
+fn make_room_for_segment(engine: &Engine, journal: &JournalDir) -> Result<SegmentFile> {
+    loop {
+        let made = journal.make_segment();
+        let is_full = made.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace);
+        let cache = engine.cached.as_ref().map(|cached| cached.chunks.cache());
+        // Each time it is half as large.
+        if !is_full || !cache.is_some_and(|cache| cache.give_way()) {
+            return made;
+        }
+    }
 }
 
 /// Makes everything durable that is written, and states it in the journal; then a tick has passed.
@@ -276,19 +293,27 @@ impl Feed for BucketFeed {
         drop(self.0.with(|front| front.committed(committed.lsn)));
     }
 
-    fn read(
-        &self,
-        from: JournalPlace,
-        blocks: Blocks,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>> {
-        Box::pin(async move {
-            let segment = self.0.with(|front| front.segment(from.segment));
-            let segment = segment.expect("a batch's segments are kept until it is committed");
-            self.0
-                .journal_threads
-                .run(move || segment.read_blocks(from.record, from.page, blocks))
-                .await
-        })
+    fn build(&self, plan: Plan) -> Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
+        let engine = Arc::clone(&self.0);
+        let mut last: Option<Arc<Segment>> = None;
+        Box::pin(self.0.build_threads.run(move || {
+            plan.build(|from, blocks| {
+                let is_same = |last: &&Arc<Segment>| last.header.number == from.segment;
+                let segment = last.as_ref().filter(is_same).cloned();
+                let segment = segment.or_else(|| engine.with(|front| front.segment(from.segment)));
+                let segment = segment.expect("a batch's segments are kept until it is committed");
+                let read = segment.read_blocks(from.record, from.page, blocks);
+                last = Some(segment);
+                read
+            })
+        }))
+    }
+
+    fn made(&self, id: ObjectId, body: Bytes) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let Some(cached) = &self.0.cached else { return Box::pin(async {}) };
+        let chunks = Arc::clone(&cached.chunks);
+        let threads = &cached.chunks.cache().threads;
+        Box::pin(threads.run(move || chunks.keep(id, 0, &body)))
     }
 
     fn freeze(&self) -> Frozen {

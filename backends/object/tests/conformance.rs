@@ -41,7 +41,12 @@ impl Place {
 fn tuning() -> Tuning {
     let journal = JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 2 };
     // Objects of few blocks, and ticks within a case.
-    Tuning { journal, object_bytes: 64 << 10, tick: Duration::from_millis(20) }
+    Tuning { journal, object_bytes: 64 << 10, tick: Duration::from_millis(20), ..Tuning::default() }
+}
+
+/// A cache of so few chunks that one makes room for another all the time.
+fn small_cache() -> Tuning {
+    Tuning { cache_bytes: 1 << 20, ..tuning() }
 }
 
 fn open(volume: &StoredVolume) -> ObjectVolume {
@@ -53,6 +58,15 @@ fn a_volume_answers_as_the_model_does() {
     let place = Place::new();
     let options = Options { cases: 12, unaligned: false };
     check(options, || Arc::new(open(&place.make())), || PlainEngine::new(3));
+}
+
+#[test]
+fn a_volume_with_a_small_cache_or_none_answers_as_the_model_does() {
+    for tuning in [small_cache(), Tuning { cache_bytes: 0, ..tuning() }] {
+        let place = Place::new();
+        let open = || Arc::new(place.make().open_tuned(false, tuning).expect("a volume"));
+        check(Options { cases: 8, unaligned: false }, || open(), || PlainEngine::new(3));
+    }
 }
 
 #[test]

@@ -1,4 +1,7 @@
-//! Frames: up to 32 KiB of blocks, each with a checksum that is bound to its place.
+//! Frames: a block each, with a checksum that is bound to its place.
+//!
+//! A read needs whole frames to check them, so a frame is as small as a read can be. Codecs that
+//! need more bytes at a time will have frames of their own.
 
 use std::ops::Range;
 
@@ -7,10 +10,11 @@ use super::object::ObjectId;
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, VolumeId};
 
 /// The most blocks of a frame.
-pub const FRAME_BLOCKS: u64 = 8;
+pub const FRAME_BLOCKS: u64 = 1;
 /// Bytes of a frame before its blocks.
 pub const FRAME_HEADER_BYTES: u64 = 16;
-const FRAME_BYTES: u64 = FRAME_HEADER_BYTES + FRAME_BLOCKS * BLOCK_BYTES;
+/// Bytes of the frame of a block.
+pub const FRAME_BYTES: u64 = FRAME_HEADER_BYTES + FRAME_BLOCKS * BLOCK_BYTES;
 /// The codec of bytes that are stored as they are.
 const PLAIN: u8 = 0;
 
@@ -59,6 +63,21 @@ impl RunPart {
         let first = skip / FRAME_BLOCKS;
         let end = (skip + blocks).next_multiple_of(FRAME_BLOCKS).min(run);
         frame + first * FRAME_BYTES..frame + run_bytes(end)
+    }
+
+    /// The block of a piece of one block, from the bytes of the object in [`RunPart::bytes`].
+    ///
+    /// # Errors
+    /// What is wrong with its frame.
+    pub fn check<'a>(
+        &self,
+        volume: VolumeId,
+        object: ObjectId,
+        lba: Lba,
+        frame: &'a [u8],
+    ) -> Result<&'a [u8], Wrong> {
+        let at = self.bytes().start as u32;
+        decode(FrameId { volume, object, at, lba }, frame)
     }
 
     /// Its blocks, from the bytes of the object in [`RunPart::bytes`]. `lba` is the address of its

@@ -17,7 +17,7 @@ mod tests;
 pub use build::{Author, Built, ObjectBuilder, Placed, checkpoint, decode_checkpoint, fence};
 pub use code::Wrong;
 pub use directory::{Directory, Run};
-pub use frame::{FRAME_BLOCKS, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
+pub use frame::{FRAME_BLOCKS, FRAME_BYTES, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
 pub use object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, OBJECT_BYTES_MAX, ObjectId,
 };

@@ -40,7 +40,7 @@ pub struct Header {
 }
 
 /// The name of a log object in its volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ObjectId {
     /// The epoch that made it, or that it ends.
     pub epoch: Epoch,

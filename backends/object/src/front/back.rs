@@ -9,7 +9,7 @@ use super::{Fetch, Front, Mail, News, Sync};
 use crate::extents::Span;
 use crate::format::record::Entry;
 use crate::format::{Placed, Run};
-use crate::ids::Lsn;
+use crate::ids::{Lsn, Place};
 use crate::journal::{Reserved, Segment, SegmentFile};
 use crate::map::Frozen;
 use crate::recent::Batch;
@@ -121,6 +121,11 @@ impl Front {
     /// Takes the blocks that are to be fetched.
     pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
         std::mem::take(&mut self.fetches)
+    }
+
+    /// Takes what is to be in the cache soon.
+    pub(crate) fn take_ahead(&mut self) -> Vec<(Span, Place)> {
+        std::mem::take(&mut self.ahead)
     }
 
     /// Hands a job what was fetched for it.

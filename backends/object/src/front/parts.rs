@@ -104,6 +104,8 @@ pub(crate) struct Limits {
     pub(crate) seal_bytes: u64,
     /// The most segments of the journal.
     pub(crate) segments_max: usize,
+    /// The most blocks that are fetched ahead of readings in a row.
+    pub(crate) ahead_blocks_max: u64,
 }
 
 impl Whereabouts {

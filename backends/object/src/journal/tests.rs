@@ -224,6 +224,7 @@ impl Life {
             map: Map::default(),
             committed,
             traffic: Arc::default(),
+            cached: None,
             tuning,
         };
         let bytes = BLOCKS * BLOCK_BYTES;

@@ -99,6 +99,8 @@ pub struct Opened<J> {
     pub size: Blocks,
     /// This opening.
     pub opening: Opening,
+    /// The last one before it.
+    pub before: Opening,
     /// What is committed. Writes go on behind it.
     pub committed: Committed,
     /// Where the committed blocks are.
@@ -146,6 +148,7 @@ pub async fn open<J: Journal>(
             volume: root.volume,
             size: root.size,
             opening: root.author,
+            before: newest.last.opening,
             committed,
             map,
             upload: Upload::new(requests.clone(), root, covered, lineage),

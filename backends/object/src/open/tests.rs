@@ -10,14 +10,14 @@ use sheave_core::Error;
 
 use super::*;
 use crate::extents::Span;
-use crate::format::{Placed, Run, keys};
+use crate::format::{Built, Placed, Run, keys};
 use crate::ids::{BLOCK_BYTES, Epoch, Lba, Lsn, Place, Seq};
 use crate::life::{self, NewVolume};
 use crate::map::Frozen;
 use crate::memory_store::{Faults, MemoryStore, Random, TurnClock};
 use crate::store::StoreError;
 use crate::threads::block_on;
-use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry};
+use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
 
 const SIZE: Blocks = 1000;
 
@@ -146,13 +146,14 @@ impl Feed for Batches {
         }
     }
 
-    fn read(
+    fn build(
         &self,
-        from: JournalPlace,
-        blocks: Blocks,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>> {
-        let data = vec![from.segment as u8; (blocks * BLOCK_BYTES) as usize];
-        Box::pin(async { Ok(data) })
+        plan: Plan,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
+        let read = |from: JournalPlace, blocks| {
+            Ok(vec![from.segment as u8; (blocks * BLOCK_BYTES) as usize])
+        };
+        Box::pin(async move { plan.build(read) })
     }
 
     fn freeze(&self) -> Frozen {

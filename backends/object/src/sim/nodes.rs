@@ -16,8 +16,8 @@ use std::task::{Context, Poll};
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::extents::Span;
-use crate::format::{Committed, Placed, Root, Run, State, keys};
-use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, VolumeId};
+use crate::format::{Built, Committed, Placed, Root, Run, State, keys};
+use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening, Place, VolumeId};
 use crate::journal::{Adopted, Summary, Superblock};
 use crate::life::{self, NewVolume};
 use crate::map::{Frozen, Map};
@@ -26,7 +26,7 @@ use crate::open::{self, Journal, Opened, Request};
 use crate::retry::{Patience, Requests};
 use crate::store::StoreError;
 use crate::threads::block_on;
-use crate::upload::{Feed, JournalPlace, Next, Sealed, SealedEntry};
+use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
 
 const BLOCKS: u64 = 8;
 const NODES: usize = 3;
@@ -453,14 +453,10 @@ impl Feed for NodeFeed {
         }))
     }
 
-    fn read(
-        &self,
-        from: JournalPlace,
-        _: Blocks,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send + '_>> {
+    fn build(&self, plan: Plan) -> Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
         Box::pin(async move {
             yield_now().await;
-            Ok(block(from.segment))
+            plan.build(|from, _| Ok(block(from.segment)))
         })
     }
 

@@ -112,6 +112,7 @@ impl Place {
             journal: JournalSize { segment_bytes, segments_max: 3 },
             object_bytes: 32 << 10,
             tick: Duration::from_millis(20),
+            ..Tuning::default()
         };
         let journals = self.dir.path().join(node);
         let name = self.name(node);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sheave_core::{Result, Volume};
-use sheave_object::{StoredVolume, VolumeStore};
+use sheave_object::{StoredVolume, Tuning, VolumeStore};
 
 use crate::names::absolute_paths;
 use crate::parse::Parameters;
@@ -22,6 +22,8 @@ pub(super) struct Objects {
     store: Arc<dyn VolumeStore>,
     /// Where this node keeps the journal, if the text says it.
     cache_dir: Option<PathBuf>,
+    /// Bytes of the read cache there, if the text says it.
+    cache_bytes: Option<u64>,
 }
 
 impl Objects {
@@ -33,7 +35,8 @@ impl Objects {
         parameters: &mut Parameters,
     ) -> Result<Arc<dyn Source>> {
         let cache_dir = parameters.take_path("cache-dir")?;
-        Ok(Arc::new(Self { name, export, store, cache_dir }))
+        let cache_bytes = parameters.take_bytes("cache-size")?;
+        Ok(Arc::new(Self { name, export, store, cache_dir, cache_bytes }))
     }
 
     fn volume(&self) -> Result<StoredVolume> {
@@ -47,7 +50,10 @@ impl Objects {
 
 impl Source for Objects {
     fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Volume>> {
-        Ok(Arc::new(self.volume()?.open(options.take_over)?))
+        let default = Tuning::default();
+        let cache_bytes = self.cache_bytes.unwrap_or(default.cache_bytes);
+        let tuning = Tuning { cache_bytes, ..default };
+        Ok(Arc::new(self.volume()?.open_tuned(options.take_over, tuning)?))
     }
 
     fn name(&self) -> String {

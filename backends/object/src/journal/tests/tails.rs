@@ -101,6 +101,7 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
         map: Map::default(),
         committed: Lsn(0),
         traffic: Arc::default(),
+        cached: None,
         tuning,
     };
     let bytes = BLOCKS * BLOCK_BYTES;
