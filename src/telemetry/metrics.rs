@@ -121,6 +121,7 @@ impl Collector for VolumeCollector {
         let volumes = self.registry.snapshot();
         encode_process(&mut encoder, self.started.elapsed())?;
         encode_gauges(&mut encoder, &volumes)?;
+        encode_read_cache(&mut encoder)?;
         let mut counter = |name, help, unit, value: fn(&OpSnapshot) -> u64| {
             encode_counter(&mut encoder, &volumes, (name, help, unit), value)
         };
@@ -131,6 +132,23 @@ impl Collector for VolumeCollector {
         encode_latencies(&mut encoder, &volumes)?;
         super::objects::encode(&mut encoder, &sheave_volumes::object_statuses())
     }
+}
+
+/// The read cache of all object volumes.
+fn encode_read_cache(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Some(cache) = sheave_object::cache_stats() else { return Ok(()) };
+    for (name, help, count) in [
+        ("sheave_cache_hits", "Readings of a chunk that the read cache had", cache.hits),
+        ("sheave_cache_misses", "Readings of a chunk that it had not", cache.misses),
+        ("sheave_cache_evictions", "Chunks that made room for others", cache.evictions),
+    ] {
+        let mut counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        counter.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+    }
+    let help = "Chunks of object volumes that the read cache has";
+    let unit = Some(&Unit::Bytes);
+    let mut gauge = encoder.encode_descriptor("sheave_cache", help, unit, MetricType::Gauge)?;
+    gauge.encode_gauge(&i64::try_from(cache.bytes).unwrap_or(i64::MAX))
 }
 
 fn encode_process(encoder: &mut DescriptorEncoder<'_>, uptime: Duration) -> fmt::Result {

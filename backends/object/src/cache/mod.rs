@@ -82,7 +82,7 @@ impl Found {
 }
 
 /// What the caches of this process have done and have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheStats {
     /// Readings of chunks that were there.
     pub hits: u64,
@@ -291,7 +291,7 @@ impl Cache {
 
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = (self.hits.load(Relaxed), self.misses.load(Relaxed));
-        let mut stats = CacheStats { hits, misses, ..CacheStats::default() };
+        let mut stats = CacheStats { hits, misses, evictions: 0, bytes: 0 };
         for set in &self.sets {
             let set = lock(set);
             stats.bytes += set.bytes;
@@ -301,11 +301,12 @@ impl Cache {
     }
 }
 
-/// What the caches of this process have done and have. Those of volumes that are closed are gone.
+/// What the caches of this process have done and have; `None` if there is none. Those of volumes
+/// that are closed are gone.
 #[must_use]
-pub fn cache_stats() -> CacheStats {
+pub fn cache_stats() -> Option<CacheStats> {
     let caches: Vec<_> = lock(&CACHES).iter().filter_map(Weak::upgrade).collect();
-    caches.iter().map(|cache| cache.stats()).fold(CacheStats::default(), |sum, of| CacheStats {
+    caches.iter().map(|cache| cache.stats()).reduce(|sum, of| CacheStats {
         hits: sum.hits + of.hits,
         misses: sum.misses + of.misses,
         evictions: sum.evictions + of.evictions,
