@@ -18,7 +18,7 @@ use sheave_pools::VolumeId;
 use sheave_volumes::VolumeSpec;
 use tonic::{Code, Response, Status};
 
-use super::volume_parser;
+use super::{FencingArg, volume_parser, with_fencing};
 use crate::control_api::control_socket;
 use crate::process::runtime;
 use crate::telemetry::{RuntimeDir, Servers};
@@ -48,6 +48,10 @@ pub(crate) struct AttachArgs {
     /// Open an object volume although another node has it open, which then cannot write any more
     #[arg(long)]
     take_over: bool,
+    /// How a second writer of a volume in a bucket is kept out: by the store, which is probed, or
+    /// not at all, if no other process ever opens it [default: probe]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "probe|none")]
+    fencing: Option<FencingArg>,
 }
 
 /// End a block device.
@@ -93,9 +97,10 @@ pub(crate) fn attach(args: AttachArgs) -> Result<()> {
         FrontArg::Ublk => Front::Ublk,
         FrontArg::Nbd => Front::Nbd,
     };
+    let volume = with_fencing(args.volume, args.fencing).context("attach")?;
     let device = runtime()?.block_on(async {
         let request = AttachRequest {
-            volume: target(&args.volume).await.context("attach")?,
+            volume: target(&volume).await.context("attach")?,
             front: front.into(),
             read_only: args.read_only,
             take_over: args.take_over,

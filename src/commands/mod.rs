@@ -67,6 +67,32 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for VolumeParser<T> {
     }
 }
 
+/// How a second writer of a volume in a bucket is kept out.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum FencingArg {
+    /// By the store, which is probed
+    Probe,
+    /// It is not: no other process may ever open the volume
+    None,
+}
+
+/// The text of a volume with what the option says, so that a daemon's record of it has that, too.
+///
+/// # Errors
+/// When it is no volume in a bucket.
+fn with_fencing(volume: String, fencing: Option<FencingArg>) -> anyhow::Result<String> {
+    let Some(fencing) = fencing else { return Ok(volume) };
+    if !volume.starts_with("s3:") {
+        anyhow::bail!("{}: --fencing is for volumes in buckets, s3://…", printable(&volume));
+    }
+    let joint = if volume.contains('?') { '&' } else { '?' };
+    let value = match fencing {
+        FencingArg::Probe => "probe",
+        FencingArg::None => "none",
+    };
+    Ok(format!("{volume}{joint}fencing={value}"))
+}
+
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Flexvolume(args) => return Ok(flexvolume::run(&args)),

@@ -7,7 +7,7 @@ use clap::CommandFactory as _;
 use sheave_nbd::Access;
 use sheave_volumes::VolumeSpec;
 
-use super::VolumeParser;
+use super::{FencingArg, VolumeParser, with_fencing};
 use crate::cli::Cli;
 use crate::config::serve::{EngineArg, check_text, parse_mode};
 use crate::config::{POLL_US, SHARDS};
@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// Open object volumes although another node has them open, which then cannot write any more
     #[arg(long)]
     pub(crate) take_over: bool,
+    /// How a second writer of a volume in a bucket is kept out: by the store, which is probed, or
+    /// not at all, if no other process ever opens it [default: probe]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "probe|none")]
+    fencing: Option<FencingArg>,
     /// Certificate chain (PEM or DER); with it clients must use TLS
     #[arg(long, value_name = "F")]
     pub(crate) tls_cert: Option<PathBuf>,
@@ -164,8 +168,14 @@ impl VolumeArg {
     }
 }
 
-pub(crate) fn run(args: Args) -> Result<()> {
+pub(crate) fn run(mut args: Args) -> Result<()> {
     check_counts(&args);
+    if args.fencing.is_some() {
+        for volume in &mut args.volumes {
+            let text = with_fencing(volume.text.clone(), args.fencing).context("serve")?;
+            *volume = VolumeArg::parse(text).context("serve")?;
+        }
+    }
     log::start();
     raise_open_files();
     // Before there are threads, since it changes the environment.

@@ -25,7 +25,7 @@ use sheave_core::{Error, Result, percent_decode, percent_encode, printable};
 use sheave_durable::step;
 
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
-use crate::stored::VolumeStore;
+use crate::stored::{Fencing, VolumeStore};
 use crate::threads::Threads;
 
 /// Where files are until they have their names. No key begins with it.
@@ -288,6 +288,11 @@ impl Store for DirStore {
 }
 
 impl VolumeStore for DirStore {
+    /// A link is made, or its name is taken.
+    fn fencing(&self) -> Fencing {
+        Fencing::Sure
+    }
+
     fn place(&self) -> Option<String> {
         let path = fs::canonicalize(&self.dir).ok()?;
         Some(format!("objects in {path:?}"))

@@ -33,6 +33,8 @@ pub mod map;
 #[cfg(test)]
 mod memory_store;
 pub mod open;
+mod passed;
+mod probe;
 mod recent;
 pub mod recover;
 mod retry;
@@ -55,6 +57,6 @@ pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};
 pub use life::Info;
 pub use status::{Status, statuses};
 pub use store::{Created, Store, StoreError, StoreErrorKind};
-pub use stored::{StoredVolume, VolumeStore};
+pub use stored::{Fencing, StoredVolume, VolumeStore};
 pub use traffic::{RequestCounts, RequestsByKind};
 pub use volume::{ObjectVolume, Tuning, close_all, finish_closing};

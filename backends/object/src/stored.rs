@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File};
 use std::io::Read as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sheave_core::{Error, ErrorKind, Result, printable};
@@ -15,13 +15,30 @@ use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
 use crate::journal::{JournalDir, JournalSize};
 use crate::life::{self, Info, NewVolume};
 use crate::open::{Request, find};
+use crate::passed::Passed;
+use crate::probe;
 use crate::retry::Requests;
 use crate::store::Store;
 use crate::threads::block_on;
 use crate::volume::{ObjectVolume, Tuning};
 
+/// How sure it is that of several creations of an object one succeeds, which keeps the second of two
+/// writers out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fencing {
+    /// The kernel of this node does it.
+    Sure,
+    /// The store says so, and is probed. The text tells it from other stores.
+    Probed(String),
+    /// It is not so, and the operator knows it.
+    None,
+}
+
 /// A store that has the objects of one volume, or will have them.
 pub trait VolumeStore: Store {
+    /// How sure creations are.
+    fn fencing(&self) -> Fencing;
+
     /// What tells its place from others, however it is written; `None` if that is not known.
     fn place(&self) -> Option<String>;
 
@@ -68,6 +85,7 @@ impl StoredVolume {
         // Before anything is made.
         life::check_size(&requests, size_bytes / BLOCK_BYTES)?;
         self.store.make()?;
+        self.check_store(&requests, false)?;
         let new = NewVolume {
             volume: VolumeId(Uuid::now_v7().into_bytes()),
             incarnation: incarnation()?,
@@ -135,18 +153,53 @@ impl StoredVolume {
     /// # Errors
     /// As there.
     pub fn open_tuned(&self, take_over: bool, tuning: Tuning) -> Result<ObjectVolume> {
-        // Nothing is made for a volume that does not exist.
-        self.identity()?;
-        let failed = |error| Error::from_io("make", printable(&self.journals).to_string(), error);
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.journals).map_err(failed)?;
+        let requests = self.requests();
+        self.check_store(&requests, true)?;
         self.store.sweep()?;
         let request = Request { node: node(), incarnation: incarnation()?, take_over };
-        ObjectVolume::open(&self.name, &self.requests(), &request, &self.journals, tuning)
+        ObjectVolume::open(&self.name, &requests, &request, &self.journals, tuning)
+    }
+
+    /// Probes the store, unless this node has done so recently. That another node has done it is
+    /// not enough: what says so would be copied with the bucket to a store that was never probed.
+    /// Nothing is made for a volume that must exist and does not.
+    fn check_store(&self, requests: &Requests, must_exist: bool) -> Result<()> {
+        let store = match self.store.fencing() {
+            Fencing::Sure => return Ok(()),
+            Fencing::None => {
+                tracing::warn!(
+                    "{}: without fencing; if another process opens it at the same time, both \
+                     destroy data",
+                    self.name
+                );
+                return Ok(());
+            }
+            Fencing::Probed(store) => store,
+        };
+        let passed = Passed::of(&self.journals, &store);
+        if passed.is_recent() {
+            return Ok(());
+        }
+        if must_exist {
+            self.identity()?;
+        }
+        block_on(probe::race(requests, incarnation()?))?;
+        let noted = make_journals(&self.journals).and_then(|()| passed.note());
+        if let Err(error) = noted {
+            tracing::warn!("the store is probed again next time: {error}");
+        }
+        Ok(())
     }
 
     fn requests(&self) -> Requests {
         Requests::new(Arc::clone(&self.store) as _, Arc::new(SystemClock), &self.name)
     }
+}
+
+/// Makes the directory of journals, which others have no business in.
+pub(crate) fn make_journals(dir: &Path) -> Result<()> {
+    let failed = |error| Error::from_io("make", printable(dir).to_string(), error);
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)
 }
 
 /// Random bytes that no other opening has.

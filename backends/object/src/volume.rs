@@ -19,6 +19,7 @@ use crate::journal::{JournalDir, JournalSize, Log, Recovered};
 use crate::map::Map;
 use crate::open::{self, Request};
 use crate::retry::Requests;
+use crate::stored::make_journals;
 use crate::threads::Threads;
 use crate::traffic::Traffic;
 use crate::upload::BATCH_BYTES_MAX;
@@ -120,7 +121,11 @@ impl ObjectVolume {
         tuning: Tuning,
     ) -> Result<Self> {
         wait_for_closing(name)?;
-        let lock = |id: VolumeId| JournalDir::open(&journal_dir(journals, id), tuning.journal);
+        // Nothing is made for a volume that does not exist.
+        let lock = |id: VolumeId| {
+            make_journals(journals)?;
+            JournalDir::open(&journal_dir(journals, id), tuning.journal)
+        };
         let opened = crate::threads::block_on(open::open(requests, request, lock))?;
         let open::Opened { mut journal, volume: id, size, opening, map, committed, .. } = opened;
         let (upload, mut fetcher) = (opened.upload, opened.fetcher);

@@ -10,7 +10,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 use sheave_object::store::{Answer, Listed};
-use sheave_object::{Created, Store, StoreError, StoreErrorKind, VolumeStore};
+use sheave_object::{Created, Fencing, Store, StoreError, StoreErrorKind, VolumeStore};
 
 use crate::connection::{Connection, Endpoint, Lane};
 use crate::failure::{of_no_answer, of_request};
@@ -25,6 +25,7 @@ pub struct S3Store {
     bucket: Arc<str>,
     /// Ends with a slash.
     prefix: Arc<str>,
+    is_fenced: bool,
 }
 
 impl S3Store {
@@ -32,7 +33,16 @@ impl S3Store {
     #[must_use]
     pub fn new(endpoint: &Endpoint, bucket: &str, place: &str) -> Self {
         let prefix = format!("{place}/").into();
-        Self { connection: Connection::to(endpoint), bucket: bucket.into(), prefix }
+        let connection = Connection::to(endpoint);
+        Self { connection, bucket: bucket.into(), prefix, is_fenced: true }
+    }
+
+    /// For a store that does not know conditions, or does not keep to them: it is asked whether an
+    /// object exists before that is made. Of two processes that do so at the same time both may
+    /// succeed.
+    #[must_use]
+    pub fn without_fencing(self) -> Self {
+        Self { is_fenced: false, ..self }
     }
 
     fn key(&self, key: &str) -> String {
@@ -42,7 +52,7 @@ impl S3Store {
 
 impl fmt::Debug for S3Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connection, bucket, prefix } = self;
+        let Self { connection, bucket, prefix, .. } = self;
         let endpoint = connection.endpoint();
         f.debug_struct("S3Store")
             .field("at", endpoint)
@@ -56,8 +66,13 @@ impl Store for S3Store {
     fn create<'a>(&'a self, key: &'a str, body: Bytes) -> Answer<'a, Created> {
         let (bucket, key) = (Arc::clone(&self.bucket), self.key(key));
         let bytes = body.len() as u64;
+        let condition = self.is_fenced.then(|| "*".to_owned());
         Box::pin(self.connection.request(Lane::Change, bytes, async move |client: Client| {
-            let request = client.put_object().bucket(&*bucket).key(key).if_none_match("*");
+            if condition.is_none() && is_there(&client, &bucket, &key).await? {
+                return Ok(Created::Exists);
+            }
+            let request =
+                client.put_object().bucket(&*bucket).key(key).set_if_none_match(condition);
             match request.body(ByteStream::from(body)).send().await {
                 Ok(_) => Ok(Created::Made),
                 Err(error) if status(&error) == Some(412) => Ok(Created::Exists),
@@ -172,9 +187,31 @@ impl S3Store {
 }
 
 impl VolumeStore for S3Store {
+    fn fencing(&self) -> Fencing {
+        let url = self.connection.endpoint().url.as_deref().unwrap_or("AWS");
+        match self.is_fenced {
+            true => Fencing::Probed(format!("bucket {} at {url}", self.bucket)),
+            false => Fencing::None,
+        }
+    }
+
     fn place(&self) -> Option<String> {
         let url = self.connection.endpoint().url.as_deref().unwrap_or("AWS");
         Some(format!("objects in s3://{}/{} at {url}", self.bucket, self.prefix))
+    }
+}
+
+/// Whether there is an object of that name.
+async fn is_there(client: &Client, bucket: &str, key: &str) -> Result<bool, StoreError> {
+    // An answer to HEAD has no body, so it does not tell a missing bucket from a missing object.
+    let request = client.get_object().bucket(bucket).key(key).range("bytes=0-0");
+    match request.send().await {
+        Ok(_) => Ok(true),
+        Err(error) if status(&error) == Some(416) => Ok(true),
+        Err(error) => match of_request(bucket, &error) {
+            StoreError { kind: StoreErrorKind::NotFound, .. } => Ok(false),
+            other => Err(other),
+        },
     }
 }
 

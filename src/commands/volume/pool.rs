@@ -13,7 +13,7 @@ use sheave_pools::SIZE_UNIT;
 
 use super::{object, parse_limit_bps, parse_limit_iops};
 use crate::commands::attach::{call, limits_text, volumes};
-use crate::commands::volume_parser;
+use crate::commands::{FencingArg, volume_parser, with_fencing};
 use crate::process::runtime;
 
 #[derive(clap::Args)]
@@ -21,11 +21,12 @@ use crate::process::runtime;
 Examples:
   sheave volume create fast/disk1 --size 10G && sheave attach fast/disk1
   sheave volume create dir:///store/disk1 --size 10G
+  sheave volume create s3://bucket/disk1 --size 10G
 
 A pool is one of the daemon's configuration (docs/volumes.md). The same command again does nothing;
 a volume of that name with another size is an error. An object volume (dir:///…) is made of files in
-a directory, which is made; the one above it must exist, and a volume there is an error. The
-command prints the volume's name.")]
+a directory, which is made; the one above it must exist, and a volume there is an error. That of a
+bucket (s3://…), which must exist, is made of its objects. The command prints the volume's name.")]
 pub(super) struct CreateArgs {
     /// POOL/NAME, or the URL of an object volume
     #[arg(value_parser = volume_parser())]
@@ -40,6 +41,10 @@ pub(super) struct CreateArgs {
     /// Requests per second; 0 or none is no limit
     #[arg(long, value_name = "N", value_parser = parse_limit_iops)]
     limit_iops: Option<u64>,
+    /// How a second writer of a volume in a bucket is kept out: by the store, which is probed, or
+    /// not at all, if no other process ever opens it [default: probe]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "probe|none")]
+    fencing: Option<FencingArg>,
 }
 
 #[derive(clap::Args)]
@@ -90,7 +95,8 @@ pub(super) struct UnpublishArgs {
 }
 
 pub(super) fn create(args: CreateArgs) -> Result<()> {
-    let CreateArgs { volume, size, limit_bps, limit_iops } = args;
+    let CreateArgs { volume, size, limit_bps, limit_iops, fencing } = args;
+    let volume = with_fencing(volume, fencing).context("create")?;
     if let Some(object) = object::named(&volume)? {
         if limit_bps.or(limit_iops).is_some() {
             bail!("create: an object volume has no limits of its own; add ?limit-bps= to its URL");

@@ -6,6 +6,8 @@ use crate::ids::{Epoch, Seq};
 pub const ROOTS: &str = "root/";
 /// The prefix of all log objects.
 pub const LOGS: &str = "log/";
+/// The prefix of objects that exist only while a store is probed.
+pub const PROBES: &str = "probe/";
 
 /// The key of a root. Its number is inverted, so that the newest root is the first of a listing.
 #[must_use]

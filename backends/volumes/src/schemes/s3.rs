@@ -52,8 +52,13 @@ mod in_bucket {
             Some(url) => format!("{}?endpoint={url}", url_of(bucket, &place)),
             None => url_of(bucket, &place),
         };
-        let store = Arc::new(S3Store::new(&endpoint, bucket, &place));
-        Objects::parse(known_as, export_name(OsStr::new(name)), store, parameters)
+        let store = S3Store::new(&endpoint, bucket, &place);
+        let store = match parameters.take("fencing")?.as_deref() {
+            None | Some("probe") => store,
+            Some("none") => store.without_fencing(),
+            Some(_) => return Err(parameters.wrong("fencing= is probe or none")),
+        };
+        Objects::parse(known_as, export_name(OsStr::new(name)), Arc::new(store), parameters)
     }
 
     fn url_of(bucket: &str, place: &str) -> String {

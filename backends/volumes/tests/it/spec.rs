@@ -92,6 +92,7 @@ fn bad_places_in_buckets_are_refused() {
         ("s3://bucket/name?endpoint=localhost:9000", "endpoint= is a URL"),
         ("s3://bucket/name?endpoint=http://", "endpoint= is a URL"),
         ("s3://bucket/name?endpoint=http://user:word@host", "endpoint= is a URL"),
+        ("s3://bucket/name?fencing=some", "fencing= is probe or none"),
         ("s3://bucket/name?path-style=maybe", "write true or false"),
         ("s3://bucket/name?size=1G", "unknown parameter \"size\""),
     ];
