@@ -44,9 +44,8 @@ fn check_all(wire: &mut Wire, data: &[u8], step: usize) {
 /// The file of a server's cache.
 fn cache_file(server: &Server) -> File {
     let fds = fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("descriptors");
-    let is_cache = |path: &Path| {
-        fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("/cache-"))
-    };
+    let is_cache =
+        |path: &Path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("/cache-"));
     let mut paths = fds.map(|fd| fd.expect("a descriptor").path());
     let path = paths.find(|path| is_cache(path)).expect("a cache");
     OpenOptions::new().read(true).write(true).open(path).expect("its file")
@@ -87,7 +86,8 @@ fn reads_ask_the_bucket_once() {
     check_all(&mut wire, &newer, 128 << 10);
     server.kill();
     let dir = bucket.scratch().file("node");
-    let names = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("one").file_name());
+    let names =
+        fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("one").file_name());
     let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("cache")).collect();
     assert!(left.is_empty(), "{left:?}");
     let server = bucket.serve("v", "node").unix();

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], [`upload`],
-//! [`fetch`], [`map`]; in front of it `chunks` and the file of `cache`, which a shard reads itself. The journal and the shard: `journal`, `front`, `backend`, `volume`,
-//! `worker`. Only `worker` knows tokio.
+//! [`fetch`], [`map`]; in front of it `chunks` and the file of `cache`, which a shard reads
+//! itself. The journal and the shard: `journal`, `front`, `backend`, `volume`, `worker`. Only
+//! `worker` knows tokio.
 #![forbid(unsafe_code)]
 
 mod backend;

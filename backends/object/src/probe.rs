@@ -1,5 +1,5 @@
-//! Finds out whether a store keeps what is told of it: of several creations of an object at the same
-//! time exactly one succeeds, and a listing has what was made, in order.
+//! Finds out whether a store does what a volume needs: of several creations of an object at the
+//! same time exactly one succeeds, and a listing has what was made, in order.
 //!
 //! A volume in a store that does not do so has two writers sooner or later, which destroy each
 //! other's data. Many stores that speak S3 ignore the condition of a creation, or check it before
@@ -34,7 +34,7 @@ pub(crate) async fn race(requests: &Requests, name: Incarnation) -> Result<()> {
     let made: Vec<_> = (0..ROUNDS).map(|round| key(&prefix, round)).collect();
     let deletions = made.iter().map(|key| boxed(requests.delete(key))).collect();
     let deleted: Result<Vec<()>> = all(deletions).await.into_iter().collect();
-    outcome.and(deleted.map(drop))
+    outcome.and_then(|()| deleted.map(drop))
 }
 
 async fn race_below(requests: &Requests, prefix: &str) -> Result<()> {
@@ -69,8 +69,8 @@ async fn race_below(requests: &Requests, prefix: &str) -> Result<()> {
     check_order(requests, prefix).await
 }
 
-/// A listing begins with the lowest key, or behind the one that it is told, and has as many as it
-/// is told.
+/// A listing begins with the lowest key, or behind the one that is named, and has no more than are
+/// asked for.
 async fn check_order(requests: &Requests, prefix: &str) -> Result<()> {
     let middle = ROUNDS / 2;
     let asked = [
@@ -104,8 +104,8 @@ async fn check(
 /// The error about a store that does not keep its word.
 fn refused(requests: &Requests, why: &str) -> Error {
     let why = format!(
-        "the store cannot keep a second writer out: {why}; use another store, or fencing=none if no \
-         other process ever opens this volume"
+        "the store cannot keep a second writer out: {why}; use another store, or fencing=none if \
+         no other process ever opens this volume"
     );
     requests.error(ErrorKind::Unsupported, "probe", "", &why)
 }

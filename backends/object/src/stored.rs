@@ -22,8 +22,8 @@ use crate::store::Store;
 use crate::threads::block_on;
 use crate::volume::{ObjectVolume, Tuning};
 
-/// How sure it is that of several creations of an object one succeeds, which keeps the second of two
-/// writers out.
+/// How sure it is that of several creations of an object one succeeds, which keeps the second of
+/// two writers out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fencing {
     /// The kernel of this node does it.

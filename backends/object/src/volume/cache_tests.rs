@@ -84,7 +84,7 @@ impl Place {
         let dir = DirStore::new(&self.path(store));
         dir.make().unwrap();
         let (gets, holds) = (Arc::clone(&self.gets), Arc::clone(&self.holds));
-        let store_path = self.path(store).display().to_string();
+        let store_path = self.path(store).to_string_lossy().into_owned();
         Requests::new(
             Arc::new(NotingStore { dir, gets, holds }),
             Arc::new(SystemClock),
@@ -101,13 +101,14 @@ impl Place {
             cache_bytes: 1 << 30,
             ..Tuning::default()
         };
-        let (name, journals) = (self.path(store).display().to_string(), self.path("journals"));
+        let (name, journals) =
+            (self.path(store).to_string_lossy().into_owned(), self.path("journals"));
         ObjectVolume::open(&name, &self.requests(store), &request, &journals, tuning).unwrap()
     }
 
     fn close(&self, store: &str, volume: ObjectVolume) {
         drop(volume);
-        wait_for_closing(&self.path(store).display().to_string()).unwrap();
+        wait_for_closing(&self.path(store).to_string_lossy()).unwrap();
     }
 
     /// A volume whose blocks are in the store, and of which nothing is in a cache.

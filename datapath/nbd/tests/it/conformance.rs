@@ -156,6 +156,7 @@ both_engines! {
                 journal: JournalSize { segment_bytes, segments_max: 2 },
                 object_bytes: 64 << 10,
                 tick: Duration::from_millis(50),
+                ..Tuning::default()
             };
             let volume = volume.open_tuned(false, tuning).unwrap();
             Arc::new(Served::new(engine, Arc::new(BlockSize::new(Arc::new(volume)))))
