@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use sheave_conformance::{Driver, Mishap, PlainEngine, ops};
@@ -196,26 +197,54 @@ fn note(records: &mut Records, seeds: &[Seed], event: &Event) {
     records.insert(record.lsn, (record.entry.span(), blocks));
 }
 
+/// Gives a volume a segment whenever a write waits for one, as its worker does.
+fn give_when_short(engine: Arc<Engine>, mut files: Vec<SegmentFile>) {
+    std::thread::spawn(move || {
+        while !files.is_empty() && !engine.with(|front| front.is_closing()) {
+            let is_short = engine.with(|front| front.waits_for().is_some());
+            if is_short && engine.with(|front| front.begin_segment()) {
+                engine.with(|front| front.made_segment(files.pop()));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    });
+}
+
 /// A volume without a bucket.
 struct Life {
     dir: TempDir,
     trace: Trace,
     driver: Driver<PlainEngine>,
     engine: Arc<Engine>,
+    /// Pages of the journal's room that may be in use.
+    pages: u64,
 }
 
 impl Life {
     /// Opens what a directory has.
     fn open(dir: TempDir, epoch: u64, committed: Lsn) -> (Self, Vec<Replayed>, Disk) {
+        Self::open_with(dir, epoch, committed, false)
+    }
+
+    /// The same; `is_late`: there is no free segment until a write waits for one.
+    fn open_with(
+        dir: TempDir,
+        epoch: u64,
+        committed: Lsn,
+        is_late: bool,
+    ) -> (Self, Vec<Replayed>, Disk) {
         let opening = Opening { epoch: Epoch(epoch), incarnation: Incarnation([epoch as u8; 16]) };
-        let size = JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 3 };
-        let journal = JournalDir::open(dir.path(), size).unwrap();
+        let segments_max = if is_late { SIZE.segments_max } else { SIZE.segments_max - 1 };
+        let journal = JournalDir::open(dir.path(), JournalSize { segments_max, ..SIZE }).unwrap();
         make_dir(&journal_path(dir.path())).unwrap();
         let mut recovered = journal.recover(VOLUME, committed).unwrap();
         let records = recovered.records.clone();
         while recovered.held.len() + recovered.free.len() < SIZE.segments_max {
             recovered.free.push(journal.make_segment().unwrap());
         }
+        let late = if is_late { std::mem::take(&mut recovered.free) } else { Vec::new() };
+        // All but one segment have room for what is written first, also if there was a crash before.
+        let pages = if is_late && recovered.held.len() < 2 { 0 } else { ROOM_PAGES };
         let disk = Disk::of(dir.path());
         let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
         let parts = Parts {
@@ -230,10 +259,11 @@ impl Life {
         let bytes = BLOCKS * BLOCK_BYTES;
         let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
         let opened = Arc::new(Opened { engine: Arc::clone(&engine) });
+        give_when_short(Arc::clone(&engine), late);
         let trace = Trace::default();
         let plain = PlainEngine::new(64).with_mishaps(watch(&trace));
         let driver = Driver::new(Box::new(ObjectBackend::new(opened)), plain);
-        (Self { dir, trace, driver, engine }, records, disk)
+        (Self { dir, trace, driver, engine, pages }, records, disk)
     }
 
     fn event(&self, event: Event) {
@@ -241,8 +271,7 @@ impl Life {
     }
 
     fn run(&mut self, steps: &[Step]) {
-        // There may be some already.
-        let mut pages = ROOM_PAGES;
+        let mut pages = self.pages;
         for step in steps {
             match step {
                 Step::Ops(ops) => {
@@ -385,7 +414,7 @@ proptest! {
     #[test]
     fn every_crash_leaves_a_prefix(first in steps(), second in steps(), seed in 1..u64::MAX) {
         let dir = Disk::default().to_dir();
-        let (mut life, _, disk) = Life::open(dir, 1, Lsn(0));
+        let (mut life, _, disk) = Life::open_with(dir, 1, Lsn(0), seed.is_multiple_of(2));
         life.run(&first);
         let mut crashes = 0u64;
         crash_everywhere(&life, disk, Expected::default(), seed, |disk, expected, least| {
@@ -395,7 +424,8 @@ proptest! {
             if !(crashes + seed).is_multiple_of(9) {
                 return;
             }
-            let (mut life, _, disk) = Life::open(dir, 2, expected.committed);
+            let is_late = (crashes / 9).is_multiple_of(2);
+            let (mut life, _, disk) = Life::open_with(dir, 2, expected.committed, is_late);
             life.run(&second);
             let mut expected = expected.clone();
             // The opening has made durable what it has found, and forgotten the rest.
