@@ -20,7 +20,7 @@ install: ## the release binary, to PREFIX/bin (/usr/local/bin)
 docker-plugin: build ## a managed plugin of Docker, for docker plugin create (docs/docker.md)
 	deploy/docker/build
 
-demo: ## serve a file system, use it with foreign clients, show the latencies
+demo: ## serve a file system from objects in a directory, kill, lose, check, show latencies
 	scripts/demo
 
 test: ## all tests
