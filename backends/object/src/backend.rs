@@ -3,13 +3,14 @@
 mod change;
 mod journal_read;
 mod read;
+mod status;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 
-use sheave_core::extents::{ExtentList, data, empty_range_outcome, hole};
+use sheave_core::extents::empty_range_outcome;
 use sheave_core::{
     Backend, ByteRange, Completion, Destination, Error, ErrorKind, Io, IoDone, IoRequest, IoToken,
     Nanos, Op, Outcome, Reply, Result, Segment as Piece, Stalled, Submitted, Tag, VolumeInfo,
@@ -19,7 +20,7 @@ use slab::Slab;
 
 use crate::BLOCK_BYTES;
 use crate::extents::Span;
-use crate::front::{Mail, News, Sync, Whereabouts};
+use crate::front::{Mail, News, Sync};
 use crate::ids::Lsn;
 use crate::volume::Opened;
 use change::Change;
@@ -31,9 +32,6 @@ use read::{CachedRead, Read};
 const JOBS_MAX: usize = 64 << 10;
 /// The most times that one request is started again after a signal, or without progress.
 const TRIES_MAX: u8 = 100;
-/// A block status looks at so many blocks at a time, and at so many runs in all.
-const STATUS_BLOCKS: u64 = 64 << 10;
-const STATUS_RUNS_MAX: usize = 4096;
 
 pub(crate) struct ObjectBackend {
     opened: Arc<Opened>,
@@ -60,6 +58,8 @@ enum Work {
     Change(Change),
     Read(Read),
     Flush,
+    /// A block status that waits for a leaf of the map: its range, and the most extents.
+    Status(ByteRange, usize),
 }
 
 /// A request in flight.
@@ -137,7 +137,9 @@ impl Backend for ObjectBackend {
         }
         let begun = match op {
             Op::Cache { .. } => Some(Ok(Reply::Done)),
-            Op::BlockStatus { range, extents_max } => Some(self.block_status(range, extents_max)),
+            Op::BlockStatus { range, extents_max } => {
+                self.block_status((range, extents_max), tag, io)
+            }
             Op::Read { range, .. } => self.read(range, tag, io),
             Op::Flush => self.flush(tag, io),
             Op::Write { .. } | Op::Trim { .. } | Op::WriteZeroes { .. } => {
@@ -274,31 +276,6 @@ impl ObjectBackend {
         self.request(IoRequest::Sync { file }, Request::Sync(sync), io);
     }
 
-    fn block_status(&self, range: ByteRange, extents_max: usize) -> Outcome {
-        let mut list = ExtentList::new(extents_max);
-        let mut left = span_of(range);
-        let mut runs = 0;
-        while !left.is_empty() && runs < STATUS_RUNS_MAX {
-            let piece = Span { start: left.start, blocks: left.blocks.min(STATUS_BLOCKS) };
-            let parts = self
-                .opened
-                .engine
-                .with(|front| front.check_read("block_status").map(|()| front.resolve(piece)))?;
-            runs += parts.len();
-            for (part, whereabouts) in parts {
-                let is_pushed = list.push(match whereabouts {
-                    Whereabouts::Zero => hole(part.bytes()),
-                    _ => data(part.bytes()),
-                });
-                if !is_pushed {
-                    return list.into_reply();
-                }
-            }
-            left = Span { start: piece.end(), blocks: left.blocks - piece.blocks };
-        }
-        list.into_reply()
-    }
-
     /// Processes the mail, and goes on with what waits.
     fn take_news(&mut self, io: &mut dyn Io) {
         let mut mail = std::mem::take(&mut self.mail);
@@ -319,6 +296,7 @@ impl ObjectBackend {
 
     fn process(&mut self, key: usize, news: News, io: &mut dyn Io) {
         match news {
+            News::Fetched(_, outcome) if self.is_status(key) => self.leaf_arrived(key, outcome, io),
             News::Fetched(at, outcome) => {
                 let outcome = outcome.map(|bytes| {
                     if let Some(Job { work: Work::Read(read), .. }) = self.jobs.get(key) {

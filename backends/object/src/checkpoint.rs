@@ -1,25 +1,34 @@
 //! When a checkpoint is made, and which one the roots name.
 //!
 //! A checkpoint is a log object with the map of what was committed when it was begun. When it is
-//! committed itself, a root names it. An opening then reads it, and the objects behind what it has:
-//! at most [`tail_max`] of them, since no object is begun that is further away.
+//! committed itself, a root names it. An opening then reads it, and the objects behind what it
+//! has: at most [`tail_max`] of them and a checkpoint, since no other object is begun that is
+//! further away.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use sheave_core::{Error, ErrorKind, Result};
 
+use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, Directory, DirectoryPlace, Root, State, checkpoint, keys,
+    Author, Built, Committed, Directory, FramePlace, LeafRef, OBJECT_BYTES_MAX, ObjectBuilder,
+    Root, State, keys,
 };
 use crate::ids::{Lsn, Seq};
 use crate::lineage::Lineage;
-use crate::retry::{Requests, Settled};
+use crate::map::{Leaf, Merge, MergeLimits, Merged, Settled};
+use crate::retry::{Requests, Settled as Created};
 use crate::upload::{Feed, WINDOW};
 
 /// A checkpoint is made after so many objects.
 pub(crate) const INTERVAL: u64 = 16;
+/// What a checkpoint has beside map and epochs takes less.
+const OTHER_BYTES: u64 = 4096;
+const REACH_BYTES: u64 = 16;
 
 /// The most objects behind what the newest checkpoint has, that one included, where checkpoints
 /// come after so many objects.
@@ -27,66 +36,142 @@ pub(crate) const fn tail_max(interval: u64) -> u64 {
     interval + WINDOW as u64 + 1
 }
 
+/// When checkpoints are made, and what of the map they write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cadence {
+    /// After so many objects.
+    pub(crate) interval: u64,
+    pub(crate) limits: MergeLimits,
+}
+
+impl Cadence {
+    /// For a map that may take so many bytes in memory.
+    pub(crate) const fn of_bytes(map_bytes: u64) -> Self {
+        Self { interval: INTERVAL, limits: MergeLimits::of_bytes(map_bytes) }
+    }
+}
+
 /// The checkpoints of an opening.
 pub(crate) struct Checkpoints {
     requests: Requests,
+    /// Gets leaves that are to be merged.
+    fetcher: Fetcher,
+    feed: Arc<dyn Feed>,
     /// The newest root of the opening.
     root: Root,
+    /// With the opening itself.
     lineage: Lineage,
-    interval: u64,
+    cadence: Cadence,
     /// The checkpoint that the root names has all up to this object.
     covered: Seq,
     step: Step,
-    /// The map was too large for an object.
+    /// The map is too large for an object, or a part of it is damaged.
     is_impossible: bool,
 }
 
 enum Step {
     Idle,
+    /// The map is being merged: it has all up to there.
+    Merging(Committed, Pin<Box<dyn Future<Output = Result<Merged, Failed>> + Send>>),
+    /// It waits for its place in the log.
+    Merged(Committed, Box<Merged>),
     /// Its object is under way.
-    Making(Made),
+    Making(Box<Making>),
     /// The root that names it is under way.
-    Naming(Made, Box<Root>, Pin<Box<dyn Future<Output = Result<Settled>> + Send>>),
+    Naming(Box<Root>, Seq, Pin<Box<dyn Future<Output = Result<Created>> + Send>>),
 }
 
-/// A checkpoint, and up to which object it has all.
-#[derive(Clone, Copy)]
-struct Made {
-    place: DirectoryPlace,
+/// A merge of which there is no checkpoint, and why.
+type Failed = (Merge, String);
+
+struct Making {
+    directory: FramePlace,
     covered: Seq,
+    settled: Settled,
 }
 
 impl Checkpoints {
-    /// For the opening that has made this root, whose checkpoint has all up to an object. The
-    /// lineage has the opening itself.
-    pub(crate) fn new(requests: Requests, root: Root, covered: Seq, lineage: Lineage) -> Self {
-        let (step, interval) = (Step::Idle, INTERVAL);
-        Self { requests, root, lineage, interval, covered, step, is_impossible: false }
-    }
-
-    /// The same with a checkpoint after so many objects.
-    pub(crate) fn every(self, interval: u64) -> Self {
-        Self { interval, ..self }
+    /// For the opening that has made this root, whose checkpoint has all up to an object.
+    pub(crate) fn new(
+        (requests, fetcher): (Requests, Fetcher),
+        (root, covered): (Root, Seq),
+        lineage: Lineage,
+        cadence: Cadence,
+        feed: Arc<dyn Feed>,
+    ) -> Self {
+        Self {
+            requests,
+            fetcher,
+            feed,
+            root,
+            lineage,
+            cadence,
+            covered,
+            step: Step::Idle,
+            is_impossible: false,
+        }
     }
 
     /// Whether an object of this number may be begun now: else it would have to be read by an
     /// opening that comes before the next checkpoint.
     pub(crate) fn allows(&self, seq: Seq) -> bool {
-        self.is_impossible || seq.0 <= self.covered.0 + tail_max(self.interval)
+        self.is_impossible || seq.0 <= self.covered.0 + tail_max(self.cadence.interval)
     }
 
-    /// Whether the object of this number is to be a checkpoint of what is committed. It waits for
-    /// most of what is under way, since it cannot have that.
-    pub(crate) fn is_due(&self, committed: Seq, next: Seq) -> bool {
-        let is_far = next.0 > self.covered.0 + self.interval;
-        let is_worth_it = committed.0 >= self.covered.0 + self.interval * 3 / 4;
-        self.is_idle() && !self.is_impossible && is_far && is_worth_it
+    /// Begins a checkpoint of what is committed, if it is time; `next` is the number of the next
+    /// object. It waits for most of what is under way, since it cannot have that.
+    pub(crate) fn begin_if_due(&mut self, committed: Committed, next: Seq) {
+        let interval = self.cadence.interval;
+        let is_far = next.0 > self.covered.0 + interval;
+        if is_far && committed.seq.0 >= self.covered.0 + interval * 3 / 4 {
+            self.begin(committed);
+        }
     }
 
-    /// Whether there is something behind the last checkpoint, but itself.
-    pub(crate) fn is_due_at_end(&self, committed: Seq) -> bool {
+    /// Begins one if there is something behind the last one, but itself.
+    pub(crate) fn begin_last(&mut self, committed: Committed) {
         let of_itself = u64::from(self.root.directory.is_some());
-        self.is_idle() && !self.is_impossible && committed.0 > self.covered.0 + of_itself
+        if committed.seq.0 > self.covered.0 + of_itself {
+            self.begin(committed);
+        }
+    }
+
+    fn begin(&mut self, committed: Committed) {
+        if !self.is_idle() || self.is_impossible {
+            return;
+        }
+        let (fetcher, feed) = (self.fetcher.clone(), Arc::clone(&self.feed));
+        let (frozen, limits) = (feed.freeze(), self.cadence.limits);
+        let epochs = self.lineage.up_to(committed.seq).len() as u64;
+        let other_bytes = epochs * REACH_BYTES + OTHER_BYTES;
+        let merging = async move {
+            let merge = compute(&*feed, move || frozen.merge(limits)).await;
+            if merge.bytes_max() + other_bytes > OBJECT_BYTES_MAX {
+                return Err((merge, "the map has become too large".to_owned()));
+            }
+            let mut old = BTreeMap::<u64, Arc<Leaf>>::new();
+            for leaf in merge.needed().collect::<Vec<_>>() {
+                let content = match feed.leaf(leaf.number) {
+                    Some(content) => content,
+                    None => match fetcher.load(leaf).await {
+                        Ok(content) => content,
+                        Err(error) => return Err((merge, error.to_string())),
+                    },
+                };
+                old.insert(leaf.number, content);
+            }
+            Ok(compute(&*feed, move || merge.finish(&old)).await)
+        };
+        self.step = Step::Merging(committed, Box::pin(merging));
+    }
+
+    /// Makes no more checkpoints. The map goes on as it is.
+    fn give_up(&mut self, merge: Merge, why: &str) {
+        let Merged { runs, leaves, .. } = merge.without_leaves().finish(&BTreeMap::new());
+        self.feed.settle(Settled { runs, leaves, changed: Vec::new() });
+        (self.is_impossible, self.step) = (true, Step::Idle);
+        let volume = self.requests.name();
+        tracing::warn!(volume, "no more checkpoints, so that opening it takes longer: {why}");
     }
 
     /// Whether nothing of a checkpoint is under way.
@@ -94,67 +179,82 @@ impl Checkpoints {
         matches!(self.step, Step::Idle)
     }
 
-    /// The object of a checkpoint of what is committed; `before` is the last write of the objects
-    /// before it. `None` if the map is too large.
-    pub(crate) fn begin(
-        &mut self,
-        author: &Author,
-        committed: Committed,
-        (seq, before): (Seq, Lsn),
-        feed: &dyn Feed,
-    ) -> Option<Built> {
-        let epochs = self.lineage.up_to(committed.seq);
-        let runs = feed.freeze().merge();
-        let directory = Directory { covered: committed, epochs, runs };
-        let made = checkpoint(author, seq, before, &directory);
-        feed.settle(directory.runs);
-        let Some((built, place)) = made else {
-            self.is_impossible = true;
-            tracing::warn!(
-                volume = self.requests.name(),
-                "the map has become too large for a checkpoint; to open the volume takes longer"
-            );
-            return None;
+    /// The object of a checkpoint that is ready, if one is; `before` is the last write of the
+    /// objects before it.
+    pub(crate) fn build(&mut self, author: &Author, seq: Seq, before: Lsn) -> Option<Built> {
+        let (covered, merged) = match std::mem::replace(&mut self.step, Step::Idle) {
+            Step::Merged(covered, merged) => (covered, *merged),
+            other => {
+                self.step = other;
+                return None;
+            }
         };
-        self.step = Step::Making(Made { place, covered: committed.seq });
-        Some(built)
+        let Merged { runs, mut leaves, changed } = merged;
+        let mut builder = ObjectBuilder::new(author, seq, changed.len() + 1, 16 * runs.len());
+        let mut new = Vec::with_capacity(changed.len());
+        for (number, runs) in changed {
+            leaves.insert(number, builder.leaf(number, &runs));
+            new.push((number, Arc::new(Leaf::new(number, &runs))));
+        }
+        let refs = leaves.iter().map(|(number, place)| LeafRef { number: *number, place: *place });
+        let epochs = self.lineage.up_to(covered.seq);
+        let directory = Directory { covered, epochs, leaves: refs.collect(), runs };
+        let place = builder.directory(&directory);
+        let settled = Settled { runs: directory.runs, leaves, changed: new };
+        let covered = covered.seq;
+        self.step = Step::Making(Box::new(Making { directory: place, covered, settled }));
+        Some(builder.finish(before.next(), before))
     }
 
     /// Whether the object of this number is the checkpoint that is under way.
     pub(crate) fn is_making(&self, seq: Seq) -> bool {
-        matches!(&self.step, Step::Making(made) if made.place.seq == seq)
+        matches!(&self.step, Step::Making(making) if making.directory.seq == seq)
     }
 
     /// The checkpoint is committed, and all before it. A root names it; if the volume is closing,
     /// that is the closed one.
     pub(crate) fn made(&mut self, committed: Committed, is_closing: bool) {
-        let Step::Making(made) = std::mem::replace(&mut self.step, Step::Idle) else { return };
-        assert!(committed.seq >= made.place.seq, "only what is committed is named");
+        let Step::Making(making) = std::mem::replace(&mut self.step, Step::Idle) else { return };
+        let Making { directory, covered, settled } = *making;
+        assert!(committed.seq >= directory.seq, "only what is committed is named");
+        self.feed.settle(settled);
         let mut root = self.root.clone();
-        (root.committed, root.directory) = (committed, Some(made.place));
+        (root.committed, root.directory) = (committed, Some(directory));
         if is_closing {
-            (self.root, self.covered) = (root, made.covered);
+            (self.root, self.covered) = (root, covered);
             return;
         }
         root.number += 1;
         let (requests, body) = (self.requests.clone(), root.encode());
         let key = keys::root(root.number);
         let naming = Box::pin(async move { requests.create(&key, body.into()).await });
-        self.step = Step::Naming(made, Box::new(root), naming);
+        self.step = Step::Naming(Box::new(root), covered, naming);
     }
 
-    /// Goes on with the root that names a checkpoint.
+    /// Goes on with what is under way beside its object.
     ///
     /// # Errors
     /// [`ErrorKind::Fenced`] when another opener has the volume, and those of the store.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        let Step::Naming(made, root, naming) = &mut self.step else { return Ok(()) };
-        let Poll::Ready(settled) = naming.as_mut().poll(cx) else { return Ok(()) };
-        if let Settled::Theirs(_) = settled? {
-            return Err(fenced(&self.requests, "checkpoint", &keys::root(root.number)));
+        match &mut self.step {
+            Step::Merging(covered, merging) => match merging.as_mut().poll(cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(merged)) => self.step = Step::Merged(*covered, Box::new(merged)),
+                Poll::Ready(Err((merge, why))) => self.give_up(merge, &why),
+            },
+            Step::Naming(root, covered, naming) => match naming.as_mut().poll(cx) {
+                Poll::Pending => {}
+                Poll::Ready(created) => {
+                    if let Created::Theirs(_) = created? {
+                        let key = keys::root(root.number);
+                        return Err(fenced(&self.requests, "checkpoint", &key));
+                    }
+                    (self.root, self.covered) = (Root::clone(root), *covered);
+                    self.step = Step::Idle;
+                }
+            },
+            Step::Idle | Step::Merged(..) | Step::Making(_) => {}
         }
-        (self.root, self.covered) = (Root::clone(root), made.covered);
-        self.step = Step::Idle;
         Ok(())
     }
 
@@ -171,10 +271,23 @@ impl Checkpoints {
         root.last.is_closed = true;
         let key = keys::root(root.number);
         match requests.create(&key, root.encode().into()).await? {
-            Settled::Mine => Ok(()),
-            Settled::Theirs(_) => Err(fenced(&requests, "close", &key)),
+            Created::Mine => Ok(()),
+            Created::Theirs(_) => Err(fenced(&requests, "close", &key)),
         }
     }
+}
+
+/// Computes something on a thread for which no other volume waits.
+async fn compute<T: Send + 'static>(
+    feed: &dyn Feed,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let slot = Arc::new(Mutex::new(None));
+    let result = Arc::clone(&slot);
+    let store = move || *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(work());
+    feed.compute(Box::new(store)).await;
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    slot.take().expect("what was computed")
 }
 
 /// The error of an opening that is not the last one any more.

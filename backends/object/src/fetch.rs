@@ -10,9 +10,10 @@ use sheave_core::{ErrorKind, Result};
 use crate::cache::{CHUNK_BYTES, Cache, Found};
 use crate::chunks::{self, Chunks, REQUEST_CHUNKS};
 use crate::extents::Span;
-use crate::format::{FRAME_BYTES, ObjectId, RunPart, keys};
+use crate::format::{FRAME_BYTES, LeafRef, ObjectId, Run, RunPart, decode_leaf, keys};
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place, VolumeId};
 use crate::lineage::Lineage;
+use crate::map::Leaf;
 use crate::retry::{Listener, Patience, Requests};
 use crate::store::StoreError;
 
@@ -62,6 +63,54 @@ impl Fetcher {
                 None => Ok(vec![0; (blocks * BLOCK_BYTES) as usize]),
                 Some((object, part)) => fetcher.fetch_part(lba, part, object).await,
             }
+        }
+    }
+
+    /// The blocks of a span that a leaf knows.
+    ///
+    /// # Errors
+    /// As for [`Fetcher::fetch`].
+    pub fn fetch_by(
+        &self,
+        leaf: Arc<Leaf>,
+        span: Span,
+    ) -> impl Future<Output = Result<Vec<u8>>> + Send + 'static {
+        let fetcher = self.clone();
+        async move {
+            let mut data = vec![0; span.bytes() as usize];
+            let runs: Vec<_> = leaf.within(span).collect();
+            for Run { span: part, place } in runs {
+                let some = fetcher.fetch(Lba(part.start), part.blocks, place).await?;
+                let at = ((part.start - span.start) * BLOCK_BYTES) as usize;
+                data[at..at + some.len()].copy_from_slice(&some);
+            }
+            Ok(data)
+        }
+    }
+
+    /// A leaf of the map.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when it is missing or damaged, and those of the store.
+    pub fn load(&self, leaf: LeafRef) -> impl Future<Output = Result<Arc<Leaf>>> + Send + 'static {
+        let fetcher = self.clone();
+        async move {
+            let LeafRef { number, place } = leaf;
+            let epoch = fetcher.lineage.epoch_of(place.seq);
+            let epoch = epoch.expect("a map has objects of known epochs only");
+            let object = ObjectId { epoch, seq: place.seq };
+            let key = keys::log(epoch, place.seq);
+            let damaged = |why: &str| {
+                let why = format!("{why}; it has a part of the map of the volume");
+                fetcher.requests.error(ErrorKind::Corrupt, "read", &key, &why)
+            };
+            let begin = u64::from(place.at);
+            let bytes = begin..begin + u64::from(place.bytes);
+            let stored = fetcher.requests.get(&key, bytes).await?;
+            let stored = stored.ok_or_else(|| damaged("the object is missing"))?;
+            let runs = decode_leaf(fetcher.volume, object, (number, place.at), &stored);
+            let runs = runs.map_err(|wrong| damaged(&wrong.to_string()))?;
+            Ok(Arc::new(Leaf::new(number, &runs)))
         }
     }
 

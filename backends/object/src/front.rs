@@ -14,15 +14,16 @@ use sheave_core::{Error, ErrorKind, Result};
 use slab::Slab;
 
 pub(crate) use back::NextBatch;
-pub(crate) use parts::{Effects, Fetch, Journal, Limits, Mail, News, Sync, Whereabouts};
-use parts::{Flush, Pending, User};
+pub(crate) use parts::{By, Effects, Fetch, Journal, Limits, Mail, News, Sync, Whereabouts};
+use parts::{Flush, Loads, Pending, User};
 use streams::Streams;
 
 use crate::extents::Span;
+use crate::format::LeafRef;
 use crate::format::record::Entry;
 use crate::ids::{Lsn, Place};
 use crate::journal::{Replayed, Reserved};
-use crate::map::Map;
+use crate::map::{Found, Map};
 use crate::recent::{Fresh, Recent};
 use crate::upload::JournalPlace;
 
@@ -67,6 +68,7 @@ pub(crate) struct Front {
     streams: Streams,
     /// What is to be in the cache soon.
     ahead: Vec<(Span, Place)>,
+    loads: Loads,
     /// The worker sleeps until it is roused: everything is durable and sealed.
     is_quiet: bool,
     /// For how many ticks of the worker there have been unsealed writes.
@@ -111,6 +113,7 @@ impl Front {
             fetches: Vec::new(),
             streams: Streams::new(limits.ahead_blocks_max),
             ahead: Vec::new(),
+            loads: Loads::default(),
             is_quiet: true,
             unsealed_ticks: 0,
             uploads: None,
@@ -366,7 +369,7 @@ impl Front {
                 self.map
                     .cover(span)
                     .into_iter()
-                    .map(|(span, place)| (span, place.map_or(Whereabouts::Zero, Whereabouts::of))),
+                    .map(|(span, found)| (span, Whereabouts::of(found))),
             ),
         });
         parts
@@ -376,9 +379,10 @@ impl Front {
     pub(crate) fn note_reading(&mut self, span: Span) {
         let Some(wanted) = self.streams.read(span) else { return };
         let pieces = self.map.cover(wanted);
-        let in_bucket = pieces.into_iter().filter_map(|(span, place)| match place? {
-            Place::Zero => None,
-            place @ Place::Object { .. } => Some((span, place)),
+        let in_bucket = pieces.into_iter().filter_map(|(span, found)| match found {
+            Found::At(place) => Some((span, place)),
+            // A leaf that is not in memory comes with the reading itself.
+            Found::Zero | Found::In(_) => None,
         });
         let wanted_pieces: Vec<_> = in_bucket.collect();
         let blocks: u64 = wanted_pieces.iter().map(|(span, _)| span.blocks).sum();
@@ -399,7 +403,26 @@ impl Front {
         (span, place): (Span, Place),
     ) {
         let id = self.fetching.insert((user, job, at));
-        self.fetches.push(Fetch { id, span, place });
+        self.fetches.push(Fetch { id, span, by: By::Place(place) });
+        self.effects.rouse = true;
+        if self.is_shut {
+            self.refuse_fetches();
+        }
+    }
+
+    /// The same for blocks that a leaf knows, which is fetched first. Without blocks, only the leaf
+    /// is.
+    pub(crate) fn fetch_by(
+        &mut self,
+        (user, job): (usize, usize),
+        at: usize,
+        (span, leaf): (Span, LeafRef),
+    ) {
+        let id = self.fetching.insert((user, job, at));
+        if !self.loads.waiting.contains_key(&leaf) {
+            self.loads.new.push(leaf);
+        }
+        self.loads.waiting.entry(leaf).or_default().push((id, span));
         self.effects.rouse = true;
         if self.is_shut {
             self.refuse_fetches();

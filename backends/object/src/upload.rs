@@ -14,14 +14,15 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use sheave_core::{Error, Result};
 
-use crate::checkpoint::{self, Checkpoints, fenced};
+use crate::checkpoint::{Cadence, Checkpoints, fenced};
+use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Run, State, keys,
+    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, State, keys,
     run_bytes,
 };
 use crate::ids::{Blocks, Lba, Lsn, Seq};
 use crate::lineage::Lineage;
-use crate::map::Frozen;
+use crate::map::{self, Frozen, Leaf};
 use crate::retry::{Listener, Patience, Requests, Settled};
 use crate::store::StoreError;
 
@@ -31,6 +32,8 @@ pub const WINDOW: usize = 8;
 pub const BATCH_BYTES_MAX: u64 = 32 << 20;
 /// Entries of an object.
 pub const BATCH_ENTRIES_MAX: usize = ENTRIES_MAX;
+/// Bytes that the map of a volume takes in memory, where nothing else is asked for.
+pub(crate) const MAP_BYTES_DEFAULT: u64 = 256 << 20;
 /// Bytes of objects under way in this process.
 const BUDGET_BYTES: u64 = 256 << 20;
 
@@ -57,8 +60,19 @@ pub trait Feed: Send + Sync {
     /// [`Feed::settle`].
     fn freeze(&self) -> Frozen;
 
-    /// What was frozen is merged to this.
-    fn settle(&self, merged: Vec<Run>);
+    /// This has become of what was frozen.
+    fn settle(&self, settled: map::Settled);
+
+    /// Does work that may take a tenth of a second, not on a thread that others wait for.
+    fn compute(
+        &self,
+        work: Box<dyn FnOnce() + Send>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async { work() })
+    }
+
+    /// A leaf of the map, if it is in memory.
+    fn leaf(&self, number: u64) -> Option<Arc<Leaf>>;
 
     /// Nothing will be committed any more: `Fenced` when another opener has the volume, `Corrupt`
     /// when the journal is damaged, and the errors of the store.
@@ -165,21 +179,33 @@ pub struct Upload {
     covered: Seq,
     /// With the opening itself.
     lineage: Lineage,
-    checkpoint_interval: u64,
+    fetcher: Fetcher,
+    cadence: Cadence,
 }
 
 impl Upload {
     /// For the opening that has made this open root. Its checkpoint has all up to an object.
     #[must_use]
-    pub fn new(requests: Requests, root: Root, covered: Seq, lineage: Lineage) -> Self {
+    pub fn new(
+        requests: Requests,
+        (root, covered): (Root, Seq),
+        lineage: Lineage,
+        fetcher: Fetcher,
+    ) -> Self {
         assert_eq!(root.state, State::Open, "no object comes before its open root");
-        Self { requests, root, covered, lineage, checkpoint_interval: checkpoint::INTERVAL }
+        Self {
+            requests,
+            root,
+            covered,
+            lineage,
+            fetcher,
+            cadence: Cadence::of_bytes(MAP_BYTES_DEFAULT),
+        }
     }
 
-    /// The same with a checkpoint after so many objects.
-    #[cfg(test)]
-    pub(crate) fn with_checkpoint_interval(self, checkpoint_interval: u64) -> Self {
-        Self { checkpoint_interval, ..self }
+    /// The same with checkpoints at other times.
+    pub(crate) fn with_cadence(self, cadence: Cadence) -> Self {
+        Self { cadence, ..self }
     }
 
     /// Uploads until the feed is drained, and then closes the volume.
@@ -187,11 +213,16 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, root, covered, lineage, checkpoint_interval } = self;
+        let Self { requests, root, covered, lineage, fetcher, cadence } = self;
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
-        let checkpoints = Checkpoints::new(requests.clone(), root.clone(), covered, lineage)
-            .every(checkpoint_interval);
+        let checkpoints = Checkpoints::new(
+            (requests.clone(), fetcher),
+            (root.clone(), covered),
+            lineage,
+            cadence,
+            Arc::clone(&feed),
+        );
         let flights = Flights::new(requests, &root, Arc::clone(&feed), checkpoints);
         let ended = match flights.run().await {
             Ok((checkpoints, committed)) => checkpoints.close(committed).await,
@@ -252,8 +283,9 @@ impl Flights {
             self.poll_flights(cx)?;
             self.commit();
             self.checkpoints.poll(cx)?;
-            if self.is_checkpoint_due() {
-                self.begin_checkpoint();
+            self.begin_checkpoint();
+            self.checkpoints.poll(cx)?;
+            if self.flights.len() < WINDOW && self.put_checkpoint() {
                 continue;
             }
             let may_begin = self.flights.len() < WINDOW && self.checkpoints.allows(self.next_seq());
@@ -277,22 +309,17 @@ impl Flights {
         Seq(self.committed.seq.0 + 1 + self.flights.len() as u64)
     }
 
-    fn is_checkpoint_due(&self) -> bool {
-        let committed = self.committed.seq;
+    fn begin_checkpoint(&mut self) {
         match self.is_drained && self.flights.is_empty() {
-            true => self.checkpoints.is_due_at_end(committed),
-            false => {
-                let has_room = self.flights.len() < WINDOW;
-                has_room && self.checkpoints.is_due(committed, self.next_seq())
-            }
+            true => self.checkpoints.begin_last(self.committed),
+            false => self.checkpoints.begin_if_due(self.committed, self.next_seq()),
         }
     }
 
-    /// The next object is a checkpoint of what is committed.
-    fn begin_checkpoint(&mut self) {
-        let at = (self.next_seq(), self.begun);
-        let made = self.checkpoints.begin(&self.author, self.committed, at, &*self.feed);
-        let Some(mut built) = made else { return };
+    /// The next object is a checkpoint, if one is ready.
+    fn put_checkpoint(&mut self) -> bool {
+        let built = self.checkpoints.build(&self.author, self.next_seq(), self.begun);
+        let Some(mut built) = built else { return false };
         let key = keys::log(built.header.id.epoch, built.header.id.seq);
         let body = std::mem::take(&mut built.body);
         let requests = self.requests.clone();
@@ -303,6 +330,7 @@ impl Flights {
             }
         });
         self.flights.push_back(Flight::UnderWay { future, is_oldest: Arc::default() });
+        true
     }
 
     fn poll_flights(&mut self, cx: &mut Context<'_>) -> Result<()> {

@@ -12,6 +12,7 @@ use sheave_core::{
 use crate::BLOCK_BYTES;
 use crate::backend::ObjectBackend;
 use crate::cache::{CACHE_BYTES_DEFAULT, Cache};
+use crate::checkpoint::Cadence;
 use crate::fetch::Cached;
 use crate::front::{Front, Limits};
 use crate::ids::{Lsn, Opening, VolumeId};
@@ -22,7 +23,7 @@ use crate::retry::Requests;
 use crate::stored::make_journals;
 use crate::threads::Threads;
 use crate::traffic::Traffic;
-use crate::upload::BATCH_BYTES_MAX;
+use crate::upload::{BATCH_BYTES_MAX, MAP_BYTES_DEFAULT};
 use crate::worker::{self, Rouse};
 
 /// How long an opening waits for the end of an earlier use of the volume in this process.
@@ -48,6 +49,9 @@ pub struct Tuning {
     /// The read cache of all volumes with journals in one directory may have so many bytes there,
     /// if this volume is the first one. 0: this volume has none.
     pub cache_bytes: u64,
+    /// The map of the volume takes at most so many bytes of memory. What it needs of the map beyond
+    /// that is read from the store.
+    pub map_bytes: u64,
 }
 
 impl Default for Tuning {
@@ -58,6 +62,7 @@ impl Default for Tuning {
             object_bytes: 32 << 20,
             tick: Duration::from_secs(5),
             cache_bytes: CACHE_BYTES_DEFAULT,
+            map_bytes: MAP_BYTES_DEFAULT,
         }
     }
 }
@@ -127,8 +132,11 @@ impl ObjectVolume {
             JournalDir::open(&journal_dir(journals, id), tuning.journal)
         };
         let opened = crate::threads::block_on(open::open(requests, request, lock))?;
-        let open::Opened { mut journal, volume: id, size, opening, map, committed, .. } = opened;
+        let open::Opened { mut journal, volume: id, size, opening, mut map, committed, .. } =
+            opened;
         let (upload, mut fetcher) = (opened.upload, opened.fetcher);
+        map.keep_within(tuning.map_bytes);
+        let upload = upload.with_cadence(Cadence::of_bytes(tuning.map_bytes));
         let recovered = journal.recover(id, committed.lsn)?;
         journal.settle(opening)?;
         let traffic = Arc::clone(requests.traffic());

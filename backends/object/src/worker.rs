@@ -20,11 +20,11 @@ use crate::BLOCK_BYTES;
 use crate::clock::{Clock as _, SystemClock};
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
-use crate::format::{Built, Committed, ObjectId, Placed, Run};
-use crate::front::{Front, NextBatch, Sync};
+use crate::format::{Built, Committed, ObjectId, Placed};
+use crate::front::{By, Front, NextBatch, Sync};
 use crate::ids::Lba;
 use crate::journal::{JournalDir, Segment, SegmentFile};
-use crate::map::Frozen;
+use crate::map::{Frozen, Leaf, Settled};
 use crate::recent::{Batch, Fresh};
 use crate::status::SILENT_MS;
 use crate::store::StoreError;
@@ -164,11 +164,21 @@ impl Fetches {
     /// Begins those that backends want.
     fn begin(&mut self, engine: &Arc<Engine>) {
         while self.tasks.try_join_next().is_some() {}
+        for leaf in engine.with(Front::take_loads) {
+            let (engine, fetcher) = (Arc::clone(engine), self.fetcher.clone());
+            self.tasks.spawn(async move {
+                let outcome = fetcher.load(leaf).await;
+                drop(engine.with(|front| front.loaded(leaf, outcome)));
+            });
+        }
         for fetch in engine.with(Front::take_fetches) {
             let (engine, fetcher) = (Arc::clone(engine), self.fetcher.clone());
             self.tasks.spawn(async move {
                 let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
-                let outcome = fetcher.fetch(lba, blocks, fetch.place).await;
+                let outcome = match fetch.by {
+                    By::Place(place) => fetcher.fetch(lba, blocks, place).await,
+                    By::Leaf(leaf) => fetcher.fetch_by(leaf, fetch.span).await,
+                };
                 engine.with(|front| front.fetched(fetch.id, outcome));
             });
         }
@@ -320,8 +330,19 @@ impl Feed for BucketFeed {
         self.0.with(Front::freeze)
     }
 
-    fn settle(&self, merged: Vec<Run>) {
-        drop(self.0.with(|front| front.settle(merged)));
+    fn settle(&self, settled: Settled) {
+        drop(self.0.with(|front| front.settle(settled)));
+    }
+
+    fn compute(
+        &self,
+        work: Box<dyn FnOnce() + Send>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.0.build_threads.run(work))
+    }
+
+    fn leaf(&self, number: u64) -> Option<Arc<Leaf>> {
+        self.0.with(|front| front.leaf(number))
     }
 
     fn stopped(&self, error: Error) {

@@ -40,8 +40,9 @@ impl Place {
 
 fn tuning() -> Tuning {
     let journal = JournalSize { segment_bytes: JournalSize::SEGMENT_BYTES_MIN, segments_max: 2 };
-    // Objects of few blocks, and ticks within a case.
-    Tuning { journal, object_bytes: 64 << 10, tick: Duration::from_millis(20), ..Tuning::default() }
+    // Objects of few blocks, ticks within a case, and a map that is in leaves.
+    let (object_bytes, tick) = (64 << 10, Duration::from_millis(20));
+    Tuning { journal, object_bytes, tick, map_bytes: 1 << 10, ..Tuning::default() }
 }
 
 /// A cache of so few chunks that one makes room for another all the time.

@@ -12,6 +12,7 @@ use crate::BLOCK_BYTES;
 use crate::cache::CHUNK_BYTES;
 use crate::extents::Span;
 use crate::fetch::CachedRun;
+use crate::format::LeafRef;
 use crate::front::Whereabouts;
 use crate::ids::{Lba, Place};
 
@@ -87,6 +88,7 @@ impl ObjectBackend {
                     self.read_journal(job, (segment, page), buf.slice(at, len), io);
                 }
                 Whereabouts::Bucket(place) => self.read_bucket(job, (part, place), at, io),
+                Whereabouts::Leaf(leaf) => self.fetch_by(job, (part, leaf), at, io),
             }
         }
         self.read_arrived(job, Ok(()), io);
@@ -191,6 +193,20 @@ impl ObjectBackend {
             let user = self.user;
             let place = place.advance(done);
             self.with(io, |front| front.fetch((user, job), at, (part, place)));
+            done += blocks;
+        }
+    }
+
+    /// The same for a part that a leaf of the map knows.
+    fn fetch_by(&mut self, job: usize, (span, leaf): (Span, LeafRef), at: usize, io: &mut dyn Io) {
+        let mut done = 0;
+        while done < span.blocks {
+            let blocks = FETCH_BLOCKS_MAX.min(span.blocks - done);
+            let part = Span { start: span.start + done, blocks };
+            let at = at + (done * BLOCK_BYTES) as usize;
+            self.part_begun(job);
+            let user = self.user;
+            self.with(io, |front| front.fetch_by((user, job), at, (part, leaf)));
             done += blocks;
         }
     }

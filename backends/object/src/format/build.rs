@@ -3,12 +3,12 @@
 use bytes::Bytes;
 
 use super::code::Wrong;
-use super::directory::Directory;
-use super::frame::{self, FRAME_BLOCKS, FRAME_HEADER_BYTES, FrameId};
+use super::directory::{self, Directory, Run};
+use super::frame::{self, FRAME_BLOCKS, FrameId};
 use super::object::{
-    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, OBJECT_BYTES_MAX, ObjectId,
+    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
 };
-use super::root::{DirectoryPlace, Reach};
+use super::root::{FramePlace, Reach};
 use crate::ids::{BLOCK_BYTES, Blocks, Incarnation, Lba, Lsn, Place, Seq, VolumeId};
 
 /// What all objects of an opening have in common.
@@ -108,6 +108,34 @@ impl ObjectBuilder {
         self.placed.push(Placed { lba, blocks, place: Place::Zero });
     }
 
+    /// Appends a leaf. Returns where it is.
+    pub fn leaf(&mut self, number: u64, runs: &[Run]) -> FramePlace {
+        let content = directory::encode_leaf(number, runs);
+        let place = self.map_frame(Lba(number * LEAF_BLOCKS), &content);
+        self.entries.push(Entry::Leaf { number, frame: place.at, bytes: place.bytes });
+        place
+    }
+
+    /// Appends the directory of a checkpoint, as its last entry. Returns where it is.
+    ///
+    /// # Panics
+    /// When it has objects from this one on, or the object becomes too long.
+    pub fn directory(&mut self, directory: &Directory) -> FramePlace {
+        let covered = directory.covered.seq;
+        assert!(covered < self.header.id.seq, "a checkpoint has objects before it");
+        let place = self.map_frame(DIRECTORY_LBA, &directory.encode());
+        self.entries.push(Entry::Directory { covered, frame: place.at, bytes: place.bytes });
+        place
+    }
+
+    fn map_frame(&mut self, lba: Lba, content: &[u8]) -> FramePlace {
+        let Header { volume, id, .. } = self.header;
+        let at = self.out.len() as u32;
+        frame::put_map(&mut self.out, FrameId { volume, object: id, at, lba }, content);
+        assert!(self.out.len() as u64 <= OBJECT_BYTES_MAX, "an object is too long");
+        FramePlace { seq: id.seq, at, bytes: self.out.len() as u32 - at }
+    }
+
     /// The object, which has the writes from `lsn_first` to `lsn_last`.
     ///
     /// # Panics
@@ -136,46 +164,37 @@ pub fn fence(closed: &Author, seq: Seq, committed: Lsn) -> Built {
     builder.finish(committed.next(), committed)
 }
 
-/// A checkpoint: an object that is a directory, and the place of its directory.
-///
-/// # Panics
-/// When the directory has objects from this one on.
-#[must_use]
-pub fn checkpoint(
-    author: &Author,
-    seq: Seq,
-    before: Lsn,
-    directory: &Directory,
-) -> Option<(Built, DirectoryPlace)> {
-    assert!(directory.covered.seq < seq, "a checkpoint has objects before it");
-    let content = directory.encode();
-    let mut builder = ObjectBuilder::new(author, seq, 1, content.len());
-    let at = builder.out.len() as u32;
-    let bytes = content.len() as u64 + FRAME_HEADER_BYTES;
-    if u64::from(at) + bytes > OBJECT_BYTES_MAX {
-        return None;
-    }
-    let id = FrameId { volume: author.volume, object: builder.header.id, at, lba: Lba(0) };
-    frame::put_directory(&mut builder.out, id, &content);
-    let bytes = bytes as u32;
-    builder.entries.push(Entry::Directory { covered: directory.covered.seq, frame: at, bytes });
-    Some((builder.finish(before.next(), before), DirectoryPlace { seq, at, bytes }))
-}
+/// The address in the frame of a directory, which no block has.
+const DIRECTORY_LBA: Lba = Lba(u64::MAX);
 
 /// The directory of a checkpoint, from the bytes of its frame.
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn decode_checkpoint(
+pub fn decode_directory(
     volume: VolumeId,
     object: ObjectId,
     at: u32,
     stored: &[u8],
 ) -> Result<Directory, Wrong> {
-    let content = frame::decode_directory(FrameId { volume, object, at, lba: Lba(0) }, stored)?;
-    let directory = Directory::decode(content)?;
-    match directory.covered.seq < object.seq {
-        true => Ok(directory),
-        false => Err(Wrong::Damaged("its directory has objects that come later")),
-    }
+    let id = FrameId { volume, object, at, lba: DIRECTORY_LBA };
+    Directory::decode(frame::decode_map(id, stored)?, object.seq)
+}
+
+/// The runs of a leaf, from the bytes of its frame.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn decode_leaf(
+    volume: VolumeId,
+    object: ObjectId,
+    (number, at): (u64, u32),
+    stored: &[u8],
+) -> Result<Vec<Run>, Wrong> {
+    let lba = Lba(number * LEAF_BLOCKS);
+    directory::decode_leaf(
+        number,
+        object.seq,
+        frame::decode_map(FrameId { volume, object, at, lba }, stored)?,
+    )
 }

@@ -1,8 +1,8 @@
-//! The content of a directory: the map of a volume up to an object, as a checkpoint stores it.
+//! The map of a volume up to an object, as a checkpoint stores it: a directory, and leaves.
 
 use super::code::{Reader, Wrong, put_number};
-use super::object::OBJECT_BYTES_MAX;
-use super::root::{Committed, NUMBER_MAX, Reach, SIZE_MAX};
+use super::object::{LEAF_BLOCKS, OBJECT_BYTES_MAX};
+use super::root::{Committed, FramePlace, NUMBER_MAX, Reach, SIZE_MAX};
 use crate::extents::Span;
 use crate::ids::{BLOCK_BYTES, Epoch, Lsn, Place, Seq};
 
@@ -13,11 +13,23 @@ pub struct Directory {
     pub covered: Committed,
     /// The epochs that have objects in that part, in order.
     pub epochs: Vec<Reach>,
-    /// Where blocks are that are not zeroes, in the order of their addresses.
+    /// The leaves, in the order of their numbers.
+    pub leaves: Vec<LeafRef>,
+    /// What is newer than the leaves, in the order of the addresses. Blocks that are in neither are
+    /// zeroes.
     pub runs: Vec<Run>,
 }
 
-/// Blocks that follow one another in a run of blocks of an object.
+/// A leaf and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeafRef {
+    /// Its number: it has the blocks from [`LEAF_BLOCKS`] times that on.
+    pub number: u64,
+    /// Its frame.
+    pub place: FramePlace,
+}
+
+/// Blocks that follow one another in a run of blocks of an object, or zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// The blocks.
@@ -26,79 +38,179 @@ pub struct Run {
     pub place: Place,
 }
 
-const OUTSIDE: Wrong = Wrong::Damaged("a run of its directory leads outside");
-/// Bytes before the epochs.
-const BEGIN_BYTES: usize = 24;
+impl LeafRef {
+    /// The blocks of the leaf of a number.
+    #[must_use]
+    pub fn span_of(number: u64) -> Span {
+        Span { start: number * LEAF_BLOCKS, blocks: LEAF_BLOCKS }
+    }
+}
+
+const OUTSIDE: Wrong = Wrong::Damaged("a run of the map leads outside");
+const TOO_SHORT: Wrong = Wrong::Damaged("it ends too early");
+const TOO_LONG: Wrong = Wrong::Damaged("it has more than it states");
 const REACH_BYTES: usize = 16;
-/// A run takes at least so many bytes.
-const RUN_BYTES_MIN: usize = 6;
+/// A leaf takes at least so many bytes, and a run.
+const LEAF_BYTES_MIN: usize = 4;
+const RUN_BYTES_MIN: usize = 3;
 
 impl Directory {
     /// Its bytes.
-    ///
-    /// # Panics
-    /// When it has runs of zeroes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let runs_bytes = self.runs.len() * 2 * RUN_BYTES_MIN;
-        let bytes = BEGIN_BYTES + self.epochs.len() * REACH_BYTES + runs_bytes;
-        let mut out = Vec::with_capacity(bytes);
+        let mut out = Vec::with_capacity(64 + 16 * (self.leaves.len() + self.runs.len()));
         out.extend(self.covered.seq.0.to_le_bytes());
         out.extend(self.covered.lsn.0.to_le_bytes());
-        out.extend((self.epochs.len() as u32).to_le_bytes());
-        out.extend((self.runs.len() as u32).to_le_bytes());
+        for count in [self.epochs.len(), self.leaves.len(), self.runs.len()] {
+            out.extend((count as u32).to_le_bytes());
+        }
+        out.extend([0; 4]);
         for Reach { epoch, first } in &self.epochs {
             out.extend(epoch.0.to_le_bytes());
             out.extend(first.0.to_le_bytes());
         }
-        let mut end = 0;
-        for Run { span, place } in &self.runs {
-            let Place::Object { seq, frame, skip, run } = *place else {
-                panic!("a run of zeroes in a directory");
-            };
-            let behind = u64::from(run - skip) - span.blocks;
-            let [frame, skip] = [frame, skip].map(u64::from);
-            for number in [span.start - end, span.blocks, seq.0, frame, skip, behind] {
+        let mut next = 0;
+        for LeafRef { number, place } in &self.leaves {
+            let [at, bytes] = [place.at, place.bytes].map(u64::from);
+            for number in [number - next, place.seq.0, at, bytes] {
                 put_number(&mut out, number);
             }
-            end = span.end();
+            next = number + 1;
         }
+        put_runs(&mut out, 0, &self.runs);
         out
     }
 
-    /// Reads it from its bytes.
+    /// Reads it from its bytes, which are in an object of that number.
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Wrong> {
+    pub fn decode(bytes: &[u8], object: Seq) -> Result<Self, Wrong> {
         let mut reader = Reader::new(bytes);
         let covered = Committed { seq: Seq(reader.u64()?), lsn: Lsn(reader.u64()?) };
-        let [epoch_count, run_count] = [reader.u32()? as usize, reader.u32()? as usize];
-        if epoch_count > bytes.len() / REACH_BYTES || run_count > bytes.len() / RUN_BYTES_MIN {
-            return Err(Wrong::Damaged("it ends too early"));
+        let [epoch_count, leaf_count, run_count] =
+            [reader.u32()?, reader.u32()?, reader.u32()?].map(|count| count as usize);
+        reader.zeroes(4)?;
+        let bytes_min =
+            [epoch_count * REACH_BYTES, leaf_count * LEAF_BYTES_MIN, run_count * RUN_BYTES_MIN];
+        if bytes_min.iter().any(|least| *least > bytes.len()) {
+            return Err(TOO_SHORT);
         }
         let mut epochs = Vec::with_capacity(epoch_count);
         for _ in 0..epoch_count {
             epochs.push(Reach { epoch: Epoch(reader.u64()?), first: Seq(reader.u64()?) });
         }
-        check_log(covered, &epochs)?;
-        let mut runs = Vec::with_capacity(run_count);
-        let mut end = 0;
-        for _ in 0..run_count {
-            let run = take_run(&mut reader, end, covered.seq)?;
-            end = run.span.end();
-            runs.push(run);
+        check_log(covered, &epochs, object)?;
+        let mut leaves = Vec::with_capacity(leaf_count);
+        let mut next = 0;
+        for _ in 0..leaf_count {
+            let leaf = take_leaf(&mut reader, next, object)?;
+            next = leaf.number + 1;
+            leaves.push(leaf);
         }
+        let whole = Span { start: 0, blocks: SIZE_MAX };
+        let runs = take_runs(&mut reader, whole, run_count, covered.seq)?;
         match reader.is_empty() {
-            true => Ok(Self { covered, epochs, runs }),
-            false => Err(Wrong::Damaged("its directory has more than it states")),
+            true => Ok(Self { covered, epochs, leaves, runs }),
+            false => Err(TOO_LONG),
         }
     }
 }
 
-/// Checks that the epochs are those of all objects up to one.
-fn check_log(covered: Committed, epochs: &[Reach]) -> Result<(), Wrong> {
-    let is_right = [covered.seq.0, covered.lsn.0].iter().all(|number| *number <= NUMBER_MAX)
+/// The bytes of a leaf.
+pub(super) fn encode_leaf(number: u64, runs: &[Run]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + 16 * runs.len());
+    put_number(&mut out, runs.len() as u64);
+    put_runs(&mut out, LeafRef::span_of(number).start, runs);
+    out
+}
+
+/// Reads a leaf from its bytes, which are in an object of that number.
+pub(super) fn decode_leaf(number: u64, object: Seq, bytes: &[u8]) -> Result<Vec<Run>, Wrong> {
+    let mut reader = Reader::new(bytes);
+    let count = reader.number()?;
+    if count > LEAF_BLOCKS {
+        return Err(Wrong::Damaged("a leaf has more runs than blocks"));
+    }
+    let runs = take_runs(&mut reader, LeafRef::span_of(number), count as usize, object)?;
+    match reader.is_empty() && runs.iter().all(|run| run.place != Place::Zero) {
+        true => Ok(runs),
+        false => Err(TOO_LONG),
+    }
+}
+
+/// Appends runs that begin at or behind `end`.
+fn put_runs(out: &mut Vec<u8>, mut end: u64, runs: &[Run]) {
+    for Run { span, place } in runs {
+        put_number(out, span.start - end);
+        put_number(out, span.blocks);
+        match *place {
+            Place::Zero => put_number(out, 0),
+            Place::Object { seq, frame, skip, run } => {
+                let behind = u64::from(run - skip) - span.blocks;
+                for number in [seq.0, u64::from(frame), u64::from(skip), behind] {
+                    put_number(out, number);
+                }
+            }
+        }
+        end = span.end();
+    }
+}
+
+/// Takes runs that are in a part of the volume, and in objects up to one.
+fn take_runs(
+    reader: &mut Reader<'_>,
+    part: Span,
+    count: usize,
+    last: Seq,
+) -> Result<Vec<Run>, Wrong> {
+    let mut runs = Vec::with_capacity(count);
+    let mut end = part.start;
+    for _ in 0..count {
+        let [gap, blocks] = [reader.number()?, reader.number()?];
+        let start = end.checked_add(gap).ok_or(OUTSIDE)?;
+        end = start.checked_add(blocks).filter(|end| *end <= part.end()).ok_or(OUTSIDE)?;
+        let place = take_place(reader, blocks, last)?;
+        if blocks == 0 {
+            return Err(OUTSIDE);
+        }
+        runs.push(Run { span: Span { start, blocks }, place });
+    }
+    Ok(runs)
+}
+
+fn take_place(reader: &mut Reader<'_>, blocks: u64, last: Seq) -> Result<Place, Wrong> {
+    let seq = Seq(reader.number()?);
+    if seq == Seq(0) {
+        return Ok(Place::Zero);
+    }
+    let [frame, skip, behind] = [reader.number()?, reader.number()?, reader.number()?];
+    let run = skip.saturating_add(blocks).saturating_add(behind);
+    if seq > last || frame > OBJECT_BYTES_MAX || run > OBJECT_BYTES_MAX / BLOCK_BYTES {
+        return Err(OUTSIDE);
+    }
+    Ok(Place::Object { seq, frame: frame as u32, skip: skip as u32, run: run as u32 })
+}
+
+/// Takes a leaf of that number or a higher one.
+fn take_leaf(reader: &mut Reader<'_>, next: u64, object: Seq) -> Result<LeafRef, Wrong> {
+    let [gap, seq] = [reader.number()?, reader.number()?];
+    let [at, bytes] = [reader.number()?, reader.number()?];
+    let number = next.checked_add(gap).filter(|number| *number <= SIZE_MAX / LEAF_BLOCKS);
+    let is_inside = at.checked_add(bytes).is_some_and(|end| end <= OBJECT_BYTES_MAX);
+    match number.filter(|_| is_inside && (1..=object.0).contains(&seq)) {
+        Some(number) => {
+            let place = FramePlace { seq: Seq(seq), at: at as u32, bytes: bytes as u32 };
+            Ok(LeafRef { number, place })
+        }
+        None => Err(Wrong::Damaged("a leaf of its directory leads outside")),
+    }
+}
+
+/// Checks that the epochs are those of all objects up to one, which is before this one.
+fn check_log(covered: Committed, epochs: &[Reach], object: Seq) -> Result<(), Wrong> {
+    let is_right = covered.seq < object
+        && covered.lsn.0 <= NUMBER_MAX
         && epochs.first().map(|first| first.first) == (covered.seq.0 > 0).then_some(Seq(1))
         && epochs.last().is_none_or(|last| last.first <= covered.seq && last.epoch.0 <= NUMBER_MAX)
         && epochs
@@ -108,25 +220,4 @@ fn check_log(covered: Committed, epochs: &[Reach]) -> Result<(), Wrong> {
         true => Ok(()),
         false => Err(Wrong::Damaged("the epochs of its directory contradict one another")),
     }
-}
-
-/// The next run, which begins at or behind `end`.
-fn take_run(reader: &mut Reader<'_>, end: u64, covered: Seq) -> Result<Run, Wrong> {
-    let [gap, blocks] = [reader.number()?, reader.number()?];
-    let seq = Seq(reader.number()?);
-    let [frame, skip, behind] = [reader.number()?, reader.number()?, reader.number()?];
-    let start = end.checked_add(gap).filter(|start| *start <= SIZE_MAX).ok_or(OUTSIDE)?;
-    // Each is small, so their sum is a number.
-    let is_small = [blocks, skip, behind].iter().all(|count| *count <= SIZE_MAX);
-    let run = if is_small { skip + blocks + behind } else { u64::MAX };
-    let is_right = blocks > 0
-        && run <= OBJECT_BYTES_MAX / BLOCK_BYTES
-        && frame <= OBJECT_BYTES_MAX
-        && start + blocks <= SIZE_MAX
-        && (1..=covered.0).contains(&seq.0);
-    if !is_right {
-        return Err(OUTSIDE);
-    }
-    let place = Place::Object { seq, frame: frame as u32, skip: skip as u32, run: run as u32 };
-    Ok(Run { span: Span { start, blocks }, place })
 }

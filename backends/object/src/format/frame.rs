@@ -129,8 +129,8 @@ pub(super) fn put(out: &mut Vec<u8>, id: FrameId, data: &[u8]) {
     put_any(out, id, blocks as u8, data);
 }
 
-/// Appends the frame of a directory.
-pub(super) fn put_directory(out: &mut Vec<u8>, id: FrameId, content: &[u8]) {
+/// Appends the frame of a leaf or a directory.
+pub(super) fn put_map(out: &mut Vec<u8>, id: FrameId, content: &[u8]) {
     put_any(out, id, 0, content);
 }
 
@@ -144,11 +144,11 @@ fn put_any(out: &mut Vec<u8>, id: FrameId, blocks: u8, content: &[u8]) {
     out[begin..begin + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// What the frame of a directory has.
-pub(super) fn decode_directory(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
+/// What the frame of a leaf or a directory has.
+pub(super) fn decode_map(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
     match decode_any(id, frame)? {
         (0, content) => Ok(content),
-        _ => Err(Wrong::Damaged("it has blocks in the place of a directory")),
+        _ => Err(Wrong::Damaged("it has blocks in the place of a part of the map")),
     }
 }
 

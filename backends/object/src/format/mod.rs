@@ -14,14 +14,14 @@ pub(crate) mod superblock;
 #[cfg(test)]
 mod tests;
 
-pub use build::{Author, Built, ObjectBuilder, Placed, checkpoint, decode_checkpoint, fence};
+pub use build::{Author, Built, ObjectBuilder, Placed, decode_directory, decode_leaf, fence};
 pub use code::Wrong;
-pub use directory::{Directory, Run};
+pub use directory::{Directory, LeafRef, Run};
 pub use frame::{FRAME_BLOCKS, FRAME_BYTES, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
 pub use object::{
-    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, OBJECT_BYTES_MAX, ObjectId,
+    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
 };
 pub use root::{
-    Committed, DirectoryPlace, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX,
+    Committed, FramePlace, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX,
     State,
 };

@@ -69,7 +69,17 @@ pub enum Entry {
     },
     /// The end of its epoch, whose objects are below this one. It is the only entry.
     Fence,
-    /// A directory: where all blocks are that objects up to one have. It is the only entry.
+    /// A leaf: where the blocks of a part of the volume are.
+    Leaf {
+        /// Its number: the blocks from [`LEAF_BLOCKS`] times that on.
+        number: u64,
+        /// Where its frame begins in the object, in bytes.
+        frame: u32,
+        /// The length of the frame in bytes.
+        bytes: u32,
+    },
+    /// A directory: where all blocks are that objects up to one have. It is the last entry, and all
+    /// others are leaves.
     Directory {
         /// All objects up to this one are in it.
         covered: Seq,
@@ -80,10 +90,14 @@ pub enum Entry {
     },
 }
 
-// Numbers of later entries: 4 move, 5 leaf.
+/// The blocks of a leaf: 16 MiB.
+pub const LEAF_BLOCKS: u64 = 4096;
+
+// The number of a later entry: 4 move.
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
 const FENCE: u8 = 3;
+const LEAF: u8 = 5;
 const DIRECTORY: u8 = 6;
 
 impl Header {
@@ -182,12 +196,25 @@ impl Header {
             self.check_entry(&entry)?;
             entries.push(entry);
         }
-        let is_alone = |entry: &Entry| matches!(entry, Entry::Fence | Entry::Directory { .. });
-        let has_writes = self.lsn_last >= self.lsn_first;
-        if entries.iter().any(is_alone) && (entries.len() > 1 || has_writes) {
-            return Err(Wrong::Damaged("its index has a fence or a directory and something else"));
-        }
+        self.check_kinds(&entries)?;
         Ok(entries)
+    }
+
+    /// Checks that fences and checkpoints have nothing else.
+    fn check_kinds(&self, entries: &[Entry]) -> Result<(), Wrong> {
+        let is_write = |entry: &Entry| matches!(entry, Entry::Write { .. } | Entry::Zero { .. });
+        let is_leaf = |entry: &Entry| matches!(entry, Entry::Leaf { .. });
+        let is_right = match entries {
+            [Entry::Fence] => self.lsn_last < self.lsn_first,
+            [leaves @ .., Entry::Directory { .. }] => {
+                self.lsn_last < self.lsn_first && leaves.iter().all(is_leaf)
+            }
+            _ => entries.iter().all(is_write),
+        };
+        match is_right {
+            true => Ok(()),
+            false => Err(Wrong::Damaged("its index has entries that cannot be in one object")),
+        }
     }
 
     /// Checks that an entry is within the volume and the object.
@@ -198,6 +225,11 @@ impl Header {
                 let end = u64::from(frame) + u64::from(bytes);
                 let is_inside = frame as usize >= self.index_end() && end <= u64::from(self.bytes);
                 (is_inside && covered < self.id.seq, Lba(0), 1)
+            }
+            Entry::Leaf { number, frame, bytes } => {
+                let end = u64::from(frame) + u64::from(bytes);
+                let is_inside = frame as usize >= self.index_end() && end <= u64::from(self.bytes);
+                (is_inside, Lba(number.saturating_mul(LEAF_BLOCKS)), 1)
             }
             Entry::Zero { lba, blocks } => (true, lba, blocks),
             Entry::Write { lba, blocks, frame } => {
@@ -237,6 +269,7 @@ impl Entry {
             Self::Directory { covered, frame, bytes } => {
                 (DIRECTORY, frame, Lba(covered.0), u64::from(bytes))
             }
+            Self::Leaf { number, frame, bytes } => (LEAF, frame, Lba(number), u64::from(bytes)),
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(frame.to_le_bytes());
@@ -258,10 +291,13 @@ impl Entry {
             }
             ZERO if frame == 0 => Ok(Self::Zero { lba, blocks }),
             FENCE if (frame, lba, blocks) == (0, Lba(0), 0) => Ok(Self::Fence),
-            DIRECTORY => {
+            LEAF | DIRECTORY => {
                 let bytes = u32::try_from(blocks);
-                let bytes = bytes.map_err(|_| Wrong::Damaged("a directory is too long"))?;
-                Ok(Self::Directory { covered: Seq(lba.0), frame, bytes })
+                let bytes = bytes.map_err(|_| Wrong::Damaged("a part of the map is too long"))?;
+                Ok(match kind {
+                    LEAF => Self::Leaf { number: lba.0, frame, bytes },
+                    _ => Self::Directory { covered: Seq(lba.0), frame, bytes },
+                })
             }
             ZERO | FENCE => Err(Wrong::Damaged("an entry has numbers that it must not have")),
             _ => Err(Wrong::Newer("it has entries of an unknown kind")),

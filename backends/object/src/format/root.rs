@@ -34,12 +34,12 @@ pub struct Root {
     /// The newest epoch before that one which has objects.
     pub previous: Option<Reach>,
     /// The newest checkpoint that is known to be committed.
-    pub directory: Option<DirectoryPlace>,
+    pub directory: Option<FramePlace>,
 }
 
-/// Where a directory is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirectoryPlace {
+/// Where a directory or a leaf is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FramePlace {
     /// Its object.
     pub seq: Seq,
     /// Where its frame begins in the object, in bytes.
@@ -278,15 +278,15 @@ pub(super) fn take_previous(reader: &mut Reader<'_>) -> Result<Option<Reach>, Wr
 }
 
 /// Zeroes if there is none.
-fn put_directory(out: &mut Vec<u8>, directory: Option<DirectoryPlace>) {
-    let none = DirectoryPlace { seq: Seq(0), at: 0, bytes: 0 };
-    let DirectoryPlace { seq, at, bytes } = directory.unwrap_or(none);
+fn put_directory(out: &mut Vec<u8>, directory: Option<FramePlace>) {
+    let none = FramePlace { seq: Seq(0), at: 0, bytes: 0 };
+    let FramePlace { seq, at, bytes } = directory.unwrap_or(none);
     out.extend(seq.0.to_le_bytes());
     out.extend(at.to_le_bytes());
     out.extend(bytes.to_le_bytes());
 }
 
-fn take_directory(reader: &mut Reader<'_>) -> Result<Option<DirectoryPlace>, Wrong> {
+fn take_directory(reader: &mut Reader<'_>) -> Result<Option<FramePlace>, Wrong> {
     let (seq, at, bytes) = (reader.u64()?, reader.u32()?, reader.u32()?);
     let end = u64::from(at) + u64::from(bytes);
     match (seq, at, bytes) {
@@ -295,7 +295,7 @@ fn take_directory(reader: &mut Reader<'_>) -> Result<Option<DirectoryPlace>, Wro
         _ if u64::from(bytes) < FRAME_HEADER_BYTES || end > OBJECT_BYTES_MAX => {
             Err(Wrong::Damaged("the place of its directory leads outside"))
         }
-        _ => Ok(Some(DirectoryPlace { seq: Seq(seq), at, bytes })),
+        _ => Ok(Some(FramePlace { seq: Seq(seq), at, bytes })),
     }
 }
 

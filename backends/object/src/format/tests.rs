@@ -19,7 +19,7 @@ fn root() -> Root {
         committed: Committed { seq: Seq(44), lsn: Lsn(1000) },
         last: LastOpening { opening, node: "a".to_owned(), first: Seq(40), is_closed: false },
         previous: Some(Reach { epoch: Epoch(5), first: Seq(2) }),
-        directory: Some(DirectoryPlace { seq: Seq(43), at: 152, bytes: 99 }),
+        directory: Some(FramePlace { seq: Seq(43), at: 152, bytes: 99 }),
     }
 }
 
@@ -75,9 +75,9 @@ fn a_root_whose_fields_contradict_one_another_is_refused() {
         |root| root.previous = Some(Reach { epoch: Epoch(7), first: Seq(2) }),
         |root| root.size = SIZE_MAX + 1,
         |root| root.number = u64::MAX,
-        |root| root.directory = Some(DirectoryPlace { seq: Seq(45), at: 152, bytes: 99 }),
-        |root| root.directory = Some(DirectoryPlace { seq: Seq(0), at: 152, bytes: 99 }),
-        |root| root.directory = Some(DirectoryPlace { seq: Seq(9), at: 152, bytes: 15 }),
+        |root| root.directory = Some(FramePlace { seq: Seq(45), at: 152, bytes: 99 }),
+        |root| root.directory = Some(FramePlace { seq: Seq(0), at: 152, bytes: 99 }),
+        |root| root.directory = Some(FramePlace { seq: Seq(9), at: 152, bytes: 15 }),
     ];
     for (index, change) in wrong.into_iter().enumerate() {
         let mut root = root();
@@ -172,62 +172,97 @@ fn directory() -> Directory {
         let place = Place::Object { seq: Seq(seq), frame, skip, run };
         Run { span: Span { start, blocks }, place }
     };
+    let zeroes = Run { span: Span { start: 700, blocks: 1 << 40 }, place: Place::Zero };
     let runs = vec![
         run(0, 1, 1, (152, 0, 1)),
         run(1, 300, 44, (1 << 25, 2, 16_000)),
+        zeroes,
         run(1 << 50, 1, 7, (200, 3, 4)),
     ];
+    let leaf =
+        |number, seq, at| LeafRef { number, place: FramePlace { seq: Seq(seq), at, bytes: 99 } };
+    let leaves = vec![leaf(0, 46, 176), leaf(7, 30, 1 << 25)];
     let covered = Committed { seq: Seq(44), lsn: Lsn(1000) };
-    Directory { covered, epochs: vec![reach(3, 1), reach(5, 2), reach(7, 40)], runs }
+    Directory { covered, epochs: vec![reach(3, 1), reach(5, 2), reach(7, 40)], leaves, runs }
+}
+
+fn leaf_runs() -> Vec<Run> {
+    let place = |seq, skip| Place::Object { seq: Seq(seq), frame: 152, skip, run: 8000 };
+    let run = |start, blocks, place| Run { span: Span { start, blocks }, place };
+    vec![run(4096, 1, place(46, 9)), run(4100, 4092, place(1, 0))]
 }
 
 #[test]
 fn a_checkpoint_has_the_bytes_of_the_drawing_and_is_read_back() {
-    let (built, place) = checkpoint(&author(), Seq(46), Lsn(1003), &directory()).unwrap();
+    let mut builder = ObjectBuilder::new(&author(), Seq(46), 2, 0);
+    let leaf = builder.leaf(1, &leaf_runs());
+    let place = builder.directory(&directory());
+    let built = builder.finish(Lsn(1004), Lsn(1003));
     let header = Header::decode(&built.body).unwrap();
-    assert_eq!((header.lsn_first, header.lsn_last), (Lsn(1004), Lsn(1003)));
     let entries = header.decode_index(&built.body[HEADER_BYTES..header.index_end()]).unwrap();
-    let DirectoryPlace { seq: Seq(46), at, bytes } = place else { panic!("{place:?}") };
-    assert_eq!(entries, [Entry::Directory { covered: Seq(44), frame: at, bytes }]);
-    assert_eq!((at, built.body.len()), (152, (at + bytes) as usize));
+    let FramePlace { seq: Seq(46), at, bytes } = place else { panic!("{place:?}") };
+    let of_leaf = Entry::Leaf { number: 1, frame: leaf.at, bytes: leaf.bytes };
+    assert_eq!(entries, [of_leaf, Entry::Directory { covered: Seq(44), frame: at, bytes }]);
+    assert_eq!((leaf.at, leaf.at + leaf.bytes), (176, at));
+    assert_eq!(built.body.len(), (at + bytes) as usize);
     let frame = &built.body[at as usize..];
     assert_eq!((frame[8], frame[9]), (0, 0), "plain, and no blocks");
+    // A leaf: no gap, object 46, at 176, of 99 bytes.
+    assert_eq!(frame[16 + 32 + 48..][..5], [0, 46, 0xb0, 1, 99]);
     // The first run: no gap, a block, of object 1, at 152, nothing of its run before or behind it.
-    assert_eq!(frame[16 + 24 + 48..][..7], [0, 1, 1, 0x98, 1, 0, 0]);
-    let id = header.id;
-    assert_eq!(decode_checkpoint(header.volume, id, at, frame), Ok(directory()));
+    assert_eq!(frame[16 + 32 + 48 + 12..][..7], [0, 1, 1, 0x98, 1, 0, 0]);
+    let (volume, id) = (header.volume, header.id);
+    assert_eq!(decode_directory(volume, id, at, frame), Ok(directory()));
     // It is bound to its place.
     let other = ObjectId { seq: Seq(47), ..id };
-    assert!(decode_checkpoint(header.volume, other, at, frame).is_err());
-    assert!(decode_checkpoint(header.volume, id, at + 1, frame).is_err());
-    assert!(decode_checkpoint(VolumeId([2; 16]), id, at, frame).is_err());
+    assert!(decode_directory(volume, other, at, frame).is_err());
+    assert!(decode_directory(volume, id, at + 1, frame).is_err());
+    assert!(decode_directory(VolumeId([2; 16]), id, at, frame).is_err());
     for end in 0..frame.len() {
-        assert!(decode_checkpoint(header.volume, id, at, &frame[..end]).is_err(), "{end}");
+        assert!(decode_directory(volume, id, at, &frame[..end]).is_err(), "{end}");
     }
+    let frame = &built.body[leaf.at as usize..at as usize];
+    assert_eq!(decode_leaf(volume, id, (1, leaf.at), frame), Ok(leaf_runs()));
+    assert!(decode_leaf(volume, id, (2, leaf.at), frame).is_err(), "another leaf");
+    assert!(decode_leaf(volume, other, (1, leaf.at), frame).is_err());
+}
+
+#[test]
+fn a_checkpoint_has_nothing_but_leaves_and_a_directory() {
+    let mut builder = ObjectBuilder::new(&author(), Seq(46), 2, 0);
+    builder.zero(Lba(1), 1);
+    builder.directory(&directory());
+    let body = builder.finish(Lsn(1004), Lsn(1003)).body;
+    let header = Header::decode(&body).unwrap();
+    let index = &body[HEADER_BYTES..header.index_end()];
+    assert!(matches!(header.decode_index(index), Err(Wrong::Damaged(_))));
 }
 
 #[test]
 fn a_directory_that_contradicts_itself_is_refused() {
-    let wrong: [fn(&mut Directory); 9] = [
+    let wrong: [fn(&mut Directory); 12] = [
         |directory| directory.covered.seq = Seq(43),
         |directory| directory.covered.seq = Seq(0),
         |directory| directory.epochs.clear(),
         |directory| directory.epochs[0].first = Seq(2),
         |directory| directory.epochs[2].epoch = Epoch(5),
         |directory| directory.epochs[2].first = Seq(45),
-        |directory| directory.runs[2].span.start = SIZE_MAX,
+        |directory| directory.leaves[0].place.seq = Seq(47),
+        |directory| directory.leaves[1].number = SIZE_MAX,
+        |directory| directory.leaves[1].place.bytes = u32::MAX,
+        |directory| directory.runs[3].span.start = SIZE_MAX,
         |directory| directory.runs[1].span.blocks = 0,
         |directory| directory.runs[0].span = Span { start: 0, blocks: 0 },
     ];
     for (index, change) in wrong.into_iter().enumerate() {
         let mut directory = directory();
         change(&mut directory);
-        let found = Directory::decode(&directory.encode());
+        let found = Directory::decode(&directory.encode(), Seq(46));
         assert!(matches!(found, Err(Wrong::Damaged(_))), "{index}");
     }
     let mut longer = directory().encode();
     longer.push(0);
-    assert!(Directory::decode(&longer).is_err());
+    assert!(Directory::decode(&longer, Seq(46)).is_err());
 }
 
 /// Changes a byte of a header, and makes its checksum right again.
@@ -298,11 +333,11 @@ proptest! {
         at in 0_usize..90,
         change in 1_u8..,
     ) {
-        let _ = Directory::decode(&noise);
+        let _ = Directory::decode(&noise, Seq(46));
         let mut bytes = directory().encode();
         let at = at % bytes.len();
         bytes[at] ^= change;
-        if let Ok(directory) = Directory::decode(&bytes) {
+        if let Ok(directory) = Directory::decode(&bytes, Seq(46)) {
             prop_assert_eq!(directory.encode(), bytes);
         }
     }

@@ -5,13 +5,14 @@ use std::task::Waker;
 
 use sheave_core::{Error, ErrorKind, Result};
 
+use super::parts::By;
 use super::{Fetch, Front, Mail, News, Sync};
 use crate::extents::Span;
 use crate::format::record::Entry;
-use crate::format::{Placed, Run};
+use crate::format::{LeafRef, Placed};
 use crate::ids::{Lsn, Place};
 use crate::journal::{Reserved, Segment, SegmentFile};
-use crate::map::Frozen;
+use crate::map::{Frozen, Leaf, Outdated, Settled};
 use crate::recent::Batch;
 
 /// The next batch for the bucket.
@@ -78,9 +79,40 @@ impl Front {
         self.map.freeze()
     }
 
-    /// The checkpoint has merged it. Returns what is to be dropped without the lock.
-    pub(crate) fn settle(&mut self, merged: Vec<Run>) -> Frozen {
-        self.map.settle(merged)
+    /// This has become of it. Returns what is to be dropped without the lock.
+    pub(crate) fn settle(&mut self, settled: Settled) -> Outdated {
+        self.map.settle(settled)
+    }
+
+    /// A leaf of the map, if it is in memory.
+    pub(crate) fn leaf(&self, number: u64) -> Option<Arc<Leaf>> {
+        self.map.leaf(number)
+    }
+
+    /// Takes the leaves that are to be loaded.
+    pub(crate) fn take_loads(&mut self) -> Vec<LeafRef> {
+        std::mem::take(&mut self.loads.new)
+    }
+
+    /// A leaf is there, for all that wait for it, or it is not to be had. Returns what is to be
+    /// dropped without the lock.
+    pub(crate) fn loaded(&mut self, of: LeafRef, outcome: Result<Arc<Leaf>>) -> Vec<Arc<Leaf>> {
+        let waiting = self.loads.waiting.remove(&of).unwrap_or_default();
+        let outdated = outcome.as_ref().map_or(Vec::new(), |leaf| self.map.keep(of, leaf));
+        for (id, span) in waiting {
+            match &outcome {
+                Err(error) => self.fetched(id, Err(error.clone())),
+                Ok(_) if span.is_empty() => self.fetched(id, Ok(Vec::new())),
+                Ok(leaf) => {
+                    self.fetches.push(Fetch { id, span, by: By::Leaf(Arc::clone(leaf)) });
+                    self.effects.rouse = true;
+                }
+            }
+        }
+        if self.is_shut {
+            self.refuse_fetches();
+        }
+        outdated
     }
 
     /// The map has all of the batch that ends there, which is returned, to be dropped without the
@@ -214,8 +246,11 @@ impl Front {
 
     /// The worker fetches nothing any more.
     pub(super) fn refuse_fetches(&mut self) {
-        for fetch in self.take_fetches() {
-            self.fetched(fetch.id, Err(self.closed("read")));
+        let waiting = std::mem::take(&mut self.loads).waiting;
+        let waiting = waiting.into_values().flatten().map(|(id, _)| id);
+        let fetches = self.take_fetches().into_iter().map(|fetch| fetch.id);
+        for id in waiting.chain(fetches) {
+            self.fetched(id, Err(self.closed("read")));
         }
     }
 

@@ -1,5 +1,6 @@
 //! What backends, worker and state tell one another.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Waker;
@@ -7,8 +8,10 @@ use std::task::Waker;
 use sheave_core::{Error, Result};
 
 use crate::extents::Span;
+use crate::format::LeafRef;
 use crate::ids::{Lsn, Place};
 use crate::journal::{Log, Segment};
+use crate::map::{Found, Leaf};
 use crate::recent::Fresh;
 
 /// A message to a backend, for one of its jobs.
@@ -68,16 +71,35 @@ pub(crate) enum Whereabouts {
     Journal(Arc<Segment>, u32),
     /// In the bucket.
     Bucket(Place),
+    /// This leaf of the map knows, which is in the bucket.
+    Leaf(LeafRef),
 }
 
 /// Blocks that a read needs from the bucket.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fetch {
-    /// For [`Front::fetched`].
+    /// For [`Front::fetched`](super::Front::fetched).
     pub(crate) id: usize,
     pub(crate) span: Span,
+    pub(crate) by: By,
+}
+
+/// What says where blocks are.
+#[derive(Clone, Debug)]
+pub(crate) enum By {
     /// The place of the first one.
-    pub(crate) place: Place,
+    Place(Place),
+    /// A leaf of the map.
+    Leaf(Arc<Leaf>),
+}
+
+/// Jobs that wait for a leaf.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    /// The leaves that are on their way, and what waits for each.
+    pub(super) waiting: BTreeMap<LeafRef, Vec<(usize, Span)>>,
+    /// Those that the worker has not begun to load.
+    pub(super) new: Vec<LeafRef>,
 }
 
 /// A sync of the journal.
@@ -109,10 +131,11 @@ pub(crate) struct Limits {
 }
 
 impl Whereabouts {
-    pub(super) fn of(place: Place) -> Self {
-        match place {
-            Place::Zero => Self::Zero,
-            Place::Object { .. } => Self::Bucket(place),
+    pub(super) fn of(found: Found) -> Self {
+        match found {
+            Found::Zero => Self::Zero,
+            Found::At(place) => Self::Bucket(place),
+            Found::In(leaf) => Self::Leaf(leaf),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Claim;
 use super::read::{Object, corrupt, missing, parse, read, read_all, read_directory};
 use crate::checkpoint::{INTERVAL, tail_max};
 use crate::format::{
-    Author, Committed, Directory, DirectoryPlace, Entry, Header, ObjectId, Reach, Root, fence, keys,
+    Author, Committed, Entry, FramePlace, Header, ObjectId, Reach, Root, fence, keys,
 };
 use crate::ids::{Seq, VolumeId};
 use crate::lineage::Lineage;
@@ -32,7 +32,7 @@ pub(crate) struct Fold {
     pub(crate) lineage: Lineage,
     pub(crate) committed: Committed,
     /// The newest checkpoint, and up to which object it has all.
-    pub(crate) directory: Option<DirectoryPlace>,
+    pub(crate) directory: Option<FramePlace>,
     pub(crate) covered: Seq,
     /// Objects that have been read and not been folded.
     found: BTreeMap<Seq, Object>,
@@ -90,8 +90,9 @@ impl Fold {
             return Err(requests.error(ErrorKind::Corrupt, "open", &keys::root(root.number), why));
         };
         let id = ObjectId { epoch: reach.epoch, seq: place.seq };
-        let Directory { covered, mut epochs, runs } =
-            read_directory(requests, root.volume, id, place).await?;
+        let mut directory = read_directory(requests, root.volume, id, place).await?;
+        let covered = directory.covered;
+        let mut epochs = std::mem::take(&mut directory.epochs);
         // What a checkpoint lacks is of its own epoch.
         let is_in = epochs.last().is_some_and(|last| *last == reach);
         let is_before = covered.seq.next() == reach.first
@@ -105,7 +106,7 @@ impl Fold {
         epochs.reverse();
         Ok(Self {
             volume: root.volume,
-            map: Map::of_runs(runs),
+            map: Map::of_directory(directory),
             lineage: Lineage::of_chain(epochs),
             committed: covered,
             directory: Some(place),
@@ -237,11 +238,11 @@ impl Fold {
                 return Err(corrupt(requests, id, why));
             }
             // It may be newer than the one that the root names.
-            [Entry::Directory { covered, frame: at, bytes }] => {
+            [.., Entry::Directory { covered, frame: at, bytes }] => {
                 if covered < self.covered || covered.next() < first {
                     return Err(corrupt(requests, id, MIXED_UP));
                 }
-                self.directory = Some(DirectoryPlace { seq: id.seq, at, bytes });
+                self.directory = Some(FramePlace { seq: id.seq, at, bytes });
                 self.covered = covered;
             }
             _ => self.map.fold_object(id.seq, &object.entries),

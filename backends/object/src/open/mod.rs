@@ -151,7 +151,7 @@ pub async fn open<J: Journal>(
             before: newest.last.opening,
             committed,
             map,
-            upload: Upload::new(requests.clone(), root, covered, lineage),
+            upload: Upload::new(requests.clone(), (root, covered), lineage, fetcher.clone()),
             fetcher,
         });
     }

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::format::{
-    Directory, DirectoryPlace, Entry, HEADER_BYTES, Header, ObjectId, Wrong, decode_checkpoint,
-    keys,
+    Directory, Entry, FramePlace, HEADER_BYTES, Header, ObjectId, Wrong, decode_directory, keys,
 };
 use crate::ids::VolumeId;
 use crate::retry::Requests;
@@ -75,13 +74,13 @@ pub(super) async fn read_directory(
     requests: &Requests,
     volume: VolumeId,
     id: ObjectId,
-    place: DirectoryPlace,
+    place: FramePlace,
 ) -> Result<Directory> {
     let key = keys::log(id.epoch, id.seq);
     let begin = u64::from(place.at);
     let stored = requests.get(&key, begin..begin + u64::from(place.bytes)).await?;
     let stored = stored.ok_or_else(|| missing(requests, id))?;
-    let found = decode_checkpoint(volume, id, place.at, &stored);
+    let found = decode_directory(volume, id, place.at, &stored);
     found.map_err(|why| wrong(requests, id, why))
 }
 

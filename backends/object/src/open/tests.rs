@@ -10,10 +10,10 @@ use sheave_core::Error;
 
 use super::*;
 use crate::extents::Span;
-use crate::format::{Built, Placed, Run, keys};
-use crate::ids::{BLOCK_BYTES, Epoch, Lba, Lsn, Place, Seq};
+use crate::format::{Built, Placed, keys};
+use crate::ids::{BLOCK_BYTES, Epoch, Lba, Lsn, Seq};
 use crate::life::{self, NewVolume};
-use crate::map::Frozen;
+use crate::map::{Frozen, Leaf, Settled, read_committed};
 use crate::memory_store::{Faults, MemoryStore, Random, TurnClock};
 use crate::store::StoreError;
 use crate::threads::block_on;
@@ -53,12 +53,8 @@ impl Bucket {
     }
 
     fn read(&self, opened: &Opened<FakeJournal>, lba: u64, blocks: u64) -> Result<Vec<u8>> {
-        let mut data = Vec::new();
-        for (span, place) in opened.map.cover(Span { start: lba, blocks }) {
-            let place = place.unwrap_or(Place::Zero);
-            data.extend(block_on(opened.fetcher.fetch(Lba(span.start), span.blocks, place))?);
-        }
-        Ok(data)
+        let span = Span { start: lba, blocks };
+        block_on(read_committed(&opened.map, &opened.fetcher, span))
     }
 }
 
@@ -160,8 +156,12 @@ impl Feed for Batches {
         self.map.lock().unwrap().freeze()
     }
 
-    fn settle(&self, merged: Vec<Run>) {
-        drop(self.map.lock().unwrap().settle(merged));
+    fn settle(&self, settled: Settled) {
+        drop(self.map.lock().unwrap().settle(settled));
+    }
+
+    fn leaf(&self, number: u64) -> Option<Arc<Leaf>> {
+        self.map.lock().unwrap().leaf(number)
     }
 
     fn committed(&self, committed: Committed, placed: &[Placed]) {

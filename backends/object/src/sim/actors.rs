@@ -10,8 +10,7 @@ use sheave_core::{Error, ErrorKind};
 
 use super::Seen;
 use crate::format::{
-    Author, Committed, Directory, DirectoryPlace, LastOpening, ObjectBuilder, Root, State,
-    checkpoint, keys,
+    Author, Committed, Directory, FramePlace, LastOpening, ObjectBuilder, Root, State, keys,
 };
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, Opening, Seq, VolumeId};
 use crate::journal::Adopted;
@@ -54,11 +53,11 @@ struct Writer {
     committed: Seq,
     lineage: Lineage,
     /// The newest checkpoint that is committed, and up to which object it has all.
-    checkpoint: Option<(DirectoryPlace, Seq)>,
+    checkpoint: Option<(FramePlace, Seq)>,
     /// The checkpoint that the newest root names has all up to this object.
     covered: Seq,
     /// Checkpoints that are under way.
-    checkpoints: BTreeMap<u64, (DirectoryPlace, Seq)>,
+    checkpoints: BTreeMap<u64, (FramePlace, Seq)>,
     under_way: BTreeMap<u64, Option<InFlight>>,
 }
 
@@ -267,11 +266,12 @@ impl Writer {
             true => {
                 let epochs = self.lineage.up_to(self.committed);
                 let covered = committed(self.committed);
-                let directory = Directory { covered, epochs, runs: Vec::new() };
-                let (built, place) =
-                    checkpoint(&author, seq, committed(seq).lsn, &directory).expect("a short one");
+                let directory = Directory { covered, epochs, ..Directory::default() };
+                let mut builder = ObjectBuilder::new(&author, seq, 1, 0);
+                let place = builder.directory(&directory);
                 self.checkpoints.insert(seq.0, (place, self.committed));
-                built.body
+                let Committed { lsn, .. } = committed(seq);
+                builder.finish(lsn.next(), lsn).body
             }
             false => {
                 let mut builder = ObjectBuilder::new(&author, seq, 1, 0);

@@ -1,10 +1,10 @@
 //! Runs tasks in an order that a seed determines, one step of one task at a time.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Wake};
+use std::task::{Context, Poll, Wake};
 
 use crate::memory_store::Random;
 
@@ -56,4 +56,19 @@ impl Executor {
             self.tasks.swap_remove(at);
         }
     }
+}
+
+/// Lets a future go on for so many turns. `None` if it has not ended then.
+pub(super) async fn killed_after<T>(turns: u64, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut left = turns;
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
 }

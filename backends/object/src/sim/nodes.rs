@@ -15,18 +15,21 @@ use std::task::{Context, Poll};
 
 use sheave_core::{Error, ErrorKind, Result};
 
+use crate::checkpoint::Cadence;
 use crate::extents::Span;
-use crate::format::{Built, Committed, Placed, Root, Run, State, keys};
-use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening, Place, VolumeId};
+use crate::format::{Built, Committed, LEAF_BLOCKS, Placed, Root, State, keys};
+use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening, VolumeId};
 use crate::journal::{Adopted, Summary, Superblock};
 use crate::life::{self, NewVolume};
-use crate::map::{Frozen, Map};
+use crate::map::{Frozen, Leaf, Map, MergeLimits, Settled, read_committed};
 use crate::memory_store::{MemoryStore, Random, TurnClock, yield_now};
 use crate::open::{self, Journal, Opened, Request};
 use crate::retry::{Patience, Requests};
 use crate::store::StoreError;
 use crate::threads::block_on;
 use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
+
+use super::executor::killed_after;
 
 const BLOCKS: u64 = 8;
 const NODES: usize = 3;
@@ -60,6 +63,7 @@ struct Truth {
     replays: usize,
     takeovers: usize,
     checkpoints: usize,
+    leaves: usize,
     violation: Option<String>,
 }
 
@@ -108,7 +112,7 @@ impl Nodes {
             volume: VolumeId([1; 16]),
             incarnation: Incarnation([1; 16]),
             node: "n0".to_owned(),
-            size: BLOCKS,
+            size: BLOCKS * LEAF_BLOCKS,
         };
         block_on(life::create(&requests, &new)).expect("a new volume");
         Self { store, random, requests, truth: Arc::default() }
@@ -122,10 +126,10 @@ impl Nodes {
         self.truth().violation.clone()
     }
 
-    /// Openings, those with a replay, those of another node's volume, and checkpoints.
-    pub(super) fn seen(&self) -> [usize; 4] {
+    /// Openings, those with a replay, those of another node's volume, checkpoints, and leaves.
+    pub(super) fn seen(&self) -> [usize; 5] {
         let truth = self.truth();
-        [truth.openings, truth.replays, truth.takeovers, truth.checkpoints]
+        [truth.openings, truth.replays, truth.takeovers, truth.checkpoints, truth.leaves]
     }
 
     fn violated(&self, why: String) {
@@ -202,8 +206,13 @@ impl Nodes {
             state: Mutex::new(FeedState { next: first, closes: false, map: opened.map }),
         });
         // So that some are made in a short life.
-        let interval = 1 + self.random.below(6);
-        let upload = opened.upload.with_checkpoint_interval(interval);
+        let limits = MergeLimits {
+            runs_min: self.random.below(6) as usize,
+            runs_max: 1 + self.random.below(8) as usize,
+            ..MergeLimits::of_bytes(1 << 20)
+        };
+        let cadence = Cadence { interval: 1 + self.random.below(6), limits };
+        let upload = opened.upload.with_cadence(cadence);
         let ended = {
             let mut upload = pin!(upload.run(feed.clone()));
             let life = self.random.below(600);
@@ -280,8 +289,8 @@ impl Nodes {
         for lba in 0..BLOCKS {
             let last = writes.iter().rev().find(|write| write.lba == lba);
             let want = last.map_or(0, |write| write.number);
-            let (_, place) = opened.map.cover(Span { start: lba, blocks: 1 })[0];
-            let data = opened.fetcher.fetch(Lba(lba), 1, place.unwrap_or(Place::Zero)).await;
+            let span = Span { start: address(lba).0, blocks: 1 };
+            let data = read_committed(&opened.map, &opened.fetcher, span).await;
             let data = data.map_err(|error| error.to_string())?;
             if data != block(want) {
                 return Err(format!("block {lba} of prefix {prefix} is not {want}"));
@@ -291,23 +300,13 @@ impl Nodes {
     }
 }
 
-fn block(number: u64) -> Vec<u8> {
-    number.to_le_bytes().repeat(BLOCK_BYTES as usize / 8)
+/// The address of a block: the last one or the first one of a leaf.
+fn address(block: u64) -> Lba {
+    Lba((block / 2 + 1) * LEAF_BLOCKS - 1 + block % 2)
 }
 
-/// Lets a future go on for so many turns. `None` if it has not ended then.
-async fn killed_after<T>(turns: u64, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    let mut left = turns;
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending if left == 0 => Poll::Ready(None),
-        Poll::Pending => {
-            left -= 1;
-            Poll::Pending
-        }
-    })
-    .await
+fn block(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(BLOCK_BYTES as usize / 8)
 }
 
 /// The lock on a node's journal, which a killed process leaves.
@@ -440,10 +439,10 @@ impl Feed for NodeFeed {
         }
         state.next = last.0 + 1;
         let entry = |&(_, Write { lba, number }): &(u64, Write)| match number {
-            0 => SealedEntry::Zero { lba: Lba(lba), blocks: 1 },
+            0 => SealedEntry::Zero { lba: address(lba), blocks: 1 },
             _ => {
                 let from = JournalPlace { segment: number, page: 0, record: 0 };
-                SealedEntry::Write { lba: Lba(lba), blocks: 1, from }
+                SealedEntry::Write { lba: address(lba), blocks: 1, from }
             }
         };
         Poll::Ready(Next::Batch(Sealed {
@@ -465,8 +464,13 @@ impl Feed for NodeFeed {
         self.state().map.freeze()
     }
 
-    fn settle(&self, merged: Vec<Run>) {
-        drop(self.state().map.settle(merged));
+    fn settle(&self, settled: Settled) {
+        self.nodes.truth().leaves += settled.changed.len();
+        drop(self.state().map.settle(settled));
+    }
+
+    fn leaf(&self, number: u64) -> Option<Arc<Leaf>> {
+        self.state().map.leaf(number).filter(|_| self.nodes.random.percent(50))
     }
 
     fn committed(&self, committed: Committed, placed: &[Placed]) {

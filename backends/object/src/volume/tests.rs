@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::clock::{Clock as _, SystemClock};
 use crate::dir_store::DirStore;
-use crate::ids::Incarnation;
+use crate::ids::{Blocks, Incarnation};
 use crate::life::{self, NewVolume};
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
 use crate::stored::VolumeStore as _;
@@ -80,12 +80,16 @@ impl Place {
     }
 
     fn new() -> Self {
+        Self::with_blocks(BLOCKS)
+    }
+
+    fn with_blocks(size: Blocks) -> Self {
         let place = Self::empty();
         let new = NewVolume {
             volume: VolumeId(place.random()),
             incarnation: Incarnation(place.random()),
             node: "a".to_owned(),
-            size: BLOCKS,
+            size,
         };
         block_on(life::create(&place.requests(), &new)).unwrap();
         place
@@ -112,6 +116,8 @@ impl Place {
             journal: JournalSize { segment_bytes, segments_max: 3 },
             object_bytes: 32 << 10,
             tick: Duration::from_millis(20),
+            // Little, so that leaves come and go.
+            map_bytes: 4 << 10,
             ..Tuning::default()
         };
         let journals = self.dir.path().join(node);
@@ -451,3 +457,5 @@ fn without_the_journal_the_store_has_all_up_to_some_write() {
     }
     assert!(last_found > 100, "the store had up to {last_found} of {}", writes.len());
 }
+
+mod leaves;

@@ -1,8 +1,10 @@
 //! What an opening reads: the newest checkpoint and the objects behind it, and no more.
 
 use super::*;
-use crate::checkpoint::{INTERVAL, tail_max};
-use crate::format::{Directory, DirectoryPlace, Entry, Header, ObjectId, decode_checkpoint};
+use crate::checkpoint::{Cadence, INTERVAL, tail_max};
+use crate::format::{Directory, Entry, FramePlace, Header, ObjectId, decode_directory};
+use crate::ids::Place;
+use crate::map::Found;
 use crate::memory_store::Counts;
 
 /// The most requests of an opening after a crash.
@@ -21,7 +23,7 @@ impl Bucket {
     }
 
     /// The key of the checkpoint that the newest root names, and its place.
-    fn checkpoint(&self) -> (String, DirectoryPlace) {
+    fn checkpoint(&self) -> (String, FramePlace) {
         let place = self.newest().directory.expect("a checkpoint");
         let has_seq = |key: &String| {
             let body = self.store.object(key).unwrap();
@@ -37,7 +39,7 @@ impl Bucket {
         let (epoch, seq) = keys::log_place(&key).unwrap();
         let body = self.store.object(&key).unwrap();
         let frame = &body[place.at as usize..(place.at + place.bytes) as usize];
-        decode_checkpoint(new_volume().volume, ObjectId { epoch, seq }, place.at, frame).unwrap()
+        decode_directory(new_volume().volume, ObjectId { epoch, seq }, place.at, frame).unwrap()
     }
 }
 
@@ -208,7 +210,8 @@ fn objects_behind_the_checkpoint_must_be_there() {
     }
 }
 
-/// A map of a million runs, as small writes all over 1 TiB leave it.
+/// A map of a million runs, as small writes all over 1 TiB leave it: an opening reads the
+/// directory, and a reading one leaf more.
 #[test]
 fn a_map_of_a_million_runs_is_one_request() {
     let bucket = Bucket::new();
@@ -228,10 +231,51 @@ fn a_map_of_a_million_runs_is_one_request() {
     commit(Opened { map, ..opened }, &[&[(1, 1, 1)]], true).unwrap();
     let (key, place) = bucket.checkpoint();
     assert!(place.bytes < 16 << 20, "{key} has a directory of {} bytes", place.bytes);
-    let (opened, counts) = bucket.open_counted(&journal);
-    assert_eq!(counts, Counts { lists: 2, gets: 2, creates: 2, deletes: 0 });
-    for at in (0..runs).step_by(997) {
-        let found = opened.map.cover(Span { start: at * 268, blocks: 1 });
-        assert_eq!(found[0].1, Some(place_of(at)));
+    for is_crash in [false, true] {
+        let (opened, counts) = bucket.open_counted(&journal);
+        let gets = if is_crash { counts.gets } else { 2 };
+        assert_eq!(counts, Counts { lists: 2, gets, creates: 2 + u64::from(is_crash), deletes: 0 });
+        assert!(counts.lists + gets + counts.creates <= REQUESTS_MAX);
+        let (mut loads, mut in_memory) = (0, 0);
+        for at in (0..runs).step_by(997) {
+            let span = Span { start: at * 268, blocks: 1 };
+            let found = match opened.map.cover(span)[0].1 {
+                Found::In(leaf) => {
+                    bucket.store.take_counts();
+                    let leaf = block_on(opened.fetcher.load(leaf)).unwrap();
+                    assert_eq!(bucket.store.take_counts().gets, 1);
+                    loads += 1;
+                    leaf.within(span).next().map(|run| Found::At(run.place))
+                }
+                found => {
+                    in_memory += 1;
+                    Some(found)
+                }
+            };
+            assert_eq!(found, Some(Found::At(place_of(at))), "run {at}");
+        }
+        assert!(loads > 200 && in_memory > 200, "{loads} in leaves, {in_memory} in the directory");
+    }
+}
+
+#[test]
+fn a_leaf_that_is_missing_or_damaged_is_refused_by_name() {
+    let bucket = Bucket::new();
+    let journal = FakeJournal::default();
+    let opened = bucket.open(journal.clone(), false).unwrap();
+    let upload = opened.upload.with_cadence(Cadence::of_bytes(0));
+    commit(Opened { upload, ..opened }, &[&[(0, 9, 1), (10, 9, 2)]], true).unwrap();
+    let (key, _) = bucket.checkpoint();
+    let leaf = bucket.directory().leaves[0];
+    let opened = bucket.open(journal, false).unwrap();
+    assert!(bucket.read(&opened, 0, 20).unwrap() == filled(&[(9, 1), (1, 0), (9, 2), (1, 0)]));
+    let body = bucket.store.object(&key).unwrap();
+    let mut changed = body.to_vec();
+    changed[leaf.place.at as usize + 20] ^= 1;
+    for body in [None, Some(changed.into()), Some(body.slice(..leaf.place.at as usize))] {
+        bucket.store.put(&key, body);
+        let error = bucket.read(&opened, 0, 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains(&key), "{error}");
     }
 }

@@ -1,0 +1,264 @@
+//! A map answers like an array, whatever is in which layer and leaf, and a checkpoint has what it
+//! was.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::format::{Author, Committed, Directory, ObjectBuilder, ObjectId, Reach};
+use crate::format::{HEADER_BYTES, Header, decode_directory, decode_leaf};
+use crate::ids::{Epoch, Incarnation, Lba, Lsn, VolumeId};
+
+const LEAVES: u64 = 4;
+const BLOCKS: u64 = LEAVES * LEAF_BLOCKS;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Fold {
+        lba: u64,
+        blocks: u64,
+        is_zero: bool,
+    },
+    Freeze,
+    Settle(MergeLimits),
+    /// Reads a leaf into memory.
+    Load(u64),
+    /// Leaves in memory may take so many bytes.
+    Bound(usize),
+    /// The map is opened again from its last checkpoint.
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Often at the borders of leaves.
+    let near = (0..=LEAVES, 0..12_u64)
+        .prop_map(|(leaf, at)| (leaf * LEAF_BLOCKS + at).saturating_sub(6).min(BLOCKS - 1));
+    let lba = prop_oneof![3 => near, 1 => 0..BLOCKS];
+    let blocks = prop_oneof![4 => 1..8_u64, 1 => 1..BLOCKS];
+    let fold = (lba, blocks, any::<bool>()).prop_map(|(lba, blocks, is_zero)| {
+        let most = if is_zero { BLOCKS } else { 16_000 };
+        Step::Fold { lba, blocks: blocks.min(BLOCKS - lba).min(most), is_zero }
+    });
+    let limits = (0..6_usize, 1..10_usize, 100..2000_u64).prop_map(|(min, max, bytes)| {
+        Step::Settle(MergeLimits { runs_min: min, runs_max: max, leaf_bytes_max: bytes })
+    });
+    prop_oneof![
+        8 => fold,
+        2 => Just(Step::Freeze),
+        2 => limits,
+        2 => (0..LEAVES).prop_map(Step::Load),
+        1 => (0..3000_usize).prop_map(Step::Bound),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// A store of checkpoints.
+#[derive(Default)]
+struct Bucket {
+    objects: HashMap<Seq, bytes::Bytes>,
+    next: u64,
+    last: Option<(FramePlace, Vec<Option<Place>>)>,
+}
+
+const VOLUME: VolumeId = VolumeId([1; 16]);
+const EPOCH: Epoch = Epoch(1);
+
+impl Bucket {
+    fn load(&self, leaf: LeafRef) -> Arc<Leaf> {
+        let LeafRef { number, place } = leaf;
+        let frame = self.frame(place);
+        let object = ObjectId { epoch: EPOCH, seq: place.seq };
+        let runs = decode_leaf(VOLUME, object, (number, place.at), frame).unwrap();
+        Arc::new(Leaf::new(number, &runs))
+    }
+
+    fn frame(&self, place: FramePlace) -> &[u8] {
+        &self.objects[&place.seq][place.at as usize..][..place.bytes as usize]
+    }
+
+    fn directory(&self, place: FramePlace) -> Directory {
+        let object = ObjectId { epoch: EPOCH, seq: place.seq };
+        decode_directory(VOLUME, object, place.at, self.frame(place)).unwrap()
+    }
+
+    /// Makes the checkpoint of a merged map, as an upload does.
+    fn put(&mut self, merge: Merge, map: &Map, was: Vec<Option<Place>>) -> Settled {
+        let most = merge.bytes_max() + 4096;
+        let needed: BTreeMap<_, _> = merge
+            .needed()
+            .map(|leaf| (leaf.number, map.leaf(leaf.number).unwrap_or_else(|| self.load(leaf))))
+            .collect();
+        let Merged { runs, mut leaves, changed } = merge.finish(&needed);
+        self.next += 10_000;
+        let seq = Seq(self.next);
+        let author = Author {
+            volume: VOLUME,
+            reach: Reach { epoch: EPOCH, first: Seq(1) },
+            previous: None,
+            incarnation: Incarnation([1; 16]),
+        };
+        let mut builder = ObjectBuilder::new(&author, seq, changed.len() + 1, 0);
+        let mut new = Vec::new();
+        for (number, runs) in changed {
+            leaves.insert(number, builder.leaf(number, &runs));
+            new.push((number, Arc::new(Leaf::new(number, &runs))));
+        }
+        let refs = leaves.iter().map(|(&number, &place)| LeafRef { number, place }).collect();
+        let covered = Committed { seq: Seq(seq.0 - 1), lsn: Lsn(1) };
+        let directory = Directory { covered, epochs: vec![author.reach], leaves: refs, runs };
+        let place = builder.directory(&directory);
+        let body = builder.finish(Lsn(2), Lsn(1)).body;
+        assert!(body.len() as u64 <= most, "{} bytes, and {most} at most", body.len());
+        let header = Header::decode(&body).unwrap();
+        let entries = header.decode_index(&body[HEADER_BYTES..header.index_end()]).unwrap();
+        assert_eq!(entries.len(), new.len() + 1);
+        self.objects.insert(seq, body);
+        assert_eq!(self.directory(place), directory);
+        self.last = Some((place, was));
+        Settled { runs: directory.runs, leaves, changed: new }
+    }
+
+    fn blocks_of(&self, map: &Map, span: Span) -> Vec<Option<Place>> {
+        let mut found = Vec::new();
+        for (span, at) in map.cover(span) {
+            assert!(!span.is_empty());
+            let begin = found.len();
+            match at {
+                Found::Zero => found.extend((0..span.blocks).map(|_| None)),
+                Found::At(place) => {
+                    found.extend((0..span.blocks).map(|skip| Some(place.advance(skip))));
+                }
+                Found::In(leaf) => {
+                    found.extend((0..span.blocks).map(|_| None));
+                    for run in self.load(leaf).within(span) {
+                        for skip in 0..run.span.blocks {
+                            let at = begin as u64 + run.span.start - span.start + skip;
+                            found[at as usize] = Some(run.place.advance(skip));
+                        }
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_map_answers_like_an_array_and_a_checkpoint_has_what_it_was(
+        steps in prop::collection::vec(step(), 1..60),
+        asked in (0..BLOCKS, 1..BLOCKS),
+    ) {
+        let whole = Span { start: 0, blocks: BLOCKS };
+        let (mut map, mut model) = (Map::default(), vec![None; BLOCKS as usize]);
+        let (mut bucket, mut is_bounding) = (Bucket::default(), false);
+        let mut frozen: Option<(Frozen, Vec<Option<Place>>)> = None;
+        for (number, step) in steps.into_iter().enumerate() {
+            // A new bound holds from the next leaf on.
+            is_bounding |= matches!(step, Step::Bound(_));
+            match step {
+                Step::Fold { lba, blocks, is_zero } => {
+                    let place = match is_zero {
+                        true => Place::Zero,
+                        false => {
+                            let (seq, run) = (Seq(number as u64 + 1), blocks as u32);
+                            Place::Object { seq, frame: 152, skip: 0, run }
+                        }
+                    };
+                    map.fold(&Placed { lba: Lba(lba), blocks, place });
+                    for skip in 0..blocks {
+                        let place = place.advance(skip);
+                        let place = (place != Place::Zero).then_some(place);
+                        model[(lba + skip) as usize] = place;
+                    }
+                }
+                Step::Freeze if frozen.is_none() => frozen = Some((map.freeze(), model.clone())),
+                Step::Freeze => {}
+                Step::Settle(limits) => {
+                    let Some((frozen, was)) = frozen.take() else { continue };
+                    let settled = bucket.put(frozen.merge(limits), &map, was);
+                    drop(map.settle(settled));
+                }
+                Step::Load(number) => {
+                    if let Some(&place) = map.leaves.get(&number) {
+                        let leaf = LeafRef { number, place };
+                        map.keep(leaf, &bucket.load(leaf));
+                        is_bounding = false;
+                        // One that is no leaf of the map any more is not kept.
+                        let seq = Seq(place.seq.0 + 1);
+                        let other = LeafRef { number, place: FramePlace { seq, ..place } };
+                        prop_assert!(map.keep(other, &Arc::new(Leaf::new(number, &[]))).is_empty());
+                    }
+                }
+                Step::Bound(bytes) => map.loaded.keep_within(bytes),
+                Step::Reopen => {
+                    let Some((place, was)) = bucket.last.clone() else { continue };
+                    (map, model, frozen) = (Map::of_directory(bucket.directory(place)), was, None);
+                }
+            }
+            prop_assert!(bucket.blocks_of(&map, whole) == model);
+            let most = map.loaded.bytes_max();
+            prop_assert!(is_bounding || map.loaded.bytes() <= most || map.loaded.len() <= 1);
+        }
+        let asked = Span { start: asked.0, blocks: asked.1.min(BLOCKS - asked.0) };
+        let want = &model[asked.start as usize..asked.end() as usize];
+        prop_assert!(bucket.blocks_of(&map, asked) == want);
+    }
+}
+
+/// Small writes all over a volume: what is above the leaves, the leaves in memory and the bytes of
+/// checkpoints stay within their bounds.
+#[test]
+fn a_map_of_any_fragmentation_stays_within_its_bounds() {
+    let limits = MergeLimits { runs_min: 500, runs_max: 4000, leaf_bytes_max: 1 << 20 };
+    let mut map = Map::default();
+    map.loaded.keep_within(100_000);
+    let mut bucket = Bucket::default();
+    let leaves = 64;
+    let (mut random, mut most, mut written) = (1_u64, 0, 0);
+    let rounds = 100;
+    for round in 0..rounds {
+        for number in 0..1000_u64 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let lba = Lba((random >> 33) % (leaves * LEAF_BLOCKS));
+            let seq = Seq(1 + round * 10_000 / 2 + number / 100);
+            let place = Place::Object { seq, frame: 152, skip: 0, run: 1 };
+            map.fold(&Placed { lba, blocks: 1, place });
+        }
+        let settled = bucket.put(map.freeze().merge(limits), &map, Vec::new());
+        assert!(settled.runs.len() <= limits.runs_max, "{} runs", settled.runs.len());
+        drop(map.settle(settled));
+        written += bucket.objects[&Seq(bucket.next)].len();
+        most = most.max(map.bytes());
+    }
+    assert!(most < 700_000, "{most} bytes in memory");
+    let data = rounds as usize * 1000 * 4096;
+    assert!(written < data / 5, "{written} bytes of checkpoints for {data}");
+}
+
+/// A trim of a whole volume takes its leaves away at once, whatever its size.
+#[test]
+fn zeroes_take_leaves_away() {
+    let mut map = Map::default();
+    map.keep_within(16 << 20);
+    let mut bucket = Bucket::default();
+    let limits = MergeLimits { runs_min: 0, ..MergeLimits::of_bytes(1 << 28) };
+    let place = Place::Object { seq: Seq(1), frame: 152, skip: 0, run: 16_000 };
+    for number in 0..1000 {
+        map.fold(&Placed { lba: Lba(number * 16_000), blocks: 16_000, place });
+    }
+    let settled = bucket.put(map.freeze().merge(limits), &map, Vec::new());
+    assert!(settled.leaves.len() > 3900 && settled.runs.is_empty());
+    drop(map.settle(settled));
+    map.fold(&Placed { lba: Lba(5), blocks: 1 << 40, place: Place::Zero });
+    let merge = map.freeze().merge(MergeLimits::of_bytes(1 << 28));
+    let settled = bucket.put(merge, &map, Vec::new());
+    assert_eq!((settled.leaves.len(), settled.runs.len()), (1, 1), "a part of the first is left");
+    drop(map.settle(settled));
+    let found = map.cover(Span { start: 0, blocks: 1 << 40 });
+    assert_eq!(found[0], (Span { start: 0, blocks: 5 }, Found::At(place)));
+    assert!(found[1..].iter().all(|(_, found)| *found == Found::Zero));
+}
