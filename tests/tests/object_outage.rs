@@ -68,8 +68,8 @@ fn make(settings: Settings) -> (Emulator, Bucket) {
     (store, bucket)
 }
 
-/// Ends the server of node a. It waits for the store for half a minute; what has no time stays in the
-/// journal for the next server.
+/// Ends the server of node a. It waits for the store for half a minute; what has no time stays in
+/// the journal for the next server.
 fn close(bucket: &Bucket, server: &mut Server) {
     assert!(server.end(Signal::TERM).success(), "{}", server.log());
     for _ in 0..SERVERS_MAX {

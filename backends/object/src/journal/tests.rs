@@ -243,7 +243,8 @@ impl Life {
             recovered.free.push(journal.make_segment().unwrap());
         }
         let late = if is_late { std::mem::take(&mut recovered.free) } else { Vec::new() };
-        // All but one segment have room for what is written first, also if there was a crash before.
+        // All but one segment have room for what is written first, also if there was a crash
+        // before.
         let pages = if is_late && recovered.held.len() < 2 { 0 } else { ROOM_PAGES };
         let disk = Disk::of(dir.path());
         let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
