@@ -166,7 +166,7 @@ impl Steps {
 
     /// Goes on until a condition holds.
     fn until(&mut self, is_so: impl Fn(&[Completion]) -> bool) -> bool {
-        let by = Instant::now() + Duration::from_secs(20);
+        let by = Instant::now() + Duration::from_secs(60);
         while !is_so(&self.ended) {
             if Instant::now() > by {
                 return false;
@@ -299,7 +299,7 @@ fn a_writer_that_was_overtaken_serves_nothing_any_more() {
     let mut driver = ops::driver(&first);
     driver.run_one(write(1, 1)).unwrap();
     driver.run_one(Op::Flush).unwrap();
-    let by = Instant::now() + Duration::from_secs(20);
+    let by = Instant::now() + Duration::from_secs(60);
     while first.opened.engine.with(|front| front.lag_bytes()) > 0 && Instant::now() < by {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -337,7 +337,7 @@ fn what_was_fetched_for_a_backend_that_is_gone_reaches_no_other() {
         .into_iter()
         .for_each(|outcome| drop(outcome.unwrap()));
     drop(driver);
-    let by = Instant::now() + Duration::from_secs(20);
+    let by = Instant::now() + Duration::from_secs(60);
     while volume.opened.engine.with(|front| front.lag_bytes()) > 0 && Instant::now() < by {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -361,7 +361,7 @@ fn a_read_of_the_store_does_not_wait_for_the_disk_of_the_journal() {
     let volume = place.open("a", false);
     let mut driver = ops::driver(&volume);
     driver.run_one(write(1, 1)).unwrap();
-    let by = Instant::now() + Duration::from_secs(20);
+    let by = Instant::now() + Duration::from_secs(60);
     while volume.opened.engine.with(|front| front.lag_bytes()) > 0 && Instant::now() < by {
         std::thread::sleep(Duration::from_millis(5));
     }

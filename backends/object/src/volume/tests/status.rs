@@ -6,7 +6,7 @@ use crate::status::Status;
 
 /// Waits until the status of a volume is as it should be.
 fn wait_for(volume: &ObjectVolume, is_so: impl Fn(&Status) -> bool) -> Status {
-    let by = Instant::now() + Duration::from_secs(20);
+    let by = Instant::now() + Duration::from_secs(60);
     loop {
         let status = volume.opened.engine.status();
         if is_so(&status) {
