@@ -11,6 +11,7 @@ pub struct Bucket {
     endpoint: String,
     region: String,
     access: Access,
+    is_probed: bool,
     scratch: Scratch,
 }
 
@@ -19,7 +20,7 @@ impl Bucket {
     #[must_use]
     pub fn new(endpoint: &str, name: &str, access: Access) -> Self {
         let (name, endpoint, region) = (name.to_owned(), endpoint.to_owned(), "us-east-1".into());
-        Self { name, endpoint, region, access, scratch: Scratch::on_disk() }
+        Self { name, endpoint, region, access, is_probed: true, scratch: Scratch::on_disk() }
     }
 
     /// A bucket of an emulated store.
@@ -46,6 +47,12 @@ impl Bucket {
         Self { region: region.to_owned(), ..self }
     }
 
+    /// The same, whose volumes have no fencing, since its store races conditions.
+    #[must_use]
+    pub fn without_fencing(self) -> Self {
+        Self { is_probed: false, ..self }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -62,7 +69,8 @@ impl Bucket {
     #[must_use]
     pub fn volume(&self, name: &str) -> String {
         let Self { name: bucket, endpoint, region, .. } = self;
-        format!("s3://{bucket}/volumes/{name}?endpoint={endpoint}&region={region}")
+        let fencing = if self.is_probed { "" } else { "&fencing=none" };
+        format!("s3://{bucket}/volumes/{name}?endpoint={endpoint}&region={region}{fencing}")
     }
 
     /// A volume, as a node of this name has it.

@@ -1,11 +1,12 @@
-//! Object volumes in buckets of S3 servers: one body of a test for all.
+//! Object volumes in buckets of S3 servers: one body of a test for all
+//! that keep conditions, and refusals of those that do not.
 
 use std::fs;
 use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use sheave_emulator::{Emulator, Settings};
+use sheave_emulator::{Conditions, Emulator, Settings};
 use sheave_tests::{Bucket, Run, S3Server, Wire, cmd, eventually, pattern};
 
 const BUCKET: &str = "volumes";
@@ -104,8 +105,43 @@ fn versitygw() {
     live(&server.bucket());
 }
 
+/// It checks a condition, then acts, so the probe may catch it or not.
 #[test]
 fn moto() {
     let Some(server) = S3Server::moto("object_servers::moto") else { return };
-    live(&server.bucket());
+    live(&server.bucket().without_fencing());
+}
+
+/// Whether a volume can be made.
+fn is_refused(bucket: &Bucket, name: &str) -> bool {
+    let output = bucket.command(CREATE).arg(bucket.volume(name)).output();
+    let is_refused = !output.status.success();
+    let has_reason = output.stderr.contains("cannot keep a second writer out");
+    assert!(!is_refused || has_reason, "{}", output.describe());
+    is_refused
+}
+
+/// It checks, then acts, too.
+#[test]
+fn s3s() {
+    const TRIES: usize = 10;
+    let Some(server) = S3Server::s3s("object_servers::s3s") else { return };
+    let bucket = server.bucket();
+    let refused = (0..TRIES).filter(|index| is_refused(&bucket, &format!("try{index}"))).count();
+    assert!(refused > TRIES / 2, "the probe caught it {refused} times in {TRIES}");
+    live(&bucket.without_fencing());
+}
+
+#[test]
+fn stores_that_race_or_ignore_conditions_are_refused() {
+    for conditions in [Conditions::Raced, Conditions::Ignored] {
+        let settings = Settings { conditions, ..Settings::default() };
+        let store = Emulator::start(settings, BUCKET);
+        let bucket = Bucket::emulated(&store, BUCKET);
+        assert!(is_refused(&bucket, "vol"), "{conditions:?}");
+        let left = store.objects(BUCKET, "");
+        assert!(left.is_empty(), "nothing is left of a refused volume: {left:?}");
+        let bucket = bucket.without_fencing();
+        bucket.command(CREATE).arg(bucket.volume("vol")).ok();
+    }
 }
