@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use sheave_conformance::{Driver, Options};
 use sheave_core::{ByteRange, Op, Reply, Volume};
+use sheave_emulator::{Emulator, Settings};
 use sheave_tests::{
-    Certificates, Foreign, Run, Scratch, Serve, Wire, both_engines, cmd, eventually, sheave,
+    Bucket, Certificates, Foreign, Run, Scratch, Serve, Wire, both_engines, cmd, eventually, sheave,
 };
 use sheave_volumes::{OpenOptions, open};
 
@@ -36,6 +37,15 @@ fn blank(volume: &str) -> Arc<dyn Volume> {
 fn an_export_of_sheave_is_a_volume() {
     let server = Serve::new(format!("memory:?size={SIZE}")).unix();
     on_both("remote sheave", OPTIONS, || blank(&server.uri()));
+}
+
+#[test]
+fn an_export_of_an_object_volume_in_a_bucket_is_a_volume() {
+    let store = Emulator::start(Settings::default(), "volumes");
+    let bucket = Bucket::emulated(&store, "volumes");
+    bucket.command("create --size 256K").arg(bucket.volume("vol")).ok();
+    let server = bucket.serve("vol", "a").unix();
+    on_both("remote object volume", Options { cases: 12, ..OPTIONS }, || blank(&server.uri()));
 }
 
 #[test]
