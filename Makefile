@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 
 .PHONY: help setup build install demo docker-plugin test vm-matrix vm-soak k8s-smoke k8s-e2e lint
-.PHONY: fuzz bench bench-devices clean
+.PHONY: fuzz bench bench-devices bench-object clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ bench: ## compare with other NBD servers
 
 bench-devices: ## compare block devices with those of others, in a guest
 	scripts/bench-devices
+
+bench-object: ## an object volume on an emulated store, beside the disk and a file
+	scripts/bench-object
 
 clean:
 	cargo clean
