@@ -82,7 +82,13 @@ impl Bucket {
     /// `sheave volume COMMAND`, with what the bucket asks for in its environment.
     #[must_use]
     pub fn command(&self, command: &str) -> Run {
-        let run = Run::new(sheave()).args("volume").args(command);
+        self.run().args("volume").args(command)
+    }
+
+    /// `sheave`, with what the bucket asks for in its environment.
+    #[must_use]
+    pub fn run(&self) -> Run {
+        let run = Run::new(sheave());
         self.environment().into_iter().fold(run, |run, (name, value)| run.env(name, value))
     }
 
@@ -93,14 +99,16 @@ impl Bucket {
         self.environment().into_iter().fold(serve, |serve, (name, value)| serve.env(name, value))
     }
 
-    /// The AWS variables. This machine's own configuration and metadata services are not asked.
-    fn environment(&self) -> [(&'static str, &str); 5] {
+    /// The AWS variables. This machine's own configuration and metadata services are not asked, and
+    /// what it knows of stores is not used: another one may have had the port.
+    fn environment(&self) -> [(&'static str, String); 6] {
         [
-            ("AWS_ACCESS_KEY_ID", &self.access.key),
-            ("AWS_SECRET_ACCESS_KEY", &self.access.secret),
-            ("AWS_EC2_METADATA_DISABLED", "true"),
-            ("AWS_CONFIG_FILE", "/dev/null"),
-            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+            ("AWS_ACCESS_KEY_ID", self.access.key.clone()),
+            ("AWS_SECRET_ACCESS_KEY", self.access.secret.clone()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+            ("AWS_CONFIG_FILE", "/dev/null".to_owned()),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null".to_owned()),
+            ("SHEAVE_STATE_DIR", self.scratch.file("state")),
         ]
     }
 }

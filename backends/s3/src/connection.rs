@@ -25,6 +25,8 @@ use crate::pace::Pace;
 
 /// Threads that sign, encrypt and check bodies.
 const THREADS: usize = 2;
+/// Threads that look up names and read the AWS configuration.
+const WAITING_THREADS_MAX: usize = 8;
 /// Requests at once, over all volumes of an endpoint. Each has a connection of its own, so reads do
 /// not wait for what is being written.
 const READS_MAX: usize = 64;
@@ -184,7 +186,8 @@ fn runtime() -> Result<&'static Runtime, StoreError> {
         return Ok(runtime);
     }
     let mut builder = runtime::Builder::new_multi_thread();
-    builder.worker_threads(THREADS).thread_name("s3").enable_all();
+    builder.worker_threads(THREADS).max_blocking_threads(WAITING_THREADS_MAX);
+    builder.thread_name("s3").enable_all();
     let made = builder.build();
     let made = made.map_err(|error| {
         StoreError::new(StoreErrorKind::Busy, format!("no thread for requests: {error}"))
