@@ -133,6 +133,17 @@ impl DockerPlugin {
         self.child.wait().expect("our own child");
     }
 
+    /// Ends it in order, and waits until it is gone.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[track_caller]
+    pub fn end(&mut self) {
+        Run::new("kill").args("-TERM").arg(self.pid().to_string()).ok();
+        let has_ended = eventually(|| matches!(self.child.try_wait(), Ok(Some(_))));
+        assert!(has_ended, "it does not end:\n{}", self.log());
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn socket(&self) -> &Path {

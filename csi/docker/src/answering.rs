@@ -1,6 +1,7 @@
 //! Whether the answer of a call gets to Docker. A container that Docker could not start, since it
 //! had given up waiting, is never unmounted by it: a mount without an answer is undone.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::{Body, Bytes};
@@ -78,6 +79,7 @@ pub(crate) struct Answering {
 impl Answering {
     pub(crate) fn new(plugin: Arc<Plugin>, caller: Caller) -> Self {
         let call = Arc::new(plugin.begin(caller));
+        plugin.calls.fetch_add(1, Ordering::Relaxed);
         Self { plugin, call, runtime: Handle::current(), is_delivered: false }
     }
 
@@ -104,6 +106,7 @@ impl Drop for Answering {
             let (plugin, is_delivered) = (Arc::clone(&self.plugin), self.is_delivered);
             self.runtime.spawn_blocking(move || plugin.answered(&mounted, is_delivered));
         }
+        self.plugin.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -13,12 +13,21 @@ const LEN_MAX: usize = 2 << 20;
 /// before it has sent all.
 const DISCARDED_MAX: usize = 64 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a body may take, which a client sends behind its head at once.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Receives a body.
 ///
 /// # Errors
 /// The status of the answer and one line for a person.
-pub(crate) async fn receive(mut body: Body) -> Result<Vec<u8>, (StatusCode, String)> {
+pub(crate) async fn receive(body: Body) -> Result<Vec<u8>, (StatusCode, String)> {
+    timeout(TIMEOUT, collect(body)).await.unwrap_or_else(|_| {
+        let why = format!("the request was not sent within {} s", TIMEOUT.as_secs());
+        Err((StatusCode::REQUEST_TIMEOUT, why))
+    })
+}
+
+async fn collect(mut body: Body) -> Result<Vec<u8>, (StatusCode, String)> {
     let mut received = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {

@@ -5,7 +5,7 @@ mod volumes;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,8 @@ pub struct Plugin {
     /// References that await the answer of a call before this one are from a plugin of before.
     first_call: u64,
     next_call: AtomicU64,
+    /// Calls that are not answered yet.
+    pub(crate) calls: AtomicUsize,
 }
 
 /// One lock a name.
@@ -108,8 +110,9 @@ impl Plugin {
         let last_call = references.filter_map(|reference| reference.unanswered).max();
         let first_call = last_call.map_or(0, |last| last.saturating_add(1));
         let (names, next_call, opened) = (Names::default(), first_call.into(), Instant::now());
+        let calls = AtomicUsize::new(0);
         let plugin =
-            Self { daemon, engine, records, settings, names, opened, first_call, next_call };
+            Self { daemon, engine, records, settings, names, opened, first_call, next_call, calls };
         for mut record in all.into_iter().filter(|of| !of.references.is_empty()) {
             // One that is damaged keeps no other from being served.
             if let Err(error) = plugin.forget_the_past(&mut record) {
@@ -129,6 +132,11 @@ impl Plugin {
         tracing::info!(name = record.name, "no container has it since the node's start");
         record.references.clear();
         self.records.save(record)
+    }
+
+    /// How many calls are not answered yet.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// A call of this process.

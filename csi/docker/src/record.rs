@@ -24,6 +24,8 @@ const NAME_LEN_MAX: usize = 128;
 const DOUBT: Duration = Duration::from_secs(300);
 /// Bytes of the id of a reference. Docker's have 64.
 const ID_LEN_MAX: usize = 256;
+/// References of a volume: a record with more could become too long to be read again.
+const REFERENCES_MAX: usize = 1000;
 
 /// A volume that Docker knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,22 @@ impl Record {
             boot: boot_id(),
             created: now(),
         }
+    }
+
+    /// Checks that one more container may have the volume, which mounts it by this id.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for an id that is none, and [`Kind::Exhausted`].
+    pub(crate) fn check_reference(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        if self.references.len() < REFERENCES_MAX || self.references.contains_key(id) {
+            return Ok(());
+        }
+        let why = format!(
+            "volume {} is in use by {REFERENCES_MAX} containers, which is the most; remove some",
+            self.name
+        );
+        Err(Error::new(Kind::Exhausted, why))
     }
 }
 
@@ -140,19 +158,27 @@ impl Records {
     /// # Errors
     /// When the directory cannot be read.
     pub(crate) fn all(&self) -> Result<Vec<Record>> {
+        Ok(self.read_all()?.0)
+    }
+
+    /// The same, and whether they are all that there are.
+    pub(crate) fn read_all(&self) -> Result<(Vec<Record>, bool)> {
         let fail = |error| Error::of_io(printable(&self.dir), &error);
-        let mut all = Vec::new();
+        let (mut all, mut are_all) = (Vec::new(), true);
         for entry in fs::read_dir(&self.dir).map_err(fail)? {
             let path = entry.map_err(fail)?.path();
             if path.extension().is_some_and(|kind| kind == "json") {
                 match read(&path) {
                     Ok(record) => all.extend(record),
-                    Err(error) => tracing::warn!("a volume is left out: {error}"),
+                    Err(error) => {
+                        are_all = false;
+                        tracing::warn!("a volume is left out: {error}");
+                    }
                 }
             }
         }
         all.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(all)
+        Ok((all, are_all))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -163,6 +189,11 @@ impl Records {
 fn read(path: &Path) -> Result<Option<Record>> {
     let record: Option<Record> = durable::read(path).map_err(unavailable)?;
     match &record {
+        Some(record) if path.file_stem().is_none_or(|stem| stem != record.name.as_str()) => {
+            let (path, name) = (printable(path), &record.name);
+            let why = format!("{path} is about volume {name}; restore it, or move it away");
+            Err(Error::new(Kind::Unavailable, why))
+        }
         Some(record) if record.format != FORMAT => {
             let why = format!("{} has format {}", printable(path), record.format);
             Err(Error::new(Kind::Unavailable, why))
@@ -197,7 +228,7 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 ///
 /// # Errors
 /// [`Kind::Invalid`].
-pub(crate) fn check_id(id: &str) -> Result<()> {
+fn check_id(id: &str) -> Result<()> {
     match id.len() {
         1..=ID_LEN_MAX => Ok(()),
         len => {
@@ -221,9 +252,12 @@ mod tests {
         record.references.insert("1".to_owned(), reference);
         records.save(&record).expect("saved");
         assert_eq!(records.load("db").expect("a record").as_ref(), Some(&record));
-        fs::write(dir.path().join("docker/other.json"), "{").expect("written");
-        assert_eq!(records.all().expect("all"), [record]);
-        assert!(records.load("other").is_err());
+        let other = dir.path().join("docker/other.json");
+        for text in ["{", &fs::read_to_string(records.path("db")).expect("a record")] {
+            fs::write(&other, text).expect("written");
+            assert_eq!(records.all().expect("all"), std::slice::from_ref(&record));
+            assert!(records.load("other").is_err());
+        }
         records.remove("db").expect("removed");
         assert_eq!(records.load("db").expect("none"), None);
     }
@@ -247,6 +281,22 @@ mod tests {
         for name in ["", ".", "..", "a/b", "../a", ".a", "-a", "a b", "ü", &"n".repeat(129)] {
             assert!(check_name(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_record_with_as_many_references_as_there_may_be_is_read_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let records = Records::open(dir.path().to_owned()).expect("a directory");
+        let mut record = Record::new("db", "fast/1".to_owned(), false, Given::new());
+        let id = |number: usize| format!("{number:0>256}").replace('0', "\u{1}");
+        let reference = Reference { caller: Caller::of(1), unanswered: Some(u64::MAX) };
+        while record.check_reference(&id(record.references.len())).is_ok() {
+            record.references.insert(id(record.references.len()), reference);
+        }
+        assert_eq!(record.references.len(), REFERENCES_MAX);
+        assert!(record.check_reference(&id(0)).is_ok(), "one that is there");
+        records.save(&record).expect("saved");
+        assert_eq!(records.load("db").expect("a record"), Some(record));
     }
 
     #[test]

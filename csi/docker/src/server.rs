@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -11,7 +12,9 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::{IncomingStream, Listener};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use crate::answering::Answering;
 use crate::body::receive;
@@ -20,7 +23,12 @@ use crate::{Caller, Plugin};
 /// What Docker accepts.
 const TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
-/// Serves a plugin until `ended`.
+/// How long it waits, at its end, for clients that have sent no whole call.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often it looks whether the calls have ended that it has then.
+const END_POLL: Duration = Duration::from_millis(20);
+
+/// Serves a plugin until `ended`. Calls that it has then are answered.
 ///
 /// # Errors
 /// When the server fails.
@@ -33,9 +41,24 @@ where
     L::Addr: std::fmt::Debug,
     for<'a> Caller: Connected<IncomingStream<'a, L>>,
 {
-    let router = Router::new().fallback(answer).with_state(plugin);
+    let router = Router::new().fallback(answer).with_state(Arc::clone(&plugin));
     let router = router.into_make_service_with_connect_info::<Caller>();
-    axum::serve(listener, router).with_graceful_shutdown(ended).await
+    let (end, mut begun) = watch::channel(false);
+    let graceful = async move {
+        ended.await;
+        let _ = end.send(true);
+    };
+    let all_answered = async move {
+        let _ = begun.wait_for(|begun| *begun).await;
+        sleep(END_TIMEOUT).await;
+        while plugin.calls() > 0 {
+            sleep(END_POLL).await;
+        }
+    };
+    tokio::select! {
+        served = axum::serve(listener, router).with_graceful_shutdown(graceful) => served,
+        () = all_answered => Ok(()),
+    }
 }
 
 async fn answer(

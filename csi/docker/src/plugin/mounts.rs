@@ -10,7 +10,7 @@ use sheave_node::{Attach, Error, Kind, Result, StageRequest, boot_id};
 use super::{ANSWER_WITHIN, Plugin, claim, text};
 use crate::answering::{Call, Mounted};
 use crate::options::Options;
-use crate::record::{Record, Reference, check_id};
+use crate::record::{Record, Reference};
 
 /// What uses the volumes that are staged by this plugin.
 const USER: &str = "docker";
@@ -19,7 +19,6 @@ const PENDING_POLL: Duration = Duration::from_millis(100);
 
 impl Plugin {
     pub(super) fn mount(&self, name: &str, id: String, call: &Call) -> Result<Value> {
-        check_id(&id)?;
         let left = || Err(Error::new(Kind::TimedOut, "the caller has left before the answer"));
         // While it waited for other calls about the volume.
         if call.has_left() {
@@ -27,6 +26,7 @@ impl Plugin {
         }
         let mut record = self.record(name)?;
         self.reconcile_or_log(&mut record);
+        record.check_reference(&id)?;
         let staging = self.staging(name);
         self.stage(&record, &staging)?;
         let undo = |record: &Record| match record.references.is_empty() {
