@@ -16,7 +16,7 @@ use sheave_control::v1::{
     GetVersionResponse, ListDevicesRequest, ListDevicesResponse, ResizeRequest, ResizeResponse,
     SetLimitsRequest, SetLimitsResponse,
 };
-use sheave_core::{Error, ErrorKind, printable};
+use sheave_core::printable;
 use sheave_daemon::{
     self as devices, AttachOptions, Attached, Choice, Devices, NewLimits, PoolVolume,
 };
@@ -28,6 +28,7 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status};
 
+use crate::api_status::status;
 use crate::pool_calls::{PoolCalls, check_publication, is_shared};
 use crate::telemetry::{RuntimeDir, listen_at};
 use crate::volumes_api::{VolumesService, device_of};
@@ -404,29 +405,6 @@ fn check_peer(request: Request<()>) -> Result<Request<()>, Status> {
     }
 }
 
-pub(crate) fn status(error: Error) -> Status {
-    Status::new(code(error.kind()), error.to_string())
-}
-
-/// The gRPC code of a kind of error: <https://grpc.io/docs/guides/status-codes/>.
-fn code(kind: ErrorKind) -> Code {
-    match kind {
-        ErrorKind::Busy | ErrorKind::Fenced => Code::FailedPrecondition,
-        ErrorKind::Corrupt => Code::DataLoss,
-        ErrorKind::Exists => Code::AlreadyExists,
-        ErrorKind::Invalid => Code::InvalidArgument,
-        ErrorKind::Io | ErrorKind::Shutdown => Code::Unavailable,
-        ErrorKind::NoMemory | ErrorKind::NoSpace => Code::ResourceExhausted,
-        ErrorKind::NotFound => Code::NotFound,
-        // CSI uses this code when an operation on the volume is pending.
-        ErrorKind::Pending => Code::Aborted,
-        ErrorKind::Permission => Code::PermissionDenied,
-        ErrorKind::TimedOut => Code::DeadlineExceeded,
-        ErrorKind::TooLarge => Code::OutOfRange,
-        ErrorKind::Unsupported => Code::Unimplemented,
-    }
-}
-
 fn message(attached: Attached) -> Device {
     Device {
         volume: attached.volume,
@@ -450,12 +428,6 @@ fn message(attached: Attached) -> Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_kind_has_its_code() {
-        let codes = ErrorKind::ALL.map(|kind| code(kind) as i32);
-        assert_eq!(codes, [9, 15, 6, 9, 3, 14, 8, 8, 5, 10, 7, 14, 4, 11, 12]);
-    }
 
     #[test]
     fn a_request_starts_no_program_unless_the_operator_has_written_it() {

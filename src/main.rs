@@ -1,6 +1,7 @@
 //! `sheave`: one binary for serving, copying, measuring and inspecting volumes.
 #![forbid(unsafe_code)]
 
+mod api_status;
 mod cli;
 mod commands;
 mod config;

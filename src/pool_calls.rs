@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
-use crate::control_api::status;
+use crate::api_status::status;
 use crate::pending::{Guard, Pending};
 
 /// How soon a caller has an answer. CSI callers wait for 10 s and more.

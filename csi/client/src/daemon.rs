@@ -6,7 +6,7 @@ use std::time::Duration;
 use sheave_control::v1::{
     AccessMode, CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListPoolsRequest,
     ListVolumesRequest, Pool, Publication, PublishVolumeRequest, ResizeVolumeRequest,
-    UnpublishVolumeRequest, Volume, get_volume_request::Key,
+    UnpublishVolumeRequest, Uses, Volume, get_volume_request::Key,
 };
 use sheave_control::{ControlClient, VolumesClient};
 use sheave_node::{Error, Kind, Result, make_dir, remove_dir};
@@ -94,9 +94,10 @@ impl Daemon {
     /// Deletes a volume with its data. Done if there is none.
     ///
     /// # Errors
-    /// [`Kind::Refused`] while it is in use.
-    pub fn delete(&self, id: &str) -> Result<()> {
-        let request = DeleteVolumeRequest { id: id.to_owned() };
+    /// [`Kind::Refused`] while it is in use, and if something has had it since it was `seen`.
+    pub fn delete(&self, id: &str, seen: Option<&Volume>) -> Result<()> {
+        let uses = seen.map(|seen| Uses { epoch: seen.epoch, users: seen.users.clone() });
+        let request = DeleteVolumeRequest { id: id.to_owned(), uses };
         self.wait(CALL_TIMEOUT, self.volumes().delete_volume(request)).map(drop)
     }
 
