@@ -8,12 +8,12 @@ use sheave_control::v1::volumes_server::Volumes;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use sheave_daemon::{Attached, Devices, NewLimits};
 use sheave_pools::{
-    AccessMode, Exclusion, Listed, NewVolume, Pool, PoolInfo, Pools, Publication, SizeRange,
-    VolumeId,
+    AccessMode, Exclusion, Listed, NewVolume, Pool, PoolInfo, Pools, Publication, Record,
+    SizeRange, VolumeId,
 };
 use tonic::{Code, Request, Response, Status};
 
-use crate::control_api::status;
+use crate::api_status::status;
 use crate::pool_calls::PoolCalls;
 
 /// Volumes of one answer of `ListVolumes`.
@@ -136,6 +136,17 @@ fn check_no_device(devices: &Devices, of: &Listed, op: &'static str) -> Result<(
     }
 }
 
+/// Refuses to go on if something has had the volume since its caller has looked at it.
+fn check_uses(record: &Record, seen: Option<&api::Uses>) -> Result<()> {
+    match seen {
+        Some(seen) if (seen.epoch, &seen.users) != (record.epoch, &record.users) => {
+            let why = format!("{} was used since it was looked at; look again", record.name);
+            Err(Error::new(ErrorKind::Busy, "delete", why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The volume of an answer about it.
 fn listed(pools: &Pools, id: &VolumeId, found: sheave_pools::Found) -> Result<Listed> {
     Ok(Listed { pool: Arc::clone(pools.pool(&id.pool)?), found })
@@ -217,7 +228,7 @@ impl Volumes for VolumesService {
         &self,
         request: Request<api::DeleteVolumeRequest>,
     ) -> Result<Response<api::DeleteVolumeResponse>, Status> {
-        let id = request.into_inner().id;
+        let api::DeleteVolumeRequest { id, uses } = request.into_inner();
         let devices = self.devices.clone();
         let delete = move |pools: &Pools, id: VolumeId| {
             match pools.by_id(&id) {
@@ -229,7 +240,9 @@ impl Volumes for VolumesService {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
-            pools.pool(&id.pool)?.delete(id.uuid)?;
+            pools
+                .pool(&id.pool)?
+                .delete_if(id.uuid, &|record| check_uses(record, uses.as_ref()))?;
             tracing::info!(%id, "deleted");
             Ok(())
         };
@@ -452,7 +465,7 @@ impl Volumes for VolumesService {
         }
         let mark = move |pools: &Pools, id: VolumeId| {
             let pool = pools.pool(&id.pool)?;
-            let mark = &mut |record: &mut sheave_pools::Record| {
+            let mark = &mut |record: &mut Record| {
                 let is_first = begun && record.formatted.is_none();
                 record.mark_formatted(&fs_type, begun, epoch)?;
                 if is_first { pool.check_blank(id.uuid) } else { Ok(()) }

@@ -66,7 +66,7 @@ fn is_refused(site: &Site, volume: &Volume) {
     let answers = [
         site.wait(site.service.node_expand_volume(Request::new(expand))).map(drop),
         ask!(site, get_volume, control::GetVolumeRequest { key }),
-        ask!(site, delete_volume, control::DeleteVolumeRequest { id: id() }),
+        ask!(site, delete_volume, control::DeleteVolumeRequest { id: id(), uses: None }),
         ask!(site, publish_volume, publish),
         ask!(
             site,
@@ -217,8 +217,12 @@ fn rule_30_pods_are_ended_though_the_state_of_the_plugin_was_removed() {
                 site.unstage(&volume).expect("unstaged");
                 site.check_bare();
                 site.unpublish_from_node(&volume);
-                ask!(site, delete_volume, control::DeleteVolumeRequest { id: volume.id.clone() })
-                    .expect("deleted");
+                ask!(
+                    site,
+                    delete_volume,
+                    control::DeleteVolumeRequest { id: volume.id.clone(), uses: None }
+                )
+                .expect("deleted");
             }
         }
     });

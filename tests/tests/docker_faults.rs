@@ -2,11 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
 use sheave_tests::{
-    DockerPlugin, DockerSite, Run, check_failed, eventually, have, on_devices, sheave, skip,
+    DockerPlugin, DockerSite, HangingDisk, Mounts, PoolNode, Run, check_failed, eventually, have,
+    on_devices, sheave, skip,
 };
 
 const FAST: (&str, &str) = ("pool", "fast");
@@ -201,5 +205,126 @@ fn only_what_docker_alone_has_had_is_deleted_with_its_name() {
         assert!(!is_deleted("attached") && !is_deleted("renamed"));
         assert!(plugin.log().contains("its data kept"), "{}", plugin.log());
         site.check_unmounted();
+    });
+}
+
+/// The directory is a pool of both, as where it is on a file server.
+#[test]
+fn what_docker_of_another_node_has_written_is_not_deleted() {
+    on_devices("what_docker_of_another_node_has_written_is_not_deleted", || {
+        let site = DockerSite::new();
+        let other = DockerPlugin::start_on_another_node(site.dir(), &["--node-id", "n2"]);
+        for name in ["db", "own"] {
+            site.plugin.create(name, &[FAST, ("size", "32M")]).expect("created");
+            other.create(name, &[FAST]).expect("adopted");
+        }
+        let at = other.mount("db", "c1").expect("mounted");
+        fs::write(at.join("file"), "data").expect("written");
+        other.unmount("db", "c1").expect("unmounted");
+        site.plugin.mount("own", "c1").expect("mounted");
+        site.plugin.unmount("own", "c1").expect("unmounted");
+        for name in ["db", "own"] {
+            site.plugin.remove(name).expect("removed");
+        }
+        site.daemon.sheave("volume info fast/own").fails();
+        let at = other.mount("db", "c1").expect("mounted");
+        assert_eq!(fs::read_to_string(at.join("file")).expect("the file"), "data");
+        other.unmount("db", "c1").expect("unmounted");
+        site.check_unmounted();
+    });
+}
+
+#[test]
+fn a_create_that_fails_deletes_only_what_it_has_made() {
+    on_devices("a_create_that_fails_deletes_only_what_it_has_made", || {
+        let mut site = DockerSite::new();
+        let global = ["--scope", "global", "--node-id"];
+        site.plugin.kill();
+        site.plugin = DockerPlugin::start(site.dir(), &[&global[..], &["n1"]].concat());
+        let args = [&global[..], &["n2"]].concat();
+        let other = DockerPlugin::start_on_another_node(site.dir(), &args);
+        let options = [FAST, ("size", "32M")];
+        site.plugin.create("db", &options).expect("created");
+        // Its record cannot be written there.
+        for name in ["db", "new"] {
+            let dir = site.dir().join(format!("other/docker/volumes/{name}.new"));
+            fs::create_dir(dir).expect("a directory");
+        }
+        for name in ["db", "new"] {
+            other.create(name, &options).expect_err("a directory is there");
+        }
+        let long = format!("fast/{}", "x".repeat(100_000));
+        check_failed(other.create("long", &[("volume", &long)]), "see: sheave volume ls");
+        site.daemon.sheave("volume info fast/db").ok();
+        site.daemon.sheave("volume info fast/new").fails();
+    });
+}
+
+#[test]
+fn a_client_that_sends_half_a_call_does_not_keep_the_plugin_from_ending() {
+    let node = PoolNode::new();
+    let mut plugin = DockerPlugin::start(node.dir(), &["--node-id", "n1"]);
+    let clients = ["POST /VolumeDriver.List HT", "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"];
+    let clients = clients.map(|half| {
+        let mut stream = UnixStream::connect(plugin.socket()).expect("it listens");
+        stream.write_all(half.as_bytes()).expect("sent");
+        stream
+    });
+    // A whole call behind them is answered.
+    plugin.call("/Plugin.Activate", &json!({})).expect("an answer");
+    let begun = Instant::now();
+    plugin.end();
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    drop(clients);
+}
+
+/// A thread of the killed plugin waits in the kernel until the storage answers.
+#[test]
+fn a_plugin_starts_beside_a_killed_one_whose_storage_hangs() {
+    on_devices("a_plugin_starts_beside_a_killed_one_whose_storage_hangs", || {
+        let disk = HangingDisk::new();
+        let node = PoolNode::with_block_devices();
+        let slow = format!("[pools.slow]\nurl = \"file://{}\"\n", disk.dir().display());
+        let config = fs::read_to_string(node.config()).expect("a file");
+        fs::write(node.config(), config + &slow).expect("a file");
+        let daemon = node.daemon();
+        let mounts = Mounts::below(node.dir());
+        let mut first = DockerPlugin::start(node.dir(), &["--node-id", "n1"]);
+        for pool in ["slow", "fast"] {
+            first.create(pool, &[("pool", pool), ("size", "32M")]).expect("created");
+        }
+        let at = first.mount("slow", "c1").expect("mounted");
+        fs::write(at.join("file"), vec![7; 1 << 20]).expect("written");
+        let sockets = node.dir().join("second");
+        fs::create_dir(&sockets).expect("a directory");
+        let hang = disk.hang();
+        let second = thread::scope(|scope| {
+            let unmount = scope.spawn(|| first.unmount("slow", "c1"));
+            let waits = || {
+                let tasks = format!("/proc/{}/task", first.pid());
+                let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat"));
+                let stats = fs::read_dir(tasks).expect("tasks").flatten().flat_map(stat);
+                stats.into_iter().any(|stat| stat.contains(") D "))
+            };
+            // It waits for a moment for the disk of its records, too.
+            let stays = || {
+                (0..20).all(|_| {
+                    thread::sleep(Duration::from_millis(50));
+                    waits()
+                })
+            };
+            assert!(eventually(stays), "{}", first.log());
+            Run::new("kill").args("-KILL").arg(first.pid().to_string()).ok();
+            let second = DockerPlugin::start_at(&sockets, node.dir(), &["--node-id", "n1"]);
+            second.mount("fast", "c2").expect("mounted");
+            second.unmount("fast", "c2").expect("unmounted");
+            drop(hang);
+            unmount.join().expect("no panic").expect_err("it was killed");
+            second
+        });
+        first.kill();
+        assert!(eventually(|| second.unmount("slow", "c1").is_ok()), "{}", second.log());
+        assert_eq!(mounts.targets(), [] as [std::path::PathBuf; 0]);
+        drop(daemon);
     });
 }

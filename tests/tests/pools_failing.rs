@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
-use sheave_control::v1::{DeleteVolumeRequest, PublishVolumeRequest, UnpublishVolumeRequest};
+use sheave_control::v1::{DeleteVolumeRequest, PublishVolumeRequest, UnpublishVolumeRequest, Uses};
 use sheave_control::{VolumesClient, channel};
 use sheave_tests::{Daemon, PoolNode, Run, Trace, have, skip};
 use tokio::runtime::{Builder, Runtime};
@@ -33,7 +33,11 @@ impl Client {
     }
 
     fn delete(&self, id: &str) -> Result<(), Status> {
-        let request = DeleteVolumeRequest { id: id.to_owned() };
+        self.delete_as_of(id, None)
+    }
+
+    fn delete_as_of(&self, id: &str, uses: Option<Uses>) -> Result<(), Status> {
+        let request = DeleteVolumeRequest { id: id.to_owned(), uses };
         self.runtime.block_on(self.volumes.clone().delete_volume(request)).map(drop)
     }
 
@@ -52,6 +56,29 @@ impl Client {
         let request = UnpublishVolumeRequest { id, node, ..UnpublishVolumeRequest::default() };
         self.runtime.block_on(self.volumes.clone().unpublish_volume(request)).map(drop)
     }
+}
+
+#[test]
+fn a_volume_that_was_used_since_it_was_looked_at_is_not_deleted() {
+    let node = PoolNode::new();
+    let daemon = node.daemon();
+    daemon.sheave("volume create fast/a").ok();
+    let id = daemon.volume("fast/a")["id"].as_str().expect("an id").to_owned();
+    let client = Client::of(&daemon);
+    let refused = |uses: Uses| {
+        let error = client.delete_as_of(&id, Some(uses)).expect_err("it was used since");
+        assert!(error.message().contains("look again"), "{error}");
+    };
+    client.publish(&id).expect("published");
+    client.unpublish(&id).expect("unpublished");
+    refused(Uses::default());
+    // Without a publication.
+    daemon.sheave("attach fast/a").ok();
+    daemon.sheave("detach fast/a").ok();
+    refused(Uses { epoch: 1, users: vec![String::new()] });
+    let users = vec![String::new(), "sheave attach".to_owned()];
+    client.delete_as_of(&id, Some(Uses { epoch: 1, users })).expect("deleted");
+    daemon.sheave("volume info fast/a").fails();
 }
 
 /// A call that is repeated finds its own work done, and not on stable storage.

@@ -247,12 +247,13 @@ impl Pool for FilePool {
         self.make(new)
     }
 
-    fn delete(&self, uuid: Uuid) -> Result<()> {
+    fn delete_if(&self, uuid: Uuid, check: &dyn Fn(&Record) -> Result<()>) -> Result<()> {
         let locked = self.lock()?;
         let Some(record) = self.record(uuid)? else { return self.settle(uuid) };
         if record.deleting {
             return self.discard(&locked, uuid, &record.name);
         }
+        check(&record)?;
         if let Some(has) = record.publications.first() {
             let why = format!(
                 "{} is published to node {}; unpublish it first",

@@ -41,7 +41,15 @@ pub trait Pool: Send + Sync {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`], and nothing has changed, when it is published or in use.
-    fn delete(&self, uuid: Uuid) -> Result<()>;
+    fn delete(&self, uuid: Uuid) -> Result<()> {
+        self.delete_if(uuid, &|_| Ok(()))
+    }
+
+    /// The same if the check allows it, with no change of the record between the two.
+    ///
+    /// # Errors
+    /// As for [`Self::delete`], and what the check says.
+    fn delete_if(&self, uuid: Uuid, check: &dyn Fn(&Record) -> Result<()>) -> Result<()>;
 
     /// Finds a volume.
     ///

@@ -41,8 +41,8 @@ pub struct Record {
     pub epoch: u64,
     /// The nodes that may use it.
     pub publications: Vec<Publication>,
-    /// What has ever had it, once each: the claims of its publications, which are empty for CSI,
-    /// and `sheave attach`. At most 16 are noted.
+    /// What has ever had it, once each: CLAIM@NODE of its publications, which is empty for CSI, and
+    /// `sheave attach`. At most 16 are noted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<String>,
     /// In a pool that nodes share, the last daemon that had it for writing.
@@ -188,7 +188,7 @@ impl Record {
             let why = format!("{name} is published to {PUBLICATIONS_MAX} nodes, which is the most");
             return Err(Error::new(ErrorKind::NoSpace, op, why));
         }
-        self.note_user(&wanted.claim);
+        self.note_user(&wanted.user());
         self.epoch += 1;
         self.publications.push(Publication { epoch: self.epoch, ..wanted.clone() });
         Ok(self.epoch)
@@ -286,6 +286,14 @@ impl Record {
 }
 
 impl Publication {
+    /// What has the volume by it: a claim means another thing on another node.
+    fn user(&self) -> String {
+        match self.claim.as_str() {
+            "" => String::new(),
+            claim => format!("{claim}@{}", self.node),
+        }
+    }
+
     /// How the node has the volume, for a person.
     fn shown(&self) -> String {
         let how = if self.read_only { "read-only" } else { "for writing" };
@@ -348,15 +356,21 @@ mod tests {
     fn what_has_ever_had_a_volume_is_noted_once() {
         let mode = AccessMode::SingleNodeMultiWriter;
         let mut record = record();
-        for claim in ["docker:a", "", "docker:a", ""] {
-            let wanted = Publication { claim: claim.to_owned(), ..wanted("n1", mode) };
+        let mut publish = |claim: &str, node: &str| {
+            let wanted = Publication { claim: claim.to_owned(), ..wanted(node, mode) };
             for _ in 0..2 {
                 record.publish(&wanted).unwrap();
             }
             record.unpublish(None);
+        };
+        for claim in ["docker:a", "", "docker:a", ""] {
+            publish(claim, "n1");
         }
+        publish("", "n2");
         record.mark_attached();
-        assert_eq!(record.users, ["docker:a", "", OPERATOR]);
+        let other = Publication { claim: "docker:a".to_owned(), ..wanted("n2", mode) };
+        record.publish(&other).unwrap();
+        assert_eq!(record.users, ["docker:a@n1", "", OPERATOR, "docker:a@n2"]);
         for number in 0..2 * USERS_MAX {
             record.note_user(&number.to_string());
         }
@@ -364,7 +378,7 @@ mod tests {
         // It may have had others before they were noted.
         let mut old = Record { epoch: 3, ..self::record() };
         old.publish(&Publication { claim: "docker:a".to_owned(), ..wanted("n1", mode) }).unwrap();
-        assert_eq!(old.users, [UNKNOWN, "docker:a"]);
+        assert_eq!(old.users, [UNKNOWN, "docker:a@n1"]);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl<P: Unrecorded> Pool for P {
         refused(self, "create")
     }
 
-    fn delete(&self, _: Uuid) -> Result<()> {
+    fn delete_if(&self, _: Uuid, _: &dyn Fn(&Record) -> Result<()>) -> Result<()> {
         refused(self, "delete")
     }
 

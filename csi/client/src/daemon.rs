@@ -241,13 +241,15 @@ impl Daemon {
         Ok(if can_share { shared } else { AccessMode::SingleNodeReaderOnly })
     }
 
-    /// The ids of volumes that are published to a node by this claim.
+    /// The ids of volumes that are published to a node by this claim, and why there may be more, if
+    /// a pool cannot be asked.
     ///
     /// # Errors
-    /// When a pool cannot be asked.
-    pub fn published_as(&self, claim: &str, node: &str) -> Result<Vec<String>> {
+    /// When the daemon does not answer.
+    pub fn published_as(&self, claim: &str, node: &str) -> Result<(Vec<String>, Option<Error>)> {
         let is_it = |volume: &Volume| volume.publications.iter().any(|has| is_of(has, node, claim));
-        Ok(self.list()?.into_iter().filter(is_it).map(|volume| volume.id).collect())
+        let (all, unknown) = self.list_known()?;
+        Ok((all.into_iter().filter(is_it).map(|volume| volume.id).collect(), unknown))
     }
 
     /// All volumes of all pools.
@@ -255,18 +257,26 @@ impl Daemon {
     /// # Errors
     /// When a pool cannot be asked.
     pub fn list(&self) -> Result<Vec<Volume>> {
-        let (mut found, mut page_token) = (Vec::new(), String::new());
+        match self.list_known()? {
+            (all, None) => Ok(all),
+            (_, Some(unknown)) => Err(unknown),
+        }
+    }
+
+    /// All volumes of the pools that answer, and why one does not.
+    fn list_known(&self) -> Result<(Vec<Volume>, Option<Error>)> {
+        let (mut found, mut unknown, mut page_token) = (Vec::new(), None, String::new());
         loop {
             let request = ListVolumesRequest { page_token, ..ListVolumesRequest::default() };
             let answer = self.wait(CALL_TIMEOUT, self.volumes().list_volumes(request))?;
             if let Some(trouble) = answer.troubles.first() {
                 let why = format!("pool {}: {}", trouble.pool, trouble.message);
-                return Err(Error::new(Kind::Unavailable, why));
+                unknown = Some(Error::new(Kind::Unavailable, why));
             }
             found.extend(answer.volumes);
             page_token = answer.next_page_token;
             if page_token.is_empty() {
-                return Ok(found);
+                return Ok((found, unknown));
             }
         }
     }

@@ -161,7 +161,7 @@ impl Controller for ControllerService {
         if self.plugin.is_local {
             self.plugin.unpublish_here(&id).await?;
         }
-        call(self.volumes().delete_volume(api::DeleteVolumeRequest { id })).await?;
+        call(self.volumes().delete_volume(api::DeleteVolumeRequest { id, uses: None })).await?;
         Ok(Response::new(csi::DeleteVolumeResponse {}))
     }
 

@@ -183,7 +183,7 @@ pub(super) fn delete(args: DeleteArgs) -> Result<()> {
     }
     runtime()?.block_on(async {
         let id = find(&args.volume).await?.id;
-        call(volumes().await?.delete_volume(api::DeleteVolumeRequest { id })).await
+        call(volumes().await?.delete_volume(api::DeleteVolumeRequest { id, uses: None })).await
     })?;
     Ok(())
 }

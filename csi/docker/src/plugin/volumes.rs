@@ -17,6 +17,15 @@ const CREATED: &str = "docker.created";
 /// Before the name of an option, in the parameters of such a volume.
 const OPTION: &str = "docker.option.";
 
+/// The volume that a name is to have.
+struct Found {
+    volume: Volume,
+    /// Docker has not made it.
+    adopted: bool,
+    /// This call has made it.
+    is_new: bool,
+}
+
 impl Plugin {
     /// The record of a volume that Docker knows on this node or, if volumes are the same on all
     /// nodes, on any.
@@ -55,7 +64,7 @@ impl Plugin {
         }
         let made = self.daemon.list()?.into_iter();
         let is_ours = |volume: &Volume| {
-            volume.parameters.contains_key(MADE_BY) && is_only_of(volume, &volume.name)
+            volume.parameters.contains_key(MADE_BY) && self.is_only_of(volume, &volume.name)
         };
         let made = made.filter(is_ours);
         let record = |volume: Volume| {
@@ -83,7 +92,7 @@ impl Plugin {
                 found => return found.map(|_| json!({})),
             }
         }
-        let (volume, adopted) = self.volume(name, &options, &given)?;
+        let Found { volume, adopted, is_new } = self.volume(name, &options, &given)?;
         if !adopted && options_of(&volume) != given {
             return other();
         }
@@ -108,19 +117,18 @@ impl Plugin {
         }
         self.records.save(&record).inspect_err(|_| {
             // Docker does not know it, and nothing was ever on it.
-            if !adopted && volume.epoch == 0 {
-                let _ = self.daemon.delete(&volume.id);
+            if is_new {
+                let _ = self.daemon.delete(&volume.id, Some(&volume));
             }
         })?;
         tracing::info!(name, volume = volume.id, adopted, "created");
         Ok(json!({}))
     }
 
-    /// The volume of a pool that is meant, and whether it was there before. It is made unless it
-    /// exists.
-    fn volume(&self, name: &str, options: &Options, given: &Given) -> Result<(Volume, bool)> {
+    /// The volume of a pool that is meant. It is made unless it exists.
+    fn volume(&self, name: &str, options: &Options, given: &Given) -> Result<Found> {
         if let Some(volume) = &options.volume {
-            return Ok((self.daemon.find(volume)?, true));
+            return Ok(Found { volume: self.daemon.find(volume)?, adopted: true, is_new: false });
         }
         let pool = match &options.pool {
             Some(pool) => pool.clone(),
@@ -135,8 +143,8 @@ impl Plugin {
                 let is_own = made_by.is_some_and(|node| {
                     *node == self.settings.node_id || self.settings.scope == Scope::Global
                 });
-                let is_own = is_own && is_only_of(&volume, name);
-                return Ok((volume, !is_own));
+                let is_own = is_own && self.is_only_of(&volume, name);
+                return Ok(Found { volume, adopted: !is_own, is_new: false });
             }
         }
         self.check_new(&format!("{pool}/{name}"), &pool, options)?;
@@ -153,7 +161,7 @@ impl Plugin {
             limit_ops_per_second: options.limit_iops,
             parameters,
         };
-        Ok((self.daemon.create(wanted)?, false))
+        Ok(Found { volume: self.daemon.create(wanted)?, adopted: false, is_new: true })
     }
 
     /// Refuses to make what could never be mounted.
@@ -186,14 +194,17 @@ impl Plugin {
             return Err(Error::new(Kind::Refused, why));
         }
         self.release(&record)?;
-        let kept_for = match self.daemon.volume(&record.volume) {
-            Ok(volume) => self.kept_for(&record, &volume)?,
+        let volume = match self.daemon.volume(&record.volume) {
+            // What is left of it may have to be removed.
             Err(error) if error.kind() == Kind::NotFound => None,
-            Err(error) => return Err(error),
+            found => Some(found?),
+        };
+        let kept_for = match &volume {
+            Some(volume) => self.kept_for(&record, volume)?,
+            None => None,
         };
         if kept_for.is_none() {
-            // Also if it is gone: what is left of it may have to be removed.
-            self.daemon.delete(&record.volume)?;
+            self.daemon.delete(&record.volume, volume.as_ref())?;
         }
         self.records.remove(name)?;
         match kept_for {
@@ -214,12 +225,29 @@ impl Plugin {
         if record.adopted {
             return Ok(Some("it was there before docker volume create"));
         }
-        if !is_only_of(volume, &record.name) {
+        if !self.is_only_of(volume, &record.name) {
             return Ok(Some("something else than this name has had it"));
         }
         // One that was never mounted by its other name.
         let is_other = |of: &Record| of.volume == record.volume && of.name != record.name;
-        Ok(self.records.all()?.iter().any(is_other).then_some("another name has it, too"))
+        Ok(match self.records.read_all()? {
+            (all, _) if all.iter().any(is_other) => Some("another name has it, too"),
+            (_, true) => None,
+            (_, false) => Some("another name may have it, too, whose record cannot be read"),
+        })
+    }
+
+    /// Whether nothing but Docker, by this name, has ever had a volume. Another node's Docker has
+    /// the same names for other volumes, unless volumes are the same on all nodes.
+    fn is_only_of(&self, volume: &Volume, name: &str) -> bool {
+        let own = claim(name);
+        let is_own = |user: &String| {
+            let node = user.strip_prefix(&own).and_then(|rest| rest.strip_prefix('@'));
+            let is_here = |node| node == self.settings.node_id;
+            node.is_some_and(|node| self.settings.scope == Scope::Global || is_here(node))
+        };
+        let is_known = volume.epoch == 0 || !volume.users.is_empty();
+        is_known && volume.users.iter().all(is_own)
     }
 
     pub(super) fn get(&self, name: &str) -> Result<Value> {
@@ -268,13 +296,6 @@ impl Plugin {
         let volumes: Vec<_> = records.iter().map(|record| self.shown(record)).collect();
         Ok(json!({ "Volumes": volumes }))
     }
-}
-
-/// Whether nothing but Docker, by this name, has ever had a volume.
-fn is_only_of(volume: &Volume, name: &str) -> bool {
-    let own = claim(name);
-    let is_known = volume.epoch == 0 || !volume.users.is_empty();
-    is_known && volume.users.iter().all(|user| *user == own)
 }
 
 /// When it was made for Docker; empty if it was not.
