@@ -6,16 +6,18 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::process::CommandExt as _;
 use std::panic;
 use std::path::{Path, PathBuf};
-use std::process::{self, ExitCode};
+use std::process::{self, Command, ExitCode};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::Deserialize;
 use sheave_bench::output;
 use sheave_client::Daemon;
 use sheave_core::printable;
-use sheave_flexvolume::{Answer, Call, Driver, NotACall};
+use sheave_flexvolume::{Answer, Call, Driver, NotACall, Tidier};
 use sheave_volumes::state_dir;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -42,7 +44,7 @@ The answer is one JSON object. Copied to VENDOR~DRIVER/DRIVER in kubelet's direc
 plugins, this program is the driver; see docs/flexvolume.md.")]
 pub(crate) struct Args {
     /// init, attach, detach, waitforattach, isattached, mountdevice, unmountdevice, mount, unmount,
-    /// expandvolume or expandfs, with its arguments; or install
+    /// expandvolume or expandfs, with its arguments; tidy, after killed calls; or install
     #[arg(value_name = "OP", trailing_var_arg = true, allow_hyphen_values = true)]
     call: Vec<OsString>,
     /// Where the installed driver is.
@@ -114,14 +116,27 @@ fn done(args: &Args, call: Call) -> Result<Answer> {
         let node = config.node.map_or_else(node_name, Ok)?;
         let state_dir = state_dir()?;
         let own_dir = state_dir.join("flexvolume");
+        let tidier = tidier(args.dir.is_some());
         let called = spawn_blocking(move || {
-            Driver::open(daemon, node, config.attach, state_dir.join("node"), &own_dir)?.call(&call)
+            let node_dir = state_dir.join("node");
+            let driver = Driver::open(daemon, node, config.attach, node_dir, &own_dir, tidier)?;
+            driver.call(&call)
         });
         Ok(called.await??)
     });
     // Does not wait: work may be blocked by a dead disk.
     runtime.shutdown_background();
     answer
+}
+
+/// This program, as it was started, in another process.
+fn tidier(is_driver: bool) -> Tidier {
+    let args: &[_] = if is_driver { &["tidy"] } else { &["flexvolume", "tidy"] };
+    Arc::new(move || {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0(env::args_os().next().unwrap_or_default()).args(args);
+        command
+    })
 }
 
 impl Config {

@@ -1,6 +1,7 @@
 //! What a call answers: one JSON object (`DriverStatus` in Kubernetes' driver-call.go).
 
 use serde::Serialize;
+use serde_json::Value;
 use sheave_core::printable;
 
 /// Bytes of a message, which ends up in events of pods (1 KiB there).
@@ -110,6 +111,12 @@ impl Answer {
         self.status == Status::Success
     }
 
+    /// The message of an answer that another process has given, if it has failed.
+    pub(crate) fn failed(json: &str) -> Option<String> {
+        let answer: Value = serde_json::from_str(json).ok()?;
+        answer["message"].as_str().map(str::to_owned)
+    }
+
     /// One line of JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -126,6 +133,8 @@ mod tests {
         let json = |answer: &Answer, want: &str| assert_eq!(answer.to_json(), want);
         json(&Answer::success(), r#"{"status":"Success"}"#);
         json(&Answer::failure("a\nb"), r#"{"status":"Failure","message":"a\\nb"}"#);
+        assert_eq!(Answer::failed(&Answer::failure("why").to_json()).as_deref(), Some("why"));
+        assert_eq!(Answer::failed(&Answer::success().to_json()), None);
         json(&Answer::not_supported(), r#"{"status":"Not supported"}"#);
         json(&Answer::attached(false), r#"{"status":"Success","attached":false}"#);
         json(&Answer::size(5), r#"{"status":"Success","volumeNewSize":5}"#);

@@ -33,6 +33,8 @@ pub enum Call {
     ExpandVolume { options: String, bytes: u64 },
     /// `expandfs OPTIONS DEVICE DIR NEW_BYTES OLD_BYTES`, by kubelet.
     ExpandFs { options: String, bytes: u64 },
+    /// `tidy`, by other calls of this driver.
+    Tidy,
 }
 
 /// Arguments that are no call.
@@ -56,7 +58,7 @@ impl Call {
         };
         let operation = operation.to_str().ok_or(NotACall::Unknown)?;
         let names: &[&str] = match operation {
-            "init" => &[],
+            "init" | "tidy" => &[],
             "attach" | "isattached" => &["OPTIONS", "NODE"],
             "detach" => &["CLAIM", "NODE"],
             "waitforattach" => &["DEVICE", "OPTIONS"],
@@ -108,6 +110,7 @@ impl Call {
             "expandvolume" => Self::ExpandVolume { options: options(0)?, bytes: bytes(2)? },
             "expandfs" => Self::ExpandFs { options: options(0)?, bytes: bytes(3)? },
             "init" => Self::Init,
+            "tidy" => Self::Tidy,
             _ => return Err(NotACall::Unknown),
         })
     }

@@ -1,8 +1,10 @@
 //! What the calls do.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, BufRead as _, BufReader, ErrorKind};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -43,7 +45,11 @@ pub struct Driver {
     attach: bool,
     state_dir: PathBuf,
     own_dir: PathBuf,
+    tidier: Tidier,
 }
+
+/// Makes a command that does [`Call::Tidy`] with the same configuration.
+pub type Tidier = Arc<dyn Fn() -> Command + Send + Sync>;
 
 impl Driver {
     /// A driver of this node, with or without attach, whose node engine has its states in
@@ -58,6 +64,7 @@ impl Driver {
         attach: bool,
         state_dir: PathBuf,
         own_dir: &Path,
+        tidier: Tidier,
     ) -> Result<Self> {
         if !attach {
             make_dir(own_dir)?;
@@ -66,7 +73,7 @@ impl Driver {
             Err(error) if error.kind() == ErrorKind::NotFound => own_dir.to_owned(),
             resolved => resolved.map_err(|error| Error::of_io(printable(own_dir), &error))?,
         };
-        Ok(Self { daemon, node_id, attach, state_dir, own_dir })
+        Ok(Self { daemon, node_id, attach, state_dir, own_dir, tidier })
     }
 
     /// Does a call.
@@ -94,6 +101,7 @@ impl Driver {
                 Ok(Answer::size(self.daemon.grow(&volume.id, *bytes)?))
             }
             Call::ExpandFs { options, bytes } => self.expand(&Options::parse(options)?, *bytes),
+            Call::Tidy => self.tidy_here().map(|()| Answer::success()),
         }
     }
 
@@ -109,6 +117,7 @@ impl Driver {
             let why = "the options have no kubernetes.io/pvOrVolumeName, by which it is detached";
             return Err(Error::new(Kind::Invalid, why));
         }
+        check_claim(&options.claim)?;
         let volume = self.daemon.find(&options.volume)?;
         let epoch = self.daemon.publish(&volume, node, options.read_only, &options.claim)?;
         let device = Device { volume: volume.id, epoch, node: node.to_owned() };
@@ -117,7 +126,13 @@ impl Driver {
 
     /// What this driver has not published is left as it is.
     fn detach(&self, claim: &str, node: &str) -> Result<Answer> {
-        for id in self.daemon.published_as(claim, node)? {
+        check_claim(claim)?;
+        let (found, unknown) = self.daemon.published_as(claim, node)?;
+        // A pool that cannot be asked holds up no volume of another one.
+        if let Some(unknown) = unknown.filter(|_| found.is_empty()) {
+            return Err(unknown);
+        }
+        for id in found {
             if node == self.node_id {
                 self.finish(&id)?;
             }
@@ -193,7 +208,7 @@ impl Driver {
         let known = engine.known(&volume.id)?.filter(|known| known.is_staged);
         let own = self.own_staging(&volume.id);
         let staged = match known {
-            Some(known) if known.staging != own && self.attach => known,
+            Some(known) if known.staging != own && self.attach && is_own(&known.user) => known,
             Some(known) if known.staging != own => {
                 let why = format!(
                     "volume {} is in use on this node by CSI or Docker, at {}; end that first",
@@ -305,13 +320,39 @@ impl Driver {
         self.daemon.unpublish_at(&own, volume, &self.node_id, CLAIM)
     }
 
-    /// Releases volumes that calls which were killed have left, all at once and in bounded time.
-    /// One that hangs, or that another process works on, holds up no call: it is left to a later
-    /// one.
+    /// Releases volumes that calls which were killed have left, in bounded time. One that hangs, or
+    /// that another process works on, holds up no call: it is left to a later one. That takes a
+    /// process of its own, as no process ends that waits in the kernel for storage.
     ///
     /// # Errors
     /// What keeps one of the others from being released.
     fn tidy(&self, within: Duration) -> Result<()> {
+        if self.left_behind()?.is_empty() {
+            return Ok(());
+        }
+        let fail = |error| Error::of_io("start a process", &error);
+        let mut command = (self.tidier)();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.process_group(0).spawn().map_err(fail)?;
+        let (sender, answered) = channel();
+        let stdout = child.stdout.take();
+        let reader = move || {
+            let mut answer = String::new();
+            let read = stdout.map(|stdout| BufReader::new(stdout).read_line(&mut answer));
+            let _ = sender.send(read.and_then(io::Result::ok).map(|_| answer));
+        };
+        thread::Builder::new().name("tidy".to_owned()).spawn(reader).map_err(fail)?;
+        match answered.recv_timeout(within) {
+            Ok(answer) => answer
+                .as_deref()
+                .and_then(Answer::failed)
+                .map_or(Ok(()), |why| Err(Error::new(Kind::Unavailable, why))),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The same in this process, all at once.
+    fn tidy_here(&self) -> Result<()> {
         let begun = Instant::now();
         let (sender, released) = channel();
         for (volume, staging) in self.left_behind()?.into_iter().take(TIDIED_MAX) {
@@ -326,8 +367,9 @@ impl Driver {
         }
         drop(sender);
         let mut failure = None;
+        let left = || TIDY_ALONE_WITHIN.saturating_sub(begun.elapsed());
         // It ends when all have, too.
-        while let Ok(released) = released.recv_timeout(within.saturating_sub(begun.elapsed())) {
+        while let Ok(released) = released.recv_timeout(left()) {
             let left = |error: &Error| matches!(error.kind(), Kind::Pending | Kind::TimedOut);
             failure = failure.or_else(|| released.err().filter(|error| !left(error)));
         }
@@ -384,10 +426,24 @@ impl Driver {
     }
 }
 
+/// Refuses what is no name of Kubernetes, and may be the claim of another caller, such as Docker.
+fn check_claim(claim: &str) -> Result<()> {
+    if !claim.contains(':') {
+        return Ok(());
+    }
+    let why = format!("{} is no name of a volume in Kubernetes", printable(claim));
+    Err(Error::new(Kind::Invalid, why))
+}
+
+/// Whether a volume that is staged may be this driver's: older states do not say whose they are.
+fn is_own(user: &str) -> bool {
+    ["", USER].contains(&user)
+}
+
 /// The volume that is staged or published at this path by FlexVolume.
 fn own_at(engine: &Node, dir: &Path) -> Result<Option<Known>> {
     match engine.known_at(dir)? {
-        Some(Known { volume, user, .. }) if !["", USER].contains(&&*user) => {
+        Some(Known { volume, user, .. }) if !is_own(&user) => {
             let dir = printable(dir);
             let why = format!("{dir}: {user} has volume {volume} there; it is left as it is");
             Err(Error::new(Kind::Refused, why))

@@ -19,4 +19,4 @@ mod options;
 
 pub use answer::Answer;
 pub use call::{Call, NotACall};
-pub use driver::Driver;
+pub use driver::{Driver, Tidier};
