@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 use sheave_tests::{
     DockerPlugin, DockerSite, HangingDisk, Mounts, PoolNode, Run, check_failed, eventually, have,
