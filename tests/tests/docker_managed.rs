@@ -104,12 +104,13 @@ impl Site {
         })
     }
 
-    /// Waits until no volume is a device, and checks that none has a state.
+    /// Waits until no volume is a device, nor has a state, which ends a moment later.
     #[track_caller]
     fn check_released(&self) {
         self.daemon.wait_for_no_devices();
-        let staged = fs::read_dir(self.node.dir().join("node")).expect("a directory").count();
-        assert_eq!(staged, 0, "volumes with a state");
+        let states = self.node.dir().join("node");
+        let staged = || fs::read_dir(&states).expect("a directory").count();
+        assert!(eventually(|| staged() == 0), "{} volumes with a state", staged());
     }
 }
 
