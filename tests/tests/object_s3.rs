@@ -171,6 +171,11 @@ fn a_bucket_that_was_rolled_back_is_refused_where_the_journal_is_newer() {
 #[test]
 fn an_opening_asks_for_little_and_an_idle_volume_for_nothing() {
     let (store, bucket) = store();
+    bucket.command(CREATE).arg(bucket.volume("other")).ok();
+    let created = store.counts();
+    // Eight races of 32, eight that must lose, and the root.
+    assert_eq!(created.of(Kind::Put).requests, 8 * 33 + 1, "{created:?}");
+    assert!(created.requests() <= 320, "{created:?}");
     make_written(&bucket, "vol");
     store.clear_log();
     let mut server = bucket.serve("vol", "a").unix();

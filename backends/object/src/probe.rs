@@ -15,6 +15,7 @@ use sheave_core::{Error, ErrorKind, Result};
 use crate::format::keys;
 use crate::ids::Incarnation;
 use crate::retry::{Requests, Settled};
+use crate::store::Created;
 
 /// Objects that are made by several at once, and by how many.
 const ROUNDS: usize = 8;
@@ -22,8 +23,8 @@ const RACERS: usize = 32;
 /// An object has so many bytes, since stores may treat short ones in another way.
 const BODY_BYTES: usize = 4096;
 
-/// Races for objects below `probe/` and a name of random bytes, and deletes them: 264 creations,
-/// about as many reads, 11 listings and 8 deletions.
+/// Races for objects below `probe/` and a name of random bytes, and deletes them: 264 creations, 24
+/// reads, 11 listings and 8 deletions.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] when the store does not do what a volume needs, and those of the
@@ -40,16 +41,7 @@ pub(crate) async fn race(requests: &Requests, name: Incarnation) -> Result<()> {
 async fn race_below(requests: &Requests, prefix: &str) -> Result<()> {
     for round in 0..ROUNDS {
         let key = &key(prefix, round);
-        let racers = (0..RACERS).map(|racer| boxed(requests.create(key, body(racer))));
-        let settled: Result<Vec<_>> = all(racers.collect()).await.into_iter().collect();
-        let settled = settled?;
-        let winners: Vec<_> =
-            (0..RACERS).filter(|racer| settled[*racer] == Settled::Mine).collect();
-        let [winner] = winners[..] else {
-            let many = winners.len();
-            let why = format!("of {RACERS} creations of one object at a time {many} succeeded");
-            return Err(refused(requests, &why));
-        };
+        let winner = one_race(requests, key).await?;
         let is_replaced = async {
             let found = requests.get(key, 0..BODY_BYTES as u64).await?;
             Ok((found != Some(body(winner))).then_some("an object was replaced by another"))
@@ -67,6 +59,32 @@ async fn race_below(requests: &Requests, prefix: &str) -> Result<()> {
         check(requests, vec![boxed(is_replaced), boxed(is_made_again), boxed(is_hidden)]).await?;
     }
     check_order(requests, prefix).await
+}
+
+/// Lets racers make one object, each once, and returns the one whose object it is. Stores that
+/// bound changes of an object to one per second refuse most of the others, and would for long.
+async fn one_race(requests: &Requests, key: &str) -> Result<usize> {
+    let racers = (0..RACERS).map(|racer| boxed(requests.create_once(key, body(racer))));
+    let answers = all(racers.collect()).await;
+    if answers.iter().all(Result::is_err) {
+        // It says why, or makes the object.
+        requests.create(key, body(0)).await?;
+    }
+    let has_made = |racer: &usize| answers[*racer] == Ok(Created::Made);
+    let made: Vec<_> = (0..RACERS).filter(has_made).collect();
+    if made.len() > 1 {
+        let many = made.len();
+        let why = format!("of {RACERS} creations of one object at a time {many} succeeded");
+        return Err(refused(requests, &why));
+    }
+    let found = requests.get(key, 0..BODY_BYTES as u64).await?;
+    let owner = (0..RACERS).find(|racer| found == Some(body(*racer)));
+    // One that got no answer may have made it.
+    let is_right = |owner: &usize| made.is_empty() && answers[*owner].is_err();
+    match owner.filter(|owner| has_made(owner) || is_right(owner)) {
+        Some(owner) => Ok(owner),
+        None => Err(refused(requests, "an object is not the one that was made")),
+    }
 }
 
 /// A listing begins with the lowest key, or behind the one that is named, and has no more than are
@@ -148,10 +166,11 @@ async fn all<T>(mut futures: Vec<Boxed<'_, T>>) -> Vec<T> {
 mod tests {
     use std::ops::Range;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use super::*;
     use crate::memory_store::{Faults, MemoryStore, Random, TurnClock, yield_now};
-    use crate::store::{Answer, Created, Listed, Store};
+    use crate::store::{Answer, Listed, Store, StoreError, StoreErrorKind};
     use crate::threads::block_on;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +181,8 @@ mod tests {
         ListsLate,
         ListsBackwards,
         IgnoresMax,
+        /// Not wrong: it refuses to do more than one at a time to an object.
+        IsBusy,
     }
 
     /// A store that does one thing wrong.
@@ -169,6 +190,7 @@ mod tests {
     struct Odd {
         inner: MemoryStore,
         wrong: Wrong,
+        busy: AtomicBool,
     }
 
     impl Store for Odd {
@@ -186,6 +208,15 @@ mod tests {
                     yield_now().await;
                     self.inner.put(key, Some(body));
                     Ok(Created::Made)
+                }),
+                Wrong::IsBusy => Box::pin(async move {
+                    if !self.busy.swap(true, Relaxed) {
+                        yield_now().await;
+                        let made = self.inner.create(key, body).await;
+                        self.busy.store(false, Relaxed);
+                        return made;
+                    }
+                    Err(StoreError::new(StoreErrorKind::Busy, "429"))
                 }),
                 _ => self.inner.create(key, body),
             }
@@ -220,7 +251,7 @@ mod tests {
 
     fn probe(wrong: Wrong, faults: Faults, seed: u64) -> (Result<()>, Vec<String>) {
         let inner = MemoryStore::new(Arc::new(Random::new(seed)), faults);
-        let store = Arc::new(Odd { inner, wrong });
+        let store = Arc::new(Odd { inner, wrong, busy: AtomicBool::new(false) });
         let requests = Requests::new(Arc::clone(&store) as _, Arc::new(TurnClock), "v");
         let outcome = block_on(race(&requests, Incarnation([7; 16])));
         (outcome, store.inner.keys())
@@ -233,7 +264,8 @@ mod tests {
                 0 => Faults::default(),
                 _ => Faults { late: 0, unanswered: 10, busy: 10 },
             };
-            let (outcome, left) = probe(Wrong::Nothing, faults, seed);
+            let wrong = if seed % 3 == 0 { Wrong::IsBusy } else { Wrong::Nothing };
+            let (outcome, left) = probe(wrong, faults, seed);
             outcome.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             assert_eq!(left, [""; 0]);
         }

@@ -132,6 +132,16 @@ impl Requests {
         }
     }
 
+    /// Asks once for an object to be made.
+    ///
+    /// # Errors
+    /// Those of the store; it may be made nevertheless.
+    pub(crate) async fn create_once(&self, key: &str, body: Bytes) -> Result<Created, StoreError> {
+        let (asked, bytes) = (self.ask(), body.len());
+        let made = self.store.create(key, body);
+        self.try_once(&asked, RequestKind::Create, made, |_| bytes).await
+    }
+
     /// The bytes of an object in a range, fewer if it ends before; `None` if there is no object.
     ///
     /// # Errors
