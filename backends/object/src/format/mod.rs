@@ -21,6 +21,7 @@ pub use frame::{FRAME_BLOCKS, FRAME_BYTES, FRAME_HEADER_BYTES, FrameId, RunPart,
 pub use object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
 };
+pub(crate) use root::NUMBER_MAX;
 pub use root::{
     Committed, FramePlace, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX,
     State,

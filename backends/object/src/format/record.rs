@@ -3,6 +3,7 @@
 use crate::extents::Span;
 use crate::ids::{Lsn, VolumeId};
 
+use super::NUMBER_MAX;
 use super::page::{self, PAGE_BYTES, Page};
 use super::segment::Seed;
 
@@ -111,7 +112,8 @@ impl Record {
             _ => return None,
         };
         let [lsn, durable] = [16, 24].map(|at| Lsn(page::u64_at(page, at)));
-        Some(Self { lsn, durable, entry })
+        let is_small = lsn.0 <= NUMBER_MAX && durable.0 <= NUMBER_MAX;
+        is_small.then_some(Self { lsn, durable, entry })
     }
 }
 
@@ -134,8 +136,8 @@ mod tests {
                 });
         let entry = prop_oneof![write, span.prop_map(|span| Entry::Zero { span })];
         (any::<[u64; 2]>(), entry).prop_map(|([lsn, durable], entry)| Record {
-            lsn: Lsn(lsn),
-            durable: Lsn(durable),
+            lsn: Lsn(lsn & NUMBER_MAX),
+            durable: Lsn(durable & NUMBER_MAX),
             entry,
         })
     }

@@ -232,7 +232,7 @@ impl Root {
 pub const SIZE_MAX: Blocks = i64::MAX as u64 / BLOCK_BYTES;
 
 /// No count of openings, objects or writes reaches it.
-pub(super) const NUMBER_MAX: u64 = u64::MAX >> 1;
+pub(crate) const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// Checks that these are the bytes of a root of any version.
 fn check_bytes(bytes: &[u8]) -> Result<(), Wrong> {

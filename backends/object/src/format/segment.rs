@@ -2,6 +2,7 @@
 
 use crate::ids::{Epoch, Incarnation, Lsn, Opening, VolumeId};
 
+use super::NUMBER_MAX;
 use super::page::{self, PAGE_BYTES, Page};
 
 const MAGIC: &[u8; 8] = b"SHEAVEJS";
@@ -69,7 +70,7 @@ impl SegmentHeader {
             VERSION => {}
             other => return Err(NoHeader::Version(other)),
         }
-        Ok(Self {
+        let header = Self {
             volume: VolumeId(page::bytes_at(page, 16)),
             opening: Opening {
                 epoch: Epoch(page::u64_at(page, 32)),
@@ -80,7 +81,14 @@ impl SegmentHeader {
             first: Lsn(page::u64_at(page, 80)),
             durable: Lsn(page::u64_at(page, 88)),
             committed: Lsn(page::u64_at(page, 96)),
-        })
+        };
+        let Self { opening, number, first, durable, committed, .. } = &header;
+        // So that the number after any of these is a number.
+        let numbers = [opening.epoch.0, *number, first.0, durable.0, committed.0];
+        match numbers.iter().all(|number| *number <= NUMBER_MAX) {
+            true => Ok(header),
+            false => Err(NoHeader::Unused),
+        }
     }
 }
 
@@ -118,6 +126,7 @@ mod tests {
 
     fn header() -> impl Strategy<Value = SegmentHeader> {
         (any::<[[u8; 16]; 3]>(), any::<[u64; 5]>()).prop_map(|([volume, incarnation, salt], n)| {
+            let n = n.map(|number| number & NUMBER_MAX);
             SegmentHeader {
                 volume: VolumeId(volume),
                 opening: Opening { epoch: Epoch(n[0]), incarnation: Incarnation(incarnation) },
