@@ -36,6 +36,20 @@ impl DockerSite {
         Self { mounts: Mounts::below(node.dir()), plugin, daemon, node }
     }
 
+    /// The same with a global scope, and the plugin of a node `n2` that has the same pools.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn with_another_node() -> (Self, DockerPlugin) {
+        let mut site = Self::new();
+        let args = |id| ["--scope", "global", "--node-id", id];
+        site.plugin.kill();
+        site.plugin = DockerPlugin::start(site.dir(), &args("n1"));
+        let other = DockerPlugin::start_on_another_node(site.dir(), &args("n2"));
+        (site, other)
+    }
+
     /// Its directory.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -47,10 +47,18 @@ impl PoolNode {
     /// When its directories cannot be made.
     #[must_use]
     pub fn with_pools(tables: &str) -> Self {
-        let node = Self::new();
-        let config = fs::read_to_string(node.config()).expect("a file");
-        fs::write(node.config(), config + tables).expect("a file");
-        node
+        Self::new().and_pools(tables)
+    }
+
+    /// This node with more pools, before its daemon starts.
+    ///
+    /// # Panics
+    /// When its configuration cannot be written.
+    #[must_use]
+    pub fn and_pools(self, tables: &str) -> Self {
+        let config = fs::read_to_string(self.config()).expect("a file");
+        fs::write(self.config(), config + tables).expect("a file");
+        self
     }
 
     fn of(node: Node) -> Self {

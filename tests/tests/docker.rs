@@ -194,12 +194,7 @@ fn rule_43_a_wrong_call_has_an_answer_without_a_daemon() {
 #[test]
 fn with_a_global_scope_a_volume_is_on_one_node_at_a_time() {
     on_devices("with_a_global_scope_a_volume_is_on_one_node_at_a_time", || {
-        let mut site = DockerSite::new();
-        let global = ["--scope", "global", "--node-id"];
-        site.plugin.kill();
-        site.plugin = DockerPlugin::start(site.dir(), &[&global[..], &["n1"]].concat());
-        let args = [&global[..], &["n2"]].concat();
-        let other = DockerPlugin::start_on_another_node(site.dir(), &args);
+        let (site, other) = DockerSite::with_another_node();
         let options = [FAST, ("size", "32M"), ("mount-options", "noatime")];
         site.plugin.create("db", &options).expect("created");
         assert_eq!(other.get("db").expect("it is there, too")["Status"]["options"]["size"], "32M");

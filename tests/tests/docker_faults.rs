@@ -236,12 +236,7 @@ fn what_docker_of_another_node_has_written_is_not_deleted() {
 #[test]
 fn a_create_that_fails_deletes_only_what_it_has_made() {
     on_devices("a_create_that_fails_deletes_only_what_it_has_made", || {
-        let mut site = DockerSite::new();
-        let global = ["--scope", "global", "--node-id"];
-        site.plugin.kill();
-        site.plugin = DockerPlugin::start(site.dir(), &[&global[..], &["n1"]].concat());
-        let args = [&global[..], &["n2"]].concat();
-        let other = DockerPlugin::start_on_another_node(site.dir(), &args);
+        let (site, other) = DockerSite::with_another_node();
         let options = [FAST, ("size", "32M")];
         site.plugin.create("db", &options).expect("created");
         // Its record cannot be written there.
@@ -282,10 +277,8 @@ fn a_client_that_sends_half_a_call_does_not_keep_the_plugin_from_ending() {
 fn a_plugin_starts_beside_a_killed_one_whose_storage_hangs() {
     on_devices("a_plugin_starts_beside_a_killed_one_whose_storage_hangs", || {
         let disk = HangingDisk::new();
-        let node = PoolNode::with_block_devices();
         let slow = format!("[pools.slow]\nurl = \"file://{}\"\n", disk.dir().display());
-        let config = fs::read_to_string(node.config()).expect("a file");
-        fs::write(node.config(), config + &slow).expect("a file");
+        let node = PoolNode::with_block_devices().and_pools(&slow);
         let daemon = node.daemon();
         let mounts = Mounts::below(node.dir());
         let mut first = DockerPlugin::start(node.dir(), &["--node-id", "n1"]);

@@ -41,10 +41,8 @@ fn a_volume_that_docker_has_staged_is_neither_shown_nor_detached() {
 fn rule_35_a_call_ends_while_what_it_tidies_up_hangs() {
     on_devices("rule_35_a_call_ends_while_what_it_tidies_up_hangs", || {
         let disk = HangingDisk::new();
-        let node = PoolNode::with_block_devices();
         let slow = format!("[pools.slow]\nurl = \"file://{}\"\n", disk.dir().display());
-        let config = fs::read_to_string(node.config()).expect("a file");
-        fs::write(node.config(), config + &slow).expect("a file");
+        let node = PoolNode::with_block_devices().and_pools(&slow);
         let daemon = node.daemon();
         let flex = FlexVolume::install(node.dir(), "node = \"n1\"\n");
         let mounts = Mounts::below(node.dir());

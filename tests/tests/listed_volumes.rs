@@ -38,8 +38,7 @@ fn containers_use_the_volumes_that_the_configuration_lists_and_no_others() {
              blank = \"{blank}\"\nprogram = \"nbd+exec:?command={command}\"\n\
              [pools.readers]\nvolumes = {{ free = \"{free}\" }}\n"
         );
-        let config = fs::read_to_string(node.config()).expect("a file");
-        fs::write(node.config(), config + &tables).expect("a file");
+        let node = node.and_pools(&tables);
         let daemon = node.daemon();
         assert_eq!(daemon.volume("own/old")["size_bytes"], SIZE);
         let docker = DockerPlugin::start(node.dir(), &["--node-id", "n1"]);

@@ -2,7 +2,7 @@
 //! the same chunk wait for one request.
 
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use crate::cache::{CHUNK_BYTES, Cache, ChunkKey, Found};
 use crate::format::{ObjectId, keys};
 use crate::gate::Gate;
 use crate::retry::Requests;
+use crate::together::{all, boxed};
 
 /// A request gets at most so many chunks: 4 MiB.
 pub(crate) const REQUEST_CHUNKS: u32 = 64;
@@ -128,7 +129,8 @@ impl Chunks {
         range: Range<u64>,
     ) -> Result<(Option<Bytes>, bool)> {
         let (ways, own) = self.ways(object, indexes(&range));
-        all(own.into_iter().map(|own| own.run(requests, Some(&self.urgent))).collect()).await;
+        all(own.into_iter().map(|own| boxed(own.run(requests, Some(&self.urgent)))).collect())
+            .await;
         if let Some(Way::UnderWay(place)) = ways.first()
             && ways.iter().all(|way| way.is_of(place))
         {
@@ -291,16 +293,6 @@ pub(crate) fn indexes(range: &Range<u64>) -> Range<u32> {
 fn part(bytes: &Bytes, range: Range<u64>) -> Bytes {
     let end = (range.end as usize).min(bytes.len());
     bytes.slice((range.start as usize).min(end)..end)
-}
-
-/// Waits for all of them.
-async fn all<F: Future<Output = ()>>(futures: Vec<F>) {
-    let mut running: Vec<_> = futures.into_iter().map(Box::pin).collect();
-    poll_fn(|cx| {
-        running.retain_mut(|future| future.as_mut().poll(cx).is_pending());
-        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -45,6 +45,7 @@ mod status;
 pub mod store;
 mod stored;
 pub mod threads;
+mod together;
 mod traffic;
 pub mod upload;
 mod volume;

@@ -5,10 +5,6 @@
 //! other's data. Many stores that speak S3 ignore the condition of a creation, or check it before
 //! they write and not as they write.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
-
 use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
@@ -16,6 +12,7 @@ use crate::format::keys;
 use crate::ids::Incarnation;
 use crate::retry::{Requests, Settled};
 use crate::store::Created;
+use crate::together::{Boxed, all, boxed};
 
 /// Objects that are made by several at once, and by how many.
 const ROUNDS: usize = 8;
@@ -134,32 +131,6 @@ fn key(prefix: &str, round: usize) -> String {
 
 fn body(racer: usize) -> Bytes {
     vec![racer as u8; BODY_BYTES].into()
-}
-
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-fn boxed<'a, T>(future: impl Future<Output = T> + Send + 'a) -> Boxed<'a, T> {
-    Box::pin(future)
-}
-
-/// Runs futures at the same time.
-async fn all<T>(mut futures: Vec<Boxed<'_, T>>) -> Vec<T> {
-    let mut answers: Vec<Option<T>> = futures.iter().map(|_| None).collect();
-    poll_fn(|cx| {
-        for (future, answer) in futures.iter_mut().zip(&mut answers) {
-            if answer.is_none()
-                && let Poll::Ready(value) = future.as_mut().poll(cx)
-            {
-                *answer = Some(value);
-            }
-        }
-        match answers.iter().all(Option::is_some) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
-    answers.into_iter().flatten().collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Volumes by the stores that they are in.
 
-use std::fs::{DirBuilder, File};
-use std::io::Read as _;
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use crate::retry::Requests;
 use crate::store::Store;
 use crate::threads::block_on;
 use crate::volume::{ObjectVolume, Tuning};
+use crate::worker::salts;
 
 /// How sure it is that of several creations of an object one succeeds, which keeps the second of
 /// two writers out.
@@ -204,10 +204,7 @@ pub(crate) fn make_journals(dir: &Path) -> Result<()> {
 
 /// Random bytes that no other opening has.
 fn incarnation() -> Result<Incarnation> {
-    let mut bytes = [0; 16];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|error| Error::from_io("read", "/dev/urandom", error))?;
-    Ok(Incarnation(bytes))
+    salts().map(|mut random| Incarnation(random()))
 }
 
 /// The name of this node, for messages on others.

@@ -46,7 +46,7 @@ impl Rouse {
     }
 }
 
-/// Salts for the segments of a journal.
+/// Random bytes without end: salts for the segments of a journal, incarnations.
 ///
 /// # Errors
 /// When the system has no random bytes.

@@ -184,30 +184,21 @@ impl ObjectBackend {
 
     /// Has the worker fetch a part of a read.
     fn fetch(&mut self, job: usize, (span, place): (Span, Place), at: usize, io: &mut dyn Io) {
-        let mut done = 0;
-        while done < span.blocks {
-            let blocks = FETCH_BLOCKS_MAX.min(span.blocks - done);
-            let part = Span { start: span.start + done, blocks };
+        for (done, part) in pieces(span) {
             let at = at + (done * BLOCK_BYTES) as usize;
             self.part_begun(job);
-            let user = self.user;
-            let place = place.advance(done);
+            let (user, place) = (self.user, place.advance(done));
             self.with(io, |front| front.fetch((user, job), at, (part, place)));
-            done += blocks;
         }
     }
 
     /// The same for a part that a leaf of the map knows.
     fn fetch_by(&mut self, job: usize, (span, leaf): (Span, LeafRef), at: usize, io: &mut dyn Io) {
-        let mut done = 0;
-        while done < span.blocks {
-            let blocks = FETCH_BLOCKS_MAX.min(span.blocks - done);
-            let part = Span { start: span.start + done, blocks };
+        for (done, part) in pieces(span) {
             let at = at + (done * BLOCK_BYTES) as usize;
             self.part_begun(job);
             let user = self.user;
             self.with(io, |front| front.fetch_by((user, job), at, (part, leaf)));
-            done += blocks;
         }
     }
 
@@ -241,4 +232,12 @@ impl ObjectBackend {
         };
         self.ready.push_back(Completion { tag, outcome });
     }
+}
+
+/// A span in pieces that are fetched at once, each with the blocks before it.
+fn pieces(span: Span) -> impl Iterator<Item = (u64, Span)> {
+    (0..span.blocks).step_by(FETCH_BLOCKS_MAX as usize).map(move |done| {
+        let blocks = FETCH_BLOCKS_MAX.min(span.blocks - done);
+        (done, Span { start: span.start + done, blocks })
+    })
 }

@@ -1,8 +1,5 @@
 //! Reads headers and indexes of log objects, and directories.
 
-use std::pin::Pin;
-use std::task::Poll;
-
 use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
@@ -11,6 +8,7 @@ use crate::format::{
 };
 use crate::ids::VolumeId;
 use crate::retry::Requests;
+use crate::together::{all, boxed};
 
 /// What the first request for an object asks for: its header, and an index of usual length.
 const HEAD_BYTES: u64 = 512 << 10;
@@ -33,25 +31,7 @@ pub(super) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Obj
 
 /// Reads objects at the same time. Each has an outcome of its own, in their order.
 pub(super) async fn read_all(requests: &Requests, ids: &[ObjectId]) -> Vec<Result<Option<Object>>> {
-    type Reading<'a> = Pin<Box<dyn Future<Output = Result<Option<Object>>> + Send + 'a>>;
-    let begin = |id: &ObjectId| -> Reading<'_> { Box::pin(read(requests, *id)) };
-    let mut reading: Vec<_> = ids.iter().map(begin).collect();
-    let mut outcomes: Vec<_> = reading.iter().map(|_| None).collect();
-    std::future::poll_fn(|cx| {
-        for (outcome, reading) in outcomes.iter_mut().zip(&mut reading) {
-            if outcome.is_none()
-                && let Poll::Ready(found) = reading.as_mut().poll(cx)
-            {
-                *outcome = Some(found);
-            }
-        }
-        match outcomes.iter().all(Option::is_some) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
-    outcomes.into_iter().flatten().collect()
+    all(ids.iter().map(|id| boxed(read(requests, *id))).collect()).await
 }
 
 /// Reads an object, of which the begin is there.
