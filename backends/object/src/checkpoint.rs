@@ -16,7 +16,7 @@ use sheave_core::{Error, ErrorKind, Result};
 use crate::fetch::Fetcher;
 use crate::format::{
     Author, Built, Committed, Directory, FramePlace, LeafRef, OBJECT_BYTES_MAX, ObjectBuilder,
-    Root, State, keys,
+    Root, SNAPSHOT_BYTES_MAX, Snapshot, State, keys,
 };
 use crate::ids::{Lsn, Seq};
 use crate::lineage::Lineage;
@@ -26,7 +26,7 @@ use crate::upload::{Feed, WINDOW};
 
 /// A checkpoint is made after so many objects.
 pub(crate) const INTERVAL: u64 = 16;
-/// What a checkpoint has beside map and epochs takes less.
+/// What a checkpoint has beside map, epochs and snapshots takes less.
 const OTHER_BYTES: u64 = 4096;
 const REACH_BYTES: u64 = 16;
 
@@ -64,6 +64,8 @@ pub(crate) struct Checkpoints {
     cadence: Cadence,
     /// The checkpoint that the root names has all up to this object.
     covered: Seq,
+    /// All snapshots of the volume, as that root and its checkpoint have them.
+    snapshots: Vec<Snapshot>,
     step: Step,
     /// The map is too large for an object, or a part of it is damaged.
     is_impossible: bool,
@@ -94,7 +96,7 @@ impl Checkpoints {
     /// For the opening that has made this root, whose checkpoint has all up to an object.
     pub(crate) fn new(
         (requests, fetcher): (Requests, Fetcher),
-        (root, covered): (Root, Seq),
+        (root, covered, snapshots): (Root, Seq, Vec<Snapshot>),
         lineage: Lineage,
         cadence: Cadence,
         feed: Arc<dyn Feed>,
@@ -107,6 +109,7 @@ impl Checkpoints {
             lineage,
             cadence,
             covered,
+            snapshots,
             step: Step::Idle,
             is_impossible: false,
         }
@@ -143,7 +146,8 @@ impl Checkpoints {
         let (fetcher, feed) = (self.fetcher.clone(), Arc::clone(&self.feed));
         let (frozen, limits) = (feed.freeze(), self.cadence.limits);
         let epochs = self.lineage.up_to(committed.seq).len() as u64;
-        let other_bytes = epochs * REACH_BYTES + OTHER_BYTES;
+        let snapshot_bytes = self.snapshots.len() as u64 * SNAPSHOT_BYTES_MAX;
+        let other_bytes = epochs * REACH_BYTES + snapshot_bytes + OTHER_BYTES;
         let merging = async move {
             let merge = compute(&*feed, move || frozen.merge(limits)).await;
             if merge.bytes_max() + other_bytes > OBJECT_BYTES_MAX {
@@ -198,7 +202,10 @@ impl Checkpoints {
         }
         let refs = leaves.iter().map(|(number, place)| LeafRef { number: *number, place: *place });
         let epochs = self.lineage.up_to(covered.seq);
-        let directory = Directory { covered, epochs, leaves: refs.collect(), runs };
+        // No root is made from here on before the one that names it: an opening that finds it in
+        // the log takes it for what the newest root says.
+        let snapshots = self.snapshots.clone();
+        let directory = Directory { covered, epochs, leaves: refs.collect(), runs, snapshots };
         let place = builder.directory(&directory);
         let settled = Settled { runs: directory.runs, leaves, changed: new };
         let covered = covered.seq;
@@ -220,6 +227,7 @@ impl Checkpoints {
         self.feed.settle(settled);
         let mut root = self.root.clone();
         (root.committed, root.directory) = (committed, Some(directory));
+        root.snapshots = root.snapshots.behind_checkpoint();
         if is_closing {
             (self.root, self.covered) = (root, covered);
             return;

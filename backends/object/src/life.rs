@@ -2,7 +2,7 @@
 
 use sheave_core::{ErrorKind, Result};
 
-use crate::format::{Committed, LastOpening, Root, SIZE_MAX, State, keys};
+use crate::format::{Committed, LastOpening, Root, SIZE_MAX, SnapshotNews, State, keys};
 use crate::ids::{Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
 use crate::retry::{Requests, Settled};
@@ -76,6 +76,8 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
         last: LastOpening { opening: author, node, first: Seq(1), is_closed: true },
         previous: None,
         directory: None,
+        owners: Vec::new(),
+        snapshots: SnapshotNews::default(),
     }
 }
 

@@ -17,8 +17,8 @@ use sheave_core::{Error, Result};
 use crate::checkpoint::{Cadence, Checkpoints, fenced};
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, State, keys,
-    run_bytes,
+    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Snapshot, State,
+    keys, run_bytes,
 };
 use crate::ids::{Blocks, Lba, Lsn, Seq};
 use crate::lineage::Lineage;
@@ -177,6 +177,7 @@ pub struct Upload {
     root: Root,
     /// The checkpoint that it names has all up to this object.
     covered: Seq,
+    snapshots: Vec<Snapshot>,
     /// With the opening itself.
     lineage: Lineage,
     fetcher: Fetcher,
@@ -184,11 +185,12 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// For the opening that has made this open root. Its checkpoint has all up to an object.
+    /// For the opening that has made this open root. Its checkpoint has all up to an object, and
+    /// the volume has these snapshots.
     #[must_use]
     pub fn new(
         requests: Requests,
-        (root, covered): (Root, Seq),
+        (root, covered, snapshots): (Root, Seq, Vec<Snapshot>),
         lineage: Lineage,
         fetcher: Fetcher,
     ) -> Self {
@@ -197,6 +199,7 @@ impl Upload {
             requests,
             root,
             covered,
+            snapshots,
             lineage,
             fetcher,
             cadence: Cadence::of_bytes(MAP_BYTES_DEFAULT),
@@ -213,12 +216,12 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, root, covered, lineage, fetcher, cadence } = self;
+        let Self { requests, root, covered, snapshots, lineage, fetcher, cadence } = self;
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
         let checkpoints = Checkpoints::new(
             (requests.clone(), fetcher),
-            (root.clone(), covered),
+            (root.clone(), covered, snapshots),
             lineage,
             cadence,
             Arc::clone(&feed),

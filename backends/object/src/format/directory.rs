@@ -3,6 +3,7 @@
 use super::code::{Reader, Wrong, put_number};
 use super::object::{LEAF_BLOCKS, OBJECT_BYTES_MAX};
 use super::root::{Committed, FramePlace, NUMBER_MAX, Reach, SIZE_MAX};
+use super::snapshot::{Snapshot, put_snapshots, take_snapshots};
 use crate::extents::Span;
 use crate::ids::{BLOCK_BYTES, Epoch, Lsn, Place, Seq};
 
@@ -18,6 +19,8 @@ pub struct Directory {
     /// What is newer than the leaves, in the order of the addresses. Blocks that are in neither are
     /// zeroes.
     pub runs: Vec<Run>,
+    /// The snapshots of the volume, in the order of their numbers.
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// A leaf and where it is.
@@ -78,6 +81,8 @@ impl Directory {
             next = number + 1;
         }
         put_runs(&mut out, 0, &self.runs);
+        put_number(&mut out, self.snapshots.len() as u64);
+        put_snapshots(&mut out, &self.snapshots);
         out
     }
 
@@ -110,8 +115,12 @@ impl Directory {
         }
         let whole = Span { start: 0, blocks: SIZE_MAX };
         let runs = take_runs(&mut reader, whole, run_count, covered.seq)?;
+        // They were there before the object was begun, and not before the last write that it has.
+        let last = Committed { seq: Seq(object.0 - 1), lsn: covered.lsn };
+        let count = reader.number()? as usize;
+        let snapshots = take_snapshots(&mut reader, count, last)?;
         match reader.is_empty() {
-            true => Ok(Self { covered, epochs, leaves, runs }),
+            true => Ok(Self { covered, epochs, leaves, runs, snapshots }),
             false => Err(TOO_LONG),
         }
     }

@@ -1,11 +1,13 @@
 //! Names of objects, relative to the volume.
 
-use crate::ids::{Epoch, Seq};
+use crate::ids::{Epoch, Seq, VolumeId};
 
 /// The prefix of all roots.
 pub const ROOTS: &str = "root/";
 /// The prefix of all log objects.
 pub const LOGS: &str = "log/";
+/// The prefix of all pins.
+pub const PINS: &str = "pin/";
 /// The prefix of objects that exist only while a store is probed.
 pub const PROBES: &str = "probe/";
 
@@ -38,6 +40,18 @@ pub fn log(epoch: Epoch, seq: Seq) -> String {
 pub fn log_place(key: &str) -> Option<(Epoch, Seq)> {
     let (epoch, seq) = key.strip_prefix(LOGS)?.split_once('/')?;
     Some((Epoch(hex(epoch)?), Seq(hex(seq)?)))
+}
+
+/// The prefix of the pins of a snapshot.
+#[must_use]
+pub fn pins(snapshot: u64) -> String {
+    format!("{PINS}{snapshot:016x}/")
+}
+
+/// The key of the pin by which a snapshot stays for a clone.
+#[must_use]
+pub fn pin(snapshot: u64, clone: VolumeId) -> String {
+    format!("{PINS}{snapshot:016x}/{:032x}", u128::from_be_bytes(clone.0))
 }
 
 /// 16 digits, as they are written above.

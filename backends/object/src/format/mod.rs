@@ -10,6 +10,7 @@ pub(crate) mod page;
 pub(crate) mod record;
 mod root;
 pub(crate) mod segment;
+mod snapshot;
 pub(crate) mod superblock;
 #[cfg(test)]
 mod tests;
@@ -25,4 +26,9 @@ pub(crate) use root::NUMBER_MAX;
 pub use root::{
     Committed, FramePlace, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX,
     State,
+};
+pub(crate) use snapshot::SNAPSHOT_BYTES_MAX;
+pub use snapshot::{
+    CheckpointPlace, Owner, Pin, SIBLING_NAME_BYTES_MAX, SNAPSHOT_NAME_BYTES_MAX, Snapshot,
+    SnapshotNews, is_snapshot_name,
 };

@@ -3,6 +3,7 @@
 use super::code::{Reader, Wrong, put_kind, take_kind};
 use super::frame::FRAME_HEADER_BYTES;
 use super::object::OBJECT_BYTES_MAX;
+use super::snapshot::{Owner, SnapshotNews, put_owners, take_owners};
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lsn, Opening, Seq, VolumeId};
 
 /// The most bytes of a root.
@@ -11,6 +12,8 @@ pub const ROOT_BYTES_MAX: u64 = 4096;
 pub const NODE_BYTES_MAX: usize = 255;
 const MAGIC: [u8; 8] = *b"SHVROOT\n";
 const LEN_AT: usize = 16;
+/// Settings of the volume, of which there are none yet.
+const SETTINGS_BYTES: usize = 4;
 
 /// A root. `docs/format.md` draws its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,10 @@ pub struct Root {
     pub previous: Option<Reach>,
     /// The newest checkpoint that is known to be committed.
     pub directory: Option<FramePlace>,
+    /// The volumes that have its first objects, if it is a clone, in the order of those.
+    pub owners: Vec<Owner>,
+    /// Its snapshots, beside those that the checkpoint has.
+    pub snapshots: SnapshotNews,
 }
 
 /// Where a directory or a leaf is.
@@ -125,6 +132,24 @@ impl Root {
     /// When the name of a node is longer than [`NODE_BYTES_MAX`].
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.body();
+        let len = out.len() as u32 + 4;
+        out[LEN_AT..LEN_AT + 4].copy_from_slice(&len.to_le_bytes());
+        out.extend(crc32fast::hash(&out).to_le_bytes());
+        assert!(out.len() as u64 <= ROOT_BYTES_MAX, "a root of {} bytes", out.len());
+        out
+    }
+
+    /// Whether it is short enough, also with the longest names of nodes: others take it over.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        let names = self.node.len() + self.last.node.len();
+        let longest = self.body().len() - names + 2 * NODE_BYTES_MAX + 4;
+        longest as u64 <= ROOT_BYTES_MAX
+    }
+
+    /// All but its length and its checksum.
+    fn body(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         put_kind(&mut out, MAGIC);
         out.extend(0_u32.to_le_bytes());
@@ -144,10 +169,10 @@ impl Root {
             out.extend((node.len() as u16).to_le_bytes());
             out.extend(node.as_bytes());
         }
-        let len = out.len() as u32 + 4;
-        out[LEN_AT..LEN_AT + 4].copy_from_slice(&len.to_le_bytes());
-        out.extend(crc32fast::hash(&out).to_le_bytes());
-        assert!(out.len() as u64 <= ROOT_BYTES_MAX, "a root of {} bytes", out.len());
+        out.extend([0; SETTINGS_BYTES]);
+        out.extend(0_u16.to_le_bytes());
+        put_owners(&mut out, &self.owners);
+        self.snapshots.put(&mut out);
         out
     }
 
@@ -174,6 +199,11 @@ impl Root {
         let directory = take_directory(&mut reader)?;
         let node = take_node(&mut reader)?;
         let last = LastOpening { opening, node: take_node(&mut reader)?, first, is_closed };
+        reader.zeroes(SETTINGS_BYTES)?;
+        // The length of a wrapped key.
+        reader.zeroes(2)?;
+        let owners = take_owners(&mut reader)?;
+        let snapshots = SnapshotNews::take(&mut reader, committed)?;
         // What follows are fields of later versions that this one need not know.
         let root = Self {
             volume,
@@ -186,6 +216,8 @@ impl Root {
             last,
             previous,
             directory,
+            owners,
+            snapshots,
         };
         root.check()?;
         Ok(root)
@@ -193,7 +225,7 @@ impl Root {
 
     /// Checks what its fields say of one another.
     fn check(&self) -> Result<(), Wrong> {
-        let Self { state, author, last, committed, previous, directory, .. } = self;
+        let Self { state, author, last, committed, previous, directory, owners, .. } = self;
         let is_authors = match state {
             State::Open => last.opening == *author && !last.is_closed,
             State::Closed => last.opening == *author && last.is_closed,
@@ -208,7 +240,8 @@ impl Root {
             && previous.is_none_or(|previous| {
                 previous.epoch < last.opening.epoch && previous.first < last.first
             })
-            && directory.is_none_or(|directory| directory.seq <= committed.seq);
+            && directory.is_none_or(|directory| directory.seq <= committed.seq)
+            && owners.last().is_none_or(|owner| owner.end <= last.first);
         match is_authors && follows && self.size <= SIZE_MAX {
             true => Ok(()),
             false => Err(Wrong::Damaged("its fields contradict one another")),
@@ -278,7 +311,7 @@ pub(super) fn take_previous(reader: &mut Reader<'_>) -> Result<Option<Reach>, Wr
 }
 
 /// Zeroes if there is none.
-fn put_directory(out: &mut Vec<u8>, directory: Option<FramePlace>) {
+pub(super) fn put_directory(out: &mut Vec<u8>, directory: Option<FramePlace>) {
     let none = FramePlace { seq: Seq(0), at: 0, bytes: 0 };
     let FramePlace { seq, at, bytes } = directory.unwrap_or(none);
     out.extend(seq.0.to_le_bytes());
@@ -286,7 +319,7 @@ fn put_directory(out: &mut Vec<u8>, directory: Option<FramePlace>) {
     out.extend(bytes.to_le_bytes());
 }
 
-fn take_directory(reader: &mut Reader<'_>) -> Result<Option<FramePlace>, Wrong> {
+pub(super) fn take_directory(reader: &mut Reader<'_>) -> Result<Option<FramePlace>, Wrong> {
     let (seq, at, bytes) = (reader.u64()?, reader.u32()?, reader.u32()?);
     let end = u64::from(at) + u64::from(bytes);
     match (seq, at, bytes) {

@@ -1,7 +1,11 @@
 //! What is written is read back, and no other bytes are believed.
 
+mod snapshots;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+use snapshots::snapshot;
 
 use super::*;
 use crate::extents::Span;
@@ -20,6 +24,8 @@ fn root() -> Root {
         last: LastOpening { opening, node: "a".to_owned(), first: Seq(40), is_closed: false },
         previous: Some(Reach { epoch: Epoch(5), first: Seq(2) }),
         directory: Some(FramePlace { seq: Seq(43), at: 152, bytes: 99 }),
+        owners: Vec::new(),
+        snapshots: SnapshotNews::default(),
     }
 }
 
@@ -47,9 +53,9 @@ fn object() -> Built {
 #[test]
 fn a_root_has_the_bytes_of_the_drawing() {
     let bytes = root().encode();
-    assert_eq!(bytes.len(), 170);
+    assert_eq!(bytes.len(), 196);
     assert_eq!(&bytes[..12], b"SHVROOT\n\x01\0\0\0");
-    assert_eq!((bytes[16], bytes[20]), (170, 2));
+    assert_eq!((bytes[16], bytes[20]), (196, 2));
     assert_eq!(bytes[24..40], [1; 16]);
     assert_eq!((bytes[40], bytes[48], bytes[80], bytes[120]), (12, 7, 44, 40));
     assert_eq!(Root::decode(&bytes), Ok(root()));
@@ -183,7 +189,9 @@ fn directory() -> Directory {
         |number, seq, at| LeafRef { number, place: FramePlace { seq: Seq(seq), at, bytes: 99 } };
     let leaves = vec![leaf(0, 46, 176), leaf(7, 30, 1 << 25)];
     let covered = Committed { seq: Seq(44), lsn: Lsn(1000) };
-    Directory { covered, epochs: vec![reach(3, 1), reach(5, 2), reach(7, 40)], leaves, runs }
+    let epochs = vec![reach(3, 1), reach(5, 2), reach(7, 40)];
+    let snapshots = vec![snapshot(2, 30, 31), snapshot(5, 44, 45)];
+    Directory { covered, epochs, leaves, runs, snapshots }
 }
 
 fn leaf_runs() -> Vec<Run> {
@@ -240,7 +248,7 @@ fn a_checkpoint_has_nothing_but_leaves_and_a_directory() {
 
 #[test]
 fn a_directory_that_contradicts_itself_is_refused() {
-    let wrong: [fn(&mut Directory); 12] = [
+    let wrong: [fn(&mut Directory); 15] = [
         |directory| directory.covered.seq = Seq(43),
         |directory| directory.covered.seq = Seq(0),
         |directory| directory.epochs.clear(),
@@ -253,6 +261,9 @@ fn a_directory_that_contradicts_itself_is_refused() {
         |directory| directory.runs[3].span.start = SIZE_MAX,
         |directory| directory.runs[1].span.blocks = 0,
         |directory| directory.runs[0].span = Span { start: 0, blocks: 0 },
+        |directory| directory.snapshots[1].id = 2,
+        |directory| directory.snapshots[1] = snapshot(5, 45, 46),
+        |directory| directory.snapshots[1].committed.lsn = Lsn(1001),
     ];
     for (index, change) in wrong.into_iter().enumerate() {
         let mut directory = directory();

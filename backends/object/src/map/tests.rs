@@ -106,7 +106,8 @@ impl Bucket {
         }
         let refs = leaves.iter().map(|(&number, &place)| LeafRef { number, place }).collect();
         let covered = Committed { seq: Seq(seq.0 - 1), lsn: Lsn(1) };
-        let directory = Directory { covered, epochs: vec![author.reach], leaves: refs, runs };
+        let epochs = vec![author.reach];
+        let directory = Directory { covered, epochs, leaves: refs, runs, snapshots: Vec::new() };
         let place = builder.directory(&directory);
         let body = builder.finish(Lsn(2), Lsn(1)).body;
         assert!(body.len() as u64 <= most, "{} bytes, and {most} at most", body.len());

@@ -24,6 +24,12 @@ pub(crate) async fn enter(
     assert_eq!(adopted.opening(), author, "the journal is adopted by this opening");
     let node = claim.node().to_owned();
     let first = fold.committed().seq.next();
+    // A checkpoint that was found in the log has all that the root before it knew.
+    let snapshots = &claim.root().snapshots;
+    let snapshots = match fold.directory == claim.root().directory {
+        true => snapshots.clone(),
+        false => snapshots.behind_checkpoint(),
+    };
     let root = Root {
         number: claim.root().number + 1,
         state: State::Open,
@@ -33,6 +39,7 @@ pub(crate) async fn enter(
         last: LastOpening { opening: author, node, first, is_closed: false },
         previous: fold.newest_reach(),
         directory: fold.directory,
+        snapshots,
         ..claim.root().clone()
     };
     let settled = requests.create(&keys::root(root.number), root.encode().into()).await?;

@@ -10,7 +10,7 @@ use super::Claim;
 use super::read::{Object, corrupt, missing, parse, read, read_all, read_directory};
 use crate::checkpoint::{INTERVAL, tail_max};
 use crate::format::{
-    Author, Committed, Entry, FramePlace, Header, ObjectId, Reach, Root, fence, keys,
+    Author, Committed, Entry, FramePlace, Header, ObjectId, Reach, Root, Snapshot, fence, keys,
 };
 use crate::ids::{Seq, VolumeId};
 use crate::lineage::Lineage;
@@ -34,6 +34,8 @@ pub(crate) struct Fold {
     /// The newest checkpoint, and up to which object it has all.
     pub(crate) directory: Option<FramePlace>,
     pub(crate) covered: Seq,
+    /// The snapshots of the volume.
+    pub(crate) snapshots: Vec<Snapshot>,
     /// Objects that have been read and not been folded.
     found: BTreeMap<Seq, Object>,
 }
@@ -73,6 +75,12 @@ impl Fold {
     /// The checkpoint that a root names, and the epochs behind it.
     async fn of_checkpoint(requests: &Requests, root: &Root) -> Result<Self> {
         let Chain { reaches, found } = chain(requests, root).await?;
+        let snapshots_of = |of_checkpoint| {
+            let why = "its snapshots contradict those of its checkpoint";
+            let key = keys::root(root.number);
+            let wrong = || requests.error(ErrorKind::Corrupt, "open", &key, why);
+            root.snapshots.with(of_checkpoint).ok_or_else(wrong)
+        };
         let Some(place) = root.directory else {
             return Ok(Self {
                 volume: root.volume,
@@ -81,6 +89,7 @@ impl Fold {
                 committed: Committed::default(),
                 directory: None,
                 covered: Seq(0),
+                snapshots: snapshots_of(Vec::new())?,
                 found,
             });
         };
@@ -92,6 +101,7 @@ impl Fold {
         let id = ObjectId { epoch: reach.epoch, seq: place.seq };
         let mut directory = read_directory(requests, root.volume, id, place).await?;
         let covered = directory.covered;
+        let snapshots = snapshots_of(std::mem::take(&mut directory.snapshots))?;
         let mut epochs = std::mem::take(&mut directory.epochs);
         // What a checkpoint lacks is of its own epoch.
         let is_in = epochs.last().is_some_and(|last| *last == reach);
@@ -111,6 +121,7 @@ impl Fold {
             committed: covered,
             directory: Some(place),
             covered: covered.seq,
+            snapshots,
             found,
         })
     }

@@ -140,7 +140,7 @@ pub async fn open<J: Journal>(
         let current = (verdict == Verdict::Replay).then_some(newest.last.opening);
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
-        let Fold { map, lineage, committed, covered, .. } = fold;
+        let Fold { map, lineage, committed, covered, snapshots, .. } = fold;
         let lineage = lineage.with(root.reach());
         let fetcher = Fetcher::new(requests, root.volume, lineage.clone());
         return Ok(Opened {
@@ -151,7 +151,12 @@ pub async fn open<J: Journal>(
             before: newest.last.opening,
             committed,
             map,
-            upload: Upload::new(requests.clone(), (root, covered), lineage, fetcher.clone()),
+            upload: Upload::new(
+                requests.clone(),
+                (root, covered, snapshots),
+                lineage,
+                fetcher.clone(),
+            ),
             fetcher,
         });
     }

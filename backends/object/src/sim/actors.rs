@@ -10,7 +10,8 @@ use sheave_core::{Error, ErrorKind};
 
 use super::Seen;
 use crate::format::{
-    Author, Committed, Directory, FramePlace, LastOpening, ObjectBuilder, Root, State, keys,
+    Author, Committed, Directory, FramePlace, LastOpening, ObjectBuilder, Root, SnapshotNews,
+    State, keys,
 };
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, Opening, Seq, VolumeId};
 use crate::journal::Adopted;
@@ -77,6 +78,8 @@ impl World {
             last: LastOpening { opening, node: "n0".to_owned(), first: Seq(1), is_closed: true },
             previous: None,
             directory: None,
+            owners: Vec::new(),
+            snapshots: SnapshotNews::default(),
         };
         store.put(&keys::root(0), Some(root.encode().into()));
         Arc::new(Self { store, random, requests, truth: Mutex::default() })
