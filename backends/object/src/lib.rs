@@ -15,6 +15,7 @@
 //! `worker` knows tokio.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod backend;
 mod cache;
 mod checkpoint;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
+use crate::answers::Answers;
 use crate::clock::Clock;
 use crate::store::{Created, Listed, Store, StoreError, StoreErrorKind};
 use crate::traffic::{Asked, RequestKind, Traffic};
@@ -15,6 +16,8 @@ use crate::traffic::{Asked, RequestKind, Traffic};
 /// The first pause before another try, and the longest.
 const PAUSE_MS_MIN: u64 = 20;
 const PAUSE_MS_MAX: u64 = 5_000;
+/// When the store answers again, so much of a pause is left: not all that waits comes at once.
+const HURRY: u64 = 16;
 /// How much of an object is compared to tell whether it is one's own. A log object's header, which
 /// names its author and has checksums of the rest, is shorter; a root is not longer.
 const COMPARED_BYTES_MAX: u64 = 4096;
@@ -48,6 +51,8 @@ pub struct Requests {
     patience: Patience,
     listener: Option<Arc<dyn Listener>>,
     traffic: Arc<Traffic>,
+    /// What the store has answered to these requests and their clones.
+    answers: Arc<Answers>,
 }
 
 /// Hears what the store answers.
@@ -61,8 +66,8 @@ impl Requests {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, name: &str) -> Self {
         let patience = Patience::Ms(30_000);
-        let traffic = Arc::default();
-        Self { store, clock, name: name.into(), patience, listener: None, traffic }
+        let (traffic, answers) = Default::default();
+        Self { store, clock, name: name.into(), patience, listener: None, traffic, answers }
     }
 
     /// The same with other patience.
@@ -212,13 +217,14 @@ impl Requests {
         asked.tried(self.clock.now_ms());
         let answer = answer.await;
         let is_answer = |error: &StoreError| error.kind == StoreErrorKind::NotFound;
-        asked.answered(
-            kind,
-            match &answer {
-                Ok(answer) => Some(bytes_of(answer)),
-                Err(error) => is_answer(error).then_some(0),
-            },
-        );
+        let bytes = match &answer {
+            Ok(answer) => Some(bytes_of(answer)),
+            Err(error) => is_answer(error).then_some(0),
+        };
+        asked.answered(kind, bytes);
+        if bytes.is_some() {
+            self.answers.note();
+        }
         answer
     }
 
@@ -249,11 +255,13 @@ struct Pauses<'a> {
     requests: &'a Requests,
     begun_ms: u64,
     tries: u32,
+    /// The last pause has ended early.
+    was_hurried: bool,
 }
 
 impl<'a> Pauses<'a> {
     fn new(requests: &'a Requests) -> Self {
-        Self { requests, begun_ms: requests.clock.now_ms(), tries: 0 }
+        Self { requests, begun_ms: requests.clock.now_ms(), tries: 0, was_hurried: false }
     }
 
     /// Waits before another try, or says that there is none. After a change that was answered
@@ -282,9 +290,25 @@ impl<'a> Pauses<'a> {
         if !goes_on {
             return Err(self.requests.error(kind, op, key, &error.to_string()));
         }
-        clock.sleep(self.pause_ms(key)).await;
+        self.wait(self.pause_ms(key)).await;
         self.tries += 1;
         Ok(())
+    }
+
+    /// Waits, but not for all of the pause if the store answers another request meanwhile: then it
+    /// is back. If it has refused the next try nevertheless, it has too much to do, and has all of
+    /// the next pause.
+    async fn wait(&mut self, pause_ms: u64) {
+        let Requests { clock, answers, .. } = self.requests;
+        let pause = clock.sleep(pause_ms);
+        if self.was_hurried {
+            self.was_hurried = false;
+            return pause.await;
+        }
+        self.was_hurried = answers.before(pause).await;
+        if self.was_hurried {
+            clock.sleep(pause_ms / HURRY).await;
+        }
     }
 
     /// Doubles with every try, with a part that differs between objects, so that a store which
@@ -294,5 +318,81 @@ impl<'a> Pauses<'a> {
         let mut hasher = crc32fast::Hasher::new_with_initial(self.tries);
         hasher.update(key.as_bytes());
         pause / 2 + u64::from(hasher.finalize()) % (pause / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::store::Answer;
+    use crate::threads::block_on;
+
+    /// A store that refuses to make so many objects, and has none.
+    #[derive(Debug)]
+    struct Refusing(AtomicU32);
+
+    impl Store for Refusing {
+        fn create<'a>(&'a self, _: &'a str, _: Bytes) -> Answer<'a, Created> {
+            let left = self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+            Box::pin(async move {
+                match left {
+                    Ok(_) => Err(StoreError::new(StoreErrorKind::Busy, "away")),
+                    Err(_) => Ok(Created::Made),
+                }
+            })
+        }
+
+        fn get<'a>(&'a self, key: &'a str, _: Range<u64>) -> Answer<'a, Bytes> {
+            Box::pin(async move { Err(StoreError::new(StoreErrorKind::NotFound, key)) })
+        }
+
+        fn list<'a>(&'a self, _: &'a str, _: &'a str, _: usize) -> Answer<'a, Vec<Listed>> {
+            unreachable!("nothing is listed")
+        }
+
+        fn delete<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+            unreachable!("nothing is deleted")
+        }
+    }
+
+    /// Pauses do not end by themselves, but what is left of them does.
+    struct Still;
+
+    impl Clock for Still {
+        fn now_ms(&self) -> u64 {
+            0
+        }
+
+        fn sleep(&self, ms: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            match ms < PAUSE_MS_MIN / 2 {
+                true => Box::pin(async {}),
+                false => Box::pin(std::future::pending()),
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_of_the_store_ends_the_pauses_of_other_requests_once() {
+        for refusals in [1, 2] {
+            let store = Refusing(AtomicU32::new(refusals));
+            let requests = Requests::new(Arc::new(store), Arc::new(Still), "v");
+            let other = requests.with_patience(Patience::Endless);
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut made = pin!(requests.create("a", Bytes::from_static(b"a")));
+            assert!(made.as_mut().poll(&mut cx).is_pending());
+            assert!(made.as_mut().poll(&mut cx).is_pending(), "it waits");
+            assert_eq!(block_on(other.get("b", 0..1)).unwrap(), None);
+            let polled = made.as_mut().poll(&mut cx);
+            assert_eq!(matches!(polled, Poll::Ready(Ok(Settled::Mine))), refusals == 1);
+            if polled.is_pending() {
+                // What is refused after a pause that has ended early waits for all of the next one.
+                assert_eq!(block_on(other.get("b", 0..1)).unwrap(), None);
+                assert!(made.as_mut().poll(&mut cx).is_pending(), "the store is overloaded");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -29,14 +29,6 @@ struct Queue {
     /// Threads that wait for a call.
     idle: usize,
     all: usize,
-}
-
-/// Runs a call that does nothing but wait.
-pub(crate) fn run_wait<T: Send + 'static>(
-    call: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = T> + Send {
-    static WAITS: LazyLock<Arc<Threads>> = LazyLock::new(|| Threads::new("object-wait", 64));
-    WAITS.run(call)
 }
 
 impl Threads {
