@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use sheave_core::{ErrorKind, Result};
+use sheave_core::{Error, ErrorKind, Result};
 
 use crate::cache::{CHUNK_BYTES, Cache, Found};
 use crate::chunks::{self, Chunks, REQUEST_CHUNKS};
 use crate::extents::Span;
-use crate::format::{FRAME_BYTES, LeafRef, ObjectId, Run, RunPart, decode_leaf, keys};
+use crate::format::{FRAME_BYTES, LeafRef, ObjectId, Run, RunPart, Wrong, decode_leaf, keys};
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place, VolumeId};
 use crate::lineage::Lineage;
 use crate::map::Leaf;
@@ -106,10 +106,9 @@ impl Fetcher {
             };
             let begin = u64::from(place.at);
             let bytes = begin..begin + u64::from(place.bytes);
-            let stored = fetcher.requests.get(&key, bytes).await?;
-            let stored = stored.ok_or_else(|| damaged("the object is missing"))?;
-            let runs = decode_leaf(fetcher.volume, object, (number, place.at), &stored);
-            let runs = runs.map_err(|wrong| damaged(&wrong.to_string()))?;
+            let decode =
+                |stored: &[u8]| decode_leaf(fetcher.volume, object, (number, place.at), stored);
+            let runs = fetcher.get(object, bytes, decode, damaged).await?;
             Ok(Arc::new(Leaf::new(number, &runs)))
         }
     }
@@ -120,17 +119,30 @@ impl Fetcher {
             let why = format!("{why} (block {lba}); the data is lost unless a copy of it exists");
             self.requests.error(ErrorKind::Corrupt, "read", &key, &why)
         };
+        let decode = |stored: &[u8]| part.decode(self.volume, object, lba, stored);
+        self.get(object, part.bytes(), decode, damaged).await
+    }
+
+    /// What a range of an object has, from the cache or the store. `decode` checks it; what is
+    /// damaged in the cache is read from the store.
+    async fn get<T>(
+        &self,
+        object: ObjectId,
+        range: Range<u64>,
+        decode: impl Fn(&[u8]) -> Result<T, Wrong>,
+        damaged: impl Fn(&str) -> Error,
+    ) -> Result<T> {
+        let missing = || damaged("the object is missing");
         if let Some(chunks) = &self.chunks {
-            let (stored, is_cached) = chunks.get(&self.requests, object, part.bytes()).await?;
-            let stored = stored.ok_or_else(|| damaged("the object is missing"))?;
-            match part.decode(self.volume, object, lba, &stored) {
-                Err(_) if is_cached => chunks.forget(object, &part.bytes()),
+            let (stored, is_cached) = chunks.get(&self.requests, object, range.clone()).await?;
+            match decode(&stored.ok_or_else(missing)?) {
+                Err(_) if is_cached => chunks.forget(object, &range),
                 decoded => return decoded.map_err(|wrong| damaged(&wrong.to_string())),
             }
         }
-        let stored = self.requests.get(&key, part.bytes()).await?;
-        let stored = stored.ok_or_else(|| damaged("the object is missing"))?;
-        part.decode(self.volume, object, lba, &stored).map_err(|wrong| damaged(&wrong.to_string()))
+        let key = keys::log(object.epoch, object.seq);
+        let stored = self.requests.get(&key, range).await?;
+        decode(&stored.ok_or_else(missing)?).map_err(|wrong| damaged(&wrong.to_string()))
     }
 
     /// Requests that get blocks into the cache which may be read soon.

@@ -3,6 +3,7 @@
 
 mod back;
 mod parts;
+mod reads;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -19,18 +20,13 @@ use parts::{Flush, Loads, Pending, User};
 use streams::Streams;
 
 use crate::extents::Span;
-use crate::format::LeafRef;
 use crate::format::record::Entry;
 use crate::ids::{Lsn, Place};
 use crate::journal::{Replayed, Reserved};
-use crate::map::{Found, Map};
+use crate::map::Map;
 use crate::recent::{Fresh, Recent};
 use crate::upload::JournalPlace;
 
-/// Nothing is fetched ahead whose pieces are shorter on average, in blocks.
-const PIECE_BLOCKS_MIN: u64 = 8;
-/// Nothing more is asked to be fetched ahead while so many pieces wait for the worker.
-const AHEAD_MAX: usize = 1024;
 const ENTERED: &str = "a user that has entered and not left";
 
 /// Why ops fail from now on.
@@ -69,6 +65,8 @@ pub(crate) struct Front {
     /// What is to be in the cache soon.
     ahead: Vec<(Span, Place)>,
     loads: Loads,
+    /// For how many ticks of the worker no reading came while leaves were in memory.
+    unread_ticks: u32,
     /// The worker sleeps until it is roused: everything is durable and sealed.
     is_quiet: bool,
     /// For how many ticks of the worker there have been unsealed writes.
@@ -114,6 +112,7 @@ impl Front {
             streams: Streams::new(limits.ahead_blocks_max),
             ahead: Vec::new(),
             loads: Loads::default(),
+            unread_ticks: 0,
             is_quiet: true,
             unsealed_ticks: 0,
             uploads: None,
@@ -373,60 +372,6 @@ impl Front {
             ),
         });
         parts
-    }
-
-    /// A user reads a span. The worker fetches ahead of a stream of such readings.
-    pub(crate) fn note_reading(&mut self, span: Span) {
-        let Some(wanted) = self.streams.read(span) else { return };
-        let pieces = self.map.cover(wanted);
-        let in_bucket = pieces.into_iter().filter_map(|(span, found)| match found {
-            Found::At(place) => Some((span, place)),
-            // A leaf that is not in memory comes with the reading itself.
-            Found::Zero | Found::In(_) => None,
-        });
-        let wanted_pieces: Vec<_> = in_bucket.collect();
-        let blocks: u64 = wanted_pieces.iter().map(|(span, _)| span.blocks).sum();
-        if blocks < wanted_pieces.len() as u64 * PIECE_BLOCKS_MIN {
-            return self.streams.is_scattered(wanted);
-        }
-        if !wanted_pieces.is_empty() && self.ahead.len() < AHEAD_MAX {
-            self.ahead.extend(wanted_pieces);
-            self.effects.rouse = true;
-        }
-    }
-
-    /// Has the worker fetch blocks for a job, whose buffer gets them at that offset.
-    pub(crate) fn fetch(
-        &mut self,
-        (user, job): (usize, usize),
-        at: usize,
-        (span, place): (Span, Place),
-    ) {
-        let id = self.fetching.insert((user, job, at));
-        self.fetches.push(Fetch { id, span, by: By::Place(place) });
-        self.effects.rouse = true;
-        if self.is_shut {
-            self.refuse_fetches();
-        }
-    }
-
-    /// The same for blocks that a leaf knows, which is fetched first. Without blocks, only the leaf
-    /// is.
-    pub(crate) fn fetch_by(
-        &mut self,
-        (user, job): (usize, usize),
-        at: usize,
-        (span, leaf): (Span, LeafRef),
-    ) {
-        let id = self.fetching.insert((user, job, at));
-        if !self.loads.waiting.contains_key(&leaf) {
-            self.loads.new.push(leaf);
-        }
-        self.loads.waiting.entry(leaf).or_default().push((id, span));
-        self.effects.rouse = true;
-        if self.is_shut {
-            self.refuse_fetches();
-        }
     }
 
     /// Moves a user's mail to the end of `into`.

@@ -15,6 +15,10 @@ use crate::journal::{Reserved, Segment, SegmentFile};
 use crate::map::{Frozen, Leaf, Outdated, Settled};
 use crate::recent::Batch;
 
+/// Leaves of the map go from memory when nothing was read for so many ticks, which is a minute. An
+/// idle volume needs little then.
+const UNREAD_TICKS_MAX: u32 = 12;
+
 /// The next batch for the bucket.
 pub(crate) enum NextBatch {
     Batch(Arc<Batch>),
@@ -60,12 +64,21 @@ impl Front {
         }
     }
 
-    /// Time has passed: what is not sealed after so many ticks is sealed.
-    pub(crate) fn tick(&mut self, ticks_max: u32) {
+    /// Time has passed: what is not sealed after so many ticks is sealed. Leaves of the map that no
+    /// reading has needed for long are returned, to be dropped without the lock.
+    pub(crate) fn tick(&mut self, ticks_max: u32) -> Vec<Arc<Leaf>> {
         self.is_disk_full = false;
         self.unsealed_ticks += u32::from(self.recent.has_unsealed());
         if self.unsealed_ticks >= ticks_max {
             self.seal();
+        }
+        self.unread_ticks += u32::from(self.map.has_loaded());
+        match self.unread_ticks >= UNREAD_TICKS_MAX {
+            true => {
+                self.unread_ticks = 0;
+                self.map.unload()
+            }
+            false => Vec::new(),
         }
     }
 
@@ -195,13 +208,13 @@ impl Front {
     }
 
     /// Whether the worker has to look again without being roused: something is not durable, not
-    /// stated to be so, or not sealed, or the store is asked for something. If not, it is roused by
-    /// the next write or fetch.
+    /// stated to be so, or not sealed, the store is asked for something, or leaves are in memory.
+    /// If not, it is roused by the next write or fetch.
     pub(crate) fn is_restless(&mut self) -> bool {
         let has_unstated = self.log.has_unstated() && self.log.segments() > 1;
         let is_dirty = self.log.durable() < self.log.written() || has_unstated;
         let is_waiting = self.recent.has_unsealed() || self.is_short;
-        let is_waiting = is_waiting || self.has_asked_store();
+        let is_waiting = is_waiting || self.has_asked_store() || self.map.has_loaded();
         let is_restless = self.failure.is_none() && (is_dirty || is_waiting);
         self.is_quiet = !is_restless;
         is_restless

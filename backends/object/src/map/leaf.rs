@@ -136,6 +136,12 @@ impl Loaded {
         out
     }
 
+    /// Takes all out.
+    pub(super) fn clear(&mut self) -> Vec<Arc<Leaf>> {
+        self.bytes = 0;
+        std::mem::take(&mut self.leaves).into_values().map(|used| used.leaf).collect()
+    }
+
     /// Drops what is not in the map any more, or not as it was.
     pub(super) fn retain(&mut self, leaves: &BTreeMap<u64, FramePlace>) -> Vec<Arc<Leaf>> {
         let is_gone = |number: &u64| !leaves.contains_key(number);

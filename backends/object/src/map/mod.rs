@@ -177,6 +177,17 @@ impl Map {
         }
     }
 
+    /// Whether leaves are in memory.
+    #[must_use]
+    pub fn has_loaded(&self) -> bool {
+        self.loaded.bytes() > 0
+    }
+
+    /// Takes the leaves out of memory. They are to be dropped without a lock.
+    pub fn unload(&mut self) -> Vec<Arc<Leaf>> {
+        self.loaded.clear()
+    }
+
     /// The map as it is now, for a checkpoint, which ends with [`Map::settle`].
     ///
     /// # Panics

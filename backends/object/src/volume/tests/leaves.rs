@@ -43,6 +43,10 @@ fn check(driver: &mut Driver<PlainEngine>, random: &Random, model: &Model) {
             assert!(data.iter().all(|byte| *byte == want), "block {block}+{at} is not {want}");
         }
     }
+    check_extents(driver, random, model);
+}
+
+fn check_extents(driver: &mut Driver<PlainEngine>, random: &Random, model: &Model) {
     let (mut at, mut data_blocks) = (0, 0);
     while at < LEAVES * LEAF_BLOCKS {
         let len = (LEAVES * LEAF_BLOCKS - at) * BLOCK_BYTES;
@@ -79,6 +83,32 @@ fn leaves_are_read_when_they_are_needed() {
         in_leaves += count_leaves(&place);
     }
     assert!(in_leaves > 20, "{in_leaves} leaves");
+}
+
+#[test]
+fn leaves_go_from_memory_when_nothing_is_read_and_come_back_from_the_cache() {
+    let place = Place::with_blocks(LEAVES * LEAF_BLOCKS);
+    let (random, mut model) = (Random::new(6), Model::new());
+    for _ in 0..2 {
+        let volume = place.open("a", false);
+        write_some(&mut ops::driver(&volume), &random, &mut model);
+        drop(volume);
+        place.wait("a");
+    }
+    assert!(count_leaves(&place) > 0);
+    let volume = place.open("a", false);
+    let engine = &volume.opened.engine;
+    let mut driver = ops::driver(&volume);
+    check(&mut driver, &random, &model);
+    assert!(engine.with(|front| front.is_restless()), "leaves are in memory");
+    let by = Instant::now() + Duration::from_secs(60);
+    while engine.with(|front| front.is_restless()) {
+        assert!(Instant::now() < by, "the volume does not become idle");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let gets = engine.traffic.by_kind().get.answered;
+    check_extents(&mut driver, &random, &model);
+    assert_eq!(engine.traffic.by_kind().get.answered, gets);
 }
 
 /// Leaves in the checkpoints that were made.
