@@ -213,6 +213,11 @@ impl Checkpoints {
         Some(builder.finish(before.next(), before))
     }
 
+    /// Whether the object of a checkpoint is under way.
+    pub(crate) fn has_object(&self) -> bool {
+        matches!(self.step, Step::Making(_))
+    }
+
     /// Whether the object of this number is the checkpoint that is under way.
     pub(crate) fn is_making(&self, seq: Seq) -> bool {
         matches!(&self.step, Step::Making(making) if making.directory.seq == seq)

@@ -17,6 +17,7 @@
 
 mod answers;
 mod backend;
+mod budget;
 mod cache;
 mod checkpoint;
 mod chunks;

@@ -1,42 +1,46 @@
 //! Makes log objects of what was written, and commits them in the order of their numbers.
 //!
 //! An object is built once and tried with the same bytes until its creation is known. Up to
-//! [`WINDOW`] of them are under way; what is committed is the run without gaps. All volumes of a
-//! process share one budget of bytes, beside which each may have one object under way.
+//! [`WINDOW`] of them are on their way, and the next one is built meanwhile; what is committed is
+//! the run without gaps. All volumes of a process share one budget of bytes, beside which each may
+//! have one object under way.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use sheave_core::{Error, Result};
 
+use crate::budget::Share;
 use crate::checkpoint::{Cadence, Checkpoints, fenced};
 use crate::fetch::Fetcher;
 use crate::format::{
     Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Snapshot, State,
     keys, run_bytes,
 };
+use crate::gate::Gate;
 use crate::ids::{Blocks, Lba, Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{self, Frozen, Leaf};
 use crate::retry::{Listener, Patience, Requests, Settled};
 use crate::store::StoreError;
 
-/// Objects under way at the same time.
+/// Objects on their way to the store at the same time. A checkpoint, which is short, may be beside
+/// them.
 pub const WINDOW: usize = 8;
+/// Objects that are begun beyond that: they are built while others are on their way, so that the
+/// way to the store is never empty.
+pub(crate) const AHEAD: usize = 1;
 /// Bytes of blocks that an object is made of.
 pub const BATCH_BYTES_MAX: u64 = 32 << 20;
 /// Entries of an object.
 pub const BATCH_ENTRIES_MAX: usize = ENTRIES_MAX;
 /// Bytes that the map of a volume takes in memory, where nothing else is asked for.
 pub(crate) const MAP_BYTES_DEFAULT: u64 = 256 << 20;
-/// Bytes of objects under way in this process.
-const BUDGET_BYTES: u64 = 256 << 20;
-
 /// What the shard's side of a volume gives and takes.
 pub trait Feed: Send + Sync {
     /// The next batch. It has at most [`BATCH_BYTES_MAX`] bytes of blocks and [`BATCH_ENTRIES_MAX`]
@@ -252,6 +256,8 @@ struct Flights {
     committed: Committed,
     /// In the order of their numbers, without gaps behind the committed ones.
     flights: VecDeque<Flight>,
+    /// Lets [`WINDOW`] of them go to the store.
+    way: Arc<Gate>,
     /// The last write that is in an object, committed or under way.
     begun: Lsn,
     is_drained: bool,
@@ -270,9 +276,17 @@ impl Flights {
         let Root { volume, previous, author, committed, .. } = *root;
         let author =
             Author { volume, reach: root.reach(), previous, incarnation: author.incarnation };
-        let flights = VecDeque::with_capacity(WINDOW);
-        let begun = committed.lsn;
-        Self { requests, author, feed, committed, flights, begun, is_drained: false, checkpoints }
+        Self {
+            requests,
+            author,
+            feed,
+            committed,
+            flights: VecDeque::with_capacity(WINDOW + AHEAD + 1),
+            way: Arc::new(Gate::new(WINDOW)),
+            begun: committed.lsn,
+            is_drained: false,
+            checkpoints,
+        }
     }
 
     /// Runs until the feed is drained and all is committed, with a checkpoint of it.
@@ -288,10 +302,11 @@ impl Flights {
             self.checkpoints.poll(cx)?;
             self.begin_checkpoint();
             self.checkpoints.poll(cx)?;
-            if self.flights.len() < WINDOW && self.put_checkpoint() {
+            if self.put_checkpoint() {
                 continue;
             }
-            let may_begin = self.flights.len() < WINDOW && self.checkpoints.allows(self.next_seq());
+            let most = WINDOW + AHEAD + usize::from(self.checkpoints.has_object());
+            let may_begin = self.flights.len() < most && self.checkpoints.allows(self.next_seq());
             if self.is_drained || !may_begin {
                 break;
             }
@@ -363,7 +378,7 @@ impl Flights {
         let seq = self.next_seq();
         self.begun = sealed.lsn_last;
         let (author, feed) = (self.author, Arc::clone(&self.feed));
-        let requests = self.requests.clone();
+        let (requests, way) = (self.requests.clone(), Arc::clone(&self.way));
         let is_oldest = Arc::new(AtomicBool::new(false));
         let needs_no_share = Arc::clone(&is_oldest);
         let flight = async move {
@@ -372,10 +387,12 @@ impl Flights {
             let key = keys::log(author.reach.epoch, seq);
             let body = std::mem::take(&mut built.body);
             let kept = feed.made(built.header.id, body.clone());
+            let permit = way.enter().await;
             match requests.create(&key, body).await? {
                 Settled::Mine => {}
                 Settled::Theirs(_) => return Err(fenced(&requests, "upload", &key)),
             }
+            drop(permit);
             kept.await;
             drop(share);
             Ok(built)
@@ -391,56 +408,4 @@ fn bytes_of(sealed: &Sealed) -> u64 {
         SealedEntry::Zero { .. } => 0,
     };
     sealed.entries.iter().map(of).sum()
-}
-
-/// A share of the budget.
-struct Share {
-    bytes: u64,
-}
-
-struct Budget {
-    left: u64,
-    waiting: Vec<Waker>,
-}
-
-static BUDGET: Mutex<Budget> = Mutex::new(Budget { left: BUDGET_BYTES, waiting: Vec::new() });
-
-impl Share {
-    /// Waits until the budget has room, or the object is the oldest of its volume. That one takes
-    /// no share, since other volumes may have all of it, whose stores are away.
-    async fn take(bytes: u64, is_oldest: &AtomicBool) -> Self {
-        poll_fn(|cx| {
-            if is_oldest.load(Relaxed) {
-                return Poll::Ready(Self { bytes: 0 });
-            }
-            let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
-            match budget.left.checked_sub(bytes) {
-                Some(left) => {
-                    budget.left = left;
-                    Poll::Ready(Self { bytes })
-                }
-                None => {
-                    budget.waiting.push(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
-    }
-}
-
-/// Leaves nothing of the budget until it is dropped, as volumes do whose stores are away.
-#[cfg(test)]
-pub(crate) async fn take_whole_budget() -> impl Drop {
-    Share::take(BUDGET_BYTES, &AtomicBool::new(false)).await
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut budget = BUDGET.lock().unwrap_or_else(PoisonError::into_inner);
-        budget.left += self.bytes;
-        let waiting = std::mem::take(&mut budget.waiting);
-        drop(budget);
-        waiting.into_iter().for_each(Waker::wake);
-    }
 }

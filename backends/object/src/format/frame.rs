@@ -33,7 +33,7 @@ pub struct FrameId {
 
 /// Bytes of the frames of a run of blocks.
 #[must_use]
-pub fn run_bytes(blocks: Blocks) -> u64 {
+pub const fn run_bytes(blocks: Blocks) -> u64 {
     blocks * BLOCK_BYTES + blocks.div_ceil(FRAME_BLOCKS) * FRAME_HEADER_BYTES
 }
 

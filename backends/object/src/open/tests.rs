@@ -235,7 +235,7 @@ fn what_was_committed_is_found_by_the_next_opening() {
 fn a_volume_commits_although_others_have_the_whole_budget() {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let _whole = block_on(crate::upload::take_whole_budget());
+        let _whole = block_on(crate::budget::take_whole_budget());
         let bucket = Bucket::new();
         let batches: [&[_]; 3] = [&[(0, 20, 1)], &[(5, 3, 3)], &[(9, 1, 4)]];
         bucket.write(&FakeJournal::default(), &batches, true);
