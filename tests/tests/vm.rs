@@ -140,6 +140,11 @@ fn containers_of_docker_keep_their_volumes_when_all_is_killed() {
 }
 
 #[test]
+fn object_volumes_outlive_their_daemon_and_their_node() {
+    case("objects.sh");
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     // It leaves mounted devices without a daemon, and what waits for them.
     let Some((status, said)) = run_case("harness_fails.sh", &[]) else { return };
@@ -221,6 +226,7 @@ fn more_for(name: &str) -> Option<Vec<PathBuf>> {
     let (claims, claim) = (cases.join("claims.sh"), env!("CARGO_BIN_EXE_claim").into());
     Some(match name {
         "three_ways.sh" => vec![claims, cases.join("ways.sh"), claim],
+        "objects.sh" => vec![vm().join("soak/soak.sh")],
         "docker_engine.sh" => vec![claims, docker(name)?],
         _ if name.starts_with("claims") => vec![claims, claim],
         _ => Vec::new(),

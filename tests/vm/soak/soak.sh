@@ -77,14 +77,20 @@ while text[at:].strip():
 print(slowest // 1000000, ios, errors)'
 }
 
-# File systems of all types that are used while something happens: ext4 on each front, XFS on the
+# attached FRONT NAME SIZE: the device of a new volume.
+attached() {
+    truncate -s "$3" "$2"
+    sheave attach --front "$1" "$2"
+}
+
+# File systems of all types, or those in `file_systems`, that are used while something happens: ext4 on each front, XFS on the
 # first, btrfs on the last. They are called by their front and type.
 make_file_systems() {
     local all=($(fronts)) name device
-    file_systems=("${all[@]/%/.ext4}" "${all[0]}.xfs" "${all[-1]}.btrfs")
+    [ -n "${file_systems:-}" ] ||
+        file_systems=("${all[@]/%/.ext4}" "${all[0]}.xfs" "${all[-1]}.btrfs")
     for name in "${file_systems[@]}"; do
-        truncate -s 320M "files.$name"
-        device=$(sheave attach --front "${name%.*}" "files.$name")
+        device=$(attached "${name%.*}" "files.$name" 320M)
         "mkfs.${name#*.}" -q "$device"
         mkdir "on.$name"
         mount "$device" "on.$name"
@@ -126,7 +132,7 @@ check_file_systems() {
         mount "$device" "on.$name"
         cat "on.$name.sums"/file.* | sha256sum --quiet -c - || fail 'a file is not what was written'
         umount "on.$name"
-        sheave detach "files.$name"
+        sheave detach "$device"
         files+="${files:+, }$(cat "on.$name.count") files on $name"
     done
 }
