@@ -93,6 +93,33 @@ fn with_fencing(volume: String, fencing: Option<FencingArg>) -> anyhow::Result<S
     Ok(format!("{volume}{joint}fencing={value}"))
 }
 
+/// Where the key of an encrypted object volume is.
+#[derive(clap::Args, Default)]
+#[group(multiple = false)]
+struct KeyArgs {
+    /// The file of its key
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<std::path::PathBuf>,
+    /// The variable that has its key, in the process that opens it
+    #[arg(long, value_name = "VARIABLE")]
+    key_env: Option<String>,
+    /// The command that prints its key
+    #[arg(long, value_name = "COMMAND")]
+    key_command: Option<String>,
+}
+
+impl KeyArgs {
+    /// The text of a volume with where its key is.
+    fn add_to(&self, volume: String) -> String {
+        let file = self.key_file.as_ref().map(|file| ("key-file", file.as_os_str()));
+        let variable = self.key_env.as_ref().map(|name| ("key-env", name.as_ref()));
+        let command = self.key_command.as_ref().map(|text| ("key-command", text.as_ref()));
+        let Some((name, value)) = file.or(variable).or(command) else { return volume };
+        let joint = if volume.contains('?') { '&' } else { '?' };
+        format!("{volume}{joint}{name}={}", sheave_volumes::parameter_value(value))
+    }
+}
+
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Flexvolume(args) => return Ok(flexvolume::run(&args)),

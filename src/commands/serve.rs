@@ -130,6 +130,8 @@ one that is started for the volume (nbd+exec:?command=COMMAND; in a URL a space 
 Of an object volume (dir:///store/name, made by `sheave volume create`):
   cache-dir=DIR             where journal and read cache are [default: $SHEAVE_STATE_DIR/volumes]
   cache-size=10G            the most bytes of the read cache there; 0: none for this volume
+  key-file=FILE             the key of an encrypted one; or key-env=VARIABLE, which has it, or
+                            key-command=COMMAND, which prints it
 
 A path is taken as it is, up to '?'. In file:///… a byte may be written %E9, and '?' as %3F. A file
 whose name is no UTF-8 has an export name with such escapes.

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use crate::format::run_bytes;
+use crate::format::Form;
 use crate::ids::BLOCK_BYTES;
 use crate::upload::{AHEAD, BATCH_BYTES_MAX, WINDOW};
 
 /// Bytes of objects under way in this process: those of one volume that uploads at full speed.
-const BUDGET_BYTES: u64 = (WINDOW + AHEAD) as u64 * run_bytes(BATCH_BYTES_MAX / BLOCK_BYTES);
+const BUDGET_BYTES: u64 =
+    (WINDOW + AHEAD) as u64 * Form::Sealed.run_bytes(BATCH_BYTES_MAX / BLOCK_BYTES);
 
 /// A share of the budget.
 pub(crate) struct Share {

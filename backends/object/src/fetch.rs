@@ -9,8 +9,9 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use crate::cache::{CHUNK_BYTES, Cache, Found};
 use crate::chunks::{self, Chunks, REQUEST_CHUNKS};
+use crate::cipher::VolumeKey;
 use crate::extents::Span;
-use crate::format::{FRAME_BYTES, LeafRef, ObjectId, Run, RunPart, Wrong, decode_leaf, keys};
+use crate::format::{FrameReader, LeafRef, ObjectId, Run, RunPart, Wrong, decode_leaf, keys};
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place, VolumeId};
 use crate::lineage::Lineage;
 use crate::map::Leaf;
@@ -22,6 +23,7 @@ use crate::store::StoreError;
 pub struct Fetcher {
     requests: Requests,
     volume: VolumeId,
+    key: Option<VolumeKey>,
     lineage: Arc<Lineage>,
     chunks: Option<Arc<Chunks>>,
 }
@@ -33,7 +35,13 @@ impl Fetcher {
     pub fn new(requests: &Requests, volume: VolumeId, lineage: Lineage) -> Self {
         let log = Log { volume: requests.name().to_owned(), is_away: AtomicBool::new(false) };
         let requests = requests.with_patience(Patience::Endless).heard_by(Arc::new(log));
-        Self { requests, volume, lineage: lineage.into(), chunks: None }
+        Self { requests, volume, key: None, lineage: lineage.into(), chunks: None }
+    }
+
+    /// The same for objects that are encrypted, if there is a key.
+    #[must_use]
+    pub fn with_key(self, key: Option<VolumeKey>) -> Self {
+        Self { key, ..self }
     }
 
     /// The same with a cache, for a volume of that history.
@@ -44,7 +52,8 @@ impl Fetcher {
     /// What a backend needs to read from the cache itself.
     pub(crate) fn cached(&self) -> Option<Cached> {
         let chunks = Arc::clone(self.chunks.as_ref()?);
-        Some(Cached { chunks, volume: self.volume, lineage: Arc::clone(&self.lineage) })
+        let (key, lineage) = (self.key.clone(), Arc::clone(&self.lineage));
+        Some(Cached { chunks, volume: self.volume, key, lineage })
     }
 
     /// The blocks from an address on, which are at a place. They are checked.
@@ -107,10 +116,14 @@ impl Fetcher {
             let begin = u64::from(place.at);
             let bytes = begin..begin + u64::from(place.bytes);
             let decode =
-                |stored: &[u8]| decode_leaf(fetcher.volume, object, (number, place.at), stored);
+                |stored: &[u8]| decode_leaf(fetcher.reader(object), (number, place.at), stored);
             let runs = fetcher.get(object, bytes, decode, damaged).await?;
             Ok(Arc::new(Leaf::new(number, &runs)))
         }
+    }
+
+    fn reader(&self, object: ObjectId) -> FrameReader<'_> {
+        FrameReader::new(self.volume, object, self.key.as_ref())
     }
 
     async fn fetch_part(&self, lba: Lba, part: RunPart, object: ObjectId) -> Result<Vec<u8>> {
@@ -119,7 +132,7 @@ impl Fetcher {
             let why = format!("{why} (block {lba}); the data is lost unless a copy of it exists");
             self.requests.error(ErrorKind::Corrupt, "read", &key, &why)
         };
-        let decode = |stored: &[u8]| part.decode(self.volume, object, lba, stored);
+        let decode = |stored: &[u8]| self.reader(object).read(part, lba, stored);
         self.get(object, part.bytes(), decode, damaged).await
     }
 
@@ -183,11 +196,11 @@ impl Fetcher {
 
 /// What of which object has blocks; `None` if they are zeroes.
 fn part_of(lineage: &Lineage, place: Place, blocks: Blocks) -> Option<(ObjectId, RunPart)> {
-    let Place::Object { seq, frame, skip, run } = place else { return None };
+    let Place::Object { seq, frame, form, skip, run } = place else { return None };
     let blocks = u32::try_from(blocks).ok().filter(|blocks| *blocks <= run - skip);
     let blocks = blocks.expect("a map's piece is within its run");
     let epoch = lineage.epoch_of(seq).expect("a map has objects of known epochs only");
-    Some((ObjectId { epoch, seq }, RunPart { frame, run, skip, blocks }))
+    Some((ObjectId { epoch, seq }, RunPart { frame, form, run, skip, blocks }))
 }
 
 /// The cache, as a backend sees it.
@@ -195,6 +208,7 @@ fn part_of(lineage: &Lineage, place: Place, blocks: Blocks) -> Option<(ObjectId,
 pub(crate) struct Cached {
     pub(crate) chunks: Arc<Chunks>,
     volume: VolumeId,
+    key: Option<VolumeKey>,
     lineage: Arc<Lineage>,
 }
 
@@ -215,25 +229,24 @@ impl Cached {
         let indexes = chunks::indexes(&part.bytes());
         let found: Vec<_> =
             indexes.clone().map(|index| self.find(object, index, &part.bytes())).collect();
-        for skip in part.skip..part.skip + part.blocks {
-            let block = RunPart { skip, blocks: 1, ..part };
-            let of_block = chunks::indexes(&block.bytes());
-            let [begin, end] = [of_block.start, of_block.end].map(|at| at - indexes.start);
-            let of_block = &found[begin as usize..end as usize];
-            let is_cached = of_block.iter().all(Option::is_some);
+        for piece in part.frames() {
+            let of_frame = chunks::indexes(&piece.bytes());
+            let [begin, end] = [of_frame.start, of_frame.end].map(|at| at - indexes.start);
+            let of_frame = &found[begin as usize..end as usize];
+            let is_cached = of_frame.iter().all(Option::is_some);
             let last = runs.last_mut().filter(|run| run.found.is_empty() != is_cached);
             let run = match last {
                 Some(run) => {
-                    run.part.blocks += 1;
+                    run.part.blocks += piece.blocks;
                     run
                 }
                 None => {
-                    runs.push(CachedRun { part: block, object, found: Vec::new() });
+                    runs.push(CachedRun { part: piece, object, found: Vec::new() });
                     let Some(run) = runs.last_mut() else { continue };
                     run
                 }
             };
-            for found in of_block.iter().flatten().filter(|_| is_cached) {
+            for found in of_frame.iter().flatten().filter(|_| is_cached) {
                 if run.found.last() != Some(found) {
                     run.found.push(*found);
                 }
@@ -263,7 +276,7 @@ impl Cached {
     }
 
     /// Takes the blocks of a run that was read from the cache out of their frames, if all is as it
-    /// was stored. `frame` copies that many bytes from there on, `take` gets each block.
+    /// was stored. `copy_out` copies that many bytes from there on, `take` gets the blocks of each.
     pub(crate) fn decode(
         &self,
         run: &CachedRun,
@@ -275,14 +288,18 @@ impl Cached {
         if !run.found.iter().all(|found| cache.is_still(found)) {
             return false;
         }
-        let mut frame = [0; FRAME_BYTES as usize];
-        for index in 0..run.part.blocks {
-            copy_out(index as usize * frame.len(), &mut frame);
-            let part = RunPart { skip: run.part.skip + index, blocks: 1, ..run.part };
-            let lba = Lba(lba.0 + u64::from(index));
-            match part.check(self.volume, run.object, lba, &frame) {
-                Ok(block) => take(index as usize * BLOCK_BYTES as usize, block),
-                Err(_) => return false,
+        let begin = run.part.bytes().start;
+        let mut reader = FrameReader::new(self.volume, run.object, self.key.as_ref());
+        let mut frame = Vec::new();
+        for piece in run.part.frames() {
+            let bytes = piece.bytes();
+            frame.resize((bytes.end - bytes.start) as usize, 0);
+            copy_out((bytes.start - begin) as usize, &mut frame);
+            let before = piece.skip - run.part.skip;
+            let at = before as usize * BLOCK_BYTES as usize;
+            let lba = Lba(lba.0 + u64::from(before));
+            if reader.read_frame(piece, lba, &frame, |blocks| take(at, blocks)).is_err() {
+                return false;
             }
         }
         true
@@ -316,7 +333,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::format::Reach;
+    use crate::format::{Form, Reach};
     use crate::ids::{Epoch, Seq};
     use crate::store::{Answer, Created, Listed, Store, StoreErrorKind};
     use crate::threads::block_on;
@@ -369,7 +386,8 @@ mod tests {
         let requests = Requests::new(Arc::new(Away(Arc::clone(&clock))), clock.clone(), "v");
         let lineage = Lineage::default().with(Reach { epoch: Epoch(1), first: Seq(1) });
         let fetcher = Fetcher::new(&requests, VolumeId([1; 16]), lineage);
-        let place = Place::Object { seq: Seq(1), frame: 128, skip: 0, run: 1 };
+        let (seq, form) = (Seq(1), Form::Plain);
+        let place = Place::Object { seq, frame: 128, form, skip: 0, run: 1 };
         let error = block_on(fetcher.fetch(Lba(0), 1, place)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         assert!(clock.now_ms() >= 600_000);

@@ -4,6 +4,8 @@ use std::fmt;
 
 use uuid::Uuid;
 
+use crate::format::Form;
+
 /// Bytes of a block, the unit of all addresses in maps, records and objects.
 pub const BLOCK_BYTES: u64 = 4096;
 
@@ -104,6 +106,8 @@ pub enum Place {
         seq: Seq,
         /// Where the first frame of the run begins, in bytes from the begin of the object.
         frame: u32,
+        /// How the blocks of the run are in frames.
+        form: Form,
         /// Blocks of the run before this one.
         skip: u32,
         /// Blocks of the whole run.
@@ -111,16 +115,18 @@ pub enum Place {
     },
 }
 
+const _: () = assert!(size_of::<Place>() == 24);
+
 impl Place {
     /// The place of the block that is `blocks` after this one, in the same run.
     #[must_use]
     pub fn advance(self, blocks: Blocks) -> Self {
         match self {
             Self::Zero => Self::Zero,
-            Self::Object { seq, frame, skip, run } => {
+            Self::Object { seq, frame, form, skip, run } => {
                 let skip = u64::from(skip) + blocks;
                 assert!(skip <= u64::from(run), "block {skip} of a run of {run}");
-                Self::Object { seq, frame, skip: skip as u32, run }
+                Self::Object { seq, frame, form, skip: skip as u32, run }
             }
         }
     }

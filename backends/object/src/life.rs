@@ -2,7 +2,8 @@
 
 use sheave_core::{ErrorKind, Result};
 
-use crate::format::{Committed, LastOpening, Root, SIZE_MAX, SnapshotNews, State, keys};
+use crate::cipher::{VolumeKey, WrappedKey, WrappingKey};
+use crate::format::{Codec, Committed, LastOpening, Root, SIZE_MAX, SnapshotNews, State, keys};
 use crate::ids::{Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
 use crate::retry::{Requests, Settled};
@@ -23,6 +24,10 @@ pub struct NewVolume {
     pub node: String,
     /// Its size.
     pub size: Blocks,
+    /// How its blocks are compressed.
+    pub codec: Codec,
+    /// By what its key is wrapped, if it is encrypted.
+    pub key: Option<WrappingKey>,
 }
 
 /// Makes a volume, which is closed and reads as zeroes.
@@ -65,6 +70,8 @@ pub(crate) fn check_size(requests: &Requests, size: Blocks) -> Result<()> {
 fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
     let author = Opening { epoch, incarnation: new.incarnation };
     let node = new.node.clone();
+    let wrap = |by| WrappedKey::wrap(&VolumeKey::random(), by);
+    let wrapped_key = new.key.as_ref().map(wrap);
     Root {
         volume: new.volume,
         number,
@@ -76,6 +83,8 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
         last: LastOpening { opening: author, node, first: Seq(1), is_closed: true },
         previous: None,
         directory: None,
+        codec: new.codec,
+        wrapped_key,
         owners: Vec::new(),
         snapshots: SnapshotNews::default(),
     }

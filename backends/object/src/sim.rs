@@ -12,6 +12,10 @@ mod nodes;
 
 use std::sync::Arc;
 
+use crate::cipher::WrappingKey;
+use crate::format::Codec;
+use crate::ids::{Blocks, Incarnation, VolumeId};
+use crate::life::NewVolume;
 use crate::memory_store::{Faults, MemoryStore, Random};
 use crate::open::rules::{self, Rules};
 
@@ -24,6 +28,18 @@ use nodes::Nodes;
 struct Seen {
     openings: usize,
     acknowledged: usize,
+}
+
+/// A volume of so many blocks. Some are compressed, and some are encrypted.
+fn new_volume(random: &Random, size: Blocks) -> NewVolume {
+    NewVolume {
+        volume: VolumeId([1; 16]),
+        incarnation: Incarnation([1; 16]),
+        node: "n0".to_owned(),
+        size,
+        codec: if random.percent(50) { Codec::Lz4 } else { Codec::Plain },
+        key: random.percent(30).then(|| WrappingKey::new([7; 32])),
+    }
 }
 
 /// A run of so many turns. The violation that it found, if any.

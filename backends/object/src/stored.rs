@@ -9,9 +9,10 @@ use sheave_core::{Error, ErrorKind, Result, printable};
 use uuid::Uuid;
 
 use crate::clock::SystemClock;
-use crate::format::NODE_BYTES_MAX;
+use crate::format::{Codec, NODE_BYTES_MAX};
 use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
 use crate::journal::{JournalDir, JournalSize};
+use crate::key_source::KeySource;
 use crate::life::{self, Info, NewVolume};
 use crate::open::{Request, find};
 use crate::passed::Passed;
@@ -68,16 +69,19 @@ pub struct StoredVolume {
     pub store: Arc<dyn VolumeStore>,
     /// Where this node keeps journals; each volume's is in a directory of its id.
     pub journals: PathBuf,
+    /// Where its key is, if it is encrypted.
+    pub key: Option<KeySource>,
 }
 
 impl StoredVolume {
-    /// Makes it. A size is whole blocks of 4 KiB.
+    /// Makes it, encrypted if it has a key. A size is whole blocks of 4 KiB.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be,
     /// and those of the store.
-    pub fn create(&self, size_bytes: u64) -> Result<()> {
+    pub fn create(&self, size_bytes: u64, codec: Codec) -> Result<()> {
         let requests = self.requests();
+        let key = self.key.as_ref().map(KeySource::read).transpose()?;
         if !size_bytes.is_multiple_of(BLOCK_BYTES) {
             let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
             return Err(requests.error(ErrorKind::Invalid, "create", "", &why));
@@ -91,6 +95,8 @@ impl StoredVolume {
             incarnation: incarnation()?,
             node: node(),
             size: size_bytes / BLOCK_BYTES,
+            codec,
+            key,
         };
         block_on(life::create(&requests, &new)).map(drop)
     }
@@ -156,7 +162,8 @@ impl StoredVolume {
         let requests = self.requests();
         self.check_store(&requests, true)?;
         self.store.sweep()?;
-        let request = Request { node: node(), incarnation: incarnation()?, take_over };
+        let key = self.key.as_ref().map(KeySource::read).transpose()?;
+        let request = Request { node: node(), incarnation: incarnation()?, take_over, key };
         ObjectVolume::open(&self.name, &requests, &request, &self.journals, tuning)
     }
 

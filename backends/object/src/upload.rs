@@ -19,11 +19,11 @@ use crate::budget::Share;
 use crate::checkpoint::{Cadence, Checkpoints, fenced};
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Snapshot, State,
-    keys, run_bytes,
+    Author, Built, Coding, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Snapshot,
+    State, keys,
 };
 use crate::gate::Gate;
-use crate::ids::{Blocks, Lba, Lsn, Seq};
+use crate::ids::{BLOCK_BYTES, Blocks, Lba, Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{self, Frozen, Leaf};
 use crate::retry::{Listener, Patience, Requests, Settled};
@@ -37,8 +37,9 @@ pub const WINDOW: usize = 8;
 pub(crate) const AHEAD: usize = 1;
 /// Bytes of blocks that an object is made of.
 pub const BATCH_BYTES_MAX: u64 = 32 << 20;
-/// Entries of an object.
-pub const BATCH_ENTRIES_MAX: usize = ENTRIES_MAX;
+/// Entries of a batch. Those of an object may be more, where blocks are compressed, but for each
+/// further one there is a block.
+pub const BATCH_ENTRIES_MAX: usize = ENTRIES_MAX - (BATCH_BYTES_MAX / BLOCK_BYTES) as usize;
 /// Bytes that the map of a volume takes in memory, where nothing else is asked for.
 pub(crate) const MAP_BYTES_DEFAULT: u64 = 256 << 20;
 /// What the shard's side of a volume gives and takes.
@@ -148,8 +149,9 @@ impl Plan {
         mut read: impl FnMut(JournalPlace, Blocks) -> Result<Vec<u8>>,
     ) -> Result<Built> {
         let Self { author, seq, sealed } = self;
-        let bytes = bytes_of(sealed) as usize;
-        let mut builder = ObjectBuilder::new(author, *seq, sealed.entries.len(), bytes);
+        let bytes = bytes_of(&author.coding, sealed) as usize;
+        let entries = entries_of(&author.coding, sealed);
+        let mut builder = ObjectBuilder::new(author, *seq, entries, bytes);
         for entry in &sealed.entries {
             match *entry {
                 SealedEntry::Zero { lba, blocks } => builder.zero(lba, blocks),
@@ -182,6 +184,7 @@ pub struct Upload {
     /// The checkpoint that it names has all up to this object.
     covered: Seq,
     snapshots: Vec<Snapshot>,
+    coding: Coding,
     /// With the opening itself.
     lineage: Lineage,
     fetcher: Fetcher,
@@ -190,11 +193,12 @@ pub struct Upload {
 
 impl Upload {
     /// For the opening that has made this open root. Its checkpoint has all up to an object, and
-    /// the volume has these snapshots.
+    /// the volume has these snapshots. `coding` is for new frames.
     #[must_use]
     pub fn new(
         requests: Requests,
         (root, covered, snapshots): (Root, Seq, Vec<Snapshot>),
+        coding: Coding,
         lineage: Lineage,
         fetcher: Fetcher,
     ) -> Self {
@@ -204,6 +208,7 @@ impl Upload {
             root,
             covered,
             snapshots,
+            coding,
             lineage,
             fetcher,
             cadence: Cadence::of_bytes(MAP_BYTES_DEFAULT),
@@ -220,7 +225,7 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, root, covered, snapshots, lineage, fetcher, cadence } = self;
+        let Self { requests, root, covered, snapshots, coding, lineage, fetcher, cadence } = self;
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
         let checkpoints = Checkpoints::new(
@@ -230,7 +235,7 @@ impl Upload {
             cadence,
             Arc::clone(&feed),
         );
-        let flights = Flights::new(requests, &root, Arc::clone(&feed), checkpoints);
+        let flights = Flights::new(requests, (&root, coding), Arc::clone(&feed), checkpoints);
         let ended = match flights.run().await {
             Ok((checkpoints, committed)) => checkpoints.close(committed).await,
             Err(error) => Err(error),
@@ -272,10 +277,15 @@ enum Flight {
 type InFlight = Pin<Box<dyn Future<Output = Result<Built>> + Send>>;
 
 impl Flights {
-    fn new(requests: Requests, root: &Root, feed: Arc<dyn Feed>, checkpoints: Checkpoints) -> Self {
+    fn new(
+        requests: Requests,
+        (root, coding): (&Root, Coding),
+        feed: Arc<dyn Feed>,
+        checkpoints: Checkpoints,
+    ) -> Self {
         let Root { volume, previous, author, committed, .. } = *root;
-        let author =
-            Author { volume, reach: root.reach(), previous, incarnation: author.incarnation };
+        let (reach, incarnation) = (root.reach(), author.incarnation);
+        let author = Author { volume, reach, previous, incarnation, coding };
         Self {
             requests,
             author,
@@ -377,14 +387,15 @@ impl Flights {
     fn begin(&mut self, sealed: Sealed) {
         let seq = self.next_seq();
         self.begun = sealed.lsn_last;
-        let (author, feed) = (self.author, Arc::clone(&self.feed));
+        let (author, feed) = (self.author.clone(), Arc::clone(&self.feed));
         let (requests, way) = (self.requests.clone(), Arc::clone(&self.way));
         let is_oldest = Arc::new(AtomicBool::new(false));
         let needs_no_share = Arc::clone(&is_oldest);
+        let epoch = author.reach.epoch;
         let flight = async move {
-            let share = Share::take(bytes_of(&sealed), &needs_no_share).await;
+            let share = Share::take(bytes_of(&author.coding, &sealed), &needs_no_share).await;
             let mut built = feed.build(Plan { author, seq, sealed }).await?;
-            let key = keys::log(author.reach.epoch, seq);
+            let key = keys::log(epoch, seq);
             let body = std::mem::take(&mut built.body);
             let kept = feed.made(built.header.id, body.clone());
             let permit = way.enter().await;
@@ -401,11 +412,20 @@ impl Flights {
     }
 }
 
-/// Bytes of the frames of a batch.
-fn bytes_of(sealed: &Sealed) -> u64 {
+/// The most bytes of the frames of a batch.
+fn bytes_of(coding: &Coding, sealed: &Sealed) -> u64 {
     let of = |entry: &SealedEntry| match *entry {
-        SealedEntry::Write { blocks, .. } => run_bytes(blocks),
+        SealedEntry::Write { blocks, .. } => coding.bytes(blocks),
         SealedEntry::Zero { .. } => 0,
+    };
+    sealed.entries.iter().map(of).sum()
+}
+
+/// The most entries of its object.
+fn entries_of(coding: &Coding, sealed: &Sealed) -> usize {
+    let of = |entry: &SealedEntry| match *entry {
+        SealedEntry::Write { lba, blocks, .. } => coding.entries(lba, blocks),
+        SealedEntry::Zero { .. } => 1,
     };
     sealed.entries.iter().map(of).sum()
 }

@@ -13,6 +13,7 @@ use crate::BLOCK_BYTES;
 use crate::backend::ObjectBackend;
 use crate::cache::{CACHE_BYTES_DEFAULT, Cache};
 use crate::checkpoint::Cadence;
+use crate::cipher::VolumeKey;
 use crate::fetch::Cached;
 use crate::front::{Front, Limits};
 use crate::ids::{Lsn, Opening, VolumeId};
@@ -104,6 +105,8 @@ pub(crate) struct Engine {
     pub(crate) build_threads: Arc<Threads>,
     /// What shards read from, if there is a cache.
     pub(crate) cached: Option<Cached>,
+    /// Whether the journal is encrypted.
+    pub(crate) is_encrypted: bool,
     pub(crate) tuning: Tuning,
 }
 
@@ -134,10 +137,10 @@ impl ObjectVolume {
         let opened = crate::threads::block_on(open::open(requests, request, lock))?;
         let open::Opened { mut journal, volume: id, size, opening, mut map, committed, .. } =
             opened;
-        let (upload, mut fetcher) = (opened.upload, opened.fetcher);
+        let (upload, mut fetcher, key) = (opened.upload, opened.fetcher, opened.key);
         map.keep_within(tuning.map_bytes);
         let upload = upload.with_cadence(Cadence::of_bytes(tuning.map_bytes));
-        let recovered = journal.recover(id, committed.lsn)?;
+        let recovered = journal.recover((id, key.as_ref()), committed.lsn)?;
         journal.settle(opening)?;
         let traffic = Arc::clone(requests.traffic());
         if let Some(cache) = Cache::in_dir(journals, tuning.cache_bytes) {
@@ -155,6 +158,7 @@ impl ObjectVolume {
                 committed: committed.lsn,
                 traffic,
                 cached: fetcher.cached(),
+                key,
                 tuning,
             },
         )?;
@@ -198,6 +202,8 @@ pub(crate) struct Parts {
     pub(crate) committed: Lsn,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) cached: Option<Cached>,
+    /// Of an encrypted volume.
+    pub(crate) key: Option<VolumeKey>,
     pub(crate) tuning: Tuning,
 }
 
@@ -209,9 +215,10 @@ impl Engine {
         size: u64,
         parts: Parts,
     ) -> Result<Arc<Self>> {
-        let Parts { journal, mut recovered, map, committed, traffic, cached, tuning } = parts;
+        let Parts { journal, mut recovered, map, committed, traffic, cached, key, tuning } = parts;
+        let is_encrypted = key.is_some();
         let records = std::mem::take(&mut recovered.records);
-        let log = Log::new(volume, opening, committed, recovered, worker::salts()?);
+        let log = Log::new((volume, key), opening, committed, recovered, worker::salts()?);
         let seal_bytes = tuning.object_bytes.min(BATCH_BYTES_MAX);
         let cache_bytes = cached.as_ref().map_or(0, |cached| cached.chunks.cache().bytes_max());
         let limits = Limits {
@@ -234,6 +241,7 @@ impl Engine {
             build_threads: Threads::new("object-build", BUILD_THREADS_MAX),
             name,
             cached,
+            is_encrypted,
             tuning,
         }))
     }

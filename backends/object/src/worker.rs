@@ -263,7 +263,7 @@ async fn make_durable(engine: &Arc<Engine>) {
             if reserved.is_first {
                 pages.extend(segment.header.encode());
             }
-            pages.extend(record.encode(&segment.seed));
+            pages.extend(record.encode(&segment.seed, reserved.page));
             let at = u64::from(reserved.first_page()) * BLOCK_BYTES;
             segment.file.worker.write_all_at(&pages, at)
         });

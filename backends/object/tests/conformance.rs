@@ -8,7 +8,9 @@ use std::time::Duration;
 use sheave_conformance::stacks::for_any_two;
 use sheave_conformance::{Options, PlainEngine, check, ops};
 use sheave_core::Volume;
-use sheave_object::{BLOCK_BYTES, DirStore, JournalSize, ObjectVolume, StoredVolume, Tuning};
+use sheave_object::{
+    BLOCK_BYTES, Codec, DirStore, JournalSize, KeySource, ObjectVolume, StoredVolume, Tuning,
+};
 use tempfile::TempDir;
 
 const SIZE: u64 = 96 * BLOCK_BYTES;
@@ -17,23 +19,27 @@ const SIZE: u64 = 96 * BLOCK_BYTES;
 struct Place {
     dir: TempDir,
     made: AtomicUsize,
+    codec: Codec,
+    key: Option<KeySource>,
 }
 
 impl Place {
     fn new() -> Self {
-        Self { dir: ops::disk_dir(), made: AtomicUsize::new(0) }
+        let (dir, made) = (ops::disk_dir(), AtomicUsize::new(0));
+        Self { dir, made, codec: Codec::Plain, key: None }
     }
 
     fn volume(&self, index: usize) -> StoredVolume {
         let dir = self.dir.path().join(format!("volume-{index}"));
         let journals = self.dir.path().join("journals");
         let store = Arc::new(DirStore::new(&dir));
-        StoredVolume { name: format!("dir://{}", dir.display()), store, journals }
+        let name = format!("dir://{}", dir.display());
+        StoredVolume { name, store, journals, key: self.key.clone() }
     }
 
     fn make(&self) -> StoredVolume {
         let volume = self.volume(self.made.fetch_add(1, Relaxed));
-        volume.create(SIZE).expect("a new volume");
+        volume.create(SIZE, self.codec).expect("a new volume");
         volume
     }
 }
@@ -67,6 +73,21 @@ fn a_volume_with_a_small_cache_or_none_answers_as_the_model_does() {
         let place = Place::new();
         let open = || Arc::new(place.make().open_tuned(false, tuning).expect("a volume"));
         check(Options { cases: 8, unaligned: false }, || open(), || PlainEngine::new(3));
+    }
+}
+
+#[test]
+fn a_compressed_or_encrypted_volume_answers_as_the_model_does() {
+    for (codec, is_encrypted) in [(Codec::Lz4, false), (Codec::Plain, true), (Codec::Lz4, true)] {
+        let mut place = Place::new();
+        let file = place.dir.path().join("key");
+        std::fs::write(&file, "5a".repeat(32)).expect("a key");
+        place.codec = codec;
+        place.key = is_encrypted.then_some(KeySource::File(file));
+        for tuning in [tuning(), small_cache()] {
+            let open = || Arc::new(place.make().open_tuned(false, tuning).expect("a volume"));
+            check(Options { cases: 5, unaligned: false }, || open(), || PlainEngine::new(3));
+        }
     }
 }
 

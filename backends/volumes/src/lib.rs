@@ -19,12 +19,12 @@ mod source;
 mod spec;
 mod state_dir;
 
-pub use names::{export_name, file_url, path_text, volume_text};
+pub use names::{export_name, file_url, parameter_value, path_text, volume_text};
 pub use node_memory::check_memory;
 pub use schemes::nbd::NbdServer;
 pub use sheave_object::{
-    Info as ObjectInfo, RequestCounts, Root as ObjectRoot, Status as ObjectStatus, StoredVolume,
-    statuses as object_statuses,
+    Codec, Info as ObjectInfo, RequestCounts, Root as ObjectRoot, Status as ObjectStatus,
+    StoredVolume, statuses as object_statuses,
 };
 pub use spec::{OpenOptions, VolumeSpec, open};
 pub use state_dir::state_dir;

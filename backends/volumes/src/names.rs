@@ -58,7 +58,8 @@ pub(crate) fn absolute_paths(query: &str, names: &[&str]) -> Result<String> {
 }
 
 /// Escapes characters that have a meaning in a parameter's value.
-pub(crate) fn parameter_value(value: &OsStr) -> String {
+#[must_use]
+pub fn parameter_value(value: &OsStr) -> String {
     percent_encode(value.as_bytes(), |c| {
         is_plain(c) && !char::is_whitespace(c) && !"%?#&+".contains(c)
     })

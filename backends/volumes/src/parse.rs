@@ -32,6 +32,11 @@ impl Parameters {
         Ok(Self { owner: owner.to_owned(), pairs, known: vec![], hint: "" })
     }
 
+    /// Whether there is a parameter of a name that was not taken.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.pairs.iter().any(|(have, _)| have == name)
+    }
+
     /// Takes all parameters of a name, with their escapes.
     pub(crate) fn take_raw(&mut self, name: &'static str) -> Vec<String> {
         self.known.push(name);

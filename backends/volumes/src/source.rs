@@ -107,6 +107,9 @@ pub(crate) trait Source: fmt::Debug + Send + Sync {
     }
 }
 
+/// The parameter that has a program say the key of a volume.
+pub(crate) const KEY_COMMAND: &str = "key-command";
+
 /// Finds the scheme of a text and parses the text. Only this function keeps requests from starting
 /// programs.
 pub(crate) fn parse(
@@ -129,7 +132,8 @@ pub(crate) fn parse(
         );
         return Err(invalid("parse volume", why));
     };
-    if known.starts_program && trust != Trust::Operator {
+    let starts_program = known.starts_program || parameters.has(KEY_COMMAND);
+    if starts_program && trust != Trust::Operator {
         let why = format!(
             "{scheme}: a volume that starts a program is opened from a command line or a \
              configuration file, and not by a request"

@@ -4,7 +4,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use sheave_bench::output;
 use sheave_core::printable;
-use sheave_volumes::{ObjectInfo, ObjectRoot as Root, ObjectStatus, StoredVolume, VolumeSpec};
+use sheave_volumes::{
+    Codec, ObjectInfo, ObjectRoot as Root, ObjectStatus, StoredVolume, VolumeSpec,
+};
 
 use crate::telemetry::Servers;
 
@@ -27,9 +29,9 @@ pub(super) fn named(text: &str) -> Result<Option<StoredVolume>> {
     }
 }
 
-pub(super) fn create(volume: &StoredVolume, size: Option<u64>) -> Result<()> {
+pub(super) fn create(volume: &StoredVolume, size: Option<u64>, codec: Codec) -> Result<()> {
     let size = size.context("create: the size is missing; add --size 10G")?;
-    volume.create(size)?;
+    volume.create(size, codec)?;
     output::to_stdout(format!("{}\n", printable(&volume.name))).context("create")
 }
 
@@ -44,6 +46,9 @@ pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
         "epoch": last.opening.epoch.0,
         "node": last.node,
         "root": root.number,
+        "compression": root.codec.name(),
+        "encryption": root.wrapped_key.map_or("none", |_| "aes-256-gcm"),
+        "key": root.wrapped_key.map(|key| key.key_id()),
         "objects": objects,
         "stored_bytes": stored_bytes,
     });

@@ -10,10 +10,11 @@ use sheave_control::v1 as api;
 use sheave_control::v1::get_volume_request::Key;
 use sheave_core::{parse_size, printable};
 use sheave_pools::SIZE_UNIT;
+use sheave_volumes::Codec;
 
 use super::{object, parse_limit_bps, parse_limit_iops};
 use crate::commands::attach::{call, limits_text, volumes};
-use crate::commands::{FencingArg, volume_parser, with_fencing};
+use crate::commands::{FencingArg, KeyArgs, volume_parser, with_fencing};
 use crate::process::runtime;
 
 #[derive(clap::Args)]
@@ -22,11 +23,17 @@ Examples:
   sheave volume create fast/disk1 --size 10G && sheave attach fast/disk1
   sheave volume create dir:///store/disk1 --size 10G
   sheave volume create s3://bucket/disk1 --size 10G
+  sheave volume create s3://bucket/disk2 --size 10G --compression lz4 --encryption aes-256-gcm \
+    --key-file /etc/sheave/disk2.key
 
 A pool is one of the daemon's configuration (docs/volumes.md). The same command again does nothing;
 a volume of that name with another size is an error. An object volume (dir:///…) is made of files in
 a directory, which is made; the one above it must exist, and a volume there is an error. That of a
-bucket (s3://…), which must exist, is made of its objects. The command prints the volume's name.")]
+bucket (s3://…), which must exist, is made of its objects. The command prints the volume's name.
+
+A key is 64 hexadecimal digits: openssl rand -hex 32. It is needed whenever the volume is opened, as
+?key-file=FILE, ?key-env=VARIABLE or ?key-command=COMMAND in the volume's URL. Without it the data
+is lost.")]
 pub(super) struct CreateArgs {
     /// POOL/NAME, or the URL of an object volume
     #[arg(value_parser = volume_parser())]
@@ -45,6 +52,31 @@ pub(super) struct CreateArgs {
     /// not at all, if no other process ever opens it [default: probe]
     #[arg(long, value_enum, hide_possible_values = true, value_name = "probe|none")]
     fencing: Option<FencingArg>,
+    /// How an object volume compresses new blocks [default: none]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "lz4|none")]
+    compression: Option<CompressionArg>,
+    /// Encrypt an object volume, and the journal of it
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "aes-256-gcm")]
+    encryption: Option<EncryptionArg>,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+/// How blocks are compressed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CompressionArg {
+    /// By LZ4
+    Lz4,
+    /// Not at all
+    None,
+}
+
+/// How a volume is encrypted.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum EncryptionArg {
+    /// By AES-256 in Galois/Counter mode
+    #[value(name = "aes-256-gcm")]
+    Aes256Gcm,
 }
 
 #[derive(clap::Args)]
@@ -95,13 +127,26 @@ pub(super) struct UnpublishArgs {
 }
 
 pub(super) fn create(args: CreateArgs) -> Result<()> {
-    let CreateArgs { volume, size, limit_bps, limit_iops, fencing } = args;
-    let volume = with_fencing(volume, fencing).context("create")?;
+    let CreateArgs { volume, size, limit_bps, limit_iops, fencing, .. } = args;
+    let (compression, encryption) = (args.compression, args.encryption);
+    let volume = args.key.add_to(with_fencing(volume, fencing).context("create")?);
     if let Some(object) = object::named(&volume)? {
         if limit_bps.or(limit_iops).is_some() {
             bail!("create: an object volume has no limits of its own; add ?limit-bps= to its URL");
         }
-        return object::create(&object, size);
+        if encryption.is_some() != object.key.is_some() {
+            bail!(
+                "create: an encrypted volume has a key: --encryption aes-256-gcm --key-file FILE"
+            );
+        }
+        let codec = match compression {
+            Some(CompressionArg::Lz4) => Codec::Lz4,
+            Some(CompressionArg::None) | None => Codec::Plain,
+        };
+        return object::create(&object, size, codec);
+    }
+    if compression.is_some() || encryption.is_some() {
+        bail!("create: --compression and --encryption are for object volumes");
     }
     let wrong = || anyhow!("create: {}: write POOL/NAME", printable(&volume));
     let (pool, name) = volume.split_once('/').ok_or_else(wrong)?;

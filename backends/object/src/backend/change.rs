@@ -9,7 +9,7 @@ use super::{Job, ObjectBackend, Request, Work, span_of};
 use crate::BLOCK_BYTES;
 use crate::extents::Span;
 use crate::format::page::{PAGE_BYTES, Page};
-use crate::format::record::{Entry, Record, WRITE_BLOCKS_MAX};
+use crate::format::record::{Check, Entry, Record, SEALED_BLOCKS_MAX, WRITE_BLOCKS_MAX};
 use crate::ids::Lsn;
 use crate::journal::Reserved;
 
@@ -76,6 +76,7 @@ impl ObjectBackend {
 
     /// Writes the rest of a change to the journal. False: there is no room.
     fn append(&mut self, key: usize, io: &mut dyn Io) -> bool {
+        let is_sealed = self.opened.engine.is_encrypted;
         loop {
             let Some(Job { work: Work::Change(change), .. }) = self.jobs.get_mut(key) else {
                 return true;
@@ -83,7 +84,7 @@ impl ObjectBackend {
             if change.begun == change.span.blocks || change.error.is_some() {
                 return true;
             }
-            match next_record(change, io) {
+            match next_record(change, is_sealed, io) {
                 Ok(record) => {
                     let Some(count) = self.append_one(key, record, io) else { return false };
                     let Some(Job { work: Work::Change(change), .. }) = self.jobs.get_mut(key)
@@ -102,7 +103,7 @@ impl ObjectBackend {
 
     /// Writes a record, and returns its number of blocks; `None` without room.
     fn append_one(&mut self, key: usize, record: NewRecord, io: &mut dyn Io) -> Option<u64> {
-        let NewRecord { entry, data, page } = record;
+        let NewRecord { mut entry, data, to_seal, page } = record;
         let Some(Job { work: Work::Change(change), .. }) = self.jobs.get(key) else { return None };
         let (op, owner) = (change.op, (self.user, key));
         let reserved = self.with(io, |front| {
@@ -117,8 +118,11 @@ impl ObjectBackend {
             }
         };
         let (lsn, blocks) = (reserved.lsn, entry.span().blocks);
-        if let Entry::Write { crcs, .. } = &entry {
-            reserved.segment.note_crcs(reserved.page, crcs);
+        if let Entry::Write { checks, .. } = &mut entry {
+            if let Some(Sealed { data, into }) = to_seal {
+                *checks = seal(&reserved, &data, &into);
+            }
+            reserved.segment.note_checks(reserved.page, checks);
         }
         if let Some(Job { work: Work::Change(change), .. }) = self.jobs.get_mut(key) {
             change.in_flight += 1;
@@ -176,33 +180,61 @@ impl ObjectBackend {
 struct NewRecord {
     entry: Entry,
     data: Option<Payload>,
+    /// What becomes the data when it has its place, if it is to be encrypted.
+    to_seal: Option<Sealed>,
     /// Room for its first page, and for the header of a segment in front of it.
     page: Buf,
 }
 
+/// Blocks that are to be encrypted into a buffer.
+struct Sealed {
+    data: Payload,
+    into: Buf,
+}
+
 /// The next record of a change.
-fn next_record(change: &Change, io: &mut dyn Io) -> Result<NewRecord> {
+fn next_record(change: &Change, is_sealed: bool, io: &mut dyn Io) -> Result<NewRecord> {
     let page = io.buffer(2 * PAGE_BYTES)?;
     let left = change.span.blocks - change.begun;
     let start = change.span.start + change.begun;
     let Some(data) = &change.data else {
         let entry = Entry::Zero { span: Span { start, blocks: left } };
-        return Ok(NewRecord { entry, data: None, page });
+        return Ok(NewRecord { entry, data: None, to_seal: None, page });
     };
-    let span = Span { start, blocks: left.min(WRITE_BLOCKS_MAX) };
+    let most = if is_sealed { SEALED_BLOCKS_MAX } else { WRITE_BLOCKS_MAX };
+    let span = Span { start, blocks: left.min(most) };
     let skip = (change.begun * BLOCK_BYTES) as usize;
     let data = data.slice(skip, span.bytes() as usize);
     if let [Piece::Zero(_)] = data.segments() {
-        return Ok(NewRecord { entry: Entry::Zero { span }, data: None, page });
+        return Ok(NewRecord { entry: Entry::Zero { span }, data: None, to_seal: None, page });
+    }
+    if is_sealed {
+        let into = io.buffer(span.bytes() as usize)?;
+        let entry = Entry::Write { span, checks: Vec::new() };
+        let to_seal = Some(Sealed { data, into: into.clone() });
+        return Ok(NewRecord { entry, data: Some(Payload::from(into)), to_seal, page });
     }
     let data = storable(data)?;
     let mut block: Page = [0; PAGE_BYTES];
-    let crc_of = |index: u64| {
+    let check_of = |index: u64| {
         data.slice((index * BLOCK_BYTES) as usize, PAGE_BYTES).copy_out(&mut block);
-        crc32fast::hash(&block)
+        Check { crc: crc32fast::hash(&block), ..Check::default() }
     };
-    let crcs = (0..span.blocks).map(crc_of).collect();
-    Ok(NewRecord { entry: Entry::Write { span, crcs }, data: Some(data), page })
+    let checks = (0..span.blocks).map(check_of).collect();
+    Ok(NewRecord { entry: Entry::Write { span, checks }, data: Some(data), to_seal: None, page })
+}
+
+/// Encrypts the blocks of a record that has its place. Returns what they are checked by.
+fn seal(reserved: &Reserved, data: &Payload, into: &Buf) -> Vec<Check> {
+    let mut block: Page = [0; PAGE_BYTES];
+    let pages = reserved.page + 1..;
+    let seal_one = |(at, page)| {
+        data.slice(at, PAGE_BYTES).copy_out(&mut block);
+        let check = reserved.segment.seal(page, &mut block);
+        into.copy_in(at, &block);
+        check
+    };
+    (0..into.len()).step_by(PAGE_BYTES).zip(pages).map(seal_one).collect()
 }
 
 /// The same bytes without zero segments.
@@ -224,7 +256,7 @@ fn storable(data: Payload) -> Result<Payload> {
 fn to_request(reserved: &Reserved, entry: Entry, data: Option<Payload>, pages: &Buf) -> IoRequest {
     let record = Record { lsn: reserved.lsn, durable: reserved.durable, entry };
     let segment = &reserved.segment;
-    pages.copy_in(PAGE_BYTES, &record.encode(&segment.seed));
+    pages.copy_in(PAGE_BYTES, &record.encode(&segment.seed, reserved.page));
     let skip = match reserved.is_first {
         true => {
             pages.copy_in(0, &segment.header.encode());

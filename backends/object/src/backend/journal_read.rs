@@ -34,7 +34,7 @@ impl ObjectBackend {
 }
 
 impl JournalRead {
-    /// Checks what was read.
+    /// Checks what was read, and decrypts it.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when it is not what was written.
@@ -42,12 +42,15 @@ impl JournalRead {
         let mut block = [0; PAGE_BYTES];
         for (at, page) in (0..self.into.len()).step_by(PAGE_BYTES).zip(self.page..) {
             self.into.copy_out(at, &mut block);
-            if self.segment.crc(page) != crc32fast::hash(&block) {
+            let Some(()) = self.segment.open(page, &mut block) else {
                 let number = self.segment.header.number;
                 let why = format!(
                     "journal segment {number}, page {page}: the data is damaged; look at its disk"
                 );
                 return Err(Error::new(ErrorKind::Corrupt, "read", why));
+            };
+            if self.segment.seed.is_sealed() {
+                self.into.copy_in(at, &block);
             }
         }
         Ok(())

@@ -3,16 +3,18 @@
 use bytes::Bytes;
 
 use super::code::Wrong;
+use super::codec::Codec;
 use super::directory::{self, Directory, Run};
-use super::frame::{self, FRAME_BLOCKS, FrameId};
+use super::frame::{self, Coding, Content, FrameId, FrameReader, ObjectKey};
 use super::object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
 };
 use super::root::{FramePlace, Reach};
+use super::run::Form;
 use crate::ids::{BLOCK_BYTES, Blocks, Incarnation, Lba, Lsn, Place, Seq, VolumeId};
 
 /// What all objects of an opening have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Author {
     /// The volume.
     pub volume: VolumeId,
@@ -22,6 +24,8 @@ pub struct Author {
     pub previous: Option<Reach>,
     /// The opening.
     pub incarnation: Incarnation,
+    /// How it makes frames.
+    pub coding: Coding,
 }
 
 /// Blocks, and where they are after a commit.
@@ -47,16 +51,18 @@ pub struct Built {
 }
 
 /// An object that is being made.
-#[derive(Debug)]
 pub struct ObjectBuilder {
     header: Header,
+    codec: Codec,
+    key: Option<ObjectKey>,
     out: Vec<u8>,
     entries: Vec<Entry>,
     placed: Vec<Placed>,
+    scratch: Vec<u8>,
 }
 
 impl ObjectBuilder {
-    /// An object of exactly that many entries.
+    /// An object of at most that many entries ([`Coding::entries`]).
     ///
     /// # Panics
     /// When that are none or more than [`ENTRIES_MAX`].
@@ -78,7 +84,11 @@ impl ObjectBuilder {
         };
         let mut out = Vec::with_capacity(header.index_end() + bytes);
         out.resize(header.index_end(), 0);
-        Self { header, out, entries: Vec::with_capacity(entries), placed: Vec::new() }
+        let Coding { codec, key } = &author.coding;
+        let key = key.as_ref().map(|key| ObjectKey::new(key, author.volume, id));
+        let entries = Vec::with_capacity(entries);
+        let (placed, scratch) = (Vec::new(), Vec::new());
+        Self { header, codec: *codec, key, out, entries, placed, scratch }
     }
 
     /// Appends blocks.
@@ -86,20 +96,55 @@ impl ObjectBuilder {
     /// # Panics
     /// When they are not whole blocks, or the object becomes too long.
     pub fn write(&mut self, lba: Lba, data: &[u8]) {
-        let frame = self.out.len() as u32;
         let blocks = data.len() as u64 / BLOCK_BYTES;
-        let mut block = lba;
-        for part in data.chunks((FRAME_BLOCKS * BLOCK_BYTES) as usize) {
-            let at = self.out.len() as u32;
-            let id = FrameId { volume: self.header.volume, object: self.header.id, at, lba: block };
-            frame::put(&mut self.out, id, part);
-            block = Lba(block.0 + part.len() as u64 / BLOCK_BYTES);
+        assert!(data.len() as u64 == blocks * BLOCK_BYTES, "{} bytes of blocks", data.len());
+        let at = |block: Lba| ((block.0 - lba.0) * BLOCK_BYTES) as usize;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        // What is not packed is one run with what is not packed before it.
+        let mut begin = lba;
+        for (group, blocks) in self.codec.groups(lba, blocks) {
+            let next = Lba(group.0 + blocks);
+            if let Some(bytes) = self.codec.pack(&data[at(group)..at(next)], &mut scratch) {
+                self.put_plain(begin, &data[at(begin)..at(group)]);
+                let content = Content { codec: self.codec, blocks: blocks as u8, bytes };
+                let frame = self.put_frame(group, &content);
+                let bytes = self.out.len() as u32 - frame;
+                self.put_run(group, blocks, (frame, Form::Packed(bytes as u16)));
+                begin = next;
+            }
         }
-        assert!(self.out.len() as u64 <= OBJECT_BYTES_MAX, "an object is too long");
+        self.put_plain(begin, &data[at(begin)..]);
+        self.scratch = scratch;
+    }
+
+    /// Appends blocks that are stored as they are, each in a frame of its own.
+    fn put_plain(&mut self, lba: Lba, data: &[u8]) {
+        let frame = self.out.len() as u32;
+        for (block, bytes) in (lba.0..).map(Lba).zip(data.chunks(BLOCK_BYTES as usize)) {
+            self.put_frame(block, &Content { codec: Codec::Plain, blocks: 1, bytes });
+        }
+        if !data.is_empty() {
+            let form = Form::of_blocks(self.key.is_some());
+            self.put_run(lba, data.len() as u64 / BLOCK_BYTES, (frame, form));
+        }
+    }
+
+    /// Notes a run whose frames are there.
+    fn put_run(&mut self, lba: Lba, blocks: Blocks, (frame, form): (u32, Form)) {
         let run = blocks as u32;
-        self.entries.push(Entry::Write { lba, blocks: run, frame });
-        let place = Place::Object { seq: self.header.id.seq, frame, skip: 0, run };
+        self.entries.push(Entry::Write { lba, blocks: run, frame, form });
+        let place = Place::Object { seq: self.header.id.seq, frame, form, skip: 0, run };
         self.placed.push(Placed { lba, blocks, place });
+    }
+
+    /// Appends a frame. Returns where it is.
+    fn put_frame(&mut self, lba: Lba, content: &Content<'_>) -> u32 {
+        let Header { volume, id, .. } = self.header;
+        let at = self.out.len() as u32;
+        let id = FrameId { volume, object: id, at, lba };
+        frame::put(&mut self.out, id, self.key.as_ref(), content);
+        assert!(self.out.len() as u64 <= OBJECT_BYTES_MAX, "an object is too long");
+        at
     }
 
     /// Appends blocks that are zeroes.
@@ -129,21 +174,21 @@ impl ObjectBuilder {
     }
 
     fn map_frame(&mut self, lba: Lba, content: &[u8]) -> FramePlace {
-        let Header { volume, id, .. } = self.header;
-        let at = self.out.len() as u32;
-        frame::put_map(&mut self.out, FrameId { volume, object: id, at, lba }, content);
-        assert!(self.out.len() as u64 <= OBJECT_BYTES_MAX, "an object is too long");
-        FramePlace { seq: id.seq, at, bytes: self.out.len() as u32 - at }
+        let content = Content { codec: Codec::Plain, blocks: 0, bytes: content };
+        let at = self.put_frame(lba, &content);
+        FramePlace { seq: self.header.id.seq, at, bytes: self.out.len() as u32 - at }
     }
 
     /// The object, which has the writes from `lsn_first` to `lsn_last`.
     ///
     /// # Panics
-    /// When it has another count of entries than it was made for.
+    /// When it has more entries than it was made for, or none.
     #[must_use]
     pub fn finish(self, lsn_first: Lsn, lsn_last: Lsn) -> Built {
-        let Self { mut header, mut out, entries, placed } = self;
-        assert_eq!(entries.len(), header.entries as usize, "all entries are there");
+        let Self { mut header, mut out, entries, placed, .. } = self;
+        let most = header.entries as usize;
+        assert!((1..=most).contains(&entries.len()), "{} entries for {most}", entries.len());
+        header.entries = entries.len() as u32;
         let mut index = Vec::with_capacity(entries.len() * ENTRY_BYTES);
         entries.iter().for_each(|entry| entry.put(&mut index));
         header.index_crc = crc32fast::hash(&index);
@@ -172,13 +217,12 @@ const DIRECTORY_LBA: Lba = Lba(u64::MAX);
 /// # Errors
 /// What is wrong with them.
 pub fn decode_directory(
-    volume: VolumeId,
-    object: ObjectId,
+    mut reader: FrameReader<'_>,
     at: u32,
     stored: &[u8],
 ) -> Result<Directory, Wrong> {
-    let id = FrameId { volume, object, at, lba: DIRECTORY_LBA };
-    Directory::decode(frame::decode_map(id, stored)?, object.seq)
+    let content = reader.read_map((at, DIRECTORY_LBA), stored)?;
+    Directory::decode(&content, reader.object().seq)
 }
 
 /// The runs of a leaf, from the bytes of its frame.
@@ -186,15 +230,10 @@ pub fn decode_directory(
 /// # Errors
 /// What is wrong with them.
 pub fn decode_leaf(
-    volume: VolumeId,
-    object: ObjectId,
+    mut reader: FrameReader<'_>,
     (number, at): (u64, u32),
     stored: &[u8],
 ) -> Result<Vec<Run>, Wrong> {
-    let lba = Lba(number * LEAF_BLOCKS);
-    directory::decode_leaf(
-        number,
-        object.seq,
-        frame::decode_map(FrameId { volume, object, at, lba }, stored)?,
-    )
+    let content = reader.read_map((at, Lba(number * LEAF_BLOCKS)), stored)?;
+    directory::decode_leaf(number, reader.object().seq, &content)
 }

@@ -3,6 +3,7 @@
 use super::code::{Reader, Wrong, put_number};
 use super::object::{LEAF_BLOCKS, OBJECT_BYTES_MAX};
 use super::root::{Committed, FramePlace, NUMBER_MAX, Reach, SIZE_MAX};
+use super::run::Form;
 use super::snapshot::{Snapshot, put_snapshots, take_snapshots};
 use crate::extents::Span;
 use crate::ids::{BLOCK_BYTES, Epoch, Lsn, Place, Seq};
@@ -155,9 +156,10 @@ fn put_runs(out: &mut Vec<u8>, mut end: u64, runs: &[Run]) {
         put_number(out, span.blocks);
         match *place {
             Place::Zero => put_number(out, 0),
-            Place::Object { seq, frame, skip, run } => {
+            Place::Object { seq, frame, form, skip, run } => {
                 let behind = u64::from(run - skip) - span.blocks;
-                for number in [seq.0, u64::from(frame), u64::from(skip), behind] {
+                let [frame, form, skip] = [frame, form.number().into(), skip].map(u64::from);
+                for number in [seq.0, frame, form, skip, behind] {
                     put_number(out, number);
                 }
             }
@@ -193,12 +195,14 @@ fn take_place(reader: &mut Reader<'_>, blocks: u64, last: Seq) -> Result<Place, 
     if seq == Seq(0) {
         return Ok(Place::Zero);
     }
-    let [frame, skip, behind] = [reader.number()?, reader.number()?, reader.number()?];
+    let (frame, form) = (reader.number()?, reader.number()?);
+    let [skip, behind] = [reader.number()?, reader.number()?];
     let run = skip.saturating_add(blocks).saturating_add(behind);
     if seq > last || frame > OBJECT_BYTES_MAX || run > OBJECT_BYTES_MAX / BLOCK_BYTES {
         return Err(OUTSIDE);
     }
-    Ok(Place::Object { seq, frame: frame as u32, skip: skip as u32, run: run as u32 })
+    let form = Form::of(u16::try_from(form).map_err(|_| OUTSIDE)?, run)?;
+    Ok(Place::Object { seq, frame: frame as u32, form, skip: skip as u32, run: run as u32 })
 }
 
 /// Takes a leaf of that number or a higher one.

@@ -1,22 +1,23 @@
-//! Frames: a block each, with a checksum that is bound to its place.
+//! Frames: some blocks each, with a checksum that is bound to their place.
 //!
-//! A read needs whole frames to check them, so a frame is as small as a read can be. Codecs that
-//! need more bytes at a time will have frames of their own.
+//! A read needs whole frames to check them, so a frame is as small as a read can be, unless its
+//! blocks are compressed together.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::code::{Reader, Wrong};
+use super::codec::{Codec, unpack};
 use super::object::ObjectId;
+use super::run::{Form, RunPart};
+use crate::cipher::{Key, SALT_BYTES, TAG_BYTES, VolumeKey, random};
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, VolumeId};
 
-/// The most blocks of a frame.
-pub const FRAME_BLOCKS: u64 = 1;
-/// Bytes of a frame before its blocks.
+/// Bytes of a frame before its content.
 pub const FRAME_HEADER_BYTES: u64 = 16;
-/// Bytes of the frame of a block.
-pub const FRAME_BYTES: u64 = FRAME_HEADER_BYTES + FRAME_BLOCKS * BLOCK_BYTES;
-/// The codec of bytes that are stored as they are.
-const PLAIN: u8 = 0;
+/// Bytes of an encrypted frame beside its content: a salt before it, a tag behind it.
+pub(super) const SEAL_BYTES: u64 = (SALT_BYTES + TAG_BYTES) as u64;
+const HEADER: usize = FRAME_HEADER_BYTES as usize;
 
 /// What a frame is checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,162 +32,235 @@ pub struct FrameId {
     pub lba: Lba,
 }
 
-/// Bytes of the frames of a run of blocks.
-#[must_use]
-pub const fn run_bytes(blocks: Blocks) -> u64 {
-    blocks * BLOCK_BYTES + blocks.div_ceil(FRAME_BLOCKS) * FRAME_HEADER_BYTES
+impl FrameId {
+    fn bytes(&self) -> [u8; 48] {
+        let mut out = [0; 48];
+        out[..16].copy_from_slice(&self.volume.0);
+        let numbers = [self.object.epoch.0, self.object.seq.0, u64::from(self.at), self.lba.0];
+        for (into, number) in out[16..].chunks_exact_mut(8).zip(numbers) {
+            into.copy_from_slice(&number.to_le_bytes());
+        }
+        out
+    }
 }
 
-/// Blocks in the middle of a run, as a map finds them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunPart {
-    /// Where the first frame of the run begins in the object.
-    pub frame: u32,
-    /// Blocks of the whole run.
-    pub run: u32,
-    /// Blocks of the run before the piece.
-    pub skip: u32,
-    /// Blocks of the piece.
-    pub blocks: u32,
+/// How the frames of new objects are made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coding {
+    /// How blocks are compressed.
+    pub codec: Codec,
+    /// The key of the volume, if it is encrypted.
+    pub key: Option<VolumeKey>,
 }
 
-impl RunPart {
-    /// The bytes of the object that have it: whole frames.
-    ///
-    /// # Panics
-    /// When it is empty, or not within its run.
+impl Coding {
+    /// The most entries that become of blocks.
     #[must_use]
-    pub fn bytes(&self) -> Range<u64> {
-        let [frame, run, skip, blocks] =
-            [self.frame, self.run, self.skip, self.blocks].map(u64::from);
-        assert!(blocks > 0 && skip + blocks <= run, "{self:?} is not within its run");
-        let first = skip / FRAME_BLOCKS;
-        let end = (skip + blocks).next_multiple_of(FRAME_BLOCKS).min(run);
-        frame + first * FRAME_BYTES..frame + run_bytes(end)
+    pub fn entries(&self, lba: Lba, blocks: Blocks) -> usize {
+        self.codec.groups(lba, blocks).count()
     }
 
-    /// The block of a piece of one block, from the bytes of the object in [`RunPart::bytes`].
-    ///
-    /// # Errors
-    /// What is wrong with its frame.
-    pub fn check<'a>(
-        &self,
-        volume: VolumeId,
-        object: ObjectId,
-        lba: Lba,
-        frame: &'a [u8],
-    ) -> Result<&'a [u8], Wrong> {
-        let at = self.bytes().start as u32;
-        decode(FrameId { volume, object, at, lba }, frame)
-    }
-
-    /// Its blocks, from the bytes of the object in [`RunPart::bytes`]. `lba` is the address of its
-    /// first block.
-    ///
-    /// # Errors
-    /// What is wrong with a frame.
-    pub fn decode(
-        &self,
-        volume: VolumeId,
-        object: ObjectId,
-        lba: Lba,
-        stored: &[u8],
-    ) -> Result<Vec<u8>, Wrong> {
-        let range = self.bytes();
-        if stored.len() as u64 != range.end - range.start {
-            return Err(Wrong::Damaged("it ends too early"));
-        }
-        let mut out = Vec::with_capacity(self.blocks as usize * BLOCK_BYTES as usize);
-        let wanted = u64::from(self.skip)..u64::from(self.skip) + u64::from(self.blocks);
-        let mut block = wanted.start / FRAME_BLOCKS * FRAME_BLOCKS;
-        let mut at = range.start as u32;
-        let mut rest = stored;
-        while block < wanted.end {
-            let blocks = FRAME_BLOCKS.min(u64::from(self.run) - block);
-            let (frame, behind) = rest.split_at(run_bytes(blocks) as usize);
-            // An address below 0 would be a mistake of the map; the checksum finds it.
-            let lba = Lba((lba.0 + block).wrapping_sub(wanted.start));
-            let data = decode(FrameId { volume, object, at, lba }, frame)?;
-            let from = wanted.start.max(block) - block;
-            let to = wanted.end.min(block + blocks) - block;
-            out.extend(&data[(from * BLOCK_BYTES) as usize..(to * BLOCK_BYTES) as usize]);
-            block += blocks;
-            at += frame.len() as u32;
-            rest = behind;
-        }
-        Ok(out)
+    /// The most bytes that frames of blocks take.
+    #[must_use]
+    pub fn bytes(&self, blocks: Blocks) -> u64 {
+        Form::of_blocks(self.key.is_some()).run_bytes(blocks)
     }
 }
 
-/// Appends a frame of these blocks.
-pub(super) fn put(out: &mut Vec<u8>, id: FrameId, data: &[u8]) {
-    let blocks = data.len() as u64 / BLOCK_BYTES;
-    assert!(
-        (1..=FRAME_BLOCKS).contains(&blocks) && data.len() as u64 == blocks * BLOCK_BYTES,
-        "a frame of {} bytes",
-        data.len()
-    );
-    put_any(out, id, blocks as u8, data);
+/// The key of an object, and the salt by which it is derived from that of the volume.
+pub(super) struct ObjectKey {
+    salt: [u8; SALT_BYTES],
+    key: Key,
 }
 
-/// Appends the frame of a leaf or a directory.
-pub(super) fn put_map(out: &mut Vec<u8>, id: FrameId, content: &[u8]) {
-    put_any(out, id, 0, content);
+impl ObjectKey {
+    /// That of a new object.
+    pub(super) fn new(of: &VolumeKey, volume: VolumeId, object: ObjectId) -> Self {
+        Self::of(of, volume, object, random())
+    }
+
+    fn of(of: &VolumeKey, volume: VolumeId, object: ObjectId, salt: [u8; SALT_BYTES]) -> Self {
+        let [epoch, seq] = [object.epoch.0, object.seq.0].map(u64::to_le_bytes);
+        let key = of.derive(&salt, &[b"sheave object", &volume.0, &epoch, &seq]);
+        Self { salt, key }
+    }
 }
 
-fn put_any(out: &mut Vec<u8>, id: FrameId, blocks: u8, content: &[u8]) {
+/// What a frame has.
+pub(super) struct Content<'a> {
+    pub(super) codec: Codec,
+    /// 0 in a part of the map.
+    pub(super) blocks: u8,
+    pub(super) bytes: &'a [u8],
+}
+
+/// Appends a frame.
+pub(super) fn put(out: &mut Vec<u8>, id: FrameId, key: Option<&ObjectKey>, content: &Content<'_>) {
     let begin = out.len();
+    let seal_bytes = if key.is_some() { SEAL_BYTES as usize } else { 0 };
     out.extend([0; 4]);
-    out.extend((content.len() as u32).to_le_bytes());
-    out.extend([PLAIN, blocks, 0, 0, 0, 0, 0, 0]);
-    out.extend(content);
+    out.extend(((content.bytes.len() + seal_bytes) as u32).to_le_bytes());
+    let is_sealed = u8::from(key.is_some());
+    out.extend([content.codec as u8, content.blocks, is_sealed, 0, 0, 0, 0, 0]);
+    if let Some(ObjectKey { salt, .. }) = key {
+        out.extend(salt);
+    }
+    let at = out.len();
+    out.extend(content.bytes);
+    if let Some(ObjectKey { key, .. }) = key {
+        let (head, bytes) = out.split_at_mut(at);
+        let tag = key.seal(id.at, &bound_to(id, &head[begin..]), bytes);
+        out.extend(tag);
+    }
     let crc = checksum(id, &out[begin + 4..]);
     out[begin..begin + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// What the frame of a leaf or a directory has.
-pub(super) fn decode_map(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
-    match decode_any(id, frame)? {
-        (0, content) => Ok(content),
-        _ => Err(Wrong::Damaged("it has blocks in the place of a part of the map")),
+/// Reads the frames of an object.
+pub struct FrameReader<'a> {
+    volume: VolumeId,
+    object: ObjectId,
+    key: Option<&'a VolumeKey>,
+    /// The key of the last frame; others of the object have the same.
+    last: Option<ObjectKey>,
+}
+
+impl<'a> FrameReader<'a> {
+    /// For an object that a volume has made, with the volume's key if it is encrypted.
+    #[must_use]
+    pub fn new(volume: VolumeId, object: ObjectId, key: Option<&'a VolumeKey>) -> Self {
+        Self { volume, object, key, last: None }
+    }
+
+    pub(super) fn object(&self) -> ObjectId {
+        self.object
+    }
+
+    /// Hands on the blocks of a piece that is in one frame, of which these are the bytes. `lba` is
+    /// the address of the piece's first block.
+    ///
+    /// # Errors
+    /// What is wrong with the frame.
+    pub fn read_frame(
+        &mut self,
+        part: RunPart,
+        lba: Lba,
+        frame: &[u8],
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), Wrong> {
+        let (of_frame, before) = part.in_frame();
+        let (volume, object) = (self.volume, self.object);
+        // An address below 0 would be a mistake of the map; the checksum finds it.
+        let lba = Lba(lba.0.wrapping_sub(u64::from(before)));
+        let id = FrameId { volume, object, at: part.bytes().start as u32, lba };
+        let (blocks, data) = self.decode(id, frame)?;
+        if u32::from(blocks) != of_frame || data.len() as u64 != u64::from(blocks) * BLOCK_BYTES {
+            return Err(Wrong::Damaged("a frame has another length than its run"));
+        }
+        let [begin, end] = [before, before + part.blocks].map(|at| at as usize);
+        take(&data[begin * BLOCK_BYTES as usize..end * BLOCK_BYTES as usize]);
+        Ok(())
+    }
+
+    /// The blocks of a piece, from the bytes of the object in [`RunPart::bytes`]. `lba` is the
+    /// address of its first block.
+    ///
+    /// # Errors
+    /// What is wrong with a frame.
+    pub fn read(&mut self, part: RunPart, lba: Lba, stored: &[u8]) -> Result<Vec<u8>, Wrong> {
+        let mut out = Vec::with_capacity(part.blocks as usize * BLOCK_BYTES as usize);
+        let Range { start: begin, end } = part.bytes();
+        if stored.len() as u64 != end - begin {
+            return Err(TOO_SHORT);
+        }
+        for piece in part.frames() {
+            let range = piece.bytes();
+            let frame = &stored[(range.start - begin) as usize..(range.end - begin) as usize];
+            let lba = Lba(lba.0 + u64::from(piece.skip - part.skip));
+            self.read_frame(piece, lba, frame, |blocks| out.extend(blocks))?;
+        }
+        Ok(out)
+    }
+
+    /// What the frame of a leaf or a directory has.
+    pub(super) fn read_map<'f>(
+        &mut self,
+        (at, lba): (u32, Lba),
+        frame: &'f [u8],
+    ) -> Result<Cow<'f, [u8]>, Wrong> {
+        let id = FrameId { volume: self.volume, object: self.object, at, lba };
+        match self.decode(id, frame)? {
+            (0, content) => Ok(content),
+            _ => Err(Wrong::Damaged("it has blocks in the place of a part of the map")),
+        }
+    }
+
+    /// The count of blocks that a frame states, and its content.
+    fn decode<'f>(&mut self, id: FrameId, frame: &'f [u8]) -> Result<(u8, Cow<'f, [u8]>), Wrong> {
+        let (crc, rest) = frame.split_first_chunk().ok_or(TOO_SHORT)?;
+        if checksum(id, rest) != u32::from_le_bytes(*crc) {
+            return Err(Wrong::Damaged("the checksum of a frame is wrong"));
+        }
+        let mut reader = Reader::new(rest);
+        let (stored, codec, blocks) = (reader.u32()?, Codec::of(reader.u8()?)?, reader.u8()?);
+        let is_sealed = match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Wrong::Newer("a frame is encrypted in an unknown way")),
+        };
+        reader.zeroes(5)?;
+        let content = reader.rest();
+        if stored as usize != content.len() {
+            return Err(Wrong::Damaged("a frame has another length than it states"));
+        }
+        let content = match (is_sealed, self.key) {
+            (false, None) => Cow::Borrowed(content),
+            (true, Some(key)) => Cow::Owned(self.open(key, id, (&frame[..HEADER], content))?),
+            (true, None) => {
+                return Err(Wrong::Damaged("a frame is encrypted, and the volume is not"));
+            }
+            // Else others could put bytes of theirs in the place of encrypted ones.
+            (false, Some(_)) => return Err(Wrong::Damaged("a frame is not encrypted")),
+        };
+        match codec {
+            Codec::Plain => Ok((blocks, content)),
+            Codec::Lz4 => Ok((blocks, Cow::Owned(unpack(blocks, &content)?))),
+        }
+    }
+
+    /// Decrypts what a frame has behind its header.
+    fn open(
+        &mut self,
+        key: &VolumeKey,
+        id: FrameId,
+        (header, content): (&[u8], &[u8]),
+    ) -> Result<Vec<u8>, Wrong> {
+        let (salt, sealed) = content.split_first_chunk().ok_or(TOO_SHORT)?;
+        let (sealed, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(TOO_SHORT)?;
+        let last = self.last.take().filter(|last| last.salt == *salt);
+        let of = last.unwrap_or_else(|| ObjectKey::of(key, id.volume, id.object, *salt));
+        let mut out = vec![0; sealed.len()];
+        let opened = of.key.open(id.at, &bound_to(id, header), (sealed, tag), &mut out);
+        self.last = Some(of);
+        opened.ok_or(Wrong::Damaged("a frame is not what was encrypted, or by another key"))?;
+        Ok(out)
     }
 }
 
-/// The blocks of a frame.
-fn decode(id: FrameId, frame: &[u8]) -> Result<&[u8], Wrong> {
-    let (blocks, data) = decode_any(id, frame)?;
-    match u64::from(blocks) * BLOCK_BYTES == data.len() as u64 {
-        true => Ok(data),
-        false => Err(Wrong::Damaged("a frame has another length than its run")),
-    }
-}
+const TOO_SHORT: Wrong = Wrong::Damaged("a frame ends too early");
 
-/// The count of blocks that a frame states, and its content.
-fn decode_any(id: FrameId, frame: &[u8]) -> Result<(u8, &[u8]), Wrong> {
-    let (crc, rest) = frame.split_first_chunk().ok_or(Wrong::Damaged("a frame ends too early"))?;
-    if checksum(id, rest) != u32::from_le_bytes(*crc) {
-        return Err(Wrong::Damaged("the checksum of a frame is wrong"));
-    }
-    let mut reader = Reader::new(rest);
-    let (stored, codec, blocks) = (reader.u32()?, reader.u8()?, reader.u8()?);
-    if codec != PLAIN {
-        return Err(Wrong::Newer("a frame has an unknown codec"));
-    }
-    reader.zeroes(6)?;
-    let data = reader.rest();
-    match stored as usize == data.len() {
-        true => Ok((blocks, data)),
-        false => Err(Wrong::Damaged("a frame has another length than it states")),
-    }
+/// What an encrypted frame is bound to: its place, and its header but for the checksum.
+fn bound_to(id: FrameId, header: &[u8]) -> [u8; 60] {
+    let mut out = [0; 60];
+    out[..48].copy_from_slice(&id.bytes());
+    out[48..].copy_from_slice(&header[4..HEADER]);
+    out
 }
 
 /// CRC-32 over the place of a frame and its bytes behind the checksum.
 fn checksum(id: FrameId, rest: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&id.volume.0);
-    for number in [id.object.epoch.0, id.object.seq.0, u64::from(id.at), id.lba.0] {
-        hasher.update(&number.to_le_bytes());
-    }
+    hasher.update(&id.bytes());
     hasher.update(rest);
     hasher.finalize()
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod code;
+mod codec;
 mod directory;
 mod frame;
 pub mod keys;
@@ -9,6 +10,7 @@ mod object;
 pub(crate) mod page;
 pub(crate) mod record;
 mod root;
+mod run;
 pub(crate) mod segment;
 mod snapshot;
 pub(crate) mod superblock;
@@ -17,8 +19,9 @@ mod tests;
 
 pub use build::{Author, Built, ObjectBuilder, Placed, decode_directory, decode_leaf, fence};
 pub use code::Wrong;
+pub use codec::Codec;
 pub use directory::{Directory, LeafRef, Run};
-pub use frame::{FRAME_BLOCKS, FRAME_BYTES, FRAME_HEADER_BYTES, FrameId, RunPart, run_bytes};
+pub use frame::{Coding, FRAME_HEADER_BYTES, FrameId, FrameReader};
 pub use object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
 };
@@ -27,6 +30,7 @@ pub use root::{
     Committed, FramePlace, LastOpening, NODE_BYTES_MAX, ROOT_BYTES_MAX, Reach, Root, SIZE_MAX,
     State,
 };
+pub use run::{Form, RunPart};
 pub(crate) use snapshot::SNAPSHOT_BYTES_MAX;
 pub use snapshot::{
     CheckpointPlace, Owner, Pin, SIBLING_NAME_BYTES_MAX, SNAPSHOT_NAME_BYTES_MAX, Snapshot,

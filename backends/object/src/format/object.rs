@@ -2,6 +2,7 @@
 
 use super::code::{Reader, Wrong, put_kind, take_kind};
 use super::root::{NUMBER_MAX, Reach, SIZE_MAX, put_previous, take_previous};
+use super::run::Form;
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Seq, VolumeId};
 
 /// Bytes of a header.
@@ -59,6 +60,8 @@ pub enum Entry {
         blocks: u32,
         /// Where the first frame begins in the object, in bytes.
         frame: u32,
+        /// How they are in frames.
+        form: Form,
     },
     /// Blocks that are zeroes.
     Zero {
@@ -92,6 +95,8 @@ pub enum Entry {
 
 /// The blocks of a leaf: 16 MiB.
 pub const LEAF_BLOCKS: u64 = 4096;
+
+const NUMBERS: Wrong = Wrong::Damaged("an entry has numbers that it must not have");
 
 // The number of a later entry: 4 move.
 const WRITE: u8 = 1;
@@ -232,8 +237,8 @@ impl Header {
                 (is_inside, Lba(number.saturating_mul(LEAF_BLOCKS)), 1)
             }
             Entry::Zero { lba, blocks } => (true, lba, blocks),
-            Entry::Write { lba, blocks, frame } => {
-                let end = u64::from(frame) + super::frame::run_bytes(u64::from(blocks));
+            Entry::Write { lba, blocks, frame, form } => {
+                let end = u64::from(frame) + form.run_bytes(u64::from(blocks));
                 let is_inside = frame as usize >= self.index_end() && end <= u64::from(self.bytes);
                 (is_inside, lba, u64::from(blocks))
             }
@@ -262,8 +267,9 @@ fn check_header(bytes: &[u8]) -> Result<(), Wrong> {
 
 impl Entry {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
+        let form = if let Self::Write { form, .. } = self { form.number() } else { 0 };
         let (kind, frame, lba, blocks) = match *self {
-            Self::Write { lba, blocks, frame } => (WRITE, frame, lba, u64::from(blocks)),
+            Self::Write { lba, blocks, frame, .. } => (WRITE, frame, lba, u64::from(blocks)),
             Self::Zero { lba, blocks } => (ZERO, 0, lba, blocks),
             Self::Fence => (FENCE, 0, Lba(0), 0),
             Self::Directory { covered, frame, bytes } => {
@@ -271,7 +277,8 @@ impl Entry {
             }
             Self::Leaf { number, frame, bytes } => (LEAF, frame, Lba(number), u64::from(bytes)),
         };
-        out.extend([kind, 0, 0, 0]);
+        out.extend([kind, 0]);
+        out.extend(form.to_le_bytes());
         out.extend(frame.to_le_bytes());
         out.extend(lba.0.to_le_bytes());
         out.extend(blocks.to_le_bytes());
@@ -279,15 +286,17 @@ impl Entry {
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, Wrong> {
         let kind = reader.u8()?;
-        reader.zeroes(3)?;
+        reader.zeroes(1)?;
+        let form = reader.u16()?;
         let (frame, lba, blocks) = (reader.u32()?, Lba(reader.u64()?), reader.u64()?);
         match kind {
+            ZERO | FENCE | LEAF | DIRECTORY if form != 0 => Err(NUMBERS),
             WRITE => {
                 // No run is longer than an object.
                 let is_short = blocks <= OBJECT_BYTES_MAX / BLOCK_BYTES;
                 let blocks = is_short.then_some(blocks as u32);
                 let blocks = blocks.ok_or(Wrong::Damaged("a run is too long"))?;
-                Ok(Self::Write { lba, blocks, frame })
+                Ok(Self::Write { lba, blocks, frame, form: Form::of(form, blocks.into())? })
             }
             ZERO if frame == 0 => Ok(Self::Zero { lba, blocks }),
             FENCE if (frame, lba, blocks) == (0, Lba(0), 0) => Ok(Self::Fence),
@@ -299,7 +308,7 @@ impl Entry {
                     _ => Self::Directory { covered: Seq(lba.0), frame, bytes },
                 })
             }
-            ZERO | FENCE => Err(Wrong::Damaged("an entry has numbers that it must not have")),
+            ZERO | FENCE => Err(NUMBERS),
             _ => Err(Wrong::Newer("it has entries of an unknown kind")),
         }
     }

@@ -1,9 +1,11 @@
 //! Roots: the numbered states of a volume.
 
 use super::code::{Reader, Wrong, put_kind, take_kind};
+use super::codec::Codec;
 use super::frame::FRAME_HEADER_BYTES;
 use super::object::OBJECT_BYTES_MAX;
 use super::snapshot::{Owner, SnapshotNews, put_owners, take_owners};
+use crate::cipher::WrappedKey;
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lsn, Opening, Seq, VolumeId};
 
 /// The most bytes of a root.
@@ -12,8 +14,6 @@ pub const ROOT_BYTES_MAX: u64 = 4096;
 pub const NODE_BYTES_MAX: usize = 255;
 const MAGIC: [u8; 8] = *b"SHVROOT\n";
 const LEN_AT: usize = 16;
-/// Settings of the volume, of which there are none yet.
-const SETTINGS_BYTES: usize = 4;
 
 /// A root. `docs/format.md` draws its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,10 @@ pub struct Root {
     pub previous: Option<Reach>,
     /// The newest checkpoint that is known to be committed.
     pub directory: Option<FramePlace>,
+    /// How new blocks are compressed.
+    pub codec: Codec,
+    /// The key of the volume, if it is encrypted.
+    pub wrapped_key: Option<WrappedKey>,
     /// The volumes that have its first objects, if it is a clone, in the order of those.
     pub owners: Vec<Owner>,
     /// Its snapshots, beside those that the checkpoint has.
@@ -169,8 +173,10 @@ impl Root {
             out.extend((node.len() as u16).to_le_bytes());
             out.extend(node.as_bytes());
         }
-        out.extend([0; SETTINGS_BYTES]);
-        out.extend(0_u16.to_le_bytes());
+        out.extend([0, self.codec as u8, u8::from(self.wrapped_key.is_some()), 0]);
+        let key = self.wrapped_key.as_ref().map_or(&[][..], WrappedKey::bytes);
+        out.extend((key.len() as u16).to_le_bytes());
+        out.extend(key);
         put_owners(&mut out, &self.owners);
         self.snapshots.put(&mut out);
         out
@@ -199,9 +205,8 @@ impl Root {
         let directory = take_directory(&mut reader)?;
         let node = take_node(&mut reader)?;
         let last = LastOpening { opening, node: take_node(&mut reader)?, first, is_closed };
-        reader.zeroes(SETTINGS_BYTES)?;
-        // The length of a wrapped key.
-        reader.zeroes(2)?;
+        reader.zeroes(1)?;
+        let (codec, wrapped_key) = (Codec::of(reader.u8()?)?, take_key(&mut reader)?);
         let owners = take_owners(&mut reader)?;
         let snapshots = SnapshotNews::take(&mut reader, committed)?;
         // What follows are fields of later versions that this one need not know.
@@ -216,6 +221,8 @@ impl Root {
             last,
             previous,
             directory,
+            codec,
+            wrapped_key,
             owners,
             snapshots,
         };
@@ -329,6 +336,22 @@ pub(super) fn take_directory(reader: &mut Reader<'_>) -> Result<Option<FramePlac
             Err(Wrong::Damaged("the place of its directory leads outside"))
         }
         _ => Ok(Some(FramePlace { seq: Seq(seq), at, bytes })),
+    }
+}
+
+/// Whether the volume is encrypted, and its key.
+fn take_key(reader: &mut Reader<'_>) -> Result<Option<WrappedKey>, Wrong> {
+    let cipher = reader.u8()?;
+    reader.zeroes(1)?;
+    let len = usize::from(reader.u16()?);
+    match (cipher, reader.bytes(len)?) {
+        (0, []) => Ok(None),
+        (1, bytes) => match bytes.try_into() {
+            Ok(bytes) => Ok(Some(WrappedKey::new(bytes))),
+            Err(_) => Err(Wrong::Damaged("its key has another length than a key")),
+        },
+        (0, _) => Err(Wrong::Damaged("it has a key, and is not encrypted")),
+        _ => Err(Wrong::Newer("it is encrypted in an unknown way")),
     }
 }
 

@@ -1,5 +1,8 @@
 //! The first page of a journal segment (docs/format.md, "Segment").
 
+use std::sync::Arc;
+
+use crate::cipher::{Key, TAG_BYTES, VolumeKey};
 use crate::ids::{Epoch, Incarnation, Lsn, Opening, VolumeId};
 
 use super::NUMBER_MAX;
@@ -37,9 +40,10 @@ pub(crate) enum NoHeader {
 }
 
 impl SegmentHeader {
-    /// What the checksums of the segment's records begin with.
-    pub(crate) fn seed(&self) -> Seed {
-        Seed::new(self.volume, self.salt, self.number)
+    /// What the segment's records are checked by. Without the key of an encrypted volume, they
+    /// are by their checksums only.
+    pub(crate) fn seed(&self, key: Option<&VolumeKey>) -> Seed {
+        Seed::new(self.volume, self.salt, self.number, key)
     }
 
     /// The page.
@@ -92,22 +96,57 @@ impl SegmentHeader {
     }
 }
 
-/// The begin of all checksums of a segment's records, so that records of earlier uses of its file
-/// fail them, and those of other volumes.
+/// What a segment's records are checked by: the begin of all checksums, so that records of earlier
+/// uses of its file fail them, and those of other volumes; and a key, if they are encrypted.
 #[derive(Clone, Debug)]
 pub(crate) struct Seed {
     pub(super) salt: [u8; 16],
     pub(super) number: u64,
     hasher: crc32fast::Hasher,
+    /// By which records and blocks are encrypted, if they are.
+    key: Option<Arc<Key>>,
 }
 
 impl Seed {
-    pub(crate) fn new(volume: VolumeId, salt: [u8; 16], number: u64) -> Self {
+    pub(crate) fn new(
+        volume: VolumeId,
+        salt: [u8; 16],
+        number: u64,
+        key: Option<&VolumeKey>,
+    ) -> Self {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&volume.0);
         hasher.update(&salt);
         hasher.update(&number.to_le_bytes());
-        Self { salt, number, hasher }
+        let name = [b"sheave journal", &volume.0[..], &number.to_le_bytes()];
+        let key = key.map(|key| Arc::new(key.derive(&salt, &name)));
+        Self { salt, number, hasher, key }
+    }
+
+    /// Whether records and blocks are encrypted.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Encrypts what goes to a page in place, if it is to be. Nothing else ever goes there while
+    /// the file is this segment.
+    pub(crate) fn seal(&self, page: u32, with: &[u8], bytes: &mut [u8]) -> Option<[u8; TAG_BYTES]> {
+        self.key.as_ref().map(|key| key.seal(page, with, bytes))
+    }
+
+    /// Decrypts what is in a page, if it is encrypted. `None` if it is not what was encrypted.
+    #[must_use]
+    pub(crate) fn open(
+        &self,
+        page: u32,
+        with: &[u8],
+        (sealed, tag): (&[u8], &[u8]),
+        out: &mut [u8],
+    ) -> Option<()> {
+        match &self.key {
+            Some(key) => key.open(page, with, (sealed, tag), out),
+            None => Some(()),
+        }
     }
 
     /// The checksum of some bytes.
@@ -167,7 +206,7 @@ mod tests {
     #[test]
     fn another_volume_salt_or_number_makes_another_checksum() {
         let crc = |volume, salt, number| {
-            Seed::new(VolumeId([volume; 16]), [salt; 16], number).crc(b"abc")
+            Seed::new(VolumeId([volume; 16]), [salt; 16], number, None).crc(b"abc")
         };
         let same = crc(1, 1, 5);
         assert_eq!(crc(1, 1, 5), same);

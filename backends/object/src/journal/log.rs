@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 
+use crate::cipher::VolumeKey;
 use crate::format::record::Entry;
 use crate::format::segment::SegmentHeader;
 use crate::ids::{Lsn, Opening, VolumeId};
@@ -17,6 +18,8 @@ pub(crate) type Salts = Box<dyn FnMut() -> [u8; 16] + Send>;
 /// The appending end of a journal. `T` is what the owner remembers of a record until it is written.
 pub(crate) struct Log<T> {
     volume: VolumeId,
+    /// The key of the volume, if it is encrypted.
+    key: Option<VolumeKey>,
     opening: Opening,
     salts: Salts,
     /// Segments with records that are not committed, oldest first. The last one is written if
@@ -67,7 +70,7 @@ pub(crate) struct Reserved {
 impl<T> Log<T> {
     /// Goes on behind what was recovered, in a new segment.
     pub(crate) fn new(
-        volume: VolumeId,
+        (volume, key): (VolumeId, Option<VolumeKey>),
         opening: Opening,
         committed: Lsn,
         recovered: Recovered,
@@ -79,6 +82,7 @@ impl<T> Log<T> {
         let written = Lsn(next.0 - 1);
         Self {
             volume,
+            key,
             opening,
             salts,
             held,
@@ -194,7 +198,8 @@ impl<T> Log<T> {
             committed: self.committed,
         };
         self.number_next += 1;
-        self.held.push_back(Held { segment: Segment::new(file, header), last: first });
+        let segment = Segment::new(file, header, self.key.as_ref());
+        self.held.push_back(Held { segment, last: first });
         (self.is_current, self.page) = (true, 1);
         // A segment without a record that counts is of no more use.
         self.release();

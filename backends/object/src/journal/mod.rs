@@ -270,7 +270,7 @@ impl crate::open::Journal for JournalDir {
             let (first, committed) = (first.first, newest.committed);
             let mut last = Lsn(first.0.saturating_sub(1));
             // What is whole counts here, also in front of damage.
-            let _ = replay::replay(&chain, last, Lsn(0), |record, _| last = record.lsn);
+            let _ = replay::replay(&chain, None, (last, Lsn(0)), |record, _| last = record.lsn);
             summary = Some(Summary { committed, first, last });
         }
         let Some(Superblock { volume, .. }) = self.superblock else { return Ok(summary) };

@@ -6,6 +6,8 @@ use sheave_core::{Error, ErrorKind, Result, printable};
 
 use super::replay::{Replayed, Unusable, read_headless, replay};
 use super::{JournalDir, Segment, SegmentFile};
+use crate::cipher::VolumeKey;
+use crate::format::record::Check;
 use crate::ids::{Lsn, VolumeId};
 
 /// The journal of earlier openings, all of it on stable storage.
@@ -29,7 +31,11 @@ impl JournalDir {
     /// # Errors
     /// [`ErrorKind::Corrupt`] when it has lost what was flushed, or when the bucket has lost what
     /// the journal knows to be committed; and errors of the disk.
-    pub(crate) fn recover(&self, volume: VolumeId, committed: Lsn) -> Result<Recovered> {
+    pub(crate) fn recover(
+        &self,
+        (volume, key): (VolumeId, Option<&VolumeKey>),
+        committed: Lsn,
+    ) -> Result<Recovered> {
         let refused = |why: String| {
             let why = format!("{}: {why}", printable(&self.path));
             Error::new(ErrorKind::Corrupt, "open", why)
@@ -65,11 +71,11 @@ impl JournalDir {
                 Error::from_io("flush", printable(&self.path).to_string(), error)
             })?;
         }
-        // The checksums of their blocks, one after another.
-        let mut crcs = Vec::new();
-        let replayed = replay(&chain, committed, proof, |record, of_blocks| {
+        // What their blocks are checked by, one after another.
+        let mut checks = Vec::new();
+        let replayed = replay(&chain, key, (committed, proof), |record, of_blocks| {
             records.push(record);
-            crcs.extend(of_blocks);
+            checks.extend(of_blocks);
         });
         let next = replayed.map_err(|unusable| self.unusable(&unusable))?;
         let last_of = |number| {
@@ -79,11 +85,11 @@ impl JournalDir {
         let mut held = Vec::new();
         for (header, file) in chain {
             match last_of(header.number).filter(|last| *last > committed) {
-                Some(last) => held.push((Segment::new(file, header), last)),
+                Some(last) => held.push((Segment::new(file, header, key), last)),
                 None => done.push(file),
             }
         }
-        note_crcs(&held, &records, &crcs);
+        note_checks(&held, &records, &checks);
         // Records behind the end of this journal must never count, whatever becomes of the segments
         // that are begun now: LSNs go on where the journal ends.
         for file in done {
@@ -127,16 +133,16 @@ impl JournalDir {
     }
 }
 
-/// Has segments know the checksums of their blocks, which are in the order of the records.
-fn note_crcs(held: &[(Arc<Segment>, Lsn)], records: &[Replayed], crcs: &[u32]) {
-    let mut rest = crcs;
+/// Has segments know by what their blocks are checked, which is in the order of the records.
+fn note_checks(held: &[(Arc<Segment>, Lsn)], records: &[Replayed], checks: &[Check]) {
+    let mut rest = checks;
     for record in records {
         let Some(page) = record.record else { continue };
         let (of_record, behind) = rest.split_at(record.span.blocks as usize);
         rest = behind;
         let mut held = held.iter().map(|(segment, _)| segment);
         if let Some(segment) = held.find(|segment| segment.header.number == record.segment) {
-            segment.note_crcs(page, of_record);
+            segment.note_checks(page, of_record);
         }
     }
 }

@@ -8,9 +8,10 @@
 
 use std::io;
 
+use crate::cipher::VolumeKey;
 use crate::extents::Span;
 use crate::format::page::{PAGE_BYTES, Page};
-use crate::format::record::{Entry, Record};
+use crate::format::record::{Check, Entry, Record};
 use crate::format::segment::{Seed, SegmentHeader};
 use crate::ids::{Lsn, VolumeId};
 
@@ -52,24 +53,24 @@ pub(crate) enum Unusable {
 }
 
 /// Calls `take` with the records of segments, which are in the order of their numbers, and the
-/// checksums of their blocks, and returns the LSN behind the last one. Records up to `committed`
-/// are of no use any more: a segment that has no others is not synced before it is used anew, so
-/// they may be torn without being damage. `headless` is what files without a header prove
-/// ([`read_headless`]).
+/// what their blocks are checked by, and returns the LSN behind the last one. Records up to
+/// `committed` are of no use any more: a segment that has no others is not synced before it is used
+/// anew, so they may be torn without being damage. `headless` is what files without a header prove
+/// ([`read_headless`]). Without a key, what is encrypted is checked by its checksums only.
 ///
 /// # Errors
 /// When the journal has lost what was on stable storage, or cannot be read.
 pub(crate) fn replay<P: Pages>(
     segments: &[(SegmentHeader, P)],
-    committed: Lsn,
-    headless: Lsn,
-    mut take: impl FnMut(Replayed, &[u32]),
+    key: Option<&VolumeKey>,
+    (committed, headless): (Lsn, Lsn),
+    mut take: impl FnMut(Replayed, &[Check]),
 ) -> Result<Lsn, Unusable> {
     let begins_there = |(header, _): &&(SegmentHeader, P)| header.first <= committed.next();
     let Some((first, _)) = segments.first().filter(begins_there) else {
         // The segments before have never been on stable storage, or are gone.
         let segment = segments.first().map_or(0, |(header, _)| header.number);
-        let (lsn, proof) = (committed.next(), proof_of(segments)?.max(headless));
+        let (lsn, proof) = (committed.next(), proof_of(segments, key)?.max(headless));
         return match proof > committed {
             true => Err(Unusable::Damaged { lsn, segment, page: 0, proof }),
             false => Ok(lsn),
@@ -80,17 +81,17 @@ pub(crate) fn replay<P: Pages>(
         let later = &segments[index + 1..];
         // An earlier recovery has ended the segment there.
         let limit = later.first().map(|(header, _)| header.first);
-        let mut reader = Reader { header, seed: header.seed(), pages, page: 1 };
+        let mut reader = Reader { header, seed: header.seed(key), pages, page: 1 };
         while limit.is_none_or(|limit| next < limit)
-            && let Some((record, crcs)) = reader.next(next)?
+            && let Some((record, checks)) = reader.next(next)?
         {
-            take(record, &crcs);
+            take(record, &checks);
             next = next.next();
         }
         if limit == Some(next) {
             continue;
         }
-        let proof = reader.proof()?.max(proof_of(later)?).max(headless);
+        let proof = reader.proof()?.max(proof_of(later, key)?).max(headless);
         if proof >= next.max(committed.next()) {
             let (segment, page) = (header.number, reader.page);
             return Err(Unusable::Damaged { lsn: next, segment, page, proof });
@@ -101,9 +102,12 @@ pub(crate) fn replay<P: Pages>(
 }
 
 /// Up to where all was on stable storage, by these segments.
-fn proof_of<P: Pages>(segments: &[(SegmentHeader, P)]) -> Result<Lsn, Unusable> {
+fn proof_of<P: Pages>(
+    segments: &[(SegmentHeader, P)],
+    key: Option<&VolumeKey>,
+) -> Result<Lsn, Unusable> {
     segments.iter().try_fold(Lsn(0), |proof, (header, pages)| {
-        let reader = Reader { header, seed: header.seed(), pages, page: 1 };
+        let reader = Reader { header, seed: header.seed(key), pages, page: 1 };
         Ok(proof.max(header.durable).max(reader.proof()?))
     })
 }
@@ -123,7 +127,7 @@ pub(crate) struct Headless {
 /// What the disk says.
 pub(crate) fn read_headless(file: &impl Pages, volume: VolumeId) -> io::Result<Headless> {
     let (mut found, mut newest) = (Headless::default(), 0);
-    let decode = |page: &Page| Record::decode_any(page, volume);
+    let decode = |_, page: &Page| Record::decode_any(page, volume);
     let searched = search(file, 1, decode, |(number, Record { lsn, durable, .. })| {
         found.proof = found.proof.max(durable);
         // Earlier uses of the file have left records behind those of the last one.
@@ -141,7 +145,7 @@ pub(crate) fn read_headless(file: &impl Pages, volume: VolumeId) -> io::Result<H
 fn search<T>(
     pages: &impl Pages,
     from: u32,
-    decode: impl Fn(&Page) -> Option<T>,
+    decode: impl Fn(u32, &Page) -> Option<T>,
     take: impl FnMut(T),
 ) -> Result<(), (u32, io::Error)> {
     let (mut page, mut take) = (from, take);
@@ -151,7 +155,8 @@ fn search<T>(
         let piece = &mut piece[..count as usize * PAGE_BYTES];
         pages.read(page, piece).map_err(|error| (page, error))?;
         let (found, _): (&[Page], _) = piece.as_chunks();
-        found.iter().filter_map(&decode).for_each(&mut take);
+        let found = (page..).zip(found).filter_map(|(at, page)| decode(at, page));
+        found.for_each(&mut take);
         page += count;
     }
     Ok(())
@@ -167,31 +172,31 @@ struct Reader<'a, P> {
 
 impl<P: Pages> Reader<'_, P> {
     /// The next record, if it is whole and has this LSN.
-    fn next(&mut self, lsn: Lsn) -> Result<Option<(Replayed, Vec<u32>)>, Unusable> {
+    fn next(&mut self, lsn: Lsn) -> Result<Option<(Replayed, Vec<Check>)>, Unusable> {
         if self.page >= self.pages.pages() {
             return Ok(None);
         }
         let mut first = [0; PAGE_BYTES];
         self.read(self.page, &mut first)?;
-        let Some(record) = Record::decode(&first, &self.seed) else { return Ok(None) };
+        let Some(record) = Record::decode(&first, self.page, &self.seed) else { return Ok(None) };
         let end = u64::from(self.page) + record.entry.pages();
         if record.lsn != lsn || end > u64::from(self.pages.pages()) {
             return Ok(None);
         }
         let span = record.entry.span();
-        let (at, crcs) = match record.entry {
+        let (at, checks) = match record.entry {
             Entry::Zero { .. } => (None, Vec::new()),
-            Entry::Write { crcs, .. } => {
-                let mut blocks = vec![0; crcs.len() * PAGE_BYTES];
+            Entry::Write { checks, .. } => {
+                let mut blocks = vec![0; checks.len() * PAGE_BYTES];
                 self.read(self.page + 1, &mut blocks)?;
-                if !are_whole(&blocks, &crcs) {
+                if !are_whole(&blocks, &checks) {
                     return Ok(None);
                 }
-                (Some(self.page), crcs)
+                (Some(self.page), checks)
             }
         };
         self.page = end as u32;
-        Ok(Some((Replayed { lsn, span, segment: self.header.number, record: at }, crcs)))
+        Ok(Some((Replayed { lsn, span, segment: self.header.number, record: at }, checks)))
     }
 
     /// Up to where all was on stable storage, by the records behind this point, in whatever state
@@ -199,7 +204,7 @@ impl<P: Pages> Reader<'_, P> {
     fn proof(&self) -> Result<Lsn, Unusable> {
         let segment = self.header.number;
         let mut proof = Lsn(0);
-        let decode = |page: &Page| Record::decode(page, &self.seed);
+        let decode = |at, page: &Page| Record::decode(page, at, &self.seed);
         search(self.pages, self.page, decode, |record| proof = proof.max(record.durable))
             .map_err(|(page, error)| Unusable::Unreadable { segment, page, error })?;
         Ok(proof)

@@ -5,15 +5,16 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{Advice, fadvise};
 use sheave_core::{Error, ErrorKind, Result, printable};
 
 use super::place;
 use super::replay::Pages;
+use crate::cipher::{TAG_BYTES, VolumeKey};
 use crate::format::page::{PAGE_BYTES, Page};
-use crate::format::record::{Entry, Record};
+use crate::format::record::{Check, Entry, Record};
 use crate::format::segment::{Seed, SegmentHeader};
 
 /// Zeroes are written in pieces of this many bytes.
@@ -133,27 +134,66 @@ pub(crate) struct Segment {
     pub(crate) file: SegmentFile,
     pub(crate) header: SegmentHeader,
     pub(crate) seed: Seed,
-    /// By page: the CRC-32 of the block in it, if it has one.
+    /// By page: the CRC-32 of the block in it, if it has one; and its tag, if it is encrypted.
     crcs: Box<[AtomicU32]>,
+    tags: Box<[[AtomicU64; 2]]>,
 }
 
 impl Segment {
-    pub(crate) fn new(file: SegmentFile, header: SegmentHeader) -> Arc<Self> {
-        let seed = header.seed();
+    /// Of a volume with that key.
+    pub(crate) fn new(
+        file: SegmentFile,
+        header: SegmentHeader,
+        key: Option<&VolumeKey>,
+    ) -> Arc<Self> {
+        let seed = header.seed(key);
         let crcs = (0..file.pages).map(|_| AtomicU32::new(0)).collect();
-        Arc::new(Self { file, header, seed, crcs })
+        let tags = if seed.is_sealed() { file.pages } else { 0 };
+        let tags = (0..tags).map(|_| Default::default()).collect();
+        Arc::new(Self { file, header, seed, crcs, tags })
     }
 
-    /// Notes the checksums of the blocks behind the record at that page.
-    pub(crate) fn note_crcs(&self, record: u32, crcs: &[u32]) {
-        for (noted, crc) in self.crcs[record as usize + 1..].iter().zip(crcs) {
-            noted.store(*crc, Relaxed);
+    /// Notes by what the blocks behind the record at that page are checked.
+    pub(crate) fn note_checks(&self, record: u32, checks: &[Check]) {
+        for (page, check) in (record as usize + 1..).zip(checks) {
+            self.crcs[page].store(check.crc, Relaxed);
+            if let Some(halves) = self.tags.get(page) {
+                let (tag, _) = check.tag.as_chunks();
+                for (into, half) in halves.iter().zip(tag) {
+                    into.store(u64::from_le_bytes(*half), Relaxed);
+                }
+            }
         }
     }
 
-    /// The checksum of the block in a page.
-    pub(crate) fn crc(&self, page: u32) -> u32 {
-        self.crcs[page as usize].load(Relaxed)
+    /// Checks the bytes in a page, and decrypts them. `None` if they are not what was written.
+    #[must_use]
+    pub(crate) fn open(&self, page: u32, block: &mut Page) -> Option<()> {
+        let mut tag = [0; TAG_BYTES];
+        if let Some(halves) = self.tags.get(page as usize) {
+            let (into, _) = tag.as_chunks_mut();
+            for (into, half) in into.iter_mut().zip(halves) {
+                *into = half.load(Relaxed).to_le_bytes();
+            }
+        }
+        self.open_by(Check { crc: self.crcs[page as usize].load(Relaxed), tag }, page, block)
+    }
+
+    fn open_by(&self, check: Check, page: u32, block: &mut Page) -> Option<()> {
+        if check.crc != crc32fast::hash(block) {
+            return None;
+        }
+        if self.seed.is_sealed() {
+            let stored = *block;
+            self.seed.open(page, &[], (&stored, &check.tag), block)?;
+        }
+        Some(())
+    }
+
+    /// Encrypts a block that goes to a page, if it is to be. Returns what it is checked by.
+    pub(crate) fn seal(&self, page: u32, block: &mut Page) -> Check {
+        let tag = self.seed.seal(page, &[], block).unwrap_or_default();
+        Check { crc: crc32fast::hash(block), tag }
     }
 
     /// The bytes of some blocks of the write whose record is at that page, checked. May wait for
@@ -172,23 +212,25 @@ impl Segment {
             Error::from_io("read", format!("journal segment {number}, page {page}"), error)
         })?;
         let (first, _) = bytes.split_first_chunk().ok_or_else(|| failed("is behind its end"))?;
-        let decoded = Record::decode(first, &self.seed);
-        let Some(Record { entry: Entry::Write { crcs, .. }, .. }) = decoded else {
+        let decoded = Record::decode(first, record, &self.seed);
+        let Some(Record { entry: Entry::Write { checks, .. }, .. }) = decoded else {
             return Err(failed("its record is damaged"));
         };
         let skipped = (page - record) as usize - 1;
-        let blocks_of = bytes.split_off((skipped + 1) * PAGE_BYTES);
-        let wanted = crcs.get(skipped..skipped + blocks as usize);
+        let mut blocks_of = bytes.split_off((skipped + 1) * PAGE_BYTES);
+        let wanted = checks.get(skipped..skipped + blocks as usize);
         let wanted = wanted.ok_or_else(|| failed("its record is shorter"))?;
-        match are_whole(&blocks_of, wanted) {
-            true => Ok(blocks_of),
-            false => Err(failed("the data is damaged")),
+        let (stored, _): (&mut [Page], _) = blocks_of.as_chunks_mut();
+        for ((block, check), page) in stored.iter_mut().zip(wanted).zip(page..) {
+            let opened = self.open_by(*check, page, block);
+            opened.ok_or_else(|| failed("the data is damaged"))?;
         }
+        Ok(blocks_of)
     }
 }
 
 /// Whether blocks have these checksums.
-pub(super) fn are_whole(blocks: &[u8], crcs: &[u32]) -> bool {
+pub(super) fn are_whole(blocks: &[u8], checks: &[Check]) -> bool {
     let mut of_blocks = blocks.chunks(PAGE_BYTES).map(crc32fast::hash);
-    crcs.iter().all(|crc| of_blocks.next() == Some(*crc))
+    checks.iter().all(|check| of_blocks.next() == Some(check.crc))
 }

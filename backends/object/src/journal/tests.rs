@@ -20,9 +20,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backend::ObjectBackend;
+use crate::cipher::VolumeKey;
 use crate::extents::Span;
-use crate::format::page::PAGE_BYTES;
-use crate::format::record::Record;
+use crate::format::page::{PAGE_BYTES, Page};
+use crate::format::record::{Entry, Record};
 use crate::format::segment::Seed;
 use crate::front::NextBatch;
 use crate::ids::{BLOCK_BYTES, Epoch, Incarnation};
@@ -179,21 +180,34 @@ type Records = BTreeMap<Lsn, (Span, Vec<u8>)>;
 
 /// The seeds of all segments that a history begins. Requests complete in any order, so a segment's
 /// first record may be written after others.
-fn seeds(trace: &[Event]) -> Vec<Seed> {
+fn seeds(trace: &[Event], key: Option<&VolumeKey>) -> Vec<Seed> {
     let begins = trace.iter().filter_map(|event| match event {
         Event::Wrote { at: 0, bytes, .. } => bytes.first_chunk(),
         _ => None,
     });
-    begins.map(|page| SegmentHeader::decode(page).unwrap().seed()).collect()
+    begins.map(|page| SegmentHeader::decode(page).unwrap().seed(key)).collect()
 }
 
 /// Adds what a write to the journal says.
 fn note(records: &mut Records, seeds: &[Seed], event: &Event) {
     let Event::Wrote { at, bytes, .. } = event else { return };
-    let bytes = if *at == 0 { &bytes[PAGE_BYTES..] } else { bytes };
-    let page = bytes.first_chunk().unwrap();
-    let record = seeds.iter().find_map(|seed| Record::decode(page, seed)).expect("a record");
-    let blocks = bytes[PAGE_BYTES..].chunks(PAGE_BYTES).map(|block| block[0]).collect();
+    let mut first = (*at / BLOCK_BYTES) as u32;
+    let (mut pages, _): (&[Page], _) = bytes.as_chunks();
+    if first == 0 {
+        (first, pages) = (1, &pages[1..]);
+    }
+    let of =
+        |seed: &Seed| Record::decode(&pages[0], first, seed).map(|record| (seed.clone(), record));
+    let (seed, record) = seeds.iter().find_map(of).expect("a record");
+    let mut blocks = Vec::new();
+    if let Entry::Write { checks, .. } = &record.entry {
+        for ((page, block), check) in (first + 1..).zip(&pages[1..]).zip(checks) {
+            let mut opened = *block;
+            seed.open(page, &[], (block, &check.tag), &mut opened).expect("what was encrypted");
+            assert_eq!(opened == *block, !seed.is_sealed(), "nothing is stored as it is");
+            blocks.push(opened[0]);
+        }
+    }
     records.insert(record.lsn, (record.entry.span(), blocks));
 }
 
@@ -216,6 +230,7 @@ struct Life {
     trace: Trace,
     driver: Driver<PlainEngine>,
     engine: Arc<Engine>,
+    key: Option<VolumeKey>,
     /// Pages of the journal's room that may be in use.
     pages: u64,
 }
@@ -223,21 +238,21 @@ struct Life {
 impl Life {
     /// Opens what a directory has.
     fn open(dir: TempDir, epoch: u64, committed: Lsn) -> (Self, Vec<Replayed>, Disk) {
-        Self::open_with(dir, epoch, committed, false)
+        Self::open_with(dir, epoch, (committed, None), false)
     }
 
     /// The same; `is_late`: there is no free segment until a write waits for one.
     fn open_with(
         dir: TempDir,
         epoch: u64,
-        committed: Lsn,
+        (committed, key): (Lsn, Option<VolumeKey>),
         is_late: bool,
     ) -> (Self, Vec<Replayed>, Disk) {
         let opening = Opening { epoch: Epoch(epoch), incarnation: Incarnation([epoch as u8; 16]) };
         let segments_max = if is_late { SIZE.segments_max } else { SIZE.segments_max - 1 };
         let journal = JournalDir::open(dir.path(), JournalSize { segments_max, ..SIZE }).unwrap();
         make_dir(&journal_path(dir.path())).unwrap();
-        let mut recovered = journal.recover(VOLUME, committed).unwrap();
+        let mut recovered = journal.recover((VOLUME, key.as_ref()), committed).unwrap();
         let records = recovered.records.clone();
         while recovered.held.len() + recovered.free.len() < SIZE.segments_max {
             recovered.free.push(journal.make_segment().unwrap());
@@ -255,6 +270,7 @@ impl Life {
             committed,
             traffic: Arc::default(),
             cached: None,
+            key: key.clone(),
             tuning,
         };
         let bytes = BLOCKS * BLOCK_BYTES;
@@ -264,7 +280,7 @@ impl Life {
         let trace = Trace::default();
         let plain = PlainEngine::new(64).with_mishaps(watch(&trace));
         let driver = Driver::new(Box::new(ObjectBackend::new(opened)), plain);
-        (Self { dir, trace, driver, engine, pages }, records, disk)
+        (Self { dir, trace, driver, engine, key, pages }, records, disk)
     }
 
     fn event(&self, event: Event) {
@@ -341,6 +357,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// What must and what may be found at some point of a history.
 #[derive(Clone, Default)]
 struct Expected {
+    key: Option<VolumeKey>,
     records: Records,
     acknowledged: Lsn,
     flushed: Lsn,
@@ -350,7 +367,7 @@ struct Expected {
 /// Checks what a journal has after a crash, and returns its last LSN.
 fn check(dir: &Path, expected: &Expected, least: Lsn) -> Lsn {
     let journal = JournalDir::open(dir, SIZE).unwrap();
-    let recovered = journal.recover(VOLUME, expected.committed).unwrap();
+    let recovered = journal.recover((VOLUME, expected.key.as_ref()), expected.committed).unwrap();
     let last = Lsn(recovered.next.0 - 1);
     // A killed process may have left it in memory only, and later syncs are of other segments.
     let synced = SYNCED.take();
@@ -387,7 +404,7 @@ fn crash_everywhere(
     mut crashed: impl FnMut(Disk, &Expected, Lsn),
 ) {
     let trace = life.trace.lock().unwrap().clone();
-    let seeds = seeds(&trace);
+    let seeds = seeds(&trace, life.key.as_ref());
     for (index, event) in trace.iter().enumerate() {
         disk.apply(event);
         note(&mut expected.records, &seeds, event);
@@ -415,10 +432,13 @@ proptest! {
     #[test]
     fn every_crash_leaves_a_prefix(first in steps(), second in steps(), seed in 1..u64::MAX) {
         let dir = Disk::default().to_dir();
-        let (mut life, _, disk) = Life::open_with(dir, 1, Lsn(0), seed.is_multiple_of(2));
+        let key = seed.is_multiple_of(3).then(|| VolumeKey::new([7; 32]));
+        let of = (Lsn(0), key.clone());
+        let (mut life, _, disk) = Life::open_with(dir, 1, of, seed.is_multiple_of(2));
         life.run(&first);
         let mut crashes = 0u64;
-        crash_everywhere(&life, disk, Expected::default(), seed, |disk, expected, least| {
+        let expected = Expected { key: key.clone(), ..Expected::default() };
+        crash_everywhere(&life, disk, expected, seed, |disk, expected, least| {
             crashes += 1;
             let dir = disk.to_dir();
             let last = check(dir.path(), expected, least);
@@ -426,7 +446,8 @@ proptest! {
                 return;
             }
             let is_late = (crashes / 9).is_multiple_of(2);
-            let (mut life, _, disk) = Life::open_with(dir, 2, expected.committed, is_late);
+            let of = (expected.committed, key.clone());
+            let (mut life, _, disk) = Life::open_with(dir, 2, of, is_late);
             life.run(&second);
             let mut expected = expected.clone();
             // The opening has made durable what it has found, and forgotten the rest.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::extents::Span;
-use crate::format::{FramePlace, LeafRef, Run};
+use crate::format::{Form, FramePlace, LeafRef, Run};
 use crate::ids::{Place, Seq};
 
 /// Bytes that an entry of a tree takes beside its value, about.
@@ -29,6 +29,7 @@ struct Packed {
     run: u16,
     start: u16,
     blocks: u16,
+    form: u16,
 }
 
 const _: () = assert!(size_of::<Packed>() == 24);
@@ -40,13 +41,14 @@ impl Leaf {
         let start = LeafRef::span_of(number).start;
         let pack = |run: &Run| match run.place {
             Place::Zero => None,
-            Place::Object { seq, frame, skip, run: of } => Some(Packed {
+            Place::Object { seq, frame, form, skip, run: of } => Some(Packed {
                 seq: seq.0,
                 frame,
                 skip: skip as u16,
                 run: of as u16,
                 start: (run.span.start - start) as u16,
                 blocks: run.span.blocks as u16,
+                form: form.number(),
             }),
         };
         Self { start, runs: runs.iter().filter_map(pack).collect() }
@@ -65,10 +67,11 @@ impl Leaf {
     }
 
     fn unpack(&self, packed: &Packed) -> Run {
-        let Packed { seq, frame, skip, run, start, blocks } = *packed;
+        let Packed { seq, frame, skip, run, start, blocks, form } = *packed;
+        let form = Form::of(form, u64::from(run)).expect("it was one");
         let [skip, run] = [skip, run].map(u32::from);
         let span = Span { start: self.start + u64::from(start), blocks: u64::from(blocks) };
-        Run { span, place: Place::Object { seq: Seq(seq), frame, skip, run } }
+        Run { span, place: Place::Object { seq: Seq(seq), frame, form, skip, run } }
     }
 
     /// Bytes that it takes in memory.

@@ -37,8 +37,8 @@ impl MergeLimits {
 /// A leaf is worth to be written if that costs at most one byte for so many of its new data.
 const DATA_PER_LEAF_BYTE: u64 = 10;
 /// Bytes of an encoded run, about, and at most, where the object's number has 35 bits.
-const RUN_BYTES: u64 = 14;
-const RUN_BYTES_MAX: u64 = 26;
+const RUN_BYTES: u64 = 15;
+const RUN_BYTES_MAX: u64 = 29;
 /// Bytes of a leaf beside its runs: index, frame, and its part of the directory. And the most of
 /// that part.
 const LEAF_BYTES: u64 = 64;

@@ -97,8 +97,8 @@ impl Map {
             let placed = match *entry {
                 Entry::Fence | Entry::Leaf { .. } | Entry::Directory { .. } => continue,
                 Entry::Zero { lba, blocks } => Placed { lba, blocks, place: Place::Zero },
-                Entry::Write { lba, blocks: run, frame } => {
-                    let place = Place::Object { seq, frame, skip: 0, run };
+                Entry::Write { lba, blocks: run, frame, form } => {
+                    let place = Place::Object { seq, frame, form, skip: 0, run };
                     Placed { lba, blocks: u64::from(run), place }
                 }
             };
@@ -244,8 +244,8 @@ impl Piece for Place {
         match (*self, *next) {
             (Self::Zero, Self::Zero) => true,
             (
-                Self::Object { seq, frame, skip, run },
-                Self::Object { seq: of, frame: at, skip: behind, run: _ },
+                Self::Object { seq, frame, skip, run, .. },
+                Self::Object { seq: of, frame: at, skip: behind, .. },
             ) => {
                 let is_same_run = (seq, frame) == (of, at);
                 is_same_run && u64::from(skip) + blocks == u64::from(behind) && behind < run

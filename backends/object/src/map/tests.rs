@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::{Author, Committed, Directory, ObjectBuilder, ObjectId, Reach};
-use crate::format::{HEADER_BYTES, Header, decode_directory, decode_leaf};
+use crate::format::{
+    Author, Coding, Committed, Directory, Form, FrameReader, HEADER_BYTES, Header, ObjectBuilder,
+    ObjectId, Reach, decode_directory, decode_leaf,
+};
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, VolumeId};
 
 const LEAVES: u64 = 4;
@@ -69,7 +71,8 @@ impl Bucket {
         let LeafRef { number, place } = leaf;
         let frame = self.frame(place);
         let object = ObjectId { epoch: EPOCH, seq: place.seq };
-        let runs = decode_leaf(VOLUME, object, (number, place.at), frame).unwrap();
+        let reader = FrameReader::new(VOLUME, object, None);
+        let runs = decode_leaf(reader, (number, place.at), frame).unwrap();
         Arc::new(Leaf::new(number, &runs))
     }
 
@@ -79,7 +82,8 @@ impl Bucket {
 
     fn directory(&self, place: FramePlace) -> Directory {
         let object = ObjectId { epoch: EPOCH, seq: place.seq };
-        decode_directory(VOLUME, object, place.at, self.frame(place)).unwrap()
+        let reader = FrameReader::new(VOLUME, object, None);
+        decode_directory(reader, place.at, self.frame(place)).unwrap()
     }
 
     /// Makes the checkpoint of a merged map, as an upload does.
@@ -97,6 +101,7 @@ impl Bucket {
             reach: Reach { epoch: EPOCH, first: Seq(1) },
             previous: None,
             incarnation: Incarnation([1; 16]),
+            coding: Coding::default(),
         };
         let mut builder = ObjectBuilder::new(&author, seq, changed.len() + 1, 0);
         let mut new = Vec::new();
@@ -166,7 +171,7 @@ proptest! {
                         true => Place::Zero,
                         false => {
                             let (seq, run) = (Seq(number as u64 + 1), blocks as u32);
-                            Place::Object { seq, frame: 152, skip: 0, run }
+                            Place::Object { seq, frame: 152, form: Form::Plain, skip: 0, run }
                         }
                     };
                     map.fold(&Placed { lba: Lba(lba), blocks, place });
@@ -226,7 +231,7 @@ fn a_map_of_any_fragmentation_stays_within_its_bounds() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let lba = Lba((random >> 33) % (leaves * LEAF_BLOCKS));
             let seq = Seq(1 + round * 10_000 / 2 + number / 100);
-            let place = Place::Object { seq, frame: 152, skip: 0, run: 1 };
+            let place = Place::Object { seq, frame: 152, form: Form::Packed(99), skip: 0, run: 1 };
             map.fold(&Placed { lba, blocks: 1, place });
         }
         let settled = bucket.put(map.freeze().merge(limits), &map, Vec::new());
@@ -247,7 +252,8 @@ fn zeroes_take_leaves_away() {
     map.keep_within(16 << 20);
     let mut bucket = Bucket::default();
     let limits = MergeLimits { runs_min: 0, ..MergeLimits::of_bytes(1 << 28) };
-    let place = Place::Object { seq: Seq(1), frame: 152, skip: 0, run: 16_000 };
+    let (seq, form) = (Seq(1), Form::Plain);
+    let place = Place::Object { seq, frame: 152, form, skip: 0, run: 16_000 };
     for number in 0..1000 {
         map.fold(&Placed { lba: Lba(number * 16_000), blocks: 16_000, place });
     }

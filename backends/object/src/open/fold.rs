@@ -9,8 +9,10 @@ use sheave_core::{ErrorKind, Result};
 use super::Claim;
 use super::read::{Object, corrupt, missing, parse, read, read_all, read_directory};
 use crate::checkpoint::{INTERVAL, tail_max};
+use crate::cipher::VolumeKey;
 use crate::format::{
-    Author, Committed, Entry, FramePlace, Header, ObjectId, Reach, Root, Snapshot, fence, keys,
+    Author, Coding, Committed, Entry, FramePlace, FrameReader, Header, ObjectId, Reach, Root,
+    Snapshot, fence, keys,
 };
 use crate::ids::{Seq, VolumeId};
 use crate::lineage::Lineage;
@@ -41,12 +43,16 @@ pub(crate) struct Fold {
 }
 
 impl Fold {
-    /// The objects up to the one that a root says is committed.
+    /// The objects up to the one that a root says is committed, of a volume with that key.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when one is missing or damaged, and those of the store.
-    pub(crate) async fn of_committed(requests: &Requests, root: &Root) -> Result<Self> {
-        let mut fold = Self::of_checkpoint(requests, root).await?;
+    pub(crate) async fn of_committed(
+        requests: &Requests,
+        root: &Root,
+        key: Option<&VolumeKey>,
+    ) -> Result<Self> {
+        let mut fold = Self::of_checkpoint(requests, root, key).await?;
         let end = root.committed.seq.next();
         while fold.committed.seq < root.committed.seq {
             let from = fold.committed.seq.next();
@@ -73,7 +79,11 @@ impl Fold {
     }
 
     /// The checkpoint that a root names, and the epochs behind it.
-    async fn of_checkpoint(requests: &Requests, root: &Root) -> Result<Self> {
+    async fn of_checkpoint(
+        requests: &Requests,
+        root: &Root,
+        key: Option<&VolumeKey>,
+    ) -> Result<Self> {
         let Chain { reaches, found } = chain(requests, root).await?;
         let snapshots_of = |of_checkpoint| {
             let why = "its snapshots contradict those of its checkpoint";
@@ -99,7 +109,8 @@ impl Fold {
             return Err(requests.error(ErrorKind::Corrupt, "open", &keys::root(root.number), why));
         };
         let id = ObjectId { epoch: reach.epoch, seq: place.seq };
-        let mut directory = read_directory(requests, root.volume, id, place).await?;
+        let reader = FrameReader::new(root.volume, id, key);
+        let mut directory = read_directory(requests, reader, id, place).await?;
         let covered = directory.covered;
         let snapshots = snapshots_of(std::mem::take(&mut directory.snapshots))?;
         let mut epochs = std::mem::take(&mut directory.epochs);
@@ -224,6 +235,8 @@ impl Fold {
             reach: claim.root().reach(),
             previous: claim.root().previous,
             incarnation: claim.opening().incarnation,
+            // It has no frames.
+            coding: Coding::default(),
         };
         let fence = fence(&author, seq, self.committed.lsn);
         let key = keys::log(author.reach.epoch, seq);

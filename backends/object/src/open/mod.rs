@@ -20,8 +20,9 @@ use std::path::PathBuf;
 
 use sheave_core::{ErrorKind, Result};
 
+use crate::cipher::{VolumeKey, WrappingKey};
 use crate::fetch::Fetcher;
-use crate::format::{Committed, Root};
+use crate::format::{Coding, Committed, Root};
 use crate::ids::{Blocks, Incarnation, Opening, VolumeId};
 use crate::journal::{Adopted, Summary, Superblock};
 use crate::map::Map;
@@ -46,6 +47,8 @@ pub struct Request {
     pub incarnation: Incarnation,
     /// Open it although another node has it open, which then cannot write any more.
     pub take_over: bool,
+    /// The key that the key of the volume is wrapped by, if it is encrypted.
+    pub key: Option<WrappingKey>,
 }
 
 /// What an opening needs of the journal on this node, which is locked.
@@ -109,6 +112,8 @@ pub struct Opened<J> {
     pub upload: Upload,
     /// Reads committed blocks.
     pub fetcher: Fetcher,
+    /// Its key, if it is encrypted.
+    pub key: Option<VolumeKey>,
 }
 
 /// Opens a volume. `lock` locks the journal that this node has for it, and makes one if it has
@@ -125,6 +130,7 @@ pub async fn open<J: Journal>(
 ) -> Result<Opened<J>> {
     for _ in 0..TRIES_MAX {
         let newest = find(requests).await?;
+        let key = unlock(requests, &newest, request.key.as_ref())?;
         let mut journal = lock(newest.volume)?;
         let superblock = journal.superblock()?;
         let verdict = recover::judge(newest.volume, &newest.last, superblock.as_ref())
@@ -132,7 +138,7 @@ pub async fn open<J: Journal>(
         check_free(requests, request, &newest, verdict)?;
         journal.prepare(newest.volume)?;
         let Some(claim) = claim(requests, request, &newest).await? else { continue };
-        let fold = fold_log(requests, &claim).await;
+        let fold = fold_log(requests, &claim, key.as_ref()).await;
         let Some(fold) = unless_overtaken(requests, &claim, fold).await? else { continue };
         settle_journal(requests, &mut journal, verdict, fold.committed())?;
         // The journal may name the last opening only as one that was adopting it. From now on it
@@ -142,7 +148,9 @@ pub async fn open<J: Journal>(
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
         let Fold { map, lineage, committed, covered, snapshots, .. } = fold;
         let lineage = lineage.with(root.reach());
-        let fetcher = Fetcher::new(requests, root.volume, lineage.clone());
+        let coding = Coding { codec: root.codec, key: key.clone() };
+        let fetcher = Fetcher::new(requests, root.volume, lineage.clone()).with_key(key.clone());
+        let parts = (root.clone(), covered, snapshots);
         return Ok(Opened {
             journal,
             volume: root.volume,
@@ -151,23 +159,40 @@ pub async fn open<J: Journal>(
             before: newest.last.opening,
             committed,
             map,
-            upload: Upload::new(
-                requests.clone(),
-                (root, covered, snapshots),
-                lineage,
-                fetcher.clone(),
-            ),
+            upload: Upload::new(requests.clone(), parts, coding, lineage, fetcher.clone()),
             fetcher,
+            key,
         });
     }
     let why = "other nodes open it at the same time; try again";
     Err(requests.error(ErrorKind::Busy, "open", "", why))
 }
 
-async fn fold_log(requests: &Requests, claim: &Claim) -> Result<Fold> {
-    let mut fold = Fold::of_committed(requests, claim.root()).await?;
+async fn fold_log(requests: &Requests, claim: &Claim, key: Option<&VolumeKey>) -> Result<Fold> {
+    let mut fold = Fold::of_committed(requests, claim.root(), key).await?;
     fold.take_tail(requests, claim).await?;
     Ok(fold)
+}
+
+/// The key of a volume, if it is encrypted.
+fn unlock(
+    requests: &Requests,
+    root: &Root,
+    key: Option<&WrappingKey>,
+) -> Result<Option<VolumeKey>> {
+    let refused = |why: &str| requests.error(ErrorKind::Invalid, "open", "", why);
+    match (&root.wrapped_key, key) {
+        (None, None) => Ok(None),
+        (Some(wrapped), Some(key)) => {
+            let unlocked = wrapped.open(key);
+            unlocked.map(Some).map_err(|why| refused(&why.to_string()))
+        }
+        (Some(wrapped), None) => Err(refused(&format!(
+            "the volume is encrypted, and no key is given; add ?key-file=FILE with key {}",
+            wrapped.key_id()
+        ))),
+        (None, Some(_)) => Err(refused("the volume is not encrypted; leave the key out")),
+    }
 }
 
 /// Refuses a volume that is open elsewhere.

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::format::{
-    Directory, Entry, FramePlace, HEADER_BYTES, Header, ObjectId, Wrong, decode_directory, keys,
+    Directory, Entry, FramePlace, FrameReader, HEADER_BYTES, Header, ObjectId, Wrong,
+    decode_directory, keys,
 };
-use crate::ids::VolumeId;
 use crate::retry::Requests;
 use crate::together::{all, boxed};
 
@@ -52,7 +52,7 @@ pub(super) async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Re
 /// Reads the directory of a checkpoint.
 pub(super) async fn read_directory(
     requests: &Requests,
-    volume: VolumeId,
+    reader: FrameReader<'_>,
     id: ObjectId,
     place: FramePlace,
 ) -> Result<Directory> {
@@ -60,7 +60,7 @@ pub(super) async fn read_directory(
     let begin = u64::from(place.at);
     let stored = requests.get(&key, begin..begin + u64::from(place.bytes)).await?;
     let stored = stored.ok_or_else(|| missing(requests, id))?;
-    let found = decode_directory(volume, id, place.at, &stored);
+    let found = decode_directory(reader, place.at, &stored);
     found.map_err(|why| wrong(requests, id, why))
 }
 

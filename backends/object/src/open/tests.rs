@@ -10,7 +10,7 @@ use sheave_core::Error;
 
 use super::*;
 use crate::extents::Span;
-use crate::format::{Built, Placed, keys};
+use crate::format::{Built, Codec, Placed, keys};
 use crate::ids::{BLOCK_BYTES, Epoch, Lba, Lsn, Seq};
 use crate::life::{self, NewVolume};
 use crate::map::{Frozen, Leaf, Settled, read_committed};
@@ -42,7 +42,7 @@ impl Bucket {
 
     fn open(&self, journal: FakeJournal, take_over: bool) -> Result<Opened<FakeJournal>> {
         let incarnation = Incarnation(self.store.random.bytes());
-        let request = Request { node: "a".to_owned(), incarnation, take_over };
+        let request = Request { node: "a".to_owned(), incarnation, take_over, key: None };
         block_on(open(&self.requests, &request, |_| Ok(journal.clone())))
     }
 
@@ -64,6 +64,8 @@ fn new_volume() -> NewVolume {
         incarnation: Incarnation([8; 16]),
         node: "a".to_owned(),
         size: SIZE,
+        codec: Codec::Plain,
+        key: None,
     }
 }
 
@@ -312,8 +314,8 @@ fn a_node_recognises_its_volume_after_two_kills_in_a_row() {
     let killed = bucket.open(journal.clone(), false).unwrap();
     let newest = block_on(find(&bucket.requests)).unwrap();
     assert_eq!(newest.author, killed.opening);
-    let request =
-        Request { node: "a".to_owned(), incarnation: Incarnation([5; 16]), take_over: false };
+    let incarnation = Incarnation([5; 16]);
+    let request = Request { node: "a".to_owned(), incarnation, take_over: false, key: None };
     let next = block_on(open_until_adopted(&bucket, &request, journal.clone()));
     assert_ne!(next, killed.opening);
     bucket.open(journal.clone(), false).unwrap();

@@ -10,8 +10,8 @@ use sheave_core::{Error, ErrorKind};
 
 use super::Seen;
 use crate::format::{
-    Author, Committed, Directory, FramePlace, LastOpening, ObjectBuilder, Root, SnapshotNews,
-    State, keys,
+    Author, Codec, Coding, Committed, Directory, FramePlace, LastOpening, ObjectBuilder, Root,
+    SnapshotNews, State, keys,
 };
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, Opening, Seq, VolumeId};
 use crate::journal::Adopted;
@@ -78,6 +78,8 @@ impl World {
             last: LastOpening { opening, node: "n0".to_owned(), first: Seq(1), is_closed: true },
             previous: None,
             directory: None,
+            codec: Codec::Plain,
+            wrapped_key: None,
             owners: Vec::new(),
             snapshots: SnapshotNews::default(),
         };
@@ -112,6 +114,7 @@ impl World {
             node: format!("n{number}"),
             incarnation: Incarnation(self.random.bytes()),
             take_over: true,
+            key: None,
         };
         while let Ok(Some(newest)) = find_any(&self.requests).await {
             self.stall(150).await;
@@ -140,7 +143,7 @@ impl World {
         let Some(claim) = claim(requests, request, newest).await? else { return Ok(None) };
         self.stall(40).await;
         let fold = async {
-            let mut fold = Fold::of_committed(requests, claim.root()).await?;
+            let mut fold = Fold::of_committed(requests, claim.root(), None).await?;
             self.stall(20).await;
             fold.take_tail(requests, &claim).await?;
             Ok(fold)
@@ -264,7 +267,8 @@ impl Writer {
     fn create(&mut self, seq: Seq) -> InFlight {
         let Root { volume, previous, author, .. } = self.root;
         let reach = self.root.reach();
-        let author = Author { volume, reach, previous, incarnation: author.incarnation };
+        let (incarnation, coding) = (author.incarnation, Coding::default());
+        let author = Author { volume, reach, previous, incarnation, coding };
         let body = match seq.0.is_multiple_of(CHECKPOINT_EVERY) {
             true => {
                 let epochs = self.lineage.up_to(self.committed);

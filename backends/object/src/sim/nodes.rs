@@ -16,11 +16,12 @@ use std::task::{Context, Poll};
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::checkpoint::Cadence;
+use crate::cipher::WrappingKey;
 use crate::extents::Span;
 use crate::format::{Built, Committed, LEAF_BLOCKS, Placed, Root, State, keys};
 use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening, VolumeId};
 use crate::journal::{Adopted, Summary, Superblock};
-use crate::life::{self, NewVolume};
+use crate::life;
 use crate::map::{Frozen, Leaf, Map, MergeLimits, Settled, read_committed};
 use crate::memory_store::{MemoryStore, Random, TurnClock, yield_now};
 use crate::open::{self, Journal, Opened, Request};
@@ -30,6 +31,7 @@ use crate::threads::block_on;
 use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
 
 use super::executor::killed_after;
+use super::new_volume;
 
 const BLOCKS: u64 = 8;
 const NODES: usize = 3;
@@ -101,6 +103,7 @@ pub(super) struct Nodes {
     pub(super) store: Arc<MemoryStore>,
     random: Arc<Random>,
     requests: Requests,
+    key: Option<WrappingKey>,
     truth: Arc<Mutex<Truth>>,
 }
 
@@ -108,14 +111,9 @@ impl Nodes {
     pub(super) fn new(store: Arc<MemoryStore>, random: Arc<Random>) -> Self {
         let requests = Requests::new(store.clone(), Arc::new(TurnClock), "simulated");
         let requests = requests.with_patience(Patience::Endless);
-        let new = NewVolume {
-            volume: VolumeId([1; 16]),
-            incarnation: Incarnation([1; 16]),
-            node: "n0".to_owned(),
-            size: BLOCKS * LEAF_BLOCKS,
-        };
+        let new = new_volume(&random, BLOCKS * LEAF_BLOCKS);
         block_on(life::create(&requests, &new)).expect("a new volume");
-        Self { store, random, requests, truth: Arc::default() }
+        Self { store, random, requests, key: new.key, truth: Arc::default() }
     }
 
     fn truth(&self) -> MutexGuard<'_, Truth> {
@@ -153,6 +151,7 @@ impl Nodes {
             node: node_name(node),
             incarnation: Incarnation(self.random.bytes()),
             take_over: self.random.percent(12),
+            key: self.key.clone(),
         };
         // It may be killed while it opens, at any step.
         let life = if self.random.percent(20) { self.random.below(120) } else { u64::MAX };

@@ -11,8 +11,10 @@ use sheave_core::{Op, Submitted, Tag};
 use tempfile::TempDir;
 
 use super::*;
+use crate::cipher::WrappingKey;
 use crate::clock::SystemClock;
 use crate::dir_store::DirStore;
+use crate::format::Codec;
 use crate::ids::Incarnation;
 use crate::life::{self, NewVolume};
 use crate::store::{Answer, Created, Listed, Store};
@@ -67,17 +69,31 @@ struct Place {
     dir: TempDir,
     gets: Arc<Mutex<Vec<Get>>>,
     holds: Arc<AtomicBool>,
+    key: Option<WrappingKey>,
+}
+
+/// How volumes are stored.
+fn codings() -> [(Codec, Option<WrappingKey>); 4] {
+    let key = || Some(WrappingKey::new([3; 32]));
+    [(Codec::Plain, None), (Codec::Lz4, None), (Codec::Plain, key()), (Codec::Lz4, key())]
 }
 
 impl Place {
     fn new() -> Self {
-        let place = Self { dir: ops::disk_dir(), gets: Arc::default(), holds: Arc::default() };
+        Self::stored_as((Codec::Plain, None))
+    }
+
+    fn stored_as((codec, key): (Codec, Option<WrappingKey>)) -> Self {
+        let (gets, holds) = (Arc::default(), Arc::default());
+        let place = Self { dir: ops::disk_dir(), gets, holds, key: key.clone() };
         let mut random = worker::salts().unwrap();
         let new = NewVolume {
             volume: VolumeId(random()),
             incarnation: Incarnation(random()),
             node: "a".to_owned(),
             size: BLOCKS,
+            codec,
+            key,
         };
         block_on(life::create(&place.requests("store"), &new)).unwrap();
         place
@@ -101,7 +117,8 @@ impl Place {
 
     fn open(&self, store: &str) -> ObjectVolume {
         let incarnation = Incarnation(worker::salts().unwrap()());
-        let request = Request { node: "a".to_owned(), incarnation, take_over: false };
+        let key = self.key.clone();
+        let request = Request { node: "a".to_owned(), incarnation, take_over: false, key };
         let tuning = Tuning {
             object_bytes: 4 << 20,
             tick: Duration::from_millis(20),
@@ -171,14 +188,16 @@ fn check_all(volume: &ObjectVolume, blocks: u64, round: u64) {
 
 #[test]
 fn what_was_uploaded_is_read_without_the_store() {
-    let place = Place::new();
-    let volume = place.open("store");
-    fill(&volume, 1);
-    wait_for_upload(&volume);
-    check_all(&volume, 1, 1);
-    check_all(&volume, 256, 1);
-    assert_eq!(place.gets(), 0);
-    assert!(cache_hits(&volume) >= BLOCKS);
+    for coding in codings() {
+        let place = Place::stored_as(coding);
+        let volume = place.open("store");
+        fill(&volume, 1);
+        wait_for_upload(&volume);
+        check_all(&volume, 1, 1);
+        check_all(&volume, 256, 1);
+        assert_eq!(place.gets(), 0);
+        assert!(cache_hits(&volume) >= BLOCKS);
+    }
 }
 
 fn cache_hits(volume: &ObjectVolume) -> u64 {

@@ -13,8 +13,10 @@ use sheave_core::{Completion, IoRequest, Op, Reply, Submitted, Tag};
 use tempfile::TempDir;
 
 use super::*;
+use crate::cipher::WrappingKey;
 use crate::clock::{Clock as _, SystemClock};
 use crate::dir_store::DirStore;
+use crate::format::Codec;
 use crate::ids::{Blocks, Incarnation};
 use crate::life::{self, NewVolume};
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
@@ -72,11 +74,19 @@ struct Place {
     dir: TempDir,
     is_away: Arc<AtomicBool>,
     is_hung: Arc<AtomicBool>,
+    codec: Codec,
+    key: Option<WrappingKey>,
 }
 
 impl Place {
     fn empty() -> Self {
-        Self { dir: ops::disk_dir(), is_away: Arc::default(), is_hung: Arc::default() }
+        Self {
+            dir: ops::disk_dir(),
+            is_away: Arc::default(),
+            is_hung: Arc::default(),
+            codec: Codec::Plain,
+            key: None,
+        }
     }
 
     fn new() -> Self {
@@ -84,12 +94,18 @@ impl Place {
     }
 
     fn with_blocks(size: Blocks) -> Self {
-        let place = Self::empty();
+        Self::empty().with_volume(size)
+    }
+
+    fn with_volume(self, size: Blocks) -> Self {
+        let place = self;
         let new = NewVolume {
             volume: VolumeId(place.random()),
             incarnation: Incarnation(place.random()),
             node: "a".to_owned(),
             size,
+            codec: place.codec,
+            key: place.key.clone(),
         };
         block_on(life::create(&place.requests(), &new)).unwrap();
         place
@@ -110,7 +126,8 @@ impl Place {
 
     fn open(&self, node: &str, take_over: bool) -> ObjectVolume {
         let incarnation = Incarnation(self.random());
-        let request = Request { node: node.to_owned(), incarnation, take_over };
+        let key = self.key.clone();
+        let request = Request { node: node.to_owned(), incarnation, take_over, key };
         let segment_bytes = JournalSize::SEGMENT_BYTES_MIN;
         let tuning = Tuning {
             journal: JournalSize { segment_bytes, segments_max: 3 },

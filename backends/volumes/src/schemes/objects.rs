@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sheave_core::{Result, Volume};
-use sheave_object::{StoredVolume, Tuning, VolumeStore};
+use sheave_object::{KeySource, StoredVolume, Tuning, VolumeStore};
 
 use crate::names::absolute_paths;
 use crate::parse::Parameters;
-use crate::source::Source;
+use crate::source::{KEY_COMMAND, Source};
 use crate::spec::OpenOptions;
 use crate::state_dir::state_dir;
 
@@ -24,6 +24,8 @@ pub(super) struct Objects {
     cache_dir: Option<PathBuf>,
     /// Bytes of the read cache there, if the text says it.
     cache_bytes: Option<u64>,
+    /// Where its key is, if it is encrypted.
+    key: Option<KeySource>,
 }
 
 impl Objects {
@@ -36,7 +38,8 @@ impl Objects {
     ) -> Result<Arc<dyn Source>> {
         let cache_dir = parameters.take_path("cache-dir")?;
         let cache_bytes = parameters.take_bytes("cache-size")?;
-        Ok(Arc::new(Self { name, export, store, cache_dir, cache_bytes }))
+        let key = take_key(parameters)?;
+        Ok(Arc::new(Self { name, export, store, cache_dir, cache_bytes, key }))
     }
 
     fn volume(&self) -> Result<StoredVolume> {
@@ -44,7 +47,22 @@ impl Objects {
             Some(dir) => dir.clone(),
             None => state_dir()?.join("volumes"),
         };
-        Ok(StoredVolume { name: self.name.clone(), store: Arc::clone(&self.store), journals })
+        let (name, key, store) = (self.name.clone(), self.key.clone(), Arc::clone(&self.store));
+        Ok(StoredVolume { name, store, journals, key })
+    }
+}
+
+/// Where the key is. The text never has the key itself, since texts are shown and recorded.
+fn take_key(parameters: &mut Parameters) -> Result<Option<KeySource>> {
+    let sources = [
+        parameters.take_path("key-file")?.map(KeySource::File),
+        parameters.take("key-env")?.map(KeySource::Environment),
+        parameters.take(KEY_COMMAND)?.map(KeySource::Command),
+    ];
+    let mut given = sources.into_iter().flatten();
+    match (given.next(), given.next()) {
+        (key, None) => Ok(key),
+        _ => Err(parameters.wrong("a volume has one key; give it once")),
     }
 }
 
@@ -69,7 +87,7 @@ impl Source for Objects {
     }
 
     fn absolute(&self, location: &str, query: &str) -> Result<String> {
-        Ok(location.to_owned() + &absolute_paths(query, &["cache-dir"])?)
+        Ok(location.to_owned() + &absolute_paths(query, &["cache-dir", "key-file"])?)
     }
 
     fn object_volume(&self) -> Option<Result<StoredVolume>> {

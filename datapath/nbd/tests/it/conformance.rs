@@ -11,7 +11,7 @@ use sheave_core::{
 };
 use sheave_layers::BlockSize;
 use sheave_local::{FileOptions, FileVolume};
-use sheave_object::{BLOCK_BYTES, DirStore, JournalSize, StoredVolume, Tuning};
+use sheave_object::{BLOCK_BYTES, Codec, DirStore, JournalSize, StoredVolume, Tuning};
 use sheave_shard::EngineChoice;
 use sheave_volumes::{OpenOptions, open};
 
@@ -148,8 +148,9 @@ both_engines! {
                 name: place.display().to_string(),
                 store: Arc::new(DirStore::new(&place)),
                 journals: dir.path().join("journals"),
+                key: None,
             };
-            volume.create(64 * BLOCK_BYTES).unwrap();
+            volume.create(64 * BLOCK_BYTES, Codec::Lz4).unwrap();
             // So small that the suite fills objects and the journal.
             let segment_bytes = JournalSize::SEGMENT_BYTES_MIN;
             let tuning = Tuning {

@@ -25,7 +25,7 @@ impl Disk {
     }
 
     pub(super) fn recover(&self, committed: Lsn) -> Result<Recovered> {
-        JournalDir::open(self.to_dir().path(), SIZE)?.recover(VOLUME, committed)
+        JournalDir::open(self.to_dir().path(), SIZE)?.recover((VOLUME, None), committed)
     }
 }
 
@@ -95,7 +95,7 @@ fn a_journal_that_does_not_fit_the_bucket_is_refused() {
     assert!(refused(3).contains("rolled back"), "{}", refused(3));
     let dir = disk.to_dir();
     let journal = JournalDir::open(dir.path(), SIZE).unwrap();
-    let other = journal.recover(VolumeId([6; 16]), Lsn(4)).unwrap_err();
+    let other = journal.recover((VolumeId([6; 16]), None), Lsn(4)).unwrap_err();
     assert!(other.to_string().contains("another volume"), "{other}");
     // A segment in between is gone, and was flushed.
     let chain = journal.segments().unwrap().chain;
@@ -103,7 +103,7 @@ fn a_journal_that_does_not_fit_the_bucket_is_refused() {
     chain[gone].1.clear().unwrap();
     drop((chain, journal));
     let journal = JournalDir::open(dir.path(), SIZE).unwrap();
-    assert_eq!(journal.recover(VOLUME, Lsn(4)).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(journal.recover((VOLUME, None), Lsn(4)).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_journal_with_nothing_but_a_damaged_header_is_set_aside_too() {
     assert_eq!(journal.summary().unwrap(), Some(Summary { committed, first, last }));
     let aside = journal.set_aside().unwrap();
     assert!(aside.to_str().unwrap().ends_with("epoch-1-lsn-1-4.orphan"), "{aside:?}");
-    assert_eq!(journal.recover(VOLUME, Lsn(7)).unwrap().next, Lsn(8));
+    assert_eq!(journal.recover((VOLUME, None), Lsn(7)).unwrap().next, Lsn(8));
 }
 
 #[test]

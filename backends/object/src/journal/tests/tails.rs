@@ -91,7 +91,7 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
     fill(&mut life, 1, 2 * SIZE.segments_max);
     let dir = killed(&life, disk).to_dir();
     let journal = JournalDir::open(dir.path(), SIZE).unwrap();
-    let recovered = journal.recover(VOLUME, Lsn(0)).unwrap();
+    let recovered = journal.recover((VOLUME, None), Lsn(0)).unwrap();
     assert_eq!((recovered.held.len(), recovered.free.len()), (SIZE.segments_max, 0));
     let opening = Opening { epoch: Epoch(2), incarnation: Incarnation([2; 16]) };
     let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
@@ -102,6 +102,7 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
         committed: Lsn(0),
         traffic: Arc::default(),
         cached: None,
+        key: None,
         tuning,
     };
     let bytes = BLOCKS * BLOCK_BYTES;
@@ -131,12 +132,12 @@ fn a_recovered_segment_is_not_written_again() {
     fill(&mut life, 1, 5);
     let dir = killed(&life, disk).to_dir();
     let journal = JournalDir::open(dir.path(), SIZE).unwrap();
-    let mut recovered = journal.recover(VOLUME, Lsn(0)).unwrap();
+    let mut recovered = journal.recover((VOLUME, None), Lsn(0)).unwrap();
     recovered.free.clear();
     let number_next = recovered.number_next;
     assert!(!recovered.held.is_empty());
     let opening = Opening { epoch: Epoch(2), incarnation: Incarnation([2; 16]) };
-    let mut log = Log::new(VOLUME, opening, Lsn(0), recovered, Box::new(|| [7; 16]));
+    let mut log = Log::new((VOLUME, None), opening, Lsn(0), recovered, Box::new(|| [7; 16]));
     let entry = Entry::Zero { span: Span { start: 0, blocks: 1 } };
     // However often a write asks for a place, until there is a segment.
     for _ in 0..3 {

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::checkpoint::{Cadence, INTERVAL, tail_max};
-use crate::format::{Directory, Entry, FramePlace, Header, ObjectId, decode_directory};
+use crate::format::{
+    Directory, Entry, Form, FramePlace, FrameReader, Header, ObjectId, decode_directory,
+};
 use crate::ids::Place;
 use crate::map::Found;
 use crate::memory_store::Counts;
@@ -39,7 +41,8 @@ impl Bucket {
         let (epoch, seq) = keys::log_place(&key).unwrap();
         let body = self.store.object(&key).unwrap();
         let frame = &body[place.at as usize..(place.at + place.bytes) as usize];
-        decode_directory(new_volume().volume, ObjectId { epoch, seq }, place.at, frame).unwrap()
+        let reader = FrameReader::new(new_volume().volume, ObjectId { epoch, seq }, None);
+        decode_directory(reader, place.at, frame).unwrap()
     }
 }
 
@@ -222,6 +225,7 @@ fn a_map_of_a_million_runs_is_one_request() {
     let place_of = |at: u64| Place::Object {
         seq: Seq(1),
         frame: (152 + at % 8000 * 4112) as u32,
+        form: Form::Plain,
         skip: 0,
         run: 1,
     };
