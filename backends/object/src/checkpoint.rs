@@ -1,9 +1,9 @@
 //! When a checkpoint is made, and which one the roots name.
 //!
-//! A checkpoint is a log object with the map of what was committed when it was begun. When it is
-//! committed itself, a root names it. An opening then reads it, and the objects behind what it
-//! has: at most [`tail_max`] of them and a checkpoint, since no other object is begun that is
-//! further away.
+//! A checkpoint is a log object with the map of what was committed when it was begun, and the heads
+//! of the objects between that and itself. When it is committed itself, a root names it. An opening
+//! then reads it, and the objects behind it: at most [`tail_max`] of them and a checkpoint, since
+//! no other object is begun that is further away.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,30 +11,37 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, Directory, FramePlace, LeafRef, OBJECT_BYTES_MAX, ObjectBuilder,
-    Root, SNAPSHOT_BYTES_MAX, Snapshot, State, keys,
+    Author, Built, Committed, Directory, ENTRY_BYTES, FramePlace, HEADER_BYTES, LeafRef,
+    OBJECT_BYTES_MAX, ObjectBuilder, Root, SNAPSHOT_BYTES_MAX, Snapshot, State, keys,
 };
 use crate::ids::{Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{Leaf, Merge, MergeLimits, Merged, Settled};
 use crate::retry::{Requests, Settled as Created};
-use crate::upload::{Feed, WINDOW};
+use crate::upload::{AHEAD, Feed, OBJECT_ENTRIES_MAX, WINDOW};
 
 /// A checkpoint is made after so many objects.
-pub(crate) const INTERVAL: u64 = 16;
+pub(crate) const INTERVAL: u64 = 14;
 /// What a checkpoint has beside map, epochs and snapshots takes less.
 const OTHER_BYTES: u64 = 4096;
 const REACH_BYTES: u64 = 16;
 
-/// The most objects behind what the newest checkpoint has, that one included, where checkpoints
-/// come after so many objects.
+/// The most bytes of the head of an object.
+const HEAD_BYTES_MAX: u64 = (HEADER_BYTES + OBJECT_ENTRIES_MAX * ENTRY_BYTES) as u64;
+
+/// The most objects behind the newest checkpoint, where one is made after so many. The next one is
+/// named when those before it are committed, which takes as long as those behind it are under way;
+/// one more may begin while the root is made.
 pub(crate) const fn tail_max(interval: u64) -> u64 {
-    interval + WINDOW as u64 + 1
+    interval + 1 + (WINDOW + AHEAD) as u64 + 1
 }
+
+const _: () = assert!(tail_max(INTERVAL) == 25, "an opening needs 33 requests at most");
 
 /// When checkpoints are made, and what of the map they write.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +69,8 @@ pub(crate) struct Checkpoints {
     /// With the opening itself.
     lineage: Lineage,
     cadence: Cadence,
-    /// The checkpoint that the root names has all up to this object.
-    covered: Seq,
+    /// The heads of the objects that were committed since a checkpoint was begun.
+    heads: Vec<Bytes>,
     /// All snapshots of the volume, as that root and its checkpoint have them.
     snapshots: Vec<Snapshot>,
     step: Step,
@@ -80,7 +87,7 @@ enum Step {
     /// Its object is under way.
     Making(Box<Making>),
     /// The root that names it is under way.
-    Naming(Box<Root>, Seq, Pin<Box<dyn Future<Output = Result<Created>> + Send>>),
+    Naming(Box<Root>, Pin<Box<dyn Future<Output = Result<Created>> + Send>>),
 }
 
 /// A merge of which there is no checkpoint, and why.
@@ -88,15 +95,14 @@ type Failed = (Merge, String);
 
 struct Making {
     directory: FramePlace,
-    covered: Seq,
     settled: Settled,
 }
 
 impl Checkpoints {
-    /// For the opening that has made this root, whose checkpoint has all up to an object.
+    /// For the opening that has made this root.
     pub(crate) fn new(
         (requests, fetcher): (Requests, Fetcher),
-        (root, covered, snapshots): (Root, Seq, Vec<Snapshot>),
+        (root, snapshots): (Root, Vec<Snapshot>),
         lineage: Lineage,
         cadence: Cadence,
         feed: Arc<dyn Feed>,
@@ -108,33 +114,37 @@ impl Checkpoints {
             root,
             lineage,
             cadence,
-            covered,
+            heads: Vec::new(),
             snapshots,
             step: Step::Idle,
             is_impossible: false,
         }
     }
 
+    /// The number of the newest checkpoint that a root names.
+    fn newest(&self) -> u64 {
+        self.root.directory.map_or(0, |directory| directory.seq.0)
+    }
+
     /// Whether an object of this number may be begun now: else it would have to be read by an
-    /// opening that comes before the next checkpoint.
+    /// opening that comes before the next checkpoint. While a checkpoint waits for its place,
+    /// nothing is begun before it.
     pub(crate) fn allows(&self, seq: Seq) -> bool {
-        self.is_impossible || seq.0 <= self.covered.0 + tail_max(self.cadence.interval)
+        let is_near = seq.0 <= self.newest() + tail_max(self.cadence.interval);
+        (self.is_impossible || is_near) && !self.is_ready()
     }
 
     /// Begins a checkpoint of what is committed, if it is time; `next` is the number of the next
-    /// object. It waits for most of what is under way, since it cannot have that.
+    /// object.
     pub(crate) fn begin_if_due(&mut self, committed: Committed, next: Seq) {
-        let interval = self.cadence.interval;
-        let is_far = next.0 > self.covered.0 + interval;
-        if is_far && committed.seq.0 >= self.covered.0 + interval * 3 / 4 {
+        if next.0 > self.newest() + self.cadence.interval {
             self.begin(committed);
         }
     }
 
-    /// Begins one if there is something behind the last one, but itself.
+    /// Begins one if there is something behind the last one.
     pub(crate) fn begin_last(&mut self, committed: Committed) {
-        let of_itself = u64::from(self.root.directory.is_some());
-        if committed.seq.0 > self.covered.0 + of_itself {
+        if committed.seq.0 > self.newest() {
             self.begin(committed);
         }
     }
@@ -147,7 +157,9 @@ impl Checkpoints {
         let (frozen, limits) = (feed.freeze(), self.cadence.limits);
         let epochs = self.lineage.up_to(committed.seq).len() as u64;
         let snapshot_bytes = self.snapshots.len() as u64 * SNAPSHOT_BYTES_MAX;
-        let other_bytes = epochs * REACH_BYTES + snapshot_bytes + OTHER_BYTES;
+        let heads_bytes = tail_max(self.cadence.interval) * HEAD_BYTES_MAX;
+        let other_bytes = epochs * REACH_BYTES + snapshot_bytes + heads_bytes + OTHER_BYTES;
+        self.heads.clear();
         let merging = async move {
             let merge = compute(&*feed, move || frozen.merge(limits)).await;
             if merge.bytes_max() + other_bytes > OBJECT_BYTES_MAX {
@@ -183,9 +195,27 @@ impl Checkpoints {
         matches!(self.step, Step::Idle)
     }
 
-    /// The object of a checkpoint that is ready, if one is; `before` is the last write of the
-    /// objects before it.
-    pub(crate) fn build(&mut self, author: &Author, seq: Seq, before: Lsn) -> Option<Built> {
+    /// Whether the map of a checkpoint is ready, which waits for its place in the log.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.step, Step::Merged(..))
+    }
+
+    /// An object with this head is committed.
+    pub(crate) fn committed(&mut self, head: Bytes) {
+        if matches!(self.step, Step::Merging(..) | Step::Merged(..)) {
+            self.heads.push(head);
+        }
+    }
+
+    /// The object of a checkpoint that is ready, if one is. `before` is the last write of the
+    /// objects before it, and `under_way` are the heads of those that are not committed.
+    pub(crate) fn build(
+        &mut self,
+        author: &Author,
+        seq: Seq,
+        before: Lsn,
+        under_way: Vec<Bytes>,
+    ) -> Option<Built> {
         let (covered, merged) = match std::mem::replace(&mut self.step, Step::Idle) {
             Step::Merged(covered, merged) => (covered, *merged),
             other => {
@@ -206,10 +236,10 @@ impl Checkpoints {
         // the log takes it for what the newest root says.
         let snapshots = self.snapshots.clone();
         let directory = Directory { covered, epochs, leaves: refs.collect(), runs, snapshots };
-        let place = builder.directory(&directory);
+        self.heads.extend(under_way);
+        let place = builder.directory(&directory, &std::mem::take(&mut self.heads));
         let settled = Settled { runs: directory.runs, leaves, changed: new };
-        let covered = covered.seq;
-        self.step = Step::Making(Box::new(Making { directory: place, covered, settled }));
+        self.step = Step::Making(Box::new(Making { directory: place, settled }));
         Some(builder.finish(before.next(), before))
     }
 
@@ -227,21 +257,21 @@ impl Checkpoints {
     /// that is the closed one.
     pub(crate) fn made(&mut self, committed: Committed, is_closing: bool) {
         let Step::Making(making) = std::mem::replace(&mut self.step, Step::Idle) else { return };
-        let Making { directory, covered, settled } = *making;
+        let Making { directory, settled } = *making;
         assert!(committed.seq >= directory.seq, "only what is committed is named");
         self.feed.settle(settled);
         let mut root = self.root.clone();
         (root.committed, root.directory) = (committed, Some(directory));
         root.snapshots = root.snapshots.behind_checkpoint();
         if is_closing {
-            (self.root, self.covered) = (root, covered);
+            self.root = root;
             return;
         }
         root.number += 1;
         let (requests, body) = (self.requests.clone(), root.encode());
         let key = keys::root(root.number);
         let naming = Box::pin(async move { requests.create(&key, body.into()).await });
-        self.step = Step::Naming(Box::new(root), covered, naming);
+        self.step = Step::Naming(Box::new(root), naming);
     }
 
     /// Goes on with what is under way beside its object.
@@ -255,14 +285,14 @@ impl Checkpoints {
                 Poll::Ready(Ok(merged)) => self.step = Step::Merged(*covered, Box::new(merged)),
                 Poll::Ready(Err((merge, why))) => self.give_up(merge, &why),
             },
-            Step::Naming(root, covered, naming) => match naming.as_mut().poll(cx) {
+            Step::Naming(root, naming) => match naming.as_mut().poll(cx) {
                 Poll::Pending => {}
                 Poll::Ready(created) => {
                     if let Created::Theirs(_) = created? {
                         let key = keys::root(root.number);
                         return Err(fenced(&self.requests, "checkpoint", &key));
                     }
-                    (self.root, self.covered) = (Root::clone(root), *covered);
+                    self.root = Root::clone(root);
                     self.step = Step::Idle;
                 }
             },

@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -37,9 +37,14 @@ pub const WINDOW: usize = 8;
 pub(crate) const AHEAD: usize = 1;
 /// Bytes of blocks that an object is made of.
 pub const BATCH_BYTES_MAX: u64 = 32 << 20;
-/// Entries of a batch. Those of an object may be more, where blocks are compressed, but for each
+/// Entries of a batch: few enough that checkpoints have room for copies of them.
+pub const BATCH_ENTRIES_MAX: usize = 16 << 10;
+/// Entries of the object of a batch. They may be more, where blocks are compressed, but for each
 /// further one there is a block.
-pub const BATCH_ENTRIES_MAX: usize = ENTRIES_MAX - (BATCH_BYTES_MAX / BLOCK_BYTES) as usize;
+pub(crate) const OBJECT_ENTRIES_MAX: usize =
+    BATCH_ENTRIES_MAX + (BATCH_BYTES_MAX / BLOCK_BYTES) as usize;
+
+const _: () = assert!(OBJECT_ENTRIES_MAX <= ENTRIES_MAX);
 /// Bytes that the map of a volume takes in memory, where nothing else is asked for.
 pub(crate) const MAP_BYTES_DEFAULT: u64 = 256 << 20;
 /// What the shard's side of a volume gives and takes.
@@ -181,8 +186,6 @@ pub struct Upload {
     requests: Requests,
     /// The open root.
     root: Root,
-    /// The checkpoint that it names has all up to this object.
-    covered: Seq,
     snapshots: Vec<Snapshot>,
     coding: Coding,
     /// With the opening itself.
@@ -192,12 +195,12 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// For the opening that has made this open root. Its checkpoint has all up to an object, and
-    /// the volume has these snapshots. `coding` is for new frames.
+    /// For the opening that has made this open root. The volume has these snapshots. `coding` is
+    /// for new frames.
     #[must_use]
     pub fn new(
         requests: Requests,
-        (root, covered, snapshots): (Root, Seq, Vec<Snapshot>),
+        (root, snapshots): (Root, Vec<Snapshot>),
         coding: Coding,
         lineage: Lineage,
         fetcher: Fetcher,
@@ -206,7 +209,6 @@ impl Upload {
         Self {
             requests,
             root,
-            covered,
             snapshots,
             coding,
             lineage,
@@ -225,12 +227,12 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, root, covered, snapshots, coding, lineage, fetcher, cadence } = self;
+        let Self { requests, root, snapshots, coding, lineage, fetcher, cadence } = self;
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
         let checkpoints = Checkpoints::new(
             (requests.clone(), fetcher),
-            (root.clone(), covered, snapshots),
+            (root.clone(), snapshots),
             lineage,
             cadence,
             Arc::clone(&feed),
@@ -269,9 +271,20 @@ struct Flights {
     checkpoints: Checkpoints,
 }
 
-enum Flight {
-    UnderWay { future: InFlight, is_oldest: Arc<AtomicBool> },
-    Made(Built),
+/// An object under way.
+struct Flight {
+    future: InFlight,
+    is_oldest: Arc<AtomicBool>,
+    /// Its header and index, once it is built.
+    head: Arc<OnceLock<Bytes>>,
+    /// What it is, once it is made.
+    made: Option<Built>,
+}
+
+impl Flight {
+    fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
 }
 
 type InFlight = Pin<Box<dyn Future<Output = Result<Built>> + Send>>;
@@ -346,7 +359,13 @@ impl Flights {
 
     /// The next object is a checkpoint, if one is ready.
     fn put_checkpoint(&mut self) -> bool {
-        let built = self.checkpoints.build(&self.author, self.next_seq(), self.begun);
+        if !self.checkpoints.is_ready() {
+            return false;
+        }
+        // It has the heads of all objects before it, so they must be built.
+        let heads = self.flights.iter().map(|flight| flight.head.get().cloned()).collect();
+        let Some(heads) = heads else { return false };
+        let built = self.checkpoints.build(&self.author, self.next_seq(), self.begun, heads);
         let Some(mut built) = built else { return false };
         let key = keys::log(built.header.id.epoch, built.header.id.seq);
         let body = std::mem::take(&mut built.body);
@@ -357,16 +376,18 @@ impl Flights {
                 Settled::Theirs(_) => Err(fenced(&requests, "checkpoint", &key)),
             }
         });
-        self.flights.push_back(Flight::UnderWay { future, is_oldest: Arc::default() });
+        let (is_oldest, head) = Default::default();
+        self.flights.push_back(Flight { future, is_oldest, head, made: None });
         true
     }
 
     fn poll_flights(&mut self, cx: &mut Context<'_>) -> Result<()> {
         for (index, flight) in self.flights.iter_mut().enumerate() {
-            let Flight::UnderWay { future, is_oldest } = flight else { continue };
-            is_oldest.store(index == 0, Relaxed);
-            if let Poll::Ready(built) = future.as_mut().poll(cx) {
-                *flight = Flight::Made(built?);
+            flight.is_oldest.store(index == 0, Relaxed);
+            if !flight.is_made()
+                && let Poll::Ready(built) = flight.future.as_mut().poll(cx)
+            {
+                flight.made = Some(built?);
             }
         }
         Ok(())
@@ -374,12 +395,16 @@ impl Flights {
 
     /// Commits the run of objects that are made.
     fn commit(&mut self) {
-        while let Some(Flight::Made(_)) = self.flights.front() {
-            let Some(Flight::Made(built)) = self.flights.pop_front() else { return };
+        while let Some(Flight { made: Some(built), head, .. }) =
+            self.flights.pop_front_if(|flight| flight.is_made())
+        {
             self.committed = Committed { seq: built.header.id.seq, lsn: built.header.lsn_last };
             match self.checkpoints.is_making(self.committed.seq) {
                 true => self.checkpoints.made(self.committed, self.is_drained),
-                false => self.feed.committed(self.committed, &built.placed),
+                false => {
+                    self.checkpoints.committed(head.get().cloned().unwrap_or_default());
+                    self.feed.committed(self.committed, &built.placed);
+                }
             }
         }
     }
@@ -390,11 +415,13 @@ impl Flights {
         let (author, feed) = (self.author.clone(), Arc::clone(&self.feed));
         let (requests, way) = (self.requests.clone(), Arc::clone(&self.way));
         let is_oldest = Arc::new(AtomicBool::new(false));
-        let needs_no_share = Arc::clone(&is_oldest);
+        let head = Arc::<OnceLock<Bytes>>::default();
+        let (needs_no_share, has_head) = (Arc::clone(&is_oldest), Arc::clone(&head));
         let epoch = author.reach.epoch;
         let flight = async move {
             let share = Share::take(bytes_of(&author.coding, &sealed), &needs_no_share).await;
             let mut built = feed.build(Plan { author, seq, sealed }).await?;
+            has_head.get_or_init(|| built.head());
             let key = keys::log(epoch, seq);
             let body = std::mem::take(&mut built.body);
             let kept = feed.made(built.header.id, body.clone());
@@ -408,7 +435,8 @@ impl Flights {
             drop(share);
             Ok(built)
         };
-        self.flights.push_back(Flight::UnderWay { future: Box::pin(flight), is_oldest });
+        let future = Box::pin(flight);
+        self.flights.push_back(Flight { future, is_oldest, head, made: None });
     }
 }
 

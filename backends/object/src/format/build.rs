@@ -7,7 +7,8 @@ use super::codec::Codec;
 use super::directory::{self, Directory, Run};
 use super::frame::{self, Coding, Content, FrameId, FrameReader, ObjectKey};
 use super::object::{
-    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
+    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Head, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX,
+    ObjectId,
 };
 use super::root::{FramePlace, Reach};
 use super::run::Form;
@@ -48,6 +49,14 @@ pub struct Built {
     pub body: Bytes,
     /// Where its blocks are, in the order of its entries.
     pub placed: Vec<Placed>,
+}
+
+impl Built {
+    /// A copy of its header and index, for a checkpoint behind it.
+    #[must_use]
+    pub fn head(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.body[..self.header.index_end()])
+    }
 }
 
 /// An object that is being made.
@@ -161,14 +170,20 @@ impl ObjectBuilder {
         place
     }
 
-    /// Appends the directory of a checkpoint, as its last entry. Returns where it is.
+    /// Appends the directory of a checkpoint, as its last entry, and behind it the heads of all
+    /// objects between what it has and this one, as [`Built::head`] gives them. Returns where both
+    /// are.
     ///
     /// # Panics
-    /// When it has objects from this one on, or the object becomes too long.
-    pub fn directory(&mut self, directory: &Directory) -> FramePlace {
+    /// When it has objects from this one on, other heads are given, or the object becomes too long.
+    pub fn directory(&mut self, directory: &Directory, heads: &[Bytes]) -> FramePlace {
         let covered = directory.covered.seq;
-        assert!(covered < self.header.id.seq, "a checkpoint has objects before it");
-        let place = self.map_frame(DIRECTORY_LBA, &directory.encode());
+        let between = self.header.id.seq.0.checked_sub(covered.0 + 1);
+        assert_eq!(between, Some(heads.len() as u64), "heads of the objects between");
+        let mut place = self.map_frame(DIRECTORY_LBA, &directory.encode());
+        heads.iter().for_each(|head| self.out.extend_from_slice(head));
+        assert!(self.out.len() as u64 <= OBJECT_BYTES_MAX, "an object is too long");
+        place.bytes = self.out.len() as u32 - place.at;
         self.entries.push(Entry::Directory { covered, frame: place.at, bytes: place.bytes });
         place
     }
@@ -212,7 +227,8 @@ pub fn fence(closed: &Author, seq: Seq, committed: Lsn) -> Built {
 /// The address in the frame of a directory, which no block has.
 const DIRECTORY_LBA: Lba = Lba(u64::MAX);
 
-/// The directory of a checkpoint, from the bytes of its frame.
+/// The directory of a checkpoint, and the heads of the objects between what it has and itself, from
+/// the bytes of both.
 ///
 /// # Errors
 /// What is wrong with them.
@@ -220,9 +236,18 @@ pub fn decode_directory(
     mut reader: FrameReader<'_>,
     at: u32,
     stored: &[u8],
-) -> Result<Directory, Wrong> {
-    let content = reader.read_map((at, DIRECTORY_LBA), stored)?;
-    Directory::decode(&content, reader.object().seq)
+) -> Result<(Directory, Vec<Head>), Wrong> {
+    let object = reader.object();
+    let (frame, mut rest) = frame::split_first(stored)?;
+    let content = reader.read_map((at, DIRECTORY_LBA), frame)?;
+    let directory = Directory::decode(&content, object.seq)?;
+    let between = directory.covered.seq.0 + 1..object.seq.0;
+    let id = |seq| ObjectId { epoch: object.epoch, seq: Seq(seq) };
+    let heads = between.map(|seq| Head::take(&mut rest, id(seq))).collect::<Result<_, _>>()?;
+    match rest.is_empty() {
+        true => Ok((directory, heads)),
+        false => Err(Wrong::Damaged("it has more than it states")),
+    }
 }
 
 /// The runs of a leaf, from the bytes of its frame.

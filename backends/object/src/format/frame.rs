@@ -116,6 +116,13 @@ pub(super) fn put(out: &mut Vec<u8>, id: FrameId, key: Option<&ObjectKey>, conte
     out[begin..begin + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// The first frame of bytes, and what is behind it.
+pub(super) fn split_first(stored: &[u8]) -> Result<(&[u8], &[u8]), Wrong> {
+    let len = stored.get(4..).and_then(<[u8]>::first_chunk).map(|len| u32::from_le_bytes(*len));
+    let split = len.and_then(|len| stored.split_at_checked(HEADER + len as usize));
+    split.ok_or(TOO_SHORT)
+}
+
 /// Reads the frames of an object.
 pub struct FrameReader<'a> {
     volume: VolumeId,

@@ -23,7 +23,8 @@ pub use codec::Codec;
 pub use directory::{Directory, LeafRef, Run};
 pub use frame::{Coding, FRAME_HEADER_BYTES, FrameId, FrameReader};
 pub use object::{
-    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX, ObjectId,
+    ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Head, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX,
+    ObjectId,
 };
 pub(crate) use root::NUMBER_MAX;
 pub use root::{

@@ -93,6 +93,33 @@ pub enum Entry {
     },
 }
 
+/// Header and index of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The header.
+    pub header: Header,
+    /// The entries of the index.
+    pub entries: Vec<Entry>,
+}
+
+impl Head {
+    /// Takes those of an object from the front of bytes.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub(super) fn take(bytes: &mut &[u8], id: ObjectId) -> Result<Self, Wrong> {
+        let header = Header::decode(bytes)?;
+        let (head, rest) = bytes
+            .split_at_checked(header.index_end())
+            .ok_or(Wrong::Damaged("it ends too early"))?;
+        *bytes = rest;
+        match header.id == id {
+            true => Ok(Self { header, entries: header.decode_index(&head[HEADER_BYTES..])? }),
+            false => Err(Wrong::Damaged("the head of another object is in the place of one")),
+        }
+    }
+}
+
 /// The blocks of a leaf: 16 MiB.
 pub const LEAF_BLOCKS: u64 = 4096;
 

@@ -207,6 +207,27 @@ fn directory() -> Directory {
     Directory { covered, epochs, leaves, runs, snapshots }
 }
 
+/// The object between what the directory has and its own.
+fn object_between() -> Built {
+    let mut builder = ObjectBuilder::new(&author(), Seq(45), 1, 0);
+    builder.zero(Lba(9), 3);
+    builder.finish(Lsn(1001), Lsn(1003))
+}
+
+#[test]
+fn a_checkpoint_with_the_head_of_another_object_is_refused() {
+    let mut builder = ObjectBuilder::new(&author(), Seq(46), 1, 0);
+    let mut other = ObjectBuilder::new(&author(), Seq(44), 1, 0);
+    other.zero(Lba(9), 3);
+    let head = other.finish(Lsn(1001), Lsn(1003)).head();
+    let FramePlace { at, .. } = builder.directory(&directory(), &[head]);
+    let built = builder.finish(Lsn(1004), Lsn(1003));
+    let Header { volume, id, .. } = built.header;
+    let reader = FrameReader::new(volume, id, None);
+    let decoded = decode_directory(reader, at, &built.body[at as usize..]);
+    assert!(matches!(decoded, Err(Wrong::Damaged(_))), "{decoded:?}");
+}
+
 fn leaf_runs() -> Vec<Run> {
     let place = |seq, skip| {
         let (seq, form) = (Seq(seq), Form::Plain);
@@ -220,7 +241,8 @@ fn leaf_runs() -> Vec<Run> {
 fn a_checkpoint_has_the_bytes_of_the_drawing_and_is_read_back() {
     let mut builder = ObjectBuilder::new(&author(), Seq(46), 2, 0);
     let leaf = builder.leaf(1, &leaf_runs());
-    let place = builder.directory(&directory());
+    let between = object_between();
+    let place = builder.directory(&directory(), &[between.head()]);
     let built = builder.finish(Lsn(1004), Lsn(1003));
     let header = Header::decode(&built.body).unwrap();
     let entries = header.decode_index(&built.body[HEADER_BYTES..header.index_end()]).unwrap();
@@ -243,7 +265,10 @@ fn a_checkpoint_has_the_bytes_of_the_drawing_and_is_read_back() {
     let read_leaf = |id, number, frame: &[u8]| {
         decode_leaf(FrameReader::new(volume, id, None), (number, leaf.at), frame)
     };
-    assert_eq!(read_directory(volume, id, at, frame), Ok(directory()));
+    let entries = vec![Entry::Zero { lba: Lba(9), blocks: 3 }];
+    let head = Head { header: between.header, entries };
+    assert_eq!(read_directory(volume, id, at, frame), Ok((directory(), vec![head])));
+    assert_eq!(frame[frame.len() - 128 - 24..], between.body[..], "header and index");
     // It is bound to its place.
     let other = ObjectId { seq: Seq(47), ..id };
     assert!(read_directory(volume, other, at, frame).is_err());
@@ -262,7 +287,7 @@ fn a_checkpoint_has_the_bytes_of_the_drawing_and_is_read_back() {
 fn a_checkpoint_has_nothing_but_leaves_and_a_directory() {
     let mut builder = ObjectBuilder::new(&author(), Seq(46), 2, 0);
     builder.zero(Lba(1), 1);
-    builder.directory(&directory());
+    builder.directory(&directory(), &[object_between().head()]);
     let body = builder.finish(Lsn(1004), Lsn(1003)).body;
     let header = Header::decode(&body).unwrap();
     let index = &body[HEADER_BYTES..header.index_end()];

@@ -83,7 +83,7 @@ impl Bucket {
     fn directory(&self, place: FramePlace) -> Directory {
         let object = ObjectId { epoch: EPOCH, seq: place.seq };
         let reader = FrameReader::new(VOLUME, object, None);
-        decode_directory(reader, place.at, self.frame(place)).unwrap()
+        decode_directory(reader, place.at, self.frame(place)).unwrap().0
     }
 
     /// Makes the checkpoint of a merged map, as an upload does.
@@ -113,7 +113,7 @@ impl Bucket {
         let covered = Committed { seq: Seq(seq.0 - 1), lsn: Lsn(1) };
         let epochs = vec![author.reach];
         let directory = Directory { covered, epochs, leaves: refs, runs, snapshots: Vec::new() };
-        let place = builder.directory(&directory);
+        let place = builder.directory(&directory, &[]);
         let body = builder.finish(Lsn(2), Lsn(1)).body;
         assert!(body.len() as u64 <= most, "{} bytes, and {most} at most", body.len());
         let header = Header::decode(&body).unwrap();

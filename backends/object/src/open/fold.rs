@@ -7,11 +7,11 @@ use std::ops::Range;
 use sheave_core::{ErrorKind, Result};
 
 use super::Claim;
-use super::read::{Object, corrupt, missing, parse, read, read_all, read_directory};
+use super::read::{corrupt, missing, parse, read, read_all, read_directory};
 use crate::checkpoint::{INTERVAL, tail_max};
 use crate::cipher::VolumeKey;
 use crate::format::{
-    Author, Coding, Committed, Entry, FramePlace, FrameReader, Header, ObjectId, Reach, Root,
+    Author, Coding, Committed, Entry, FramePlace, FrameReader, Head, Header, ObjectId, Reach, Root,
     Snapshot, fence, keys,
 };
 use crate::ids::{Seq, VolumeId};
@@ -39,7 +39,7 @@ pub(crate) struct Fold {
     /// The snapshots of the volume.
     pub(crate) snapshots: Vec<Snapshot>,
     /// Objects that have been read and not been folded.
-    found: BTreeMap<Seq, Object>,
+    found: BTreeMap<Seq, Head>,
 }
 
 impl Fold {
@@ -84,7 +84,7 @@ impl Fold {
         root: &Root,
         key: Option<&VolumeKey>,
     ) -> Result<Self> {
-        let Chain { reaches, found } = chain(requests, root).await?;
+        let Chain { reaches, mut found } = chain(requests, root).await?;
         let snapshots_of = |of_checkpoint| {
             let why = "its snapshots contradict those of its checkpoint";
             let key = keys::root(root.number);
@@ -110,7 +110,7 @@ impl Fold {
         };
         let id = ObjectId { epoch: reach.epoch, seq: place.seq };
         let reader = FrameReader::new(root.volume, id, key);
-        let mut directory = read_directory(requests, reader, id, place).await?;
+        let (mut directory, heads) = read_directory(requests, reader, id, place).await?;
         let covered = directory.covered;
         let snapshots = snapshots_of(std::mem::take(&mut directory.snapshots))?;
         let mut epochs = std::mem::take(&mut directory.epochs);
@@ -125,6 +125,7 @@ impl Fold {
         epochs.truncate(known);
         epochs.extend(reaches.into_iter().rev());
         epochs.reverse();
+        found.extend(heads.into_iter().map(|head| (head.header.id.seq, head)));
         Ok(Self {
             volume: root.volume,
             map: Map::of_directory(directory),
@@ -150,7 +151,8 @@ impl Fold {
         }
         let reach = claim.root().reach();
         // The last opening has begun no object above this one, unless it made no checkpoints.
-        let mut bound = self.covered.0 + READS;
+        let checkpoint = self.directory.map_or(0, |directory| directory.seq.0);
+        let mut bound = checkpoint + READS;
         let mut probed = self.committed.seq.next().0;
         loop {
             let seq = self.committed.seq.next();
@@ -229,7 +231,7 @@ impl Fold {
         requests: &Requests,
         claim: &Claim,
         seq: Seq,
-    ) -> Result<Option<Object>> {
+    ) -> Result<Option<Head>> {
         let author = Author {
             volume: self.volume,
             reach: claim.root().reach(),
@@ -247,13 +249,7 @@ impl Fold {
     }
 
     /// Takes the next object, of an epoch with that first one.
-    fn take(
-        &mut self,
-        requests: &Requests,
-        id: ObjectId,
-        first: Seq,
-        object: &Object,
-    ) -> Result<()> {
+    fn take(&mut self, requests: &Requests, id: ObjectId, first: Seq, object: &Head) -> Result<()> {
         self.check(requests, id, first, &object.header)?;
         match object.entries[..] {
             [Entry::Fence] => {
@@ -293,7 +289,7 @@ impl Fold {
 struct Chain {
     reaches: Vec<Reach>,
     /// The first objects of those behind it.
-    found: BTreeMap<Seq, Object>,
+    found: BTreeMap<Seq, Head>,
 }
 
 /// The epochs that have committed objects, by the header of the first object of each.

@@ -146,11 +146,11 @@ pub async fn open<J: Journal>(
         let current = (verdict == Verdict::Replay).then_some(newest.last.opening);
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
-        let Fold { map, lineage, committed, covered, snapshots, .. } = fold;
+        let Fold { map, lineage, committed, snapshots, .. } = fold;
         let lineage = lineage.with(root.reach());
         let coding = Coding { codec: root.codec, key: key.clone() };
         let fetcher = Fetcher::new(requests, root.volume, lineage.clone()).with_key(key.clone());
-        let parts = (root.clone(), covered, snapshots);
+        let parts = (root.clone(), snapshots);
         return Ok(Opened {
             journal,
             volume: root.volume,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::format::{
-    Directory, Entry, FramePlace, FrameReader, HEADER_BYTES, Header, ObjectId, Wrong,
+    Directory, FramePlace, FrameReader, HEADER_BYTES, Head, Header, ObjectId, Wrong,
     decode_directory, keys,
 };
 use crate::retry::Requests;
@@ -13,15 +13,8 @@ use crate::together::{all, boxed};
 /// What the first request for an object asks for: its header, and an index of usual length.
 const HEAD_BYTES: u64 = 512 << 10;
 
-/// Header and index of an object.
-#[derive(Debug)]
-pub(super) struct Object {
-    pub(super) header: Header,
-    pub(super) entries: Vec<Entry>,
-}
-
 /// Reads an object; `None` if there is none.
-pub(super) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Object>> {
+pub(super) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Head>> {
     let key = keys::log(id.epoch, id.seq);
     match requests.get(&key, 0..HEAD_BYTES).await? {
         None => Ok(None),
@@ -30,12 +23,12 @@ pub(super) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Obj
 }
 
 /// Reads objects at the same time. Each has an outcome of its own, in their order.
-pub(super) async fn read_all(requests: &Requests, ids: &[ObjectId]) -> Vec<Result<Option<Object>>> {
+pub(super) async fn read_all(requests: &Requests, ids: &[ObjectId]) -> Vec<Result<Option<Head>>> {
     all(ids.iter().map(|id| boxed(read(requests, *id))).collect()).await
 }
 
 /// Reads an object, of which the begin is there.
-pub(super) async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Result<Object> {
+pub(super) async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Result<Head> {
     let header = Header::decode(&begin).map_err(|why| wrong(requests, id, why))?;
     let index = HEADER_BYTES..header.index_end();
     let entries = match begin.get(index.clone()) {
@@ -46,16 +39,16 @@ pub(super) async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Re
             header.decode_index(&index.ok_or_else(|| missing(requests, id))?)
         }
     };
-    Ok(Object { header, entries: entries.map_err(|why| wrong(requests, id, why))? })
+    Ok(Head { header, entries: entries.map_err(|why| wrong(requests, id, why))? })
 }
 
-/// Reads the directory of a checkpoint.
+/// Reads the directory of a checkpoint, and the heads behind it.
 pub(super) async fn read_directory(
     requests: &Requests,
     reader: FrameReader<'_>,
     id: ObjectId,
     place: FramePlace,
-) -> Result<Directory> {
+) -> Result<(Directory, Vec<Head>)> {
     let key = keys::log(id.epoch, id.seq);
     let begin = u64::from(place.at);
     let stored = requests.get(&key, begin..begin + u64::from(place.bytes)).await?;

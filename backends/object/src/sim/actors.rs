@@ -269,23 +269,27 @@ impl Writer {
         let reach = self.root.reach();
         let (incarnation, coding) = (author.incarnation, Coding::default());
         let author = Author { volume, reach, previous, incarnation, coding };
+        let write = |seq: Seq| {
+            let mut builder = ObjectBuilder::new(&author, seq, 1, 0);
+            builder.zero(Lba(seq.0 % 100), 1);
+            let Committed { lsn, .. } = committed(seq);
+            builder.finish(lsn, lsn)
+        };
         let body = match seq.0.is_multiple_of(CHECKPOINT_EVERY) {
             true => {
                 let epochs = self.lineage.up_to(self.committed);
                 let covered = committed(self.committed);
                 let directory = Directory { covered, epochs, ..Directory::default() };
+                let between = self.committed.0 + 1..seq.0;
+                let heads: Vec<_> = between.map(|seq| write(Seq(seq)).head()).collect();
                 let mut builder = ObjectBuilder::new(&author, seq, 1, 0);
-                let place = builder.directory(&directory);
-                self.checkpoints.insert(seq.0, (place, self.committed));
+                let place = builder.directory(&directory, &heads);
+                // With the heads it has all that an opening needs of the objects before it.
+                self.checkpoints.insert(seq.0, (place, Seq(seq.0 - 1)));
                 let Committed { lsn, .. } = committed(seq);
                 builder.finish(lsn.next(), lsn).body
             }
-            false => {
-                let mut builder = ObjectBuilder::new(&author, seq, 1, 0);
-                builder.zero(Lba(seq.0 % 100), 1);
-                let Committed { lsn, .. } = committed(seq);
-                builder.finish(lsn, lsn).body
-            }
+            false => write(seq).body,
         };
         let requests = self.requests.clone();
         Box::pin(async move {
