@@ -340,6 +340,7 @@ impl Front {
             return;
         }
         self.log.synced(upto);
+        self.look_for_room();
         let durable = self.log.durable();
         let done: Vec<_> = self.flushes.extract_if(.., |flush| flush.needs <= durable).collect();
         for Flush { user, job, .. } in done {
@@ -407,6 +408,14 @@ impl Front {
             |(&key, user): (&usize, &mut User)| std::mem::take(&mut user.wants_room).then_some(key);
         let waiting: Vec<_> = self.users.iter_mut().filter_map(wants).collect();
         waiting.into_iter().for_each(|user| self.notify(user));
+    }
+
+    /// A free segment serves again only when nothing reads or syncs it any more, so writes that
+    /// wait try again after each sync and at each tick.
+    fn look_for_room(&mut self) {
+        if self.is_short {
+            self.has_room();
+        }
     }
 
     fn poison(&mut self, why: &str) {

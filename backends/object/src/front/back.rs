@@ -68,6 +68,7 @@ impl Front {
     /// reading has needed for long are returned, to be dropped without the lock.
     pub(crate) fn tick(&mut self, ticks_max: u32) -> Vec<Arc<Leaf>> {
         self.is_disk_full = false;
+        self.look_for_room();
         self.unsealed_ticks += u32::from(self.recent.has_unsealed());
         if self.unsealed_ticks >= ticks_max {
             self.seal();
