@@ -1,4 +1,5 @@
-//! The store as a program: it prints its URL, and serves until it is ended.
+//! The store as a program: it prints its URL, and serves until it is ended. For each line that it
+//! reads it prints the requests since the last one.
 #![allow(clippy::print_stdout, reason = "a tool for a terminal")]
 #![forbid(unsafe_code)]
 
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use sheave_emulator::{Access, Emulator, Settings};
+use sheave_emulator::{Access, Count, Counts, Emulator, Kind, Settings};
 
 /// An S3 store for tests and figures.
 #[derive(Parser)]
@@ -67,7 +68,31 @@ fn main() -> io::Result<()> {
         store.make_bucket(bucket);
     }
     println!("{}", store.endpoint());
+    for line in io::stdin().lines() {
+        line?;
+        println!("{}", shown(&store.counts()));
+        store.clear_log();
+    }
     loop {
         std::thread::park();
     }
+}
+
+/// Requests by kind, as a line of JSON.
+fn shown(counts: &Counts) -> String {
+    let kinds = [
+        ("put", Kind::Put),
+        ("get", Kind::Get),
+        ("head", Kind::Head),
+        ("list", Kind::List),
+        ("delete", Kind::Delete),
+    ];
+    let of_kind = |(name, kind)| {
+        let Count { requests, failed, bytes_in, bytes_out } = counts.of(kind);
+        format!(
+            "\"{name}\": {{\"requests\": {requests}, \"failed\": {failed}, \
+             \"bytes_in\": {bytes_in}, \"bytes_out\": {bytes_out}}}"
+        )
+    };
+    format!("{{{}}}", kinds.map(of_kind).join(", "))
 }
