@@ -33,8 +33,12 @@ enum VolumeCommand {
     Info(pool::InfoArgs),
     /// List the volumes of pools
     Ls(pool::LsArgs),
-    /// Delete a volume of a pool, or an object volume, with its data
+    /// Delete a volume of a pool, an object volume or its snapshot, with its data
     Delete(pool::DeleteArgs),
+    /// Make a snapshot of an object volume, which may be in use on this node
+    Snapshot(object::SnapshotArgs),
+    /// Make an object volume that begins as a snapshot of another one
+    Clone(object::CloneArgs),
     /// Take a volume of a pool from a node that is gone
     Unpublish(pool::UnpublishArgs),
     /// Make a volume longer, and its device if it is one, while it is used
@@ -103,6 +107,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         VolumeCommand::Info(args) => pool::info(args),
         VolumeCommand::Ls(args) => pool::ls(args),
         VolumeCommand::Delete(args) => pool::delete(args),
+        VolumeCommand::Snapshot(args) => object::snapshot(&args),
+        VolumeCommand::Clone(args) => object::clone(&args),
         VolumeCommand::Unpublish(args) => pool::unpublish(args),
         VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Set(args) => set(args),

@@ -129,6 +129,9 @@ impl Backend for ObjectBackend {
         if let Some(outcome) = empty_range_outcome(&op) {
             return Submitted::Done(outcome);
         }
+        if self.info().read_only && op.kind().is_write() {
+            return Submitted::Done(Err(op.read_only_error()));
+        }
         if self.jobs.len() >= JOBS_MAX {
             return Submitted::Full(op);
         }

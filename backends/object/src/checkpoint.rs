@@ -1,11 +1,16 @@
-//! When a checkpoint is made, and which one the roots name.
+//! When a checkpoint is made, which one the roots name, and what else changes in roots.
 //!
 //! A checkpoint is a log object with the map of what was committed when it was begun, and the heads
 //! of the objects between that and itself. When it is committed itself, a root names it. An opening
 //! then reads it, and the objects behind it: at most [`tail_max`] of them and a checkpoint, since
 //! no other object is begun that is further away.
+//!
+//! A snapshot is a checkpoint that a root also gives a name. Only one thing goes on at a time: a
+//! checkpoint with the root that names it, or a root for other changes.
 
-use std::collections::BTreeMap;
+mod roots;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,16 +19,19 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
+use crate::ask::{ChangeAsk, SnapshotAsk};
 use crate::fetch::Fetcher;
 use crate::format::{
     Author, Built, Committed, Directory, ENTRY_BYTES, FramePlace, HEADER_BYTES, LeafRef,
-    OBJECT_BYTES_MAX, ObjectBuilder, Root, SNAPSHOT_BYTES_MAX, Snapshot, State, keys,
+    OBJECT_BYTES_MAX, ObjectBuilder, SNAPSHOT_BYTES_MAX, State, keys,
 };
+use crate::head::Head;
 use crate::ids::{Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{Leaf, Merge, MergeLimits, Merged, Settled};
 use crate::retry::{Requests, Settled as Created};
 use crate::upload::{AHEAD, Feed, OBJECT_ENTRIES_MAX, WINDOW};
+use roots::Naming;
 
 /// A checkpoint is made after so many objects.
 pub(crate) const INTERVAL: u64 = 14;
@@ -64,16 +72,18 @@ pub(crate) struct Checkpoints {
     /// Gets leaves that are to be merged.
     fetcher: Fetcher,
     feed: Arc<dyn Feed>,
-    /// The newest root of the opening.
-    root: Root,
+    /// The newest root of the opening, with its checkpoint and all snapshots.
+    head: Head,
     /// With the opening itself.
     lineage: Lineage,
     cadence: Cadence,
     /// The heads of the objects that were committed since a checkpoint was begun.
     heads: Vec<Bytes>,
-    /// All snapshots of the volume, as that root and its checkpoint have them.
-    snapshots: Vec<Snapshot>,
     step: Step,
+    /// The snapshots that the checkpoint under way is made for.
+    wanted: Vec<SnapshotAsk>,
+    /// Changes that wait for the next root.
+    changes: VecDeque<ChangeAsk>,
     /// The map is too large for an object, or a part of it is damaged.
     is_impossible: bool,
 }
@@ -86,8 +96,8 @@ enum Step {
     Merged(Committed, Box<Merged>),
     /// Its object is under way.
     Making(Box<Making>),
-    /// The root that names it is under way.
-    Naming(Box<Root>, Pin<Box<dyn Future<Output = Result<Created>> + Send>>),
+    /// A root is under way, that names it or has other changes.
+    Naming(Box<Naming>),
 }
 
 /// A merge of which there is no checkpoint, and why.
@@ -95,6 +105,7 @@ type Failed = (Merge, String);
 
 struct Making {
     directory: FramePlace,
+    covered: Committed,
     settled: Settled,
 }
 
@@ -102,7 +113,7 @@ impl Checkpoints {
     /// For the opening that has made this root.
     pub(crate) fn new(
         (requests, fetcher): (Requests, Fetcher),
-        (root, snapshots): (Root, Vec<Snapshot>),
+        head: Head,
         lineage: Lineage,
         cadence: Cadence,
         feed: Arc<dyn Feed>,
@@ -111,19 +122,20 @@ impl Checkpoints {
             requests,
             fetcher,
             feed,
-            root,
+            head,
             lineage,
             cadence,
             heads: Vec::new(),
-            snapshots,
             step: Step::Idle,
+            wanted: Vec::new(),
+            changes: VecDeque::new(),
             is_impossible: false,
         }
     }
 
     /// The number of the newest checkpoint that a root names.
     fn newest(&self) -> u64 {
-        self.root.directory.map_or(0, |directory| directory.seq.0)
+        self.head.root.directory.map_or(0, |directory| directory.seq.0)
     }
 
     /// Whether an object of this number may be begun now: else it would have to be read by an
@@ -156,7 +168,7 @@ impl Checkpoints {
         let (fetcher, feed) = (self.fetcher.clone(), Arc::clone(&self.feed));
         let (frozen, limits) = (feed.freeze(), self.cadence.limits);
         let epochs = self.lineage.up_to(committed.seq).len() as u64;
-        let snapshot_bytes = self.snapshots.len() as u64 * SNAPSHOT_BYTES_MAX;
+        let snapshot_bytes = self.head.snapshots.len() as u64 * SNAPSHOT_BYTES_MAX;
         let heads_bytes = tail_max(self.cadence.interval) * HEAD_BYTES_MAX;
         let other_bytes = epochs * REACH_BYTES + snapshot_bytes + heads_bytes + OTHER_BYTES;
         self.heads.clear();
@@ -186,6 +198,7 @@ impl Checkpoints {
         let Merged { runs, leaves, .. } = merge.without_leaves().finish(&BTreeMap::new());
         self.feed.settle(Settled { runs, leaves, changed: Vec::new() });
         (self.is_impossible, self.step) = (true, Step::Idle);
+        self.refuse_wanted(why);
         let volume = self.requests.name();
         tracing::warn!(volume, "no more checkpoints, so that opening it takes longer: {why}");
     }
@@ -234,12 +247,12 @@ impl Checkpoints {
         let epochs = self.lineage.up_to(covered.seq);
         // No root is made from here on before the one that names it: an opening that finds it in
         // the log takes it for what the newest root says.
-        let snapshots = self.snapshots.clone();
+        let snapshots = self.head.snapshots.clone();
         let directory = Directory { covered, epochs, leaves: refs.collect(), runs, snapshots };
         self.heads.extend(under_way);
         let place = builder.directory(&directory, &std::mem::take(&mut self.heads));
         let settled = Settled { runs: directory.runs, leaves, changed: new };
-        self.step = Step::Making(Box::new(Making { directory: place, settled }));
+        self.step = Step::Making(Box::new(Making { directory: place, covered, settled }));
         Some(builder.finish(before.next(), before))
     }
 
@@ -253,27 +266,6 @@ impl Checkpoints {
         matches!(&self.step, Step::Making(making) if making.directory.seq == seq)
     }
 
-    /// The checkpoint is committed, and all before it. A root names it; if the volume is closing,
-    /// that is the closed one.
-    pub(crate) fn made(&mut self, committed: Committed, is_closing: bool) {
-        let Step::Making(making) = std::mem::replace(&mut self.step, Step::Idle) else { return };
-        let Making { directory, settled } = *making;
-        assert!(committed.seq >= directory.seq, "only what is committed is named");
-        self.feed.settle(settled);
-        let mut root = self.root.clone();
-        (root.committed, root.directory) = (committed, Some(directory));
-        root.snapshots = root.snapshots.behind_checkpoint();
-        if is_closing {
-            self.root = root;
-            return;
-        }
-        root.number += 1;
-        let (requests, body) = (self.requests.clone(), root.encode());
-        let key = keys::root(root.number);
-        let naming = Box::pin(async move { requests.create(&key, body.into()).await });
-        self.step = Step::Naming(Box::new(root), naming);
-    }
-
     /// Goes on with what is under way beside its object.
     ///
     /// # Errors
@@ -285,17 +277,7 @@ impl Checkpoints {
                 Poll::Ready(Ok(merged)) => self.step = Step::Merged(*covered, Box::new(merged)),
                 Poll::Ready(Err((merge, why))) => self.give_up(merge, &why),
             },
-            Step::Naming(root, naming) => match naming.as_mut().poll(cx) {
-                Poll::Pending => {}
-                Poll::Ready(created) => {
-                    if let Created::Theirs(_) = created? {
-                        let key = keys::root(root.number);
-                        return Err(fenced(&self.requests, "checkpoint", &key));
-                    }
-                    self.root = Root::clone(root);
-                    self.step = Step::Idle;
-                }
-            },
+            Step::Naming(_) => self.poll_naming(cx)?,
             Step::Idle | Step::Merged(..) | Step::Making(_) => {}
         }
         Ok(())
@@ -307,7 +289,7 @@ impl Checkpoints {
     /// As for [`Self::poll`].
     pub(crate) async fn close(self, committed: Committed) -> Result<()> {
         assert!(self.is_idle(), "nothing is under way");
-        let Self { requests, mut root, .. } = self;
+        let Self { requests, head: Head { mut root, .. }, .. } = self;
         root.number += 1;
         root.state = State::Closed;
         root.committed = committed;

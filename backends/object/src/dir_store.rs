@@ -285,6 +285,10 @@ impl Store for DirStore {
         let (store, key) = (self.clone(), key.to_owned());
         Box::pin(self.writes.run(move || store.delete_now(&key)))
     }
+
+    fn sibling(&self, name: &str) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(Self { dir: self.dir.with_file_name(name).into(), ..self.clone() }))
+    }
 }
 
 impl VolumeStore for DirStore {
@@ -296,6 +300,12 @@ impl VolumeStore for DirStore {
     fn place(&self) -> Option<String> {
         let path = fs::canonicalize(&self.dir).ok()?;
         Some(format!("objects in {path:?}"))
+    }
+
+    fn home(&self) -> Option<(String, String)> {
+        let name = self.dir.file_name()?.to_str()?.to_owned();
+        let parent = fs::canonicalize(self.dir.parent()?).ok()?;
+        Some((format!("{parent:?}"), name))
     }
 
     /// Makes the directory, if there is none, on stable storage. The one above it must exist, since

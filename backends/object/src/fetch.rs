@@ -9,21 +9,19 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use crate::cache::{CHUNK_BYTES, Cache, Found};
 use crate::chunks::{self, Chunks, REQUEST_CHUNKS};
-use crate::cipher::VolumeKey;
 use crate::extents::Span;
-use crate::format::{FrameReader, LeafRef, ObjectId, Run, RunPart, Wrong, decode_leaf, keys};
-use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place, VolumeId};
+use crate::format::{LeafRef, ObjectId, Run, RunPart, Wrong, decode_leaf, keys};
+use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place};
 use crate::lineage::Lineage;
 use crate::map::Leaf;
 use crate::retry::{Listener, Patience, Requests};
+use crate::sources::Sources;
 use crate::store::StoreError;
 
 /// Reads from the objects of a volume. Clones share what is under way.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
-    requests: Requests,
-    volume: VolumeId,
-    key: Option<VolumeKey>,
+    sources: Sources,
     lineage: Arc<Lineage>,
     chunks: Option<Arc<Chunks>>,
 }
@@ -32,16 +30,18 @@ impl Fetcher {
     /// One for the objects of these epochs. It waits for a store that is away, as writes do: a
     /// device that waits is better than one that fails.
     #[must_use]
-    pub fn new(requests: &Requests, volume: VolumeId, lineage: Lineage) -> Self {
-        let log = Log { volume: requests.name().to_owned(), is_away: AtomicBool::new(false) };
-        let requests = requests.with_patience(Patience::Endless).heard_by(Arc::new(log));
-        Self { requests, volume, key: None, lineage: lineage.into(), chunks: None }
+    pub fn new(sources: &Sources, lineage: Lineage) -> Self {
+        let volume = sources.own().name().to_owned();
+        let log = Arc::new(Log { volume, is_away: AtomicBool::new(false) });
+        let of = |requests: &Requests| {
+            requests.with_patience(Patience::Endless).heard_by(Arc::clone(&log) as _)
+        };
+        Self { sources: sources.with(of), lineage: lineage.into(), chunks: None }
     }
 
-    /// The same for objects that are encrypted, if there is a key.
-    #[must_use]
-    pub fn with_key(self, key: Option<VolumeKey>) -> Self {
-        Self { key, ..self }
+    /// The requests for the volume's own objects.
+    pub(crate) fn requests(&self) -> &Requests {
+        self.sources.own()
     }
 
     /// The same with a cache, for a volume of that history.
@@ -52,8 +52,8 @@ impl Fetcher {
     /// What a backend needs to read from the cache itself.
     pub(crate) fn cached(&self) -> Option<Cached> {
         let chunks = Arc::clone(self.chunks.as_ref()?);
-        let (key, lineage) = (self.key.clone(), Arc::clone(&self.lineage));
-        Some(Cached { chunks, volume: self.volume, key, lineage })
+        let (sources, lineage) = (self.sources.clone(), Arc::clone(&self.lineage));
+        Some(Cached { chunks, sources, lineage })
     }
 
     /// The blocks from an address on, which are at a place. They are checked.
@@ -109,30 +109,29 @@ impl Fetcher {
             let epoch = epoch.expect("a map has objects of known epochs only");
             let object = ObjectId { epoch, seq: place.seq };
             let key = keys::log(epoch, place.seq);
+            let (requests, _) = fetcher.sources.of(place.seq);
             let damaged = |why: &str| {
                 let why = format!("{why}; it has a part of the map of the volume");
-                fetcher.requests.error(ErrorKind::Corrupt, "read", &key, &why)
+                requests.error(ErrorKind::Corrupt, "read", &key, &why)
             };
             let begin = u64::from(place.at);
             let bytes = begin..begin + u64::from(place.bytes);
-            let decode =
-                |stored: &[u8]| decode_leaf(fetcher.reader(object), (number, place.at), stored);
+            let decode = |stored: &[u8]| {
+                decode_leaf(fetcher.sources.reader(object), (number, place.at), stored)
+            };
             let runs = fetcher.get(object, bytes, decode, damaged).await?;
             Ok(Arc::new(Leaf::new(number, &runs)))
         }
     }
 
-    fn reader(&self, object: ObjectId) -> FrameReader<'_> {
-        FrameReader::new(self.volume, object, self.key.as_ref())
-    }
-
     async fn fetch_part(&self, lba: Lba, part: RunPart, object: ObjectId) -> Result<Vec<u8>> {
         let key = keys::log(object.epoch, object.seq);
+        let (requests, _) = self.sources.of(object.seq);
         let damaged = |why: &str| {
             let why = format!("{why} (block {lba}); the data is lost unless a copy of it exists");
-            self.requests.error(ErrorKind::Corrupt, "read", &key, &why)
+            requests.error(ErrorKind::Corrupt, "read", &key, &why)
         };
-        let decode = |stored: &[u8]| self.reader(object).read(part, lba, stored);
+        let decode = |stored: &[u8]| self.sources.reader(object).read(part, lba, stored);
         self.get(object, part.bytes(), decode, damaged).await
     }
 
@@ -146,15 +145,16 @@ impl Fetcher {
         damaged: impl Fn(&str) -> Error,
     ) -> Result<T> {
         let missing = || damaged("the object is missing");
+        let (requests, _) = self.sources.of(object.seq);
         if let Some(chunks) = &self.chunks {
-            let (stored, is_cached) = chunks.get(&self.requests, object, range.clone()).await?;
+            let (stored, is_cached) = chunks.get(requests, object, range.clone()).await?;
             match decode(&stored.ok_or_else(missing)?) {
                 Err(_) if is_cached => chunks.forget(object, &range),
                 decoded => return decoded.map_err(|wrong| damaged(&wrong.to_string())),
             }
         }
         let key = keys::log(object.epoch, object.seq);
-        let stored = self.requests.get(&key, range).await?;
+        let stored = requests.get(&key, range).await?;
         decode(&stored.ok_or_else(missing)?).map_err(|wrong| damaged(&wrong.to_string()))
     }
 
@@ -182,11 +182,12 @@ impl Fetcher {
         }
         let mut out = Vec::new();
         for (object, indexes) in runs {
+            let (requests, _) = self.sources.of(object.seq);
             let mut begin = indexes.start;
             while begin < indexes.end {
                 // At multiples, so that two runs of an object do not cut it in small pieces.
                 let end = (begin + 1).next_multiple_of(REQUEST_CHUNKS).min(indexes.end);
-                out.push(Arc::clone(chunks).get_ahead(self.requests.clone(), object, begin..end));
+                out.push(Arc::clone(chunks).get_ahead(requests.clone(), object, begin..end));
                 begin = end;
             }
         }
@@ -207,8 +208,7 @@ fn part_of(lineage: &Lineage, place: Place, blocks: Blocks) -> Option<(ObjectId,
 #[derive(Clone, Debug)]
 pub(crate) struct Cached {
     pub(crate) chunks: Arc<Chunks>,
-    volume: VolumeId,
-    key: Option<VolumeKey>,
+    sources: Sources,
     lineage: Arc<Lineage>,
 }
 
@@ -289,7 +289,7 @@ impl Cached {
             return false;
         }
         let begin = run.part.bytes().start;
-        let mut reader = FrameReader::new(self.volume, run.object, self.key.as_ref());
+        let mut reader = self.sources.reader(run.object);
         let mut frame = Vec::new();
         for piece in run.part.frames() {
             let bytes = piece.bytes();
@@ -334,7 +334,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::format::{Form, Reach};
-    use crate::ids::{Epoch, Seq};
+    use crate::ids::{Epoch, Seq, VolumeId};
     use crate::store::{Answer, Created, Listed, Store, StoreErrorKind};
     use crate::threads::block_on;
 
@@ -385,7 +385,8 @@ mod tests {
         let clock = Arc::<Hours>::default();
         let requests = Requests::new(Arc::new(Away(Arc::clone(&clock))), clock.clone(), "v");
         let lineage = Lineage::default().with(Reach { epoch: Epoch(1), first: Seq(1) });
-        let fetcher = Fetcher::new(&requests, VolumeId([1; 16]), lineage);
+        let sources = Sources::of_volume(&requests, VolumeId([1; 16]));
+        let fetcher = Fetcher::new(&sources, lineage);
         let (seq, form) = (Seq(1), Form::Plain);
         let place = Place::Object { seq, frame: 128, form, skip: 0, run: 1 };
         let error = block_on(fetcher.fetch(Lba(0), 1, place)).unwrap_err();

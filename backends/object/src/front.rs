@@ -6,7 +6,7 @@ mod parts;
 mod reads;
 mod streams;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::task::Waker;
@@ -19,6 +19,7 @@ pub(crate) use parts::{By, Effects, Fetch, Journal, Limits, Mail, News, Sync, Wh
 use parts::{Flush, Loads, Pending, User};
 use streams::Streams;
 
+use crate::ask::Ask;
 use crate::extents::Span;
 use crate::format::record::Entry;
 use crate::ids::{Lsn, Place};
@@ -71,8 +72,10 @@ pub(crate) struct Front {
     is_quiet: bool,
     /// For how many ticks of the worker there have been unsealed writes.
     unsealed_ticks: u32,
-    /// The uploads wait for a batch.
+    /// The uploads wait for a batch, or for something that is asked.
     uploads: Option<Waker>,
+    /// What is asked of the uploads.
+    asks: VecDeque<Ask>,
     is_closing: bool,
     /// What the store said last, if it does not do what it is asked.
     complaint: Option<String>,
@@ -116,6 +119,7 @@ impl Front {
             is_quiet: true,
             unsealed_ticks: 0,
             uploads: None,
+            asks: VecDeque::new(),
             is_closing: false,
             complaint: None,
             effects: Effects::default(),
@@ -194,24 +198,6 @@ impl Front {
     /// What the bucket lacks.
     pub(crate) fn recent(&self) -> &Recent {
         &self.recent
-    }
-
-    /// What ops wait for, or why they fail.
-    pub(crate) fn waits_for(&self) -> Option<String> {
-        let room = || {
-            let of_disk = "the disk of the journal is full, so writes wait for the store";
-            let of_journal = "the journal is full, so writes wait for the store";
-            self.is_short.then_some(if self.is_disk_full { of_disk } else { of_journal })
-        };
-        let store = || self.complaint.as_ref().map(|why| format!("the store is away: {why}"));
-        match &self.failure {
-            Some(Failure { why, .. }) => Some(why.clone()),
-            None => match (room(), store()) {
-                (Some(room), Some(store)) => Some(format!("{room}; {store}")),
-                (Some(room), None) => Some(room.to_owned()),
-                (None, store) => store,
-            },
-        }
     }
 
     /// Whether the store has been asked for something.
@@ -433,6 +419,7 @@ impl Front {
         }
         tracing::error!(volume = &*self.name, "{why}");
         self.failure = Some(Failure { kind, why });
+        self.asks.clear();
         let Err(error) = self.check("write") else { return };
         let mut owners: Vec<_> = self.log.unwritten().filter_map(|of| of.owner).collect();
         owners.extend(self.flushes.drain(..).map(|flush| (flush.user, flush.job)));

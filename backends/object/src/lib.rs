@@ -9,13 +9,14 @@
 //!     │ journal: append, sync, read
 //! ```
 //!
-//! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], [`upload`],
-//! [`fetch`], [`map`]; in front of it `chunks` and the file of `cache`, which a shard reads
-//! itself. The journal and the shard: `journal`, `front`, `backend`, `volume`, `worker`. Only
-//! `worker` knows tokio.
+//! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], `snapshots`,
+//! [`upload`], [`fetch`], [`map`]; in front of it `chunks` and the file of `cache`, which a shard
+//! reads itself. The journal and the shard: `journal`, `front`, `backend`, `volume`, `worker`, and
+//! `door` for other processes. Only `worker` and `door` know tokio.
 #![forbid(unsafe_code)]
 
 mod answers;
+pub mod ask;
 mod backend;
 mod budget;
 mod cache;
@@ -23,12 +24,15 @@ mod checkpoint;
 mod chunks;
 pub mod cipher;
 pub mod clock;
+mod clones;
 mod dir_store;
+pub mod door;
 pub mod extents;
 pub mod fetch;
 pub mod format;
 mod front;
 mod gate;
+mod head;
 mod ids;
 mod journal;
 mod key_source;
@@ -45,6 +49,8 @@ pub mod recover;
 mod retry;
 #[cfg(test)]
 mod sim;
+mod snapshots;
+pub mod sources;
 mod status;
 pub mod store;
 mod stored;
@@ -57,7 +63,8 @@ mod worker;
 
 pub use cache::{CACHE_BYTES_DEFAULT, CacheStats, cache_stats};
 pub use dir_store::DirStore;
-pub use format::{Codec, Root, State};
+pub use format::{Codec, Root, Snapshot, State};
+pub use head::Head;
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
 pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};
 pub use key_source::KeySource;

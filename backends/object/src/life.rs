@@ -3,10 +3,13 @@
 use sheave_core::{ErrorKind, Result};
 
 use crate::cipher::{VolumeKey, WrappedKey, WrappingKey};
-use crate::format::{Codec, Committed, LastOpening, Root, SIZE_MAX, SnapshotNews, State, keys};
+use crate::format::{
+    Codec, Committed, LastOpening, Root, SIZE_MAX, Snapshot, SnapshotNews, State, keys,
+};
 use crate::ids::{Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
 use crate::retry::{Requests, Settled};
+use crate::volume::all_snapshots;
 
 /// Keys of a listing.
 const LISTED_MAX: usize = 1000;
@@ -99,14 +102,16 @@ pub struct Info {
     pub objects: u64,
     /// Their bytes.
     pub stored_bytes: u64,
+    /// Its snapshots; `None` if it is encrypted, and its key is not known here.
+    pub snapshots: Option<Vec<Snapshot>>,
 }
 
 /// Describes a volume, which may be open.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is none, and those of the store.
-pub async fn info(requests: &Requests) -> Result<Info> {
-    let root = find(requests).await?;
+pub async fn info(requests: &Requests, key: Option<&WrappingKey>) -> Result<Info> {
+    let (root, snapshots) = all_snapshots(requests, key).await?;
     let (mut objects, mut stored_bytes) = (0, 0);
     let mut after = String::new();
     loop {
@@ -115,7 +120,7 @@ pub async fn info(requests: &Requests) -> Result<Info> {
         stored_bytes += listed.iter().map(|listed| listed.bytes).sum::<u64>();
         match listed.last() {
             Some(last) if listed.len() == LISTED_MAX => after.clone_from(&last.key),
-            _ => return Ok(Info { root, objects, stored_bytes }),
+            _ => return Ok(Info { root, objects, stored_bytes, snapshots }),
         }
     }
 }
@@ -144,6 +149,7 @@ pub async fn delete(
         let (mut is_made, mut tombstone) = (true, newest.clone());
         if newest.state != State::Deleted {
             check_closed(requests, &newest, take_over)?;
+            check_no_snapshots(requests, &newest)?;
             tombstone.number += 1;
             tombstone.state = State::Deleted;
             tombstone.author = Opening { epoch: newest.author.epoch.next(), incarnation: author.0 };
@@ -173,6 +179,16 @@ fn check_closed(requests: &Requests, newest: &Root, take_over: bool) -> Result<(
         "it is open on node {} (root {}); end it there, or use --take-over if that node is gone",
         newest.last.node, newest.number
     );
+    Err(requests.error(ErrorKind::Busy, "delete", "", &why))
+}
+
+/// Clones may need its snapshots, which are deleted one by one.
+fn check_no_snapshots(requests: &Requests, newest: &Root) -> Result<()> {
+    let why = match newest.snapshots.count {
+        0 => return Ok(()),
+        1 => "it has a snapshot; delete that first, as VOLUME@NAME".to_owned(),
+        count => format!("it has {count} snapshots; delete them first, as VOLUME@NAME"),
+    };
     Err(requests.error(ErrorKind::Busy, "delete", "", &why))
 }
 

@@ -101,6 +101,11 @@ impl Recent {
         true
     }
 
+    /// The last write that is sealed.
+    pub(crate) fn sealed(&self) -> Lsn {
+        Lsn(self.open.first.0 - 1)
+    }
+
     /// The next sealed batch, for the bucket.
     pub(crate) fn take(&mut self) -> Option<Arc<Batch>> {
         let batch = self.sealed.get(self.taken)?;

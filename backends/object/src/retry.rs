@@ -70,6 +70,18 @@ impl Requests {
         Self { store, clock, name: name.into(), patience, listener: None, traffic, answers }
     }
 
+    /// The same for another volume beside this one.
+    ///
+    /// # Errors
+    /// When the store has no other volumes.
+    pub(crate) fn beside(&self, name: &str) -> Result<Self> {
+        let why = "this store has no other volumes beside it";
+        let none = || self.error(ErrorKind::Unsupported, "open", "", why);
+        let store = self.store.sibling(name).ok_or_else(none)?;
+        let name = format!("{} beside {}", sheave_core::printable(name), self.name).into();
+        Ok(Self { store, name, ..self.clone() })
+    }
+
     /// The same with other patience.
     #[must_use]
     pub fn with_patience(&self, patience: Patience) -> Self {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sheave_core::printable;
@@ -51,6 +52,13 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Deletes an object, if it exists. The deletion may be lost by a crash of the store.
     fn delete<'a>(&'a self, key: &'a str) -> Answer<'a, ()>;
+
+    /// The objects of another volume beside this one, whose place differs in the last part only;
+    /// `None` if it has none.
+    fn sibling(&self, name: &str) -> Option<Arc<dyn Store>> {
+        let _ = name;
+        None
+    }
 }
 
 /// What the caller can do about a store's error.

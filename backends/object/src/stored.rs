@@ -5,11 +5,16 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use uuid::Uuid;
 
+use crate::cipher::WrappingKey;
 use crate::clock::SystemClock;
-use crate::format::{Codec, NODE_BYTES_MAX};
+use crate::clones::{self, NewClone};
+use crate::door::{self, Command};
+use crate::format::{Codec, NODE_BYTES_MAX, State};
+use crate::head::Change;
 use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
 use crate::journal::{JournalDir, JournalSize};
 use crate::key_source::KeySource;
@@ -18,9 +23,12 @@ use crate::open::{Request, find};
 use crate::passed::Passed;
 use crate::probe;
 use crate::retry::Requests;
+use crate::snapshots::{self, ClosedRoots};
 use crate::store::Store;
 use crate::threads::block_on;
-use crate::volume::{ObjectVolume, Tuning};
+use crate::volume::{
+    CLOSING_TIMEOUT, ObjectVolume, Tuning, find_snapshot, finish_closing, snapshot_identity,
+};
 use crate::worker::salts;
 
 /// How sure it is that of several creations of an object one succeeds, which keeps the second of
@@ -42,6 +50,10 @@ pub trait VolumeStore: Store {
 
     /// What tells its place from others, however it is written; `None` if that is not known.
     fn place(&self) -> Option<String>;
+
+    /// Where its place is, and its name there. Volumes of one place can be clones of one another.
+    /// `None` if that is not known, or the name is no text.
+    fn home(&self) -> Option<(String, String)>;
 
     /// Makes it ready for the first object of a volume.
     ///
@@ -71,6 +83,8 @@ pub struct StoredVolume {
     pub journals: PathBuf,
     /// Where its key is, if it is encrypted.
     pub key: Option<KeySource>,
+    /// The name of its snapshot, if that is meant.
+    pub snapshot: Option<String>,
 }
 
 impl StoredVolume {
@@ -81,7 +95,7 @@ impl StoredVolume {
     /// and those of the store.
     pub fn create(&self, size_bytes: u64, codec: Codec) -> Result<()> {
         let requests = self.requests();
-        let key = self.key.as_ref().map(KeySource::read).transpose()?;
+        let key = self.wrapping_key()?;
         if !size_bytes.is_multiple_of(BLOCK_BYTES) {
             let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
             return Err(requests.error(ErrorKind::Invalid, "create", "", &why));
@@ -106,7 +120,7 @@ impl StoredVolume {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, and those of the store.
     pub fn describe(&self) -> Result<Info> {
-        block_on(life::info(&self.requests()))
+        block_on(life::info(&self.requests(), self.wrapping_key()?.as_ref()))
     }
 
     /// Its size in bytes; it may be open.
@@ -114,15 +128,28 @@ impl StoredVolume {
     /// # Errors
     /// As for [`Self::describe`].
     pub fn size(&self) -> Result<u64> {
-        block_on(find(&self.requests())).map(|root| root.size_bytes())
+        let requests = self.requests();
+        match &self.snapshot {
+            None => block_on(find(&requests)).map(|root| root.size_bytes()),
+            Some(name) => block_on(find_snapshot((&requests, self.wrapping_key()?.as_ref()), name))
+                .map(|(_, found)| found.size * BLOCK_BYTES),
+        }
     }
 
     /// What tells it from all other volumes.
     ///
     /// # Errors
     /// As for [`StoredVolume::describe`].
-    pub fn identity(&self) -> Result<VolumeId> {
-        block_on(find(&self.requests())).map(|root| root.volume)
+    pub fn identity(&self) -> Result<String> {
+        let requests = self.requests();
+        match &self.snapshot {
+            None => block_on(find(&requests)).map(|root| root.volume.to_string()),
+            Some(name) => {
+                let (root, found) =
+                    block_on(find_snapshot((&requests, self.wrapping_key()?.as_ref()), name))?;
+                Ok(snapshot_identity(root.volume, &found))
+            }
+        }
     }
 
     /// Deletes it, with the journal that this node has for it. A small object stays in the store,
@@ -133,8 +160,11 @@ impl StoredVolume {
     /// is not to be ended (`take_over`), and those of the store.
     pub fn delete(&self, take_over: bool) -> Result<()> {
         let author = (incarnation()?, node());
+        if let Some(name) = &self.snapshot {
+            return self.delete_snapshot(name, (author.0, &author.1));
+        }
         self.store.sweep()?;
-        let journal = self.identity().ok().map(|id| self.journals.join(id.to_string()));
+        let journal = self.identity().ok().map(|id| self.journals.join(id));
         block_on(life::delete(&self.requests(), (author.0, &author.1), take_over))?;
         let Some(journal) = journal.filter(|journal| journal.exists()) else { return Ok(()) };
         // It is locked by a process here that had the volume, which learns that it is deleted.
@@ -144,6 +174,100 @@ impl StoredVolume {
             tracing::warn!("{}: its journal on this node stays: {error}", self.name);
         }
         Ok(())
+    }
+
+    /// Makes the snapshot of that name, of all that was written. The volume may be open on this
+    /// node.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Busy`] when the volume is open on
+    /// another node, and those of the store.
+    pub fn make_snapshot(&self) -> Result<()> {
+        let (requests, name) = (self.requests(), self.snapshot_name("snapshot")?);
+        let root = block_on(find(&requests))?;
+        let command = Command::Snapshot { name: name.to_owned() };
+        if self.ask(root.volume, &command)?.is_some() {
+            return Ok(());
+        }
+        let (name, at_ms, key) = (name.to_owned(), door::now_ms(), self.wrapping_key()?);
+        let change: Change = Arc::new(move |head| head.add(&name, at_ms).map(drop));
+        match block_on(snapshots::change_closed((&requests, key.as_ref()), root, &change))? {
+            true => Ok(()),
+            false => self.ask_opened(&command).map(drop),
+        }
+    }
+
+    fn delete_snapshot(&self, name: &str, author: (Incarnation, &str)) -> Result<()> {
+        let requests = self.requests();
+        let root = block_on(find(&requests))?;
+        let command = Command::DeleteSnapshot { name: name.to_owned() };
+        if self.ask(root.volume, &command)?.is_some() {
+            return Ok(());
+        }
+        if root.state != State::Closed {
+            return self.ask_opened(&command).map(drop);
+        }
+        let key = self.wrapping_key()?;
+        let roots = ClosedRoots { requests: &requests, key: key.as_ref() };
+        block_on(snapshots::delete(&requests, name, author, &roots))
+    }
+
+    /// Makes a clone of the snapshot that is meant, beside the volume, of that size or that of the
+    /// snapshot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such snapshot, [`ErrorKind::Exists`] when there is
+    /// a volume, [`ErrorKind::Invalid`] for a size that cannot be or a place that is not beside the
+    /// volume, and those of the store.
+    pub fn make_clone(&self, clone: &Self, size_bytes: Option<u64>) -> Result<()> {
+        let (requests, snapshot) = (self.requests(), self.snapshot_name("clone")?);
+        let target = clone.requests();
+        let invalid = |why: &str| Err(target.error(ErrorKind::Invalid, "clone", "", why));
+        if clone.snapshot.is_some() || size_bytes.is_some_and(|size| size % BLOCK_BYTES != 0) {
+            return invalid("a clone is a volume, whose size is a multiple of 4096 bytes");
+        }
+        // So that nothing is made for what does not exist.
+        let key = self.wrapping_key()?;
+        block_on(find_snapshot((&requests, key.as_ref()), snapshot))?;
+        clone.store.make()?;
+        let (Some((place, parent)), Some((beside, name))) = (self.store.home(), clone.store.home())
+        else {
+            return invalid("the names of a volume with clones, and theirs, must be UTF-8");
+        };
+        if place != beside {
+            return invalid("a clone is made beside its volume, in the same directory or prefix");
+        }
+        let new = NewClone {
+            volume: VolumeId(Uuid::now_v7().into_bytes()),
+            incarnation: incarnation()?,
+            node: node(),
+            size: size_bytes.map(|size| size / BLOCK_BYTES),
+            name,
+            parent,
+        };
+        block_on(clones::clone((&requests, &target), (snapshot, key.as_ref()), &new))
+    }
+
+    /// Asks the process of this node that has the volume open for something. `None` if there is
+    /// none.
+    fn ask(&self, volume: VolumeId, command: &Command) -> Result<Option<Value>> {
+        door::call(&self.journals.join(volume.to_string()), command)
+    }
+
+    /// Opens the volume, which nothing here has open, asks for something, and closes it.
+    fn ask_opened(&self, command: &Command) -> Result<Value> {
+        let volume = Self { snapshot: None, ..self.clone() }.open(false)?;
+        let outcome = volume.ask(command);
+        drop(volume);
+        finish_closing(CLOSING_TIMEOUT);
+        outcome
+    }
+
+    /// The name of the snapshot that is meant.
+    fn snapshot_name(&self, op: &'static str) -> Result<&str> {
+        let why = "name the snapshot too, VOLUME@NAME";
+        let missing = || self.requests().error(ErrorKind::Invalid, op, "", why);
+        self.snapshot.as_deref().ok_or_else(missing)
     }
 
     /// Opens it. It can be open once, also for reading.
@@ -162,9 +286,21 @@ impl StoredVolume {
         let requests = self.requests();
         self.check_store(&requests, true)?;
         self.store.sweep()?;
-        let key = self.key.as_ref().map(KeySource::read).transpose()?;
+        let key = self.wrapping_key()?;
         let request = Request { node: node(), incarnation: incarnation()?, take_over, key };
         ObjectVolume::open(&self.name, &requests, &request, &self.journals, tuning)
+    }
+
+    /// Opens its snapshot, which is only read. Any number of nodes can have it open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Corrupt`] when its objects are
+    /// damaged, and those of the store.
+    pub fn open_snapshot(&self, tuning: Tuning) -> Result<ObjectVolume> {
+        let (requests, name) = (self.requests(), self.snapshot_name("open")?);
+        let key = self.wrapping_key()?;
+        let access = (&requests, key.as_ref());
+        ObjectVolume::open_snapshot(&self.name, access, name, &self.journals, tuning)
     }
 
     /// Probes the store, unless this node has done so recently. That another node has done it is
@@ -198,6 +334,11 @@ impl StoredVolume {
         Ok(())
     }
 
+    /// The key of its keys, if it has one.
+    fn wrapping_key(&self) -> Result<Option<WrappingKey>> {
+        self.key.as_ref().map(KeySource::read).transpose()
+    }
+
     fn requests(&self) -> Requests {
         Requests::new(Arc::clone(&self.store) as _, Arc::new(SystemClock), &self.name)
     }
@@ -210,12 +351,12 @@ pub(crate) fn make_journals(dir: &Path) -> Result<()> {
 }
 
 /// Random bytes that no other opening has.
-fn incarnation() -> Result<Incarnation> {
+pub(crate) fn incarnation() -> Result<Incarnation> {
     salts().map(|mut random| Incarnation(random()))
 }
 
 /// The name of this node, for messages on others.
-fn node() -> String {
+pub(crate) fn node() -> String {
     let mut name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     while name.len() > NODE_BYTES_MAX {
         name.pop();

@@ -15,14 +15,16 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use sheave_core::{Error, Result};
 
+use crate::ask::{Ask, SnapshotAsk};
 use crate::budget::Share;
 use crate::checkpoint::{Cadence, Checkpoints, fenced};
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Coding, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, Snapshot,
-    State, keys,
+    Author, Built, Coding, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, State,
+    keys,
 };
 use crate::gate::Gate;
+use crate::head::Head;
 use crate::ids::{BLOCK_BYTES, Blocks, Lba, Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{self, Frozen, Leaf};
@@ -52,6 +54,12 @@ pub trait Feed: Send + Sync {
     /// The next batch. It has at most [`BATCH_BYTES_MAX`] bytes of blocks and [`BATCH_ENTRIES_MAX`]
     /// entries; it ends at an LSN, and the next one begins behind it.
     fn poll_sealed(&self, cx: &mut Context<'_>) -> Poll<Next>;
+
+    /// The next thing that is asked beside that.
+    fn poll_ask(&self, cx: &mut Context<'_>) -> Poll<Ask> {
+        let _ = cx;
+        Poll::Pending
+    }
 
     /// Makes the object of a batch that is not committed. Its blocks are read from the journal and
     /// checked, which takes a while: not on a thread that others wait for.
@@ -184,9 +192,8 @@ pub struct JournalPlace {
 #[derive(Debug)]
 pub struct Upload {
     requests: Requests,
-    /// The open root.
-    root: Root,
-    snapshots: Vec<Snapshot>,
+    /// The open root, with its checkpoint and all snapshots.
+    head: Head,
     coding: Coding,
     /// With the opening itself.
     lineage: Lineage,
@@ -195,26 +202,18 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// For the opening that has made this open root. The volume has these snapshots. `coding` is
-    /// for new frames.
+    /// For the opening that has made this open root. `coding` is for new frames.
     #[must_use]
     pub fn new(
         requests: Requests,
-        (root, snapshots): (Root, Vec<Snapshot>),
+        head: Head,
         coding: Coding,
         lineage: Lineage,
         fetcher: Fetcher,
     ) -> Self {
-        assert_eq!(root.state, State::Open, "no object comes before its open root");
-        Self {
-            requests,
-            root,
-            snapshots,
-            coding,
-            lineage,
-            fetcher,
-            cadence: Cadence::of_bytes(MAP_BYTES_DEFAULT),
-        }
+        assert_eq!(head.root.state, State::Open, "no object comes before its open root");
+        let cadence = Cadence::of_bytes(MAP_BYTES_DEFAULT);
+        Self { requests, head, coding, lineage, fetcher, cadence }
     }
 
     /// The same with checkpoints at other times.
@@ -227,12 +226,13 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, root, snapshots, coding, lineage, fetcher, cadence } = self;
+        let Self { requests, head, coding, lineage, fetcher, cadence } = self;
+        let root = head.root.clone();
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
         let checkpoints = Checkpoints::new(
             (requests.clone(), fetcher),
-            (root.clone(), snapshots),
+            head,
             lineage,
             cadence,
             Arc::clone(&feed),
@@ -269,6 +269,8 @@ struct Flights {
     begun: Lsn,
     is_drained: bool,
     checkpoints: Checkpoints,
+    /// Snapshots that are to be begun, in the order in which they were asked for.
+    snapshots: VecDeque<SnapshotAsk>,
 }
 
 /// An object under way.
@@ -309,6 +311,7 @@ impl Flights {
             begun: committed.lsn,
             is_drained: false,
             checkpoints,
+            snapshots: VecDeque::new(),
         }
     }
 
@@ -323,14 +326,19 @@ impl Flights {
             self.poll_flights(cx)?;
             self.commit();
             self.checkpoints.poll(cx)?;
+            self.take_asks(cx);
+            let was_idle = self.checkpoints.is_idle();
             self.begin_checkpoint();
+            let has_begun = was_idle && !self.checkpoints.is_idle();
             self.checkpoints.poll(cx)?;
-            if self.put_checkpoint() {
+            // It has ended at once: the next one may begin.
+            let has_ended = has_begun && self.checkpoints.is_idle();
+            if has_ended || self.put_checkpoint() {
                 continue;
             }
             let most = WINDOW + AHEAD + usize::from(self.checkpoints.has_object());
             let may_begin = self.flights.len() < most && self.checkpoints.allows(self.next_seq());
-            if self.is_drained || !may_begin {
+            if self.is_drained || !may_begin || self.is_at_snapshot() {
                 break;
             }
             match self.feed.poll_sealed(cx) {
@@ -339,7 +347,8 @@ impl Flights {
                 Poll::Ready(Next::Batch(sealed)) => self.begin(sealed),
             }
         }
-        match self.is_drained && self.flights.is_empty() && self.checkpoints.is_idle() {
+        let is_idle = self.checkpoints.is_idle() && self.snapshots.is_empty();
+        match self.is_drained && self.flights.is_empty() && is_idle {
             true => Poll::Ready(Ok(())),
             false => Poll::Pending,
         }
@@ -350,7 +359,29 @@ impl Flights {
         Seq(self.committed.seq.0 + 1 + self.flights.len() as u64)
     }
 
+    fn take_asks(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(ask) = self.feed.poll_ask(cx) {
+            match ask {
+                Ask::Snapshot(ask) => self.snapshots.push_back(ask),
+                Ask::Change(ask) => self.checkpoints.change(ask),
+            }
+        }
+    }
+
+    /// All that the next snapshot is to have is in an object, committed or under way. No other one
+    /// is begun before its checkpoint, which has just what is committed then.
+    fn is_at_snapshot(&self) -> bool {
+        self.snapshots.front().is_some_and(|ask| ask.lsn <= self.begun)
+    }
+
     fn begin_checkpoint(&mut self) {
+        self.checkpoints.begin_changes(self.committed);
+        if self.is_at_snapshot() {
+            if self.flights.is_empty() && self.checkpoints.is_idle() {
+                self.checkpoints.begin_snapshots(self.committed, &mut self.snapshots);
+            }
+            return;
+        }
         match self.is_drained && self.flights.is_empty() {
             true => self.checkpoints.begin_last(self.committed),
             false => self.checkpoints.begin_if_due(self.committed, self.next_seq()),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use sheave_core::{
     Backend, BlockSizes, Capabilities, Error, ErrorKind, Result, Volume, VolumeInfo,
 };
@@ -14,6 +15,7 @@ use crate::backend::ObjectBackend;
 use crate::cache::{CACHE_BYTES_DEFAULT, Cache};
 use crate::checkpoint::Cadence;
 use crate::cipher::VolumeKey;
+use crate::door::{self, Command};
 use crate::fetch::Cached;
 use crate::front::{Front, Limits};
 use crate::ids::{Lsn, Opening, VolumeId};
@@ -28,7 +30,7 @@ use crate::upload::{BATCH_BYTES_MAX, MAP_BYTES_DEFAULT};
 use crate::worker::{self, Rouse};
 
 /// How long an opening waits for the end of an earlier use of the volume in this process.
-const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Threads for the journal of a volume: for its sync, a new segment, and reads for the store.
 const JOURNAL_THREADS_MAX: usize = 4;
@@ -72,6 +74,7 @@ impl Default for Tuning {
 /// process then writes to the bucket what that lacks, and [`close_all`] waits for it.
 pub struct ObjectVolume {
     opened: Arc<Opened>,
+    requests: Requests,
 }
 
 /// The use of an open volume.
@@ -150,9 +153,9 @@ impl ObjectVolume {
         let engine = Engine::new(
             name,
             (id, opening),
-            size * BLOCK_BYTES,
+            (info(id), size * BLOCK_BYTES),
             Parts {
-                journal,
+                journal: Some(journal),
                 recovered,
                 map,
                 committed: committed.lsn,
@@ -164,7 +167,18 @@ impl ObjectVolume {
         )?;
         worker::start(&engine, upload, fetcher)?;
         open_volumes().push(Arc::clone(&engine));
-        Ok(Self { opened: Arc::new(Opened { engine }) })
+        Ok(Self { opened: Arc::new(Opened { engine }), requests: requests.clone() })
+    }
+}
+
+impl ObjectVolume {
+    /// Asks for something, as another process does by its door, and waits for the outcome.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub(crate) fn ask(&self, command: &Command) -> Result<Value> {
+        let engine = &self.opened.engine;
+        crate::threads::block_on(door::obey(engine, &self.requests, command.clone()))
     }
 }
 
@@ -196,7 +210,8 @@ impl Volume for ObjectVolume {
 
 /// What an engine is made of.
 pub(crate) struct Parts {
-    pub(crate) journal: JournalDir,
+    /// A snapshot has none.
+    pub(crate) journal: Option<JournalDir>,
     pub(crate) recovered: Recovered,
     pub(crate) map: Map,
     pub(crate) committed: Lsn,
@@ -212,7 +227,7 @@ impl Engine {
     pub(crate) fn new(
         name: &str,
         (volume, opening): (VolumeId, Opening),
-        size: u64,
+        (info, size): (VolumeInfo, u64),
         parts: Parts,
     ) -> Result<Arc<Self>> {
         let Parts { journal, mut recovered, map, committed, traffic, cached, key, tuning } = parts;
@@ -223,20 +238,20 @@ impl Engine {
         let cache_bytes = cached.as_ref().map_or(0, |cached| cached.chunks.cache().bytes_max());
         let limits = Limits {
             seal_bytes,
-            segments_max: journal.segments_max(),
+            segments_max: journal.as_ref().map_or(0, JournalDir::segments_max),
             // What is fetched ahead is on probation in the cache until it is read.
             ahead_blocks_max: AHEAD_BYTES_MAX.min(cache_bytes / 32) / BLOCK_BYTES,
         };
         let name: Arc<str> = name.into();
         Ok(Arc::new(Self {
-            info: info(volume),
+            info,
             size,
             opening,
             traffic,
             has_lost: AtomicBool::new(false),
             front: Mutex::new(Front::new(Arc::clone(&name), limits, map, (log, &records))),
             rouse: Rouse::default(),
-            journal: Mutex::new(Some(journal)),
+            journal: Mutex::new(journal),
             journal_threads: Threads::new("object-journal", JOURNAL_THREADS_MAX),
             build_threads: Threads::new("object-build", BUILD_THREADS_MAX),
             name,
@@ -261,6 +276,12 @@ impl Engine {
             self.rouse.rouse();
         }
         answer
+    }
+
+    /// The volume's directory on this node, as long as it is open.
+    pub(crate) fn dir(&self) -> Option<PathBuf> {
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.as_ref().map(|journal| journal.path().to_owned())
     }
 
     /// The volume is closed, or given up: another opening may begin.
@@ -325,7 +346,7 @@ fn journal_dir(journals: &Path, id: VolumeId) -> PathBuf {
     journals.join(id.to_string())
 }
 
-fn info(id: VolumeId) -> VolumeInfo {
+pub(crate) fn info(id: VolumeId) -> VolumeInfo {
     VolumeInfo {
         block: BlockSizes {
             minimum: BLOCK_BYTES as u32,
@@ -344,6 +365,10 @@ fn info(id: VolumeId) -> VolumeInfo {
 pub(crate) fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+pub(crate) use snapshot::{all_snapshots, find_snapshot, identity as snapshot_identity};
+
+mod snapshot;
 
 #[cfg(test)]
 mod cache_tests;

@@ -2,7 +2,7 @@
 //! bucket, fetches blocks from it, syncs the journal, and closes volumes.
 
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
@@ -17,7 +17,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::BLOCK_BYTES;
+use crate::ask::Ask;
 use crate::clock::{Clock as _, SystemClock};
+use crate::door;
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
 use crate::format::{Built, Committed, ObjectId, Placed};
@@ -69,7 +71,28 @@ pub(crate) fn salts() -> Result<Box<dyn FnMut() -> [u8; 16] + Send>> {
 pub(crate) fn start(engine: &Arc<Engine>, upload: Upload, fetcher: Fetcher) -> Result<()> {
     let worker = worker()?;
     let uploads = worker.spawn(upload.run(Arc::new(BucketFeed(Arc::clone(engine)))));
-    worker.spawn(keep(Arc::clone(engine), fetcher, uploads));
+    let door = worker.spawn(door::attend(Arc::clone(engine), fetcher.requests().clone()));
+    let kept = keep(Arc::clone(engine), fetcher, uploads);
+    worker.spawn(async move {
+        kept.await;
+        door.abort();
+    });
+    Ok(())
+}
+
+/// Begins to work for a snapshot that has been opened, of which nothing is uploaded.
+///
+/// # Errors
+/// When there is no thread.
+pub(crate) fn start_reading(engine: &Arc<Engine>, fetcher: Fetcher) -> Result<()> {
+    let worker = worker()?;
+    let feed = BucketFeed(Arc::clone(engine));
+    let closed = worker.spawn(async move {
+        // It has no batch, and is drained when it is closed.
+        drop(poll_fn(|cx| feed.poll_sealed(cx)).await);
+        Ok(())
+    });
+    worker.spawn(keep(Arc::clone(engine), fetcher, closed));
     Ok(())
 }
 
@@ -81,7 +104,7 @@ fn worker() -> Result<Handle> {
         return Ok(worker.clone());
     }
     let failed = |error| Error::from_io("open", "the thread of object volumes", error);
-    let runtime = Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let handle = runtime.handle().clone();
     let run = move || runtime.block_on(std::future::pending::<()>());
     std::thread::Builder::new().name("object".to_owned()).spawn(run).map_err(failed)?;
@@ -294,6 +317,10 @@ impl Feed for BucketFeed {
             NextBatch::Drained => Poll::Ready(Next::Drained),
             NextBatch::Later => Poll::Pending,
         }
+    }
+
+    fn poll_ask(&self, cx: &mut Context<'_>) -> Poll<Ask> {
+        self.0.with(|front| front.next_ask(cx.waker())).map_or(Poll::Pending, Poll::Ready)
     }
 
     fn committed(&self, committed: Committed, placed: &[Placed]) {

@@ -19,6 +19,7 @@ fn what_was_written_is_there_after_closing_and_opening() {
         store: Arc::new(DirStore::new(&dir.path().join("volume"))),
         journals: dir.path().join("journals"),
         key: None,
+        snapshot: None,
     };
     volume.create(BLOCKS * BLOCK_BYTES, Codec::Plain).unwrap();
     let segment_bytes = JournalSize::SEGMENT_BYTES_MIN;
@@ -70,7 +71,7 @@ fn what_was_written_is_there_after_closing_and_opening() {
         }
         drop((driver, opened));
     }
-    let id = volume.identity().unwrap().to_string();
+    let id = volume.identity().unwrap();
     let names_in = |dir: &Path| {
         let names = std::fs::read_dir(dir).unwrap();
         let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();

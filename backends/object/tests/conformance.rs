@@ -34,7 +34,7 @@ impl Place {
         let journals = self.dir.path().join("journals");
         let store = Arc::new(DirStore::new(&dir));
         let name = format!("dir://{}", dir.display());
-        StoredVolume { name, store, journals, key: self.key.clone() }
+        StoredVolume { name, store, journals, key: self.key.clone(), snapshot: None }
     }
 
     fn make(&self) -> StoredVolume {

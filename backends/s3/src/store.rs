@@ -45,6 +45,12 @@ impl S3Store {
         Self { is_fenced: false, ..self }
     }
 
+    /// What volumes beside this one share, up to a slash, and its name behind that.
+    fn split_prefix(&self) -> (&str, &str) {
+        let place = &self.prefix[..self.prefix.len() - 1];
+        place.split_at(place.rfind('/').map_or(0, |slash| slash + 1))
+    }
+
     fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -122,6 +128,11 @@ impl Store for S3Store {
             }
         }))
     }
+
+    fn sibling(&self, name: &str) -> Option<Arc<dyn Store>> {
+        let prefix = format!("{}{name}/", self.split_prefix().0).into();
+        Some(Arc::new(Self { prefix, ..self.clone() }))
+    }
 }
 
 impl S3Store {
@@ -198,6 +209,12 @@ impl VolumeStore for S3Store {
     fn place(&self) -> Option<String> {
         let url = self.connection.endpoint().url.as_deref().unwrap_or("AWS");
         Some(format!("objects in s3://{}/{} at {url}", self.bucket, self.prefix))
+    }
+
+    fn home(&self) -> Option<(String, String)> {
+        let url = self.connection.endpoint().url.as_deref().unwrap_or("AWS");
+        let (parent, name) = self.split_prefix();
+        Some((format!("s3://{}/{parent} at {url}", self.bucket), name.to_owned()))
     }
 }
 

@@ -23,8 +23,8 @@ pub use names::{export_name, file_url, parameter_value, path_text, volume_text};
 pub use node_memory::check_memory;
 pub use schemes::nbd::NbdServer;
 pub use sheave_object::{
-    Codec, Info as ObjectInfo, RequestCounts, Root as ObjectRoot, Status as ObjectStatus,
-    StoredVolume, statuses as object_statuses,
+    BLOCK_BYTES, Codec, Info as ObjectInfo, RequestCounts, Root as ObjectRoot,
+    Snapshot as ObjectSnapshot, Status as ObjectStatus, StoredVolume, statuses as object_statuses,
 };
 pub use spec::{OpenOptions, VolumeSpec, open};
 pub use state_dir::state_dir;

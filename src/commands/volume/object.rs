@@ -3,12 +3,72 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use sheave_bench::output;
-use sheave_core::printable;
+use sheave_core::{parse_size, printable};
 use sheave_volumes::{
-    Codec, ObjectInfo, ObjectRoot as Root, ObjectStatus, StoredVolume, VolumeSpec,
+    BLOCK_BYTES, Codec, ObjectInfo, ObjectRoot as Root, ObjectSnapshot, ObjectStatus, StoredVolume,
+    VolumeSpec,
 };
 
+use crate::commands::volume_parser;
 use crate::telemetry::Servers;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave volume snapshot dir:///store/disk1@monday
+  sheave serve dir:///store/disk1@monday --socket /run/monday.sock
+
+It has all that was written when it is asked for. If the volume is in use on this node, that goes
+on. A snapshot is read as VOLUME@NAME, on any number of nodes at the same time.")]
+pub(super) struct SnapshotArgs {
+    /// VOLUME@NAME: the URL of an object volume, and the name of the snapshot
+    #[arg(value_parser = volume_parser())]
+    snapshot: String,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave volume clone dir:///store/golden@v1 dir:///store/vm7
+  sheave volume clone s3://bucket/disks/golden@v1 s3://bucket/disks/vm7 --size 40G
+
+Nothing is copied: the clone reads the objects of its ancestors, and writes its own. So it is made
+beside the volume, in the same directory, or bucket and prefix. The snapshot stays as long as the
+clone exists. The command prints the clone's name.")]
+pub(super) struct CloneArgs {
+    /// VOLUME@NAME: the URL of an object volume, and the name of the snapshot
+    #[arg(value_parser = volume_parser())]
+    snapshot: String,
+    /// The URL of the clone
+    #[arg(value_parser = volume_parser())]
+    clone: String,
+    /// How long, such as 10G [default: as the snapshot]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text))]
+    size: Option<u64>,
+}
+
+pub(super) fn snapshot(args: &SnapshotArgs) -> Result<()> {
+    let snapshot = object("snapshot", &args.snapshot)?;
+    snapshot.make_snapshot()?;
+    output::to_stdout(format!("{}\n", printable(&snapshot.name))).context("snapshot")
+}
+
+pub(super) fn clone(args: &CloneArgs) -> Result<()> {
+    let (snapshot, clone) = (object("clone", &args.snapshot)?, object("clone", &args.clone)?);
+    snapshot.make_clone(&clone, args.size)?;
+    output::to_stdout(format!("{}\n", printable(&clone.name))).context("clone")
+}
+
+/// The object volume that a text names.
+fn object(op: &'static str, text: &str) -> Result<StoredVolume> {
+    match named(text)? {
+        Some(volume) => Ok(volume),
+        None => bail!(
+            "{op}: {}: only object volumes have snapshots and clones; write dir:///… or s3://…",
+            printable(text)
+        ),
+    }
+}
 
 /// The object volume that a text names, if it is a URL of one.
 ///
@@ -36,8 +96,29 @@ pub(super) fn create(volume: &StoredVolume, size: Option<u64>, codec: Codec) -> 
 }
 
 pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
-    let ObjectInfo { root, objects, stored_bytes } = volume.describe()?;
+    let ObjectInfo { root, objects, stored_bytes, snapshots } = volume.describe()?;
     let last = &root.last;
+    let snapshot = |snapshot: &ObjectSnapshot| {
+        json!({
+            "name": snapshot.name,
+            "id": snapshot.id,
+            "size_bytes": snapshot.size * BLOCK_BYTES,
+            "at_ms": snapshot.at_ms,
+            "is_deleting": root.snapshots.deleting.contains(&snapshot.id),
+        })
+    };
+    if let Some(name) = &volume.snapshot {
+        let mut all = snapshots.iter().flatten();
+        let found = all.find(|snapshot| snapshot.name == *name);
+        let mut info = snapshot(
+            found
+                .context("info: there is no such snapshot, or the key of the volume is missing")?,
+        );
+        info["name"] = json!(volume.name);
+        info["uuid"] = json!(volume.identity()?);
+        return Ok(info);
+    }
+    let ancestors: Vec<_> = root.owners.iter().map(|owner| &owner.name).collect();
     let mut info = json!({
         "name": volume.name,
         "uuid": root.volume.to_string(),
@@ -51,6 +132,8 @@ pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
         "key": root.wrapped_key.map(|key| key.key_id()),
         "objects": objects,
         "stored_bytes": stored_bytes,
+        "snapshots": snapshots.map(|all| all.iter().map(snapshot).collect::<Vec<_>>()),
+        "ancestors": ancestors,
     });
     if let (Value::Object(fields), Value::Object(live)) = (&mut info, live(&root)) {
         fields.extend(live);

@@ -101,7 +101,8 @@ pub(super) struct LsArgs {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Its data is gone then. A volume that is a device, or published to a node, is refused. One that does
-not exist is an error here.")]
+not exist is an error here. VOLUME@NAME is a snapshot of an object volume: one with clones is
+refused, and so is a volume with snapshots.")]
 pub(super) struct DeleteArgs {
     /// POOL/NAME or POOL/UUID, or the URL of an object volume
     #[arg(value_parser = volume_parser())]

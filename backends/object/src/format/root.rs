@@ -144,11 +144,12 @@ impl Root {
         out
     }
 
-    /// Whether it is short enough, also with the longest names of nodes: others take it over.
+    /// Whether it is short enough with that many bytes more, also with the longest names of nodes:
+    /// others take it over.
     #[must_use]
-    pub fn fits(&self) -> bool {
+    pub fn fits(&self, more: usize) -> bool {
         let names = self.node.len() + self.last.node.len();
-        let longest = self.body().len() - names + 2 * NODE_BYTES_MAX + 4;
+        let longest = self.body().len() - names + 2 * NODE_BYTES_MAX + 4 + more;
         longest as u64 <= ROOT_BYTES_MAX
     }
 

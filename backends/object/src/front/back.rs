@@ -6,10 +6,11 @@ use std::task::Waker;
 use sheave_core::{Error, ErrorKind, Result};
 
 use super::parts::By;
-use super::{Fetch, Front, Mail, News, Sync};
+use super::{Failure, Fetch, Front, Mail, News, Sync};
+use crate::ask::{Ask, Done, SnapshotAsk};
 use crate::extents::Span;
 use crate::format::record::Entry;
-use crate::format::{LeafRef, Placed};
+use crate::format::{LeafRef, Placed, Snapshot};
 use crate::ids::{Lsn, Place};
 use crate::journal::{Reserved, Segment, SegmentFile};
 use crate::map::{Frozen, Leaf, Outdated, Settled};
@@ -42,6 +43,57 @@ impl Front {
                 NextBatch::Later
             }
         }
+    }
+
+    /// What ops wait for, or why they fail.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        let room = || {
+            let of_disk = "the disk of the journal is full, so writes wait for the store";
+            let of_journal = "the journal is full, so writes wait for the store";
+            self.is_short.then_some(if self.is_disk_full { of_disk } else { of_journal })
+        };
+        let store = || self.complaint.as_ref().map(|why| format!("the store is away: {why}"));
+        match &self.failure {
+            Some(Failure { why, .. }) => Some(why.clone()),
+            None => match (room(), store()) {
+                (Some(room), Some(store)) => Some(format!("{room}; {store}")),
+                (Some(room), None) => Some(room.to_owned()),
+                (None, store) => store,
+            },
+        }
+    }
+
+    /// Asks for a snapshot of all that is acknowledged.
+    ///
+    /// # Errors
+    /// When the volume has failed, or is being closed.
+    pub(crate) fn ask_snapshot(
+        &mut self,
+        name: String,
+        at_ms: u64,
+        done: Done<Snapshot>,
+    ) -> Result<()> {
+        self.check("snapshot")?;
+        self.seal();
+        let lsn = self.recent.sealed();
+        self.ask(Ask::Snapshot(SnapshotAsk { name, lsn, at_ms, done }))
+    }
+
+    /// Asks the uploads for something.
+    ///
+    /// # Errors
+    /// When the volume has failed, or is being closed.
+    pub(crate) fn ask(&mut self, ask: Ask) -> Result<()> {
+        self.check("change")?;
+        self.asks.push_back(ask);
+        self.effects.wakes.extend(self.uploads.take());
+        Ok(())
+    }
+
+    /// The next thing that is asked.
+    pub(crate) fn next_ask(&mut self, waker: &Waker) -> Option<Ask> {
+        self.uploads = Some(waker.clone());
+        self.asks.pop_front()
     }
 
     /// The bucket has everything, and no more will be written. What is in flight may still be

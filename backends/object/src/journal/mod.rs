@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use sheave_core::{Error, ErrorKind, Result, printable};
 
+use crate::door;
 use crate::format::record::WRITE_BLOCKS_MAX;
 use crate::format::segment::{NoHeader, SegmentHeader};
 pub use crate::format::superblock::Superblock;
@@ -117,6 +118,11 @@ impl JournalDir {
         Ok(Self { path: path.to_owned(), size, superblock, _lock: lock })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Notes that the root of the adopting opening exists.
     ///
     /// # Errors
@@ -154,10 +160,16 @@ impl JournalDir {
         }
         fs::remove_dir(&dir).map_err(failed)?;
         fs::remove_file(self.path.join("lock")).map_err(failed)?;
+        self.remove_door();
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(failed(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes the socket of the process that had the volume open.
+    fn remove_door(&self) {
+        let _ = fs::remove_file(self.path.join(door::SOCKET));
     }
 
     fn put(&mut self, superblock: Superblock) -> Result<()> {
@@ -244,6 +256,13 @@ impl JournalDir {
         }
         segments.chain.sort_by_key(|(header, _)| header.number);
         Ok(segments)
+    }
+}
+
+impl Drop for JournalDir {
+    fn drop(&mut self) {
+        // It is still locked.
+        self.remove_door();
     }
 }
 

@@ -264,7 +264,7 @@ impl Life {
         let disk = Disk::of(dir.path());
         let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
         let parts = Parts {
-            journal,
+            journal: Some(journal),
             recovered,
             map: Map::default(),
             committed,
@@ -274,7 +274,9 @@ impl Life {
             tuning,
         };
         let bytes = BLOCKS * BLOCK_BYTES;
-        let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
+        let engine =
+            Engine::new("test", (VOLUME, opening), (crate::volume::info(VOLUME), bytes), parts)
+                .unwrap();
         let opened = Arc::new(Opened { engine: Arc::clone(&engine) });
         give_when_short(Arc::clone(&engine), late);
         let trace = Trace::default();

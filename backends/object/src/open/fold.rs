@@ -11,13 +11,15 @@ use super::read::{corrupt, missing, parse, read, read_all, read_directory};
 use crate::checkpoint::{INTERVAL, tail_max};
 use crate::cipher::VolumeKey;
 use crate::format::{
-    Author, Coding, Committed, Entry, FramePlace, FrameReader, Head, Header, ObjectId, Reach, Root,
-    Snapshot, fence, keys,
+    Author, CheckpointPlace, Coding, Committed, Entry, FramePlace, Head, Header, ObjectId, Reach,
+    Root, Snapshot, fence, keys,
 };
-use crate::ids::{Seq, VolumeId};
+use crate::head;
+use crate::ids::{Lsn, Seq, VolumeId};
 use crate::lineage::Lineage;
 use crate::map::Map;
 use crate::retry::{Requests, Settled};
+use crate::sources::Sources;
 use crate::upload::WINDOW;
 
 /// Objects that are read at the same time. A volume whose last opening made checkpoints has no more
@@ -33,11 +35,13 @@ pub(crate) struct Fold {
     /// The epochs that have objects.
     pub(crate) lineage: Lineage,
     pub(crate) committed: Committed,
-    /// The newest checkpoint, and up to which object it has all.
+    /// The newest checkpoint, and what it has.
     pub(crate) directory: Option<FramePlace>,
-    pub(crate) covered: Seq,
+    pub(crate) covered: Committed,
     /// The snapshots of the volume.
     pub(crate) snapshots: Vec<Snapshot>,
+    /// The last write of the checkpoint that the root names, and of each object behind it.
+    lasts: BTreeMap<Seq, Lsn>,
     /// Objects that have been read and not been folded.
     found: BTreeMap<Seq, Head>,
 }
@@ -66,7 +70,10 @@ impl Fold {
                         fold.take(requests, id, reach.first, &object)?;
                     }
                     // The checkpoint that the root names. It has no writes.
-                    None => fold.committed.seq = seq,
+                    None => {
+                        fold.committed.seq = seq;
+                        fold.lasts.insert(seq, fold.committed.lsn);
+                    }
                 }
             }
         }
@@ -78,8 +85,33 @@ impl Fold {
         Ok(fold)
     }
 
+    /// The map of a snapshot, and the epochs of its objects.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when its directory is missing or damaged, and those of the store.
+    pub(crate) async fn of_snapshot(
+        requests: &Requests,
+        root: &Root,
+        snapshot: &Snapshot,
+        key: Option<&VolumeKey>,
+    ) -> Result<(Map, Lineage)> {
+        let Some(CheckpointPlace { directory: place, reach }) = snapshot.checkpoint else {
+            return Ok((Map::default(), Lineage::default()));
+        };
+        let id = ObjectId { epoch: reach.epoch, seq: place.seq };
+        let sources = Sources::new(requests, root, key.cloned())?;
+        let (mut directory, _) = read_directory(&sources, id, place).await?;
+        let epochs = std::mem::take(&mut directory.epochs);
+        let epochs = join_epochs(epochs, reach, directory.covered.seq, vec![reach])
+            .ok_or_else(|| corrupt(requests, id, "its directory contradicts its snapshot"))?;
+        Ok((Map::of_directory(directory), Lineage::of_chain(epochs)))
+    }
+
     /// The checkpoint that a root names, and the epochs behind it.
-    async fn of_checkpoint(
+    ///
+    /// # Errors
+    /// As for [`Fold::of_committed`].
+    pub(crate) async fn of_checkpoint(
         requests: &Requests,
         root: &Root,
         key: Option<&VolumeKey>,
@@ -98,7 +130,8 @@ impl Fold {
                 lineage: Lineage::of_chain(reaches),
                 committed: Committed::default(),
                 directory: None,
-                covered: Seq(0),
+                covered: Committed::default(),
+                lasts: BTreeMap::new(),
                 snapshots: snapshots_of(Vec::new())?,
                 found,
             });
@@ -109,30 +142,30 @@ impl Fold {
             return Err(requests.error(ErrorKind::Corrupt, "open", &keys::root(root.number), why));
         };
         let id = ObjectId { epoch: reach.epoch, seq: place.seq };
-        let reader = FrameReader::new(root.volume, id, key);
-        let (mut directory, heads) = read_directory(requests, reader, id, place).await?;
-        let covered = directory.covered;
-        let snapshots = snapshots_of(std::mem::take(&mut directory.snapshots))?;
-        let mut epochs = std::mem::take(&mut directory.epochs);
-        // What a checkpoint lacks is of its own epoch.
-        let is_in = epochs.last().is_some_and(|last| *last == reach);
-        let is_before = covered.seq.next() == reach.first
-            && epochs.last().is_none_or(|last| last.epoch < reach.epoch);
-        if !is_in && !is_before {
-            return Err(corrupt(requests, id, "its directory contradicts its root"));
+        let sources = Sources::new(requests, root, key.cloned())?;
+        let (mut directory, heads) = read_directory(&sources, id, place).await?;
+        let mut covered = directory.covered;
+        let epochs = std::mem::take(&mut directory.epochs);
+        let epochs = join_epochs(epochs, reach, covered.seq, reaches)
+            .ok_or_else(|| corrupt(requests, id, "its directory contradicts its root"))?;
+        let mut snapshots = std::mem::take(&mut directory.snapshots);
+        // A clone without a checkpoint of its own. What its ancestor has committed behind the
+        // snapshot is none of its own, and neither are the ancestor's snapshots.
+        if let Some(owner) = root.owners.last().filter(|owner| place.seq < owner.end) {
+            covered.seq = Seq(owner.end.0 - 1);
+            snapshots.clear();
+        } else {
+            found.extend(heads.into_iter().map(|head| (head.header.id.seq, head)));
         }
-        let known = epochs.len() - usize::from(is_in);
-        epochs.truncate(known);
-        epochs.extend(reaches.into_iter().rev());
-        epochs.reverse();
-        found.extend(heads.into_iter().map(|head| (head.header.id.seq, head)));
+        let snapshots = snapshots_of(snapshots)?;
         Ok(Self {
             volume: root.volume,
             map: Map::of_directory(directory),
             lineage: Lineage::of_chain(epochs),
             committed: covered,
             directory: Some(place),
-            covered: covered.seq,
+            covered,
+            lasts: BTreeMap::from([(covered.seq, covered.lsn)]),
             snapshots,
             found,
         })
@@ -183,6 +216,12 @@ impl Fold {
         }
         self.found.clear();
         Ok(())
+    }
+
+    /// The state that a root says, which names the newest checkpoint.
+    pub(crate) fn head(&self, root: Root) -> head::Head {
+        let reach = self.directory.and_then(|directory| self.lineage.reach_of(directory.seq));
+        head::Head { root, covered: self.covered, reach, snapshots: self.snapshots.clone() }
     }
 
     /// What is committed.
@@ -259,15 +298,17 @@ impl Fold {
             }
             // It may be newer than the one that the root names.
             [.., Entry::Directory { covered, frame: at, bytes }] => {
-                if covered < self.covered || covered.next() < first {
+                let lsn = self.lasts.get(&covered).copied().unwrap_or_default();
+                if covered < self.covered.seq || covered.next() < first {
                     return Err(corrupt(requests, id, MIXED_UP));
                 }
                 self.directory = Some(FramePlace { seq: id.seq, at, bytes });
-                self.covered = covered;
+                self.covered = Committed { seq: covered, lsn };
             }
             _ => self.map.fold_object(id.seq, &object.entries),
         }
         self.committed = Committed { seq: id.seq, lsn: object.header.lsn_last };
+        self.lasts.insert(id.seq, object.header.lsn_last);
         Ok(())
     }
 
@@ -283,6 +324,26 @@ impl Fold {
             false => Err(corrupt(requests, id, MIXED_UP)),
         }
     }
+}
+
+/// The epochs that a directory has, with that of its object and the later ones, from the last one
+/// on; `None` if they contradict one another. What a checkpoint lacks is of its own epoch.
+fn join_epochs(
+    mut epochs: Vec<Reach>,
+    reach: Reach,
+    covered: Seq,
+    later: Vec<Reach>,
+) -> Option<Vec<Reach>> {
+    let is_in = epochs.last().is_some_and(|last| *last == reach);
+    let is_before =
+        covered.next() == reach.first && epochs.last().is_none_or(|last| last.epoch < reach.epoch);
+    if !is_in && !is_before {
+        return None;
+    }
+    epochs.truncate(epochs.len() - usize::from(is_in));
+    epochs.extend(later.into_iter().rev());
+    epochs.reverse();
+    Some(epochs)
 }
 
 /// The epochs behind the checkpoint that a root names, and its own, from the last one on.

@@ -28,6 +28,7 @@ use crate::journal::{Adopted, Summary, Superblock};
 use crate::map::Map;
 use crate::recover::{self, Verdict};
 use crate::retry::Requests;
+use crate::sources::Sources;
 use crate::upload::Upload;
 
 pub(crate) use claim::{Claim, claim, put_above, unless_overtaken};
@@ -146,11 +147,12 @@ pub async fn open<J: Journal>(
         let current = (verdict == Verdict::Replay).then_some(newest.last.opening);
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
-        let Fold { map, lineage, committed, snapshots, .. } = fold;
+        let head = fold.head(root.clone());
+        let Fold { map, lineage, committed, .. } = fold;
         let lineage = lineage.with(root.reach());
         let coding = Coding { codec: root.codec, key: key.clone() };
-        let fetcher = Fetcher::new(requests, root.volume, lineage.clone()).with_key(key.clone());
-        let parts = (root.clone(), snapshots);
+        let sources = Sources::new(requests, &root, key.clone())?;
+        let fetcher = Fetcher::new(&sources, lineage.clone());
         return Ok(Opened {
             journal,
             volume: root.volume,
@@ -159,7 +161,7 @@ pub async fn open<J: Journal>(
             before: newest.last.opening,
             committed,
             map,
-            upload: Upload::new(requests.clone(), parts, coding, lineage, fetcher.clone()),
+            upload: Upload::new(requests.clone(), head, coding, lineage, fetcher.clone()),
             fetcher,
             key,
         });
@@ -175,7 +177,7 @@ async fn fold_log(requests: &Requests, claim: &Claim, key: Option<&VolumeKey>) -
 }
 
 /// The key of a volume, if it is encrypted.
-fn unlock(
+pub(crate) fn unlock(
     requests: &Requests,
     root: &Root,
     key: Option<&WrappingKey>,

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::format::{
-    Directory, FramePlace, FrameReader, HEADER_BYTES, Head, Header, ObjectId, Wrong,
-    decode_directory, keys,
+    Directory, FramePlace, HEADER_BYTES, Head, Header, ObjectId, Wrong, decode_directory, keys,
 };
 use crate::retry::Requests;
+use crate::sources::Sources;
 use crate::together::{all, boxed};
 
 /// What the first request for an object asks for: its header, and an index of usual length.
@@ -44,16 +44,16 @@ pub(super) async fn parse(requests: &Requests, id: ObjectId, begin: Bytes) -> Re
 
 /// Reads the directory of a checkpoint, and the heads behind it.
 pub(super) async fn read_directory(
-    requests: &Requests,
-    reader: FrameReader<'_>,
+    sources: &Sources,
     id: ObjectId,
     place: FramePlace,
 ) -> Result<(Directory, Vec<Head>)> {
+    let (requests, _) = sources.of(id.seq);
     let key = keys::log(id.epoch, id.seq);
     let begin = u64::from(place.at);
     let stored = requests.get(&key, begin..begin + u64::from(place.bytes)).await?;
     let stored = stored.ok_or_else(|| missing(requests, id))?;
-    let found = decode_directory(reader, place.at, &stored);
+    let found = decode_directory(sources.reader(id), place.at, &stored);
     found.map_err(|why| wrong(requests, id, why))
 }
 

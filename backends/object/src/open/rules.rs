@@ -11,10 +11,20 @@ pub(crate) struct Rules {
     pub(crate) lists_again: bool,
     /// Claims are never deleted.
     pub(crate) keeps_claims: bool,
+    /// A clone looks for its snapshot again when that is pinned.
+    pub(crate) clones_look_again: bool,
+    /// A snapshot is marked before its pins are listed.
+    pub(crate) marks_first: bool,
 }
 
 impl Rules {
-    pub(crate) const ALL: Self = Self { claims_first: true, lists_again: true, keeps_claims: true };
+    pub(crate) const ALL: Self = Self {
+        claims_first: true,
+        lists_again: true,
+        keeps_claims: true,
+        clones_look_again: true,
+        marks_first: true,
+    };
 }
 
 thread_local! {

@@ -421,7 +421,7 @@ fn a_deleted_volume_is_gone_and_can_be_made_again() {
     let journal = FakeJournal::default();
     bucket.write(&journal, &[&[(0, 1, 1)]], true);
     let author = (Incarnation([3; 16]), "b");
-    assert_eq!(block_on(life::info(&bucket.requests)).unwrap().objects, 2);
+    assert_eq!(block_on(life::info(&bucket.requests, None)).unwrap().objects, 2);
     let exists = block_on(life::create(&bucket.requests, &new_volume())).unwrap_err();
     assert_eq!(exists.kind(), ErrorKind::Exists);
     let open = bucket.open(journal, false).unwrap();
@@ -429,7 +429,10 @@ fn a_deleted_volume_is_gone_and_can_be_made_again() {
     assert_eq!(busy.kind(), ErrorKind::Busy);
     block_on(life::delete(&bucket.requests, author, true)).unwrap();
     assert_eq!(bucket.store.keys(), [keys::root(6)], "the tombstone stays");
-    assert_eq!(block_on(life::info(&bucket.requests)).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        block_on(life::info(&bucket.requests, None)).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
     // The old opening writes where nothing reads, and a second deletion takes that away.
     let _ = commit(open, &[&[(0, 1, 1)]], true);
     block_on(life::delete(&bucket.requests, author, false)).unwrap();

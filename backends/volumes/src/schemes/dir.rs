@@ -1,4 +1,4 @@
-//! `dir:///store/name`: an object volume in a directory.
+//! `dir:///store/name`: an object volume in a directory; with `@snapshot` its snapshot.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use sheave_core::Result;
 use sheave_object::DirStore;
 
 use super::file::url_path;
-use super::objects::Objects;
+use super::objects::{Objects, export_of, split_snapshot};
 use crate::names::export_name;
 use crate::parse::Parameters;
 use crate::source::{Scheme, Source, Url};
@@ -14,7 +14,8 @@ use crate::source::{Scheme, Source, Url};
 pub(crate) const SCHEME: Scheme = Scheme { names: &["dir"], starts_program: false, parse };
 
 fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> {
-    let path = url_path(url.rest)?;
+    let (place, snapshot) = split_snapshot(url.rest, parameters)?;
+    let path = url_path(place)?;
     let Some((path, name)) = path.as_deref().and_then(|path| Some((path, path.file_name()?)))
     else {
         let why = "behind dir:// comes an absolute path, dir:///store/name";
@@ -24,5 +25,6 @@ fn parse(url: &Url<'_>, parameters: &mut Parameters) -> Result<Arc<dyn Source>> 
         return Err(parameters.wrong("no file name holds a zero byte"));
     }
     let store = Arc::new(DirStore::new(path));
-    Objects::parse(url.location.to_owned(), export_name(name), store, parameters)
+    let export = export_of(export_name(name), snapshot.as_deref());
+    Objects::parse(url.location.to_owned(), export, (store, snapshot), parameters)
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sheave_core::{Result, Volume};
+use sheave_object::format::is_snapshot_name;
 use sheave_object::{KeySource, StoredVolume, Tuning, VolumeStore};
 
 use crate::names::absolute_paths;
@@ -20,6 +21,8 @@ pub(super) struct Objects {
     /// The default name of its export.
     export: String,
     store: Arc<dyn VolumeStore>,
+    /// The name of its snapshot, if that is meant.
+    snapshot: Option<String>,
     /// Where this node keeps the journal, if the text says it.
     cache_dir: Option<PathBuf>,
     /// Bytes of the read cache there, if the text says it.
@@ -28,18 +31,44 @@ pub(super) struct Objects {
     key: Option<KeySource>,
 }
 
+/// Splits `place@snapshot`. A place with an @ in its last part is written with %40.
+pub(super) fn split_snapshot<'a>(
+    text: &'a str,
+    parameters: &Parameters,
+) -> Result<(&'a str, Option<String>)> {
+    match text.rsplit_once('@') {
+        Some((place, snapshot)) if !snapshot.contains('/') => {
+            if !is_snapshot_name(snapshot) {
+                let why = "behind @ comes the name of a snapshot, of letters, digits, dots, dashes \
+                           and underscores; an @ in the name of a volume is written %40";
+                return Err(parameters.wrong(why));
+            }
+            Ok((place, Some(snapshot.to_owned())))
+        }
+        _ => Ok((text, None)),
+    }
+}
+
+/// The default name of an export of a volume, or of its snapshot.
+pub(super) fn export_of(name: String, snapshot: Option<&str>) -> String {
+    match snapshot {
+        None => name,
+        Some(snapshot) => format!("{name}@{snapshot}"),
+    }
+}
+
 impl Objects {
-    /// One in that store, with the parameters that all of them take.
+    /// One in that store, or its snapshot, with the parameters that all of them take.
     pub(super) fn parse(
         name: String,
         export: String,
-        store: Arc<dyn VolumeStore>,
+        (store, snapshot): (Arc<dyn VolumeStore>, Option<String>),
         parameters: &mut Parameters,
     ) -> Result<Arc<dyn Source>> {
         let cache_dir = parameters.take_path("cache-dir")?;
         let cache_bytes = parameters.take_bytes("cache-size")?;
         let key = take_key(parameters)?;
-        Ok(Arc::new(Self { name, export, store, cache_dir, cache_bytes, key }))
+        Ok(Arc::new(Self { name, export, store, snapshot, cache_dir, cache_bytes, key }))
     }
 
     fn volume(&self) -> Result<StoredVolume> {
@@ -48,7 +77,7 @@ impl Objects {
             None => state_dir()?.join("volumes"),
         };
         let (name, key, store) = (self.name.clone(), self.key.clone(), Arc::clone(&self.store));
-        Ok(StoredVolume { name, store, journals, key })
+        Ok(StoredVolume { name, store, journals, key, snapshot: self.snapshot.clone() })
     }
 }
 
@@ -71,7 +100,11 @@ impl Source for Objects {
         let default = Tuning::default();
         let cache_bytes = self.cache_bytes.unwrap_or(default.cache_bytes);
         let tuning = Tuning { cache_bytes, ..default };
-        Ok(Arc::new(self.volume()?.open_tuned(options.take_over, tuning)?))
+        let volume = self.volume()?;
+        Ok(match self.snapshot {
+            None => Arc::new(volume.open_tuned(options.take_over, tuning)?),
+            Some(_) => Arc::new(volume.open_snapshot(tuning)?),
+        })
     }
 
     fn name(&self) -> String {
@@ -79,11 +112,15 @@ impl Source for Objects {
     }
 
     fn identity(&self) -> Result<Option<String>> {
-        self.volume()?.identity().map(|id| Some(id.to_string()))
+        self.volume()?.identity().map(Some)
     }
 
     fn place(&self) -> Option<String> {
-        self.store.place()
+        let place = self.store.place()?;
+        Some(match &self.snapshot {
+            None => place,
+            Some(snapshot) => format!("{place}@{snapshot}"),
+        })
     }
 
     fn absolute(&self, location: &str, query: &str) -> Result<String> {

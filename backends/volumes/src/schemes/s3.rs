@@ -1,4 +1,4 @@
-//! `s3://bucket/prefix/name`: an object volume in a bucket.
+//! `s3://bucket/prefix/name`: an object volume in a bucket; with `@snapshot` its snapshot.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ mod in_bucket {
     use super::*;
     use crate::names::export_name;
     use crate::parse::percent_decode;
-    use crate::schemes::objects::Objects;
+    use crate::schemes::objects::{Objects, export_of, split_snapshot};
 
     /// Keys have up to 1024 bytes; what is below a volume's has less than 100.
     const PLACE_BYTES_MAX: usize = 900;
@@ -41,6 +41,7 @@ mod in_bucket {
             return Err(parameters.wrong("write a bucket and a name, s3://bucket/prefix/name"));
         };
         check_bucket(bucket, parameters)?;
+        let (place, snapshot) = split_snapshot(place, parameters)?;
         let place = percent_decode(place)?;
         let name = check_place(&place, parameters)?;
         let endpoint = Endpoint {
@@ -49,8 +50,8 @@ mod in_bucket {
             path_style: parameters.take_switch("path-style")?,
         };
         let known_as = match &endpoint.url {
-            Some(url) => format!("{}?endpoint={url}", url_of(bucket, &place)),
-            None => url_of(bucket, &place),
+            Some(url) => format!("{}?endpoint={url}", url_of(bucket, &place, snapshot.as_deref())),
+            None => url_of(bucket, &place, snapshot.as_deref()),
         };
         let store = S3Store::new(&endpoint, bucket, &place);
         let store = match parameters.take("fencing")?.as_deref() {
@@ -58,12 +59,14 @@ mod in_bucket {
             Some("none") => store.without_fencing(),
             Some(_) => return Err(parameters.wrong("fencing= is probe or none")),
         };
-        Objects::parse(known_as, export_name(OsStr::new(name)), Arc::new(store), parameters)
+        let export = export_of(export_name(OsStr::new(name)), snapshot.as_deref());
+        Objects::parse(known_as, export, (Arc::new(store), snapshot), parameters)
     }
 
-    fn url_of(bucket: &str, place: &str) -> String {
-        let is_kept = |c| is_plain(c) && !char::is_whitespace(c) && !"%?#".contains(c);
-        format!("s3://{bucket}/{}", sheave_core::percent_encode(place.as_bytes(), is_kept))
+    fn url_of(bucket: &str, place: &str, snapshot: Option<&str>) -> String {
+        let is_kept = |c| is_plain(c) && !char::is_whitespace(c) && !"%?#@".contains(c);
+        let place = sheave_core::percent_encode(place.as_bytes(), is_kept);
+        export_of(format!("s3://{bucket}/{place}"), snapshot)
     }
 
     fn check_bucket(bucket: &str, parameters: &Parameters) -> Result<()> {

@@ -149,6 +149,7 @@ both_engines! {
                 store: Arc::new(DirStore::new(&place)),
                 journals: dir.path().join("journals"),
                 key: None,
+                snapshot: None,
             };
             volume.create(64 * BLOCK_BYTES, Codec::Lz4).unwrap();
             // So small that the suite fills objects and the journal.

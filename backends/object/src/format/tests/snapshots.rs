@@ -48,7 +48,7 @@ fn snapshots_and_ancestors_are_in_the_root_as_in_the_drawing() {
 #[test]
 fn a_root_has_room_for_the_longest_names_of_nodes() {
     let mut root = root_of_clone();
-    while root.fits() {
+    while root.fits(0) {
         root.snapshots.added.push(snapshot(8, 42, 44));
     }
     root.snapshots.added.pop();

@@ -96,7 +96,7 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
     let opening = Opening { epoch: Epoch(2), incarnation: Incarnation([2; 16]) };
     let tuning = Tuning { journal: SIZE, object_bytes: 32 << 10, ..Tuning::default() };
     let parts = Parts {
-        journal,
+        journal: Some(journal),
         recovered,
         map: Map::default(),
         committed: Lsn(0),
@@ -106,7 +106,9 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
         tuning,
     };
     let bytes = BLOCKS * BLOCK_BYTES;
-    let engine = Engine::new("test", (VOLUME, opening), bytes, parts).unwrap();
+    let engine =
+        Engine::new("test", (VOLUME, opening), (crate::volume::info(VOLUME), bytes), parts)
+            .unwrap();
     let mut backend = ObjectBackend::new(Arc::new(Opened { engine: Arc::clone(&engine) }));
     let mut plain = PlainEngine::new(8);
     let op = ops::write(0, &[3; BLOCK_BYTES as usize]);

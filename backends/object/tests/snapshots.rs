@@ -1,0 +1,248 @@
+//! Snapshots of volumes that are open, closed, and written on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sheave_conformance::ops;
+use sheave_core::{ErrorKind, Op, Volume as _};
+use sheave_object::format::Pin;
+use sheave_object::{BLOCK_BYTES, Codec, DirStore, StoredVolume, Tuning, VolumeId, finish_closing};
+use tempfile::TempDir;
+
+const BLOCKS: u64 = 96;
+
+fn place(dir: &TempDir, name: &str) -> StoredVolume {
+    StoredVolume {
+        name: format!("dir://{}/{name}", dir.path().display()),
+        store: Arc::new(DirStore::new(&dir.path().join(name))),
+        journals: dir.path().join("journals"),
+        key: None,
+        snapshot: None,
+    }
+}
+
+fn at(volume: &StoredVolume, snapshot: &str) -> StoredVolume {
+    let name = format!("{}@{snapshot}", volume.name);
+    StoredVolume { name, snapshot: Some(snapshot.to_owned()), ..volume.clone() }
+}
+
+/// Small objects, so that there are many.
+fn tuning() -> Tuning {
+    Tuning { object_bytes: 32 << 10, tick: Duration::from_secs(600), ..Tuning::default() }
+}
+
+/// Fills every block with a number of its round.
+fn fill(volume: &dyn sheave_core::Volume, round: u8) {
+    let mut driver = ops::driver(volume);
+    for block in 0..BLOCKS {
+        let data = vec![byte(round, block); BLOCK_BYTES as usize];
+        driver.run_one(ops::write(block * BLOCK_BYTES, &data)).expect("a write");
+    }
+}
+
+fn byte(round: u8, block: u64) -> u8 {
+    round.wrapping_mul(29).wrapping_add(block as u8) | 1
+}
+
+fn check(volume: &dyn sheave_core::Volume, round: u8) {
+    let mut driver = ops::driver(volume);
+    for block in 0..BLOCKS {
+        let data = ops::bytes(driver.run_one(ops::read(block * BLOCK_BYTES, BLOCK_BYTES)));
+        let want = if round == 0 { 0 } else { byte(round, block) };
+        assert!(data.iter().all(|byte| *byte == want), "block {block} of round {round}");
+    }
+}
+
+fn check_snapshot(volume: &StoredVolume, snapshot: &str, round: u8) {
+    check(&at(volume, snapshot).open_snapshot(tuning()).expect("a snapshot"), round);
+}
+
+#[test]
+fn a_snapshot_stays_while_the_volume_is_written() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    at(&volume, "empty").make_snapshot().unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    // Through the door, as another process asks.
+    fill(&open, 1);
+    at(&volume, "one").make_snapshot().unwrap();
+    at(&volume, "also-one").make_snapshot().unwrap();
+    fill(&open, 2);
+    at(&volume, "two").make_snapshot().unwrap();
+    fill(&open, 3);
+    let error = at(&volume, "one").make_snapshot().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+    let check_all = || {
+        for (name, round) in [("empty", 0), ("one", 1), ("also-one", 1), ("two", 2)] {
+            check_snapshot(&volume, name, round);
+        }
+    };
+    check_all();
+    drop(open);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    at(&volume, "three").make_snapshot().unwrap();
+    let error = at(&volume, "three").make_snapshot().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+    check_snapshot(&volume, "three", 3);
+    check_all();
+    let error = at(&volume, "four").open_snapshot(tuning()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(error.to_string().contains("it has empty, one, also-one, two, three"), "{error}");
+}
+
+#[test]
+fn snapshots_asked_for_at_the_same_time_are_all_made() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    fill(&open, 1);
+    std::thread::scope(|scope| {
+        for index in 0..12 {
+            let volume = &volume;
+            scope.spawn(move || at(volume, &format!("s{index}")).make_snapshot().unwrap());
+        }
+    });
+    fill(&open, 2);
+    // So many that a root has no room for all.
+    for index in 12..40 {
+        at(&volume, &format!("s{index}-{}", "x".repeat(100))).make_snapshot().unwrap();
+    }
+    drop(open);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    for index in 40..70 {
+        at(&volume, &format!("s{index}-{}", "x".repeat(100))).make_snapshot().unwrap();
+    }
+    (0..12).for_each(|index| check_snapshot(&volume, &format!("s{index}"), 1));
+    for index in [12, 39, 40, 69] {
+        check_snapshot(&volume, &format!("s{index}-{}", "x".repeat(100)), 2);
+    }
+}
+
+#[test]
+fn a_snapshot_is_only_read() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    at(&volume, "one").make_snapshot().unwrap();
+    let snapshot = at(&volume, "one");
+    let [first, second] = [(); 2].map(|()| snapshot.open_snapshot(tuning()).unwrap());
+    assert!(first.info().read_only);
+    assert_eq!(first.info().identity, Some(snapshot.identity().unwrap()));
+    let error = ops::driver(&first).run_one(ops::write(0, &[1; 4096])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+    ops::driver(&second).run_one(Op::Flush).unwrap();
+    check(&second, 0);
+}
+
+#[test]
+fn a_clone_goes_on_from_a_snapshot_and_leaves_it_as_it_is() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    fill(&open, 1);
+    at(&volume, "one").make_snapshot().unwrap();
+    fill(&open, 2);
+    // While the volume is in use.
+    let [clone, grandchild, empty] =
+        ["clone", "grand child", "empty"].map(|name| place(&dir, name));
+    at(&volume, "one").make_clone(&clone, None).unwrap();
+    let error = at(&volume, "one").make_clone(&clone, None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists, "{error}");
+    // A clone of a clone that nothing was written to.
+    at(&clone, "same").make_snapshot().unwrap();
+    at(&clone, "same").make_clone(&grandchild, Some(2 * BLOCKS * BLOCK_BYTES)).unwrap();
+    fill(&open, 3);
+    drop(open);
+    let opened = clone.open_tuned(false, tuning()).unwrap();
+    check(&opened, 1);
+    // Half of it is still the ancestor's.
+    let mut driver = ops::driver(&opened);
+    let half: Vec<u8> =
+        (0..BLOCKS / 2).flat_map(|block| [byte(4, block); BLOCK_BYTES as usize]).collect();
+    driver.run_one(ops::write(0, &half)).unwrap();
+    drop((driver, opened));
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    let mixed = |volume: &dyn sheave_core::Volume| {
+        let mut driver = ops::driver(volume);
+        for block in 0..BLOCKS {
+            let data = ops::bytes(driver.run_one(ops::read(block * BLOCK_BYTES, BLOCK_BYTES)));
+            let round = if block < BLOCKS / 2 { 4 } else { 1 };
+            assert!(data.iter().all(|found| *found == byte(round, block)), "block {block}");
+        }
+    };
+    mixed(&clone.open_tuned(false, tuning()).unwrap());
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    at(&clone, "mixed").make_snapshot().unwrap();
+    at(&clone, "mixed").make_clone(&empty, None).unwrap();
+    mixed(&empty.open_tuned(false, tuning()).unwrap());
+    let opened = grandchild.open_tuned(false, tuning()).unwrap();
+    assert_eq!(opened.size(), 2 * BLOCKS * BLOCK_BYTES);
+    check(&opened, 1);
+    drop(opened);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    check_snapshot(&volume, "one", 1);
+    check_snapshot(&clone, "same", 1);
+}
+
+#[test]
+fn a_snapshot_with_a_clone_is_not_deleted() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    fill(&open, 1);
+    for name in ["one", "two"] {
+        at(&volume, name).make_snapshot().unwrap();
+    }
+    let clone = place(&dir, "clone");
+    at(&volume, "one").make_clone(&clone, None).unwrap();
+    let is_refused = |volume: &StoredVolume, why: &str| {
+        let error = volume.delete(false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    // By the process that has it open, and without one.
+    is_refused(&at(&volume, "one"), "it has clones: clone");
+    at(&volume, "two").delete(false).unwrap();
+    assert_eq!(at(&volume, "two").delete(false).unwrap_err().kind(), ErrorKind::NotFound);
+    drop(open);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    is_refused(&at(&volume, "one"), "it has clones: clone");
+    is_refused(&volume, "it has a snapshot");
+    check(&clone.open_tuned(false, tuning()).unwrap(), 1);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    clone.delete(false).unwrap();
+    at(&volume, "one").delete(false).unwrap();
+    let error = at(&volume, "one").make_clone(&clone, None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    volume.delete(false).unwrap();
+}
+
+#[test]
+fn a_clone_is_made_beside_its_volume_only() {
+    let (dir, other) = (ops::disk_dir(), ops::disk_dir());
+    let volume = place(&dir, "v");
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    at(&volume, "one").make_snapshot().unwrap();
+    let is_refused = |clone: &StoredVolume, size: Option<u64>, why: &str| {
+        let error = at(&volume, "one").make_clone(clone, size).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    is_refused(&place(&other, "clone"), None, "in the same directory or prefix");
+    is_refused(&place(&dir, "clone"), Some(BLOCK_BYTES), "cannot be shorter");
+    is_refused(&place(&dir, "clone"), Some(4097), "a multiple of 4096");
+    assert_eq!(place(&dir, "clone").open(false).err().unwrap().kind(), ErrorKind::NotFound);
+    // A process that was killed before the clone was there leaves a pin that nothing needs.
+    let pins = dir.path().join("v/pin/0000000000000001");
+    std::fs::create_dir_all(&pins).unwrap();
+    let clone = VolumeId([7; 16]);
+    let pin = Pin { clone, name: "clone".to_owned() }.encode();
+    std::fs::write(pins.join("07".repeat(16)), pin).unwrap();
+    at(&volume, "one").delete(false).unwrap();
+    // It would come too late.
+    assert!(dir.path().join("clone/root/ffffffffffffffff").exists());
+}
