@@ -216,6 +216,48 @@ impl Store for MemoryStore {
     }
 }
 
+/// The objects of one of several volumes in a memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Below {
+    pub(crate) store: Arc<MemoryStore>,
+    /// It has no slash.
+    pub(crate) name: String,
+}
+
+impl Below {
+    fn key(&self, key: &str) -> String {
+        format!("{}/{key}", self.name)
+    }
+}
+
+impl Store for Below {
+    fn create<'a>(&'a self, key: &'a str, body: Bytes) -> Answer<'a, Created> {
+        Box::pin(async move { self.store.create(&self.key(key), body).await })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        Box::pin(async move { self.store.get(&self.key(key), range).await })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str, after: &'a str, max: usize) -> Answer<'a, Vec<Listed>> {
+        Box::pin(async move {
+            let mut found = self.store.list(&self.key(prefix), &self.key(after), max).await?;
+            for listed in &mut found {
+                listed.key = listed.key.split_off(self.name.len() + 1);
+            }
+            Ok(found)
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { self.store.delete(&self.key(key)).await })
+    }
+
+    fn sibling(&self, name: &str) -> Option<Arc<dyn Store>> {
+        Some(Arc::new(Self { name: name.to_owned(), ..self.clone() }))
+    }
+}
+
 /// Time that passes by turns.
 #[derive(Debug, Default)]
 pub(crate) struct TurnClock;

@@ -7,6 +7,7 @@
 //! will.
 
 mod actors;
+mod clones;
 mod executor;
 mod nodes;
 
