@@ -120,10 +120,11 @@ fn source(text: &str) -> anyhow::Result<Arc<dyn Volume>> {
 }
 
 /// Progress of a copy whose size is known, and of another.
-const MEASURED: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+pub(super) const MEASURED: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 const ENDLESS: &str = "{spinner} {bytes} {bytes_per_sec}";
 
-fn progress(quiet: bool, style: &str) -> ProgressBar {
+/// A bar of that style on standard error, if that is a terminal.
+pub(super) fn progress(quiet: bool, style: &str) -> ProgressBar {
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(0), target);
     bar.with_style(ProgressStyle::with_template(style).expect("a template that parses"))

@@ -123,12 +123,12 @@ impl KeyArgs {
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     let done = match command {
         Command::Flexvolume(args) => return Ok(flexvolume::run(&args)),
+        Command::Volume(args) => return volume::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Daemon(args) => daemon::run(args),
         Command::Attach(args) => attach::attach(args),
         Command::Detach(args) => attach::detach(args),
         Command::Ls(args) => attach::ls(args),
-        Command::Volume(args) => volume::run(args),
         Command::Csi(args) => csi::run(args),
         Command::DockerPlugin(args) => docker_plugin::run(args),
         Command::Copy(args) => copy::run(args),

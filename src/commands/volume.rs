@@ -1,7 +1,10 @@
 //! `sheave volume`: changes volumes, with or without a device.
 
+mod check;
 mod object;
 mod pool;
+
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Subcommand};
@@ -33,6 +36,8 @@ enum VolumeCommand {
     Info(pool::InfoArgs),
     /// List the volumes of pools
     Ls(pool::LsArgs),
+    /// Verify what is stored of an object volume
+    Check(check::Args),
     /// Delete a volume of a pool, an object volume or its snapshot, with its data
     Delete(pool::DeleteArgs),
     /// Make a snapshot of an object volume, which may be in use on this node
@@ -101,18 +106,20 @@ fn parse_limit_iops(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("a whole number, or {NO_LIMIT}"))
 }
 
-pub(crate) fn run(args: Args) -> Result<()> {
-    match args.command {
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let done = match args.command {
         VolumeCommand::Create(args) => pool::create(args),
         VolumeCommand::Info(args) => pool::info(args),
         VolumeCommand::Ls(args) => pool::ls(args),
+        VolumeCommand::Check(args) => return check::run(args),
         VolumeCommand::Delete(args) => pool::delete(args),
         VolumeCommand::Snapshot(args) => object::snapshot(&args),
         VolumeCommand::Clone(args) => object::clone(&args),
         VolumeCommand::Unpublish(args) => pool::unpublish(args),
         VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Set(args) => set(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn set(args: SetArgs) -> Result<()> {

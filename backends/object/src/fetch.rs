@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
 use crate::cache::{CHUNK_BYTES, Cache, Found};
@@ -36,7 +37,43 @@ impl Fetcher {
         let of = |requests: &Requests| {
             requests.with_patience(Patience::Endless).heard_by(Arc::clone(&log) as _)
         };
-        Self { sources: sources.with(of), lineage: lineage.into(), chunks: None }
+        Self::of_command(&sources.with(of), lineage)
+    }
+
+    /// One that waits as long as the requests do.
+    pub(crate) fn of_command(sources: &Sources, lineage: Lineage) -> Self {
+        Self { sources: sources.clone(), lineage: lineage.into(), chunks: None }
+    }
+
+    /// What of which object has blocks; `None` if they are zeroes.
+    pub(crate) fn part_of(&self, place: Place, blocks: Blocks) -> Option<(ObjectId, RunPart)> {
+        part_of(&self.lineage, place, blocks)
+    }
+
+    /// Bytes of an object, unchecked; `None` if there is no object.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn stored(
+        &self,
+        object: ObjectId,
+        bytes: Range<u64>,
+    ) -> Result<Option<Bytes>> {
+        let (requests, _) = self.sources.of(object.seq);
+        requests.get(&keys::log(object.epoch, object.seq), bytes).await
+    }
+
+    /// Checks the frames of blocks that begin at an address.
+    ///
+    /// # Errors
+    /// What is wrong with one.
+    pub(crate) fn verify(
+        &self,
+        (object, part): (ObjectId, RunPart),
+        lba: Lba,
+        stored: &[u8],
+    ) -> Result<(), Wrong> {
+        self.sources.reader(object).read(part, lba, stored).map(drop)
     }
 
     /// The requests for the volume's own objects.
@@ -328,8 +365,6 @@ impl Listener for Log {
 mod tests {
     use std::pin::Pin;
     use std::sync::atomic::AtomicU64;
-
-    use bytes::Bytes;
 
     use super::*;
     use crate::clock::Clock;

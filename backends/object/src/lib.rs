@@ -20,6 +20,7 @@ pub mod ask;
 mod backend;
 mod budget;
 mod cache;
+pub mod check;
 mod checkpoint;
 mod chunks;
 pub mod cipher;

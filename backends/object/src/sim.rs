@@ -13,12 +13,15 @@ mod nodes;
 
 use std::sync::Arc;
 
+use crate::check::{Options, check};
 use crate::cipher::WrappingKey;
 use crate::format::Codec;
 use crate::ids::{Blocks, Incarnation, VolumeId};
 use crate::life::NewVolume;
-use crate::memory_store::{Faults, MemoryStore, Random};
+use crate::memory_store::{Faults, MemoryStore, Random, TurnClock};
 use crate::open::rules::{self, Rules};
+use crate::retry::Requests;
+use crate::threads::block_on;
 
 use actors::World;
 use executor::Executor;
@@ -144,7 +147,13 @@ fn run_nodes(seed: u64, turns: u64) -> Result<[usize; 5], String> {
             return Err(format!("seed {seed}, turn {turn}: {violation}"));
         }
     }
-    Ok(nodes.seen())
+    let requests = Requests::new(nodes.store.clone(), Arc::new(TurnClock), "sim");
+    let options =
+        Options { reads_data: true, repairs: true, key: nodes.key.clone(), progress: &|_| {} };
+    match block_on(check(&requests, &options)) {
+        Ok(report) if report.faults.is_empty() => Ok(nodes.seen()),
+        other => Err(format!("seed {seed}: the check finds {other:?}")),
+    }
 }
 
 #[test]

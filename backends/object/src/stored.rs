@@ -9,6 +9,7 @@ use serde_json::Value;
 use sheave_core::{Error, ErrorKind, Result, printable};
 use uuid::Uuid;
 
+use crate::check;
 use crate::cipher::WrappingKey;
 use crate::clock::SystemClock;
 use crate::clones::{self, NewClone};
@@ -121,6 +122,15 @@ impl StoredVolume {
     /// [`ErrorKind::NotFound`] when there is none, and those of the store.
     pub fn describe(&self) -> Result<Info> {
         block_on(life::info(&self.requests(), self.wrapping_key()?.as_ref()))
+    }
+
+    /// Verifies what is stored of it, with its key; it may be open.
+    ///
+    /// # Errors
+    /// As for [`check`](crate::check::check), and when its key cannot be read.
+    pub fn check(&self, options: check::Options<'_>) -> Result<check::Report> {
+        let key = self.key.as_ref().map(KeySource::read).transpose()?;
+        block_on(check::check(&self.requests(), &check::Options { key, ..options }))
     }
 
     /// Its size in bytes; it may be open.

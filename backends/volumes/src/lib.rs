@@ -22,6 +22,7 @@ mod state_dir;
 pub use names::{export_name, file_url, parameter_value, path_text, volume_text};
 pub use node_memory::check_memory;
 pub use schemes::nbd::NbdServer;
+pub use sheave_object::check as object_check;
 pub use sheave_object::{
     BLOCK_BYTES, Codec, Info as ObjectInfo, RequestCounts, Root as ObjectRoot,
     Snapshot as ObjectSnapshot, Status as ObjectStatus, StoredVolume, statuses as object_statuses,

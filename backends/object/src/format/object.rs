@@ -1,9 +1,10 @@
 //! Log objects: header, index, frames.
 
+use super::build::Placed;
 use super::code::{Reader, Wrong, put_kind, take_kind};
 use super::root::{NUMBER_MAX, Reach, SIZE_MAX, put_previous, take_previous};
 use super::run::Form;
-use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Seq, VolumeId};
+use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Place, Seq, VolumeId};
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 128;
@@ -41,7 +42,7 @@ pub struct Header {
 }
 
 /// The name of a log object in its volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     /// The epoch that made it, or that it ends.
     pub epoch: Epoch,
@@ -293,6 +294,19 @@ fn check_header(bytes: &[u8]) -> Result<(), Wrong> {
 }
 
 impl Entry {
+    /// Which blocks it changes, and where they are then, in the object of that number.
+    #[must_use]
+    pub fn placed(&self, seq: Seq) -> Option<Placed> {
+        match *self {
+            Self::Fence | Self::Leaf { .. } | Self::Directory { .. } => None,
+            Self::Zero { lba, blocks } => Some(Placed { lba, blocks, place: Place::Zero }),
+            Self::Write { lba, blocks: run, frame, form } => {
+                let place = Place::Object { seq, frame, form, skip: 0, run };
+                Some(Placed { lba, blocks: u64::from(run), place })
+            }
+        }
+    }
+
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         let form = if let Self::Write { form, .. } = self { form.number() } else { 0 };
         let (kind, frame, lba, blocks) = match *self {

@@ -93,17 +93,7 @@ impl Map {
 
     /// Takes the entries of the next object.
     pub fn fold_object(&mut self, seq: Seq, entries: &[Entry]) {
-        for entry in entries {
-            let placed = match *entry {
-                Entry::Fence | Entry::Leaf { .. } | Entry::Directory { .. } => continue,
-                Entry::Zero { lba, blocks } => Placed { lba, blocks, place: Place::Zero },
-                Entry::Write { lba, blocks: run, frame, form } => {
-                    let place = Place::Object { seq, frame, form, skip: 0, run };
-                    Placed { lba, blocks: u64::from(run), place }
-                }
-            };
-            self.fold(&placed);
-        }
+        entries.iter().filter_map(|entry| entry.placed(seq)).for_each(|placed| self.fold(&placed));
     }
 
     /// The pieces of a range, all of it in order.

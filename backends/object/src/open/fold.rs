@@ -31,7 +31,7 @@ const MIXED_UP: &str = "it is not the object that belongs there";
 #[derive(Debug)]
 pub(crate) struct Fold {
     pub(super) volume: VolumeId,
-    pub(super) map: Map,
+    pub(crate) map: Map,
     /// The epochs that have objects.
     pub(crate) lineage: Lineage,
     pub(crate) committed: Committed,
@@ -222,6 +222,33 @@ impl Fold {
     pub(crate) fn head(&self, root: Root) -> head::Head {
         let reach = self.directory.and_then(|directory| self.lineage.reach_of(directory.seq));
         head::Head { root, covered: self.covered, reach, snapshots: self.snapshots.clone() }
+    }
+
+    /// Goes on with what the last opening of a volume has made behind that, which may be open: no
+    /// fence is made. Objects that are made meanwhile may be in it or not.
+    ///
+    /// # Errors
+    /// As for [`Fold::of_committed`].
+    pub(crate) async fn follow_tail(&mut self, requests: &Requests, root: &Root) -> Result<()> {
+        if root.last.is_closed {
+            return Ok(());
+        }
+        let reach = root.reach();
+        loop {
+            let seq = self.committed.seq.next();
+            if !self.found.contains_key(&seq) {
+                self.probe(requests, reach, seq.0..seq.0 + WINDOW as u64).await?;
+            }
+            let Some(found) = self.found.remove(&seq) else { return Ok(()) };
+            let id = ObjectId { epoch: reach.epoch, seq };
+            if found.entries == [Entry::Fence] {
+                return self.check(requests, id, reach.first, &found.header);
+            }
+            self.take(requests, id, reach.first, &found)?;
+            if seq == reach.first {
+                self.lineage = self.lineage.with(reach);
+            }
+        }
     }
 
     /// What is committed.

@@ -14,7 +14,7 @@ mod read;
 #[cfg(test)]
 pub(crate) mod rules;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 
@@ -35,6 +35,7 @@ pub(crate) use claim::{Claim, claim, put_above, unless_overtaken};
 pub use claim::{find, find_any};
 pub(crate) use enter::enter;
 pub(crate) use fold::Fold;
+pub(crate) use read::read;
 
 /// How often an opening begins anew when other nodes open the volume at the same time.
 const TRIES_MAX: usize = 8;

@@ -14,7 +14,7 @@ use crate::together::{all, boxed};
 const HEAD_BYTES: u64 = 512 << 10;
 
 /// Reads an object; `None` if there is none.
-pub(super) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Head>> {
+pub(crate) async fn read(requests: &Requests, id: ObjectId) -> Result<Option<Head>> {
     let key = keys::log(id.epoch, id.seq);
     match requests.get(&key, 0..HEAD_BYTES).await? {
         None => Ok(None),

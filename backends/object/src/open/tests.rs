@@ -19,15 +19,15 @@ use crate::store::StoreError;
 use crate::threads::block_on;
 use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
 
-const SIZE: Blocks = 1000;
+pub(crate) const SIZE: Blocks = 1000;
 
-struct Bucket {
-    store: Arc<MemoryStore>,
-    requests: Requests,
+pub(crate) struct Bucket {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) requests: Requests,
 }
 
 impl Bucket {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_seed(1)
     }
 
@@ -40,25 +40,34 @@ impl Bucket {
         bucket
     }
 
-    fn open(&self, journal: FakeJournal, take_over: bool) -> Result<Opened<FakeJournal>> {
+    pub(crate) fn open(
+        &self,
+        journal: FakeJournal,
+        take_over: bool,
+    ) -> Result<Opened<FakeJournal>> {
         let incarnation = Incarnation(self.store.random.bytes());
         let request = Request { node: "a".to_owned(), incarnation, take_over, key: None };
         block_on(open(&self.requests, &request, |_| Ok(journal.clone())))
     }
 
     /// Opens, writes batches and closes, or does not.
-    fn write(&self, journal: &FakeJournal, batches: &[&[(u64, u64, u8)]], closes: bool) {
+    pub(crate) fn write(&self, journal: &FakeJournal, batches: &[&[(u64, u64, u8)]], closes: bool) {
         let opened = self.open(journal.clone(), false).unwrap();
         commit(opened, batches, closes).unwrap();
     }
 
-    fn read(&self, opened: &Opened<FakeJournal>, lba: u64, blocks: u64) -> Result<Vec<u8>> {
+    pub(crate) fn read(
+        &self,
+        opened: &Opened<FakeJournal>,
+        lba: u64,
+        blocks: u64,
+    ) -> Result<Vec<u8>> {
         let span = Span { start: lba, blocks };
         block_on(read_committed(&opened.map, &opened.fetcher, span))
     }
 }
 
-fn new_volume() -> NewVolume {
+pub(crate) fn new_volume() -> NewVolume {
     NewVolume {
         volume: VolumeId([7; 16]),
         incarnation: Incarnation([8; 16]),
@@ -71,7 +80,7 @@ fn new_volume() -> NewVolume {
 
 /// A journal's superblock; clones are the same.
 #[derive(Clone, Debug, Default)]
-struct FakeJournal(Arc<Mutex<Fake>>);
+pub(crate) struct FakeJournal(Arc<Mutex<Fake>>);
 
 #[derive(Debug, Default)]
 struct Fake {
@@ -179,7 +188,11 @@ impl Feed for Batches {
 }
 
 /// Commits batches, and closes the volume or lets go of it.
-fn commit(opened: Opened<FakeJournal>, batches: &[&[(u64, u64, u8)]], closes: bool) -> Result<()> {
+pub(crate) fn commit(
+    opened: Opened<FakeJournal>,
+    batches: &[&[(u64, u64, u8)]],
+    closes: bool,
+) -> Result<()> {
     let mut lsn = opened.committed.lsn.0 + 1;
     let mut next = Vec::new();
     for entries in batches {

@@ -103,7 +103,7 @@ pub(super) struct Nodes {
     pub(super) store: Arc<MemoryStore>,
     random: Arc<Random>,
     requests: Requests,
-    key: Option<WrappingKey>,
+    pub(super) key: Option<WrappingKey>,
     truth: Arc<Mutex<Truth>>,
 }
 
