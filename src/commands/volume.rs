@@ -2,6 +2,7 @@
 
 mod check;
 mod object;
+mod places;
 mod pool;
 
 use std::process::ExitCode;
@@ -34,7 +35,7 @@ enum VolumeCommand {
     Create(pool::CreateArgs),
     /// Tell what is known of a volume of a pool, or of an object volume
     Info(pool::InfoArgs),
-    /// List the volumes of pools
+    /// List the volumes of pools, or the object volumes of a place
     Ls(pool::LsArgs),
     /// Verify what is stored of an object volume
     Check(check::Args),
@@ -46,7 +47,8 @@ enum VolumeCommand {
     Clone(object::CloneArgs),
     /// Take a volume of a pool from a node that is gone
     Unpublish(pool::UnpublishArgs),
-    /// Make a volume longer, and its device if it is one, while it is used
+    /// Make a volume longer, and its device if it is one, while it is used; an object volume,
+    /// while it is closed
     Resize(ResizeArgs),
     /// Change how much an attached volume may do per second, while it is used
     Set(SetArgs),

@@ -235,6 +235,21 @@ impl DirStore {
         dirs.iter().try_for_each(|dir| self.collect(dir, keys))
     }
 
+    fn siblings_now(&self, max: usize) -> Result<Vec<String>, StoreError> {
+        let above = self.dir.parent().unwrap_or(&self.dir);
+        let name = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            let is_volume = entry.path().join(MARK).is_dir();
+            Ok(entry.file_name().into_string().ok().filter(|_| is_volume))
+        };
+        let read = || fs::read_dir(above)?.filter_map(|entry| name(entry).transpose()).collect();
+        let names: io::Result<Vec<String>> = read();
+        let mut names = names.map_err(|error| failed(&above.to_string_lossy(), &error))?;
+        names.sort_unstable();
+        names.truncate(max);
+        Ok(names)
+    }
+
     fn delete_now(&self, key: &str) -> Result<(), StoreError> {
         let path = self.path(key);
         match fs::remove_file(&path) {
@@ -295,6 +310,11 @@ impl VolumeStore for DirStore {
     /// A link is made, or its name is taken.
     fn fencing(&self) -> Fencing {
         Fencing::Sure
+    }
+
+    fn siblings(&self, max: usize) -> Answer<'_, Vec<String>> {
+        let store = self.clone();
+        Box::pin(self.reads.run(move || store.siblings_now(max)))
     }
 
     fn place(&self) -> Option<String> {

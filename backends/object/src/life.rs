@@ -6,7 +6,7 @@ use crate::cipher::{VolumeKey, WrappedKey, WrappingKey};
 use crate::format::{
     Codec, Committed, LastOpening, Root, SIZE_MAX, Snapshot, SnapshotNews, State, keys,
 };
-use crate::ids::{Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
+use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
 use crate::retry::{Requests, Settled};
 use crate::volume::all_snapshots;
@@ -66,7 +66,7 @@ pub(crate) fn check_size(requests: &Requests, size: Blocks) -> Result<()> {
         return Ok(());
     }
     let why = format!("a size of {size} blocks cannot be; write --size 10G");
-    Err(requests.error(ErrorKind::Invalid, "create", "", &why))
+    Err(requests.error(ErrorKind::Invalid, "size", "", &why))
 }
 
 /// A volume that was closed and never written.
@@ -91,6 +91,41 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
         owners: Vec::new(),
         snapshots: SnapshotNews::default(),
     }
+}
+
+/// Makes a closed volume longer, and returns its newest root. What is new reads as zeroes.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Invalid`] when it is longer,
+/// [`ErrorKind::Busy`] when it is open, and those of the store.
+pub async fn resize(requests: &Requests, size: Blocks) -> Result<Root> {
+    for _ in 0..TRIES_MAX {
+        let newest = find(requests).await?;
+        let busy = |how: &str| {
+            let why = format!("it is {how} on node {} (root {})", newest.node, newest.number);
+            Err(requests.error(ErrorKind::Busy, "resize", "", &why))
+        };
+        match newest.state {
+            // Its author made no root above it, and no opening has begun: those meet this root.
+            State::Closed => {}
+            State::Claimed if newest.last.is_closed => return busy("being opened"),
+            _ => return busy("open, or was not closed,"),
+        }
+        if size < newest.size {
+            let [has, wanted] = [newest.size, size].map(|blocks| blocks * BLOCK_BYTES);
+            let why = format!("it has {has} bytes; to make it {wanted} would cut data off");
+            return Err(requests.error(ErrorKind::Invalid, "resize", "", &why));
+        }
+        if size == newest.size {
+            return Ok(newest);
+        }
+        let root = Root { number: newest.number + 1, size, ..newest.clone() };
+        if put_above(requests, &newest, &root).await? {
+            return Ok(root);
+        }
+    }
+    let why = "others open it at the same time; try again";
+    Err(requests.error(ErrorKind::Busy, "resize", "", why))
 }
 
 /// What is known of a volume without opening it.

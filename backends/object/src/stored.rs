@@ -14,18 +14,18 @@ use crate::cipher::WrappingKey;
 use crate::clock::SystemClock;
 use crate::clones::{self, NewClone};
 use crate::door::{self, Command};
-use crate::format::{Codec, NODE_BYTES_MAX, State};
+use crate::format::{Codec, NODE_BYTES_MAX, Root, State};
 use crate::head::Change;
-use crate::ids::{BLOCK_BYTES, Incarnation, VolumeId};
+use crate::ids::{BLOCK_BYTES, Blocks, Incarnation, VolumeId};
 use crate::journal::{JournalDir, JournalSize};
 use crate::key_source::KeySource;
 use crate::life::{self, Info, NewVolume};
-use crate::open::{Request, find};
+use crate::open::{Request, find, find_any};
 use crate::passed::Passed;
 use crate::probe;
 use crate::retry::Requests;
 use crate::snapshots::{self, ClosedRoots};
-use crate::store::Store;
+use crate::store::{Answer, Store};
 use crate::threads::block_on;
 use crate::volume::{
     CLOSING_TIMEOUT, ObjectVolume, Tuning, find_snapshot, finish_closing, snapshot_identity,
@@ -55,6 +55,10 @@ pub trait VolumeStore: Store {
     /// Where its place is, and its name there. Volumes of one place can be clones of one another.
     /// `None` if that is not known, or the name is no text.
     fn home(&self) -> Option<(String, String)>;
+
+    /// The last parts of the places beside this one that may have volumes, this one among them, in
+    /// order. There may be more than `max`, which are left out.
+    fn siblings(&self, max: usize) -> Answer<'_, Vec<String>>;
 
     /// Makes it ready for the first object of a volume.
     ///
@@ -97,19 +101,15 @@ impl StoredVolume {
     pub fn create(&self, size_bytes: u64, codec: Codec) -> Result<()> {
         let requests = self.requests();
         let key = self.wrapping_key()?;
-        if !size_bytes.is_multiple_of(BLOCK_BYTES) {
-            let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
-            return Err(requests.error(ErrorKind::Invalid, "create", "", &why));
-        }
         // Before anything is made.
-        life::check_size(&requests, size_bytes / BLOCK_BYTES)?;
+        let size = blocks_of(&requests, size_bytes)?;
         self.store.make()?;
         self.check_store(&requests, false)?;
         let new = NewVolume {
             volume: VolumeId(Uuid::now_v7().into_bytes()),
             incarnation: incarnation()?,
             node: node(),
-            size: size_bytes / BLOCK_BYTES,
+            size,
             codec,
             key,
         };
@@ -129,8 +129,27 @@ impl StoredVolume {
     /// # Errors
     /// As for [`check`](crate::check::check), and when its key cannot be read.
     pub fn check(&self, options: check::Options<'_>) -> Result<check::Report> {
-        let key = self.key.as_ref().map(KeySource::read).transpose()?;
+        let key = self.wrapping_key()?;
         block_on(check::check(&self.requests(), &check::Options { key, ..options }))
+    }
+
+    /// Its newest root, if there is a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when that is damaged, and those of the store.
+    pub fn root(&self) -> Result<Option<Root>> {
+        let newest = block_on(find_any(&self.requests()))?;
+        Ok(newest.filter(|root| root.state != State::Deleted))
+    }
+
+    /// The last parts of the places beside its own that may have volumes, in order. There may be
+    /// more than `max`, which are left out.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn siblings(&self, max: usize) -> Result<Vec<String>> {
+        let answer = block_on(self.store.siblings(max));
+        answer.map_err(|error| Error::new(ErrorKind::Io, "list", format!("{}: {error}", self.name)))
     }
 
     /// Its size in bytes; it may be open.
@@ -160,6 +179,18 @@ impl StoredVolume {
                 Ok(snapshot_identity(root.volume, &found))
             }
         }
+    }
+
+    /// Makes it longer, if it is closed, and returns its size in bytes. What is new reads as
+    /// zeroes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Invalid`] when it is longer or
+    /// cannot have this size, [`ErrorKind::Busy`] when it is open, and those of the store.
+    pub fn resize(&self, size_bytes: u64) -> Result<u64> {
+        let requests = self.requests();
+        let size = blocks_of(&requests, size_bytes)?;
+        block_on(life::resize(&requests, size)).map(|root| root.size_bytes())
     }
 
     /// Deletes it, with the journal that this node has for it. A small object stays in the store,
@@ -352,6 +383,16 @@ impl StoredVolume {
     fn requests(&self) -> Requests {
         Requests::new(Arc::clone(&self.store) as _, Arc::new(SystemClock), &self.name)
     }
+}
+
+/// The blocks of a size that a volume can have.
+fn blocks_of(requests: &Requests, size_bytes: u64) -> Result<Blocks> {
+    if !size_bytes.is_multiple_of(BLOCK_BYTES) {
+        let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
+        return Err(requests.error(ErrorKind::Invalid, "size", "", &why));
+    }
+    life::check_size(requests, size_bytes / BLOCK_BYTES)?;
+    Ok(size_bytes / BLOCK_BYTES)
 }
 
 /// Makes the directory of journals, which others have no business in.

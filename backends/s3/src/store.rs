@@ -170,6 +170,34 @@ impl S3Store {
         Ok(listed)
     }
 
+    /// What follows the place of those beside this one, up to the next slash.
+    async fn list_siblings(&self, client: Client, max: usize) -> Result<Vec<String>, StoreError> {
+        let own = self.prefix.trim_end_matches('/');
+        let above = own.rfind('/').map_or("", |at| &own[..=at]);
+        let mut names = Vec::new();
+        let mut next = None;
+        while names.len() < max {
+            let request = client
+                .list_objects_v2()
+                .bucket(&*self.bucket)
+                .prefix(above)
+                .delimiter("/")
+                .set_continuation_token(next.take());
+            let page = request.send().await.map_err(|error| of_request(&self.bucket, &error))?;
+            let prefixes = page.common_prefixes.unwrap_or_default();
+            names.extend(prefixes.into_iter().filter_map(|found| {
+                let name = found.prefix?.strip_prefix(above)?.trim_end_matches('/').to_owned();
+                (!name.is_empty()).then_some(name)
+            }));
+            next = page.next_continuation_token;
+            if page.is_truncated != Some(true) || next.is_none() {
+                break;
+            }
+        }
+        names.truncate(max);
+        Ok(names)
+    }
+
     /// Takes a page, which goes on behind `after`. A store that lists in another order would hide
     /// the newest root.
     fn take_page(
@@ -204,6 +232,13 @@ impl VolumeStore for S3Store {
             true => Fencing::Probed(format!("bucket {} at {url}", self.bucket)),
             false => Fencing::None,
         }
+    }
+
+    fn siblings(&self, max: usize) -> Answer<'_, Vec<String>> {
+        let store = self.clone();
+        Box::pin(self.connection.request(Lane::Read, 0, async move |client: Client| {
+            store.list_siblings(client, max).await
+        }))
     }
 
     fn place(&self) -> Option<String> {

@@ -118,6 +118,9 @@ impl VolumeSpec {
     /// # Errors
     /// Those of [`VolumeSpec::open`] and of [`Volume::extend`].
     pub fn resize(&self, size: Option<u64>) -> Result<u64> {
+        if let Some(volume) = self.object_volume()? {
+            return size.map_or_else(|| volume.size(), |size| volume.resize(size));
+        }
         let options = OpenOptions { read_only: size.is_none(), ..OpenOptions::default() };
         let volume = self.open(&options)?;
         match size {

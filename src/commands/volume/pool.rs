@@ -12,7 +12,7 @@ use sheave_core::{parse_size, printable};
 use sheave_pools::SIZE_UNIT;
 use sheave_volumes::Codec;
 
-use super::{object, parse_limit_bps, parse_limit_iops};
+use super::{object, parse_limit_bps, parse_limit_iops, places};
 use crate::commands::attach::{call, limits_text, volumes};
 use crate::commands::{FencingArg, KeyArgs, volume_parser, with_fencing};
 use crate::process::runtime;
@@ -90,9 +90,22 @@ pub(super) struct InfoArgs {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave volume ls
+  sheave volume ls fast
+  sheave volume ls dir:///store
+  sheave volume ls s3://bucket/prefix --long
+
+Of the object volumes in a directory, or in a bucket below a prefix, it reads the newest roots: two
+requests for each volume. With --long it lists their objects, too.")]
 pub(super) struct LsArgs {
-    /// Only of this pool
-    pool: Option<String>,
+    /// Only of this pool, or the place of object volumes: dir:///store, s3://bucket/prefix
+    #[arg(value_name = "POOL|PLACE", value_parser = volume_parser())]
+    place: Option<String>,
+    /// Show what object volumes have stored
+    #[arg(long)]
+    long: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -184,7 +197,14 @@ pub(super) fn info(args: InfoArgs) -> Result<()> {
 }
 
 pub(super) fn ls(args: LsArgs) -> Result<()> {
-    let pool = args.pool.unwrap_or_default();
+    let LsArgs { place, long, json: as_json } = args;
+    let pool = place.unwrap_or_default();
+    if pool.contains(':') {
+        return places::ls(&pool, long, as_json);
+    }
+    if long {
+        bail!("ls: --long is for the place of object volumes");
+    }
     let (found, troubles) = runtime()?.block_on(async {
         let (mut client, mut found, mut troubles) = (volumes().await?, Vec::new(), BTreeMap::new());
         let mut page_token = String::new();
@@ -201,7 +221,7 @@ pub(super) fn ls(args: LsArgs) -> Result<()> {
             }
         }
     })?;
-    let text = if args.json {
+    let text = if as_json {
         format!("{}\n", Value::from(found.iter().map(json).collect::<Vec<_>>()))
     } else {
         table(&found)

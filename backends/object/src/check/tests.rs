@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::*;
 use crate::checkpoint::Cadence;
 use crate::format::{
-    Author, Coding, Directory, Entry, FrameReader, HEADER_BYTES, Header, ObjectBuilder, ObjectId,
-    Reach, State, decode_directory,
+    Author, Coding, Entry, FrameReader, HEADER_BYTES, Header, ObjectBuilder, ObjectId, Reach,
+    State, decode_directory,
 };
 use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn};
 use crate::memory_store::{MemoryStore, Random, TurnClock};
@@ -226,8 +226,8 @@ fn damage_of_the_map_is_named() {
     let body = volume.bucket.store.object(&key).unwrap();
     let frame = &body[place.at as usize..(place.at + place.bytes) as usize];
     let id = ObjectId { epoch, seq };
-    let directory: Directory =
-        decode_directory(FrameReader::new(new_volume().volume, id, None), place.at, frame).unwrap();
+    let reader = FrameReader::new(new_volume().volume, id, None);
+    let (directory, _) = decode_directory(reader, place.at, frame).unwrap();
     {
         let _damage = volume.damage(&key, place.at as usize + 30);
         let report = volume.check(&all());

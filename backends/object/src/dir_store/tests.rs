@@ -170,3 +170,18 @@ fn a_file_where_a_directory_must_be_is_not_waited_for() {
         assert_eq!(refused.unwrap_err().kind, StoreErrorKind::Denied);
     }
 }
+
+#[test]
+fn volumes_beside_one_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b", "a", "c d"] {
+        DirStore::new(&dir.path().join(name)).make().unwrap();
+    }
+    fs::create_dir(dir.path().join("other")).unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let siblings =
+        |name: &str, max| block_on(DirStore::new(&dir.path().join(name)).siblings(max)).unwrap();
+    assert_eq!(siblings("missing", 9), ["a", "b", "c d"]);
+    assert_eq!(siblings("a", 2), ["a", "b"]);
+    assert!(block_on(DirStore::new(&dir.path().join("x/y")).siblings(9)).is_err());
+}

@@ -488,3 +488,4 @@ fn stop_a_deletion(seed: u64) {
 }
 
 mod checkpoints;
+mod sizes;
