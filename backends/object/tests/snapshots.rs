@@ -6,7 +6,9 @@ use std::time::Duration;
 use sheave_conformance::ops;
 use sheave_core::{ErrorKind, Op, Volume as _};
 use sheave_object::format::Pin;
-use sheave_object::{BLOCK_BYTES, Codec, DirStore, StoredVolume, Tuning, VolumeId, finish_closing};
+use sheave_object::{
+    BLOCK_BYTES, Codec, DirStore, KeySource, StoredVolume, Tuning, VolumeId, finish_closing,
+};
 use tempfile::TempDir;
 
 const BLOCKS: u64 = 96;
@@ -245,4 +247,31 @@ fn a_clone_is_made_beside_its_volume_only() {
     at(&volume, "one").delete(false).unwrap();
     // It would come too late.
     assert!(dir.path().join("clone/root/ffffffffffffffff").exists());
+}
+
+#[test]
+fn a_clone_of_an_encrypted_volume_has_its_key() {
+    let dir = ops::disk_dir();
+    let file = dir.path().join("key");
+    std::fs::write(&file, "5a".repeat(32)).unwrap();
+    let with_key =
+        |name| StoredVolume { key: Some(KeySource::File(file.clone())), ..place(&dir, name) };
+    let (volume, clone) = (with_key("v"), with_key("clone"));
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    fill(&open, 1);
+    at(&volume, "one").make_snapshot().unwrap();
+    fill(&open, 2);
+    drop(open);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    // Its checkpoint has the list now, which is encrypted too.
+    at(&volume, "two").make_snapshot().unwrap();
+    at(&volume, "one").make_clone(&clone, None).unwrap();
+    check(&clone.open_tuned(false, tuning()).unwrap(), 1);
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+    check_snapshot(&volume, "two", 2);
+    assert_eq!(volume.describe().unwrap().snapshots.unwrap().len(), 2);
+    let without = StoredVolume { key: None, ..volume };
+    assert_eq!(without.describe().unwrap().snapshots, None);
+    assert!(at(&without, "two").open_snapshot(tuning()).is_err());
 }
