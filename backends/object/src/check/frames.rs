@@ -215,12 +215,12 @@ mod tests {
             let part = RunPart { frame, form: Form::Plain, run: blocks, skip: 0, blocks };
             Reference { object: object(seq), lba: Lba(lba), part }
         };
-        let far = 1000 * 4112 as u32;
+        let far = 1000 * 4112_u32;
         let found = readings(vec![
             reference(2, 200, 0, 2500),
             reference(1, far, 7, 1),
             reference(1, 200, 9, 1),
-            reference(1, 200 + 4112 as u32 * 3, 50, 2),
+            reference(1, 200 + 4112_u32 * 3, 50, 2),
         ]);
         let found: Vec<_> = found
             .iter()
