@@ -347,7 +347,7 @@ impl Front {
         let mut parts = Vec::new();
         self.recent.cover(span, &mut |span, fresh| match fresh {
             Some(Fresh::Zero) => parts.push((span, Whereabouts::Zero)),
-            Some(Fresh::Journal(JournalPlace { segment, page, .. })) => {
+            Some(Fresh::Journal(JournalPlace { segment, page })) => {
                 let segment = self.log.segment(segment).expect("a segment of what is recent");
                 parts.push((span, Whereabouts::Journal(Arc::clone(segment), page)));
             }
@@ -433,7 +433,5 @@ impl Front {
 
 /// Where the blocks of a record are.
 fn fresh(segment: u64, record: Option<u32>) -> Fresh {
-    record.map_or(Fresh::Zero, |record| {
-        Fresh::Journal(JournalPlace { segment, page: record + 1, record })
-    })
+    record.map_or(Fresh::Zero, |record| Fresh::Journal(JournalPlace { segment, page: record + 1 }))
 }

@@ -220,7 +220,7 @@ mod tests {
                 match step {
                     Step::Add(span, zero) => {
                         lsn = lsn.next();
-                        let place = JournalPlace { segment: lsn.0, page: 1, record: 0 };
+                        let place = JournalPlace { segment: lsn.0, page: 1 };
                         let fresh = if zero { Fresh::Zero } else { Fresh::Journal(place) };
                         recent.add(lsn, span, fresh);
                         for skip in 0..span.blocks {

@@ -159,17 +159,19 @@ impl Plan {
     /// Those of `read`.
     pub fn build(
         &self,
-        mut read: impl FnMut(JournalPlace, Blocks) -> Result<Vec<u8>>,
+        mut read: impl FnMut(JournalPlace, Blocks, &mut Vec<u8>) -> Result<()>,
     ) -> Result<Built> {
         let Self { author, seq, sealed } = self;
         let bytes = bytes_of(&author.coding, sealed) as usize;
         let entries = entries_of(&author.coding, sealed);
         let mut builder = ObjectBuilder::new(author, *seq, entries, bytes);
+        let mut data = Vec::new();
         for entry in &sealed.entries {
             match *entry {
                 SealedEntry::Zero { lba, blocks } => builder.zero(lba, blocks),
                 SealedEntry::Write { lba, blocks, from } => {
-                    builder.write(lba, &read(from, blocks)?);
+                    read(from, blocks, &mut data)?;
+                    builder.write(lba, &data);
                 }
             }
         }
@@ -184,8 +186,6 @@ pub struct JournalPlace {
     pub segment: u64,
     /// The page of the first block in it.
     pub page: u32,
-    /// The page of the record in it.
-    pub record: u32,
 }
 
 /// Commits what an opening writes.

@@ -334,12 +334,12 @@ impl Feed for BucketFeed {
         let engine = Arc::clone(&self.0);
         let mut last: Option<Arc<Segment>> = None;
         Box::pin(self.0.build_threads.run(move || {
-            plan.build(|from, blocks| {
+            plan.build(|from, blocks, into| {
                 let is_same = |last: &&Arc<Segment>| last.header.number == from.segment;
                 let segment = last.as_ref().filter(is_same).cloned();
                 let segment = segment.or_else(|| engine.with(|front| front.segment(from.segment)));
                 let segment = segment.expect("a batch's segments are kept until it is committed");
-                let read = segment.read_blocks(from.record, from.page, blocks);
+                let read = segment.read_blocks(from.page, blocks, into);
                 last = Some(segment);
                 read
             })

@@ -14,7 +14,7 @@ use super::place;
 use super::replay::Pages;
 use crate::cipher::{TAG_BYTES, VolumeKey};
 use crate::format::page::{PAGE_BYTES, Page};
-use crate::format::record::{Check, Entry, Record};
+use crate::format::record::Check;
 use crate::format::segment::{Seed, SegmentHeader};
 
 /// Zeroes are written in pieces of this many bytes.
@@ -176,16 +176,12 @@ impl Segment {
                 *into = half.load(Relaxed).to_le_bytes();
             }
         }
-        self.open_by(Check { crc: self.crcs[page as usize].load(Relaxed), tag }, page, block)
-    }
-
-    fn open_by(&self, check: Check, page: u32, block: &mut Page) -> Option<()> {
-        if check.crc != crc32fast::hash(block) {
+        if self.crcs[page as usize].load(Relaxed) != crc32fast::hash(block) {
             return None;
         }
         if self.seed.is_sealed() {
             let stored = *block;
-            self.seed.open(page, &[], (&stored, &check.tag), block)?;
+            self.seed.open(page, &[], (&stored, &tag), block)?;
         }
         Some(())
     }
@@ -196,36 +192,26 @@ impl Segment {
         Check { crc: crc32fast::hash(block), tag }
     }
 
-    /// The bytes of some blocks of the write whose record is at that page, checked. May wait for
-    /// the disk.
+    /// Reads some blocks, checked. Their record is not needed for that. May wait for the disk.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when they fail their check, and errors of the file system.
-    pub(crate) fn read_blocks(&self, record: u32, page: u32, blocks: u64) -> Result<Vec<u8>> {
+    pub(crate) fn read_blocks(&self, page: u32, blocks: u64, into: &mut Vec<u8>) -> Result<()> {
         let number = self.header.number;
-        let failed = |why: &str| {
-            let why = format!("journal segment {number}, page {page}: {why}; look at its disk");
-            Error::new(ErrorKind::Corrupt, "read", why)
-        };
-        let mut bytes = vec![0; (u64::from(page - record) + blocks) as usize * PAGE_BYTES];
-        Pages::read(&self.file, record, &mut bytes).map_err(|error| {
+        into.resize(blocks as usize * PAGE_BYTES, 0);
+        Pages::read(&self.file, page, into).map_err(|error| {
             Error::from_io("read", format!("journal segment {number}, page {page}"), error)
         })?;
-        let (first, _) = bytes.split_first_chunk().ok_or_else(|| failed("is behind its end"))?;
-        let decoded = Record::decode(first, record, &self.seed);
-        let Some(Record { entry: Entry::Write { checks, .. }, .. }) = decoded else {
-            return Err(failed("its record is damaged"));
-        };
-        let skipped = (page - record) as usize - 1;
-        let mut blocks_of = bytes.split_off((skipped + 1) * PAGE_BYTES);
-        let wanted = checks.get(skipped..skipped + blocks as usize);
-        let wanted = wanted.ok_or_else(|| failed("its record is shorter"))?;
-        let (stored, _): (&mut [Page], _) = blocks_of.as_chunks_mut();
-        for ((block, check), page) in stored.iter_mut().zip(wanted).zip(page..) {
-            let opened = self.open_by(*check, page, block);
-            opened.ok_or_else(|| failed("the data is damaged"))?;
+        let (blocks, _): (&mut [Page], _) = into.as_chunks_mut();
+        for (page, block) in (page..).zip(blocks) {
+            self.open(page, block).ok_or_else(|| {
+                let why = format!(
+                    "journal segment {number}, page {page}: the data is damaged; look at its disk"
+                );
+                Error::new(ErrorKind::Corrupt, "read", why)
+            })?;
         }
-        Ok(blocks_of)
+        Ok(())
     }
 }
 

@@ -388,7 +388,8 @@ fn check(dir: &Path, expected: &Expected, least: Lsn) -> Lsn {
         };
         let held = recovered.held.iter().find(|(held, _)| held.header.number == record.segment);
         let segment = &held.expect("the segment is kept").0;
-        let found = segment.read_blocks(at, at + 1, span.blocks).unwrap();
+        let mut found = Vec::new();
+        segment.read_blocks(at + 1, span.blocks, &mut found).unwrap();
         let firsts: Vec<u8> = found.chunks(PAGE_BYTES).map(|block| block[0]).collect();
         assert_eq!(firsts, *blocks);
     }

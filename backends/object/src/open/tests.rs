@@ -132,7 +132,7 @@ fn batch(first: u64, entries: &[(u64, u64, u8)]) -> Sealed {
     let entry = |&(lba, blocks, fill): &(u64, u64, u8)| match fill {
         0 => SealedEntry::Zero { lba: Lba(lba), blocks },
         _ => {
-            let from = JournalPlace { segment: u64::from(fill), page: 0, record: 0 };
+            let from = JournalPlace { segment: u64::from(fill), page: 0 };
             SealedEntry::Write { lba: Lba(lba), blocks, from }
         }
     };
@@ -157,8 +157,9 @@ impl Feed for Batches {
         &self,
         plan: Plan,
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
-        let read = |from: JournalPlace, blocks| {
-            Ok(vec![from.segment as u8; (blocks * BLOCK_BYTES) as usize])
+        let read = |from: JournalPlace, blocks, into: &mut Vec<u8>| {
+            *into = vec![from.segment as u8; (blocks * BLOCK_BYTES) as usize];
+            Ok(())
         };
         Box::pin(async move { plan.build(read) })
     }

@@ -440,7 +440,7 @@ impl Feed for NodeFeed {
         let entry = |&(_, Write { lba, number }): &(u64, Write)| match number {
             0 => SealedEntry::Zero { lba: address(lba), blocks: 1 },
             _ => {
-                let from = JournalPlace { segment: number, page: 0, record: 0 };
+                let from = JournalPlace { segment: number, page: 0 };
                 SealedEntry::Write { lba: address(lba), blocks: 1, from }
             }
         };
@@ -454,7 +454,10 @@ impl Feed for NodeFeed {
     fn build(&self, plan: Plan) -> Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
         Box::pin(async move {
             yield_now().await;
-            plan.build(|from, _| Ok(block(from.segment)))
+            plan.build(|from, _, into| {
+                *into = block(from.segment);
+                Ok(())
+            })
         })
     }
 
