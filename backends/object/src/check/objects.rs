@@ -251,8 +251,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Checks each object by itself, since the map that says what is needed is lost; without a root,
-    /// only headers and indexes.
+    /// Checks each object by itself, since the map that says what is needed is lost; without a
+    /// root, only headers and indexes.
     ///
     /// # Errors
     /// Those of the store.

@@ -478,9 +478,8 @@ impl Feed for NodeFeed {
     fn committed(&self, committed: Committed, placed: &[Placed]) {
         placed.iter().for_each(|placed| self.state().map.fold(placed));
         let Epoch(epoch) = self.opening.epoch;
-        let lsn = committed.lsn.0;
         // A commit whose answer comes late is in the successor's prefix.
-        let open = self.nodes.open_roots();
+        let (lsn, open) = (committed.lsn.0, self.nodes.open_roots());
         let mut later = open.iter().filter(|root| root.author.epoch > self.opening.epoch);
         if later.any(|root| root.committed.lsn < committed.lsn) {
             self.nodes.violated(format!("epoch {epoch} commits {lsn} after a takeover"));
