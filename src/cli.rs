@@ -1,8 +1,10 @@
 //! The command line.
 
+use std::time::Duration;
+
 use clap::{Parser, Subcommand};
 
-use crate::commands;
+use crate::{commands, drain};
 
 /// Serves files, block devices and memory as disks, over NBD.
 #[derive(Parser)]
@@ -74,4 +76,15 @@ pub(crate) enum Command {
     Completions(commands::generate::Completions),
     /// Write man pages
     Man(commands::generate::Man),
+}
+
+impl Command {
+    /// How long its end waits for the stores of object volumes.
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        match self {
+            Self::Serve(args) => args.drain.timeout(),
+            Self::Daemon(args) => args.drain.timeout(),
+            _ => drain::TIMEOUT_DEFAULT,
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod config;
 mod control_api;
+mod drain;
 mod log;
 mod open_files;
 mod pending;
@@ -25,8 +26,6 @@ use anyhow::Context as _;
 use clap::Parser;
 use sheave_bench::{output, signals};
 
-/// How long the end of the process waits for the stores of object volumes.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// clap's exit code for wrong arguments.
 const USAGE: u8 = 2;
 
@@ -40,8 +39,11 @@ fn main() -> ExitCode {
         Ok(cli) => {
             // Its devices are left to the next daemon, which opens their volumes.
             let has_successor = matches!(cli.command, cli::Command::Daemon(_));
+            let timeout = cli.command.drain_timeout();
             let outcome = commands::run(cli.command);
-            close_object_volumes(has_successor);
+            let is_at_once = outcome.as_ref().is_err_and(|error| error.is::<process::Insisted>());
+            let timeout = if is_at_once { Duration::ZERO } else { timeout };
+            drain::close_object_volumes(timeout, has_successor);
             // Without destructors: open volumes are of no more use.
             sheave_exec::end_all();
             outcome
@@ -63,20 +65,6 @@ fn main() -> ExitCode {
     // One line: what, on what, why, what to do.
     log::last_line(&format!("sheave: {error:#}"));
     if error.is::<config::BadConfig>() { USAGE.into() } else { ExitCode::FAILURE }
-}
-
-/// Writes to their stores what object volumes have in journals. What finds no time stays there.
-fn close_object_volumes(has_successor: bool) {
-    let left = match has_successor {
-        true => sheave_object::finish_closing(DRAIN_TIMEOUT),
-        false => sheave_object::close_all(DRAIN_TIMEOUT),
-    };
-    for (name, bytes) in left {
-        log::last_line(&format!(
-            "sheave: {name}: {bytes} bytes are not in its store yet; they are safe in the journal \
-             of this node, which the next opening of the volume here takes up"
-        ));
-    }
 }
 
 /// Prints the requested help or version.

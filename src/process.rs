@@ -1,5 +1,6 @@
 //! Shared code of the commands that serve until a signal.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
@@ -42,6 +43,18 @@ pub(crate) enum HangUp {
     /// Reload.
     Reload,
 }
+
+/// A second signal has ended the process, which waits for nothing more.
+#[derive(Debug)]
+pub(crate) struct Insisted(pub(crate) String);
+
+impl fmt::Display for Insisted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Insisted {}
 
 /// The signals of a process that serves, caught from now on and queued.
 pub(crate) struct Signals {

@@ -152,6 +152,11 @@ impl Notify {
         self.tell(&format!("STOPPING=1\nSTATUS={status}"));
     }
 
+    /// Feeds the watchdog once.
+    pub(crate) fn alive(&self) {
+        self.tell("WATCHDOG=1");
+    }
+
     /// Feeds the watchdog as long as this process is alive: the runtime of the control API must run
     /// this task, and `check`, which queries the engine on a thread of the runtime, must succeed.
     pub(crate) async fn keep_alive<E: Display + Send + 'static>(
@@ -175,7 +180,7 @@ impl Notify {
                 }
             };
             match outcome {
-                Ok(Ok(())) => self.tell("WATCHDOG=1"),
+                Ok(Ok(())) => self.alive(),
                 Ok(Err(error)) => tracing::warn!("watchdog: {error}"),
                 Err(error) => tracing::warn!("watchdog: {error}"),
             }

@@ -91,13 +91,19 @@ fn parse_at<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, String>) -> Resul
 }
 
 /// A value as a file has it.
-fn to_text<T: Serialize>(value: &T) -> io::Result<String> {
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn to_text<T: Serialize>(value: &T) -> io::Result<String> {
     let json = serde_json::to_string(value)?;
     Ok(format!("{json}\n{:08x}\n", crc32fast::hash(json.as_bytes())))
 }
 
-/// The value of a file's text, or what is wrong with it.
-fn of_text<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+/// The value of a file's text.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn of_text<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is no text")?;
     let (json, rest) = text.split_once('\n').ok_or("it ends too early")?;
     if u32::from_str_radix(rest.trim_end(), 16) != Ok(crc32fast::hash(json.as_bytes())) {

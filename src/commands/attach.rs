@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
@@ -15,11 +15,12 @@ use sheave_control::v1::{
 use sheave_control::{ControlClient, VolumesClient};
 use sheave_core::printable;
 use sheave_pools::VolumeId;
-use sheave_volumes::VolumeSpec;
+use sheave_volumes::{ObjectStatus, VolumeSpec};
 use tonic::{Code, Response, Status};
 
 use super::{FencingArg, volume_parser, with_fencing};
 use crate::control_api::control_socket;
+use crate::drain::{DrainArgs, POLL, Progress, what_is_left};
 use crate::process::runtime;
 use crate::telemetry::{RuntimeDir, Servers};
 
@@ -67,6 +68,8 @@ pub(crate) struct DetachArgs {
     /// Even if it is in use; its I/O then fails
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    drain: DrainArgs,
 }
 
 /// List the block devices of the daemon.
@@ -120,9 +123,47 @@ pub(crate) fn detach(args: DetachArgs) -> Result<()> {
         let is_id = args.target.parse::<VolumeId>().is_ok();
         let target =
             if is_id { args.target } else { target(&args.target).await.context("detach")? };
+        let mut daemon = connect().await?;
+        let volume = call(daemon.list_devices(ListDevicesRequest {})).await?.devices.into_iter();
+        let mut volume = volume.filter(|device| [&device.path, &device.volume].contains(&&target));
+        let volume = volume.next().map(|device| location(&device).to_owned());
         let request = DetachRequest { target, force: args.force };
-        call(connect().await?.detach(request)).await.map(drop)
+        call(daemon.detach(request)).await?;
+        if let Some(volume) = volume {
+            wait_for_store(&volume, args.drain.timeout()).await;
+        }
+        Ok(())
     })
+}
+
+/// Waits until the daemon has written an object volume to its store.
+async fn wait_for_store(volume: &str, within: Duration) {
+    let begun = Instant::now();
+    let mut progress = Progress::new(begun);
+    let mut opening = None;
+    loop {
+        let servers = Servers::read().unwrap_or_default();
+        // Another process may open it as soon as it is closed.
+        let is_it = |object: &&ObjectStatus| {
+            object.name == volume && opening.is_none_or(|epoch| epoch == object.epoch)
+        };
+        let Some(status) = servers.objects().find(is_it) else { return };
+        opening = Some(status.epoch);
+        let left = [(status.name.clone(), status.lag_bytes)];
+        if begun.elapsed() >= within {
+            let line = what_is_left(volume, status.lag_bytes, status.waits_for.as_deref());
+            return output::note(&format!("{line}; the daemon goes on with it"));
+        }
+        if let Some(line) = progress.line(&left, Instant::now()) {
+            output::note(&line);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Where a device's volume is, without parameters: the name of an object volume.
+fn location(device: &Device) -> &str {
+    device.volume.split('?').next().unwrap_or_default()
 }
 
 pub(crate) fn ls(args: LsArgs) -> Result<()> {
@@ -133,8 +174,7 @@ pub(crate) fn ls(args: LsArgs) -> Result<()> {
     // What an object volume waits for is in the statistics of its process.
     let servers = Servers::read().unwrap_or_default();
     let waits_for = |device: &Device| {
-        let location = device.volume.split('?').next().unwrap_or_default();
-        let object = servers.objects().find(|object| object.name == location)?;
+        let object = servers.objects().find(|object| object.name == location(device))?;
         object.waits_for.clone()
     };
     let text = if args.json { json(&devices, waits_for) } else { table(&devices, waits_for) };

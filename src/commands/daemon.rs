@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rustix::net::SocketType;
 use sheave_core::printable;
 use sheave_daemon::{DeadLinks, Devices, DevicesConfig, HandOver, Taken, protect};
@@ -19,9 +19,10 @@ use tokio::sync::{Notify as Event, oneshot};
 
 use crate::config::{DaemonConfig, POLL_US, POLL_US_DEFAULT, SHARDS};
 use crate::control_api::{self, ControlSocket};
+use crate::drain::DrainArgs;
 use crate::log;
 use crate::pool_calls::{PoolCalls, may_write, warn_of_missing_pools};
-use crate::process::{HangUp, Signals, default_shards, runtime};
+use crate::process::{HangUp, Insisted, Signals, default_shards, runtime};
 use crate::systemd::{Notify, passed_socket};
 use crate::telemetry::{MetricsServer, RuntimeDir, StatsSocket, listen_at};
 
@@ -57,6 +58,8 @@ pub(crate) struct Args {
     /// Go on in place of the daemon that runs, which hands over what it has and ends
     #[arg(long)]
     takeover: bool,
+    #[command(flatten)]
+    pub(crate) drain: DrainArgs,
 }
 
 /// How often an ending daemon checks for devices that nothing uses any more.
@@ -241,7 +244,8 @@ async fn wind_down(
         let left = tokio::select! {
             left = winding_down => left?,
             signal = signals.insisted(|| hung_up.notify_one()) => {
-                bail!("a second signal, {signal}, ended it while it ended devices")
+                let why = format!("a second signal, {signal}, ended it while it ended devices");
+                return Err(Insisted(why).into());
             }
         };
         let count = left.len();
@@ -262,10 +266,11 @@ async fn wind_down(
         tokio::select! {
             () = tokio::time::sleep(WIND_DOWN_PERIOD) => {}
             signal = signals.insisted(|| hung_up.notify_one()) => {
-                bail!(
+                return Err(Insisted(format!(
                     "a second signal, {signal}, ended it with {count} devices in use; \
                      the next daemon serves them on"
-                )
+                ))
+                .into());
             }
         }
     }

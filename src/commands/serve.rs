@@ -11,6 +11,7 @@ use super::{FencingArg, VolumeParser, with_fencing};
 use crate::cli::Cli;
 use crate::config::serve::{EngineArg, check_text, parse_mode};
 use crate::config::{POLL_US, SHARDS};
+use crate::drain::DrainArgs;
 use crate::log;
 use crate::open_files::raise_open_files;
 use crate::process::runtime;
@@ -91,6 +92,8 @@ pub(crate) struct Args {
     /// How connections are run [default: auto]
     #[arg(long, value_enum)]
     pub(crate) engine: Option<EngineArg>,
+    #[command(flatten)]
+    pub(crate) drain: DrainArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -151,8 +154,8 @@ If anything is wrong, one line says what, and all stays as it was. Certificates,
 and revocation lists are also read when their files change. Other options need a restart. Without
 any of these SIGHUP stands for a closed terminal, and ends the server unless nohup started it.
 
-SIGINT, SIGTERM and SIGQUIT end it: connections have 5 s to finish what they have begun; a second
-one ends it at once. SIGUSR1 and SIGUSR2 are ignored.
+SIGINT, SIGTERM and SIGQUIT end it: connections have 5 s to finish what they have begun, and stores
+of object volumes --drain-timeout; a second one ends it at once. SIGUSR1 and SIGUSR2 are ignored.
 
 The log goes to standard error; SHEAVE_LOG=debug tells more, such as each connection. Serving never
 waits for the log: lines that cannot be written in time are lost, and a later line says how many.";

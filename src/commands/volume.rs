@@ -15,6 +15,7 @@ use sheave_core::parse_size;
 use sheave_volumes::VolumeSpec;
 use tonic::Code;
 
+use self::object::DurabilityArg;
 use super::attach::{call, connect, daemon_error, is_device, is_of_pool, target};
 use super::volume_parser;
 use crate::process::runtime;
@@ -50,7 +51,8 @@ enum VolumeCommand {
     /// Make a volume longer, and its device if it is one, while it is used; an object volume,
     /// while it is closed
     Resize(ResizeArgs),
-    /// Change how much an attached volume may do per second, while it is used
+    /// Change how much an attached volume may do per second, while it is used, or what flushes of
+    /// an object volume wait for
     Set(SetArgs),
 }
 
@@ -78,12 +80,13 @@ struct ResizeArgs {
 Examples:
   sheave volume set disk.img --limit-bps 100M --limit-iops 5000
   sheave volume set /dev/ublkb0 --limit-iops none
+  sheave volume set dir:///store/disk1 --durability remote
 
-A limit that is not named stays as it is. Limits hold for all I/O of the device together, at once
-and until it is detached, also when another daemon serves it, and beside those of the volume's
-text; those of a volume of a pool until they are changed. After idling, a device may do at once what
-its limits allow in 50 ms. A request that is longer than that is not refused; those after it wait
-until it is paid for."
+The durability stays with an object volume, which must be closed. A limit that is not named stays
+as it is. Limits hold for all I/O of the device together, at once and until it is detached, also
+when another daemon serves it, and beside those of the volume's text; those of a volume of a pool
+until they are changed. After idling, a device may do at once what its limits allow in 50 ms. A
+request that is longer than that is not refused; those after it wait until it is paid for."
 )]
 struct SetArgs {
     /// A volume as it was attached, POOL/NAME, or a device
@@ -95,6 +98,15 @@ struct SetArgs {
     /// Requests per second; 0 or none lifts the limit
     #[arg(long, value_name = "N", group = "limits", value_parser = parse_limit_iops)]
     limit_iops: Option<u64>,
+    /// What flushes of an object volume wait for: its journal on this node, its store, or nothing
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        group = "limits",
+        value_name = "local|remote|unsafe"
+    )]
+    durability: Option<DurabilityArg>,
 }
 
 fn parse_limit_bps(text: &str) -> sheave_core::Result<u64> {
@@ -125,7 +137,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn set(args: SetArgs) -> Result<()> {
-    let SetArgs { volume, limit_bps, limit_iops } = args;
+    let SetArgs { volume, limit_bps, limit_iops, durability } = args;
+    if let Some(durability) = durability {
+        let object = object::named(&volume)?
+            .context("set: --durability is for object volumes, dir:///… and s3://…")?;
+        object::set(&object, durability.into())?;
+        if limit_bps.or(limit_iops).is_none() {
+            return Ok(());
+        }
+    }
     runtime()?.block_on(async {
         if is_of_pool(&volume).await {
             return pool::set(&volume, limit_bps, limit_iops).await;

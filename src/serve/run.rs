@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use sheave_core::Error;
 use sheave_nbd::{Export, Limits, LiveExports, Server, ServerConfig, TlsConfig};
 use sheave_shard::EngineConfig;
@@ -15,7 +15,7 @@ use super::settings::{Fixed, Settings};
 use super::tls_watch::TlsWatch;
 use crate::commands::NO_PROC;
 use crate::commands::serve::Args;
-use crate::process::{Asked, HangUp, Signals, default_shards};
+use crate::process::{Asked, HangUp, Insisted, Signals, default_shards};
 use crate::systemd::{Notify, Passed};
 use crate::telemetry::{MetricsServer, StatsSocket};
 
@@ -65,7 +65,9 @@ pub(crate) async fn serve(args: Args, settings: Settings, passed: Vec<Passed>) -
     tokio::select! {
         () = server.stop() => Ok(()),
         signal = signals.insisted(|| {}) => {
-            bail!("a second signal, {signal}, ended it before all connections were done")
+            let what = "ended it before all connections were done";
+            let why = format!("a second signal, {signal}, {what}");
+            Err(Insisted(why).into())
         }
     }
 }

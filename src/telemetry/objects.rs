@@ -113,6 +113,7 @@ mod tests {
     fn a_line_says_what_a_volume_waits_for() {
         let mut status = ObjectStatus {
             name: "dir:///s/v".to_owned(),
+            durability: "local".to_owned(),
             uuid: String::new(),
             epoch: 1,
             lag_bytes: 8192,

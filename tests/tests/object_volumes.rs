@@ -242,9 +242,41 @@ fn damaged_objects_are_named_and_never_served() {
     let checkpoint = objects.last().expect("objects");
     let open = || open_error(&store.on_node("vol", "a"));
     check_damage(&objects[0], &objects[1], "the checksum of a frame is wrong", copy);
-    check_damage(checkpoint, &objects[0], "the checksum of a frame is wrong", open);
+    check_damage(checkpoint, &objects[0], "a frame ends too early", open);
     fs::write(&objects[0], &whole).expect("write");
     let server = store.serve("vol", "a");
     nbdcopy(server.uri(), store.scratch.file("out"));
     compare(&image, store.scratch.file("out"));
+}
+
+#[test]
+fn what_a_flush_waits_for_is_set_and_kept() {
+    let store = Store::new();
+    volume("create --size 16M --durability remote").arg(store.place("vol")).ok();
+    assert_eq!(store.info("vol")["durability"], "remote");
+    let mut server = store.serve("vol", "a");
+    let mut wire = Wire::ready(&server).expect("a client");
+    let bytes = sheave_tests::pattern(MIB as usize, 1);
+    assert_eq!(wire.write(MIB, &bytes).expect("a reply"), 0);
+    wire.request(cmd::FLUSH, 0, 0, 0).expect("send");
+    assert_eq!(wire.simple_reply(0).expect("a reply"), 0);
+    let set =
+        |durability| volume("set").arg(store.place("vol")).args("--durability").arg(durability);
+    let told = set("local").fails();
+    assert!(told.contains("it is open on node"), "{told}");
+    // The node is gone, with its journal.
+    drop(wire);
+    server.kill();
+    fs::remove_dir_all(store.scratch.path().join("a")).expect("a directory");
+    let mut server = Serve::new(store.on_node("vol", "b")).args("--take-over").unix();
+    let read = Wire::ready(&server).expect("a client").read(MIB, MIB as u32);
+    assert!(read.expect("a reply").expect("data") == bytes);
+    assert!(server.end(Signal::TERM).success(), "{}", server.log());
+    let output = set("unsafe").output();
+    assert!(output.status.success() && output.stderr.contains("flushes wait for nothing"));
+    assert_eq!(store.info("vol")["durability"], "unsafe");
+    let server = store.serve("vol", "b");
+    server.wait_for_log("flushes wait for nothing", 1);
+    let told = volume("set --durability remote").arg("disk.img").fails();
+    assert!(told.contains("--durability is for object volumes"), "{told}");
 }

@@ -1,15 +1,16 @@
 //! Runs ops on a backend to their completion.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sheave_core::{Backend, ByteRange, Completion, Op, Outcome, Payload, Submitted, Tag};
 
 use super::Engine;
 
-/// Turns without any progress after which an op counts as lost.
-const IDLE_TURNS_MAX: usize = 100_000;
-/// How long such a turn waits for another thread, whose waker may end the wait.
+/// An op that makes no progress for so long counts as lost. It may wait for syncs of a busy disk,
+/// one after another.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long a turn without progress waits for another thread, whose waker may end the wait.
 const IDLE_WAIT: Duration = Duration::from_micros(100);
 
 /// A backend and the engine that it runs on.
@@ -42,7 +43,7 @@ impl<E: Engine> Driver<E> {
     pub fn run(&mut self, ops: Vec<Op>) -> Vec<Outcome> {
         let mut outcomes: Vec<Option<Outcome>> = ops.iter().map(|_| None).collect();
         let mut queue: VecDeque<(usize, Op)> = ops.into_iter().enumerate().collect();
-        let mut idle_turns = 0;
+        let mut progressed = Instant::now();
         loop {
             let had = queue.len();
             self.submit(&mut queue, &mut outcomes);
@@ -59,15 +60,18 @@ impl<E: Engine> Driver<E> {
             if !progress {
                 progress = self.wait();
             }
-            idle_turns = if progress { 0 } else { idle_turns + 1 };
-            assert!(idle_turns < IDLE_TURNS_MAX, "an op neither ends nor makes progress");
+            if progress {
+                progressed = Instant::now();
+            }
+            assert!(progressed.elapsed() < IDLE_MAX, "an op neither ends nor makes progress");
         }
     }
 
     /// Goes on until nothing is in flight, as the thread of a backend does: its requests may be for
     /// ops of other backends.
     fn settle(&mut self) {
-        for _ in 0..IDLE_TURNS_MAX {
+        let begun = Instant::now();
+        while begun.elapsed() < IDLE_MAX {
             let none = self.backend.reap(self.engine.io());
             assert!(none.is_none(), "an op has ended twice, or none that was submitted");
             if self.engine.in_flight() == 0 {
@@ -103,7 +107,7 @@ impl<E: Engine> Driver<E> {
     fn wait(&mut self) -> bool {
         let until = self.backend.deadline();
         if until.is_none() && self.engine.in_flight() == 0 {
-            // Another thread has to make progress, or a fresh submit. The caller counts the turns.
+            // Another thread has to make progress, or a fresh submit. The caller bounds the time.
             std::thread::park_timeout(IDLE_WAIT);
             return false;
         }

@@ -12,8 +12,8 @@ use sheave_core::{ErrorKind, Result};
 
 use crate::cipher::WrappingKey;
 use crate::format::{
-    CheckpointPlace, Codec, Committed, LastOpening, Owner, Pin, Root, Snapshot, SnapshotNews,
-    State, keys,
+    CheckpointPlace, Codec, Committed, Durability, LastOpening, Owner, Pin, Root, Snapshot,
+    SnapshotNews, State, keys,
 };
 use crate::ids::{Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find_any, put_above};
@@ -244,6 +244,7 @@ fn tombstone(
         last: LastOpening { opening: last, node: node.to_owned(), first: Seq(1), is_closed: true },
         previous: None,
         directory: None,
+        durability: Durability::default(),
         codec: Codec::Plain,
         wrapped_key: None,
         owners: Vec::new(),

@@ -2,6 +2,7 @@
 //! journal. It does no I/O and waits for nothing. Backends and the worker act on it.
 
 mod back;
+mod flush;
 mod parts;
 mod reads;
 mod streams;
@@ -15,12 +16,14 @@ use sheave_core::{Error, ErrorKind, Result};
 use slab::Slab;
 
 pub(crate) use back::NextBatch;
+use flush::Flushes;
 pub(crate) use parts::{By, Effects, Fetch, Journal, Limits, Mail, News, Sync, Whereabouts};
 use parts::{Flush, Loads, Pending, User};
 use streams::Streams;
 
 use crate::ask::Ask;
 use crate::extents::Span;
+use crate::format::Durability;
 use crate::format::record::Entry;
 use crate::ids::{Lsn, Place};
 use crate::journal::{Replayed, Reserved};
@@ -48,7 +51,8 @@ pub(crate) struct Front {
     next_user: usize,
     /// The user that is acting, which takes its mail itself.
     acting: Option<usize>,
-    flushes: Vec<Flush>,
+    flushes: Flushes,
+    durability: Durability,
     /// A sync of a backend goes on.
     is_syncing: bool,
     /// A user waits for room in the journal.
@@ -86,7 +90,7 @@ impl Front {
     /// The state of a volume just opened, with the writes that its journal had.
     pub(crate) fn new(
         name: Arc<str>,
-        limits: Limits,
+        (limits, durability): (Limits, Durability),
         map: Map,
         (journal, records): (Journal, &[Replayed]),
     ) -> Self {
@@ -103,7 +107,8 @@ impl Front {
             users: BTreeMap::new(),
             next_user: 0,
             acting: None,
-            flushes: Vec::new(),
+            flushes: Flushes::default(),
+            durability,
             is_syncing: false,
             is_short: false,
             is_disk_full: false,
@@ -140,7 +145,7 @@ impl Front {
             self.poison("a thread that wrote to the journal has ended");
         }
         self.users.remove(&user);
-        self.flushes.retain(|flush| flush.user != user);
+        self.flushes.leave(user);
         // The others may wait for a sync that it was about to start.
         self.wake_flushes();
     }
@@ -275,73 +280,6 @@ impl Front {
         self.poison(&format!("the journal could not be written ({why})"));
     }
 
-    /// All up to this record is to be made durable for a job by a flush: true if it already is.
-    /// Else the job has news later.
-    ///
-    /// # Errors
-    /// When the volume has failed.
-    pub(crate) fn flush(
-        &mut self,
-        op: &'static str,
-        (user, job): (usize, usize),
-        needs: Option<Lsn>,
-    ) -> Result<bool> {
-        self.check(op)?;
-        let needs = needs.unwrap_or_else(|| self.log.written());
-        if needs <= self.log.durable() {
-            return Ok(true);
-        }
-        self.flushes.push(Flush { user, job, needs });
-        Ok(false)
-    }
-
-    /// A sync to start now, if flushes wait for one and none goes on. One at a time, since the
-    /// kernel reports a failed write-back once to a file description.
-    pub(crate) fn begin_sync(&mut self) -> Option<Sync> {
-        if self.is_syncing || self.flushes.is_empty() || self.failure.is_some() {
-            return None;
-        }
-        let (upto, segments) = (self.log.written(), self.log.unsynced());
-        if segments.is_empty() {
-            // The bucket has what is not synced, and no segment holds it any more.
-            self.end_sync(upto, Ok(()));
-            return None;
-        }
-        self.is_syncing = true;
-        Some(Sync { upto, segments })
-    }
-
-    /// A sync that a backend has begun is done, or has failed.
-    pub(crate) fn synced(&mut self, upto: Lsn, outcome: Result<(), &str>) {
-        self.is_syncing = false;
-        self.end_sync(upto, outcome);
-        self.wake_flushes();
-    }
-
-    fn end_sync(&mut self, upto: Lsn, outcome: Result<(), &str>) {
-        if let Err(why) = outcome {
-            return self.poison(&format!("the journal could not be flushed ({why})"));
-        }
-        if self.failure.is_some() {
-            return;
-        }
-        self.log.synced(upto);
-        self.look_for_room();
-        let durable = self.log.durable();
-        let done: Vec<_> = self.flushes.extract_if(.., |flush| flush.needs <= durable).collect();
-        for Flush { user, job, .. } in done {
-            self.post(user, Mail { job, news: News::Synced });
-        }
-    }
-
-    /// Wakes a user whose flush waits, so that it starts the next sync.
-    fn wake_flushes(&mut self) {
-        if let Some(flush) = self.flushes.first().filter(|_| !self.is_syncing) {
-            let user = flush.user;
-            self.notify(user);
-        }
-    }
-
     /// Where the blocks of a span are, in order.
     pub(crate) fn resolve(&self, span: Span) -> Vec<(Span, Whereabouts)> {
         let mut parts = Vec::new();
@@ -398,7 +336,7 @@ impl Front {
 
     /// A free segment serves again only when nothing reads or syncs it any more, so writes that
     /// wait try again after each sync and at each tick.
-    fn look_for_room(&mut self) {
+    pub(super) fn look_for_room(&mut self) {
         if self.is_short {
             self.has_room();
         }
@@ -422,7 +360,7 @@ impl Front {
         self.asks.clear();
         let Err(error) = self.check("write") else { return };
         let mut owners: Vec<_> = self.log.unwritten().filter_map(|of| of.owner).collect();
-        owners.extend(self.flushes.drain(..).map(|flush| (flush.user, flush.job)));
+        owners.extend(self.flushes.take_all());
         for (user, job) in owners {
             self.post(user, Mail { job, news: News::Failed(error.clone()) });
         }

@@ -64,7 +64,7 @@ mod worker;
 
 pub use cache::{CACHE_BYTES_DEFAULT, CacheStats, cache_stats};
 pub use dir_store::DirStore;
-pub use format::{Codec, Root, Snapshot, State};
+pub use format::{Codec, Durability, Root, Snapshot, State};
 pub use head::Head;
 pub use ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Lba, Lsn, Opening, Place, Seq, VolumeId};
 pub use journal::{Adopted, JournalDir, JournalSize, Summary, Superblock};

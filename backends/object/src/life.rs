@@ -4,7 +4,7 @@ use sheave_core::{ErrorKind, Result};
 
 use crate::cipher::{VolumeKey, WrappedKey, WrappingKey};
 use crate::format::{
-    Codec, Committed, LastOpening, Root, SIZE_MAX, Snapshot, SnapshotNews, State, keys,
+    Codec, Committed, Durability, LastOpening, Root, SIZE_MAX, Snapshot, SnapshotNews, State, keys,
 };
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
@@ -27,6 +27,8 @@ pub struct NewVolume {
     pub node: String,
     /// Its size.
     pub size: Blocks,
+    /// What flushes wait for.
+    pub durability: Durability,
     /// How its blocks are compressed.
     pub codec: Codec,
     /// By what its key is wrapped, if it is encrypted.
@@ -86,6 +88,7 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
         last: LastOpening { opening: author, node, first: Seq(1), is_closed: true },
         previous: None,
         directory: None,
+        durability: new.durability,
         codec: new.codec,
         wrapped_key,
         owners: Vec::new(),
@@ -99,11 +102,38 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
 /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Invalid`] when it is longer,
 /// [`ErrorKind::Busy`] when it is open, and those of the store.
 pub async fn resize(requests: &Requests, size: Blocks) -> Result<Root> {
+    change_closed(requests, "resize", |newest| {
+        if size < newest.size {
+            let [has, wanted] = [newest.size, size].map(|blocks| blocks * BLOCK_BYTES);
+            let why = format!("it has {has} bytes; to make it {wanted} would cut data off");
+            return Err(requests.error(ErrorKind::Invalid, "resize", "", &why));
+        }
+        Ok(Root { size, ..newest.clone() })
+    })
+    .await
+}
+
+/// Sets what flushes of a closed volume wait for.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open, and those of
+/// the store.
+pub async fn set_durability(requests: &Requests, durability: Durability) -> Result<Root> {
+    change_closed(requests, "set", |newest| Ok(Root { durability, ..newest.clone() })).await
+}
+
+/// Changes a closed volume, and returns its newest root. Its author stays the same, since nothing
+/// is opened; a claimant that has the number in mind begins anew.
+async fn change_closed(
+    requests: &Requests,
+    op: &'static str,
+    change: impl Fn(&Root) -> Result<Root>,
+) -> Result<Root> {
     for _ in 0..TRIES_MAX {
         let newest = find(requests).await?;
         let busy = |how: &str| {
             let why = format!("it is {how} on node {} (root {})", newest.node, newest.number);
-            Err(requests.error(ErrorKind::Busy, "resize", "", &why))
+            Err(requests.error(ErrorKind::Busy, op, "", &why))
         };
         match newest.state {
             // Its author made no root above it, and no opening has begun: those meet this root.
@@ -111,21 +141,17 @@ pub async fn resize(requests: &Requests, size: Blocks) -> Result<Root> {
             State::Claimed if newest.last.is_closed => return busy("being opened"),
             _ => return busy("open, or was not closed,"),
         }
-        if size < newest.size {
-            let [has, wanted] = [newest.size, size].map(|blocks| blocks * BLOCK_BYTES);
-            let why = format!("it has {has} bytes; to make it {wanted} would cut data off");
-            return Err(requests.error(ErrorKind::Invalid, "resize", "", &why));
-        }
-        if size == newest.size {
+        let changed = change(&newest)?;
+        if changed == newest {
             return Ok(newest);
         }
-        let root = Root { number: newest.number + 1, size, ..newest.clone() };
+        let root = Root { number: newest.number + 1, ..changed };
         if put_above(requests, &newest, &root).await? {
             return Ok(root);
         }
     }
     let why = "others open it at the same time; try again";
-    Err(requests.error(ErrorKind::Busy, "resize", "", why))
+    Err(requests.error(ErrorKind::Busy, op, "", why))
 }
 
 /// What is known of a volume without opening it.

@@ -125,6 +125,23 @@ impl Recent {
         self.open.extents.is_empty() && self.sealed.is_empty()
     }
 
+    /// Whether the bucket lacks a write up to this one. Records that change nothing count only
+    /// where they are between others.
+    pub(crate) fn lacks(&self, upto: Lsn) -> bool {
+        let oldest = self.sealed.front().map_or(&self.open, |batch| batch);
+        !oldest.extents.is_empty() && oldest.first <= upto
+    }
+
+    /// Whether one of them is in no sealed batch.
+    pub(crate) fn has_unsealed_upto(&self, upto: Lsn) -> bool {
+        self.has_unsealed() && self.open.first <= upto
+    }
+
+    /// The last write of the sealed batches.
+    pub(crate) fn sealed_upto(&self) -> Option<Lsn> {
+        self.sealed.back().map(|batch| batch.last)
+    }
+
     /// Whether a batch waits for the bucket, or is on its way.
     pub(crate) fn has_sealed(&self) -> bool {
         !self.sealed.is_empty()

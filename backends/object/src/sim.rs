@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::check::{Options, check};
 use crate::cipher::WrappingKey;
-use crate::format::Codec;
+use crate::format::{Codec, Durability};
 use crate::ids::{Blocks, Incarnation, VolumeId};
 use crate::life::NewVolume;
 use crate::memory_store::{Faults, MemoryStore, Random, TurnClock};
@@ -41,6 +41,7 @@ fn new_volume(random: &Random, size: Blocks) -> NewVolume {
         incarnation: Incarnation([1; 16]),
         node: "n0".to_owned(),
         size,
+        durability: Durability::Local,
         codec: if random.percent(50) { Codec::Lz4 } else { Codec::Plain },
         key: random.percent(30).then(|| WrappingKey::new([7; 32])),
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock as _, SystemClock};
+use crate::format::Durability;
 use crate::front::Front;
 use crate::traffic::RequestsByKind;
 use crate::volume::{Engine, open_volumes};
@@ -15,6 +16,9 @@ pub(crate) const SILENT_MS: u64 = 10_000;
 pub struct Status {
     /// Where it is.
     pub name: String,
+    /// What its flushes wait for; older releases do not say it.
+    #[serde(default)]
+    pub durability: String,
     /// What tells it from other volumes.
     pub uuid: String,
     /// The opening.
@@ -61,6 +65,7 @@ impl Engine {
         };
         Status {
             name: self.name.to_string(),
+            durability: report.durability.name().to_owned(),
             uuid: self.info.identity.clone().unwrap_or_default(),
             epoch: self.opening.epoch.0,
             lag_bytes: report.lag_bytes,
@@ -85,6 +90,7 @@ pub(crate) struct Report {
     pub(crate) segments: u64,
     pub(crate) segments_held: u64,
     pub(crate) waits_for: Option<String>,
+    pub(crate) durability: Durability,
 }
 
 impl Front {
@@ -98,6 +104,7 @@ impl Front {
             segments: log.segments() as u64,
             segments_held: log.segments_held() as u64,
             waits_for: self.waits_for(),
+            durability: self.durability(),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::cipher::WrappingKey;
 use crate::clock::SystemClock;
 use crate::clones::{self, NewClone};
 use crate::door::{self, Command};
-use crate::format::{Codec, NODE_BYTES_MAX, Root, State};
+use crate::format::{Codec, Durability, NODE_BYTES_MAX, Root, State};
 use crate::head::Change;
 use crate::ids::{BLOCK_BYTES, Blocks, Incarnation, VolumeId};
 use crate::journal::{JournalDir, JournalSize};
@@ -98,7 +98,7 @@ impl StoredVolume {
     /// # Errors
     /// [`ErrorKind::Exists`] when there is one, [`ErrorKind::Invalid`] for a size that cannot be,
     /// and those of the store.
-    pub fn create(&self, size_bytes: u64, codec: Codec) -> Result<()> {
+    pub fn create(&self, size_bytes: u64, codec: Codec, durability: Durability) -> Result<()> {
         let requests = self.requests();
         let key = self.wrapping_key()?;
         // Before anything is made.
@@ -110,10 +110,19 @@ impl StoredVolume {
             incarnation: incarnation()?,
             node: node(),
             size,
+            durability,
             codec,
             key,
         };
         block_on(life::create(&requests, &new)).map(drop)
+    }
+
+    /// Sets what its flushes wait for from the next opening on. It must be closed.
+    ///
+    /// # Errors
+    /// As for [`life::set_durability`].
+    pub fn set_durability(&self, durability: Durability) -> Result<()> {
+        block_on(life::set_durability(&self.requests(), durability)).map(drop)
     }
 
     /// Describes it; it may be open.

@@ -17,6 +17,7 @@ use crate::checkpoint::Cadence;
 use crate::cipher::VolumeKey;
 use crate::door::{self, Command};
 use crate::fetch::Cached;
+use crate::format::Durability;
 use crate::front::{Front, Limits};
 use crate::ids::{Lsn, Opening, VolumeId};
 use crate::journal::{JournalDir, JournalSize, Log, Recovered};
@@ -141,6 +142,10 @@ impl ObjectVolume {
         let open::Opened { mut journal, volume: id, size, opening, mut map, committed, .. } =
             opened;
         let (upload, mut fetcher, key) = (opened.upload, opened.fetcher, opened.key);
+        let durability = opened.durability;
+        if durability == Durability::Unsafe {
+            tracing::warn!("{name}: flushes wait for nothing (durability unsafe)");
+        }
         map.keep_within(tuning.map_bytes);
         let upload = upload.with_cadence(Cadence::of_bytes(tuning.map_bytes));
         let recovered = journal.recover((id, key.as_ref()), committed.lsn)?;
@@ -163,6 +168,7 @@ impl ObjectVolume {
                 cached: fetcher.cached(),
                 key,
                 tuning,
+                durability,
             },
         )?;
         worker::start(&engine, upload, fetcher)?;
@@ -220,6 +226,7 @@ pub(crate) struct Parts {
     /// Of an encrypted volume.
     pub(crate) key: Option<VolumeKey>,
     pub(crate) tuning: Tuning,
+    pub(crate) durability: Durability,
 }
 
 impl Engine {
@@ -230,7 +237,8 @@ impl Engine {
         (info, size): (VolumeInfo, u64),
         parts: Parts,
     ) -> Result<Arc<Self>> {
-        let Parts { journal, mut recovered, map, committed, traffic, cached, key, tuning } = parts;
+        let Parts { journal, mut recovered, map, committed, traffic, cached, key, tuning, .. } =
+            parts;
         let is_encrypted = key.is_some();
         let records = std::mem::take(&mut recovered.records);
         let log = Log::new((volume, key), opening, committed, recovered, worker::salts()?);
@@ -249,7 +257,12 @@ impl Engine {
             opening,
             traffic,
             has_lost: AtomicBool::new(false),
-            front: Mutex::new(Front::new(Arc::clone(&name), limits, map, (log, &records))),
+            front: Mutex::new(Front::new(
+                Arc::clone(&name),
+                (limits, parts.durability),
+                map,
+                (log, &records),
+            )),
             rouse: Rouse::default(),
             journal: Mutex::new(journal),
             journal_threads: Threads::new("object-journal", JOURNAL_THREADS_MAX),

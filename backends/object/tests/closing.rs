@@ -7,7 +7,9 @@ use std::time::Duration;
 use sheave_conformance::ops;
 use sheave_core::{ErrorKind, Op, Reply, Volume};
 use sheave_layers::BlockSize;
-use sheave_object::{BLOCK_BYTES, Codec, DirStore, JournalSize, StoredVolume, Tuning, close_all};
+use sheave_object::{
+    BLOCK_BYTES, Codec, DirStore, Durability, JournalSize, StoredVolume, Tuning, close_all,
+};
 
 const BLOCKS: u64 = 96;
 
@@ -21,7 +23,7 @@ fn what_was_written_is_there_after_closing_and_opening() {
         key: None,
         snapshot: None,
     };
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Plain).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Plain, Durability::Local).unwrap();
     let segment_bytes = JournalSize::SEGMENT_BYTES_MIN;
     let tuning = Tuning {
         journal: JournalSize { segment_bytes, segments_max: 2 },

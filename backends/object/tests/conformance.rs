@@ -9,7 +9,8 @@ use sheave_conformance::stacks::for_any_two;
 use sheave_conformance::{Options, PlainEngine, check, ops};
 use sheave_core::Volume;
 use sheave_object::{
-    BLOCK_BYTES, Codec, DirStore, JournalSize, KeySource, ObjectVolume, StoredVolume, Tuning,
+    BLOCK_BYTES, Codec, DirStore, Durability, JournalSize, KeySource, ObjectVolume, StoredVolume,
+    Tuning,
 };
 use tempfile::TempDir;
 
@@ -39,7 +40,7 @@ impl Place {
 
     fn make(&self) -> StoredVolume {
         let volume = self.volume(self.made.fetch_add(1, Relaxed));
-        volume.create(SIZE, self.codec).expect("a new volume");
+        volume.create(SIZE, self.codec, Durability::Local).expect("a new volume");
         volume
     }
 }

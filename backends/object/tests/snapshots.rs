@@ -7,7 +7,8 @@ use sheave_conformance::ops;
 use sheave_core::{ErrorKind, Op, Volume as _};
 use sheave_object::format::Pin;
 use sheave_object::{
-    BLOCK_BYTES, Codec, DirStore, KeySource, StoredVolume, Tuning, VolumeId, finish_closing,
+    BLOCK_BYTES, Codec, DirStore, Durability, KeySource, StoredVolume, Tuning, VolumeId,
+    finish_closing,
 };
 use tempfile::TempDir;
 
@@ -63,7 +64,7 @@ fn check_snapshot(volume: &StoredVolume, snapshot: &str, round: u8) {
 fn a_snapshot_stays_while_the_volume_is_written() {
     let dir = ops::disk_dir();
     let volume = place(&dir, "v");
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     at(&volume, "empty").make_snapshot().unwrap();
     let open = volume.open_tuned(false, tuning()).unwrap();
     // Through the door, as another process asks.
@@ -97,7 +98,7 @@ fn a_snapshot_stays_while_the_volume_is_written() {
 fn snapshots_asked_for_at_the_same_time_are_all_made() {
     let dir = ops::disk_dir();
     let volume = place(&dir, "v");
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     let open = volume.open_tuned(false, tuning()).unwrap();
     fill(&open, 1);
     std::thread::scope(|scope| {
@@ -126,7 +127,7 @@ fn snapshots_asked_for_at_the_same_time_are_all_made() {
 fn a_snapshot_is_only_read() {
     let dir = ops::disk_dir();
     let volume = place(&dir, "v");
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     at(&volume, "one").make_snapshot().unwrap();
     let snapshot = at(&volume, "one");
     let [first, second] = [(); 2].map(|()| snapshot.open_snapshot(tuning()).unwrap());
@@ -142,7 +143,7 @@ fn a_snapshot_is_only_read() {
 fn a_clone_goes_on_from_a_snapshot_and_leaves_it_as_it_is() {
     let dir = ops::disk_dir();
     let volume = place(&dir, "v");
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     let open = volume.open_tuned(false, tuning()).unwrap();
     fill(&open, 1);
     at(&volume, "one").make_snapshot().unwrap();
@@ -193,7 +194,7 @@ fn a_clone_goes_on_from_a_snapshot_and_leaves_it_as_it_is() {
 fn a_snapshot_with_a_clone_is_not_deleted() {
     let dir = ops::disk_dir();
     let volume = place(&dir, "v");
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     let open = volume.open_tuned(false, tuning()).unwrap();
     fill(&open, 1);
     for name in ["one", "two"] {
@@ -227,7 +228,7 @@ fn a_snapshot_with_a_clone_is_not_deleted() {
 fn a_clone_is_made_beside_its_volume_only() {
     let (dir, other) = (ops::disk_dir(), ops::disk_dir());
     let volume = place(&dir, "v");
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     at(&volume, "one").make_snapshot().unwrap();
     let is_refused = |clone: &StoredVolume, size: Option<u64>, why: &str| {
         let error = at(&volume, "one").make_clone(clone, size).unwrap_err();
@@ -257,7 +258,7 @@ fn a_clone_of_an_encrypted_volume_has_its_key() {
     let with_key =
         |name| StoredVolume { key: Some(KeySource::File(file.clone())), ..place(&dir, name) };
     let (volume, clone) = (with_key("v"), with_key("clone"));
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4).unwrap();
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
     let open = volume.open_tuned(false, tuning()).unwrap();
     fill(&open, 1);
     at(&volume, "one").make_snapshot().unwrap();

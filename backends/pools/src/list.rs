@@ -195,7 +195,8 @@ mod tests {
         let made = objects.parse::<VolumeSpec>().unwrap().object_volume().unwrap().unwrap();
         let missing = pool.get(Key::Name("objects")).unwrap();
         assert!(missing.trouble.unwrap().contains("there is no volume"));
-        made.create(6 << 20).unwrap();
+        made.create(6 << 20, sheave_volumes::Codec::Plain, sheave_volumes::Durability::Local)
+            .unwrap();
         let found = pool.get(Key::Name("objects")).unwrap();
         assert_eq!((found.size, found.trouble), (6 << 20, None));
         assert_eq!(pool.list(None, 9).unwrap().len(), 4);

@@ -24,7 +24,7 @@ pub use node_memory::check_memory;
 pub use schemes::nbd::NbdServer;
 pub use sheave_object::check as object_check;
 pub use sheave_object::{
-    BLOCK_BYTES, Codec, Info as ObjectInfo, RequestCounts, Root as ObjectRoot,
+    BLOCK_BYTES, Codec, Durability, Info as ObjectInfo, RequestCounts, Root as ObjectRoot,
     Snapshot as ObjectSnapshot, Status as ObjectStatus, StoredVolume, statuses as object_statuses,
 };
 pub use spec::{OpenOptions, VolumeSpec, open};

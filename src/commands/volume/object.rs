@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use sheave_bench::output;
 use sheave_core::{parse_size, printable};
 use sheave_volumes::{
-    BLOCK_BYTES, Codec, ObjectInfo, ObjectRoot as Root, ObjectSnapshot, ObjectStatus, StoredVolume,
-    VolumeSpec,
+    BLOCK_BYTES, Codec, Durability, ObjectInfo, ObjectRoot as Root, ObjectSnapshot, ObjectStatus,
+    StoredVolume, VolumeSpec,
 };
 
 use crate::commands::volume_parser;
@@ -89,10 +89,52 @@ pub(super) fn named(text: &str) -> Result<Option<StoredVolume>> {
     }
 }
 
-pub(super) fn create(volume: &StoredVolume, size: Option<u64>, codec: Codec) -> Result<()> {
+/// The durability of an object volume.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(super) enum DurabilityArg {
+    /// Flushes wait for the journal on this node
+    Local,
+    /// Flushes wait for the store
+    Remote,
+    /// Flushes wait for nothing
+    Unsafe,
+}
+
+impl From<DurabilityArg> for Durability {
+    fn from(arg: DurabilityArg) -> Self {
+        match arg {
+            DurabilityArg::Local => Self::Local,
+            DurabilityArg::Remote => Self::Remote,
+            DurabilityArg::Unsafe => Self::Unsafe,
+        }
+    }
+}
+
+pub(super) fn create(
+    volume: &StoredVolume,
+    size: Option<u64>,
+    codec: Codec,
+    durability: Durability,
+) -> Result<()> {
     let size = size.context("create: the size is missing; add --size 10G")?;
-    volume.create(size, codec)?;
+    warn_if_unsafe(durability);
+    volume.create(size, codec, durability)?;
     output::to_stdout(format!("{}\n", printable(&volume.name))).context("create")
+}
+
+/// Changes what flushes wait for.
+pub(super) fn set(volume: &StoredVolume, durability: Durability) -> Result<()> {
+    warn_if_unsafe(durability);
+    Ok(volume.set_durability(durability)?)
+}
+
+fn warn_if_unsafe(durability: Durability) {
+    if durability == Durability::Unsafe {
+        output::note(
+            "sheave: durability unsafe: flushes wait for nothing, so a power loss takes what was \
+             written in the last seconds",
+        );
+    }
 }
 
 pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
@@ -124,6 +166,7 @@ pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
         "uuid": root.volume.to_string(),
         "size_bytes": root.size_bytes(),
         "state": root.state.name(),
+        "durability": root.durability.name(),
         "epoch": last.opening.epoch.0,
         "node": last.node,
         "root": root.number,

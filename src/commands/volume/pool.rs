@@ -10,8 +10,9 @@ use sheave_control::v1 as api;
 use sheave_control::v1::get_volume_request::Key;
 use sheave_core::{parse_size, printable};
 use sheave_pools::SIZE_UNIT;
-use sheave_volumes::Codec;
+use sheave_volumes::{Codec, Durability};
 
+use super::object::DurabilityArg;
 use super::{object, parse_limit_bps, parse_limit_iops, places};
 use crate::commands::attach::{call, limits_text, volumes};
 use crate::commands::{FencingArg, KeyArgs, volume_parser, with_fencing};
@@ -52,6 +53,10 @@ pub(super) struct CreateArgs {
     /// not at all, if no other process ever opens it [default: probe]
     #[arg(long, value_enum, hide_possible_values = true, value_name = "probe|none")]
     fencing: Option<FencingArg>,
+    /// What flushes of an object volume wait for: its journal on this node, its store, or nothing
+    /// [default: local]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "local|remote|unsafe")]
+    durability: Option<DurabilityArg>,
     /// How an object volume compresses new blocks [default: none]
     #[arg(long, value_enum, hide_possible_values = true, value_name = "lz4|none")]
     compression: Option<CompressionArg>,
@@ -143,6 +148,7 @@ pub(super) struct UnpublishArgs {
 pub(super) fn create(args: CreateArgs) -> Result<()> {
     let CreateArgs { volume, size, limit_bps, limit_iops, fencing, .. } = args;
     let (compression, encryption) = (args.compression, args.encryption);
+    let durability = args.durability;
     let volume = args.key.add_to(with_fencing(volume, fencing).context("create")?);
     if let Some(object) = object::named(&volume)? {
         if limit_bps.or(limit_iops).is_some() {
@@ -157,10 +163,11 @@ pub(super) fn create(args: CreateArgs) -> Result<()> {
             Some(CompressionArg::Lz4) => Codec::Lz4,
             Some(CompressionArg::None) | None => Codec::Plain,
         };
-        return object::create(&object, size, codec);
+        let durability = durability.map(Durability::from).unwrap_or_default();
+        return object::create(&object, size, codec, durability);
     }
-    if compression.is_some() || encryption.is_some() {
-        bail!("create: --compression and --encryption are for object volumes");
+    if compression.is_some() || encryption.is_some() || durability.is_some() {
+        bail!("create: --compression, --encryption and --durability are for object volumes");
     }
     let wrong = || anyhow!("create: {}: write POOL/NAME", printable(&volume));
     let (pool, name) = volume.split_once('/').ok_or_else(wrong)?;

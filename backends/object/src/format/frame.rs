@@ -203,7 +203,11 @@ impl<'a> FrameReader<'a> {
     }
 
     /// The count of blocks that a frame states, and its content.
-    fn decode<'f>(&mut self, id: FrameId, frame: &'f [u8]) -> Result<(u8, Cow<'f, [u8]>), Wrong> {
+    pub(super) fn decode<'f>(
+        &mut self,
+        id: FrameId,
+        frame: &'f [u8],
+    ) -> Result<(u8, Cow<'f, [u8]>), Wrong> {
         let (crc, rest) = frame.split_first_chunk().ok_or(TOO_SHORT)?;
         if checksum(id, rest) != u32::from_le_bytes(*crc) {
             return Err(Wrong::Damaged("the checksum of a frame is wrong"));
@@ -265,7 +269,7 @@ fn bound_to(id: FrameId, header: &[u8]) -> [u8; 60] {
 }
 
 /// CRC-32 over the place of a frame and its bytes behind the checksum.
-fn checksum(id: FrameId, rest: &[u8]) -> u32 {
+pub(super) fn checksum(id: FrameId, rest: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&id.bytes());
     hasher.update(rest);

@@ -4,7 +4,10 @@ mod build;
 mod code;
 mod codec;
 mod directory;
+mod durability;
 mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod keys;
 mod object;
 pub(crate) mod page;
@@ -21,6 +24,7 @@ pub use build::{Author, Built, ObjectBuilder, Placed, decode_directory, decode_l
 pub use code::Wrong;
 pub use codec::Codec;
 pub use directory::{Directory, LeafRef, Run};
+pub use durability::Durability;
 pub use frame::{Coding, FRAME_HEADER_BYTES, FrameId, FrameReader};
 pub use object::{
     ENTRIES_MAX, ENTRY_BYTES, Entry, HEADER_BYTES, Head, Header, LEAF_BLOCKS, OBJECT_BYTES_MAX,

@@ -1,5 +1,7 @@
 //! Pages of the journal, and numbers in them. All numbers are little-endian.
 
+use std::ops::Range;
+
 use crate::ids::BLOCK_BYTES;
 
 /// Bytes of a page, the unit in which the journal is written: a block.
@@ -23,6 +25,11 @@ pub(crate) fn u32_at(page: &Page, at: usize) -> u32 {
 /// The number there.
 pub(crate) fn u64_at(page: &Page, at: usize) -> u64 {
     u64::from_le_bytes(bytes_at(page, at))
+}
+
+/// Whether all bytes there are zero.
+pub(crate) fn is_zero(page: &Page, range: Range<usize>) -> bool {
+    page[range].iter().all(|byte| *byte == 0)
 }
 
 /// Puts a number there.

@@ -11,7 +11,7 @@ use crate::cipher::TAG_BYTES;
 const MAGIC: &[u8; 8] = b"SHEAVEJR";
 const WRITE: u32 = 1;
 const ZERO: u32 = 2;
-const SEALED: u32 = 3;
+pub(super) const SEALED: u32 = 3;
 const CRCS_AT: usize = 80;
 /// Tags of the blocks of an encrypted write, and that of the page itself.
 const TAGS_AT: usize = CRCS_AT + SEALED_BLOCKS_MAX as usize * 4;
@@ -147,7 +147,8 @@ impl Record {
                     crc: page::u32_at(page, CRCS_AT + 4 * index),
                     tag: tags.get(index).copied().unwrap_or_default(),
                 };
-                let count = (span.blocks <= most).then_some(span.blocks as usize)?;
+                let is_right = (1..=most).contains(&span.blocks);
+                let count = is_right.then_some(span.blocks as usize)?;
                 Entry::Write { span, checks: (0..count).map(check).collect() }
             }
             ZERO => Entry::Zero { span },
@@ -155,7 +156,13 @@ impl Record {
         };
         let [lsn, durable] = [16, 24].map(|at| Lsn(page::u64_at(page, at)));
         let is_small = lsn.0 <= NUMBER_MAX && durable.0 <= NUMBER_MAX;
-        is_small.then_some(Self { lsn, durable, entry })
+        let used = match &entry {
+            _ if page::u32_at(page, 12) == SEALED => TAG_AT,
+            Entry::Write { checks, .. } => CRCS_AT + 4 * checks.len(),
+            Entry::Zero { .. } => CRCS_AT,
+        };
+        let is_rest_zero = page::is_zero(page, 72..CRCS_AT) && page::is_zero(page, used..TAG_AT);
+        (is_small && is_rest_zero).then_some(Self { lsn, durable, entry })
     }
 }
 

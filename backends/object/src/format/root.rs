@@ -2,6 +2,7 @@
 
 use super::code::{Reader, Wrong, put_kind, take_kind};
 use super::codec::Codec;
+use super::durability::Durability;
 use super::frame::FRAME_HEADER_BYTES;
 use super::object::OBJECT_BYTES_MAX;
 use super::snapshot::{Owner, SnapshotNews, put_owners, take_owners};
@@ -38,6 +39,8 @@ pub struct Root {
     pub previous: Option<Reach>,
     /// The newest checkpoint that is known to be committed.
     pub directory: Option<FramePlace>,
+    /// What flushes wait for.
+    pub durability: Durability,
     /// How new blocks are compressed.
     pub codec: Codec,
     /// The key of the volume, if it is encrypted.
@@ -174,7 +177,8 @@ impl Root {
             out.extend((node.len() as u16).to_le_bytes());
             out.extend(node.as_bytes());
         }
-        out.extend([0, self.codec as u8, u8::from(self.wrapped_key.is_some()), 0]);
+        let is_encrypted = u8::from(self.wrapped_key.is_some());
+        out.extend([self.durability as u8, self.codec as u8, is_encrypted, 0]);
         let key = self.wrapped_key.as_ref().map_or(&[][..], WrappedKey::bytes);
         out.extend((key.len() as u16).to_le_bytes());
         out.extend(key);
@@ -193,7 +197,7 @@ impl Root {
         take_kind(&mut reader, MAGIC)?;
         reader.u32()?;
         let state = State::of(reader.u8()?)?;
-        let is_closed = reader.u8()? == 1;
+        let is_closed = take_flag(&mut reader)?;
         reader.zeroes(2)?;
         let volume = VolumeId(reader.array()?);
         let number = reader.u64()?;
@@ -206,7 +210,7 @@ impl Root {
         let directory = take_directory(&mut reader)?;
         let node = take_node(&mut reader)?;
         let last = LastOpening { opening, node: take_node(&mut reader)?, first, is_closed };
-        reader.zeroes(1)?;
+        let durability = Durability::of(reader.u8()?)?;
         let (codec, wrapped_key) = (Codec::of(reader.u8()?)?, take_key(&mut reader)?);
         let owners = take_owners(&mut reader)?;
         let snapshots = SnapshotNews::take(&mut reader, committed)?;
@@ -222,6 +226,7 @@ impl Root {
             last,
             previous,
             directory,
+            durability,
             codec,
             wrapped_key,
             owners,
@@ -300,6 +305,14 @@ fn put_opening(out: &mut Vec<u8>, opening: Opening) {
 fn take_opening(reader: &mut Reader<'_>) -> Result<Opening, Wrong> {
     let epoch = Epoch(reader.u64()?);
     Ok(Opening { epoch, incarnation: Incarnation(reader.array()?) })
+}
+
+fn take_flag(reader: &mut Reader<'_>) -> Result<bool, Wrong> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Wrong::Damaged("a flag is neither 0 nor 1")),
+    }
 }
 
 /// Where the objects before those of an epoch are; zeroes if there are none.

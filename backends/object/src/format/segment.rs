@@ -89,7 +89,8 @@ impl SegmentHeader {
         let Self { opening, number, first, durable, committed, .. } = &header;
         // So that the number after any of these is a number.
         let numbers = [opening.epoch.0, *number, first.0, durable.0, committed.0];
-        match numbers.iter().all(|number| *number <= NUMBER_MAX) {
+        let is_small = numbers.iter().all(|number| *number <= NUMBER_MAX);
+        match is_small && page::is_zero(page, 104..PAGE_BYTES) {
             true => Ok(header),
             false => Err(NoHeader::Unused),
         }

@@ -23,7 +23,7 @@ pub struct Superblock {
 
 /// As the file has it.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+pub(super) struct Stored {
     version: u32,
     volume: Uuid,
     current: Option<StoredOpening>,
@@ -43,11 +43,15 @@ impl Superblock {
     /// [`ErrorKind::Corrupt`] when it is damaged, [`ErrorKind::Unsupported`] when a newer program
     /// has written it, and errors of the file system.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
-        let Some(stored) = sheave_durable::read::<Stored>(path)? else { return Ok(None) };
+        sheave_durable::read(path)?.map(|stored| Self::of_stored(path, stored)).transpose()
+    }
+
+    /// The value of the file at `path`.
+    pub(super) fn of_stored(path: &Path, stored: Stored) -> Result<Self> {
         if stored.version != VERSION {
             let why = format!(
                 "{}: its version is {}, this program knows {VERSION}; use a newer program",
-                printable(&path),
+                printable(path),
                 stored.version
             );
             return Err(Error::new(ErrorKind::Unsupported, "open", why));
@@ -56,11 +60,11 @@ impl Superblock {
             epoch: Epoch(stored.epoch),
             incarnation: Incarnation(stored.incarnation.into_bytes()),
         };
-        Ok(Some(Self {
+        Ok(Self {
             volume: VolumeId(stored.volume.into_bytes()),
             current: stored.current.map(opening),
             adopting: stored.adopting.map(opening),
-        }))
+        })
     }
 
     /// Puts it in place of the old one, on stable storage.
@@ -68,17 +72,20 @@ impl Superblock {
     /// # Errors
     /// Errors of the file system; the old or the new one is there then.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        sheave_durable::replace(path, &self.to_stored())
+    }
+
+    pub(super) fn to_stored(self) -> Stored {
         let opening = |opening: Opening| StoredOpening {
             epoch: opening.epoch.0,
             incarnation: Uuid::from_bytes(opening.incarnation.0),
         };
-        let stored = Stored {
+        Stored {
             version: VERSION,
             volume: Uuid::from_bytes(self.volume.0),
             current: self.current.map(opening),
             adopting: self.adopting.map(opening),
-        };
-        sheave_durable::replace(path, &stored)
+        }
     }
 }
 

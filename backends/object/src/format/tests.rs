@@ -14,7 +14,7 @@ use crate::ids::*;
 
 mod codings;
 
-fn root() -> Root {
+pub(super) fn root() -> Root {
     let opening = Opening { epoch: Epoch(7), incarnation: Incarnation([9; 16]) };
     Root {
         volume: VolumeId([1; 16]),
@@ -27,6 +27,7 @@ fn root() -> Root {
         last: LastOpening { opening, node: "a".to_owned(), first: Seq(40), is_closed: false },
         previous: Some(Reach { epoch: Epoch(5), first: Seq(2) }),
         directory: Some(FramePlace { seq: Seq(43), at: 152, bytes: 99 }),
+        durability: Durability::Remote,
         codec: Codec::Lz4,
         wrapped_key: Some(WrappedKey::new([5; WRAPPED_BYTES])),
         owners: Vec::new(),
@@ -48,7 +49,7 @@ fn blocks(count: u64, seed: u8) -> Vec<u8> {
     (0..count * BLOCK_BYTES).map(|at| (at / 64) as u8 ^ seed).collect()
 }
 
-fn object() -> Built {
+pub(super) fn object() -> Built {
     let mut builder = ObjectBuilder::new(&author(), Seq(45), 3, 0);
     builder.write(Lba(100), &blocks(19, 1));
     builder.zero(Lba(0), 1 << 32);
@@ -185,7 +186,7 @@ fn a_fence_is_its_only_entry() {
     assert_eq!(header.decode_index(&built.body[HEADER_BYTES..]), Ok(vec![Entry::Fence]));
 }
 
-fn directory() -> Directory {
+pub(super) fn directory() -> Directory {
     let reach = |epoch, first| Reach { epoch: Epoch(epoch), first: Seq(first) };
     let run = |start, blocks, seq, form, (frame, skip, run)| {
         let place = Place::Object { seq: Seq(seq), frame, form, skip, run };
@@ -228,7 +229,7 @@ fn a_checkpoint_with_the_head_of_another_object_is_refused() {
     assert!(matches!(decoded, Err(Wrong::Damaged(_))), "{decoded:?}");
 }
 
-fn leaf_runs() -> Vec<Run> {
+pub(super) fn leaf_runs() -> Vec<Run> {
     let place = |seq, skip| {
         let (seq, form) = (Seq(seq), Form::Plain);
         Place::Object { seq, frame: 152, form, skip, run: 8000 }

@@ -188,6 +188,7 @@ impl Front {
         debug_assert!(batch.is_some(), "batches are committed in their order");
         self.log.commit(last);
         self.has_room();
+        self.has_committed();
         if self.is_closing {
             self.offer_batch();
         }

@@ -22,7 +22,7 @@ use sheave_core::{ErrorKind, Result};
 
 use crate::cipher::{VolumeKey, WrappingKey};
 use crate::fetch::Fetcher;
-use crate::format::{Coding, Committed, Root};
+use crate::format::{Coding, Committed, Durability, Root};
 use crate::ids::{Blocks, Incarnation, Opening, VolumeId};
 use crate::journal::{Adopted, Summary, Superblock};
 use crate::map::Map;
@@ -102,6 +102,8 @@ pub struct Opened<J> {
     pub volume: VolumeId,
     /// Its size.
     pub size: Blocks,
+    /// What its flushes wait for.
+    pub durability: Durability,
     /// This opening.
     pub opening: Opening,
     /// The last one before it.
@@ -158,6 +160,7 @@ pub async fn open<J: Journal>(
             journal,
             volume: root.volume,
             size: root.size,
+            durability: root.durability,
             opening: root.author,
             before: newest.last.opening,
             committed,

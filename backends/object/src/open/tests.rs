@@ -73,6 +73,7 @@ pub(crate) fn new_volume() -> NewVolume {
         incarnation: Incarnation([8; 16]),
         node: "a".to_owned(),
         size: SIZE,
+        durability: Durability::Local,
         codec: Codec::Plain,
         key: None,
     }

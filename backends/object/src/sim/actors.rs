@@ -10,8 +10,8 @@ use sheave_core::{Error, ErrorKind};
 
 use super::Seen;
 use crate::format::{
-    Author, Codec, Coding, Committed, Directory, FramePlace, LastOpening, ObjectBuilder, Root,
-    SnapshotNews, State, keys,
+    Author, Codec, Coding, Committed, Directory, Durability, FramePlace, LastOpening,
+    ObjectBuilder, Root, SnapshotNews, State, keys,
 };
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, Opening, Seq, VolumeId};
 use crate::journal::Adopted;
@@ -78,6 +78,7 @@ impl World {
             last: LastOpening { opening, node: "n0".to_owned(), first: Seq(1), is_closed: true },
             previous: None,
             directory: None,
+            durability: Durability::Local,
             codec: Codec::Plain,
             wrapped_key: None,
             owners: Vec::new(),

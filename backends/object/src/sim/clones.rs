@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::executor::{Executor, killed_after};
 use crate::clones::{self, NewClone};
-use crate::format::{Codec, Root, State, keys};
+use crate::format::{Codec, Durability, Root, State, keys};
 use crate::head::Change;
 use crate::ids::{Incarnation, VolumeId};
 use crate::life::{self, NewVolume};
@@ -42,6 +42,7 @@ impl World {
             incarnation: Incarnation([1; 16]),
             node: "n".to_owned(),
             size: 1,
+            durability: Durability::Local,
             codec: Codec::Plain,
             key: None,
         };

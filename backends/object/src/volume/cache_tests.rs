@@ -92,6 +92,7 @@ impl Place {
             incarnation: Incarnation(random()),
             node: "a".to_owned(),
             size: BLOCKS,
+            durability: Durability::Local,
             codec,
             key,
         };

@@ -9,7 +9,7 @@ use super::{Engine, ObjectVolume, Opened, Parts, Tuning, info, make_journals};
 use crate::cache::Cache;
 use crate::cipher::WrappingKey;
 use crate::fetch::Fetcher;
-use crate::format::{Root, Snapshot};
+use crate::format::{Durability, Root, Snapshot};
 use crate::head::Head;
 use crate::ids::{BLOCK_BYTES, Opening, VolumeId};
 use crate::journal::Recovered;
@@ -67,6 +67,7 @@ impl ObjectVolume {
                 cached: fetcher.cached(),
                 key,
                 tuning,
+                durability: Durability::default(),
             },
         )?;
         worker::start_reading(&engine, fetcher)?;

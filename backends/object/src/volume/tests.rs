@@ -1,6 +1,7 @@
 //! Volumes whose store or disk fails.
 
 mod bounds;
+mod durability;
 mod status;
 
 use std::ops::Range;
@@ -74,6 +75,7 @@ struct Place {
     dir: TempDir,
     is_away: Arc<AtomicBool>,
     is_hung: Arc<AtomicBool>,
+    durability: Durability,
     codec: Codec,
     key: Option<WrappingKey>,
 }
@@ -84,6 +86,7 @@ impl Place {
             dir: ops::disk_dir(),
             is_away: Arc::default(),
             is_hung: Arc::default(),
+            durability: Durability::Local,
             codec: Codec::Plain,
             key: None,
         }
@@ -104,6 +107,7 @@ impl Place {
             incarnation: Incarnation(place.random()),
             node: "a".to_owned(),
             size,
+            durability: place.durability,
             codec: place.codec,
             key: place.key.clone(),
         };
@@ -401,7 +405,6 @@ fn a_read_of_the_store_does_not_wait_for_the_disk_of_the_journal() {
     assert_eq!(ops::bytes(steps.ended.remove(0).outcome)[0], 1);
 }
 
-/// Copies a store as it is found, while others write to it.
 /// Copies a store that is in use: the roots before the objects that they name.
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();

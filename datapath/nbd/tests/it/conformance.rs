@@ -11,7 +11,7 @@ use sheave_core::{
 };
 use sheave_layers::BlockSize;
 use sheave_local::{FileOptions, FileVolume};
-use sheave_object::{BLOCK_BYTES, Codec, DirStore, JournalSize, StoredVolume, Tuning};
+use sheave_object::{BLOCK_BYTES, Codec, DirStore, Durability, JournalSize, StoredVolume, Tuning};
 use sheave_shard::EngineChoice;
 use sheave_volumes::{OpenOptions, open};
 
@@ -151,7 +151,7 @@ both_engines! {
                 key: None,
                 snapshot: None,
             };
-            volume.create(64 * BLOCK_BYTES, Codec::Lz4).unwrap();
+            volume.create(64 * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
             // So small that the suite fills objects and the journal.
             let segment_bytes = JournalSize::SEGMENT_BYTES_MIN;
             let tuning = Tuning {

@@ -34,7 +34,7 @@ pub(super) fn snapshot(id: u64, seq: u64, directory: u64) -> Snapshot {
 #[test]
 fn snapshots_and_ancestors_are_in_the_root_as_in_the_drawing() {
     let bytes = root_of_clone().encode();
-    assert_eq!(bytes[170 - 4..][..6], [0, 1, 1, 0, 72, 0], "settings, and the length of a key");
+    assert_eq!(bytes[170 - 4..][..6], [1, 1, 1, 0, 72, 0], "settings, and the length of a key");
     let owners = &bytes[172 + 72..];
     assert_eq!((owners[0], owners[2], owners[10], owners[26]), (2, 3, 5, 6));
     assert_eq!(&owners[28..34], b"golden");

@@ -104,6 +104,7 @@ fn a_journal_without_room_is_opened_and_writes_wait_for_the_bucket() {
         cached: None,
         key: None,
         tuning,
+        durability: Durability::Local,
     };
     let bytes = BLOCKS * BLOCK_BYTES;
     let engine =
