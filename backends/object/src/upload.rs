@@ -5,6 +5,8 @@
 //! the run without gaps. All volumes of a process share one budget of bytes, beside which each may
 //! have one object under way.
 
+mod plan;
+
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -20,16 +22,17 @@ use crate::budget::Share;
 use crate::checkpoint::{Cadence, Checkpoints, fenced};
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Coding, Committed, ENTRIES_MAX, ObjectBuilder, ObjectId, Placed, Root, State,
-    keys,
+    Author, Built, Coding, Committed, ENTRIES_MAX, ObjectId, Placed, Root, State, keys,
 };
 use crate::gate::Gate;
 use crate::head::Head;
-use crate::ids::{BLOCK_BYTES, Blocks, Lba, Lsn, Seq};
+use crate::ids::{BLOCK_BYTES, Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{self, Frozen, Leaf};
 use crate::retry::{Listener, Patience, Requests, Settled};
 use crate::store::StoreError;
+
+pub use plan::{JournalPlace, Plan, Sealed, SealedEntry};
 
 /// Objects on their way to the store at the same time. A checkpoint, which is short, may be beside
 /// them.
@@ -107,85 +110,6 @@ pub enum Next {
     Batch(Sealed),
     /// Close the volume: all that was written was in a batch, and no more will be.
     Drained,
-}
-
-/// Writes of the journal that become an object.
-#[derive(Clone, Debug)]
-pub struct Sealed {
-    /// The first write.
-    pub lsn_first: Lsn,
-    /// The last write.
-    pub lsn_last: Lsn,
-    /// Their effect.
-    pub entries: Vec<SealedEntry>,
-}
-
-/// An entry of a batch.
-#[derive(Clone, Copy, Debug)]
-pub enum SealedEntry {
-    /// Blocks that are in the journal.
-    Write {
-        /// The first block.
-        lba: Lba,
-        /// Their count.
-        blocks: Blocks,
-        /// Where they are.
-        from: JournalPlace,
-    },
-    /// Blocks that are zeroes.
-    Zero {
-        /// The first block.
-        lba: Lba,
-        /// Their count.
-        blocks: Blocks,
-    },
-}
-
-/// An object to be made.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Its opening.
-    pub author: Author,
-    /// Its number.
-    pub seq: Seq,
-    /// What it is made of.
-    pub sealed: Sealed,
-}
-
-impl Plan {
-    /// The object. `read` gets the blocks of an entry from the journal, checked.
-    ///
-    /// # Errors
-    /// Those of `read`.
-    pub fn build(
-        &self,
-        mut read: impl FnMut(JournalPlace, Blocks, &mut Vec<u8>) -> Result<()>,
-    ) -> Result<Built> {
-        let Self { author, seq, sealed } = self;
-        let bytes = bytes_of(&author.coding, sealed) as usize;
-        let entries = entries_of(&author.coding, sealed);
-        let mut builder = ObjectBuilder::new(author, *seq, entries, bytes);
-        let mut data = Vec::new();
-        for entry in &sealed.entries {
-            match *entry {
-                SealedEntry::Zero { lba, blocks } => builder.zero(lba, blocks),
-                SealedEntry::Write { lba, blocks, from } => {
-                    read(from, blocks, &mut data)?;
-                    builder.write(lba, &data);
-                }
-            }
-        }
-        Ok(builder.finish(sealed.lsn_first, sealed.lsn_last))
-    }
-}
-
-/// Where blocks are in the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JournalPlace {
-    /// The segment.
-    pub segment: u64,
-    /// The page of the first block in it.
-    pub page: u32,
 }
 
 /// Commits what an opening writes.
@@ -450,7 +374,7 @@ impl Flights {
         let (needs_no_share, has_head) = (Arc::clone(&is_oldest), Arc::clone(&head));
         let epoch = author.reach.epoch;
         let flight = async move {
-            let share = Share::take(bytes_of(&author.coding, &sealed), &needs_no_share).await;
+            let share = Share::take(sealed.bytes_max(&author.coding), &needs_no_share).await;
             let mut built = feed.build(Plan { author, seq, sealed }).await?;
             has_head.get_or_init(|| built.head());
             let key = keys::log(epoch, seq);
@@ -469,22 +393,4 @@ impl Flights {
         let future = Box::pin(flight);
         self.flights.push_back(Flight { future, is_oldest, head, made: None });
     }
-}
-
-/// The most bytes of the frames of a batch.
-fn bytes_of(coding: &Coding, sealed: &Sealed) -> u64 {
-    let of = |entry: &SealedEntry| match *entry {
-        SealedEntry::Write { blocks, .. } => coding.bytes(blocks),
-        SealedEntry::Zero { .. } => 0,
-    };
-    sealed.entries.iter().map(of).sum()
-}
-
-/// The most entries of its object.
-fn entries_of(coding: &Coding, sealed: &Sealed) -> usize {
-    let of = |entry: &SealedEntry| match *entry {
-        SealedEntry::Write { lba, blocks, .. } => coding.entries(lba, blocks),
-        SealedEntry::Zero { .. } => 1,
-    };
-    sealed.entries.iter().map(of).sum()
 }

@@ -192,13 +192,15 @@ impl Segment {
         Check { crc: crc32fast::hash(block), tag }
     }
 
-    /// Reads some blocks, checked. Their record is not needed for that. May wait for the disk.
+    /// Appends some blocks, checked. Their record is not needed for that. May wait for the disk.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when they fail their check, and errors of the file system.
     pub(crate) fn read_blocks(&self, page: u32, blocks: u64, into: &mut Vec<u8>) -> Result<()> {
         let number = self.header.number;
-        into.resize(blocks as usize * PAGE_BYTES, 0);
+        let begin = into.len();
+        into.resize(begin + blocks as usize * PAGE_BYTES, 0);
+        let into = &mut into[begin..];
         Pages::read(&self.file, page, into).map_err(|error| {
             Error::from_io("read", format!("journal segment {number}, page {page}"), error)
         })?;

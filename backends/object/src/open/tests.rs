@@ -159,7 +159,8 @@ impl Feed for Batches {
         plan: Plan,
     ) -> std::pin::Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
         let read = |from: JournalPlace, blocks, into: &mut Vec<u8>| {
-            *into = vec![from.segment as u8; (blocks * BLOCK_BYTES) as usize];
+            let end = into.len() + (blocks * BLOCK_BYTES) as usize;
+            into.resize(end, from.segment as u8);
             Ok(())
         };
         Box::pin(async move { plan.build(read) })

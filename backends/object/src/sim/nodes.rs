@@ -455,7 +455,7 @@ impl Feed for NodeFeed {
         Box::pin(async move {
             yield_now().await;
             plan.build(|from, _, into| {
-                *into = block(from.segment);
+                into.extend(block(from.segment));
                 Ok(())
             })
         })
