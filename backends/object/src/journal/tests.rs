@@ -399,8 +399,7 @@ fn check(dir: &Path, expected: &Expected, least: Lsn) -> Lsn {
     let last = Lsn(recovered.next.0 - 1);
     // A killed process may have left it in memory only, and later syncs are of other segments.
     let synced = SYNCED.take();
-    let is_synced = |segment: &Segment| synced.contains(&ino(&segment.file.file));
-    assert!(recovered.held.iter().all(|(segment, _)| is_synced(segment)));
+    assert!(recovered.held.iter().all(|(held, _)| synced.contains(&ino(&held.file.file))));
     assert!(last >= least, "up to {last}, not {least}");
     let mut next = expected.committed.next();
     for record in &recovered.records {
@@ -416,8 +415,7 @@ fn check(dir: &Path, expected: &Expected, least: Lsn) -> Lsn {
         let segment = &held.expect("the segment is kept").0;
         let mut found = Vec::new();
         segment.read_blocks(at + 1, span.blocks, &mut found).unwrap();
-        let firsts: Vec<u8> = found.chunks(PAGE_BYTES).map(|block| block[0]).collect();
-        assert_eq!(firsts, *blocks);
+        assert!(found.chunks(PAGE_BYTES).map(|block| &block[0]).eq(blocks), "{span:?}");
     }
     assert_eq!(next, recovered.next);
     last
