@@ -75,6 +75,8 @@ fn has_text(dir: &Path, text: &[u8]) -> bool {
         let path = entry.expect("an entry").path();
         match path.is_dir() {
             true => has_text(&path, text),
+            // A killed server leaves the socket that it took commands at.
+            false if !path.is_file() => false,
             false => {
                 fs::read(&path).expect("a file").windows(text.len()).any(|bytes| bytes == text)
             }
@@ -119,8 +121,8 @@ fn an_encrypted_volume_is_read_with_its_key_only() {
     let with = |key: &Path| format!("{volume}&key-file={}", key.display());
     let mut server = Serve::new(with(&key)).unix();
     nbdcopy(&image, server.uri());
-    assert!(!has_text(store.scratch.path().join("node").as_path(), LINE), "the journal");
     server.kill();
+    assert!(!has_text(store.scratch.path().join("node").as_path(), LINE), "the journal");
     store.copy_in_and_out(&image, &with(&key));
     assert!(!has_text(store.scratch.path().join("vol").as_path(), LINE), "the store");
     assert_eq!(store.info("vol")["encryption"], "aes-256-gcm");
