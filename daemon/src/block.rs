@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, major, minor, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, OFlags, StatxFlags, flock, major, minor, statx,
+};
 use rustix::io::Errno;
 use sheave_core::{Error, ErrorKind, Result, printable};
 
@@ -117,8 +119,27 @@ impl BlockDevice {
                 _ => self.failed(error),
             })?;
         self.wait_unopened()?;
+        if flags.contains(OFlags::EXCL) {
+            self.lock(&file)?;
+        }
         self.sync(&file).map_err(|error| self.failed(error))?;
         Ok(file)
+    }
+
+    /// Keeps udev from probing it, which would fail when the device ends under it: udev does not
+    /// read a device that is locked (systemd.io/BLOCK_DEVICE_LOCKING).
+    fn lock(&self, file: &File) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            match flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < UDEV_TIMEOUT => sleep(OPENERS_POLL),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(self.busy(vec!["a program has locked it".to_owned()]));
+                }
+                Err(error) => return Err(self.failed(error.into())),
+            }
+        }
     }
 
     /// Waits until no other process has it open, for a bounded time.
