@@ -123,6 +123,8 @@ mod tests {
             journal_used_bytes: 1 << 19,
             journal_bytes_max: 1 << 21,
             requests: Default::default(),
+            deleted_objects: 3,
+            deleted_bytes: 96 << 20,
             oldest_request_ms: None,
             waits_for: None,
         };

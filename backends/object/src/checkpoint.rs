@@ -22,16 +22,21 @@ use sheave_core::{Error, ErrorKind, Result};
 use crate::ask::{ChangeAsk, SnapshotAsk};
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, Directory, ENTRY_BYTES, FramePlace, HEADER_BYTES, LeafRef,
+    Author, Built, Committed, Directory, ENTRY_BYTES, FramePlace, HEADER_BYTES, Header, LeafRef,
     OBJECT_BYTES_MAX, ObjectBuilder, SNAPSHOT_BYTES_MAX, State, keys,
 };
+use crate::gc::{Counts, Sweep};
 use crate::head::Head;
 use crate::ids::{Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::map::{Leaf, Merge, MergeLimits, Merged, Settled};
 use crate::retry::{Requests, Settled as Created};
+use crate::together::{boxed, each};
 use crate::upload::{AHEAD, Feed, OBJECT_ENTRIES_MAX, WINDOW};
 use roots::Naming;
+
+/// Leaves that are read at the same time, to be uncounted.
+const READS_MAX: usize = 8;
 
 /// A checkpoint is made after so many objects.
 pub(crate) const INTERVAL: u64 = 14;
@@ -51,18 +56,24 @@ pub(crate) const fn tail_max(interval: u64) -> u64 {
 
 const _: () = assert!(tail_max(INTERVAL) == 25, "an opening needs 33 requests at most");
 
+/// Roots that are kept beside the claims.
+const ROOTS_KEPT: u64 = 64;
+
 /// When checkpoints are made, and what of the map they write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cadence {
     /// After so many objects.
     pub(crate) interval: u64,
     pub(crate) limits: MergeLimits,
+    /// Roots that stay beside the claims.
+    pub(crate) roots_kept: u64,
 }
 
 impl Cadence {
     /// For a map that may take so many bytes in memory.
     pub(crate) const fn of_bytes(map_bytes: u64) -> Self {
-        Self { interval: INTERVAL, limits: MergeLimits::of_bytes(map_bytes) }
+        let limits = MergeLimits::of_bytes(map_bytes);
+        Self { interval: INTERVAL, limits, roots_kept: ROOTS_KEPT }
     }
 }
 
@@ -77,6 +88,10 @@ pub(crate) struct Checkpoints {
     /// With the opening itself.
     lineage: Lineage,
     cadence: Cadence,
+    /// How much of each object the newest checkpoint that was made or read refers to, with the
+    /// objects behind it.
+    counts: Counts,
+    sweep: Sweep,
     /// The heads of the objects that were committed since a checkpoint was begun.
     heads: Vec<Bytes>,
     step: Step,
@@ -107,20 +122,24 @@ struct Making {
     directory: FramePlace,
     covered: Committed,
     settled: Settled,
+    counts: Counts,
 }
 
 impl Checkpoints {
     /// For the opening that has made this root.
     pub(crate) fn new(
         (requests, fetcher): (Requests, Fetcher),
-        head: Head,
+        (head, counts): (Head, Counts),
         lineage: Lineage,
         cadence: Cadence,
         feed: Arc<dyn Feed>,
     ) -> Self {
-        Self {
+        let sweep = Sweep::new(&requests, &head.root, cadence.roots_kept);
+        let mut checkpoints = Self {
             requests,
             fetcher,
+            counts,
+            sweep,
             feed,
             head,
             lineage,
@@ -130,7 +149,37 @@ impl Checkpoints {
             wanted: Vec::new(),
             changes: VecDeque::new(),
             is_impossible: false,
+        };
+        // The opening before may have ended before it had deleted all.
+        checkpoints.plan_sweep();
+        checkpoints
+    }
+
+    /// Plans the deletion of what is dead in the checkpoint that the newest root names. That is
+    /// known if the objects are counted by it: an opening may name another one that it has found in
+    /// the log, whose leaves it does not know.
+    fn plan_sweep(&mut self) {
+        #[cfg(test)]
+        if !crate::open::rules::get().keeps_snapshots {
+            return self.sweep.plan(&self.counts, &[], &self.lineage);
         }
+        if self.is_counted() && !self.is_impossible {
+            self.sweep.plan(&self.counts, &self.head.snapshots, &self.lineage);
+        }
+    }
+
+    /// Whether the objects are counted by the checkpoint that the newest root names.
+    fn is_counted(&self) -> bool {
+        #[cfg(test)]
+        if !crate::open::rules::get().counts_named {
+            return true;
+        }
+        self.counts.checkpoint() == self.head.root.directory
+    }
+
+    /// An object is committed.
+    pub(crate) fn count(&mut self, header: &Header) {
+        self.counts.add(header.id.seq, u64::from(header.bytes));
     }
 
     /// The number of the newest checkpoint that a root names.
@@ -172,31 +221,33 @@ impl Checkpoints {
         let heads_bytes = tail_max(self.cadence.interval) * HEAD_BYTES_MAX;
         let other_bytes = epochs * REACH_BYTES + snapshot_bytes + heads_bytes + OTHER_BYTES;
         self.heads.clear();
+        let counts = self.counts.up_to(committed.seq);
         let merging = async move {
-            let merge = compute(&*feed, move || frozen.merge(limits)).await;
+            let merge = compute(&*feed, move || frozen.merge(limits, counts)).await;
             if merge.bytes_max() + other_bytes > OBJECT_BYTES_MAX {
                 return Err((merge, "the map has become too large".to_owned()));
             }
-            let mut old = BTreeMap::<u64, Arc<Leaf>>::new();
-            for leaf in merge.needed().collect::<Vec<_>>() {
-                let content = match feed.leaf(leaf.number) {
-                    Some(content) => content,
-                    None => match fetcher.load(leaf).await {
-                        Ok(content) => content,
-                        Err(error) => return Err((merge, error.to_string())),
-                    },
-                };
-                old.insert(leaf.number, content);
-            }
-            Ok(compute(&*feed, move || merge.finish(&old)).await)
+            let old = match load(&merge, &*feed, &fetcher).await {
+                Ok(old) => old,
+                Err(error) => return Err((merge, error.to_string())),
+            };
+            let merged = compute(&*feed, move || merge.finish(committed.seq, &old)).await;
+            Ok(merged)
         };
         self.step = Step::Merging(committed, Box::pin(merging));
     }
 
     /// Makes no more checkpoints. The map goes on as it is.
     fn give_up(&mut self, merge: Merge, why: &str) {
-        let Merged { runs, leaves, .. } = merge.without_leaves().finish(&BTreeMap::new());
+        let merged = merge.without_leaves().finish(self.head.covered.seq, &BTreeMap::new());
+        self.give_up_merged(merged, why);
+    }
+
+    /// The same of a merged map. Nothing more is deleted.
+    fn give_up_merged(&mut self, merged: Merged, why: &str) {
+        let Merged { runs, leaves, .. } = merged.without_leaves();
         self.feed.settle(Settled { runs, leaves, changed: Vec::new() });
+        self.sweep.stop();
         (self.is_impossible, self.step) = (true, Step::Idle);
         self.refuse_wanted(why);
         let volume = self.requests.name();
@@ -236,7 +287,7 @@ impl Checkpoints {
                 return None;
             }
         };
-        let Merged { runs, mut leaves, changed } = merged;
+        let Merged { runs, mut leaves, changed, counts } = merged;
         let mut builder = ObjectBuilder::new(author, seq, changed.len() + 1, 16 * runs.len());
         let mut new = Vec::with_capacity(changed.len());
         for (number, runs) in changed {
@@ -248,11 +299,13 @@ impl Checkpoints {
         // No root is made from here on before the one that names it: an opening that finds it in
         // the log takes it for what the newest root says.
         let snapshots = self.head.snapshots.clone();
-        let directory = Directory { covered, epochs, leaves: refs.collect(), runs, snapshots };
+        let (leaf_refs, (objects, dropped)) = (refs.collect(), counts.table());
+        let directory =
+            Directory { covered, epochs, leaves: leaf_refs, runs, snapshots, objects, dropped };
         self.heads.extend(under_way);
         let place = builder.directory(&directory, &std::mem::take(&mut self.heads));
         let settled = Settled { runs: directory.runs, leaves, changed: new };
-        self.step = Step::Making(Box::new(Making { directory: place, covered, settled }));
+        self.step = Step::Making(Box::new(Making { directory: place, covered, settled, counts }));
         Some(builder.finish(before.next(), before))
     }
 
@@ -271,9 +324,16 @@ impl Checkpoints {
     /// # Errors
     /// [`ErrorKind::Fenced`] when another opener has the volume, and those of the store.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        for (seq, bytes) in self.sweep.poll(cx) {
+            self.counts.remove(seq);
+            self.feed.swept(bytes);
+        }
         match &mut self.step {
             Step::Merging(covered, merging) => match merging.as_mut().poll(cx) {
                 Poll::Pending => {}
+                Poll::Ready(Ok(merged)) if merged.counts.is_wrong() => {
+                    self.give_up_merged(merged, "a leaf of the map was not counted");
+                }
                 Poll::Ready(Ok(merged)) => self.step = Step::Merged(*covered, Box::new(merged)),
                 Poll::Ready(Err((merge, why))) => self.give_up(merge, &why),
             },
@@ -300,6 +360,34 @@ impl Checkpoints {
             Created::Theirs(_) => Err(fenced(&requests, "close", &key)),
         }
     }
+}
+
+/// The content of the leaves that a merge needs, and of those that it would uncount.
+async fn load(
+    merge: &Merge,
+    feed: &dyn Feed,
+    fetcher: &Fetcher,
+) -> Result<BTreeMap<LeafRef, Arc<Leaf>>> {
+    let mut old = BTreeMap::<LeafRef, Arc<Leaf>>::new();
+    for leaf in merge.needed().collect::<Vec<_>>() {
+        let content = match feed.leaf(leaf.number) {
+            Some(content) => content,
+            None => fetcher.load(leaf).await?,
+        };
+        old.insert(leaf, content);
+    }
+    let mut dropped = merge.dropped().iter();
+    let next = || {
+        let leaf = *dropped.next()?;
+        Some(boxed(async move { (leaf, fetcher.load(leaf).await) }))
+    };
+    // What cannot be read stays counted.
+    let take = |(leaf, content): (LeafRef, Result<Arc<Leaf>>)| {
+        old.extend(content.ok().map(|content| (leaf, content)));
+        Ok(())
+    };
+    each(READS_MAX, next, take).await?;
+    Ok(old)
 }
 
 /// Computes something on a thread for which no other volume waits.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], `snapshots`,
-//! [`upload`], [`fetch`], [`map`]; in front of it `chunks` and the file of `cache`, which a shard
+//! [`upload`], [`fetch`], [`map`], `gc`; in front of it `chunks` and the file of `cache`, which a shard
 //! reads itself. The journal and the shard: `journal`, `front`, `backend`, `volume`, `worker`, and
 //! `door` for other processes. Only `worker` and `door` know tokio.
 #![forbid(unsafe_code)]
@@ -33,6 +33,7 @@ pub mod fetch;
 pub mod format;
 mod front;
 mod gate;
+mod gc;
 mod head;
 mod ids;
 mod journal;

@@ -9,7 +9,7 @@ use crate::format::{
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
 use crate::retry::{Requests, Settled};
-use crate::volume::all_snapshots;
+use crate::volume::{Census, census};
 
 /// Keys of a listing.
 const LISTED_MAX: usize = 1000;
@@ -165,6 +165,8 @@ pub struct Info {
     pub stored_bytes: u64,
     /// Its snapshots; `None` if it is encrypted, and its key is not known here.
     pub snapshots: Option<Vec<Snapshot>>,
+    /// Bytes of its objects that its newest checkpoint needs, without snapshots; `None` as there.
+    pub live_bytes: Option<u64>,
 }
 
 /// Describes a volume, which may be open.
@@ -172,7 +174,9 @@ pub struct Info {
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is none, and those of the store.
 pub async fn info(requests: &Requests, key: Option<&WrappingKey>) -> Result<Info> {
-    let (root, snapshots) = all_snapshots(requests, key).await?;
+    let (root, found) = census(requests, key).await?;
+    let (snapshots, live_bytes) =
+        found.map(|Census { snapshots, live_bytes }| (snapshots, live_bytes)).unzip();
     let (mut objects, mut stored_bytes) = (0, 0);
     let mut after = String::new();
     loop {
@@ -181,7 +185,9 @@ pub async fn info(requests: &Requests, key: Option<&WrappingKey>) -> Result<Info
         stored_bytes += listed.iter().map(|listed| listed.bytes).sum::<u64>();
         match listed.last() {
             Some(last) if listed.len() == LISTED_MAX => after.clone_from(&last.key),
-            _ => return Ok(Info { root, objects, stored_bytes, snapshots }),
+            _ => {
+                return Ok(Info { root, objects, stored_bytes, snapshots, live_bytes });
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::clock::Clock;
+use crate::format::keys::ROOTS;
 use crate::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
 
 /// Random numbers of a seed (splitmix64).
@@ -76,8 +77,11 @@ pub(crate) struct Counts {
 #[derive(Debug, Default)]
 struct Inner {
     objects: BTreeMap<String, Bytes>,
+    /// Roots that are deleted.
+    old_roots: BTreeMap<String, Bytes>,
     late: Vec<Change>,
     counts: Counts,
+    has_deleted: bool,
 }
 
 #[derive(Debug)]
@@ -105,6 +109,19 @@ impl MemoryStore {
     /// The requests since it was last asked.
     pub(crate) fn take_counts(&self) -> Counts {
         std::mem::take(&mut self.inner().counts)
+    }
+
+    /// All roots that were ever made.
+    pub(crate) fn roots_ever(&self) -> Vec<Bytes> {
+        let inner = self.inner();
+        let roots = inner.objects.range(ROOTS.to_owned()..);
+        let roots = roots.take_while(|(key, _)| key.starts_with(ROOTS));
+        roots.chain(&inner.old_roots).map(|(_, body)| body.clone()).collect()
+    }
+
+    /// Whether something was deleted since it was last asked.
+    pub(crate) fn take_deleted(&self) -> bool {
+        std::mem::take(&mut self.inner().has_deleted)
     }
 
     pub(crate) fn object(&self, key: &str) -> Option<Bytes> {
@@ -171,11 +188,33 @@ impl MemoryStore {
 }
 
 impl Inner {
+    fn get(&self, key: &str, range: &Range<u64>) -> Result<Bytes, StoreError> {
+        let found = self.objects.get(key);
+        let found = found.ok_or_else(|| StoreError::new(StoreErrorKind::NotFound, key))?;
+        let end = (range.end as usize).min(found.len());
+        Ok(found.slice((range.start as usize).min(end)..end))
+    }
+
+    fn list(&self, prefix: &str, after: &str, max: usize) -> Vec<Listed> {
+        let found = self.objects.iter();
+        let found = found.filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
+        let listed =
+            |(key, body): (&String, &Bytes)| Listed { key: key.clone(), bytes: body.len() as u64 };
+        found.map(listed).take(max).collect()
+    }
+
     fn apply(&mut self, change: Change) -> Created {
         match change {
             Change::Create(key, _) if self.objects.contains_key(&key) => return Created::Exists,
             Change::Create(key, body) => self.objects.insert(key, body),
-            Change::Delete(key) => self.objects.remove(&key),
+            Change::Delete(key) => {
+                let body = self.objects.remove(&key);
+                self.has_deleted |= body.is_some();
+                if key.starts_with(ROOTS) {
+                    self.old_roots.extend(body.clone().map(|body| (key, body)));
+                }
+                body
+            }
         };
         Created::Made
     }
@@ -189,30 +228,41 @@ impl Store for MemoryStore {
 
     fn get<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         self.inner().counts.gets += 1;
-        Box::pin(self.look(move |inner| {
-            let found = inner.objects.get(key);
-            let found = found.ok_or_else(|| StoreError::new(StoreErrorKind::NotFound, key))?;
-            let end = (range.end as usize).min(found.len());
-            Ok(found.slice((range.start as usize).min(end)..end))
-        }))
+        Box::pin(self.look(move |inner| inner.get(key, &range)))
     }
 
     fn list<'a>(&'a self, prefix: &'a str, after: &'a str, max: usize) -> Answer<'a, Vec<Listed>> {
         self.inner().counts.lists += 1;
-        Box::pin(self.look(move |inner| {
-            let found = inner.objects.iter();
-            let found = found.filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after);
-            let listed = |(key, body): (&String, &Bytes)| Listed {
-                key: key.clone(),
-                bytes: body.len() as u64,
-            };
-            Ok(found.map(listed).take(max).collect())
-        }))
+        Box::pin(self.look(move |inner| Ok(inner.list(prefix, after, max))))
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
         self.inner().counts.deletes += 1;
         Box::pin(async move { self.change(Change::Delete(key.to_owned())).await.map(drop) })
+    }
+}
+
+/// The same objects, without faults and turns.
+#[derive(Debug)]
+pub(crate) struct Still(pub(crate) Arc<MemoryStore>);
+
+impl Store for Still {
+    fn create<'a>(&'a self, _: &'a str, _: Bytes) -> Answer<'a, Created> {
+        unreachable!("it is only read")
+    }
+
+    fn get<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        let found = self.0.inner().get(key, &range);
+        Box::pin(async move { found })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str, after: &'a str, max: usize) -> Answer<'a, Vec<Listed>> {
+        let found = self.0.inner().list(prefix, after, max);
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn delete<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+        unreachable!("it is only read")
     }
 }
 

@@ -94,6 +94,11 @@ impl Requests {
         Self { listener: Some(listener), ..self.clone() }
     }
 
+    /// The same, whose answers nothing hears.
+    pub(crate) fn unheard(&self) -> Self {
+        Self { listener: None, ..self.clone() }
+    }
+
     /// The volume's name, for messages.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -127,8 +127,8 @@ fn with_claims_that_are_deleted_it_is_noticed() {
     assert!(is_noticed(Rules { keeps_claims: false, ..Rules::ALL }));
 }
 
-/// A run of nodes with journals: their openings, replays, takeovers, checkpoints and leaves.
-fn run_nodes(seed: u64, turns: u64) -> Result<[usize; 5], String> {
+/// A run of nodes with journals. What there was: see [`Nodes::seen`].
+fn run_nodes(seed: u64, turns: u64) -> Result<[usize; 7], String> {
     let random = Arc::new(Random::new(seed));
     let faults = Faults { late: 8, unanswered: 8, busy: 3 };
     let store = Arc::new(MemoryStore::new(Arc::clone(&random), faults));
@@ -144,6 +144,9 @@ fn run_nodes(seed: u64, turns: u64) -> Result<[usize; 5], String> {
             executor.spawn(nodes.clone().process(node));
         }
         executor.turn();
+        if nodes.store.take_deleted() {
+            nodes.audit();
+        }
         if let Some(violation) = nodes.violation() {
             return Err(format!("seed {seed}, turn {turn}: {violation}"));
         }
@@ -159,13 +162,34 @@ fn run_nodes(seed: u64, turns: u64) -> Result<[usize; 5], String> {
 
 #[test]
 fn nodes_lose_nothing_acknowledged_and_leave_prefixes() {
-    let mut all = [0; 5];
+    let mut all = [0; 7];
     for seed in seeds(60) {
         let seen = run_nodes(seed, 6000).unwrap_or_else(|violation| panic!("{violation}"));
         all.iter_mut().zip(seen).for_each(|(all, seen)| *all += seen);
     }
-    let [openings, replays, takeovers, checkpoints, leaves] = all;
+    let [openings, replays, takeovers, checkpoints, leaves, snapshots, swept] = all;
     let is_busy = openings > 150 && replays > 30 && takeovers > 30;
-    let is_busy = is_busy && checkpoints > 100 && leaves > 100;
+    let is_busy = is_busy && checkpoints > 100 && leaves > 100 && snapshots > 50 && swept > 500;
     assert!(is_busy || std::env::var_os("SHEAVE_SIM_SEEDS").is_some(), "{all:?}");
+}
+
+/// Whether one of the runs of nodes misses something that was deleted.
+fn is_missed(rules: Rules) -> bool {
+    rules::set(rules);
+    let is_missed = (0..60).any(|seed| {
+        run_nodes(seed, 6000)
+            .is_err_and(|why| why.contains("missing") || why.contains("is refused"))
+    });
+    rules::set(Rules::ALL);
+    is_missed
+}
+
+#[test]
+fn what_is_deleted_before_a_root_names_the_checkpoint_is_missed() {
+    assert!(is_missed(Rules { deletes_behind_root: false, ..Rules::ALL }));
+}
+
+#[test]
+fn what_snapshots_need_and_is_deleted_is_missed() {
+    assert!(is_missed(Rules { keeps_snapshots: false, ..Rules::ALL }));
 }

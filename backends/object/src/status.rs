@@ -1,5 +1,7 @@
 //! What is known of a volume that is open in this process.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock as _, SystemClock};
@@ -37,10 +39,30 @@ pub struct Status {
     pub journal_bytes_max: u64,
     /// Its requests to the store.
     pub requests: RequestsByKind,
+    /// Objects that it has deleted, since nothing needed them; older releases do not say it.
+    #[serde(default)]
+    pub deleted_objects: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub deleted_bytes: u64,
     /// For how long the oldest of them has waited for its final answer, in milliseconds.
     pub oldest_request_ms: Option<u64>,
     /// What its writes or reads wait for, or why they fail; `None` if all is well.
     pub waits_for: Option<String>,
+}
+
+/// What a volume has deleted.
+#[derive(Debug, Default)]
+pub(crate) struct Swept {
+    objects: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Swept {
+    pub(crate) fn note(&self, bytes: u64) {
+        self.objects.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
 }
 
 /// The volumes that are open in this process, or closing.
@@ -75,6 +97,8 @@ impl Engine {
             journal_used_bytes: report.segments_held * segment_bytes,
             journal_bytes_max: self.tuning.journal.segments_max as u64 * segment_bytes,
             requests: self.traffic.by_kind(),
+            deleted_objects: self.swept.objects.load(Relaxed),
+            deleted_bytes: self.swept.bytes.load(Relaxed),
             oldest_request_ms: self.traffic.oldest_ms(now_ms),
             waits_for: report.waits_for.or_else(silent),
         }

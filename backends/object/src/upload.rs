@@ -25,6 +25,7 @@ use crate::format::{
     Author, Built, Coding, Committed, ENTRIES_MAX, ObjectId, Placed, Root, State, keys,
 };
 use crate::gate::Gate;
+use crate::gc::Counts;
 use crate::head::Head;
 use crate::ids::{BLOCK_BYTES, Lsn, Seq};
 use crate::lineage::Lineage;
@@ -92,6 +93,11 @@ pub trait Feed: Send + Sync {
         Box::pin(async { work() })
     }
 
+    /// An object of so many bytes is deleted: nothing needs it any more.
+    fn swept(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
     /// A leaf of the map, if it is in memory.
     fn leaf(&self, number: u64) -> Option<Arc<Leaf>>;
 
@@ -118,6 +124,7 @@ pub struct Upload {
     requests: Requests,
     /// The open root, with its checkpoint and all snapshots.
     head: Head,
+    counts: Counts,
     coding: Coding,
     /// With the opening itself.
     lineage: Lineage,
@@ -128,16 +135,16 @@ pub struct Upload {
 impl Upload {
     /// For the opening that has made this open root. `coding` is for new frames.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         requests: Requests,
-        head: Head,
+        (head, counts): (Head, Counts),
         coding: Coding,
         lineage: Lineage,
         fetcher: Fetcher,
     ) -> Self {
         assert_eq!(head.root.state, State::Open, "no object comes before its open root");
         let cadence = Cadence::of_bytes(MAP_BYTES_DEFAULT);
-        Self { requests, head, coding, lineage, fetcher, cadence }
+        Self { requests, head, counts, coding, lineage, fetcher, cadence }
     }
 
     /// The same with checkpoints at other times.
@@ -150,13 +157,13 @@ impl Upload {
     /// # Errors
     /// As for [`Feed::stopped`], which has had it.
     pub async fn run(self, feed: Arc<dyn Feed>) -> Result<()> {
-        let Self { requests, head, coding, lineage, fetcher, cadence } = self;
+        let Self { requests, head, counts, coding, lineage, fetcher, cadence } = self;
         let root = head.root.clone();
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
         let checkpoints = Checkpoints::new(
             (requests.clone(), fetcher),
-            head,
+            (head, counts),
             lineage,
             cadence,
             Arc::clone(&feed),
@@ -354,6 +361,7 @@ impl Flights {
             self.flights.pop_front_if(|flight| flight.is_made())
         {
             self.committed = Committed { seq: built.header.id.seq, lsn: built.header.lsn_last };
+            self.checkpoints.count(&built.header);
             match self.checkpoints.is_making(self.committed.seq) {
                 true => self.checkpoints.made(self.committed, self.is_drained),
                 false => {

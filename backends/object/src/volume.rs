@@ -24,6 +24,7 @@ use crate::journal::{JournalDir, JournalSize, Log, Recovered};
 use crate::map::Map;
 use crate::open::{self, Request};
 use crate::retry::Requests;
+use crate::status::Swept;
 use crate::stored::make_journals;
 use crate::threads::Threads;
 use crate::traffic::Traffic;
@@ -98,6 +99,7 @@ pub(crate) struct Engine {
     pub(crate) opening: Opening,
     /// What is asked of the store.
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) swept: Swept,
     has_lost: AtomicBool,
     front: Mutex<Front>,
     pub(crate) rouse: Rouse,
@@ -256,6 +258,7 @@ impl Engine {
             size,
             opening,
             traffic,
+            swept: Swept::default(),
             has_lost: AtomicBool::new(false),
             front: Mutex::new(Front::new(
                 Arc::clone(&name),
@@ -379,7 +382,7 @@ pub(crate) fn open_volumes() -> MutexGuard<'static, Vec<Arc<Engine>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) use snapshot::{all_snapshots, find_snapshot, identity as snapshot_identity};
+pub(crate) use snapshot::{Census, census, find_snapshot, identity as snapshot_identity};
 
 mod snapshot;
 

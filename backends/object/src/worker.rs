@@ -1,6 +1,8 @@
 //! The thread that works for all object volumes of the process, on tokio: it takes batches to the
 //! bucket, fetches blocks from it, syncs the journal, and closes volumes.
 
+pub(crate) mod again;
+
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::Read as _;
@@ -23,7 +25,7 @@ use crate::door;
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
 use crate::format::{Built, Committed, ObjectId, Placed};
-use crate::front::{By, Front, NextBatch, Sync};
+use crate::front::{Front, NextBatch, Sync};
 use crate::ids::Lba;
 use crate::journal::{JournalDir, Segment, SegmentFile};
 use crate::map::{Frozen, Leaf, Settled};
@@ -197,11 +199,7 @@ impl Fetches {
         for fetch in engine.with(Front::take_fetches) {
             let (engine, fetcher) = (Arc::clone(engine), self.fetcher.clone());
             self.tasks.spawn(async move {
-                let (lba, blocks) = (Lba(fetch.span.start), fetch.span.blocks);
-                let outcome = match fetch.by {
-                    By::Place(place) => fetcher.fetch(lba, blocks, place).await,
-                    By::Leaf(leaf) => fetcher.fetch_by(leaf, fetch.span).await,
-                };
+                let outcome = again::fetch(&engine, &fetcher, &fetch).await;
                 engine.with(|front| front.fetched(fetch.id, outcome));
             });
         }
@@ -359,6 +357,10 @@ impl Feed for BucketFeed {
 
     fn settle(&self, settled: Settled) {
         drop(self.0.with(|front| front.settle(settled)));
+    }
+
+    fn swept(&self, bytes: u64) {
+        self.0.swept.note(bytes);
     }
 
     fn compute(

@@ -138,7 +138,7 @@ fn warn_if_unsafe(durability: Durability) {
 }
 
 pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
-    let ObjectInfo { root, objects, stored_bytes, snapshots } = volume.describe()?;
+    let ObjectInfo { root, objects, stored_bytes, snapshots, live_bytes } = volume.describe()?;
     let last = &root.last;
     let snapshot = |snapshot: &ObjectSnapshot| {
         json!({
@@ -175,6 +175,7 @@ pub(super) fn info(volume: &StoredVolume) -> Result<Value> {
         "key": root.wrapped_key.map(|key| key.key_id()),
         "objects": objects,
         "stored_bytes": stored_bytes,
+        "live_bytes": live_bytes,
         "snapshots": snapshots.map(|all| all.iter().map(snapshot).collect::<Vec<_>>()),
         "ancestors": ancestors,
     });
@@ -197,6 +198,8 @@ fn live(root: &Root) -> Value {
             "lag_seconds": status.lag_ms as f64 / 1000.0,
             "journal_bytes": status.journal_bytes,
             "requests": status.requests,
+            "deleted_objects": status.deleted_objects,
+            "deleted_bytes": status.deleted_bytes,
             "oldest_request_seconds": status.oldest_request_ms.map(|ms| ms as f64 / 1000.0),
             "waits_for": status.waits_for,
         }),

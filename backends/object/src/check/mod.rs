@@ -7,6 +7,7 @@
 //! The writer of an open volume deletes what its newest root does not need. So what seems to be
 //! faulty there is looked at again by the newest root, until no newer one comes in between.
 
+mod counts;
 mod faults;
 mod frames;
 mod objects;

@@ -98,6 +98,7 @@ impl<'a> Pass<'a> {
         }
         let fetcher = self.fetcher(root, self.lineage.clone())?;
         self.walk(&fold.map, root.size, &fetcher).await?;
+        self.check_counts(root, &fetcher).await?;
         self.check_headers(root).await?;
         self.check_fences(root).await?;
         self.classify(root, fold.committed().seq);

@@ -30,8 +30,13 @@ impl Checkpoints {
     /// that is the closed one.
     pub(crate) fn made(&mut self, committed: Committed, is_closing: bool) {
         let Step::Making(making) = std::mem::replace(&mut self.step, Step::Idle) else { return };
-        let Making { directory, covered, settled } = *making;
+        let Making { directory, covered, settled, counts } = *making;
         assert!(committed.seq >= directory.seq, "only what is committed is named");
+        self.counts.adopt(counts, directory, &settled.leaves);
+        #[cfg(test)]
+        if !crate::open::rules::get().deletes_behind_root {
+            self.sweep.plan(&self.counts, &self.head.snapshots, &self.lineage);
+        }
         self.feed.settle(settled);
         let mut head = self.head.clone();
         (head.root.committed, head.root.directory) = (committed, Some(directory));
@@ -82,8 +87,10 @@ impl Checkpoints {
         if wanted.is_empty() {
             return;
         }
-        // Nothing was written since the last checkpoint.
-        if self.head.has_all(committed.lsn) && self.head.has_room(wanted.len()) {
+        // Nothing was written since the last checkpoint. One that this opening has only found in
+        // the log may need other leaves than those that are counted, and these die by the counts.
+        let is_there = self.head.has_all(committed.lsn) && self.is_counted();
+        if is_there && self.head.has_room(wanted.len()) {
             let mut head = self.head.clone();
             let done = self.add_snapshots(&mut head, wanted);
             return self.put_root(head, done);
@@ -158,6 +165,8 @@ impl Checkpoints {
         };
         let Naming { head, done, .. } = *naming;
         self.head = head;
+        self.plan_sweep();
+        self.sweep.plan_roots(self.head.root.number);
         done.into_iter().for_each(|done| done());
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The map of a volume up to an object, as a checkpoint stores it: a directory, and leaves.
 
 use super::code::{Reader, Wrong, put_number};
+use super::counted::{Counted, put_counted, take_counted};
 use super::object::{LEAF_BLOCKS, OBJECT_BYTES_MAX};
 use super::root::{Committed, FramePlace, NUMBER_MAX, Reach, SIZE_MAX};
 use super::run::Form;
@@ -22,6 +23,10 @@ pub struct Directory {
     pub runs: Vec<Run>,
     /// The snapshots of the volume, in the order of their numbers.
     pub snapshots: Vec<Snapshot>,
+    /// The volume's own log objects up to what is in it that are not deleted, in order.
+    pub objects: Vec<Counted>,
+    /// Leaves that the map does not need any more, and whose runs still count, in order.
+    pub dropped: Vec<LeafRef>,
 }
 
 /// A leaf and where it is.
@@ -73,17 +78,13 @@ impl Directory {
             out.extend(epoch.0.to_le_bytes());
             out.extend(first.0.to_le_bytes());
         }
-        let mut next = 0;
-        for LeafRef { number, place } in &self.leaves {
-            let [at, bytes] = [place.at, place.bytes].map(u64::from);
-            for number in [number - next, place.seq.0, at, bytes] {
-                put_number(&mut out, number);
-            }
-            next = number + 1;
-        }
+        put_leaves(&mut out, &self.leaves, 1);
         put_runs(&mut out, 0, &self.runs);
         put_number(&mut out, self.snapshots.len() as u64);
         put_snapshots(&mut out, &self.snapshots);
+        put_counted(&mut out, &self.objects, self.covered.seq);
+        put_number(&mut out, self.dropped.len() as u64);
+        put_leaves(&mut out, &self.dropped, 0);
         out
     }
 
@@ -107,21 +108,21 @@ impl Directory {
             epochs.push(Reach { epoch: Epoch(reader.u64()?), first: Seq(reader.u64()?) });
         }
         check_log(covered, &epochs, object)?;
-        let mut leaves = Vec::with_capacity(leaf_count);
-        let mut next = 0;
-        for _ in 0..leaf_count {
-            let leaf = take_leaf(&mut reader, next, object)?;
-            next = leaf.number + 1;
-            leaves.push(leaf);
-        }
+        let leaves = take_leaves(&mut reader, leaf_count, 1, object)?;
         let whole = Span { start: 0, blocks: SIZE_MAX };
         let runs = take_runs(&mut reader, whole, run_count, covered.seq)?;
         // They were there before the object was begun, and not before the last write that it has.
         let last = Committed { seq: Seq(object.0 - 1), lsn: covered.lsn };
         let count = reader.number()? as usize;
         let snapshots = take_snapshots(&mut reader, count, last)?;
+        let objects = take_counted(&mut reader, bytes.len(), covered.seq)?;
+        let count = reader.number()? as usize;
+        if count > bytes.len() / LEAF_BYTES_MIN {
+            return Err(TOO_SHORT);
+        }
+        let dropped = take_leaves(&mut reader, count, 0, object)?;
         match reader.is_empty() {
-            true => Ok(Self { covered, epochs, leaves, runs, snapshots }),
+            true => Ok(Self { covered, epochs, leaves, runs, snapshots, objects, dropped }),
             false => Err(TOO_LONG),
         }
     }
@@ -203,6 +204,35 @@ fn take_place(reader: &mut Reader<'_>, blocks: u64, last: Seq) -> Result<Place, 
     }
     let form = Form::of(u16::try_from(form).map_err(|_| OUTSIDE)?, run)?;
     Ok(Place::Object { seq, frame: frame as u32, form, skip: skip as u32, run: run as u32 })
+}
+
+/// Appends leaves, each with a number that is at least `step` above that of the one before.
+fn put_leaves(out: &mut Vec<u8>, leaves: &[LeafRef], step: u64) {
+    let mut next = 0;
+    for LeafRef { number, place } in leaves {
+        let [at, bytes] = [place.at, place.bytes].map(u64::from);
+        for number in [number - next, place.seq.0, at, bytes] {
+            put_number(out, number);
+        }
+        next = number + step;
+    }
+}
+
+/// Takes leaves that [`put_leaves`] has written.
+fn take_leaves(
+    reader: &mut Reader<'_>,
+    count: usize,
+    step: u64,
+    object: Seq,
+) -> Result<Vec<LeafRef>, Wrong> {
+    let mut leaves = Vec::with_capacity(count);
+    let mut next = 0;
+    for _ in 0..count {
+        let leaf = take_leaf(reader, next, object)?;
+        next = leaf.number + step;
+        leaves.push(leaf);
+    }
+    Ok(leaves)
 }
 
 /// Takes a leaf of that number or a higher one.

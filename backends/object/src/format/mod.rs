@@ -3,6 +3,7 @@
 mod build;
 mod code;
 mod codec;
+mod counted;
 mod directory;
 mod durability;
 mod frame;
@@ -23,6 +24,8 @@ mod tests;
 pub use build::{Author, Built, ObjectBuilder, Placed, decode_directory, decode_leaf, fence};
 pub use code::Wrong;
 pub use codec::Codec;
+pub(crate) use counted::COUNTED_BYTES_MAX;
+pub use counted::Counted;
 pub use directory::{Directory, LeafRef, Run};
 pub use durability::Durability;
 pub use frame::{Coding, FRAME_HEADER_BYTES, FrameId, FrameReader};

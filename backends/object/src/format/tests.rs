@@ -205,7 +205,20 @@ pub(super) fn directory() -> Directory {
     let covered = Committed { seq: Seq(44), lsn: Lsn(1000) };
     let epochs = vec![reach(3, 1), reach(5, 2), reach(7, 40)];
     let snapshots = vec![snapshot(2, 30, 31), snapshot(5, 44, 45)];
-    Directory { covered, epochs, leaves, runs, snapshots }
+    let counted = |seq, bytes, by_leaves, death: Option<u64>| Counted {
+        seq: Seq(seq),
+        bytes,
+        by_leaves,
+        death: death.map(Seq),
+    };
+    let objects = vec![
+        counted(1, 1 << 25, 300, None),
+        counted(7, 5000, 0, Some(40)),
+        counted(8, 6000, 0, Some(44)),
+        counted(44, 1 << 26, 1 << 26, None),
+    ];
+    let dropped = vec![leaf(7, 20, 176), leaf(7, 22, 300), leaf(9, 20, 400)];
+    Directory { covered, epochs, leaves, runs, snapshots, objects, dropped }
 }
 
 /// The object between what the directory has and its own.
@@ -297,7 +310,7 @@ fn a_checkpoint_has_nothing_but_leaves_and_a_directory() {
 
 #[test]
 fn a_directory_that_contradicts_itself_is_refused() {
-    let wrong: [fn(&mut Directory); 15] = [
+    let wrong: [fn(&mut Directory); 20] = [
         |directory| directory.covered.seq = Seq(43),
         |directory| directory.covered.seq = Seq(0),
         |directory| directory.epochs.clear(),
@@ -313,6 +326,11 @@ fn a_directory_that_contradicts_itself_is_refused() {
         |directory| directory.snapshots[1].id = 2,
         |directory| directory.snapshots[1] = snapshot(5, 45, 46),
         |directory| directory.snapshots[1].committed.lsn = Lsn(1001),
+        |directory| directory.objects[3].seq = Seq(45),
+        |directory| directory.objects[0].bytes = (1 << 26) + 1,
+        |directory| directory.objects[1].by_leaves = 1,
+        |directory| directory.objects[1].death = Some(Seq(6)),
+        |directory| directory.dropped[1].place.seq = Seq(47),
     ];
     for (index, change) in wrong.into_iter().enumerate() {
         let mut directory = directory();

@@ -13,7 +13,7 @@ use crate::format::record::Entry;
 use crate::format::{LeafRef, Placed, Snapshot};
 use crate::ids::{Lsn, Place};
 use crate::journal::{Reserved, Segment, SegmentFile};
-use crate::map::{Frozen, Leaf, Outdated, Settled};
+use crate::map::{Found, Frozen, Leaf, Outdated, Settled};
 use crate::recent::Batch;
 
 /// Leaves of the map go from memory when nothing was read for so many ticks, which is a minute. An
@@ -165,12 +165,18 @@ impl Front {
     pub(crate) fn loaded(&mut self, of: LeafRef, outcome: Result<Arc<Leaf>>) -> Vec<Arc<Leaf>> {
         let waiting = self.loads.waiting.remove(&of).unwrap_or_default();
         let outdated = outcome.as_ref().map_or(Vec::new(), |leaf| self.map.keep(of, leaf));
+        let by = match outcome {
+            Ok(leaf) => Ok(By::Leaf(leaf)),
+            // It may be deleted: the map does not need it any more.
+            Err(_) if !self.map.has_leaf(of) => Ok(By::Map),
+            Err(error) => Err(error),
+        };
         for (id, span) in waiting {
-            match &outcome {
+            match &by {
                 Err(error) => self.fetched(id, Err(error.clone())),
                 Ok(_) if span.is_empty() => self.fetched(id, Ok(Vec::new())),
-                Ok(leaf) => {
-                    self.fetches.push(Fetch { id, span, by: By::Leaf(Arc::clone(leaf)) });
+                Ok(by) => {
+                    self.fetches.push(Fetch { id, span, by: by.clone() });
                     self.effects.rouse = true;
                 }
             }
@@ -220,6 +226,11 @@ impl Front {
     /// Takes the blocks that are to be fetched.
     pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
         std::mem::take(&mut self.fetches)
+    }
+
+    /// Where committed blocks are now.
+    pub(crate) fn cover(&self, span: Span) -> Vec<(Span, Found)> {
+        self.map.cover(span)
     }
 
     /// Takes what is to be in the cache soon.

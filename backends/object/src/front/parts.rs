@@ -91,6 +91,8 @@ pub(crate) enum By {
     Place(Place),
     /// A leaf of the map.
     Leaf(Arc<Leaf>),
+    /// The map, which has changed.
+    Map,
 }
 
 /// Jobs that wait for a leaf.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::{Frozen, Leaf};
 use crate::extents::{Piece, Span};
-use crate::format::{FramePlace, LEAF_BLOCKS, LeafRef, Run};
-use crate::ids::{BLOCK_BYTES, Place};
+use crate::format::{COUNTED_BYTES_MAX, FramePlace, LEAF_BLOCKS, LeafRef, Run};
+use crate::gc::Counts;
+use crate::ids::{BLOCK_BYTES, Place, Seq};
 
 /// When leaves take over what is above them.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +56,7 @@ pub struct Merge {
     chosen: BTreeSet<u64>,
     /// The most bytes of the chosen ones.
     bytes_max: u64,
+    counts: Counts,
 }
 
 /// The map of a checkpoint, before its leaves have places.
@@ -66,6 +68,8 @@ pub struct Merged {
     pub leaves: BTreeMap<u64, FramePlace>,
     /// The leaves that are to be written.
     pub changed: Vec<(u64, Vec<Run>)>,
+    /// How much of each object it refers to.
+    pub(crate) counts: Counts,
 }
 
 /// What is above a leaf.
@@ -76,9 +80,10 @@ struct Above {
 }
 
 impl Frozen {
-    /// Chooses the leaves that are to be written.
+    /// Chooses the leaves that are to be written. The counts are those of the last checkpoint, with
+    /// the objects behind it.
     #[must_use]
-    pub fn merge(&self, limits: MergeLimits) -> Merge {
+    pub(crate) fn merge(&self, limits: MergeLimits, mut counts: Counts) -> Merge {
         let upper = self.frozen.iter().map(|(span, place)| Run { span, place: *place });
         let whole = Span { start: 0, blocks: u64::MAX };
         let mut leaves = BTreeMap::clone(&self.leaves);
@@ -88,12 +93,12 @@ impl Frozen {
             upper,
             |gap| self.lower.within(gap),
             |run| match run.place {
-                Place::Zero => put_zeroes(run.span, &mut leaves, &mut runs),
+                Place::Zero => put_zeroes(run.span, &mut leaves, &mut counts, &mut runs),
                 Place::Object { .. } => put(run, &mut runs),
             },
         );
         runs.shrink_to_fit();
-        let mut merge = Merge { runs, leaves, chosen: BTreeSet::new(), bytes_max: 0 };
+        let mut merge = Merge { runs, leaves, chosen: BTreeSet::new(), bytes_max: 0, counts };
         if merge.runs.len() > limits.runs_min {
             merge.choose(limits);
         }
@@ -135,6 +140,11 @@ impl Merge {
         }
     }
 
+    /// The leaves that are to be uncounted, if their content is to be had.
+    pub fn dropped(&self) -> &[LeafRef] {
+        self.counts.to_uncount()
+    }
+
     /// The leaves whose content is needed.
     pub fn needed(&self) -> impl Iterator<Item = LeafRef> {
         let place = |number: &u64| self.leaves.get(number).copied().map(|place| (*number, place));
@@ -147,7 +157,9 @@ impl Merge {
     pub fn bytes_max(&self) -> u64 {
         let [runs, leaves, chosen] =
             [self.runs.len(), self.leaves.len(), self.chosen.len()].map(|count| count as u64);
-        (runs + chosen) * RUN_BYTES_MAX + (leaves + chosen) * REF_BYTES_MAX + self.bytes_max
+        let counts = self.counts.bytes_max(COUNTED_BYTES_MAX, REF_BYTES_MAX);
+        let refs = (leaves + chosen) * REF_BYTES_MAX;
+        (runs + chosen) * RUN_BYTES_MAX + refs + self.bytes_max + counts
     }
 
     /// The same without a leaf that is to be written.
@@ -156,18 +168,25 @@ impl Merge {
         Self { chosen: BTreeSet::new(), bytes_max: 0, ..self }
     }
 
-    /// The map, with the content of the leaves that it needs.
+    /// The map up to an object, with the content of the leaves that it needs, and of those that
+    /// are to be uncounted.
     ///
     /// # Panics
-    /// When one is missing.
+    /// When one that it needs is missing.
     #[must_use]
-    pub fn finish(self, old: &BTreeMap<u64, Arc<Leaf>>) -> Merged {
-        let Self { runs, mut leaves, chosen, .. } = self;
+    pub fn finish(self, covered: Seq, old: &BTreeMap<LeafRef, Arc<Leaf>>) -> Merged {
+        let Self { runs, mut leaves, chosen, mut counts, .. } = self;
+        for leaf in counts.to_uncount().to_vec() {
+            if let Some(content) = old.get(&leaf) {
+                counts.uncount(leaf, content.within(LeafRef::span_of(leaf.number)));
+            }
+        }
         let above = super::layer::Layer::new(runs);
         let mut changed = Vec::with_capacity(chosen.len());
         for &number in &chosen {
             let part = LeafRef::span_of(number);
-            let before = leaves.remove(&number).map(|_| &old[&number]);
+            let before = leaves.remove(&number).map(|place| &old[&LeafRef { number, place }]);
+            counts.leave(before.into_iter().flat_map(|leaf| leaf.within(part)));
             let below = |gap: Span| before.into_iter().flat_map(move |leaf| leaf.within(gap));
             let mut runs = Vec::new();
             overlay(part, above.within(part), below, |run| {
@@ -175,6 +194,7 @@ impl Merge {
                     put(run, &mut runs);
                 }
             });
+            counts.take(&runs);
             if !runs.is_empty() {
                 changed.push((number, runs));
             }
@@ -188,7 +208,19 @@ impl Merge {
             }
         }
         rest.shrink_to_fit();
-        Merged { runs: rest, leaves, changed }
+        counts.settle(covered, &rest, &leaves);
+        Merged { runs: rest, leaves, changed, counts }
+    }
+}
+
+impl Merged {
+    /// The same without leaves that are to be written: what they have is above the leaves.
+    #[must_use]
+    pub fn without_leaves(mut self) -> Self {
+        let changed = std::mem::take(&mut self.changed);
+        self.runs.extend(changed.into_iter().flat_map(|(_, runs)| runs));
+        self.runs.sort_unstable_by_key(|run| run.span.start);
+        self
     }
 }
 
@@ -220,13 +252,21 @@ fn put(run: Run, out: &mut Vec<Run>) {
     out.push(run);
 }
 
-/// Zeroes take whole leaves away. They are kept where they cover a part of one.
-fn put_zeroes(span: Span, leaves: &mut BTreeMap<u64, FramePlace>, out: &mut Vec<Run>) {
+/// Zeroes take whole leaves away, which are counted until they are read. They are kept where they
+/// cover a part of one.
+fn put_zeroes(
+    span: Span,
+    leaves: &mut BTreeMap<u64, FramePlace>,
+    counts: &mut Counts,
+    out: &mut Vec<Run>,
+) {
     let is_whole = |number: u64| LeafRef::span_of(number).common(span).blocks == LEAF_BLOCKS;
     let within = leaves.range(numbers(span)).map(|(number, _)| *number);
     let (whole, parts): (Vec<_>, Vec<_>) = within.partition(|number| is_whole(*number));
-    for number in &whole {
-        leaves.remove(number);
+    for number in whole {
+        if let Some(place) = leaves.remove(&number) {
+            counts.drop_leaf(LeafRef { number, place });
+        }
     }
     for number in parts {
         put(Run { span: LeafRef::span_of(number).common(span), place: Place::Zero }, out);

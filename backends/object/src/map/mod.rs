@@ -158,10 +158,16 @@ impl Map {
         self.loaded.get(number).cloned()
     }
 
+    /// Whether it still has a leaf.
+    #[must_use]
+    pub fn has_leaf(&self, leaf: LeafRef) -> bool {
+        self.leaves.get(&leaf.number) == Some(&leaf.place)
+    }
+
     /// Keeps a leaf in memory, if it still is one. Returns what it takes the place of, to be
     /// dropped without a lock.
     pub fn keep(&mut self, of: LeafRef, leaf: &Arc<Leaf>) -> Vec<Arc<Leaf>> {
-        match self.leaves.get(&of.number) == Some(&of.place) {
+        match self.has_leaf(of) {
             true => self.loaded.insert(of.number, Arc::clone(leaf)),
             false => Vec::new(),
         }

@@ -10,6 +10,7 @@ use crate::format::{
     Author, Coding, Committed, Directory, Form, FrameReader, HEADER_BYTES, Header, ObjectBuilder,
     ObjectId, Reach, decode_directory, decode_leaf,
 };
+use crate::gc::{Counts, each_frame};
 use crate::ids::{Epoch, Incarnation, Lba, Lsn, VolumeId};
 
 const LEAVES: u64 = 4;
@@ -56,11 +57,18 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A store of checkpoints.
-#[derive(Default)]
 struct Bucket {
     objects: HashMap<Seq, bytes::Bytes>,
     next: u64,
     last: Option<(FramePlace, Vec<Option<Place>>)>,
+    counts: Counts,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        let (objects, next, last) = Default::default();
+        Self { objects, next, last, counts: Counts::new(Seq(1)) }
+    }
 }
 
 const VOLUME: VolumeId = VolumeId([1; 16]);
@@ -76,6 +84,11 @@ impl Bucket {
         Arc::new(Leaf::new(number, &runs))
     }
 
+    /// A merge of all that the map has.
+    fn merge(&self, map: &mut Map, limits: MergeLimits) -> Merge {
+        map.freeze().merge(limits, self.counts.up_to(Seq(u64::MAX)))
+    }
+
     fn frame(&self, place: FramePlace) -> &[u8] {
         &self.objects[&place.seq][place.at as usize..][..place.bytes as usize]
     }
@@ -89,11 +102,13 @@ impl Bucket {
     /// Makes the checkpoint of a merged map, as an upload does.
     fn put(&mut self, merge: Merge, map: &Map, was: Vec<Option<Place>>) -> Settled {
         let most = merge.bytes_max() + 4096;
-        let needed: BTreeMap<_, _> = merge
+        let mut old: BTreeMap<_, _> = merge
             .needed()
-            .map(|leaf| (leaf.number, map.leaf(leaf.number).unwrap_or_else(|| self.load(leaf))))
+            .map(|leaf| (leaf, map.leaf(leaf.number).unwrap_or_else(|| self.load(leaf))))
             .collect();
-        let Merged { runs, mut leaves, changed } = merge.finish(&needed);
+        old.extend(merge.dropped().iter().map(|leaf| (*leaf, self.load(*leaf))));
+        let covered = Seq(self.next + 9_999);
+        let Merged { runs, mut leaves, changed, counts } = merge.finish(covered, &old);
         self.next += 10_000;
         let seq = Seq(self.next);
         let author = Author {
@@ -112,7 +127,9 @@ impl Bucket {
         let refs = leaves.iter().map(|(&number, &place)| LeafRef { number, place }).collect();
         let covered = Committed { seq: Seq(seq.0 - 1), lsn: Lsn(1) };
         let epochs = vec![author.reach];
-        let directory = Directory { covered, epochs, leaves: refs, runs, snapshots: Vec::new() };
+        let (snapshots, (objects, dropped)) = (Vec::new(), counts.table());
+        let directory =
+            Directory { covered, epochs, leaves: refs, runs, snapshots, objects, dropped };
         let place = builder.directory(&directory, &[]);
         let body = builder.finish(Lsn(2), Lsn(1)).body;
         assert!(body.len() as u64 <= most, "{} bytes, and {most} at most", body.len());
@@ -121,8 +138,39 @@ impl Bucket {
         assert_eq!(entries.len(), new.len() + 1);
         self.objects.insert(seq, body);
         assert_eq!(self.directory(place), directory);
+        self.counts.adopt(counts, place, &leaves);
+        self.counts.add(seq, u64::from(header.bytes));
+        self.check_counts(&directory, &was);
         self.last = Some((place, was));
         Settled { runs: directory.runs, leaves, changed: new }
+    }
+
+    /// Counts are what leaves have, and never less than what the map refers to.
+    fn check_counts(&self, directory: &Directory, was: &[Option<Place>]) {
+        let mut by_leaves = HashMap::<Seq, u64>::new();
+        for leaf in directory.leaves.iter().chain(&directory.dropped) {
+            let content = self.load(*leaf);
+            each_frame(content.within(LeafRef::span_of(leaf.number)), |seq, bytes| {
+                *by_leaves.entry(seq).or_default() += bytes;
+            });
+        }
+        let mut live = by_leaves.clone();
+        each_frame(directory.runs.iter().copied(), |seq, bytes| {
+            *live.entry(seq).or_default() += bytes;
+        });
+        let mut needed = HashMap::<Seq, u64>::new();
+        for place in was.iter().flatten() {
+            let Place::Object { seq, .. } = place else { continue };
+            *needed.entry(*seq).or_default() += 4096 + 16;
+        }
+        let is_exact = directory.runs.is_empty() && directory.dropped.is_empty();
+        for counted in &directory.objects {
+            let of = |bytes: &HashMap<Seq, u64>| bytes.get(&counted.seq).copied().unwrap_or(0);
+            assert_eq!(u64::from(counted.by_leaves), of(&by_leaves), "{counted:?}");
+            let [live, needed] = [of(&live), of(&needed)];
+            assert!(live >= needed && (live == needed || !is_exact), "{counted:?}: {live}");
+            assert!(counted.death.is_none() || needed == 0, "{counted:?} is needed");
+        }
     }
 
     fn blocks_of(&self, map: &Map, span: Span) -> Vec<Option<Place>> {
@@ -161,7 +209,7 @@ proptest! {
         let whole = Span { start: 0, blocks: BLOCKS };
         let (mut map, mut model) = (Map::default(), vec![None; BLOCKS as usize]);
         let (mut bucket, mut is_bounding) = (Bucket::default(), false);
-        let mut frozen: Option<(Frozen, Vec<Option<Place>>)> = None;
+        let mut frozen: Option<(Frozen, Counts, Vec<Option<Place>>)> = None;
         for (number, step) in steps.into_iter().enumerate() {
             // A new bound holds from the next leaf on.
             is_bounding |= matches!(step, Step::Bound(_));
@@ -175,17 +223,21 @@ proptest! {
                         }
                     };
                     map.fold(&Placed { lba: Lba(lba), blocks, place });
+                    bucket.counts.add(Seq(number as u64 + 1), 1 << 20);
                     for skip in 0..blocks {
                         let place = place.advance(skip);
                         let place = (place != Place::Zero).then_some(place);
                         model[(lba + skip) as usize] = place;
                     }
                 }
-                Step::Freeze if frozen.is_none() => frozen = Some((map.freeze(), model.clone())),
+                Step::Freeze if frozen.is_none() => {
+                    let counts = bucket.counts.up_to(Seq(u64::MAX));
+                    frozen = Some((map.freeze(), counts, model.clone()));
+                }
                 Step::Freeze => {}
                 Step::Settle(limits) => {
-                    let Some((frozen, was)) = frozen.take() else { continue };
-                    let settled = bucket.put(frozen.merge(limits), &map, was);
+                    let Some((frozen, counts, was)) = frozen.take() else { continue };
+                    let settled = bucket.put(frozen.merge(limits, counts), &map, was);
                     drop(map.settle(settled));
                 }
                 Step::Load(number) => {
@@ -202,7 +254,9 @@ proptest! {
                 Step::Bound(bytes) => map.loaded.keep_within(bytes),
                 Step::Reopen => {
                     let Some((place, was)) = bucket.last.clone() else { continue };
-                    (map, model, frozen) = (Map::of_directory(bucket.directory(place)), was, None);
+                    let directory = bucket.directory(place);
+                    bucket.counts = Counts::of_directory(Seq(1), &directory, place);
+                    (map, model, frozen) = (Map::of_directory(directory), was, None);
                 }
             }
             prop_assert!(bucket.blocks_of(&map, whole) == model);
@@ -234,7 +288,7 @@ fn a_map_of_any_fragmentation_stays_within_its_bounds() {
             let place = Place::Object { seq, frame: 152, form: Form::Packed(99), skip: 0, run: 1 };
             map.fold(&Placed { lba, blocks: 1, place });
         }
-        let settled = bucket.put(map.freeze().merge(limits), &map, Vec::new());
+        let settled = bucket.put(bucket.merge(&mut map, limits), &map, Vec::new());
         assert!(settled.runs.len() <= limits.runs_max, "{} runs", settled.runs.len());
         drop(map.settle(settled));
         written += bucket.objects[&Seq(bucket.next)].len();
@@ -257,11 +311,11 @@ fn zeroes_take_leaves_away() {
     for number in 0..1000 {
         map.fold(&Placed { lba: Lba(number * 16_000), blocks: 16_000, place });
     }
-    let settled = bucket.put(map.freeze().merge(limits), &map, Vec::new());
+    let settled = bucket.put(bucket.merge(&mut map, limits), &map, Vec::new());
     assert!(settled.leaves.len() > 3900 && settled.runs.is_empty());
     drop(map.settle(settled));
     map.fold(&Placed { lba: Lba(5), blocks: 1 << 40, place: Place::Zero });
-    let merge = map.freeze().merge(MergeLimits::of_bytes(1 << 28));
+    let merge = bucket.merge(&mut map, MergeLimits::of_bytes(1 << 28));
     let settled = bucket.put(merge, &map, Vec::new());
     assert_eq!((settled.leaves.len(), settled.runs.len()), (1, 1), "a part of the first is left");
     drop(map.settle(settled));

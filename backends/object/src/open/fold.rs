@@ -14,6 +14,7 @@ use crate::format::{
     Author, CheckpointPlace, Coding, Committed, Entry, FramePlace, Head, Header, ObjectId, Reach,
     Root, Snapshot, fence, keys,
 };
+use crate::gc::Counts;
 use crate::head;
 use crate::ids::{Lsn, Seq, VolumeId};
 use crate::lineage::Lineage;
@@ -38,6 +39,9 @@ pub(crate) struct Fold {
     /// The newest checkpoint, and what it has.
     pub(crate) directory: Option<FramePlace>,
     pub(crate) covered: Committed,
+    /// How much of each object the checkpoint refers to that the root names, with the objects
+    /// behind it.
+    pub(crate) counts: Counts,
     /// The snapshots of the volume.
     pub(crate) snapshots: Vec<Snapshot>,
     /// The last write of the checkpoint that the root names, and of each object behind it.
@@ -123,6 +127,7 @@ impl Fold {
             let wrong = || requests.error(ErrorKind::Corrupt, "open", &key, why);
             root.snapshots.with(of_checkpoint).ok_or_else(wrong)
         };
+        let own_from = root.owners.last().map_or(Seq(1), |owner| owner.end);
         let Some(place) = root.directory else {
             return Ok(Self {
                 volume: root.volume,
@@ -132,6 +137,7 @@ impl Fold {
                 directory: None,
                 covered: Committed::default(),
                 lasts: BTreeMap::new(),
+                counts: Counts::new(own_from),
                 snapshots: snapshots_of(Vec::new())?,
                 found,
             });
@@ -158,6 +164,7 @@ impl Fold {
             found.extend(heads.into_iter().map(|head| (head.header.id.seq, head)));
         }
         let snapshots = snapshots_of(snapshots)?;
+        let counts = Counts::of_directory(own_from, &directory, place);
         Ok(Self {
             volume: root.volume,
             map: Map::of_directory(directory),
@@ -166,6 +173,7 @@ impl Fold {
             directory: Some(place),
             covered,
             lasts: BTreeMap::from([(covered.seq, covered.lsn)]),
+            counts,
             snapshots,
             found,
         })
@@ -336,6 +344,7 @@ impl Fold {
         }
         self.committed = Committed { seq: id.seq, lsn: object.header.lsn_last };
         self.lasts.insert(id.seq, object.header.lsn_last);
+        self.counts.add(id.seq, u64::from(object.header.bytes));
         Ok(())
     }
 

@@ -35,7 +35,7 @@ pub(crate) use claim::{Claim, claim, put_above, unless_overtaken};
 pub use claim::{find, find_any};
 pub(crate) use enter::enter;
 pub(crate) use fold::Fold;
-pub(crate) use read::read;
+pub(crate) use read::{directory_of, read};
 
 /// How often an opening begins anew when other nodes open the volume at the same time.
 const TRIES_MAX: usize = 8;
@@ -151,11 +151,13 @@ pub async fn open<J: Journal>(
         let adopted = journal.adopt(newest.volume, current, claim.opening())?;
         let Some(root) = enter(requests, &claim, &fold, &adopted).await? else { continue };
         let head = fold.head(root.clone());
-        let Fold { map, lineage, committed, .. } = fold;
+        let Fold { map, lineage, committed, counts, .. } = fold;
         let lineage = lineage.with(root.reach());
         let coding = Coding { codec: root.codec, key: key.clone() };
         let sources = Sources::new(requests, &root, key.clone())?;
         let fetcher = Fetcher::new(&sources, lineage.clone());
+        let (requests, head) = (requests.clone(), (head, counts));
+        let upload = Upload::new(requests, head, coding, lineage, fetcher.clone());
         return Ok(Opened {
             journal,
             volume: root.volume,
@@ -165,7 +167,7 @@ pub async fn open<J: Journal>(
             before: newest.last.opening,
             committed,
             map,
-            upload: Upload::new(requests.clone(), head, coding, lineage, fetcher.clone()),
+            upload,
             fetcher,
             key,
         });

@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use sheave_core::{Error, ErrorKind, Result};
 
+use crate::cipher::VolumeKey;
 use crate::format::{
-    Directory, FramePlace, HEADER_BYTES, Head, Header, ObjectId, Wrong, decode_directory, keys,
+    Directory, FramePlace, HEADER_BYTES, Head, Header, ObjectId, Root, Wrong, decode_directory,
+    keys,
 };
 use crate::retry::Requests;
 use crate::sources::Sources;
@@ -55,6 +57,18 @@ pub(super) async fn read_directory(
     let stored = stored.ok_or_else(|| missing(requests, id))?;
     let found = decode_directory(sources.reader(id), place.at, &stored);
     found.map_err(|why| wrong(requests, id, why))
+}
+
+/// The directory that a root names, which is in an object.
+pub(crate) async fn directory_of(
+    requests: &Requests,
+    root: &Root,
+    key: Option<&VolumeKey>,
+    id: ObjectId,
+) -> Result<Directory> {
+    let sources = Sources::new(requests, root, key.cloned())?;
+    let place = root.directory.ok_or_else(|| missing(requests, id))?;
+    read_directory(&sources, id, place).await.map(|(directory, _)| directory)
 }
 
 fn wrong(requests: &Requests, id: ObjectId, wrong: Wrong) -> Error {

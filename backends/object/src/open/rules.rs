@@ -15,6 +15,12 @@ pub(crate) struct Rules {
     pub(crate) clones_look_again: bool,
     /// A snapshot is marked before its pins are listed.
     pub(crate) marks_first: bool,
+    /// What is dead is deleted when a root names the checkpoint by which it is.
+    pub(crate) deletes_behind_root: bool,
+    /// Objects that snapshots need stay.
+    pub(crate) keeps_snapshots: bool,
+    /// Deaths and snapshots are of checkpoints by which the objects are counted.
+    pub(crate) counts_named: bool,
 }
 
 impl Rules {
@@ -24,6 +30,9 @@ impl Rules {
         keeps_claims: true,
         clones_look_again: true,
         marks_first: true,
+        deletes_behind_root: true,
+        keeps_snapshots: true,
+        counts_named: true,
     };
 }
 

@@ -1,23 +1,23 @@
 //! Opening, committing and closing on a store without faults, and damaged stores.
 
+mod batches;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use sheave_core::Error;
 
 use super::*;
 use crate::extents::Span;
-use crate::format::{Built, Codec, Placed, keys};
+use crate::format::{Codec, Placed, keys};
 use crate::ids::{BLOCK_BYTES, Epoch, Lba, Lsn, Seq};
 use crate::life::{self, NewVolume};
-use crate::map::{Frozen, Leaf, Settled, read_committed};
+use crate::map::read_committed;
 use crate::memory_store::{Faults, MemoryStore, Random, TurnClock};
-use crate::store::StoreError;
 use crate::threads::block_on;
-use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
+pub(crate) use batches::{commit, commit_asking};
 
 pub(crate) const SIZE: Blocks = 1000;
 
@@ -118,112 +118,6 @@ impl Journal for FakeJournal {
         self.0.lock().unwrap().superblock = Some(superblock);
         Ok(Adopted::without_journal(opening))
     }
-}
-
-/// Gives batches of blocks that are filled with a byte; zeroes are zero entries.
-struct Batches {
-    map: Mutex<Map>,
-    next: Mutex<Vec<Sealed>>,
-    closes: bool,
-    committed: Mutex<Vec<(Committed, usize)>>,
-    stopped: Mutex<Option<Error>>,
-}
-
-fn batch(first: u64, entries: &[(u64, u64, u8)]) -> Sealed {
-    let entry = |&(lba, blocks, fill): &(u64, u64, u8)| match fill {
-        0 => SealedEntry::Zero { lba: Lba(lba), blocks },
-        _ => {
-            let from = JournalPlace { segment: u64::from(fill), page: 0 };
-            SealedEntry::Write { lba: Lba(lba), blocks, from }
-        }
-    };
-    Sealed {
-        lsn_first: Lsn(first),
-        lsn_last: Lsn(first + entries.len() as u64 - 1),
-        entries: entries.iter().map(entry).collect(),
-    }
-}
-
-impl Feed for Batches {
-    fn poll_sealed(&self, _: &mut Context<'_>) -> Poll<Next> {
-        let mut next = self.next.lock().unwrap();
-        match next.is_empty() {
-            false => Poll::Ready(Next::Batch(next.remove(0))),
-            true if self.closes => Poll::Ready(Next::Drained),
-            true => Poll::Pending,
-        }
-    }
-
-    fn build(
-        &self,
-        plan: Plan,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
-        let read = |from: JournalPlace, blocks, into: &mut Vec<u8>| {
-            let end = into.len() + (blocks * BLOCK_BYTES) as usize;
-            into.resize(end, from.segment as u8);
-            Ok(())
-        };
-        Box::pin(async move { plan.build(read) })
-    }
-
-    fn freeze(&self) -> Frozen {
-        self.map.lock().unwrap().freeze()
-    }
-
-    fn settle(&self, settled: Settled) {
-        drop(self.map.lock().unwrap().settle(settled));
-    }
-
-    fn leaf(&self, number: u64) -> Option<Arc<Leaf>> {
-        self.map.lock().unwrap().leaf(number)
-    }
-
-    fn committed(&self, committed: Committed, placed: &[Placed]) {
-        placed.iter().for_each(|placed| self.map.lock().unwrap().fold(placed));
-        self.committed.lock().unwrap().push((committed, placed.len()));
-    }
-
-    fn stopped(&self, error: Error) {
-        *self.stopped.lock().unwrap() = Some(error);
-    }
-
-    fn store_says(&self, _: Option<&StoreError>) {}
-}
-
-/// Commits batches, and closes the volume or lets go of it.
-pub(crate) fn commit(
-    opened: Opened<FakeJournal>,
-    batches: &[&[(u64, u64, u8)]],
-    closes: bool,
-) -> Result<()> {
-    let mut lsn = opened.committed.lsn.0 + 1;
-    let mut next = Vec::new();
-    for entries in batches {
-        next.push(batch(lsn, entries));
-        lsn += entries.len() as u64;
-    }
-    let count = next.len();
-    let (committed, stopped) = (Mutex::default(), Mutex::default());
-    let (map, next) = (Mutex::new(opened.map), Mutex::new(next));
-    let feed = Arc::new(Batches { map, next, closes, committed, stopped });
-    let first = opened.committed.seq.0;
-    let mut run = std::pin::pin!(opened.upload.run(feed.clone()));
-    let ended = block_on(std::future::poll_fn(|cx| {
-        let polled = run.as_mut().poll(cx);
-        let all = feed.committed.lock().unwrap().len() == count;
-        if polled.is_pending() && all && !closes { Poll::Ready(Ok(())) } else { polled }
-    }));
-    if ended.is_ok() {
-        let seqs: Vec<_> = feed.committed.lock().unwrap().iter().map(|at| at.0.seq.0).collect();
-        // A number that is left out is that of a checkpoint.
-        let mut last = first;
-        for seq in seqs {
-            assert!(seq == last + 1 || seq == last + 2, "{seq} follows {last}");
-            last = seq;
-        }
-    }
-    assert_eq!(ended.is_err(), feed.stopped.lock().unwrap().is_some());
-    ended
 }
 
 fn filled(runs: &[(u64, u8)]) -> Vec<u8> {

@@ -6,32 +6,36 @@
 //! elsewhere a prefix of them that has all that was committed; and the blocks in the store are
 //! those of the prefix.
 
+mod audit;
+mod feed;
+mod journal;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
+use std::task::Poll;
 
-use sheave_core::{Error, ErrorKind, Result};
+use sheave_core::{Error, ErrorKind};
 
 use crate::checkpoint::Cadence;
 use crate::cipher::WrappingKey;
 use crate::extents::Span;
-use crate::format::{Built, Committed, LEAF_BLOCKS, Placed, Root, State, keys};
-use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening, VolumeId};
-use crate::journal::{Adopted, Summary, Superblock};
+use crate::fetch::Fetcher;
+use crate::format::{LEAF_BLOCKS, Root, State};
+use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening};
+use crate::journal::Superblock;
 use crate::life;
-use crate::map::{Frozen, Leaf, Map, MergeLimits, Settled, read_committed};
-use crate::memory_store::{MemoryStore, Random, TurnClock, yield_now};
-use crate::open::{self, Journal, Opened, Request};
+use crate::map::{Map, MergeLimits, read_committed};
+use crate::memory_store::{MemoryStore, Random, TurnClock};
+use crate::open::{self, Opened, Request};
 use crate::retry::{Patience, Requests};
-use crate::store::StoreError;
 use crate::threads::block_on;
-use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
 
 use super::executor::killed_after;
 use super::new_volume;
+use feed::NodeFeed;
+use journal::{NodeJournal, NodeLock};
 
 const BLOCKS: u64 = 8;
 const NODES: usize = 3;
@@ -66,6 +70,8 @@ struct Truth {
     takeovers: usize,
     checkpoints: usize,
     leaves: usize,
+    snapshots: usize,
+    swept: usize,
     violation: Option<String>,
 }
 
@@ -124,10 +130,12 @@ impl Nodes {
         self.truth().violation.clone()
     }
 
-    /// Openings, those with a replay, those of another node's volume, checkpoints, and leaves.
-    pub(super) fn seen(&self) -> [usize; 5] {
-        let truth = self.truth();
-        [truth.openings, truth.replays, truth.takeovers, truth.checkpoints, truth.leaves]
+    /// Openings, those with a replay, those of another node's volume, checkpoints, leaves,
+    /// snapshots, and objects that were deleted.
+    pub(super) fn seen(&self) -> [usize; 7] {
+        let Truth { openings, replays, takeovers, checkpoints, leaves, snapshots, swept, .. } =
+            *self.truth();
+        [openings, replays, takeovers, checkpoints, leaves, snapshots, swept]
     }
 
     fn violated(&self, why: String) {
@@ -197,20 +205,16 @@ impl Nodes {
         let opening = opened.opening;
         self.truth().disks[node].superblock =
             Some(Superblock { volume: opened.volume, current: Some(opening), adopting: None });
-        let first = opened.committed.lsn.0 + 1;
-        let feed = Arc::new(NodeFeed {
-            nodes: self.clone(),
-            node,
-            opening,
-            state: Mutex::new(FeedState { next: first, closes: false, map: opened.map }),
-        });
+        let found = (opened.committed.lsn, opened.map);
+        let feed = Arc::new(NodeFeed::new(self, node, opening, found));
         // So that some are made in a short life.
         let limits = MergeLimits {
             runs_min: self.random.below(6) as usize,
             runs_max: 1 + self.random.below(8) as usize,
             ..MergeLimits::of_bytes(1 << 20)
         };
-        let cadence = Cadence { interval: 1 + self.random.below(6), limits };
+        let interval = 1 + self.random.below(6);
+        let cadence = Cadence { interval, limits, roots_kept: 1 + self.random.below(4) };
         let upload = opened.upload.with_cadence(cadence);
         let ended = {
             let mut upload = pin!(upload.run(feed.clone()));
@@ -234,8 +238,7 @@ impl Nodes {
         }
     }
 
-    /// The roots by which openings began, in order. None is deleted here. Later roots of an opening
-    /// name checkpoints.
+    /// The roots by which openings began, in order. Later roots of an opening name checkpoints.
     fn open_roots(&self) -> Vec<Root> {
         let begins = |root: &Root| root.committed.seq.next() == root.last.first;
         let is_first = |root: &Root| root.state == State::Open && begins(root);
@@ -243,9 +246,8 @@ impl Nodes {
     }
 
     fn roots(&self) -> Vec<Root> {
-        let roots = self.store.keys().into_iter().filter(|key| key.starts_with(keys::ROOTS));
-        let roots = roots.filter_map(|key| Root::decode(&self.store.object(&key)?).ok());
-        let mut roots: Vec<_> = roots.collect();
+        let roots = self.store.roots_ever().into_iter();
+        let mut roots: Vec<_> = roots.filter_map(|body| Root::decode(&body).ok()).collect();
         roots.sort_by_key(|root| root.number);
         roots
     }
@@ -282,14 +284,19 @@ impl Nodes {
 
     /// Compares the blocks in the store with the prefix.
     async fn check_blocks(&self, opened: &Opened<NodeJournal>) -> Result<(), String> {
-        let prefix = opened.committed.lsn.0;
+        self.check_map(&opened.map, &opened.fetcher, opened.committed.lsn).await
+    }
+
+    /// Compares the blocks of a map with all writes up to one.
+    async fn check_map(&self, map: &Map, fetcher: &Fetcher, last: Lsn) -> Result<(), String> {
+        let prefix = last.0;
         let writes: Vec<_> =
             self.truth().writes.range(..=prefix).map(|(_, write)| *write).collect();
         for lba in 0..BLOCKS {
             let last = writes.iter().rev().find(|write| write.lba == lba);
             let want = last.map_or(0, |write| write.number);
             let span = Span { start: address(lba).0, blocks: 1 };
-            let data = read_committed(&opened.map, &opened.fetcher, span).await;
+            let data = read_committed(map, fetcher, span).await;
             let data = data.map_err(|error| error.to_string())?;
             if data != block(want) {
                 return Err(format!("block {lba} of prefix {prefix} is not {want}"));
@@ -306,194 +313,4 @@ fn address(block: u64) -> Lba {
 
 fn block(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(BLOCK_BYTES as usize / 8)
-}
-
-/// The lock on a node's journal, which a killed process leaves.
-struct NodeLock {
-    nodes: Nodes,
-    node: usize,
-}
-
-impl NodeLock {
-    fn take(nodes: &Nodes, node: usize) -> Self {
-        nodes.truth().disks[node].is_locked = true;
-        Self { nodes: nodes.clone(), node }
-    }
-}
-
-impl Drop for NodeLock {
-    fn drop(&mut self) {
-        self.nodes.truth().disks[self.node].is_locked = false;
-    }
-}
-
-#[derive(Clone)]
-struct NodeJournal {
-    nodes: Nodes,
-    node: usize,
-}
-
-impl Journal for NodeJournal {
-    fn prepare(&mut self, _: VolumeId) -> Result<()> {
-        Ok(())
-    }
-
-    fn superblock(&self) -> Result<Option<Superblock>> {
-        Ok(self.nodes.truth().disks[self.node].superblock)
-    }
-
-    fn summary(&self) -> Result<Option<Summary>> {
-        let truth = self.nodes.truth();
-        let writes = &truth.disks[self.node].writes;
-        let ends = writes.keys().next().zip(writes.keys().next_back());
-        Ok(ends.map(|(&first, &last)| Summary {
-            committed: Lsn(first - 1),
-            first: Lsn(first),
-            last: Lsn(last),
-        }))
-    }
-
-    fn set_aside(&mut self) -> Result<PathBuf> {
-        self.nodes.truth().disks[self.node] = Disk { is_locked: true, ..Disk::default() };
-        Ok(PathBuf::from("x.orphan"))
-    }
-
-    fn adopt(
-        &mut self,
-        volume: VolumeId,
-        current: Option<Opening>,
-        opening: Opening,
-    ) -> Result<Adopted> {
-        let superblock = Superblock { volume, current, adopting: Some(opening) };
-        self.nodes.truth().disks[self.node].superblock = Some(superblock);
-        Ok(Adopted::without_journal(opening))
-    }
-}
-
-/// Writes of a process, and their way to the store.
-struct NodeFeed {
-    nodes: Nodes,
-    node: usize,
-    opening: Opening,
-    state: Mutex<FeedState>,
-}
-
-struct FeedState {
-    /// The first write that is in no batch.
-    next: u64,
-    closes: bool,
-    /// What was reported as committed.
-    map: Map,
-}
-
-impl NodeFeed {
-    fn state(&self) -> MutexGuard<'_, FeedState> {
-        self.state.lock().expect("no panic with the lock")
-    }
-
-    fn closes(&self) -> bool {
-        self.state().closes
-    }
-
-    /// Acknowledges a write, or begins to close, or does nothing.
-    fn act(&self) {
-        let random = &self.nodes.random;
-        match random.below(100) {
-            _ if self.closes() => {}
-            0..30 => self.write(),
-            30 if random.percent(20) => self.state().closes = true,
-            _ => {}
-        }
-    }
-
-    fn write(&self) {
-        let random = &self.nodes.random;
-        let next = self.state().next;
-        let mut truth = self.nodes.truth();
-        truth.next_number += 1;
-        let number = if random.percent(15) { 0 } else { truth.next_number };
-        let write = Write { lba: random.below(BLOCKS), number };
-        let last = truth.disks[self.node].writes.keys().next_back().copied();
-        let lsn = last.map_or(next, |last| last + 1).max(next);
-        truth.disks[self.node].writes.insert(lsn, write);
-        // What a node acknowledges after another has taken over does not count.
-        if truth.last.is_some_and(|(last, _)| last == self.opening) {
-            truth.writes.insert(lsn, write);
-        }
-    }
-}
-
-impl Feed for NodeFeed {
-    fn poll_sealed(&self, _: &mut Context<'_>) -> Poll<Next> {
-        let mut state = self.state();
-        let truth = self.nodes.truth();
-        let unsealed = truth.disks[self.node].writes.range(state.next..);
-        let count = 1 + self.nodes.random.below(5) as usize;
-        let writes: Vec<_> = unsealed.take(count).map(|(&lsn, &write)| (lsn, write)).collect();
-        let (Some(first), Some(last)) = (writes.first(), writes.last()) else {
-            return if state.closes { Poll::Ready(Next::Drained) } else { Poll::Pending };
-        };
-        if !state.closes && !self.nodes.random.percent(20) {
-            return Poll::Pending;
-        }
-        state.next = last.0 + 1;
-        let entry = |&(_, Write { lba, number }): &(u64, Write)| match number {
-            0 => SealedEntry::Zero { lba: address(lba), blocks: 1 },
-            _ => {
-                let from = JournalPlace { segment: number, page: 0 };
-                SealedEntry::Write { lba: address(lba), blocks: 1, from }
-            }
-        };
-        Poll::Ready(Next::Batch(Sealed {
-            lsn_first: Lsn(first.0),
-            lsn_last: Lsn(last.0),
-            entries: writes.iter().map(entry).collect(),
-        }))
-    }
-
-    fn build(&self, plan: Plan) -> Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {
-        Box::pin(async move {
-            yield_now().await;
-            plan.build(|from, _, into| {
-                into.extend(block(from.segment));
-                Ok(())
-            })
-        })
-    }
-
-    fn freeze(&self) -> Frozen {
-        self.nodes.truth().checkpoints += 1;
-        self.state().map.freeze()
-    }
-
-    fn settle(&self, settled: Settled) {
-        self.nodes.truth().leaves += settled.changed.len();
-        drop(self.state().map.settle(settled));
-    }
-
-    fn leaf(&self, number: u64) -> Option<Arc<Leaf>> {
-        self.state().map.leaf(number).filter(|_| self.nodes.random.percent(50))
-    }
-
-    fn committed(&self, committed: Committed, placed: &[Placed]) {
-        placed.iter().for_each(|placed| self.state().map.fold(placed));
-        let Epoch(epoch) = self.opening.epoch;
-        // A commit whose answer comes late is in the successor's prefix.
-        let (lsn, open) = (committed.lsn.0, self.nodes.open_roots());
-        let mut later = open.iter().filter(|root| root.author.epoch > self.opening.epoch);
-        if later.any(|root| root.committed.lsn < committed.lsn) {
-            self.nodes.violated(format!("epoch {epoch} commits {lsn} after a takeover"));
-        }
-        let mut truth = self.nodes.truth();
-        truth.committed = truth.committed.max(lsn);
-        truth.disks[self.node].writes.retain(|written, _| *written > lsn);
-    }
-
-    fn stopped(&self, error: Error) {
-        if error.kind() != ErrorKind::Fenced {
-            self.nodes.violated(format!("uploads stop: {error}"));
-        }
-    }
-
-    fn store_says(&self, _: Option<&StoreError>) {}
 }

@@ -93,37 +93,49 @@ pub(crate) async fn find_snapshot(
         let found = found.clone();
         return Ok((root, found));
     }
-    let head = head_of((requests, key), root).await?;
+    let (head, _) = head_of((requests, key), root).await?;
     let found = head.find(name).cloned();
     let found = found.map_err(|(kind, why)| requests.error(kind, "open", "", &why))?;
     Ok((head.root, found))
 }
 
-/// All snapshots of a volume, with its newest root; `None` if it is encrypted, and there is no key.
+/// What the checkpoint of a volume has beside its map.
+pub(crate) struct Census {
+    pub(crate) snapshots: Vec<Snapshot>,
+    /// Bytes of objects that the volume itself needs, without snapshots.
+    pub(crate) live_bytes: u64,
+}
+
+/// All snapshots of a volume and what it needs, with its newest root; `None` if it is encrypted,
+/// and there is no key.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when its checkpoint is damaged, and those of the store.
-pub(crate) async fn all_snapshots(
+pub(crate) async fn census(
     requests: &Requests,
     key: Option<&WrappingKey>,
-) -> Result<(Root, Option<Vec<Snapshot>>)> {
+) -> Result<(Root, Option<Census>)> {
     let root = find(requests).await?;
     if root.wrapped_key.is_some() && key.is_none() {
         return Ok((root, None));
     }
-    let head = head_of((requests, key), root).await?;
-    Ok((head.root, Some(head.snapshots)))
+    let (Head { root, snapshots, .. }, live_bytes) = head_of((requests, key), root).await?;
+    Ok((root, Some(Census { snapshots, live_bytes })))
 }
 
-/// The newest root, or one that is newer by now, with what its checkpoint has.
+/// The newest root, or one that is newer by now, with what its checkpoint has, and the bytes of
+/// objects that this needs.
 async fn head_of(
     (requests, wrapping): (&Requests, Option<&WrappingKey>),
     mut root: Root,
-) -> Result<Head> {
+) -> Result<(Head, u64)> {
     for _ in 0..TRIES_MAX {
         let key = unlock(requests, &root, wrapping)?;
         let error = match Fold::of_checkpoint(requests, &root, key.as_ref()).await {
-            Ok(fold) => return Ok(fold.head(root)),
+            Ok(fold) => {
+                let live_bytes = fold.counts.live_bytes();
+                return Ok((fold.head(root), live_bytes));
+            }
             Err(error) => error,
         };
         // The opening that has the volume may have made another checkpoint, and deleted that one.

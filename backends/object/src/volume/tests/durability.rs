@@ -54,7 +54,7 @@ fn what_was_flushed_to_the_store_survives_the_loss_of_the_node() {
         steps.run(Op::Flush);
         assert_eq!(objects(&place), made);
         let copy = Place::empty();
-        copy_dir(&place.dir.path().join("store"), &copy.dir.path().join("store"));
+        lost::copy_store(&place.dir.path().join("store"), &copy.dir.path().join("store"));
         let other = copy.open("b", true);
         let mut reader = ops::driver(&other);
         let last = if round % 3 == 1 { round } else { 0 };
