@@ -11,8 +11,8 @@
 //!
 //! The bucket: [`Store`] and its kinds, [`format`], [`open`](mod@open), [`life`], `snapshots`,
 //! [`upload`], [`fetch`], [`map`], `gc`; in front of it `chunks` and the file of `cache`, which a
-//! shard reads itself. The journal and the shard: `journal`, `front`, `backend`, `volume`, `worker`, and
-//! `door` for other processes. Only `worker` and `door` know tokio.
+//! shard reads itself. The journal and the shard: `journal`, `front`, `backend`, `volume`,
+//! `worker`, and `door` for other processes. Only `worker` and `door` know tokio.
 #![forbid(unsafe_code)]
 
 mod answers;
