@@ -6,14 +6,8 @@
 . ./soak.sh
 
 rounds=${ROUNDS:-3}
-store=$PWD/store
+OBJECTS=1
 begun=$SECONDS
-
-# attached FRONT NAME SIZE: the device of a new volume.
-attached() {
-    sheave volume create "dir://$store/$2" --size "$3" >/dev/null
-    sheave attach --front "$1" "dir://$store/$2"
-}
 
 # Writes numbered files, each of which is on stable storage before the next one begins.
 write_numbered() {
@@ -39,7 +33,6 @@ check_numbered() {
     expect $there "$(find on.lost -name '[0-9]*' ! -name '*.new' | wc -l)"
 }
 
-mkdir "$store"
 all=($(fronts))
 file_systems=("${all[0]}.ext4" "${all[-1]}.xfs")
 declare -A loaded
@@ -58,7 +51,7 @@ for round in $(seq "$rounds"); do
     kill_daemon
     cat daemon.log >>daemon.all
     start_daemon
-    for front in "${all[@]}"; do logged "recovered volume=\"dir://$store/load.$front\""; done
+    for front in "${all[@]}"; do logged "recovered volume=\"$(volume "load.$front")\""; done
     [ $((round % 10)) -ne 0 ] || echo "round $round, $((SECONDS - begun)) s, $(df -m . | tail -n 1)"
 done
 finish 'a load'
@@ -83,7 +76,7 @@ jobs=($!)
 # Objects are made after some ten seconds; so there are files in the store, and others behind.
 pause 25
 kill_daemon
-cp -a "$store/lost" left
+cp -a store/lost left
 start_daemon
 finish 'a writer'
 check_numbered

@@ -1,6 +1,7 @@
 #!/bin/bash
 # The daemon is killed again and again under load on devices of all fronts at once: no program sees
-# an error, and I/O goes on soon after each start. ROUNDS=100
+# an error, and I/O goes on soon after each start. ROUNDS=100, and OBJECTS=1 for object volumes
+# instead of images.
 . ./common.sh
 . ./soak.sh
 
@@ -36,8 +37,7 @@ declare -A loaded before done_ms
 jobs=()
 start_daemon
 for front in $(fronts); do
-    truncate -s 64M "load.$front"
-    loaded[$front]=$(sheave attach --front "$front" "load.$front")
+    loaded[$front]=$(attached "$front" "load.$front" 64M)
 done
 make_file_systems
 for front in "${!loaded[@]}"; do
@@ -71,7 +71,7 @@ closing=
 for front in $(fronts); do
     read -r _ requests errors < <(ended_loads "${loaded[$front]}")
     expect 0 "$errors"
-    sheave detach "load.$front"
+    sheave detach "${loaded[$front]}"
     closing+="; $front: $(figures "resumed.$front") ms, $requests requests, $errors errors"
 done
 check_file_systems

@@ -77,10 +77,18 @@ while text[at:].strip():
 print(slowest // 1000000, ios, errors)'
 }
 
+# volume NAME: what attach calls it: an image, or, with OBJECTS=1, objects in a directory.
+volume() { [ -z "${OBJECTS:-}" ] && echo "$PWD/$1" || echo "dir://$PWD/store/$1"; }
+
 # attached FRONT NAME SIZE: the device of a new volume.
 attached() {
-    truncate -s "$3" "$2"
-    sheave attach --front "$1" "$2"
+    if [ -z "${OBJECTS:-}" ]; then
+        truncate -s "$3" "$2"
+    else
+        mkdir -p store
+        sheave volume create "$(volume "$2")" --size "$3" >/dev/null
+    fi
+    sheave attach --front "$1" "$(volume "$2")"
 }
 
 # File systems of all types, or those in `file_systems`, that are used while something happens: ext4 on each front, XFS on the

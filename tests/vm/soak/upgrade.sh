@@ -1,12 +1,14 @@
 #!/bin/bash
 # A daemon gives way to the next again and again under load on devices of all fronts at once: the
-# same devices, no program sees an error, and no request takes long. ROUNDS=100
+# same devices, no program sees an error, and no request takes long. ROUNDS=100, and OBJECTS=1 for
+# object volumes instead of images.
 . ./common.sh
 . ./soak.sh
 
 rounds=${ROUNDS:-100}
 # What a request may take, in a machine's time.
 stall_ms=200
+[ -z "${OBJECTS:-}" ] || stall_ms=1000
 
 # The next daemon, in the place of the one that runs.
 take_over() {
@@ -25,8 +27,7 @@ declare -A loaded
 jobs=()
 start_daemon
 for front in $(fronts); do
-    truncate -s 64M "load.$front"
-    loaded[$front]=$(sheave attach --front "$front" "load.$front")
+    loaded[$front]=$(attached "$front" "load.$front" 64M)
 done
 make_file_systems
 devices=$(sheave ls --json)
@@ -71,7 +72,7 @@ for front in $(fronts); do
     expect 0 "$errors"
     closing+="; $front: slowest request $ms ms, $requests requests, $errors errors"
     [ "$ms" -le $((stall_ms * slowdown)) ] || slow+=" $front"
-    sheave detach "load.$front"
+    sheave detach "${loaded[$front]}"
 done
 check_file_systems
 closing+="; $files"
