@@ -18,7 +18,7 @@ take_over() {
     daemon=$!
     ended "$old" "round $round: the daemon that gives way"
     wait "$old" || fail "round $round: the daemon that gave way ended with $?"
-    for front in $(fronts); do logged "recovered volume=\"$PWD/load.$front"; done
+    for front in $(fronts); do logged "recovered volume=\"$(volume "load.$front")"; done
     ! grep -q 'I/O is suspended' daemon.log || fail "round $round: a device had to wait"
 }
 
