@@ -46,6 +46,8 @@ enum VolumeCommand {
     Snapshot(object::SnapshotArgs),
     /// Make an object volume that begins as a snapshot of another one
     Clone(object::CloneArgs),
+    /// Bring an object volume back to one of its snapshots, in place
+    Restore(object::RestoreArgs),
     /// Take a volume of a pool from a node that is gone
     Unpublish(pool::UnpublishArgs),
     /// Make a volume longer, and its device if it is one, while it is used; an object volume,
@@ -129,6 +131,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         VolumeCommand::Delete(args) => pool::delete(args),
         VolumeCommand::Snapshot(args) => object::snapshot(&args),
         VolumeCommand::Clone(args) => object::clone(&args),
+        VolumeCommand::Restore(args) => object::restore(&args),
         VolumeCommand::Unpublish(args) => pool::unpublish(args),
         VolumeCommand::Resize(args) => resize(args),
         VolumeCommand::Set(args) => set(args),

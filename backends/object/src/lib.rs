@@ -48,6 +48,7 @@ mod passed;
 mod probe;
 mod recent;
 pub mod recover;
+mod restore;
 mod retry;
 #[cfg(test)]
 mod sim;

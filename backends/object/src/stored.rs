@@ -23,6 +23,7 @@ use crate::life::{self, Info, NewVolume};
 use crate::open::{Request, find, find_any};
 use crate::passed::Passed;
 use crate::probe;
+use crate::restore::restore;
 use crate::retry::Requests;
 use crate::snapshots::{self, ClosedRoots};
 use crate::store::{Answer, Store};
@@ -260,6 +261,20 @@ impl StoredVolume {
         let key = self.wrapping_key()?;
         let roots = ClosedRoots { requests: &requests, key: key.as_ref() };
         block_on(snapshots::delete(&requests, name, author, &roots))
+    }
+
+    /// Brings the volume back to the snapshot that is meant. What was written since is lost, unless
+    /// another snapshot has it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such snapshot, [`ErrorKind::Busy`] when the volume
+    /// is not closed, and those of the store.
+    pub fn restore(&self) -> Result<()> {
+        let (requests, name) = (self.requests(), self.snapshot_name("restore")?);
+        self.check_store(&requests, true)?;
+        let (node, incarnation, key) = (node(), incarnation()?, self.wrapping_key()?);
+        let request = Request { node, incarnation, take_over: false, key };
+        block_on(restore(&requests, &request, name))
     }
 
     /// Makes a clone of the snapshot that is meant, beside the volume, of that size or that of the

@@ -1,14 +1,20 @@
 //! Snapshots of volumes that are open, closed, and written on.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use bytes::Bytes;
 use sheave_conformance::ops;
 use sheave_core::{ErrorKind, Op, Volume as _};
+use sheave_object::check::{Options, Progress};
 use sheave_object::format::Pin;
+use sheave_object::store::{Answer, Created, Listed, Store, StoreError, StoreErrorKind};
 use sheave_object::{
-    BLOCK_BYTES, Codec, DirStore, Durability, KeySource, StoredVolume, Tuning, VolumeId,
-    finish_closing,
+    BLOCK_BYTES, Codec, DirStore, Durability, Fencing, KeySource, StoredVolume, Tuning, VolumeId,
+    VolumeStore, finish_closing,
 };
 use tempfile::TempDir;
 
@@ -275,4 +281,173 @@ fn a_clone_of_an_encrypted_volume_has_its_key() {
     let without = StoredVolume { key: None, ..volume };
     assert_eq!(without.describe().unwrap().snapshots, None);
     assert!(at(&without, "two").open_snapshot(tuning()).is_err());
+}
+
+/// Closes what is open here.
+fn close() {
+    assert!(finish_closing(Duration::from_secs(60)).is_empty());
+}
+
+/// A closed volume that was filled three times, with a snapshot after each of two.
+fn with_snapshots(volume: &StoredVolume) {
+    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
+    at(volume, "empty").make_snapshot().unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    for (round, name) in [(1, "one"), (2, "two")] {
+        fill(&open, round);
+        at(volume, name).make_snapshot().unwrap();
+    }
+    fill(&open, 3);
+    drop(open);
+    close();
+}
+
+#[test]
+fn a_volume_is_brought_back_to_any_of_its_snapshots() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    with_snapshots(&volume);
+    for (name, round) in [("one", 1), ("two", 2), ("empty", 0), ("one", 1), ("two", 2)] {
+        at(&volume, name).restore().unwrap();
+        let open = volume.open_tuned(false, tuning()).unwrap();
+        check(&open, round);
+        // It goes on from there, and its journal counts.
+        fill(&open, 4 + round);
+        let error = at(&volume, "one").restore().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        assert!(error.to_string().contains("it is open on node"), "{error}");
+        drop(open);
+        close();
+        let open = volume.open_tuned(false, tuning()).unwrap();
+        check(&open, 4 + round);
+        drop(open);
+        close();
+        for (name, round) in [("empty", 0), ("one", 1), ("two", 2)] {
+            check_snapshot(&volume, name, round);
+        }
+        at(&volume, name).restore().unwrap();
+        check_stored(&volume);
+    }
+    // Twice, with nothing between, and a snapshot and a clone of what came of it.
+    at(&volume, "two").restore().unwrap();
+    at(&volume, "one").restore().unwrap();
+    at(&volume, "again").make_snapshot().unwrap();
+    let clone = place(&dir, "clone");
+    at(&volume, "again").make_clone(&clone, None).unwrap();
+    at(&volume, "empty").restore().unwrap();
+    check_snapshot(&volume, "again", 1);
+    let open = clone.open_tuned(false, tuning()).unwrap();
+    check(&open, 1);
+    fill(&open, 9);
+    at(&clone, "nine").make_snapshot().unwrap();
+    drop(open);
+    close();
+    at(&clone, "nine").restore().unwrap();
+    check(&clone.open_tuned(false, tuning()).unwrap(), 9);
+    close();
+    let error = at(&volume, "never").restore().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    check(&volume.open_tuned(false, tuning()).unwrap(), 0);
+    close();
+}
+
+#[test]
+fn a_restored_volume_has_the_size_that_it_had() {
+    let dir = ops::disk_dir();
+    let volume = place(&dir, "v");
+    with_snapshots(&volume);
+    volume.resize(2 * BLOCKS * BLOCK_BYTES).unwrap();
+    at(&volume, "one").restore().unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    assert_eq!(open.size(), 2 * BLOCKS * BLOCK_BYTES);
+    check(&open, 1);
+    let data = ops::bytes(ops::driver(&open).run_one(ops::read(BLOCKS * BLOCK_BYTES, 4096)));
+    assert!(data.iter().all(|byte| *byte == 0));
+}
+
+/// What is stored is right.
+fn check_stored(volume: &StoredVolume) {
+    let progress = |_: Progress| {};
+    let options = Options { reads_data: true, repairs: false, key: None, progress: &progress };
+    let report = volume.check(options).unwrap();
+    assert!(report.faults.is_empty(), "{:?}", report.faults);
+}
+
+/// A directory whose creations fail from one on, before or after they are done.
+#[derive(Debug)]
+struct Failing {
+    store: DirStore,
+    creations: AtomicU64,
+    are_done: bool,
+}
+
+impl Store for Failing {
+    fn create<'a>(&'a self, key: &'a str, body: Bytes) -> Answer<'a, Created> {
+        let is_left = |left: u64| left.checked_sub(1);
+        if self.creations.fetch_update(Relaxed, Relaxed, is_left).is_ok() {
+            return self.store.create(key, body);
+        }
+        Box::pin(async move {
+            if self.are_done {
+                self.store.create(key, body).await?;
+            }
+            Err(StoreError::new(StoreErrorKind::Broken, "it fails"))
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
+        self.store.get(key, range)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str, after: &'a str, max: usize) -> Answer<'a, Vec<Listed>> {
+        self.store.list(prefix, after, max)
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> Answer<'a, ()> {
+        self.store.delete(key)
+    }
+}
+
+impl VolumeStore for Failing {
+    fn fencing(&self) -> Fencing {
+        self.store.fencing()
+    }
+
+    fn place(&self) -> Option<String> {
+        self.store.place()
+    }
+
+    fn home(&self) -> Option<(String, String)> {
+        self.store.home()
+    }
+
+    fn siblings(&self, max: usize) -> Answer<'_, Vec<String>> {
+        self.store.siblings(max)
+    }
+}
+
+#[test]
+fn a_restoration_that_is_stopped_has_happened_or_not() {
+    let mut outcomes = BTreeSet::new();
+    for (creations, are_done) in (0..3).flat_map(|left| [(left, false), (left, true)]) {
+        let dir = ops::disk_dir();
+        let volume = place(&dir, "v");
+        with_snapshots(&volume);
+        let (store, creations) = (DirStore::new(&dir.path().join("v")), AtomicU64::new(creations));
+        let store = Arc::new(Failing { store, creations, are_done });
+        at(&StoredVolume { store, ..volume.clone() }, "one").restore().unwrap_err();
+        let open = volume.open_tuned(false, tuning()).unwrap();
+        let data = ops::bytes(ops::driver(&open).run_one(ops::read(0, BLOCK_BYTES)));
+        let round = if data[0] == byte(1, 0) { 1 } else { 3 };
+        check(&open, round);
+        outcomes.insert(round);
+        fill(&open, 4);
+        drop(open);
+        close();
+        at(&volume, "one").restore().unwrap();
+        check(&volume.open_tuned(false, tuning()).unwrap(), 1);
+        close();
+        check_snapshot(&volume, "two", 2);
+    }
+    assert_eq!(outcomes, BTreeSet::from([1, 3]), "both outcomes");
 }

@@ -47,6 +47,20 @@ pub(super) struct CloneArgs {
     size: Option<u64>,
 }
 
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sheave volume restore dir:///store/disk1@monday
+
+The volume must be closed: detach it first. What was written since is lost; make a snapshot of
+that before, if it is to stay. All snapshots stay, older and newer ones, and so does the size. A
+clone leaves the volume as it is instead: sheave volume clone.")]
+pub(super) struct RestoreArgs {
+    /// VOLUME@NAME: the URL of an object volume, and the name of the snapshot
+    #[arg(value_parser = volume_parser())]
+    snapshot: String,
+}
+
 pub(super) fn snapshot(args: &SnapshotArgs) -> Result<()> {
     let snapshot = object("snapshot", &args.snapshot)?;
     snapshot.make_snapshot()?;
@@ -57,6 +71,12 @@ pub(super) fn clone(args: &CloneArgs) -> Result<()> {
     let (snapshot, clone) = (object("clone", &args.snapshot)?, object("clone", &args.clone)?);
     snapshot.make_clone(&clone, args.size)?;
     output::to_stdout(format!("{}\n", printable(&clone.name))).context("clone")
+}
+
+pub(super) fn restore(args: &RestoreArgs) -> Result<()> {
+    let snapshot = object("restore", &args.snapshot)?;
+    snapshot.restore()?;
+    output::to_stdout(format!("{}\n", printable(&snapshot.name))).context("restore")
 }
 
 /// The object volume that a text names.

@@ -11,8 +11,8 @@ use super::read::{corrupt, missing, parse, read, read_all, read_directory};
 use crate::checkpoint::{INTERVAL, tail_max};
 use crate::cipher::VolumeKey;
 use crate::format::{
-    Author, CheckpointPlace, Coding, Committed, Entry, FramePlace, Head, Header, ObjectId, Reach,
-    Root, Snapshot, fence, keys,
+    Author, CheckpointPlace, Coding, Committed, Directory, Entry, FramePlace, Head, Header,
+    ObjectId, Reach, Root, Snapshot, fence, keys,
 };
 use crate::gc::Counts;
 use crate::head;
@@ -98,9 +98,9 @@ impl Fold {
         root: &Root,
         snapshot: &Snapshot,
         key: Option<&VolumeKey>,
-    ) -> Result<(Map, Lineage)> {
+    ) -> Result<(Directory, Lineage)> {
         let Some(CheckpointPlace { directory: place, reach }) = snapshot.checkpoint else {
-            return Ok((Map::default(), Lineage::default()));
+            return Ok(<_>::default());
         };
         let id = ObjectId { epoch: reach.epoch, seq: place.seq };
         let sources = Sources::new(requests, root, key.cloned())?;
@@ -108,7 +108,7 @@ impl Fold {
         let epochs = std::mem::take(&mut directory.epochs);
         let epochs = join_epochs(epochs, reach, directory.covered.seq, vec![reach])
             .ok_or_else(|| corrupt(requests, id, "its directory contradicts its snapshot"))?;
-        Ok((Map::of_directory(directory), Lineage::of_chain(epochs)))
+        Ok((directory, Lineage::of_chain(epochs)))
     }
 
     /// The checkpoint that a root names, and the epochs behind it.
