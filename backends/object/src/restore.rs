@@ -14,6 +14,7 @@ use crate::format::{
     Author, Built, Coding, Committed, Directory, LastOpening, OBJECT_BYTES_MAX, ObjectBuilder,
     Reach, Root, State, keys,
 };
+use crate::ids::Seq;
 use crate::open::{Claim, Fold, Request, claim, find, put_above, unless_overtaken, unlock};
 use crate::retry::{Requests, Settled};
 
@@ -84,16 +85,24 @@ async fn put_restored(
     name: &str,
 ) -> Result<bool> {
     let claimed = claim.root();
-    let head = Fold::of_checkpoint(requests, claimed, key.as_ref()).await?;
-    let (lineage, head) = (head.lineage.clone(), head.head(claimed.clone()));
+    let fold = Fold::of_committed(requests, claimed, key.as_ref()).await?;
+    let (lineage, head) = (fold.lineage.clone(), fold.head(claimed.clone()));
     let refused = |(kind, why): (_, String)| requests.error(kind, "restore", "", &why);
     let snapshot = head.find(name).map_err(refused)?;
-    let (of_snapshot, _) = Fold::of_snapshot(requests, claimed, snapshot, key.as_ref()).await?;
+    let read = Fold::directory_of_snapshot(requests, claimed, snapshot, key.as_ref());
+    let (of_snapshot, _) = read.await?;
     let Committed { seq, lsn } = claimed.committed;
+    let missing = |seq: Seq| {
+        let why = format!("object {seq} of the snapshot is missing; something else has deleted it");
+        requests.error(ErrorKind::Corrupt, "restore", "", &why)
+    };
+    let (objects, dropped) = fold.counts.restored(seq, &of_snapshot).map_err(missing)?.table();
     let directory = Directory {
         covered: claimed.committed,
         epochs: lineage.up_to(seq),
         snapshots: head.snapshots,
+        objects,
+        dropped,
         ..of_snapshot
     };
     check_length(requests, &directory)?;

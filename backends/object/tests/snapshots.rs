@@ -290,12 +290,13 @@ fn close() {
 
 /// A closed volume that was filled three times, with a snapshot after each of two.
 fn with_snapshots(volume: &StoredVolume) {
-    volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local).unwrap();
-    at(volume, "empty").make_snapshot().unwrap();
-    let open = volume.open_tuned(false, tuning()).unwrap();
+    let created = volume.create(BLOCKS * BLOCK_BYTES, Codec::Lz4, Durability::Local);
+    created.expect("a new volume");
+    at(volume, "empty").make_snapshot().expect("a snapshot");
+    let open = volume.open_tuned(false, tuning()).expect("it opens");
     for (round, name) in [(1, "one"), (2, "two")] {
         fill(&open, round);
-        at(volume, name).make_snapshot().unwrap();
+        at(volume, name).make_snapshot().expect("a snapshot");
     }
     fill(&open, 3);
     drop(open);
@@ -349,6 +350,26 @@ fn a_volume_is_brought_back_to_any_of_its_snapshots() {
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     check(&volume.open_tuned(false, tuning()).unwrap(), 0);
     close();
+    // What only the snapshots have kept is deleted with them, and nothing else.
+    for name in ["empty", "two"] {
+        at(&volume, name).delete(false).unwrap();
+    }
+    at(&volume, "one").restore().unwrap();
+    let open = volume.open_tuned(false, tuning()).unwrap();
+    for round in [7, 8] {
+        fill(&open, round);
+        at(&volume, &format!("s{round}")).make_snapshot().unwrap();
+    }
+    drop(open);
+    close();
+    check_stored(&volume);
+    for (name, round) in [("one", 1), ("again", 1), ("s7", 7), ("s8", 8)] {
+        check_snapshot(&volume, name, round);
+        at(&volume, name).restore().unwrap();
+        check(&volume.open_tuned(false, tuning()).unwrap(), round);
+        close();
+    }
+    check_stored(&volume);
 }
 
 #[test]
@@ -369,7 +390,7 @@ fn a_restored_volume_has_the_size_that_it_had() {
 fn check_stored(volume: &StoredVolume) {
     let progress = |_: Progress| {};
     let options = Options { reads_data: true, repairs: false, key: None, progress: &progress };
-    let report = volume.check(options).unwrap();
+    let report = volume.check(options).expect("it is read");
     assert!(report.faults.is_empty(), "{:?}", report.faults);
 }
 

@@ -167,6 +167,31 @@ impl Counts {
         }
     }
 
+    /// The counts of a checkpoint that has all objects up to one, and the map of a snapshot.
+    ///
+    /// # Errors
+    /// An object that the snapshot needs and that is deleted.
+    pub(crate) fn restored(&self, covered: Seq, of_snapshot: &Directory) -> Result<Self, Seq> {
+        let mut counts = self.up_to(covered);
+        counts.objects.values_mut().for_each(|count| count.by_leaves = 0);
+        for Counted { seq, by_leaves, death, .. } in &of_snapshot.objects {
+            match counts.objects.get_mut(seq) {
+                Some(count) => count.by_leaves = u64::from(*by_leaves),
+                // It may be an ancestor's, in whose checkpoint the snapshot is.
+                None if *seq < self.own_from || death.is_some() => {}
+                None => return Err(*seq),
+            }
+        }
+        let is_own = |leaf: &&LeafRef| leaf.place.seq >= self.own_from;
+        counts.dropped = of_snapshot.dropped.iter().filter(is_own).copied().collect();
+        let leaves = of_snapshot.leaves.iter().map(|leaf| (&leaf.number, &leaf.place));
+        counts.settle(covered, &of_snapshot.runs, leaves);
+        counts.objects.values_mut().filter(|count| count.live() > 0).for_each(|count| {
+            count.death = None;
+        });
+        Ok(counts)
+    }
+
     /// The objects, as a checkpoint has them.
     pub(crate) fn table(&self) -> (Vec<Counted>, Vec<LeafRef>) {
         let counted = |(seq, count): (&Seq, &Count)| Counted {

@@ -98,6 +98,20 @@ impl Fold {
         root: &Root,
         snapshot: &Snapshot,
         key: Option<&VolumeKey>,
+    ) -> Result<(Map, Lineage)> {
+        let read = Self::directory_of_snapshot(requests, root, snapshot, key).await;
+        read.map(|(directory, lineage)| (Map::of_directory(directory), lineage))
+    }
+
+    /// As [`Fold::of_snapshot`], as it is stored.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn directory_of_snapshot(
+        requests: &Requests,
+        root: &Root,
+        snapshot: &Snapshot,
+        key: Option<&VolumeKey>,
     ) -> Result<(Directory, Lineage)> {
         let Some(CheckpointPlace { directory: place, reach }) = snapshot.checkpoint else {
             return Ok(<_>::default());

@@ -13,7 +13,6 @@ use crate::format::{Durability, Root, Snapshot};
 use crate::head::Head;
 use crate::ids::{BLOCK_BYTES, Opening, VolumeId};
 use crate::journal::Recovered;
-use crate::map::Map;
 use crate::open::{Fold, find, unlock};
 use crate::retry::Requests;
 use crate::sources::Sources;
@@ -38,8 +37,7 @@ impl ObjectVolume {
         let (root, found) = crate::threads::block_on(find_snapshot((requests, key), snapshot))?;
         let key = unlock(requests, &root, key)?;
         let read = Fold::of_snapshot(requests, &root, &found, key.as_ref());
-        let (directory, lineage) = crate::threads::block_on(read)?;
-        let mut map = Map::of_directory(directory);
+        let (mut map, lineage) = crate::threads::block_on(read)?;
         let sources = Sources::new(requests, &root, key.clone())?;
         let mut fetcher = Fetcher::new(&sources, lineage);
         map.keep_within(tuning.map_bytes);
