@@ -50,8 +50,7 @@ enum VolumeCommand {
     Restore(object::RestoreArgs),
     /// Take a volume of a pool from a node that is gone
     Unpublish(pool::UnpublishArgs),
-    /// Make a volume longer, and its device if it is one, while it is used; an object volume,
-    /// while it is closed
+    /// Make a volume longer, and its device if it is one, while it is used
     Resize(ResizeArgs),
     /// Change how much an attached volume may do per second, while it is used, or what flushes of
     /// an object volume wait for
@@ -84,7 +83,7 @@ Examples:
   sheave volume set /dev/ublkb0 --limit-iops none
   sheave volume set dir:///store/disk1 --durability remote
 
-The durability stays with an object volume, which must be closed. A limit that is not named stays
+The durability stays with an object volume; it holds for the next flush. A limit that is not named stays
 as it is. Limits hold for all I/O of the device together, at once and until it is detached, also
 when another daemon serves it, and beside those of the volume's text; those of a volume of a pool
 until they are changed. After idling, a device may do at once what its limits allow in 50 ms. A

@@ -21,7 +21,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
 use crate::ask::{Ask, ChangeAsk, Done};
+use crate::format::Durability;
 use crate::head::Change;
+use crate::ids::{BLOCK_BYTES, Blocks};
+use crate::life::{self, RootChange};
 use crate::retry::Requests;
 use crate::snapshots::{self, Roots};
 use crate::stored::{incarnation, node};
@@ -45,6 +48,16 @@ pub enum Command {
     DeleteSnapshot {
         /// Its name.
         name: String,
+    },
+    /// Make the volume longer.
+    Resize {
+        /// Its new size.
+        blocks: Blocks,
+    },
+    /// Change what flushes wait for, from the next one on.
+    SetDurability {
+        /// The name of a [`Durability`].
+        durability: String,
     },
 }
 
@@ -184,7 +197,26 @@ pub(crate) async fn obey(engine: &Engine, requests: &Requests, command: Command)
             snapshots::delete(requests, &name, (incarnation, &node), engine).await?;
             Ok(json!({}))
         }
+        Command::Resize { blocks } => {
+            life::check_size(requests, blocks)?;
+            change_root(engine, life::to_size(blocks)).await?;
+            engine.has_grown(blocks * BLOCK_BYTES);
+            Ok(json!({}))
+        }
+        Command::SetDurability { durability: name } => {
+            let found = Durability::ALL.into_iter().find(|known| known.name() == name);
+            let why = "a durability that it does not know";
+            let unknown = || requests.error(ErrorKind::Unsupported, "set", "", why);
+            let durability = found.ok_or_else(unknown)?;
+            change_root(engine, life::to_durability(durability)).await?;
+            engine.with(|front| front.set_durability(durability));
+            Ok(json!({}))
+        }
     }
+}
+
+async fn change_root(engine: &Engine, change: RootChange) -> Result<()> {
+    engine.change(Arc::new(move |head| change(&mut head.root))).await
 }
 
 /// Asks the uploads for something, and waits for the outcome.

@@ -1,11 +1,14 @@
 //! Makes, describes and deletes volumes.
 
+use std::sync::Arc;
+
 use sheave_core::{ErrorKind, Result};
 
 use crate::cipher::{VolumeKey, WrappedKey, WrappingKey};
 use crate::format::{
     Codec, Committed, Durability, LastOpening, Root, SIZE_MAX, Snapshot, SnapshotNews, State, keys,
 };
+use crate::head::Refusal;
 use crate::ids::{BLOCK_BYTES, Blocks, Epoch, Incarnation, Opening, Seq, VolumeId};
 use crate::open::{find, find_any, put_above};
 use crate::retry::{Requests, Settled};
@@ -96,21 +99,37 @@ fn new_root(new: &NewVolume, number: u64, epoch: Epoch) -> Root {
     }
 }
 
-/// Makes a closed volume longer, and returns its newest root. What is new reads as zeroes.
+/// A change of a root alone. It may be tried on several ones, of which the last one counts.
+pub(crate) type RootChange = Arc<dyn Fn(&mut Root) -> Result<(), Refusal> + Send + Sync>;
+
+/// Makes the volume so long. What is new reads as zeroes.
+pub(crate) fn to_size(size: Blocks) -> RootChange {
+    Arc::new(move |root| {
+        if size < root.size {
+            let [has, wanted] = [root.size, size].map(|blocks| blocks * BLOCK_BYTES);
+            let why = format!("it has {has} bytes; to make it {wanted} would cut data off");
+            return Err((ErrorKind::Invalid, why));
+        }
+        root.size = size;
+        Ok(())
+    })
+}
+
+/// Sets what flushes wait for.
+pub(crate) fn to_durability(durability: Durability) -> RootChange {
+    Arc::new(move |root| {
+        root.durability = durability;
+        Ok(())
+    })
+}
+
+/// Makes a closed volume longer, and returns its newest root.
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Invalid`] when it is longer,
 /// [`ErrorKind::Busy`] when it is open, and those of the store.
 pub async fn resize(requests: &Requests, size: Blocks) -> Result<Root> {
-    change_closed(requests, "resize", |newest| {
-        if size < newest.size {
-            let [has, wanted] = [newest.size, size].map(|blocks| blocks * BLOCK_BYTES);
-            let why = format!("it has {has} bytes; to make it {wanted} would cut data off");
-            return Err(requests.error(ErrorKind::Invalid, "resize", "", &why));
-        }
-        Ok(Root { size, ..newest.clone() })
-    })
-    .await
+    change_closed(requests, "resize", &to_size(size)).await
 }
 
 /// Sets what flushes of a closed volume wait for.
@@ -119,16 +138,12 @@ pub async fn resize(requests: &Requests, size: Blocks) -> Result<Root> {
 /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open, and those of
 /// the store.
 pub async fn set_durability(requests: &Requests, durability: Durability) -> Result<Root> {
-    change_closed(requests, "set", |newest| Ok(Root { durability, ..newest.clone() })).await
+    change_closed(requests, "set", &to_durability(durability)).await
 }
 
 /// Changes a closed volume, and returns its newest root. Its author stays the same, since nothing
 /// is opened; a claimant that has the number in mind begins anew.
-async fn change_closed(
-    requests: &Requests,
-    op: &'static str,
-    change: impl Fn(&Root) -> Result<Root>,
-) -> Result<Root> {
+async fn change_closed(requests: &Requests, op: &'static str, change: &RootChange) -> Result<Root> {
     for _ in 0..TRIES_MAX {
         let newest = find(requests).await?;
         let busy = |how: &str| {
@@ -141,11 +156,12 @@ async fn change_closed(
             State::Claimed if newest.last.is_closed => return busy("being opened"),
             _ => return busy("open, or was not closed,"),
         }
-        let changed = change(&newest)?;
-        if changed == newest {
+        let mut root = newest.clone();
+        change(&mut root).map_err(|(kind, why)| requests.error(kind, op, "", &why))?;
+        if root == newest {
             return Ok(newest);
         }
-        let root = Root { number: newest.number + 1, ..changed };
+        root.number += 1;
         if put_above(requests, &newest, &root).await? {
             return Ok(root);
         }

@@ -118,12 +118,17 @@ impl StoredVolume {
         block_on(life::create(&requests, &new)).map(drop)
     }
 
-    /// Sets what its flushes wait for from the next opening on. It must be closed.
+    /// Sets what its flushes wait for from now on. It may be open on this node.
     ///
     /// # Errors
-    /// As for [`life::set_durability`].
+    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Busy`] when it is open on another
+    /// node, and those of the store.
     pub fn set_durability(&self, durability: Durability) -> Result<()> {
-        block_on(life::set_durability(&self.requests(), durability)).map(drop)
+        let command = Command::SetDurability { durability: durability.name().to_owned() };
+        match self.ask_open(&command)? {
+            true => Ok(()),
+            false => block_on(life::set_durability(&self.requests(), durability)).map(drop),
+        }
     }
 
     /// Describes it; it may be open.
@@ -191,16 +196,20 @@ impl StoredVolume {
         }
     }
 
-    /// Makes it longer, if it is closed, and returns its size in bytes. What is new reads as
-    /// zeroes.
+    /// Makes it longer, and returns its size in bytes. What is new reads as zeroes. It may be open
+    /// on this node, which then serves the new size when it is told to grow.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Invalid`] when it is longer or
-    /// cannot have this size, [`ErrorKind::Busy`] when it is open, and those of the store.
+    /// cannot have this size, [`ErrorKind::Busy`] when it is open on another node, and those of the
+    /// store.
     pub fn resize(&self, size_bytes: u64) -> Result<u64> {
         let requests = self.requests();
         let size = blocks_of(&requests, size_bytes)?;
-        block_on(life::resize(&requests, size)).map(|root| root.size_bytes())
+        match self.ask_open(&Command::Resize { blocks: size })? {
+            true => Ok(size_bytes),
+            false => block_on(life::resize(&requests, size)).map(|root| root.size_bytes()),
+        }
     }
 
     /// Deletes it, with the journal that this node has for it. A small object stays in the store,
@@ -319,6 +328,12 @@ impl StoredVolume {
         door::call(&self.journals.join(volume.to_string()), command)
     }
 
+    /// The same, of a volume that exists. False if no process of this node has it open.
+    fn ask_open(&self, command: &Command) -> Result<bool> {
+        let root = block_on(find(&self.requests()))?;
+        self.ask(root.volume, command).map(|answer| answer.is_some())
+    }
+
     /// Opens the volume, which nothing here has open, asks for something, and closes it.
     fn ask_opened(&self, command: &Command) -> Result<Value> {
         let volume = Self { snapshot: None, ..self.clone() }.open(false)?;
@@ -410,7 +425,7 @@ impl StoredVolume {
 }
 
 /// The blocks of a size that a volume can have.
-fn blocks_of(requests: &Requests, size_bytes: u64) -> Result<Blocks> {
+pub(crate) fn blocks_of(requests: &Requests, size_bytes: u64) -> Result<Blocks> {
     if !size_bytes.is_multiple_of(BLOCK_BYTES) {
         let why = format!("a size of {size_bytes} bytes is not a multiple of {BLOCK_BYTES}");
         return Err(requests.error(ErrorKind::Invalid, "size", "", &why));

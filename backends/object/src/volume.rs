@@ -1,7 +1,7 @@
 //! Object volumes: opening, and what is open in this process.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::map::Map;
 use crate::open::{self, Request};
 use crate::retry::Requests;
 use crate::status::Swept;
-use crate::stored::make_journals;
+use crate::stored::{blocks_of, make_journals};
 use crate::threads::Threads;
 use crate::traffic::Traffic;
 use crate::upload::{BATCH_BYTES_MAX, MAP_BYTES_DEFAULT};
@@ -95,7 +95,10 @@ pub(crate) struct Engine {
     /// Where the volume is, for messages.
     pub(crate) name: Arc<str>,
     pub(crate) info: VolumeInfo,
-    size: u64,
+    /// In bytes, as it is served.
+    size: AtomicU64,
+    /// As its root says.
+    stored_size: AtomicU64,
     pub(crate) opening: Opening,
     /// What is asked of the store.
     pub(crate) traffic: Arc<Traffic>,
@@ -196,11 +199,22 @@ impl Volume for ObjectVolume {
     }
 
     fn size(&self) -> u64 {
-        self.opened.engine.size
+        self.opened.engine.size.load(Relaxed)
     }
 
     fn grow(&self) -> Result<u64> {
-        Ok(self.size())
+        let engine = &self.opened.engine;
+        let size = engine.stored_size.load(Relaxed);
+        Ok(size.max(engine.size.fetch_max(size, Relaxed)))
+    }
+
+    fn extend(&self, size: u64) -> Result<()> {
+        if self.info().read_only {
+            let why = "a snapshot has the size that it had";
+            return Err(self.requests.error(ErrorKind::Unsupported, "resize", "", why));
+        }
+        let blocks = blocks_of(&self.requests, size)?;
+        self.ask(&Command::Resize { blocks }).map(drop)
     }
 
     fn backend(&self) -> Result<Box<dyn Backend>> {
@@ -255,7 +269,8 @@ impl Engine {
         let name: Arc<str> = name.into();
         Ok(Arc::new(Self {
             info,
-            size,
+            size: size.into(),
+            stored_size: size.into(),
             opening,
             traffic,
             swept: Swept::default(),
@@ -292,6 +307,11 @@ impl Engine {
             self.rouse.rouse();
         }
         answer
+    }
+
+    /// Its root says that it has so many bytes.
+    pub(crate) fn has_grown(&self, size: u64) {
+        self.stored_size.fetch_max(size, Relaxed);
     }
 
     /// The volume's directory on this node, as long as it is open.

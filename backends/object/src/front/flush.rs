@@ -62,6 +62,11 @@ impl Front {
         self.durability
     }
 
+    /// Flushes that begin from now on wait for that.
+    pub(crate) fn set_durability(&mut self, durability: Durability) {
+        self.durability = durability;
+    }
+
     /// A sync to start now, if flushes wait for one and none goes on. One at a time, since the
     /// kernel reports a failed write-back once to a file description.
     pub(crate) fn begin_sync(&mut self) -> Option<Sync> {
