@@ -83,11 +83,12 @@ Examples:
   sheave volume set /dev/ublkb0 --limit-iops none
   sheave volume set dir:///store/disk1 --durability remote
 
-The durability stays with an object volume; it holds for the next flush. A limit that is not named stays
-as it is. Limits hold for all I/O of the device together, at once and until it is detached, also
-when another daemon serves it, and beside those of the volume's text; those of a volume of a pool
-until they are changed. After idling, a device may do at once what its limits allow in 50 ms. A
-request that is longer than that is not refused; those after it wait until it is paid for."
+The durability stays with an object volume; it holds from the next flush on. A limit that is not
+named stays as it is. Limits hold for all I/O of the device together, at once and until it is
+detached, also when another daemon serves it, and beside those of the volume's text; those of a
+volume of a pool until they are changed. After idling, a device may do at once what its limits
+allow in 50 ms. A request that is longer than that is not refused; those after it wait until it is
+paid for."
 )]
 struct SetArgs {
     /// A volume as it was attached, POOL/NAME, or a device

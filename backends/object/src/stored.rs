@@ -197,7 +197,7 @@ impl StoredVolume {
     }
 
     /// Makes it longer, and returns its size in bytes. What is new reads as zeroes. It may be open
-    /// on this node, which then serves the new size when it is told to grow.
+    /// on this node: see [`Volume::grow`](sheave_core::Volume::grow).
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::Invalid`] when it is longer or
