@@ -27,7 +27,7 @@ pub(crate) fn line(status: &ObjectStatus) -> String {
 /// The metrics of all volumes.
 pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, volumes: &[ObjectStatus]) -> fmt::Result {
     type Value = fn(&ObjectStatus) -> u64;
-    let gauges: [(&str, &str, Option<&Unit>, Value); 6] = [
+    let gauges: [(&str, &str, Option<&Unit>, Value); 8] = [
         ("sheave_object_lag", "Bytes written that the store lacks", Some(&Unit::Bytes), |of| {
             of.lag_bytes
         }),
@@ -37,6 +37,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, volumes: &[ObjectStatu
         }),
         ("sheave_object_journal_used", "Of them, those in use", Some(&Unit::Bytes), |of| {
             of.journal_used_bytes
+        }),
+        ("sheave_object_deleted", "Bytes of objects deleted", Some(&Unit::Bytes), |of| {
+            of.deleted_bytes
+        }),
+        ("sheave_object_moved", "Bytes moved out of garbage", Some(&Unit::Bytes), |of| {
+            of.moved_bytes
         }),
         ("sheave_object_journal_max", "The most of them", Some(&Unit::Bytes), |of| {
             of.journal_bytes_max
@@ -125,6 +131,7 @@ mod tests {
             requests: Default::default(),
             deleted_objects: 3,
             deleted_bytes: 96 << 20,
+            moved_bytes: 0,
             oldest_request_ms: None,
             waits_for: None,
         };

@@ -22,12 +22,12 @@ use sheave_core::{Error, ErrorKind, Result};
 use crate::ask::{ChangeAsk, SnapshotAsk};
 use crate::fetch::Fetcher;
 use crate::format::{
-    Author, Built, Committed, Directory, ENTRY_BYTES, FramePlace, HEADER_BYTES, Header, LeafRef,
-    OBJECT_BYTES_MAX, ObjectBuilder, SNAPSHOT_BYTES_MAX, State, keys,
+    Author, Built, Committed, Directory, ENTRY_BYTES, FramePlace, HEADER_BYTES, LeafRef,
+    OBJECT_BYTES_MAX, ObjectBuilder, SNAPSHOT_BYTES_MAX, Snapshot, State, keys,
 };
-use crate::gc::{Counts, Sweep};
+use crate::gc::{Cleaner, Cleaning, Counts, Sweep};
 use crate::head::Head;
-use crate::ids::{Lsn, Seq};
+use crate::ids::{BLOCK_BYTES, Lsn, Place, Seq};
 use crate::lineage::Lineage;
 use crate::map::{Leaf, Merge, MergeLimits, Merged, Settled};
 use crate::retry::{Requests, Settled as Created};
@@ -35,6 +35,8 @@ use crate::together::{boxed, each};
 use crate::upload::{AHEAD, Feed, OBJECT_ENTRIES_MAX, WINDOW};
 use roots::Naming;
 
+/// A checkpoint waits for blocks that are gathered until so many objects more are begun.
+const DELAY_MAX: u64 = 4;
 /// Leaves that are read at the same time, to be uncounted.
 const READS_MAX: usize = 8;
 
@@ -67,13 +69,15 @@ pub(crate) struct Cadence {
     pub(crate) limits: MergeLimits,
     /// Roots that stay beside the claims.
     pub(crate) roots_kept: u64,
+    pub(crate) cleaning: Cleaning,
 }
 
 impl Cadence {
     /// For a map that may take so many bytes in memory.
     pub(crate) const fn of_bytes(map_bytes: u64) -> Self {
         let limits = MergeLimits::of_bytes(map_bytes);
-        Self { interval: INTERVAL, limits, roots_kept: ROOTS_KEPT }
+        let cleaning = Cleaning::DEFAULT;
+        Self { interval: INTERVAL, limits, roots_kept: ROOTS_KEPT, cleaning }
     }
 }
 
@@ -92,6 +96,10 @@ pub(crate) struct Checkpoints {
     /// objects behind it.
     counts: Counts,
     sweep: Sweep,
+    /// Zeroes that were committed since the last checkpoint was begun.
+    zeroed_bytes: u64,
+    /// Checkpoints that were begun.
+    begun: u64,
     /// The heads of the objects that were committed since a checkpoint was begun.
     heads: Vec<Bytes>,
     step: Step,
@@ -140,6 +148,8 @@ impl Checkpoints {
             fetcher,
             counts,
             sweep,
+            zeroed_bytes: 0,
+            begun: 0,
             feed,
             head,
             lineage,
@@ -178,8 +188,42 @@ impl Checkpoints {
     }
 
     /// An object is committed.
-    pub(crate) fn count(&mut self, header: &Header) {
-        self.counts.add(header.id.seq, u64::from(header.bytes));
+    pub(crate) fn count(&mut self, built: &Built) {
+        self.counts.add(built.header.id.seq, u64::from(built.header.bytes));
+        let zeroes = built.placed.iter().filter(|placed| placed.place == Place::Zero);
+        let zeroed_bytes = zeroes.map(|placed| placed.blocks * BLOCK_BYTES).sum();
+        self.zeroed_bytes = self.zeroed_bytes.saturating_add(zeroed_bytes);
+    }
+
+    /// Lets the cleaner look for something to clean, if the next checkpoint is not near: that
+    /// waits for it.
+    pub(crate) fn clean(&self, cleaner: &mut Cleaner, next: Seq) {
+        let is_near = next.0 + 2 > self.newest() + self.cadence.interval;
+        #[cfg(test)]
+        let is_near = is_near && crate::open::rules::get().moves_between;
+        if self.is_idle() && self.is_counted() && !self.is_impossible && !is_near {
+            let snapshots = self.head.snapshots.iter().map(Snapshot::last_object);
+            cleaner.begin(&self.counts, snapshots.max().unwrap_or_default(), self.begun);
+        }
+    }
+
+    /// How many checkpoints were begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// Whether a checkpoint is so much due that it does not wait for blocks that are gathered, or a
+    /// change of the root waits.
+    pub(crate) fn is_urgent(&self, next: Seq) -> bool {
+        next.0 > self.newest() + self.cadence.interval + DELAY_MAX || !self.changes.is_empty()
+    }
+
+    /// Begins a checkpoint although nothing is written, since it makes garbage of much.
+    pub(crate) fn begin_if_useful(&mut self, committed: Committed, has_moved: bool) {
+        let has_zeroed = self.zeroed_bytes >= self.cadence.cleaning.move_bytes;
+        if has_moved || has_zeroed || self.counts.uncounts_more() {
+            self.begin_last(committed);
+        }
     }
 
     /// The number of the newest checkpoint that a root names.
@@ -214,6 +258,7 @@ impl Checkpoints {
         if !self.is_idle() || self.is_impossible {
             return;
         }
+        (self.zeroed_bytes, self.begun) = (0, self.begun + 1);
         let (fetcher, feed) = (self.fetcher.clone(), Arc::clone(&self.feed));
         let (frozen, limits) = (feed.freeze(), self.cadence.limits);
         let epochs = self.lineage.up_to(committed.seq).len() as u64;
@@ -243,10 +288,15 @@ impl Checkpoints {
         self.give_up_merged(merged, why);
     }
 
-    /// The same of a merged map. Nothing more is deleted.
+    /// The same of a merged map.
     fn give_up_merged(&mut self, merged: Merged, why: &str) {
         let Merged { runs, leaves, .. } = merged.without_leaves();
         self.feed.settle(Settled { runs, leaves, changed: Vec::new() });
+        self.stop(why);
+    }
+
+    /// Makes no checkpoints and deletes nothing any more.
+    pub(crate) fn stop(&mut self, why: &str) {
         self.sweep.stop();
         (self.is_impossible, self.step) = (true, Step::Idle);
         self.refuse_wanted(why);
@@ -391,7 +441,7 @@ async fn load(
 }
 
 /// Computes something on a thread for which no other volume waits.
-async fn compute<T: Send + 'static>(
+pub(crate) async fn compute<T: Send + 'static>(
     feed: &dyn Feed,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {

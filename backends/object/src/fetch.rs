@@ -12,7 +12,7 @@ use crate::cache::{CHUNK_BYTES, Cache, Found};
 use crate::chunks::{self, Chunks, REQUEST_CHUNKS};
 use crate::extents::Span;
 use crate::format::{LeafRef, ObjectId, Run, RunPart, Wrong, decode_leaf, keys};
-use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place};
+use crate::ids::{BLOCK_BYTES, Blocks, Lba, Place, Seq};
 use crate::lineage::Lineage;
 use crate::map::Leaf;
 use crate::retry::{Listener, Patience, Requests};
@@ -73,7 +73,26 @@ impl Fetcher {
         lba: Lba,
         stored: &[u8],
     ) -> Result<(), Wrong> {
-        self.sources.reader(object).read(part, lba, stored).map(drop)
+        self.decode((object, part), lba, stored).map(drop)
+    }
+
+    /// Takes blocks that begin at an address out of their frames, which are checked.
+    ///
+    /// # Errors
+    /// What is wrong with one.
+    pub(crate) fn decode(
+        &self,
+        (object, part): (ObjectId, RunPart),
+        lba: Lba,
+        stored: &[u8],
+    ) -> Result<Vec<u8>, Wrong> {
+        self.sources.reader(object).read(part, lba, stored)
+    }
+
+    /// The name of an object that is committed.
+    pub(crate) fn object_of(&self, seq: Seq) -> ObjectId {
+        let epoch = self.lineage.epoch_of(seq);
+        ObjectId { epoch: epoch.expect("a map has objects of known epochs only"), seq }
     }
 
     /// The requests for the volume's own objects.
@@ -369,7 +388,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::format::{Form, Reach};
-    use crate::ids::{Epoch, Seq, VolumeId};
+    use crate::ids::{Epoch, VolumeId};
     use crate::store::{Answer, Created, Listed, Store, StoreErrorKind};
     use crate::threads::block_on;
 

@@ -45,20 +45,28 @@ pub struct Status {
     /// Their bytes.
     #[serde(default)]
     pub deleted_bytes: u64,
+    /// Bytes of blocks that it has moved out of objects which are mostly garbage.
+    #[serde(default)]
+    pub moved_bytes: u64,
     /// For how long the oldest of them has waited for its final answer, in milliseconds.
     pub oldest_request_ms: Option<u64>,
     /// What its writes or reads wait for, or why they fail; `None` if all is well.
     pub waits_for: Option<String>,
 }
 
-/// What a volume has deleted.
+/// What a volume has deleted and moved.
 #[derive(Debug, Default)]
 pub(crate) struct Swept {
     objects: AtomicU64,
     bytes: AtomicU64,
+    moved_bytes: AtomicU64,
 }
 
 impl Swept {
+    pub(crate) fn note_moved(&self, bytes: u64) {
+        self.moved_bytes.fetch_add(bytes, Relaxed);
+    }
+
     pub(crate) fn note(&self, bytes: u64) {
         self.objects.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes, Relaxed);
@@ -99,6 +107,7 @@ impl Engine {
             requests: self.traffic.by_kind(),
             deleted_objects: self.swept.objects.load(Relaxed),
             deleted_bytes: self.swept.bytes.load(Relaxed),
+            moved_bytes: self.swept.moved_bytes.load(Relaxed),
             oldest_request_ms: self.traffic.oldest_ms(now_ms),
             waits_for: report.waits_for.or_else(silent),
         }

@@ -19,17 +19,18 @@ use sheave_core::{Error, Result};
 
 use crate::ask::{Ask, SnapshotAsk};
 use crate::budget::Share;
-use crate::checkpoint::{Cadence, Checkpoints, fenced};
+use crate::checkpoint::{Cadence, Checkpoints, compute, fenced};
+use crate::extents::Span;
 use crate::fetch::Fetcher;
 use crate::format::{
     Author, Built, Coding, Committed, ENTRIES_MAX, ObjectId, Placed, Root, State, keys,
 };
 use crate::gate::Gate;
-use crate::gc::Counts;
+use crate::gc::{Cleaner, Counts};
 use crate::head::Head;
 use crate::ids::{BLOCK_BYTES, Lsn, Seq};
 use crate::lineage::Lineage;
-use crate::map::{self, Frozen, Leaf};
+use crate::map::{self, Found, Frozen, Leaf};
 use crate::retry::{Listener, Patience, Requests, Settled};
 use crate::store::StoreError;
 
@@ -77,6 +78,12 @@ pub trait Feed: Send + Sync {
 
     /// All up to an object is committed: its last write, and where its blocks are.
     fn committed(&self, committed: Committed, placed: &[Placed]);
+
+    /// An object with moved blocks is committed, and all up to it.
+    fn moved(&self, placed: &[Placed]);
+
+    /// Where committed blocks are: the map of all that was reported as committed.
+    fn cover(&self, span: Span) -> Vec<(Span, Found)>;
 
     /// The map of all that was reported as committed, and of nothing else. It ends with
     /// [`Feed::settle`].
@@ -161,6 +168,7 @@ impl Upload {
         let root = head.root.clone();
         let heard = requests.heard_by(Arc::new(Heard(Arc::clone(&feed))));
         let requests = heard.with_patience(Patience::Endless);
+        let cleaner = Cleaner::new(Arc::clone(&feed), fetcher.clone(), cadence.cleaning);
         let checkpoints = Checkpoints::new(
             (requests.clone(), fetcher),
             (head, counts),
@@ -168,7 +176,8 @@ impl Upload {
             cadence,
             Arc::clone(&feed),
         );
-        let flights = Flights::new(requests, (&root, coding), Arc::clone(&feed), checkpoints);
+        let makers = (checkpoints, cleaner);
+        let flights = Flights::new(requests, (&root, coding), Arc::clone(&feed), makers);
         let ended = match flights.run().await {
             Ok((checkpoints, committed)) => checkpoints.close(committed).await,
             Err(error) => Err(error),
@@ -200,6 +209,9 @@ struct Flights {
     begun: Lsn,
     is_drained: bool,
     checkpoints: Checkpoints,
+    cleaner: Cleaner,
+    /// Blocks have moved since the last checkpoint was begun.
+    has_moved: bool,
     /// Snapshots that are to be begun, in the order in which they were asked for.
     snapshots: VecDeque<SnapshotAsk>,
 }
@@ -227,7 +239,7 @@ impl Flights {
         requests: Requests,
         (root, coding): (&Root, Coding),
         feed: Arc<dyn Feed>,
-        checkpoints: Checkpoints,
+        (checkpoints, cleaner): (Checkpoints, Cleaner),
     ) -> Self {
         let Root { volume, previous, author, committed, .. } = *root;
         let (reach, incarnation) = (root.reach(), author.incarnation);
@@ -242,6 +254,8 @@ impl Flights {
             begun: committed.lsn,
             is_drained: false,
             checkpoints,
+            cleaner,
+            has_moved: false,
             snapshots: VecDeque::new(),
         }
     }
@@ -258,6 +272,9 @@ impl Flights {
             self.commit();
             self.checkpoints.poll(cx)?;
             self.take_asks(cx);
+            if self.clean(cx) {
+                continue;
+            }
             let was_idle = self.checkpoints.is_idle();
             self.begin_checkpoint();
             let has_begun = was_idle && !self.checkpoints.is_idle();
@@ -305,7 +322,61 @@ impl Flights {
         self.snapshots.front().is_some_and(|ask| ask.lsn <= self.begun)
     }
 
+    /// Goes on with the cleaning. Whether it has begun an object.
+    fn clean(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.is_at_snapshot() || self.is_drained {
+            return false;
+        }
+        let next = self.next_seq();
+        loop {
+            self.checkpoints.clean(&mut self.cleaner, next);
+            match self.cleaner.poll(cx) {
+                // It has found nothing: the next object may have something.
+                Ok(true) if !self.cleaner.is_ready() => {}
+                Ok(_) => break,
+                Err(error) => {
+                    // What is needed is damaged, or not to be had: none of it is touched any more.
+                    self.cleaner.stop();
+                    self.checkpoints.stop(&error.to_string());
+                    break;
+                }
+            }
+        }
+        let (seq, before) = (next, self.begun);
+        let may_begin = self.flights.len() < WINDOW + AHEAD && self.checkpoints.allows(seq);
+        if !may_begin || !self.cleaner.is_ready() {
+            return false;
+        }
+        let Some(gathered) = self.cleaner.take(seq) else { return false };
+        let author = self.author.clone();
+        let bytes_max = gathered.bytes_max(&author.coding);
+        self.launch(seq, bytes_max, move |feed| {
+            Box::pin(async move {
+                Ok(compute(&*feed, move || gathered.build(&author, seq, before)).await)
+            })
+        });
+        true
+    }
+
+    /// Whether a checkpoint may begin now. The blocks that are gathered wait for one that does not
+    /// wait for them.
+    fn may_begin_checkpoint(&mut self) -> bool {
+        #[cfg(test)]
+        if !crate::open::rules::get().moves_between {
+            return true;
+        }
+        let is_closing = self.is_drained && self.flights.is_empty();
+        let is_urgent = self.is_at_snapshot() || self.checkpoints.is_urgent(self.next_seq());
+        if is_closing || is_urgent {
+            self.cleaner.cancel();
+        }
+        !self.cleaner.holds()
+    }
+
     fn begin_checkpoint(&mut self) {
+        if !self.may_begin_checkpoint() {
+            return;
+        }
         self.checkpoints.begin_changes(self.committed);
         if self.is_at_snapshot() {
             if self.flights.is_empty() && self.checkpoints.is_idle() {
@@ -317,6 +388,10 @@ impl Flights {
             true => self.checkpoints.begin_last(self.committed),
             false => self.checkpoints.begin_if_due(self.committed, self.next_seq()),
         }
+        if self.flights.is_empty() && self.checkpoints.is_idle() {
+            self.checkpoints.begin_if_useful(self.committed, self.has_moved);
+        }
+        self.has_moved &= self.checkpoints.is_idle();
     }
 
     /// The next object is a checkpoint, if one is ready.
@@ -361,31 +436,48 @@ impl Flights {
             self.flights.pop_front_if(|flight| flight.is_made())
         {
             self.committed = Committed { seq: built.header.id.seq, lsn: built.header.lsn_last };
-            self.checkpoints.count(&built.header);
-            match self.checkpoints.is_making(self.committed.seq) {
-                true => self.checkpoints.made(self.committed, self.is_drained),
-                false => {
-                    self.checkpoints.committed(head.get().cloned().unwrap_or_default());
-                    self.feed.committed(self.committed, &built.placed);
+            self.checkpoints.count(&built);
+            if self.checkpoints.is_making(self.committed.seq) {
+                self.checkpoints.made(self.committed, self.is_drained);
+                self.cleaner.look_again();
+                continue;
+            }
+            self.checkpoints.committed(head.get().cloned().unwrap_or_default());
+            match self.cleaner.moved(self.committed.seq, self.checkpoints.begun()) {
+                true => {
+                    self.feed.moved(&built.placed);
+                    self.has_moved = true;
                 }
+                false => self.feed.committed(self.committed, &built.placed),
             }
         }
     }
 
     fn begin(&mut self, sealed: Sealed) {
-        let seq = self.next_seq();
+        let (seq, author) = (self.next_seq(), self.author.clone());
         self.begun = sealed.lsn_last;
-        let (author, feed) = (self.author.clone(), Arc::clone(&self.feed));
+        let bytes_max = sealed.bytes_max(&author.coding);
+        let plan = Plan { author, seq, sealed };
+        self.launch(seq, bytes_max, move |feed| Box::pin(async move { feed.build(plan).await }));
+    }
+
+    /// Begins an object, the next one.
+    fn launch(
+        &mut self,
+        seq: Seq,
+        bytes_max: u64,
+        build: impl FnOnce(Arc<dyn Feed>) -> InFlight + Send + 'static,
+    ) {
+        let feed = Arc::clone(&self.feed);
         let (requests, way) = (self.requests.clone(), Arc::clone(&self.way));
         let is_oldest = Arc::new(AtomicBool::new(false));
         let head = Arc::<OnceLock<Bytes>>::default();
         let (needs_no_share, has_head) = (Arc::clone(&is_oldest), Arc::clone(&head));
-        let epoch = author.reach.epoch;
+        let key = keys::log(self.author.reach.epoch, seq);
         let flight = async move {
-            let share = Share::take(sealed.bytes_max(&author.coding), &needs_no_share).await;
-            let mut built = feed.build(Plan { author, seq, sealed }).await?;
+            let share = Share::take(bytes_max, &needs_no_share).await;
+            let mut built = build(Arc::clone(&feed)).await?;
             has_head.get_or_init(|| built.head());
-            let key = keys::log(epoch, seq);
             let body = std::mem::take(&mut built.body);
             let kept = feed.made(built.header.id, body.clone());
             let permit = way.enter().await;

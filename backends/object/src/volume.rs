@@ -19,6 +19,7 @@ use crate::door::{self, Command};
 use crate::fetch::Cached;
 use crate::format::Durability;
 use crate::front::{Front, Limits};
+use crate::gc::Cleaning;
 use crate::ids::{Lsn, Opening, VolumeId};
 use crate::journal::{JournalDir, JournalSize, Log, Recovered};
 use crate::map::Map;
@@ -57,6 +58,8 @@ pub struct Tuning {
     /// The map of the volume takes at most so many bytes of memory. What it needs of the map beyond
     /// that is read from the store.
     pub map_bytes: u64,
+    /// When more is stored for 100 bytes that are needed, objects are cleaned.
+    pub space_percent: u64,
 }
 
 impl Default for Tuning {
@@ -68,6 +71,7 @@ impl Default for Tuning {
             tick: Duration::from_secs(5),
             cache_bytes: CACHE_BYTES_DEFAULT,
             map_bytes: MAP_BYTES_DEFAULT,
+            space_percent: Cleaning::DEFAULT.space_percent,
         }
     }
 }
@@ -152,7 +156,10 @@ impl ObjectVolume {
             tracing::warn!("{name}: flushes wait for nothing (durability unsafe)");
         }
         map.keep_within(tuning.map_bytes);
-        let upload = upload.with_cadence(Cadence::of_bytes(tuning.map_bytes));
+        let (space_percent, move_bytes) = (tuning.space_percent, tuning.object_bytes);
+        let cleaning = Cleaning { space_percent, move_bytes: move_bytes.min(BATCH_BYTES_MAX) };
+        let cadence = Cadence { cleaning, ..Cadence::of_bytes(tuning.map_bytes) };
+        let upload = upload.with_cadence(cadence);
         let recovered = journal.recover((id, key.as_ref()), committed.lsn)?;
         journal.settle(opening)?;
         let traffic = Arc::clone(requests.traffic());

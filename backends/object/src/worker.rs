@@ -22,13 +22,14 @@ use crate::BLOCK_BYTES;
 use crate::ask::Ask;
 use crate::clock::{Clock as _, SystemClock};
 use crate::door;
+use crate::extents::Span;
 use crate::fetch::Fetcher;
 use crate::format::record::Record;
 use crate::format::{Built, Committed, ObjectId, Placed};
 use crate::front::{Front, NextBatch, Sync};
 use crate::ids::Lba;
 use crate::journal::{JournalDir, Segment, SegmentFile};
-use crate::map::{Frozen, Leaf, Settled};
+use crate::map::{Found, Frozen, Leaf, Settled};
 use crate::recent::{Batch, Fresh};
 use crate::status::SILENT_MS;
 use crate::store::StoreError;
@@ -326,6 +327,17 @@ impl Feed for BucketFeed {
             self.0.with(|front| front.fold(some));
         }
         drop(self.0.with(|front| front.committed(committed.lsn)));
+    }
+
+    fn moved(&self, placed: &[Placed]) {
+        for some in placed.chunks(FOLD_RUNS) {
+            self.0.with(|front| front.fold(some));
+        }
+        self.0.swept.note_moved(placed.iter().map(|placed| placed.blocks * BLOCK_BYTES).sum());
+    }
+
+    fn cover(&self, span: Span) -> Vec<(Span, Found)> {
+        self.0.with(|front| front.cover(span))
     }
 
     fn build(&self, plan: Plan) -> Pin<Box<dyn Future<Output = Result<Built>> + Send + '_>> {

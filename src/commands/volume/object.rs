@@ -220,6 +220,7 @@ fn live(root: &Root) -> Value {
             "requests": status.requests,
             "deleted_objects": status.deleted_objects,
             "deleted_bytes": status.deleted_bytes,
+            "moved_bytes": status.moved_bytes,
             "oldest_request_seconds": status.oldest_request_ms.map(|ms| ms as f64 / 1000.0),
             "waits_for": status.waits_for,
         }),

@@ -38,6 +38,8 @@ pub struct Placed {
     pub blocks: Blocks,
     /// Where the first one is.
     pub place: Place,
+    /// The object in which they were, of blocks that are only moved.
+    pub from: Option<Seq>,
 }
 
 /// A finished object.
@@ -68,6 +70,8 @@ pub struct ObjectBuilder {
     entries: Vec<Entry>,
     placed: Vec<Placed>,
     scratch: Vec<u8>,
+    /// The object from which blocks are moved.
+    from: Option<Seq>,
 }
 
 impl ObjectBuilder {
@@ -97,7 +101,7 @@ impl ObjectBuilder {
         let key = key.as_ref().map(|key| ObjectKey::new(key, author.volume, id));
         let entries = Vec::with_capacity(entries);
         let (placed, scratch) = (Vec::new(), Vec::new());
-        Self { header, codec: *codec, key, out, entries, placed, scratch }
+        Self { header, codec: *codec, key, out, entries, placed, scratch, from: None }
     }
 
     /// Appends blocks.
@@ -126,6 +130,15 @@ impl ObjectBuilder {
         self.scratch = scratch;
     }
 
+    /// Appends blocks that were in another object. All others of this one are moved, too.
+    ///
+    /// # Panics
+    /// As for [`Self::write`].
+    pub fn moved(&mut self, lba: Lba, data: &[u8], from: Seq) {
+        self.from = Some(from);
+        self.write(lba, data);
+    }
+
     /// Appends blocks that are stored as they are, each in a frame of its own.
     fn put_plain(&mut self, lba: Lba, data: &[u8]) {
         let frame = self.out.len() as u32;
@@ -140,10 +153,16 @@ impl ObjectBuilder {
 
     /// Notes a run whose frames are there.
     fn put_run(&mut self, lba: Lba, blocks: Blocks, (frame, form): (u32, Form)) {
-        let run = blocks as u32;
-        self.entries.push(Entry::Write { lba, blocks: run, frame, form });
-        let place = Place::Object { seq: self.header.id.seq, frame, form, skip: 0, run };
-        self.placed.push(Placed { lba, blocks, place });
+        let (seq, from, run) = (self.header.id.seq, self.from, blocks as u32);
+        self.entries.push(match from {
+            None => Entry::Write { lba, blocks: run, frame, form },
+            Some(from) => {
+                let back = (seq.0 - from.0) as u32;
+                Entry::Move { lba, blocks: run, back, frame, form }
+            }
+        });
+        let place = Place::Object { seq, frame, form, skip: 0, run };
+        self.placed.push(Placed { lba, blocks, place, from });
     }
 
     /// Appends a frame. Returns where it is.
@@ -159,7 +178,7 @@ impl ObjectBuilder {
     /// Appends blocks that are zeroes.
     pub fn zero(&mut self, lba: Lba, blocks: Blocks) {
         self.entries.push(Entry::Zero { lba, blocks });
-        self.placed.push(Placed { lba, blocks, place: Place::Zero });
+        self.placed.push(Placed { lba, blocks, place: Place::Zero, from: None });
     }
 
     /// Appends a leaf. Returns where it is.

@@ -217,6 +217,8 @@ mod tests {
         run(root, &example::root().encode(), usize::MAX);
         let built = example::object();
         run(object, &built.body, built.header.index_end());
+        let built = example::moves();
+        run(object, &built.body, built.header.index_end());
         run(frame, &built.body[built.header.index_end()..][..16 + 4096], 20);
     }
 

@@ -64,6 +64,20 @@ pub enum Entry {
         /// How they are in frames.
         form: Form,
     },
+    /// The same blocks as before, which were in another object. It takes effect for those of
+    /// which the map still has that, above its leaves, or has nothing there.
+    Move {
+        /// The first block.
+        lba: Lba,
+        /// Their count.
+        blocks: u32,
+        /// How many objects before this one that one is.
+        back: u32,
+        /// Where the first frame begins in this object, in bytes.
+        frame: u32,
+        /// How they are in frames.
+        form: Form,
+    },
     /// Blocks that are zeroes.
     Zero {
         /// The first block.
@@ -126,10 +140,10 @@ pub const LEAF_BLOCKS: u64 = 4096;
 
 const NUMBERS: Wrong = Wrong::Damaged("an entry has numbers that it must not have");
 
-// The number of a later entry: 4 move.
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
 const FENCE: u8 = 3;
+const MOVE: u8 = 4;
 const LEAF: u8 = 5;
 const DIRECTORY: u8 = 6;
 
@@ -233,14 +247,18 @@ impl Header {
         Ok(entries)
     }
 
-    /// Checks that fences and checkpoints have nothing else.
+    /// Checks that fences, checkpoints and objects with moves have nothing else.
     fn check_kinds(&self, entries: &[Entry]) -> Result<(), Wrong> {
         let is_write = |entry: &Entry| matches!(entry, Entry::Write { .. } | Entry::Zero { .. });
+        let is_move = |entry: &Entry| matches!(entry, Entry::Move { .. });
         let is_leaf = |entry: &Entry| matches!(entry, Entry::Leaf { .. });
         let is_right = match entries {
             [Entry::Fence] => self.lsn_last < self.lsn_first,
             [leaves @ .., Entry::Directory { .. }] => {
                 self.lsn_last < self.lsn_first && leaves.iter().all(is_leaf)
+            }
+            [Entry::Move { .. }, ..] => {
+                self.lsn_last < self.lsn_first && entries.iter().all(is_move)
             }
             _ => entries.iter().all(is_write),
         };
@@ -265,7 +283,11 @@ impl Header {
                 (is_inside, Lba(number.saturating_mul(LEAF_BLOCKS)), 1)
             }
             Entry::Zero { lba, blocks } => (true, lba, blocks),
-            Entry::Write { lba, blocks, frame, form } => {
+            Entry::Move { back, .. } if !(1..self.id.seq.0).contains(&u64::from(back)) => {
+                (false, Lba(0), 1)
+            }
+            Entry::Write { lba, blocks, frame, form }
+            | Entry::Move { lba, blocks, frame, form, .. } => {
                 let end = u64::from(frame) + form.run_bytes(u64::from(blocks));
                 let is_inside = frame as usize >= self.index_end() && end <= u64::from(self.bytes);
                 (is_inside, lba, u64::from(blocks))
@@ -299,18 +321,31 @@ impl Entry {
     pub fn placed(&self, seq: Seq) -> Option<Placed> {
         match *self {
             Self::Fence | Self::Leaf { .. } | Self::Directory { .. } => None,
-            Self::Zero { lba, blocks } => Some(Placed { lba, blocks, place: Place::Zero }),
-            Self::Write { lba, blocks: run, frame, form } => {
+            Self::Zero { lba, blocks } => {
+                Some(Placed { lba, blocks, place: Place::Zero, from: None })
+            }
+            Self::Write { lba, blocks: run, frame, form }
+            | Self::Move { lba, blocks: run, frame, form, .. } => {
                 let place = Place::Object { seq, frame, form, skip: 0, run };
-                Some(Placed { lba, blocks: u64::from(run), place })
+                let from = match *self {
+                    Self::Move { back, .. } => Some(Seq(seq.0 - u64::from(back))),
+                    _ => None,
+                };
+                Some(Placed { lba, blocks: u64::from(run), place, from })
             }
         }
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
-        let form = if let Self::Write { form, .. } = self { form.number() } else { 0 };
+        let form = match self {
+            Self::Write { form, .. } | Self::Move { form, .. } => form.number(),
+            _ => 0,
+        };
         let (kind, frame, lba, blocks) = match *self {
             Self::Write { lba, blocks, frame, .. } => (WRITE, frame, lba, u64::from(blocks)),
+            Self::Move { lba, blocks, back, frame, .. } => {
+                (MOVE, frame, lba, u64::from(back) << 32 | u64::from(blocks))
+            }
             Self::Zero { lba, blocks } => (ZERO, 0, lba, blocks),
             Self::Fence => (FENCE, 0, Lba(0), 0),
             Self::Directory { covered, frame, bytes } => {
@@ -332,12 +367,20 @@ impl Entry {
         let (frame, lba, blocks) = (reader.u32()?, Lba(reader.u64()?), reader.u64()?);
         match kind {
             ZERO | FENCE | LEAF | DIRECTORY if form != 0 => Err(NUMBERS),
-            WRITE => {
+            WRITE | MOVE => {
+                let (run, back) = match kind {
+                    WRITE => (blocks, 0),
+                    _ => (blocks & u64::from(u32::MAX), (blocks >> 32) as u32),
+                };
                 // No run is longer than an object.
-                let is_short = blocks <= OBJECT_BYTES_MAX / BLOCK_BYTES;
-                let blocks = is_short.then_some(blocks as u32);
+                let is_short = run <= OBJECT_BYTES_MAX / BLOCK_BYTES;
+                let blocks = is_short.then_some(run as u32);
                 let blocks = blocks.ok_or(Wrong::Damaged("a run is too long"))?;
-                Ok(Self::Write { lba, blocks, frame, form: Form::of(form, blocks.into())? })
+                let form = Form::of(form, blocks.into())?;
+                Ok(match kind {
+                    WRITE => Self::Write { lba, blocks, frame, form },
+                    _ => Self::Move { lba, blocks, back, frame, form },
+                })
             }
             ZERO if frame == 0 => Ok(Self::Zero { lba, blocks }),
             FENCE if (frame, lba, blocks) == (0, Lba(0), 0) => Ok(Self::Fence),

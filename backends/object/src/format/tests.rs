@@ -186,6 +186,40 @@ fn a_fence_is_its_only_entry() {
     assert_eq!(header.decode_index(&built.body[HEADER_BYTES..]), Ok(vec![Entry::Fence]));
 }
 
+/// An object with moves from two others.
+pub(super) fn moves() -> Built {
+    let mut builder = ObjectBuilder::new(&author(), Seq(45), 2, 0);
+    builder.moved(Lba(9), &[1; 2 * BLOCK_BYTES as usize], Seq(40));
+    builder.moved(Lba(30), &[2; BLOCK_BYTES as usize], Seq(44));
+    builder.finish(Lsn(1001), Lsn(1000))
+}
+
+#[test]
+fn moved_blocks_say_where_they_were_and_are_alone_in_their_object() {
+    let built = moves();
+    let header = Header::decode(&built.body).unwrap();
+    let index = &built.body[HEADER_BYTES..header.index_end()];
+    let entries = header.decode_index(index).unwrap();
+    assert_eq!((index[0], index[8], index[16], index[20]), (4, 9, 2, 5), "two blocks, five back");
+    let placed: Vec<_> = entries.iter().filter_map(|entry| entry.placed(Seq(45))).collect();
+    assert_eq!(placed, built.placed);
+    assert_eq!(
+        placed.iter().map(|placed| placed.from).collect::<Vec<_>>(),
+        [40, 44].map(|seq| Some(Seq(seq)))
+    );
+    // From itself, from before all, with a write beside it, and with writes of its own.
+    let refused = |change: &dyn Fn(&mut Header, &mut Vec<u8>)| {
+        let (mut header, mut index) = (header, index.to_vec());
+        change(&mut header, &mut index);
+        header.index_crc = crc32fast::hash(&index);
+        assert!(matches!(header.decode_index(&index), Err(Wrong::Damaged(_))));
+    };
+    refused(&|_, index| index[20] = 0);
+    refused(&|_, index| index[20] = 45);
+    refused(&|_, index| (index[24], index[24 + 20]) = (1, 0));
+    refused(&|header, _| header.lsn_last = Lsn(1001));
+}
+
 pub(super) fn directory() -> Directory {
     let reach = |epoch, first| Reach { epoch: Epoch(epoch), first: Seq(first) };
     let run = |start, blocks, seq, form, (frame, skip, run)| {

@@ -4,21 +4,30 @@
 //! leaves. So a count is never too low. It is too high for blocks of a leaf that runs above it
 //! hide, until the leaf is written anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::Cleaning;
 use crate::format::{Counted, Directory, Form, FramePlace, LeafRef, Run, RunPart, Snapshot};
 use crate::ids::{Place, Seq};
 
 /// Leaves that the map has dropped are read to be uncounted, so many for a checkpoint, and of so
 /// many bytes.
-const UNCOUNTED_MAX: usize = 64;
+const UNCOUNTED_MAX: usize = 256;
 const UNCOUNTED_BYTES_MAX: u64 = 4 << 20;
+/// Objects that are cleaned for one with moves, at most.
+const VICTIMS_MAX: usize = 64;
+/// An object of which more is needed is not cleaned, in percent.
+const NEEDED_MAX: u64 = 90;
 
 /// The volume's own objects that are not deleted.
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     /// The checkpoint that they are counted by.
     checkpoint: Option<FramePlace>,
+    /// That one has all objects up to this one.
+    covered: Seq,
+    /// Whether a dropped leaf was uncounted with it.
+    has_uncounted: bool,
     /// What is before that is an ancestor's.
     own_from: Seq,
     objects: BTreeMap<Seq, Count>,
@@ -50,12 +59,15 @@ impl Counts {
     /// Those of a volume without a checkpoint, whose own objects begin there.
     pub(crate) fn new(own_from: Seq) -> Self {
         let (objects, dropped) = Default::default();
-        Self { checkpoint: None, own_from, objects, dropped, is_wrong: false }
+        let (checkpoint, covered) = (None, Seq(0));
+        let (has_uncounted, is_wrong) = (false, false);
+        Self { checkpoint, covered, has_uncounted, own_from, objects, dropped, is_wrong }
     }
 
     /// Those of a checkpoint, which may be an ancestor's.
     pub(crate) fn of_directory(own_from: Seq, directory: &Directory, place: FramePlace) -> Self {
-        let mut counts = Self { checkpoint: Some(place), ..Self::new(own_from) };
+        let covered = directory.covered.seq;
+        let mut counts = Self { checkpoint: Some(place), covered, ..Self::new(own_from) };
         if place.seq < own_from {
             return counts;
         }
@@ -93,7 +105,7 @@ impl Counts {
     pub(crate) fn up_to(&self, covered: Seq) -> Self {
         let objects = self.objects.range(..=covered);
         let objects = objects.map(|(seq, count)| (*seq, *count)).collect();
-        Self { objects, dropped: self.dropped.clone(), ..*self }
+        Self { objects, dropped: self.dropped.clone(), has_uncounted: false, ..*self }
     }
 
     /// The most bytes of its parts of a checkpoint.
@@ -118,9 +130,15 @@ impl Counts {
         &self.dropped[..count.max(usize::from(!self.dropped.is_empty()))]
     }
 
+    /// Whether another checkpoint would uncount more leaves.
+    pub(crate) fn uncounts_more(&self) -> bool {
+        self.has_uncounted && !self.dropped.is_empty()
+    }
+
     /// A dropped leaf has these runs.
     pub(crate) fn uncount(&mut self, leaf: LeafRef, runs: impl IntoIterator<Item = Run>) {
         self.dropped.retain(|other| *other != leaf);
+        self.has_uncounted = true;
         self.leave(runs);
     }
 
@@ -160,7 +178,7 @@ impl Counts {
         leaves: impl IntoIterator<Item = (&'a u64, &'a FramePlace)>,
     ) {
         self.count_runs(runs);
-        self.checkpoint = None;
+        (self.checkpoint, self.covered) = (None, covered);
         self.count_map(leaves.into_iter().map(|(&number, &place)| LeafRef { number, place }));
         for count in self.objects.values_mut().filter(|count| count.live() == 0) {
             count.death.get_or_insert(covered);
@@ -216,7 +234,8 @@ impl Counts {
                 *object = count;
             }
         }
-        (self.checkpoint, self.dropped) = (Some(place), counted.dropped);
+        (self.checkpoint, self.covered) = (Some(place), counted.covered);
+        (self.dropped, self.has_uncounted) = (counted.dropped, counted.has_uncounted);
         self.count_map(leaves.into_iter().map(|(&number, &place)| LeafRef { number, place }));
     }
 
@@ -247,6 +266,47 @@ impl Counts {
         };
         let garbage = self.objects.iter().filter(|(seq, count)| is_garbage(**seq, count));
         garbage.map(|(seq, count)| (*seq, count.bytes)).collect()
+    }
+
+    /// Objects that are to be cleaned, of those behind one: none while little enough is stored.
+    /// Those that were cleaned do not count. With their lengths.
+    pub(crate) fn victims(
+        &self,
+        behind: Seq,
+        cleaned: &BTreeSet<Seq>,
+        Cleaning { space_percent, move_bytes }: Cleaning,
+    ) -> Vec<(Seq, u64)> {
+        let has_blocks = |count: &Count| count.by_runs + count.by_leaves > 0;
+        let counted =
+            self.objects.range(behind.next()..).take_while(|(seq, _)| **seq <= self.covered);
+        let objects: Vec<_> =
+            counted.filter(|(seq, count)| has_blocks(count) && !cleaned.contains(seq)).collect();
+        let stored: u64 = objects.iter().map(|(_, count)| count.bytes).sum();
+        let live: u64 = objects.iter().map(|(_, count)| count.live()).sum();
+        let is_small = stored.saturating_sub(live) < move_bytes;
+        if is_small || stored * 100 <= live * space_percent {
+            return Vec::new();
+        }
+        // What is freed for what is read and written, and the older the better: the rest of an old
+        // object stays as it is for longer.
+        let score = |(seq, count): &(&Seq, &Count)| {
+            let needed = count.live() as f64 / count.bytes as f64;
+            let age = (self.covered.0 - seq.0 + 1) as f64;
+            (1.0 - needed) * age / (1.0 + needed)
+        };
+        let is_worth_it =
+            |(_, count): &&(&Seq, &Count)| count.live() * 100 <= count.bytes * NEEDED_MAX;
+        let mut worth: Vec<_> =
+            objects.iter().filter(is_worth_it).map(|object| (score(object), object)).collect();
+        worth.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        let mut gathered = 0;
+        let is_wanted = |(_, (_, count)): &(f64, &(&Seq, &Count))| {
+            let is_wanted = gathered < move_bytes;
+            gathered += count.live();
+            is_wanted
+        };
+        let wanted = worth.into_iter().take(VICTIMS_MAX).take_while(is_wanted);
+        wanted.map(|(_, (seq, count))| (**seq, count.bytes)).collect()
     }
 
     /// Bytes that the checkpoint refers to.

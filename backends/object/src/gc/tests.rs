@@ -1,5 +1,6 @@
 //! Counts, what snapshots keep, and what openings delete.
 
+mod cleaning;
 mod openings;
 
 use super::*;

@@ -35,7 +35,7 @@ impl MergeLimits {
     }
 }
 
-/// A leaf is worth to be written if that costs at most one byte for so many of its new data.
+/// A leaf is worth to be written if that costs at most one byte for so many of what is new in it.
 const DATA_PER_LEAF_BYTE: u64 = 10;
 /// Bytes of an encoded run, about, and at most, where the object's number has 35 bits.
 const RUN_BYTES: u64 = 15;
@@ -76,7 +76,8 @@ pub struct Merged {
 #[derive(Default)]
 struct Above {
     runs: u64,
-    data_blocks: u64,
+    /// Zeroes too: what the leaf has of them is free then.
+    blocks: u64,
 }
 
 impl Frozen {
@@ -113,16 +114,14 @@ impl Merge {
             for number in numbers(run.span) {
                 let of = above.entry(number).or_default();
                 of.runs += 1;
-                if run.place != Place::Zero {
-                    of.data_blocks += LeafRef::span_of(number).common(run.span).blocks;
-                }
+                of.blocks += LeafRef::span_of(number).common(run.span).blocks;
             }
         }
         let cost = |(number, above): (u64, Above)| {
             let bytes = self.leaves.get(&number).map_or(0, |leaf| u64::from(leaf.bytes));
             let most = bytes + above.runs * 2 * RUN_BYTES_MAX + LEAF_BYTES;
             let bytes = bytes + above.runs * RUN_BYTES + LEAF_BYTES;
-            let is_worth_it = bytes * DATA_PER_LEAF_BYTE <= above.data_blocks * BLOCK_BYTES;
+            let is_worth_it = bytes * DATA_PER_LEAF_BYTE <= above.blocks * BLOCK_BYTES;
             (!is_worth_it, bytes / above.runs, number, most, above.runs)
         };
         let mut costs: Vec<_> = above.into_iter().map(cost).collect();

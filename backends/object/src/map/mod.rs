@@ -87,8 +87,44 @@ impl Map {
 
     /// Takes the next blocks of the log.
     pub fn fold(&mut self, placed: &Placed) {
-        let span = Span { start: placed.lba.0, blocks: placed.blocks };
-        self.upper.insert(span, placed.place);
+        let Placed { lba, blocks, place, from } = *placed;
+        let span = Span { start: lba.0, blocks };
+        let Some(from) = from else { return self.upper.insert(span, place) };
+        for part in self.still_in(span, from) {
+            self.upper.insert(part, place.advance(part.start - span.start));
+        }
+    }
+
+    /// The parts of a span that an object has, or that only leaves know: what is moved was looked
+    /// up in leaves that are the same by now.
+    fn still_in(&self, span: Span, object: Seq) -> Vec<Span> {
+        let is_it = |place: Place| matches!(place, Place::Object { seq, .. } if seq == object);
+        let mut parts = Vec::new();
+        let mut take = |part: Span, place: Option<Place>| {
+            if !part.is_empty() && place.is_none_or(is_it) {
+                parts.push(part);
+            }
+        };
+        for (part, place) in self.upper.cover(span) {
+            if place.is_some() {
+                take(part, place);
+                continue;
+            }
+            for (part, place) in self.frozen.cover(part) {
+                if place.is_some() {
+                    take(part, place);
+                    continue;
+                }
+                let mut at = part.start;
+                for Run { span, place } in self.lower.within(part) {
+                    take(Span { start: at, blocks: span.start - at }, None);
+                    take(span, Some(place));
+                    at = span.end();
+                }
+                take(Span { start: at, blocks: part.end() - at }, None);
+            }
+        }
+        parts
     }
 
     /// Takes the entries of the next object.

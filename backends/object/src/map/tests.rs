@@ -23,6 +23,12 @@ enum Step {
         blocks: u64,
         is_zero: bool,
     },
+    /// Moves blocks that are in one object to another one, after others were written.
+    Move {
+        lba: u64,
+        blocks: u64,
+        written: (u64, u64),
+    },
     Freeze,
     Settle(MergeLimits),
     /// Reads a leaf into memory.
@@ -46,8 +52,13 @@ fn step() -> impl Strategy<Value = Step> {
     let limits = (0..6_usize, 1..10_usize, 100..2000_u64).prop_map(|(min, max, bytes)| {
         Step::Settle(MergeLimits { runs_min: min, runs_max: max, leaf_bytes_max: bytes })
     });
+    let moved = (0..BLOCKS, 1..40_u64, (0..60_u64, 1..20_u64)).prop_map(|(lba, blocks, at)| {
+        let lba = lba / LEAF_BLOCKS * LEAF_BLOCKS + lba % 8;
+        Step::Move { lba, blocks, written: (lba + at.0 % 12, at.1) }
+    });
     prop_oneof![
         8 => fold,
+        4 => moved,
         2 => Just(Step::Freeze),
         2 => limits,
         2 => (0..LEAVES).prop_map(Step::Load),
@@ -222,13 +233,46 @@ proptest! {
                             Place::Object { seq, frame: 152, form: Form::Plain, skip: 0, run }
                         }
                     };
-                    map.fold(&Placed { lba: Lba(lba), blocks, place });
+                    map.fold(&Placed { lba: Lba(lba), blocks, place, from: None });
                     bucket.counts.add(Seq(number as u64 + 1), 1 << 20);
                     for skip in 0..blocks {
                         let place = place.advance(skip);
                         let place = (place != Place::Zero).then_some(place);
                         model[(lba + skip) as usize] = place;
                     }
+                }
+                Step::Move { lba, blocks, written } => {
+                    let seq = Seq(1000 + 2 * number as u64);
+                    let Some(from) = model[lba as usize].and_then(seq_of) else { continue };
+                    let object = |seq, run: u64| Place::Object {
+                        seq,
+                        frame: 152,
+                        form: Form::Plain,
+                        skip: 0,
+                        run: run as u32,
+                    };
+                    let span = Span { start: lba, blocks: blocks.min(BLOCKS - lba) };
+                    let was = model.clone();
+                    let is_live = |at: &u64| was[*at as usize].and_then(seq_of) == Some(from);
+                    let live: Vec<_> = (span.start..span.end()).filter(is_live).collect();
+                    // Others are written after it was looked up, and committed before.
+                    let (start, count) = (written.0.min(BLOCKS - 1), written.1);
+                    let count = count.min(BLOCKS - start);
+                    let (lba, place) = (Lba(start), object(seq, count));
+                    map.fold(&Placed { lba, blocks: count, place, from: None });
+                    for skip in 0..count {
+                        model[(start + skip) as usize] = Some(place.advance(skip));
+                    }
+                    let place = object(Seq(seq.0 + 1), live.len() as u64);
+                    for (skip, at) in live.into_iter().enumerate() {
+                        let (lba, place) = (Lba(at), place.advance(skip as u64));
+                        map.fold(&Placed { lba, blocks: 1, place, from: Some(from) });
+                        if model[at as usize] == was[at as usize] {
+                            model[at as usize] = Some(place);
+                        }
+                    }
+                    bucket.counts.add(seq, 1 << 20);
+                    bucket.counts.add(Seq(seq.0 + 1), 1 << 20);
                 }
                 Step::Freeze if frozen.is_none() => {
                     let counts = bucket.counts.up_to(Seq(u64::MAX));
@@ -269,6 +313,13 @@ proptest! {
     }
 }
 
+fn seq_of(place: Place) -> Option<Seq> {
+    match place {
+        Place::Zero => None,
+        Place::Object { seq, .. } => Some(seq),
+    }
+}
+
 /// Small writes all over a volume: what is above the leaves, the leaves in memory and the bytes of
 /// checkpoints stay within their bounds.
 #[test]
@@ -286,7 +337,7 @@ fn a_map_of_any_fragmentation_stays_within_its_bounds() {
             let lba = Lba((random >> 33) % (leaves * LEAF_BLOCKS));
             let seq = Seq(1 + round * 10_000 / 2 + number / 100);
             let place = Place::Object { seq, frame: 152, form: Form::Packed(99), skip: 0, run: 1 };
-            map.fold(&Placed { lba, blocks: 1, place });
+            map.fold(&Placed { lba, blocks: 1, place, from: None });
         }
         let settled = bucket.put(bucket.merge(&mut map, limits), &map, Vec::new());
         assert!(settled.runs.len() <= limits.runs_max, "{} runs", settled.runs.len());
@@ -299,6 +350,34 @@ fn a_map_of_any_fragmentation_stays_within_its_bounds() {
     assert!(written < data / 5, "{written} bytes of checkpoints for {data}");
 }
 
+/// Why no checkpoint may begin between the look at the map and the move: a block that was written
+/// between is in a leaf then, and not above it.
+#[test]
+fn a_move_across_a_checkpoint_would_bring_an_old_block_back() {
+    for is_across in [false, true] {
+        let (mut map, mut bucket) = (Map::default(), Bucket::default());
+        map.keep_within(1 << 20);
+        let place = |seq| {
+            let (seq, form) = (Seq(seq), Form::Plain);
+            Place::Object { seq, frame: 152, form, skip: 0, run: 1 }
+        };
+        let fold = |map: &mut Map, seq, from: Option<u64>| {
+            let (place, from) = (place(seq), from.map(Seq));
+            map.fold(&Placed { lba: Lba(5), blocks: 1, place, from });
+        };
+        fold(&mut map, 1, None);
+        fold(&mut map, 2, None);
+        if is_across {
+            let limits = MergeLimits { runs_min: 0, ..MergeLimits::of_bytes(1 << 28) };
+            let settled = bucket.put(bucket.merge(&mut map, limits), &map, Vec::new());
+            drop(map.settle(settled));
+        }
+        fold(&mut map, 3, Some(1));
+        let found = bucket.blocks_of(&map, Span { start: 5, blocks: 1 });
+        assert_eq!(found, [Some(place(if is_across { 3 } else { 2 }))]);
+    }
+}
+
 /// A trim of a whole volume takes its leaves away at once, whatever its size.
 #[test]
 fn zeroes_take_leaves_away() {
@@ -309,12 +388,12 @@ fn zeroes_take_leaves_away() {
     let (seq, form) = (Seq(1), Form::Plain);
     let place = Place::Object { seq, frame: 152, form, skip: 0, run: 16_000 };
     for number in 0..1000 {
-        map.fold(&Placed { lba: Lba(number * 16_000), blocks: 16_000, place });
+        map.fold(&Placed { lba: Lba(number * 16_000), blocks: 16_000, place, from: None });
     }
     let settled = bucket.put(bucket.merge(&mut map, limits), &map, Vec::new());
     assert!(settled.leaves.len() > 3900 && settled.runs.is_empty());
     drop(map.settle(settled));
-    map.fold(&Placed { lba: Lba(5), blocks: 1 << 40, place: Place::Zero });
+    map.fold(&Placed { lba: Lba(5), blocks: 1 << 40, place: Place::Zero, from: None });
     let merge = bucket.merge(&mut map, MergeLimits::of_bytes(1 << 28));
     let settled = bucket.put(merge, &map, Vec::new());
     assert_eq!((settled.leaves.len(), settled.runs.len()), (1, 1), "a part of the first is left");

@@ -21,6 +21,8 @@ pub(crate) struct Rules {
     pub(crate) keeps_snapshots: bool,
     /// Deaths and snapshots are of checkpoints by which the objects are counted.
     pub(crate) counts_named: bool,
+    /// No checkpoint is begun while blocks are looked up and moved.
+    pub(crate) moves_between: bool,
 }
 
 impl Rules {
@@ -33,6 +35,7 @@ impl Rules {
         deletes_behind_root: true,
         keeps_snapshots: true,
         counts_named: true,
+        moves_between: true,
     };
 }
 

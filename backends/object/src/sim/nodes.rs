@@ -23,6 +23,7 @@ use crate::cipher::WrappingKey;
 use crate::extents::Span;
 use crate::fetch::Fetcher;
 use crate::format::{LEAF_BLOCKS, Root, State};
+use crate::gc::Cleaning;
 use crate::ids::{BLOCK_BYTES, Epoch, Incarnation, Lba, Lsn, Opening};
 use crate::journal::Superblock;
 use crate::life;
@@ -72,6 +73,7 @@ struct Truth {
     leaves: usize,
     snapshots: usize,
     swept: usize,
+    moved: usize,
     violation: Option<String>,
 }
 
@@ -131,11 +133,11 @@ impl Nodes {
     }
 
     /// Openings, those with a replay, those of another node's volume, checkpoints, leaves,
-    /// snapshots, and objects that were deleted.
-    pub(super) fn seen(&self) -> [usize; 7] {
-        let Truth { openings, replays, takeovers, checkpoints, leaves, snapshots, swept, .. } =
-            *self.truth();
-        [openings, replays, takeovers, checkpoints, leaves, snapshots, swept]
+    /// snapshots, objects that were deleted, and runs that were moved.
+    pub(super) fn seen(&self) -> [usize; 8] {
+        let Truth { openings, replays, takeovers, checkpoints, leaves, .. } = *self.truth();
+        let Truth { snapshots, swept, moved, .. } = *self.truth();
+        [openings, replays, takeovers, checkpoints, leaves, snapshots, swept, moved]
     }
 
     fn violated(&self, why: String) {
@@ -213,8 +215,12 @@ impl Nodes {
             runs_max: 1 + self.random.below(8) as usize,
             ..MergeLimits::of_bytes(1 << 20)
         };
-        let interval = 1 + self.random.below(6);
-        let cadence = Cadence { interval, limits, roots_kept: 1 + self.random.below(4) };
+        let interval = 1 + self.random.below(8);
+        let roots_kept = 1 + self.random.below(4);
+        let (space_percent, move_bytes) =
+            (100 + self.random.below(30), 1 + self.random.below(9000));
+        let cleaning = Cleaning { space_percent, move_bytes };
+        let cadence = Cadence { interval, limits, roots_kept, cleaning };
         let upload = opened.upload.with_cadence(cadence);
         let ended = {
             let mut upload = pin!(upload.run(feed.clone()));

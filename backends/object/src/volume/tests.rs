@@ -79,6 +79,7 @@ struct Place {
     durability: Durability,
     codec: Codec,
     key: Option<WrappingKey>,
+    space_percent: u64,
 }
 
 impl Place {
@@ -90,6 +91,7 @@ impl Place {
             durability: Durability::Local,
             codec: Codec::Plain,
             key: None,
+            space_percent: Tuning::default().space_percent,
         }
     }
 
@@ -140,6 +142,7 @@ impl Place {
             tick: Duration::from_millis(20),
             // Little, so that leaves come and go.
             map_bytes: 4 << 10,
+            space_percent: self.space_percent,
             ..Tuning::default()
         };
         let journals = self.dir.path().join(node);

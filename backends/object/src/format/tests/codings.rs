@@ -147,12 +147,12 @@ proptest! {
             let built = coded(&coding, Lba(lba), &data);
             let mut out = Vec::new();
             let wanted = Span { start: lba + skip, blocks: count };
-            for Placed { lba, blocks, place } in &built.placed {
+            for Placed { lba, blocks, place, from } in &built.placed {
                 let common = Span { start: lba.0, blocks: *blocks }.common(wanted);
                 if !common.is_empty() {
                     let place = place.advance(common.start - lba.0);
                     let (lba, blocks) = (Lba(common.start), common.blocks);
-                    let (part, stored) = part(&built, &Placed { lba, blocks, place });
+                    let (part, stored) = part(&built, &Placed { lba, blocks, place, from: *from });
                     out.extend(reader(&built, coding.key.as_ref()).read(part, lba, &stored)?);
                 }
             }

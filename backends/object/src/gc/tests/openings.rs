@@ -6,6 +6,7 @@ use crate::checkpoint::Cadence;
 use crate::extents::Span;
 use crate::fetch::Fetcher;
 use crate::format::{Root, Snapshot, State, keys};
+use crate::gc::Cleaning;
 use crate::ids::{BLOCK_BYTES, Lsn};
 use crate::life;
 use crate::map::{MergeLimits, read_committed};
@@ -16,19 +17,25 @@ use crate::sources::Sources;
 use crate::threads::block_on;
 
 /// Leaves take over all.
-const ALL_IN_LEAVES: MergeLimits = MergeLimits { runs_min: 0, ..MergeLimits::of_bytes(1 << 20) };
+pub(super) const ALL_IN_LEAVES: MergeLimits =
+    MergeLimits { runs_min: 0, ..MergeLimits::of_bytes(1 << 20) };
 /// Nothing goes to leaves.
 const NO_LEAVES: MergeLimits = MergeLimits::of_bytes(1 << 28);
 
 fn with(opened: Opened<FakeJournal>, limits: MergeLimits) -> Opened<FakeJournal> {
-    let cadence = Cadence { interval: 14, limits, roots_kept: 4 };
+    let cadence = Cadence { interval: 14, limits, roots_kept: 4, cleaning: Cleaning::DEFAULT };
     Opened { upload: opened.upload.with_cadence(cadence), ..opened }
 }
 
 impl Bucket {
     /// Opens, writes batches of a block each, goes on for a while, and ends without closing.
     fn write_with(&self, journal: &FakeJournal, blocks: &[(u64, u8)]) {
-        let cadence = Cadence { interval: 3, limits: ALL_IN_LEAVES, roots_kept: 4 };
+        let cadence = Cadence {
+            interval: 3,
+            limits: ALL_IN_LEAVES,
+            roots_kept: 4,
+            cleaning: Cleaning::DEFAULT,
+        };
         let opened = self.open(journal.clone(), false).unwrap();
         let opened = Opened { upload: opened.upload.with_cadence(cadence), ..opened };
         self.commit(opened, blocks, Vec::new(), false);

@@ -9,9 +9,10 @@ use sheave_core::{Error, Result};
 
 use super::{FakeJournal, Opened};
 use crate::ask::Ask;
+use crate::extents::Span;
 use crate::format::{Built, Committed, Placed};
 use crate::ids::{BLOCK_BYTES, Lba, Lsn};
-use crate::map::{Frozen, Leaf, Map, Settled};
+use crate::map::{Found, Frozen, Leaf, Map, Settled};
 use crate::store::StoreError;
 use crate::threads::block_on;
 use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
@@ -82,6 +83,14 @@ impl Feed for Batches {
     fn committed(&self, committed: Committed, placed: &[Placed]) {
         placed.iter().for_each(|placed| self.map.lock().unwrap().fold(placed));
         self.committed.lock().unwrap().push((committed, placed.len()));
+    }
+
+    fn moved(&self, placed: &[Placed]) {
+        placed.iter().for_each(|placed| self.map.lock().unwrap().fold(placed));
+    }
+
+    fn cover(&self, span: Span) -> Vec<(Span, Found)> {
+        self.map.lock().unwrap().cover(span)
     }
 
     fn stopped(&self, error: Error) {

@@ -246,7 +246,8 @@ fn a_map_of_a_million_runs_is_one_request() {
         run: 1,
     };
     for at in 0..runs {
-        map.fold(&Placed { lba: Lba(at * 268), blocks: 1, place: place_of(at) });
+        let place = place_of(at);
+        map.fold(&Placed { lba: Lba(at * 268), blocks: 1, place, from: None });
     }
     commit(Opened { map, ..opened }, &[&[(1, 1, 1)]], true).unwrap();
     let (key, place) = bucket.checkpoint();

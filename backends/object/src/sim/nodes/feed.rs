@@ -8,9 +8,10 @@ use sheave_core::{Error, ErrorKind, Result};
 
 use super::{BLOCKS, Nodes, Write, address, block};
 use crate::ask::Ask;
+use crate::extents::Span;
 use crate::format::{Built, Committed, Placed};
 use crate::ids::{Epoch, Lsn, Opening};
-use crate::map::{Frozen, Leaf, Map, Settled};
+use crate::map::{Found, Frozen, Leaf, Map, Settled};
 use crate::memory_store::yield_now;
 use crate::store::StoreError;
 use crate::upload::{Feed, JournalPlace, Next, Plan, Sealed, SealedEntry};
@@ -109,9 +110,9 @@ impl Feed for NodeFeed {
 
     fn poll_ask(&self, _: &mut Context<'_>) -> Poll<Ask> {
         let random = &self.nodes.random;
-        match random.below(300) {
+        match random.below(600) {
             0 => Poll::Ready(self.nodes.ask_snapshot(Lsn(self.state().next - 1))),
-            1 => Poll::Ready(self.nodes.ask_deletion()),
+            1..4 => Poll::Ready(self.nodes.ask_deletion()),
             _ => Poll::Pending,
         }
     }
@@ -134,6 +135,29 @@ impl Feed for NodeFeed {
     fn settle(&self, settled: Settled) {
         self.nodes.truth().leaves += settled.changed.len();
         drop(self.state().map.settle(settled));
+    }
+
+    fn compute(
+        &self,
+        work: Box<dyn FnOnce() + Send>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let random = &self.nodes.random;
+        let turns = if random.percent(30) { random.below(80) } else { 0 };
+        Box::pin(async move {
+            for _ in 0..turns {
+                yield_now().await;
+            }
+            work();
+        })
+    }
+
+    fn moved(&self, placed: &[Placed]) {
+        placed.iter().for_each(|placed| self.state().map.fold(placed));
+        self.nodes.truth().moved += placed.len();
+    }
+
+    fn cover(&self, span: Span) -> Vec<(Span, Found)> {
+        self.state().map.cover(span)
     }
 
     fn swept(&self, _: u64) {
