@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Cleaning;
-use crate::format::{Counted, Directory, Form, FramePlace, LeafRef, Run, RunPart, Snapshot};
+use crate::format::{
+    Counted, Directory, ENTRY_BYTES, Form, FramePlace, LeafRef, Run, RunPart, Snapshot,
+};
 use crate::ids::{Place, Seq};
 
 /// Leaves that the map has dropped are read to be uncounted, so many for a checkpoint, and of so
@@ -350,14 +352,18 @@ pub(crate) fn each_frame(runs: impl IntoIterator<Item = Run>, mut take: impl FnM
     let mut open = Vec::<(u64, Seq, u32)>::new();
     for Run { span, place } in runs {
         let Place::Object { seq, frame, form, skip, run } = place else { continue };
+        // Each has an entry of the index of its own, which is much beside a short frame. If it did
+        // not count, objects of nothing but needed frames would seem to be worth cleaning.
+        let mut entry_bytes = 0;
         if let Form::Packed(_) = form {
             open.retain(|(end, ..)| *end > span.start);
             if open.iter().any(|(_, of, at)| (*of, *at) == (seq, frame)) {
                 continue;
             }
             open.push((span.start + u64::from(run - skip), seq, frame));
+            entry_bytes = ENTRY_BYTES as u64;
         }
         let bytes = RunPart { frame, form, run, skip, blocks: span.blocks as u32 }.bytes();
-        take(seq, bytes.end - bytes.start);
+        take(seq, bytes.end - bytes.start + entry_bytes);
     }
 }

@@ -28,7 +28,31 @@ fn a_frame_counts_once_also_where_other_blocks_have_come_in_its_middle() {
     ];
     let mut found = Vec::new();
     each_frame(runs, |seq, bytes| found.push((seq.0, bytes)));
-    assert_eq!(found, [(1, 999), (2, 4112), (1, 999), (2, 999), (3, 300 * 4144)]);
+    let packed = 999 + 24;
+    assert_eq!(found, [(1, packed), (2, 4112), (1, packed), (2, packed), (3, 300 * 4144)]);
+}
+
+/// Short frames have long indexes, which cleaning cannot make shorter.
+#[test]
+fn what_is_needed_and_compresses_well_is_not_cleaned() {
+    let cleaning = Cleaning { space_percent: 133, move_bytes: 1000 };
+    let frames = 500;
+    let of_object = |seq: u64, needed: u64| {
+        let frame = move |at: u64| {
+            let place = ((128 + 24 * frames + 60 * at) as u32, Form::Packed(60), 0, 4);
+            run((seq * frames + at) * 4, 4, seq, place)
+        };
+        (0..needed).map(frame)
+    };
+    let victims = |needed: u64| {
+        let mut counts = Counts::new(Seq(1));
+        (1..9).for_each(|seq| counts.add(Seq(seq), 128 + (24 + 60) * frames));
+        let runs: Vec<_> = (1..9).flat_map(|seq| of_object(seq, needed)).collect();
+        counts.settle(Seq(9), &runs, None);
+        counts.victims(Seq(0), &std::collections::BTreeSet::new(), cleaning)
+    };
+    assert_eq!(victims(frames), []);
+    assert!(!victims(frames / 2).is_empty());
 }
 
 fn snapshot(committed: u64, directory: u64) -> Snapshot {
