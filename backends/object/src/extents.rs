@@ -62,12 +62,11 @@ pub trait Piece: Clone {
 pub struct Extents<V> {
     /// By first block: the number of blocks, which is never 0, and the value.
     runs: BTreeMap<u64, (u64, V)>,
-    blocks: u64,
 }
 
 impl<V> Default for Extents<V> {
     fn default() -> Self {
-        Self { runs: BTreeMap::new(), blocks: 0 }
+        Self { runs: BTreeMap::new() }
     }
 }
 
@@ -84,12 +83,6 @@ impl<V: Piece> Extents<V> {
         self.runs.is_empty()
     }
 
-    /// The number of blocks in all runs.
-    #[must_use]
-    pub fn blocks(&self) -> u64 {
-        self.blocks
-    }
-
     /// All runs.
     pub fn iter(&self) -> impl Iterator<Item = (Span, &V)> {
         self.runs.iter().map(|(&start, (blocks, value))| (Span { start, blocks: *blocks }, value))
@@ -101,7 +94,6 @@ impl<V: Piece> Extents<V> {
             return;
         }
         self.remove(span);
-        self.blocks += span.blocks;
         let Span { mut start, mut blocks } = span;
         let mut value = value;
         if let Some((&before, (count, had))) = self.runs.range_mut(..start).next_back()
@@ -129,7 +121,6 @@ impl<V: Piece> Extents<V> {
             let end = start + *blocks;
             if end > span.start {
                 *blocks = span.start - start;
-                self.blocks -= end.min(span.end()) - span.start;
                 if end > span.end() {
                     let rest = value.after(span.end() - start);
                     self.runs.insert(span.end(), (end - span.end(), rest));
@@ -141,7 +132,6 @@ impl<V: Piece> Extents<V> {
             && let Some((blocks, value)) = self.runs.remove(&start)
         {
             let end = start + blocks;
-            self.blocks -= end.min(span.end()) - start;
             if end > span.end() {
                 let rest = value.after(span.end() - start);
                 self.runs.insert(span.end(), (end - span.end(), rest));
@@ -256,7 +246,6 @@ mod tests {
                     }
                 }
                 let count = model.iter().filter(|at| at.is_some()).count() as u64;
-                prop_assert_eq!(extents.blocks(), count);
                 prop_assert_eq!(extents.iter().map(|(span, _)| span.blocks).sum::<u64>(), count);
                 let runs: Vec<_> = extents.iter().collect();
                 for pair in runs.windows(2) {

@@ -152,9 +152,9 @@ impl Recent {
         !self.open.extents.is_empty()
     }
 
-    /// Bytes that the bucket lacks.
+    /// Bytes of data that were written and that the bucket lacks. Zeroes have none.
     pub(crate) fn bytes(&self) -> u64 {
-        self.batches().map(|batch| batch.extents.blocks()).sum::<u64>() * BLOCK_BYTES
+        self.batches().map(|batch| batch.data_blocks).sum::<u64>() * BLOCK_BYTES
     }
 
     /// Since when the oldest write waits that the bucket lacks.

@@ -25,7 +25,7 @@ pub struct Status {
     pub uuid: String,
     /// The opening.
     pub epoch: u64,
-    /// Bytes that were written and that the store lacks.
+    /// Bytes of data that were written and that the store lacks. Trims and zeroes have none.
     pub lag_bytes: u64,
     /// Writes that the store lacks.
     pub lag_writes: u64,

@@ -345,7 +345,7 @@ impl Front {
         self.log.written()
     }
 
-    /// Bytes that the bucket lacks.
+    /// Bytes of data that the bucket lacks.
     pub(crate) fn lag_bytes(&self) -> u64 {
         self.recent.bytes()
     }

@@ -46,6 +46,18 @@ fn a_status_says_what_the_store_lacks_and_what_writes_wait_for() {
 }
 
 #[test]
+fn trims_have_no_bytes_that_the_store_could_lack() {
+    let place = Place::new();
+    let volume = place.open("a", false);
+    place.is_away.store(true, Relaxed);
+    ops::driver(&volume).run_one(ops::trim(0, BLOCKS * BLOCK_BYTES)).unwrap();
+    ops::driver(&volume).run_one(write(3, 1)).unwrap();
+    let status = volume.opened.engine.status();
+    assert_eq!((status.lag_bytes, status.lag_writes), (BLOCK_BYTES, 2));
+    place.is_away.store(false, Relaxed);
+}
+
+#[test]
 fn a_store_that_does_not_answer_is_noticed() {
     let place = Place::new();
     let volume = place.open("a", false);
