@@ -469,6 +469,7 @@ fn a_restoration_that_is_stopped_has_happened_or_not() {
         check(&volume.open_tuned(false, tuning()).unwrap(), 1);
         close();
         check_snapshot(&volume, "two", 2);
+        check_stored(&volume);
     }
     assert_eq!(outcomes, BTreeSet::from([1, 3]), "both outcomes");
 }
