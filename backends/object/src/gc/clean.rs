@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use sheave_core::{ErrorKind, Result};
 
 use super::Counts;
+use crate::budget::Share;
 use crate::extents::Span;
 use crate::fetch::Fetcher;
 use crate::format::{
@@ -69,6 +70,9 @@ pub(crate) struct Gathered {
     bytes: u64,
     /// Objects of which all blocks that are needed are there.
     cleaned: Vec<Seq>,
+    /// Of the memory for objects, for the blocks and the object that they are read from.
+    #[expect(dead_code, reason = "it is held")]
+    share: Option<Share>,
 }
 
 #[derive(Debug)]
@@ -122,7 +126,12 @@ impl Cleaner {
         let (feed, fetcher) = (Arc::clone(&self.feed), self.fetcher.clone());
         self.begun = begun;
         let move_bytes = self.cleaning.move_bytes;
-        let gathering = async move { gather(&*feed, &fetcher, &victims, move_bytes).await };
+        let gathering = async move {
+            let most = victims.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default();
+            let share = Share::to_clean(most + move_bytes).await;
+            let gathered = gather(&*feed, &fetcher, &victims, move_bytes).await?;
+            Ok(Gathered { share: Some(share), ..gathered })
+        };
         self.step = Step::Gathering(boxed(gathering));
     }
 
