@@ -96,7 +96,8 @@ fn what_dd_changes_is_named_and_all_else_is_healthy() {
     let mut wire = Wire::ready(&server).expect("a client");
     assert!(wire.read(255 * 4096, 4096).expect("a reply").is_err());
     assert!(wire.read(254 * 4096, 4096).expect("a reply").is_ok());
-    assert_eq!(objects(&scratch.path().join("vol"))[..before.len()], before, "nothing is removed");
+    // Checkpoints of before are garbage by now, and nothing else is.
+    assert!(objects(&scratch.path().join("vol")).contains(&newest), "what is needed stays");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The budgets of bytes that all volumes of a process share: for objects on their way to stores, and
-//! for objects that are cleaned.
+//! The budgets of bytes that all volumes of a process share: for objects on their way to stores,
+//! and for objects that are cleaned.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
