@@ -28,7 +28,7 @@ use self::queue::Queue;
 
 /// How long the end of the process waits for its last lines, at most. It waits less when the reader
 /// takes nothing at all.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a line may wait for its reader where this must be the thread that waits.
 const NO_THREAD_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };

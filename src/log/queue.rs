@@ -92,7 +92,8 @@ impl Queue {
         let mut done_count = state.done_count;
         let mut stalled = Instant::now() + STALL_TIMEOUT;
         while !state.is_written() {
-            if state.done_count != done_count {
+            // A writer that has not begun has no reader that it waits for, but no CPU.
+            if state.done_count != done_count || !state.is_writing {
                 done_count = state.done_count;
                 stalled = Instant::now() + STALL_TIMEOUT;
             }

@@ -147,3 +147,17 @@ fn a_writer_that_cannot_start_is_tried_again() {
     assert!(queue.no_writer().is_none());
     assert_eq!(read_lines(reader, 1), ["late"]);
 }
+
+#[test]
+fn the_end_waits_for_a_writer_that_begins_late() {
+    let (from, to) = io::pipe().unwrap();
+    let queue = queue(None::<io::Sink>);
+    queue.push(b"late\n");
+    thread::spawn(move || {
+        thread::sleep(2 * STALL_TIMEOUT);
+        start(queue, to);
+    });
+    queue.wait(PATIENCE);
+    assert!(queue.is_written());
+    assert_eq!(read_lines(from, 1), ["late"]);
+}
