@@ -457,6 +457,7 @@ fn a_restoration_that_is_stopped_has_happened_or_not() {
         let (store, creations) = (DirStore::new(&dir.path().join("v")), AtomicU64::new(creations));
         let store = Arc::new(Failing { store, creations, are_done });
         at(&StoredVolume { store, ..volume.clone() }, "one").restore().unwrap_err();
+        check_stored(&volume);
         let open = volume.open_tuned(false, tuning()).unwrap();
         let data = ops::bytes(ops::driver(&open).run_one(ops::read(0, BLOCK_BYTES)));
         let round = if data[0] == byte(1, 0) { 1 } else { 3 };

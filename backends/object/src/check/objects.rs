@@ -9,7 +9,7 @@ use super::frames::Frames;
 use super::{LISTED_MAX, MISSING, Options, READS_MAX, Report, Sum, roots};
 use crate::cipher::VolumeKey;
 use crate::fetch::Fetcher;
-use crate::format::{Entry, Head, ObjectId, Root, keys};
+use crate::format::{Entry, Head, ObjectId, Root, State, keys};
 use crate::ids::{BLOCK_BYTES, Blocks, Lsn, Seq};
 use crate::lineage::Lineage;
 use crate::open::{Fold, read};
@@ -45,7 +45,7 @@ enum Kind {
     Committed,
     /// It came after another opening had begun in its place.
     Late,
-    /// The last opening is making it, or did not end that.
+    /// The last opening or a restoration is making it, or did not end that.
     UnderWay,
     /// No root can have led to it.
     Foreign,
@@ -342,9 +342,19 @@ fn kind_of(root: &Root, lineage: &Lineage, committed: Seq, id: ObjectId) -> Kind
         Kind::Committed
     } else if id.epoch < last {
         Kind::Late
-    } else if id.epoch == last && id.seq > committed && !root.last.is_closed {
+    } else if is_of_restoration(root, committed, id)
+        || (id.epoch == last && id.seq > committed && !root.last.is_closed)
+    {
         Kind::UnderWay
     } else {
         Kind::Foreign
     }
+}
+
+/// Whether a claimant has made the object to restore a snapshot. An opening makes no object before
+/// its root, but a restoration does.
+fn is_of_restoration(root: &Root, committed: Seq, id: ObjectId) -> bool {
+    root.state == State::Claimed
+        && root.last.is_closed
+        && id == ObjectId { epoch: root.author.epoch, seq: committed.next() }
 }
